@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Write requirements/*.txt anew: every version pinned, every file hashed, no registry named. Needs `uv` on PATH.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+lock() { # lock NAME PYTHON ARGUMENT...
+  local name=$1 python=$2; shift 2
+  uv pip compile --quiet --universal --python-version "$python" --generate-hashes --no-emit-index-url \
+    --custom-compile-command "make requirements" -o "requirements/$name.txt" pyproject.toml "$@"
+}
+lock operator 3.13 --extra operator
+lock node-runner 3.13 --extra node
+lock dev 3.11 --extra operator --extra node --group dev
