@@ -1,0 +1,349 @@
+"""The MemoryDiagnosis custom resource: what a user asks for, and the answer in its status."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from pydantic import ConfigDict, Field, StringConstraints
+from pydantic.config import JsonDict, JsonValue
+
+from memdiag_api.conditions import Condition
+from memdiag_api.evidence import (
+    ByteCount,
+    Check,
+    Confidence,
+    Context,
+    Count,
+    HolderKind,
+    MemoryClass,
+    Share,
+    SignedByteCount,
+    Trend,
+    VerdictKind,
+)
+from memdiag_api.model import ApiModel
+
+GROUP = "memdiag.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+REQUESTED_AT_ANNOTATION = f"{GROUP}/requestedAt"
+"""Set to a new value (a time, say) to run a finished diagnosis again."""
+
+_RERUN_HINT = f"create a new MemoryDiagnosis, or set the annotation {REQUESTED_AT_ANNOTATION} to run this one again"
+
+_DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+DnsSubdomain = Annotated[
+    str, StringConstraints(min_length=1, max_length=253, pattern=rf"^{_DNS_LABEL}(\.{_DNS_LABEL})*$")
+]
+ShortText = Annotated[str, StringConstraints(max_length=256)]
+Sentence = Annotated[str, StringConstraints(max_length=1024)]
+
+
+def cel(rule: str, message: str) -> JsonValue:
+    """One validation rule in the Common Expression Language (Kubernetes: `x-kubernetes-validations`)."""
+    return {"rule": rule, "message": message}
+
+
+def immutable(field: str) -> JsonDict:
+    """Schema extras that keep a field as it was created."""
+    return {"x-kubernetes-validations": [cel("self == oldSelf", f"{field} cannot be changed: {_RERUN_HINT}")]}
+
+
+class FailOn(StrEnum):
+    """What makes a finished diagnosis count as failed."""
+
+    NEVER = "Never"
+    LEAK_DETECTED = "LeakDetected"
+
+
+class NodeSelector(ApiModel):
+    """Nodes by their labels."""
+
+    match_labels: dict[str, Annotated[str, StringConstraints(max_length=63)]] = Field(
+        min_length=1, max_length=16, description="labels that a node must have, all of them"
+    )
+
+
+class PodReference(ApiModel):
+    """A pod, whose node is diagnosed."""
+
+    namespace: Annotated[str, StringConstraints(min_length=1, max_length=63)] = Field(description="the pod's namespace")
+    name: Annotated[str, StringConstraints(min_length=1, max_length=253)] = Field(description="the pod's name")
+
+
+class Target(ApiModel):
+    """Which node to look at: exactly one of nodeName, nodeSelector and podRef."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "(has(self.nodeName) ? 1 : 0) + (has(self.nodeSelector) ? 1 : 0) + (has(self.podRef) ? 1 : 0) == 1",
+                    "target takes exactly one of nodeName, nodeSelector and podRef",
+                ),
+                cel(
+                    "!has(self.nodeSelector) && !has(self.podRef)",
+                    "this version of memdiag serves target.nodeName only: name the node "
+                    "(kubectl get pod NAME -o wide tells where a pod runs)",
+                ),
+                cel(
+                    "has(self.nodeSelector) == has(self.maxNodes)",
+                    "target.maxNodes goes with nodeSelector, and nodeSelector needs it",
+                ),
+            ]
+        }
+    )
+
+    node_name: DnsSubdomain | None = Field(default=None, description="The node's name, as kubectl get nodes shows it.")
+    node_selector: NodeSelector | None = Field(
+        default=None, description="Nodes by label; needs maxNodes. Not served yet: refused with a message."
+    )
+    max_nodes: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        default=None, description="At most this many of the selected nodes."
+    )
+    pod_ref: PodReference | None = Field(
+        default=None,
+        description="The node of this pod; the pod is highlighted. Not served yet: refused with a message.",
+    )
+
+
+class MemoryDiagnosisSpec(ApiModel):
+    """What to measure, where and for how long. Only suspend, terminate and ttlSecondsAfterFinished may change later."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "duration(self.duration).getSeconds() < self.activeDeadlineSeconds",
+                    "activeDeadlineSeconds must be longer than duration: the runner needs time to start and to report",
+                )
+            ]
+        }
+    )
+
+    target: Target = Field(json_schema_extra=immutable("target"))
+    checks: list[Check] = Field(
+        default=[Check.BREAKDOWN, Check.ALLOC_PAGE_TRACE, Check.SOCKET_QUEUES],
+        min_length=1,
+        max_length=3,
+        description=(
+            "What to look at. Breakdown: where the node's memory is. AllocPageTrace: call stacks whose pages "
+            "are not freed. SocketQueues: sockets whose unread data pins memory."
+        ),
+        json_schema_extra={"x-kubernetes-list-type": "set", **immutable("checks")},
+    )
+    duration: Annotated[
+        str, StringConstraints(min_length=2, max_length=8, pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$")
+    ] = Field(
+        default="60s",
+        description="How long to trace, 5s to 30m, written as 90s, 10m or 1m30s. Slow leaks need long windows.",
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "duration(self) >= duration('5s') && duration(self) <= duration('30m')",
+                    "duration must be from 5s to 30m",
+                ),
+                cel("self == oldSelf", f"duration cannot be changed: {_RERUN_HINT}"),
+            ]
+        },
+    )
+    top_n: Annotated[int, Field(ge=1, le=20)] = Field(
+        default=10, description="How many stacks and holders to list at most.", json_schema_extra=immutable("topN")
+    )
+    cpu_budget_percent: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=5,
+        description="Of each CPU's time, what recording allocations may take; above it the trace thins out.",
+        json_schema_extra=immutable("cpuBudgetPercent"),
+    )
+    active_deadline_seconds: Annotated[int, Field(ge=30, le=86400)] = Field(
+        default=900,
+        description="The run ends as DeadlineExceeded when it has no result after this many seconds, waiting included.",
+        json_schema_extra=immutable("activeDeadlineSeconds"),
+    )
+    fail_on: FailOn = Field(
+        default=FailOn.NEVER,
+        description="LeakDetected makes a found leak end in Succeeded=False, so that a pipeline stops there.",
+        json_schema_extra=immutable("failOn"),
+    )
+    suspend: bool = Field(default=False, description="Do not start a runner while true; a running one is ended.")
+    terminate: bool = Field(
+        default=False, description="End the run now; what was measured until then is kept where it can be."
+    )
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31536000)] | None = Field(
+        default=None,
+        description="Delete the diagnosis this long after it finished. Leave unset under GitOps: what deletes itself "
+        "is created anew for ever.",
+    )
+
+
+class NodeCounts(ApiModel):
+    """How many of the run's nodes are where."""
+
+    total: Count = Field(default=0, description="nodes that the run is about")
+    pending: Count = Field(default=0, description="nodes whose runner is not at work yet")
+    running: Count = Field(default=0, description="nodes that are being measured")
+    succeeded: Count = Field(default=0, description="nodes that have delivered a whole result")
+    failed: Count = Field(default=0, description="nodes that have not, and will not")
+
+
+class VerdictSummary(ApiModel):
+    """The answer for one node."""
+
+    kind: VerdictKind
+    confidence: Confidence
+    sentence: Sentence = Field(description="the answer in one sentence")
+    advice: Sentence = Field(default="", description="what a person can do next")
+
+
+class StackHolder(ApiModel):
+    """A holder in which a stack's outstanding blocks were found."""
+
+    holder: ShortText = Field(description="the holder's line in topHolders, or its description")
+    size_bytes: ByteCount
+    share: Share
+
+
+class StackSummary(ApiModel):
+    """A call stack whose allocations were not given back."""
+
+    frames: list[ShortText] = Field(max_length=32, description="innermost first")
+    context: Context
+    trend: Trend
+    outstanding_bytes: ByteCount
+    outstanding_blocks: Count = Field(description="blocks allocated in the window and not freed")
+    growth_bytes_per_second: float = Field(default=0, description="how fast the outstanding bytes grow")
+    processes: list[ShortText] = Field(
+        default_factory=list, max_length=8, description="comm[pid] of those that allocated, largest first"
+    )
+    held_by: list[StackHolder] = Field(
+        default_factory=list, max_length=8, description="where those blocks were found, largest share first"
+    )
+
+
+class HolderSummary(ApiModel):
+    """What pins memory, and whose it is. Pod and container names are the API server's, never the node's word."""
+
+    kind: HolderKind
+    namespace: ShortText = Field(default="", description="of the pod")
+    pod: ShortText = Field(default="", description="whose process it is; empty when no pod of the node is it")
+    container: ShortText = Field(default="", description="in that pod")
+    pid: Count = Field(default=0, description="the process, as its node counts; 0 when no process holds it")
+    comm: ShortText = Field(default="", description="the process's name")
+    fds: list[Count] = Field(
+        default_factory=list, max_length=16, description="the file descriptors by which the process holds it"
+    )
+    unowned_reason: ShortText = Field(default="", description="why it has no process, or the process no pod")
+    protocol: ShortText = Field(default="", description="of a socket")
+    state: ShortText = Field(default="", description="of a connection")
+    local_address: ShortText = Field(default="", description="this end of a connection")
+    remote_address: ShortText = Field(default="", description="the other end")
+    unread_bytes: ByteCount = 0
+    charge_bytes: ByteCount = 0
+    pinned_bytes: ByteCount = 0
+    stuck_seconds: float | None = Field(
+        default=None, description="unread for at least this long, with nothing read; absent when it moves"
+    )
+
+
+class PodShare(ApiModel):
+    """What the holders of one container pin."""
+
+    namespace: ShortText = Field(
+        default="", description="its pod's namespace; empty when the API server has no such pod"
+    )
+    pod: ShortText = Field(default="", description="its pod")
+    container: ShortText = Field(default="", description="its name in the pod")
+    pinned_bytes: ByteCount = Field(description="bytes of the blocks that its sockets, pipes and so on keep")
+
+
+class NodeResult(ApiModel):
+    """What one node's runner found: the top of it; the MemoryDiagnosisReport has all."""
+
+    node_name: DnsSubdomain = Field(description="the node, by the API server's word")
+    pod_name: ShortText = Field(default="", description="the runner pod, which is removed once its result is stored")
+    reason: ShortText = Field(default="", description="how this node's run ended: Completed, or why it failed")
+    message: Sentence = Field(default="", description="how far it is, or what went wrong and how to mend it")
+    verdict: VerdictSummary | None = None
+    suspect: ShortText = Field(default="", description="the prime suspect in one short line")
+    mem_total_bytes: ByteCount = 0
+    alloc_page: ShortText = Field(default="", description="allocPageBytes as people read it")
+    alloc_page_bytes: ByteCount | None = Field(
+        default=None, description="pages that kernel code took straight from the buddy allocator"
+    )
+    alloc_page_change_bytes: SignedByteCount = Field(default=0, description="over the trace window")
+    outstanding_bytes: ByteCount = Field(default=0, description="traced in the window and not freed")
+    explained_bytes: ByteCount = Field(default=0, description="of outstandingBytes: found, page by page, in holders")
+    pinned_bytes: ByteCount = Field(default=0, description="by all holders, each block counted once")
+    breakdown: list[MemoryClass] = Field(
+        default_factory=list,
+        max_length=64,
+        description="where the node's memory is: the classes add up to memTotalBytes",
+    )
+    top_stacks: list[StackSummary] = Field(
+        default_factory=list, max_length=20, description="call stacks whose pages were not freed, largest first"
+    )
+    top_holders: list[HolderSummary] = Field(
+        default_factory=list, max_length=20, description="what pins memory, largest first"
+    )
+    pinned_by_pod: list[PodShare] = Field(
+        default_factory=list, max_length=20, description="what the holders of each container pin, largest first"
+    )
+    coverage: list[Sentence] = Field(
+        default_factory=list, max_length=16, description="what this result does not cover, and what was lost"
+    )
+
+
+class ReportReference(ApiModel):
+    """A MemoryDiagnosisReport of this run."""
+
+    name: ShortText = Field(description="the report's name")
+    node_name: ShortText = Field(description="the node that it is about")
+
+
+class MemoryDiagnosisStatus(ApiModel):
+    """The answer, and how the run goes."""
+
+    observed_generation: int = Field(
+        default=-1,
+        description="the generation of the spec that this status is about; -1 before an operator has seen it",
+    )
+    run_id: ShortText | None = Field(default=None, description="the run; every rerun has another")
+    last_handled_request: ShortText | None = Field(
+        default=None, description=f"The value of the annotation {REQUESTED_AT_ANNOTATION} that this run answers."
+    )
+    start_time: datetime | None = Field(default=None, description="when the run began; absent while suspended")
+    completion_time: datetime | None = Field(default=None, description="when the run ended, in whatever way")
+    nodes: NodeCounts | None = None
+    summary: Sentence | None = Field(default=None, description="The answer in one sentence.")
+    suspect: ShortText | None = Field(default=None, description="The prime suspect in one short line.")
+    results: list[NodeResult] = Field(
+        default_factory=list,
+        max_length=16,
+        description="by node: the top of what its runner found, or how far it is",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["nodeName"]},
+    )
+    report_refs: list[ReportReference] = Field(
+        default_factory=list, max_length=1000, description="the reports with the whole evidence"
+    )
+    truncated: bool = Field(default=False, description="The status leaves off what its reports have.")
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Succeeded, LeakDetected, Reconciling and Stalled, each with its reason",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+
+
+class MemoryDiagnosis(ApiModel):
+    """Asks where a node's memory went; the answer comes in the status."""
+
+    KIND: ClassVar[str] = "MemoryDiagnosis"
+    PLURAL: ClassVar[str] = "memorydiagnoses"
+    SINGULAR: ClassVar[str] = "memorydiagnosis"
+    SHORT_NAMES: ClassVar[tuple[str, ...]] = ("memdiag",)
+
+    spec: MemoryDiagnosisSpec
+    status: MemoryDiagnosisStatus | None = Field(
+        default=None, json_schema_extra={"default": {"observedGeneration": -1}}
+    )

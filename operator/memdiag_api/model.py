@@ -1,0 +1,24 @@
+"""The base of every model here: snake_case in Python, camelCase in JSON as Kubernetes writes it."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+# Words that Kubernetes writes in capitals inside a name (API conventions, "Naming conventions").
+_INITIALISMS = {"id": "ID", "uid": "UID", "ip": "IP"}
+
+
+def kubernetes_name(name: str) -> str:
+    """The JSON name of a field: `pod_uid` is `podUID`, `run_id` is `runID`, `size_bytes` is `sizeBytes`."""
+    head, *rest = name.split("_")
+    return head + "".join(_INITIALISMS.get(word, word.capitalize()) for word in rest)
+
+
+class ApiModel(BaseModel):
+    """A part of a custom resource or of the evidence document."""
+
+    model_config = ConfigDict(alias_generator=kubernetes_name, populate_by_name=True)
+
+    def to_json_object(self) -> dict[str, Any]:
+        """Plain JSON values under their JSON names, absent fields left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
