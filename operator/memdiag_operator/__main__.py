@@ -1,0 +1,53 @@
+"""The command `memdiag-operator`."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+import kopf
+
+from memdiag_operator.cluster.client import KubernetesClient
+from memdiag_operator.config import ConfigError, load_config
+from memdiag_operator.handlers import diagnosis, pods, runtime
+
+DEFAULT_CONFIG = "/etc/memdiag/operator.yaml"
+HANDLERS = (diagnosis, pods, runtime)
+"""Imported to register themselves with kopf."""
+
+CHATTY_LOGGERS = ("kopf.objects", "kopf.activities.probe", "aiohttp.access")
+"""They tell of every event and every probe that all is well."""
+
+
+def main() -> int:
+    """Run the operator; 2 when its configuration cannot be used, 1 when no cluster can be found."""
+    parser = argparse.ArgumentParser(prog="memdiag-operator", description="The operator of MemoryDiagnoses.")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=Path(os.environ.get("MEMDIAG_CONFIG", DEFAULT_CONFIG)),
+        help=f"its configuration, YAML (default: $MEMDIAG_CONFIG or {DEFAULT_CONFIG})",
+    )
+    parser.add_argument(
+        "--liveness", default="http://0.0.0.0:8080/healthz", metavar="URL", help="where it tells its health"
+    )
+    parser.add_argument("--log-format", choices=("json", "plain"), default="json")
+    parser.add_argument("--verbose", action="store_true", help="log what kopf does, too")
+    arguments = parser.parse_args()
+    try:
+        config = load_config(arguments.config)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    log_format = kopf.LogFormat.JSON if arguments.log_format == "json" else kopf.LogFormat.FULL
+    kopf.configure(verbose=arguments.verbose, log_format=log_format)
+    if not arguments.verbose:
+        for name in CHATTY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
+    runtime.operate(config, KubernetesClient.connect(), liveness_endpoint=arguments.liveness)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Carries out a plan, in an order that loses nothing when the operator dies in between."""
+
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+from memdiag_api.diagnosis import API_VERSION, MemoryDiagnosis
+from memdiag_operator.cluster.client import EVENT_NAMESPACE, KubernetesClient
+from memdiag_operator.cluster.errors import AlreadyExistsError, ClusterError, NotFoundError, RefusedError
+from memdiag_operator.config import OperatorConfig
+from memdiag_operator.decide import naming
+from memdiag_operator.decide.node_run import STOP_DEADLINE_SECONDS
+from memdiag_operator.decide.objects import ObjectMeta
+from memdiag_operator.decide.snapshot import Announcement, Plan, PodRemoval, Snapshot
+
+logger = logging.getLogger(__name__)
+
+REPORTER = "memdiag-operator"
+
+
+def apply(kubernetes: KubernetesClient, config: OperatorConfig, snapshot: Snapshot, plan: Plan) -> dict[str, str]:
+    """Carry out `plan`. Answers, by pod name, why the API server refused to create a runner pod.
+
+    Raises ConflictError when the diagnosis has changed since `snapshot`: nothing but reports has been written then.
+    """
+    meta = snapshot.diagnosis.metadata
+    for manifest in plan.reports:
+        _create_report(kubernetes, manifest)
+    if plan.status:
+        kubernetes.write_status(meta, plan.status)
+    refusals = {
+        manifest["metadata"]["name"]: refusal
+        for manifest in plan.launches
+        if (refusal := _launch(kubernetes, meta.uid, manifest))
+    }
+    for pod in plan.stops:
+        _stop(kubernetes, config, pod)
+    for pod in plan.removals:
+        _remove(kubernetes, config, pod)
+    run = plan.status.run_id if plan.status else snapshot.diagnosis.status.run_id
+    for announcement in plan.announcements:
+        _announce(kubernetes, meta, run or "", announcement)
+    if plan.delete_diagnosis:
+        kubernetes.delete_diagnosis(meta)
+    return refusals
+
+
+def _create_report(kubernetes: KubernetesClient, manifest: dict[str, Any]) -> None:
+    try:
+        kubernetes.create_report(manifest)
+    except AlreadyExistsError:
+        # An operator before this one got as far as that; the same run on the same node has the same evidence.
+        logger.info("report %s is there already", manifest["metadata"]["name"])
+    except RefusedError as error:
+        # The status still has the top of it: that is worth more than to try for ever.
+        logger.error("report %s is refused: %s", manifest["metadata"]["name"], error)  # noqa: TRY400 - not our fault
+
+
+def _launch(kubernetes: KubernetesClient, owner_uid: str, manifest: dict[str, Any]) -> str:
+    """Create a runner pod, or find it created; the refusal, if it is one."""
+    namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
+    try:
+        kubernetes.create_pod(manifest)
+    except AlreadyExistsError:
+        found = kubernetes.read_pod(namespace, name)
+        if not found.metadata.is_owned_by(owner_uid):
+            return f"pod {namespace}/{name} exists and belongs to someone else: delete it"
+    except NotFoundError:
+        return f"there is no namespace {namespace}: apply memdiag's manifests"
+    except RefusedError as error:
+        return str(error)
+    logger.info("runner pod %s/%s is created", namespace, name)
+    return ""
+
+
+def _stop(kubernetes: KubernetesClient, config: OperatorConfig, pod: PodRemoval) -> None:
+    try:
+        kubernetes.set_pod_deadline(config.runner.namespace, pod.name, STOP_DEADLINE_SECONDS)
+    except NotFoundError:
+        logger.info("runner pod %s is gone already", pod.name)
+
+
+def _remove(kubernetes: KubernetesClient, config: OperatorConfig, pod: PodRemoval) -> None:
+    try:
+        kubernetes.delete_pod(config.runner.namespace, pod.name, pod.uid, force=pod.force)
+    except NotFoundError:
+        logger.info("runner pod %s is gone already", pod.name)
+
+
+def _announce(kubernetes: KubernetesClient, meta: ObjectMeta, run: str, announcement: Announcement) -> None:
+    """Tell it as an event; events are a courtesy, so a failure is logged and not retried."""
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    manifest = {
+        "metadata": {
+            "name": naming.event_name(meta.name, meta.uid, run, announcement.reason),
+            "namespace": EVENT_NAMESPACE,
+        },
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": MemoryDiagnosis.KIND,
+            "name": meta.name,
+            "uid": meta.uid,
+        },
+        "type": announcement.type,
+        "reason": announcement.reason,
+        "message": announcement.message[:1024],
+        "source": {"component": REPORTER},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }
+    try:
+        kubernetes.create_event(manifest)
+    except AlreadyExistsError:
+        pass
+    except ClusterError as error:
+        logger.warning("event %s is lost: %s", announcement.reason, error)

@@ -1,0 +1,253 @@
+"""Every request that the operator makes to the API server, one method each; RBAC (manifests/base/rbac) mirrors them.
+
+The official client is synchronous: callers run these methods in threads. Answers are parsed straight from JSON into
+the parts that matter, which spares memory on large lists. Each request has a deadline of its own: the API's
+`timeout_seconds` bounds only the server (kubernetes-client/python#1402).
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+from kubernetes import client
+from kubernetes import config as kubernetes_config
+from pydantic import BeforeValidator, Field, ValidationError
+
+from memdiag_api.diagnosis import API_VERSION, GROUP, VERSION, MemoryDiagnosis, MemoryDiagnosisStatus
+from memdiag_api.framing import MAX_LOG_BYTES
+from memdiag_api.report import MemoryDiagnosisReport
+from memdiag_operator.cluster.errors import UnreadableError, translated
+from memdiag_operator.decide.objects import Diagnosis, KubernetesPart, Node, ObjectMeta, Pod
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_SECONDS = 10
+READ_TIMEOUT_SECONDS = 30
+PAGE_SIZE = 500
+CONNECTIONS = 16
+
+# Events about cluster-scoped objects live here (kubernetes: apiserver validation of involvedObject).
+EVENT_NAMESPACE = "default"
+
+
+class ListMeta(KubernetesPart):
+    """metav1.ListMeta."""
+
+    continue_: str = Field(default="", alias="continue")
+
+
+def _readable(items: list[dict[str, Any]]) -> list[Diagnosis]:
+    """The diagnoses that this version understands: one stored by a later version must not hide all others."""
+    found: list[Diagnosis] = []
+    for item in items:
+        try:
+            found.append(Diagnosis.model_validate(item))
+        except ValidationError as error:
+            name = item.get("metadata", {}).get("name")
+            logger.warning("MemoryDiagnosis %s is left alone, for it cannot be read: %s", name, error)
+    return found
+
+
+class PodList(KubernetesPart):
+    """A page of pods."""
+
+    metadata: ListMeta = ListMeta()
+    items: tuple[Pod, ...]
+
+
+class DiagnosisList(KubernetesPart):
+    """A page of diagnoses."""
+
+    metadata: ListMeta = ListMeta()
+    items: Annotated[tuple[Diagnosis, ...], BeforeValidator(_readable)]
+
+
+class KubernetesClient:
+    """Requests as the operator's service account, or as whatever the local kubeconfig says."""
+
+    def __init__(self, api: client.ApiClient) -> None:
+        self._core = client.CoreV1Api(api)
+        self._custom = client.CustomObjectsApi(api)
+
+    @classmethod
+    def connect(cls) -> "KubernetesClient":
+        """From inside a pod, else by KUBECONFIG. Raises kubernetes' ConfigException when there is neither."""
+        configuration = client.Configuration()
+        try:
+            kubernetes_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call] # untyped there
+        except kubernetes_config.ConfigException:
+            kubernetes_config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call] # as above
+        configuration.connection_pool_maxsize = CONNECTIONS
+        return cls(client.ApiClient(configuration))
+
+    def read_diagnosis(self, name: str) -> Diagnosis:
+        """One MemoryDiagnosis."""
+        answer = self._request(
+            f"read MemoryDiagnosis {name}",
+            self._custom.get_cluster_custom_object,
+            GROUP,
+            VERSION,
+            MemoryDiagnosis.PLURAL,
+            name,
+        )
+        try:
+            return Diagnosis.model_validate_json(answer)
+        except ValidationError as error:
+            raise UnreadableError(f"MemoryDiagnosis {name} cannot be read: {error}") from error
+
+    def list_diagnoses(self) -> tuple[Diagnosis, ...]:
+        """All of them."""
+        return tuple(
+            self._pages(
+                DiagnosisList,
+                "list MemoryDiagnoses",
+                self._custom.list_cluster_custom_object,
+                GROUP,
+                VERSION,
+                MemoryDiagnosis.PLURAL,
+            )
+        )
+
+    def write_status(self, diagnosis: ObjectMeta, status: MemoryDiagnosisStatus) -> None:
+        """Replace the status of what was read as `diagnosis`; ConflictError when it has changed since."""
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": MemoryDiagnosis.KIND,
+            "metadata": {"name": diagnosis.name, "uid": diagnosis.uid, "resourceVersion": diagnosis.resource_version},
+            # Unset is left out, so that a run that waits does not show the zeros of a result.
+            "status": status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True),
+        }
+        self._request(
+            f"write the status of MemoryDiagnosis {diagnosis.name}",
+            self._custom.replace_cluster_custom_object_status,
+            GROUP,
+            VERSION,
+            MemoryDiagnosis.PLURAL,
+            diagnosis.name,
+            body,
+        )
+
+    def delete_diagnosis(self, diagnosis: ObjectMeta) -> None:
+        """Delete exactly the object that was read as `diagnosis`."""
+        self._request(
+            f"delete MemoryDiagnosis {diagnosis.name}",
+            self._custom.delete_cluster_custom_object,
+            GROUP,
+            VERSION,
+            MemoryDiagnosis.PLURAL,
+            diagnosis.name,
+            body=_only(diagnosis.uid),
+        )
+
+    def create_report(self, manifest: dict[str, Any]) -> None:
+        """Create a MemoryDiagnosisReport."""
+        self._request(
+            f"create MemoryDiagnosisReport {manifest['metadata']['name']}",
+            self._custom.create_cluster_custom_object,
+            GROUP,
+            VERSION,
+            MemoryDiagnosisReport.PLURAL,
+            manifest,
+        )
+
+    def read_node(self, name: str) -> Node:
+        """One node."""
+        return Node.model_validate_json(self._request(f"read node {name}", self._core.read_node, name))
+
+    def read_pod(self, namespace: str, name: str) -> Pod:
+        """One pod."""
+        answer = self._request(f"read pod {namespace}/{name}", self._core.read_namespaced_pod, name, namespace)
+        return Pod.model_validate_json(answer)
+
+    def list_pods(self, namespace: str, label_selector: str) -> tuple[Pod, ...]:
+        """The pods of a namespace that have these labels."""
+        return tuple(
+            self._pages(
+                PodList,
+                f"list pods in {namespace}",
+                self._core.list_namespaced_pod,
+                namespace,
+                label_selector=label_selector,
+            )
+        )
+
+    def list_pods_on_node(self, node_name: str) -> tuple[Pod, ...]:
+        """The pods that are bound to a node, of all namespaces."""
+        return tuple(
+            self._pages(
+                PodList,
+                f"list the pods on node {node_name}",
+                self._core.list_pod_for_all_namespaces,
+                field_selector=f"spec.nodeName={node_name}",
+            )
+        )
+
+    def create_pod(self, manifest: dict[str, Any]) -> None:
+        """Create a pod."""
+        meta = manifest["metadata"]
+        self._request(
+            f"create pod {meta['namespace']}/{meta['name']}",
+            self._core.create_namespaced_pod,
+            meta["namespace"],
+            manifest,
+        )
+
+    def set_pod_deadline(self, namespace: str, name: str, seconds: int) -> None:
+        """Let the kubelet end a pod this long after its start: it keeps the pod, its log and its last words."""
+        self._request(
+            f"end pod {namespace}/{name}",
+            self._core.patch_namespaced_pod,
+            name,
+            namespace,
+            {"spec": {"activeDeadlineSeconds": seconds}},
+        )
+
+    def delete_pod(self, namespace: str, name: str, uid: str, *, force: bool) -> None:
+        """Delete exactly the pod with `uid`; `force` does not wait for its kubelet."""
+        options = _only(uid) | ({"gracePeriodSeconds": 0} if force else {})
+        self._request(f"delete pod {namespace}/{name}", self._core.delete_namespaced_pod, name, namespace, body=options)
+
+    def read_log(self, namespace: str, name: str) -> bytes:
+        """The start of a pod's log, as much of it as a framed document can take."""
+        return self._request(
+            f"read the log of pod {namespace}/{name}",
+            self._core.read_namespaced_pod_log,
+            name,
+            namespace,
+            limit_bytes=MAX_LOG_BYTES,
+        )
+
+    def create_event(self, manifest: dict[str, Any]) -> None:
+        """Create a core/v1 Event about a diagnosis."""
+        self._request("create an event", self._core.create_namespaced_event, EVENT_NAMESPACE, manifest)
+
+    def _pages(
+        self,
+        page_type: type[PodList] | type[DiagnosisList],
+        action: str,
+        method: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        token = ""
+        while True:
+            more = {"_continue": token} if token else {}
+            page = page_type.model_validate_json(
+                self._request(action, method, *args, limit=PAGE_SIZE, **more, **kwargs)
+            )
+            yield from page.items
+            token = page.metadata.continue_
+            if not token:
+                return
+
+    @staticmethod
+    def _request(action: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> bytes:
+        timeout = (CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS)
+        with translated(action):
+            response = method(*args, _preload_content=False, _request_timeout=timeout, **kwargs)
+            body: bytes = response.data
+            return body
+
+
+def _only(uid: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}

@@ -1,0 +1,137 @@
+"""The operator's configuration: one YAML file, usually a mounted ConfigMap, checked as a whole at start.
+
+What a runner may do and on which image it runs is decided here and never in a custom resource.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError
+
+from memdiag_api.model import ApiModel
+
+Word = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+Seconds = Annotated[int, Field(ge=1, le=86400)]
+CpuQuantity = Annotated[str, StringConstraints(pattern=r"^([1-9][0-9]*m|[0-9]+(\.[0-9]{1,3})?)$")]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the text names the file, the place and what is expected there."""
+
+
+class Settings(ApiModel):
+    """A part of the configuration: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Toleration(Settings):
+    """A taint that runner pods tolerate, as in a pod's spec."""
+
+    key: str = ""
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+
+# A node with a leak is often under pressure, or cordoned because of it.
+DEFAULT_TOLERATIONS = tuple(
+    Toleration(key=key)
+    for key in (
+        "node.kubernetes.io/memory-pressure",
+        "node.kubernetes.io/disk-pressure",
+        "node.kubernetes.io/pid-pressure",
+        "node.kubernetes.io/unschedulable",
+        "node-role.kubernetes.io/control-plane",
+    )
+)
+
+
+class MemoryLimit(Settings):
+    """A runner's memory, request and limit: (base + share of the node's RAM) x safety factor."""
+
+    base_mebibytes: Annotated[int, Field(ge=64, le=16384)] = 256
+    node_share: Annotated[float, Field(ge=0, le=0.05)] = 0.0005
+    safety_factor: Annotated[float, Field(ge=1, le=4)] = 1.25
+
+
+class RunnerSettings(Settings):
+    """How runner pods look."""
+
+    image: Word
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    image_pull_secrets: tuple[Word, ...] = ()
+    namespace: Word = "memdiag-runners"
+    service_account_name: Word = "memdiag-runner"
+    priority_class_name: str = "memdiag-runner"
+    tolerations: tuple[Toleration, ...] = DEFAULT_TOLERATIONS
+    cpu: CpuQuantity = "500m"
+    memory: MemoryLimit = MemoryLimit()
+    scratch_mebibytes: Annotated[int, Field(ge=8, le=1024, description="size of the memory-backed /tmp")] = 64
+    termination_grace_seconds: Annotated[
+        Seconds, Field(description="time to detach and to print a partial result when a runner is ended early")
+    ] = 30
+    privileged: bool = Field(
+        default=False, description="for hosts where the five capabilities do not suffice (docs/configuration.md)"
+    )
+    app_armor_profile: Literal["RuntimeDefault", "Unconfined"] | None = None
+    se_linux_type: str | None = None
+
+
+class ThresholdSettings(Settings):
+    """From which size on a finding matters: the larger of the two (docs/verdicts.md)."""
+
+    suspect_mebibytes: Annotated[int, Field(ge=1, le=1 << 20)] = 16
+    suspect_share: Annotated[float, Field(ge=0, le=1, description="of the node's memory")] = 0.001
+
+
+class GraceSettings(Settings):
+    """How long a state that may heal by itself is watched before the node's run ends with it."""
+
+    unschedulable_seconds: Seconds = 60
+    image_pull_seconds: Seconds = 90
+    container_start_seconds: Seconds = 120
+    node_not_ready_seconds: Seconds = 60
+    log_seconds: Annotated[Seconds, Field(description="for a finished runner's log to become readable")] = 60
+
+
+class SweepSettings(Settings):
+    """How often everything is looked at again, whether or not an event came."""
+
+    idle_seconds: Seconds = 30
+    active_seconds: Annotated[Seconds, Field(description="while a run is unfinished: the pace of its progress")] = 5
+
+
+class OperatorConfig(Settings):
+    """The whole file."""
+
+    runner: RunnerSettings
+    max_concurrent_runners: Annotated[int, Field(ge=1, le=1000)] = 3
+    thresholds: ThresholdSettings = ThresholdSettings()
+    grace: GraceSettings = GraceSettings()
+    sweep: SweepSettings = SweepSettings()
+
+
+def load_config(path: Path) -> OperatorConfig:
+    """Read and check the file at `path`. Raises ConfigError naming every place that is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    return parse_config(text, source=str(path))
+
+
+def parse_config(text: str, *, source: str = "configuration") -> OperatorConfig:
+    """Check the YAML `text`. Raises ConfigError naming `source` and every place that is wrong."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{source}: must be a mapping that starts with `runner:`")
+    try:
+        return OperatorConfig.model_validate(document)
+    except ValidationError as error:
+        lines = [f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()]
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from error

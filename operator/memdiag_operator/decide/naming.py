@@ -1,0 +1,45 @@
+"""Names and labels of what the operator creates. Names follow from identities, so that a second try finds the first."""
+
+import hashlib
+
+from memdiag_api.diagnosis import GROUP
+
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+COMPONENT_LABEL = "app.kubernetes.io/component"
+MANAGED_BY = "memdiag-operator"
+RUNNER_COMPONENT = "node-runner"
+DIAGNOSIS_UID_LABEL = f"{GROUP}/diagnosis-uid"
+RUN_ID_LABEL = f"{GROUP}/run-id"
+
+DIAGNOSIS_ANNOTATION = f"{GROUP}/diagnosis"
+NODE_ANNOTATION = f"{GROUP}/node"
+NODE_UID_ANNOTATION = f"{GROUP}/node-uid"
+BOOT_ID_ANNOTATION = f"{GROUP}/boot-id"
+
+RUNNER_LABELS = {MANAGED_BY_LABEL: MANAGED_BY, COMPONENT_LABEL: RUNNER_COMPONENT}
+RUNNER_SELECTOR = ",".join(f"{key}={value}" for key, value in RUNNER_LABELS.items())
+
+_DIGEST_LENGTH = 10
+# A pod's name becomes its host name: a DNS label of at most 63 characters.
+_READABLE_LENGTH = 63 - 1 - _DIGEST_LENGTH
+
+
+def run_id(diagnosis_uid: str, requested_at: str, previous_run_id: str | None) -> str:
+    """The ID of the run that follows `previous_run_id` and answers `requested_at`."""
+    return _digest(diagnosis_uid, requested_at, previous_run_id or "")
+
+
+def child_name(diagnosis_name: str, diagnosis_uid: str, run: str, node_name: str) -> str:
+    """The name that a run's runner pod on `node_name` and its report have: readable, and unlike any other's."""
+    readable = diagnosis_name.replace(".", "-")[:_READABLE_LENGTH].rstrip("-")
+    return f"{readable}-{_digest(diagnosis_uid, run, node_name)}"
+
+
+def event_name(diagnosis_name: str, diagnosis_uid: str, run: str, reason: str) -> str:
+    """The name of the event that tells `reason` about a run: one object however often it is told."""
+    return f"{diagnosis_name[: 253 - 1 - _DIGEST_LENGTH].rstrip('.-')}.{_digest(diagnosis_uid, run, reason)}"
+
+
+def _digest(*parts: str) -> str:
+    # A separator that none of the parts can hold keeps different parts from making the same text.
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:_DIGEST_LENGTH]

@@ -1,0 +1,160 @@
+"""The runner pod: a bare pod, for no Job may start a second one, with the least rights that the measurement needs."""
+
+from typing import Any
+
+from memdiag_api.diagnosis import API_VERSION, MemoryDiagnosis, MemoryDiagnosisSpec
+from memdiag_operator.config import MemoryLimit, OperatorConfig, RunnerSettings
+from memdiag_operator.decide import naming
+from memdiag_operator.decide.objects import Node, ObjectMeta
+from memdiag_operator.decide.quantities import parse_byte_quantity
+
+CONTAINER_NAME = "node-runner"
+TRACING_PATH = "/sys/kernel/tracing"
+MEBIBYTE = 1024 * 1024
+
+CAPABILITIES = (
+    "BPF",  # load programs and maps
+    "PERFMON",  # attach them to tracepoints, read kernel memory in them
+    "SYS_PTRACE",  # see other users' file descriptors
+    "SYSLOG",  # kernel symbols (/proc/kallsyms)
+    "DAC_READ_SEARCH",  # other users' /proc files, /proc/kpageflags
+)
+
+
+def runner_pod(
+    diagnosis: ObjectMeta,
+    spec: MemoryDiagnosisSpec,
+    *,
+    run: str,
+    node: Node,
+    config: OperatorConfig,
+    deadline_seconds: int,
+) -> dict[str, Any]:
+    """The manifest of the pod that measures `node` for the run `run`.
+
+    `deadline_seconds`: what is left of the run's time; the kubelet ends the pod then even without the operator.
+    """
+    node_name, settings = node.metadata.name, config.runner
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": naming.child_name(diagnosis.name, diagnosis.uid, run, node_name),
+            "namespace": settings.namespace,
+            "labels": {
+                **naming.RUNNER_LABELS,
+                naming.DIAGNOSIS_UID_LABEL: diagnosis.uid,
+                naming.RUN_ID_LABEL: run,
+            },
+            "annotations": {
+                naming.DIAGNOSIS_ANNOTATION: diagnosis.name,
+                naming.NODE_ANNOTATION: node_name,
+                naming.NODE_UID_ANNOTATION: node.metadata.uid,
+                naming.BOOT_ID_ANNOTATION: node.status.node_info.boot_id,
+            },
+            "ownerReferences": [owner_reference(diagnosis)],
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "activeDeadlineSeconds": max(1, deadline_seconds),
+            "terminationGracePeriodSeconds": settings.termination_grace_seconds,
+            "hostPID": True,
+            "serviceAccountName": settings.service_account_name,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "affinity": _only_on(node_name),
+            "tolerations": [one.model_dump(by_alias=True, exclude_none=True) for one in settings.tolerations],
+            "containers": [_container(spec, run, node, config)],
+            "volumes": [
+                {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": f"{settings.scratch_mebibytes}Mi"}},
+                {"name": "tracing", "hostPath": {"path": TRACING_PATH, "type": "Directory"}},
+            ],
+            **({"priorityClassName": settings.priority_class_name} if settings.priority_class_name else {}),
+            **(
+                {"imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets]}
+                if settings.image_pull_secrets
+                else {}
+            ),
+        },
+    }
+
+
+def owner_reference(diagnosis: ObjectMeta) -> dict[str, Any]:
+    """Ties a child to its diagnosis: deleting that deletes the child. Cluster-scoped owners may own pods."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": MemoryDiagnosis.KIND,
+        "name": diagnosis.name,
+        "uid": diagnosis.uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+
+
+def memory_limit_bytes(node_capacity_bytes: int, limit: MemoryLimit) -> int:
+    """A runner's memory on a node with `node_capacity_bytes` of RAM, in whole MiB.
+
+    The base is the interpreter, the compiler at load time and the memory-backed /tmp; the share is the table that
+    has one byte per page frame (0.024 % of RAM) and the records of outstanding blocks.
+    """
+    exact = (limit.base_mebibytes * MEBIBYTE + limit.node_share * node_capacity_bytes) * limit.safety_factor
+    return -(-int(exact) // MEBIBYTE) * MEBIBYTE
+
+
+def _container(spec: MemoryDiagnosisSpec, run: str, node: Node, config: OperatorConfig) -> dict[str, Any]:
+    settings, thresholds = config.runner, config.thresholds
+    capacity_bytes = parse_byte_quantity(node.status.capacity.get("memory", "0"))
+    resources = {
+        "cpu": settings.cpu,
+        "memory": f"{memory_limit_bytes(capacity_bytes, settings.memory) // MEBIBYTE}Mi",
+    }
+    return {
+        "name": CONTAINER_NAME,
+        "image": settings.image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": ["memdiag-node"],
+        "args": [
+            *("--output", "framed"),
+            *("--run-id", run),
+            *("--node-name", node.metadata.name),
+            *("--duration", spec.duration),
+            *(word for check in spec.checks for word in ("--check", check.value)),
+            *("--top-n", str(spec.top_n)),
+            *("--cpu-budget-percent", str(spec.cpu_budget_percent)),
+            *("--suspect-mib", str(thresholds.suspect_mebibytes)),
+            *("--suspect-share", str(thresholds.suspect_share)),
+            "--quiet",
+        ],
+        "resources": {"requests": resources, "limits": resources},
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "File",
+        "securityContext": _security_context(settings),
+        "volumeMounts": [
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the pod's own, in memory
+            {"name": "tracing", "mountPath": TRACING_PATH, "readOnly": True},
+        ],
+    }
+
+
+def _security_context(settings: RunnerSettings) -> dict[str, Any]:
+    context: dict[str, Any] = {"runAsUser": 0, "runAsGroup": 0, "readOnlyRootFilesystem": True}
+    if settings.privileged:
+        context |= {"privileged": True}
+    else:
+        context |= {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"], "add": list(CAPABILITIES)},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+    if settings.app_armor_profile:
+        context["appArmorProfile"] = {"type": settings.app_armor_profile}
+    if settings.se_linux_type:
+        context["seLinuxOptions"] = {"type": settings.se_linux_type}
+    return context
+
+
+def _only_on(node_name: str) -> dict[str, Any]:
+    """Affinity instead of spec.nodeName: the scheduler still checks that the pod fits."""
+    field = {"key": "metadata.name", "operator": "In", "values": [node_name]}
+    terms = {"nodeSelectorTerms": [{"matchFields": [field]}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}

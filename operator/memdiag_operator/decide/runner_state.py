@@ -1,0 +1,132 @@
+"""How a runner pod stands: what the API server says about it, in the words of a run."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from memdiag_api.conditions import Reason
+from memdiag_operator.config import GraceSettings
+from memdiag_operator.decide import naming
+from memdiag_operator.decide.objects import Node, Pod, PodPhase, WaitingState
+
+_PULL_FAILURES = frozenset({"ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable"})
+_PULL_IMPOSSIBLE = frozenset({"InvalidImageName", "ErrImageNeverPull"})
+_START_FAILURES = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """Not at work yet."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Working:
+    """Measuring."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """It has ended by itself or was ended: what it left can be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """It will never deliver."""
+
+    reason: Reason
+    message: str
+
+
+RunnerState = Starting | Working | Finished | Broken
+
+
+def runner_state(
+    pod: Pod, node: Node | None, *, node_name: str, duration_seconds: int, now: datetime, grace: GraceSettings
+) -> RunnerState:
+    """How `pod`, the runner for `node_name`, stands at `now`; `node` is None when it does not exist any more."""
+    if pod.is_terminal and not (_still_running(pod) and node):
+        return Finished()
+    lost = _lost_node(pod, node, node_name, now, grace)
+    if lost:
+        return Broken(Reason.NODE_LOST, lost)
+    if pod.metadata.deletion_timestamp and not pod.is_terminal:
+        return Broken(Reason.RUNNER_EVICTED, _who_deletes(pod))
+    if pod.status.phase is PodPhase.PENDING:
+        return _pending(pod, node_name, now, grace)
+    return Working(_progress(pod, node_name, duration_seconds, now))
+
+
+def _still_running(pod: Pod) -> bool:
+    return bool(pod.main_container and pod.main_container.state.running)
+
+
+def _lost_node(pod: Pod, node: Node | None, node_name: str, now: datetime, grace: GraceSettings) -> str:
+    if node is None:
+        return f"node {node_name} was removed from the cluster while its runner was there"
+    marks = pod.metadata.annotations
+    if marks.get(naming.NODE_UID_ANNOTATION, node.metadata.uid) != node.metadata.uid:
+        return f"node {node_name} was removed and another of that name has joined while its runner was there"
+    boot_id = node.status.node_info.boot_id
+    if pod.status.phase is PodPhase.RUNNING and marks.get(naming.BOOT_ID_ANNOTATION, boot_id) != boot_id:
+        return f"node {node_name} was rebooted while its runner was there"
+    ready = node.ready
+    if pod.spec.node_name and ready and ready.status != "True" and ready.last_transition_time:
+        since = now - ready.last_transition_time
+        if since > timedelta(seconds=grace.node_not_ready_seconds):
+            return (
+                f"node {node_name} has not been Ready for {since.total_seconds():.0f} s "
+                f"({ready.reason}: {ready.message}): its runner cannot be reached"
+            )
+    return ""
+
+
+def _who_deletes(pod: Pod) -> str:
+    disruption = pod.condition("DisruptionTarget")
+    if disruption and disruption.status == "True":
+        return f"runner pod {pod.metadata.name} is being evicted: {disruption.reason}: {disruption.message}"
+    return f"runner pod {pod.metadata.name} is being deleted by someone else than the operator"
+
+
+def _pending(pod: Pod, node_name: str, now: datetime, grace: GraceSettings) -> RunnerState:
+    scheduled = pod.condition("PodScheduled")
+    created = pod.metadata.creation_timestamp or now
+    if scheduled and scheduled.status == "False":
+        message = f"runner pod {pod.metadata.name} cannot be scheduled on node {node_name}: {scheduled.message}"
+        if now - created > timedelta(seconds=grace.unschedulable_seconds):
+            return Broken(Reason.UNSCHEDULABLE, message)
+        return Starting(message)
+    since = (scheduled and scheduled.last_transition_time) or created
+    waiting = pod.main_container.state.waiting if pod.main_container else None
+    if waiting:
+        return _container_waiting(waiting, node_name, now - since, grace)
+    return Starting(f"the runner is being started on node {node_name}")
+
+
+def _container_waiting(waiting: WaitingState, node_name: str, since: timedelta, grace: GraceSettings) -> RunnerState:
+    said = f"{waiting.reason}: {waiting.message}" if waiting.message else waiting.reason
+    if waiting.reason in _PULL_IMPOSSIBLE | _PULL_FAILURES:
+        message = (
+            f"node {node_name} cannot get the runner's image: {said}. Check runner.image and "
+            "runner.imagePullSecrets in the operator's configuration, and that the node reaches the registry"
+        )
+        over = waiting.reason in _PULL_IMPOSSIBLE or since > timedelta(seconds=grace.image_pull_seconds)
+        return Broken(Reason.IMAGE_PULL, message) if over else Starting(message)
+    if waiting.reason in _START_FAILURES:
+        message = f"the runner's container cannot be started on node {node_name}: {said}"
+        over = since > timedelta(seconds=grace.container_start_seconds)
+        return Broken(Reason.RUNNER_FAILED, message) if over else Starting(message)
+    return Starting(f"the runner is being started on node {node_name} ({waiting.reason})")
+
+
+def _progress(pod: Pod, node_name: str, duration_seconds: int, now: datetime) -> str:
+    running = pod.main_container.state.running if pod.main_container else None
+    if running is None or running.started_at is None:
+        return f"the runner is at work on node {node_name}"
+    # The start is by the node's clock: a skewed one must not show less than nothing.
+    elapsed = max(0, int((now - running.started_at).total_seconds()))
+    if elapsed >= duration_seconds:
+        return f"tracing on {node_name} is over after {duration_seconds} s: waiting for the result"
+    return f"tracing on {node_name}: {elapsed} s of {duration_seconds} s"

@@ -1,0 +1,46 @@
+"""Text from a node, made safe to publish: no control characters, no kernel addresses.
+
+Process names, paths and addresses are chosen by whoever runs on the node; terminals obey control characters
+(kubernetes/kubernetes#101695), and a kernel address helps to break the kernel.
+"""
+
+import re
+import unicodedata
+from typing import Any
+
+ADDRESS_PLACEHOLDER = "[address]"
+
+_ASCII_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# Kernel halves of the 64-bit address spaces that Linux runs on (x86-64, arm64, riscv64) start with ffff.
+_KERNEL_ADDRESS = re.compile(r"(?<![0-9a-f])(?:0x)?ffff[0-9a-f]{12}(?![0-9a-f])", re.IGNORECASE)
+
+
+def clean_text(text: str) -> str:
+    """`text` on one line, without what steers a terminal and without kernel addresses; never longer than before."""
+    visible = _ASCII_CONTROL.sub("", text) if text.isascii() else "".join(map(_visible, text))
+    return _KERNEL_ADDRESS.sub(ADDRESS_PLACEHOLDER, visible)
+
+
+def _visible(character: str) -> str:
+    """Nothing for control, format (bidirectional overrides, zero width), surrogate, private and line separators."""
+    if unicodedata.category(character) == "Zs":
+        return " "  # spaces of any width, which look like this one
+    return character if character.isprintable() else ""
+
+
+def clean_json(value: Any) -> Any:
+    """`value`, plain JSON, with every string in it cleaned, keys of mappings too."""
+    match value:
+        case str():
+            return clean_text(value)
+        case dict():
+            return {clean_text(key): clean_json(inner) for key, inner in value.items()}
+        case list():
+            return [clean_json(inner) for inner in value]
+        case _:
+            return value
+
+
+def clip(text: str, limit: int) -> str:
+    """`text` cut to `limit` characters, the cut marked by an ellipsis."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"

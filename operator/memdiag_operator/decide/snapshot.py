@@ -1,0 +1,77 @@
+"""What a decision sees, and what it answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from memdiag_api.diagnosis import MemoryDiagnosisStatus
+from memdiag_operator.decide.objects import Diagnosis, Node, Pod
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOutput:
+    """What a finished runner left, and the pods of its node, to whom the ids in it may belong."""
+
+    log: bytes | None
+    log_error: str = ""
+    node_pods: tuple[Pod, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Every runner pod and every diagnosis of the cluster: who holds a slot, and who waits for one."""
+
+    pods: tuple[Pod, ...]
+    diagnoses: tuple[Diagnosis, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One diagnosis and all that bears on it, read at one time."""
+
+    diagnosis: Diagnosis
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    """The target nodes that exist, by name."""
+    pods: tuple[Pod, ...] = ()
+    """The runner pods that this diagnosis owns, of this run and of former ones."""
+    outputs: Mapping[str, RunnerOutput] = field(default_factory=dict)
+    """By pod name, for the pods that `runners_to_read` names."""
+    fleet: Fleet | None = None
+    """Read only when `wants_slot` says so; without it nothing is launched."""
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    """By pod name: why the API server refused to create it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodRemoval:
+    """A runner pod to be deleted."""
+
+    name: str
+    uid: str
+    force: bool = False
+    """Without waiting for its kubelet, which is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """One event on the diagnosis."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done, in the order of the fields: results are stored before the status says that they are."""
+
+    reports: tuple[dict[str, Any], ...] = ()
+    status: MemoryDiagnosisStatus | None = None
+    """The status to be stored; None when it is as it should be."""
+    launches: tuple[dict[str, Any], ...] = ()
+    """Manifests of runner pods."""
+    stops: tuple[PodRemoval, ...] = ()
+    """Runners that shall end now and leave what they have measured."""
+    removals: tuple[PodRemoval, ...] = ()
+    announcements: tuple[Announcement, ...] = ()
+    delete_diagnosis: bool = False

@@ -1,0 +1,99 @@
+"""Findings in words: the suspect's line, and the answer in one sentence."""
+
+from collections.abc import Sequence
+
+from memdiag_api.diagnosis import HolderSummary, NodeResult, StackSummary
+from memdiag_api.evidence import VerdictKind
+from memdiag_api.units import format_bytes
+from memdiag_operator.decide.sanitize import clip
+
+SUSPECT_LIMIT = 256
+SUMMARY_LIMIT = 1024
+_SUSPECT_FRAMES = 3
+_IN_WORDS = {
+    VerdictKind.PINNED_BY_UNREAD_SOCKET: "unread data pins memory",
+    VerdictKind.GROWING_KERNEL_ALLOCATION: "kernel allocations grow",
+    VerdictKind.LARGE_BUT_UNEXPLAINED: "much kernel memory, but no culprit seen",
+    VerdictKind.NO_LEAK: "no leak found",
+    VerdictKind.INCONCLUSIVE: "inconclusive",
+}
+# Where every allocation passes through: it says nothing about who asked.
+_ALLOCATOR_PREFIXES = ("__alloc_pages", "alloc_pages", "__get_free_pages", "get_free_pages", "__alloc_frozen_pages")
+
+
+def holder_line(holder: HolderSummary) -> str:
+    """Whose a holder is, in a few words: `demo/slow-reader (container app, python3[4711] fd 7)`."""
+    if not holder.pid:
+        what = " ".join(word for word in (holder.protocol or holder.kind.value, holder.local_address) if word)
+        return f"{what} ({holder.unowned_reason})"
+    descriptors = ", ".join(str(fd) for fd in holder.fds[:4])
+    process = f"{holder.comm}[{holder.pid}]" + (f" fd {descriptors}" if descriptors else "")
+    if not holder.pod:
+        return f"{process} (unattributed)" if holder.unowned_reason else f"{process} (no pod)"
+    container = f"container {holder.container}, " if holder.container else ""
+    return f"{holder.namespace}/{holder.pod} ({container}{process})"
+
+
+def stack_line(stack: StackSummary) -> str:
+    """The callers closest to the allocation, without offsets: `skb_page_frag_refill < sk_page_frag_refill`."""
+    names = [frame.partition("+")[0] for frame in stack.frames]
+    telling = [name for name in names if not name.startswith(_ALLOCATOR_PREFIXES)] or names
+    return " < ".join(telling[:_SUSPECT_FRAMES]) or "unknown stack"
+
+
+def suspect_line(holder: HolderSummary | None, stack: StackSummary | None) -> str:
+    """The prime suspect in one short line: the holder if there is one, else the stack; empty without either."""
+    if holder:
+        pins = f"{format_bytes(holder.unread_bytes)} unread pins {format_bytes(holder.pinned_bytes)}"
+        return clip(f"{holder_line(holder)}: {pins}", SUSPECT_LIMIT)
+    if stack:
+        rate = f", growing {format_bytes(stack.growth_bytes_per_second)}/s" if stack.growth_bytes_per_second > 0 else ""
+        grew = f"{format_bytes(stack.outstanding_bytes)} not freed{rate}"
+        return clip(f"{stack_line(stack)}: {grew}", SUSPECT_LIMIT)
+    return ""
+
+
+def advice(holder: HolderSummary | None, runner_advice: str) -> str:
+    """What a person can do next: with the suspect's pod by name where it has one, else as the runner said it."""
+    if holder is None or not holder.pod:
+        return runner_advice
+    container = f"container {holder.container} of " if holder.container else ""
+    descriptors = ", ".join(str(fd) for fd in holder.fds[:4])
+    stuck = f" for at least {holder.stuck_seconds:.0f} s" if holder.stuck_seconds else ""
+    return clip(
+        f"Restart or fix {container}pod {holder.namespace}/{holder.pod}: {holder.comm}[{holder.pid}] has "
+        f"{format_bytes(holder.unread_bytes)} unread on fd {descriptors}{stuck}, pinning "
+        f"{format_bytes(holder.pinned_bytes)}. The memory comes back as soon as it reads or closes.",
+        SUMMARY_LIMIT,
+    )
+
+
+def node_sentence(result: NodeResult) -> str:
+    """The answer of one node."""
+    if result.verdict is None:
+        return clip(f"{result.reason}: {result.message}", SUMMARY_LIMIT)
+    if not result.suspect:
+        return clip(
+            f"Node {result.node_name}: {_IN_WORDS[result.verdict.kind]}. {result.verdict.sentence}", SUMMARY_LIMIT
+        )
+    held = f"kernel code holds {result.alloc_page} outside all accounts" if result.alloc_page else "memory is pinned"
+    return clip(f"On node {result.node_name} {held}; suspect: {result.suspect}{_proof(result)}.", SUMMARY_LIMIT)
+
+
+def run_sentence(results: Sequence[NodeResult]) -> str:
+    """The answer of a run: that of its most telling node, and of how many nodes it is."""
+    sentence = node_sentence(most_telling(results))
+    return sentence if len(results) == 1 else clip(f"{len(results)} nodes. {sentence}", SUMMARY_LIMIT)
+
+
+def most_telling(results: Sequence[NodeResult]) -> NodeResult:
+    """The node that a reader wants to hear of first: one with a suspect, then the one with the most allocpage."""
+    return max(results, key=lambda one: (bool(one.suspect), one.verdict is not None, one.alloc_page_bytes or 0))
+
+
+def _proof(result: NodeResult) -> str:
+    if not (result.outstanding_bytes and result.explained_bytes):
+        return ""
+    share = result.explained_bytes / result.outstanding_bytes
+    traced = format_bytes(result.outstanding_bytes)
+    return f"; {share:.0%} of the {traced} that were allocated during the trace and not freed sit in holders"

@@ -1,0 +1,86 @@
+"""Gather, decide, apply: the loop behind every event and every sweep."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from weakref import WeakValueDictionary
+
+from memdiag_operator.cluster.apply import apply
+from memdiag_operator.cluster.client import KubernetesClient
+from memdiag_operator.cluster.errors import ClusterError, ConflictError
+from memdiag_operator.cluster.gather import gather, gather_fleet
+from memdiag_operator.config import OperatorConfig
+from memdiag_operator.decide.reconcile import reconcile, wants_slot
+from memdiag_operator.decide.snapshot import Snapshot
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 5
+
+
+def utc_now() -> datetime:
+    """The time, in the whole seconds that a status shows."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+class Reconciler:
+    """Brings diagnoses forward, one step of one diagnosis at a time; different diagnoses go at the same time."""
+
+    def __init__(
+        self, kubernetes: KubernetesClient, config: OperatorConfig, clock: Callable[[], datetime] = utc_now
+    ) -> None:
+        self.kubernetes = kubernetes
+        self.config = config
+        self._clock = clock
+        self.sweep_wanted = asyncio.Event()
+        """Set when a run has begun, whose progress is to be told, or a slot may have become free for another."""
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._queued: set[str] = set()
+        # Counting runners and adding one must not be interleaved.
+        self._launch_lock = asyncio.Lock()
+
+    async def reconcile(self, name: str) -> None:
+        """Take the diagnosis `name` as far as it goes now. Failures are logged: the next sweep tries again."""
+        if name in self._queued:
+            return  # the one that waits will see the same world
+        self._queued.add(name)
+        lock = self._locks.setdefault(name, asyncio.Lock())
+        async with lock:
+            self._queued.discard(name)
+            try:
+                await self._reconcile(name)
+            except ClusterError as error:
+                logger.warning("diagnosis %s has to wait for the next sweep: %s", name, error)
+            except Exception:
+                # A fault of the operator itself, met with one diagnosis: all others must go on.
+                logger.exception("diagnosis %s has to wait: the operator met a fault of its own", name)
+
+    async def _reconcile(self, name: str) -> None:
+        for _ in range(ATTEMPTS):
+            try:
+                refusals = await self._once(name, {})
+                if refusals:
+                    await self._once(name, refusals)
+            except ConflictError:
+                continue
+            return
+        logger.warning("diagnosis %s keeps changing: the next sweep goes on with it", name)
+
+    async def _once(self, name: str, refusals: dict[str, str]) -> dict[str, str]:
+        snapshot = await asyncio.to_thread(gather, self.kubernetes, self.config, name, self._clock())
+        if snapshot is None:
+            return {}
+        if refusals or not wants_slot(snapshot):
+            return await self._decide_and_apply(replace(snapshot, refusals=refusals))
+        async with self._launch_lock:
+            fleet = await asyncio.to_thread(gather_fleet, self.kubernetes, self.config)
+            return await self._decide_and_apply(replace(snapshot, fleet=fleet))
+
+    async def _decide_and_apply(self, snapshot: Snapshot) -> dict[str, str]:
+        plan = reconcile(snapshot, self.config, self._clock())
+        refusals = await asyncio.to_thread(apply, self.kubernetes, self.config, snapshot, plan)
+        if plan.launches or plan.removals:
+            self.sweep_wanted.set()
+        return refusals

@@ -1,0 +1,198 @@
+"""What of a node's evidence the status shows, and in which words."""
+
+import json
+
+import pytest
+
+from memdiag_api.diagnosis import HolderSummary, NodeResult, StackSummary
+from memdiag_api.evidence import (
+    Context,
+    Evidence,
+    Holder,
+    HolderKind,
+    Need,
+    NeedState,
+    Owner,
+    Trend,
+)
+from memdiag_operator.decide.attribution import Attribution, Names
+from memdiag_operator.decide.node_result import holder_summary, node_result, report
+from memdiag_operator.decide.size import fit
+from memdiag_operator.decide.wording import holder_line, node_sentence, run_sentence, stack_line, suspect_line
+from support.evidence import MIB, evidence_with
+from support.kubernetes_objects import NAME, NODE, POD_NAME, RUN, UID, diagnosis
+
+CONTAINER = "c" * 64
+KNOWN = Attribution({CONTAINER: Names("demo", "slow-reader", "app")}, {"pod-uid": Names("demo", "slow-reader")})
+NOBODY = Attribution({}, {})
+
+
+def result_of(evidence: Evidence, attribution: Attribution = KNOWN, top_n: int = 10) -> NodeResult:
+    return node_result(evidence, attribution, node_name=NODE, pod_name=POD_NAME, top_n=top_n)
+
+
+def owned(**fields: str) -> Holder:
+    owner = Owner(pid=4711, comm="python3", fds=[7], **fields)
+    return Holder(
+        kind=HolderKind.SOCKET,
+        owners=[owner],
+        unread_bytes=2 * MIB,
+        pinned_bytes=131 * MIB,
+        stuck_seconds=60,
+        socket=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("holder", "line"),
+    [
+        pytest.param(
+            owned(container_id=CONTAINER, pod_uid="pod-uid"),
+            "demo/slow-reader (container app, python3[4711] fd 7)",
+            id="container",
+        ),
+        pytest.param(
+            owned(container_id="d" * 64, pod_uid="pod-uid"), "demo/slow-reader (python3[4711] fd 7)", id="pod only"
+        ),
+        pytest.param(owned(), "python3[4711] fd 7 (no pod)", id="process of the host"),
+        pytest.param(
+            owned(container_id="d" * 64, pod_uid="other"), "python3[4711] fd 7 (unattributed)", id="foreign container"
+        ),
+        pytest.param(
+            Holder(kind=HolderKind.SOCKET, unowned_reason="not yet accepted", pinned_bytes=1),
+            "Socket (not yet accepted)",
+            id="nobody's",
+        ),
+    ],
+)
+def test_whose_a_holder_is(holder: Holder, line: str) -> None:
+    assert holder_line(holder_summary(holder, KNOWN)) == line
+
+
+def test_a_foreign_container_is_said_to_be_unattributed() -> None:
+    summary = holder_summary(owned(container_id="d" * 64), KNOWN)
+    assert (summary.namespace, summary.pod) == ("", "")
+    assert summary.unowned_reason == "unattributed: no pod of this node has container dddddddddddd"
+
+
+def test_the_suspect_is_all_stuck_sockets_of_its_process() -> None:
+    one = owned(container_id=CONTAINER)
+    other = one.model_copy(update={"owners": [one.owners[0].model_copy(update={"fds": [5]})]})
+    moving = one.model_copy(update={"stuck_seconds": None, "unread_bytes": 500 * MIB})
+    template = evidence_with()
+    verdict = template.verdict.model_copy(update={"holder": 0, "suspect_bytes": 262 * MIB})
+    evidence = template.model_copy(update={"holders": [one, other, moving], "verdict": verdict})
+    assert result_of(evidence).suspect == (
+        "demo/slow-reader (container app, python3[4711] fd 5, 7): 4.00 MiB unread pins 262 MiB"
+    )
+
+
+def test_without_a_holder_the_stack_is_the_suspect() -> None:
+    stack = StackSummary(
+        frames=["__alloc_pages+0x1", "skb_page_frag_refill+0x2a", "tcp_sendmsg+0x3", "sock_write+0x4", "vfs_write"],
+        context=Context.PROCESS,
+        trend=Trend.GROWING,
+        outstanding_bytes=302 * MIB,
+        outstanding_blocks=9664,
+        growth_bytes_per_second=5 * MIB,
+    )
+    assert stack_line(stack) == "skb_page_frag_refill < tcp_sendmsg < sock_write"
+    assert suspect_line(None, stack).endswith("sock_write: 302 MiB not freed, growing 5.00 MiB/s")
+    assert suspect_line(None, None) == ""
+
+
+def test_the_top_has_the_suspect_even_when_it_is_far_down() -> None:
+    evidence = evidence_with(holders=12, stacks=12)
+    evidence = evidence.model_copy(update={"verdict": evidence.verdict.model_copy(update={"holder": 11, "stack": 10})})
+    result = result_of(evidence, NOBODY, top_n=3)
+    assert [holder.pid for holder in result.top_holders] == [4711, 4712, 4722]
+    assert [stack.outstanding_bytes // MIB for stack in result.top_stacks] == [300, 299, 290]
+
+
+def test_figures_reach_the_status() -> None:
+    result = result_of(evidence_with(), NOBODY)
+    assert result.node_name == NODE
+    assert result.alloc_page == "6.00 GiB"
+    assert result.alloc_page_change_bytes == 300 * MIB
+    assert result.outstanding_bytes == 310 * MIB
+    assert sum(line.size_bytes for line in result.breakdown) == result.mem_total_bytes
+
+
+def test_what_is_not_covered_is_said() -> None:
+    missing = Need(name="kallsyms", state=NeedState.MISSING, checks=[], detail="not readable")
+    evidence = evidence_with()
+    assert evidence.coverage
+    evidence = evidence.model_copy(
+        update={
+            "needs": [missing],
+            "window": evidence.window.model_copy(update={"interrupted": True}),
+            "coverage": evidence.coverage.model_copy(update={"incomplete_queues": 3, "not_seen": ["vsock"]}),
+            "notes": ["a note"],
+        }
+    )
+    assert result_of(evidence).coverage == [
+        "kallsyms missing: not readable",
+        "ended early: the figures cover 60 s",
+        "3 queues that could not be walked to their end",
+        "not seen on this kernel: vsock",
+        "a note",
+    ]
+
+
+def test_the_summary_is_one_sentence_with_the_proof() -> None:
+    evidence = evidence_with()
+    stacks = [evidence.stacks[0].model_copy(update={"explained_bytes": 301 * MIB})]
+    result = result_of(evidence.model_copy(update={"stacks": stacks}), NOBODY)
+    sentence = node_sentence(result)
+    assert sentence.startswith("On node node1 kernel code holds 6.00 GiB outside all accounts; suspect: nginx[4711]")
+    assert "97% of the 310 MiB that were allocated during the trace and not freed sit in holders." in sentence
+
+
+def test_a_failed_node_is_summed_up_by_its_reason() -> None:
+    lost = NodeResult(node_name="n2", reason="NodeLost", message="it went away")
+    assert node_sentence(lost) == "NodeLost: it went away"
+    assert run_sentence([lost, result_of(evidence_with())]).startswith("2 nodes. On node node1")
+
+
+def test_the_report_has_it_all_and_belongs_to_the_diagnosis() -> None:
+    evidence = evidence_with(holders=30, stacks=20)
+    manifest = report(evidence, KNOWN, diagnosis=diagnosis().metadata, run=RUN, node_name=NODE, suspect="somebody")
+    assert manifest["metadata"]["name"] == POD_NAME
+    assert manifest["metadata"]["ownerReferences"][0]["uid"] == UID
+    assert (manifest["diagnosis"], manifest["nodeName"], manifest["suspect"]) == (NAME, NODE, "somebody")
+    assert Evidence.model_validate(manifest["evidence"]) == evidence
+
+
+def test_only_containers_of_the_evidence_are_named_in_the_report() -> None:
+    evidence = evidence_with().model_copy(update={"holders": [owned(container_id=CONTAINER)]})
+    manifest = report(evidence, KNOWN, diagnosis=diagnosis().metadata, run=RUN, node_name=NODE, suspect="")
+    assert manifest["containers"] == [
+        {"containerID": CONTAINER, "namespace": "demo", "pod": "slow-reader", "container": "app"}
+    ]
+
+
+def test_a_status_stays_small_by_dropping_the_smallest_finds() -> None:
+    holder = HolderSummary(kind=HolderKind.SOCKET, comm="x" * 256, pinned_bytes=1)
+    stack = StackSummary(
+        frames=["f" * 256] * 32,
+        context=Context.PROCESS,
+        trend=Trend.PINNED,
+        outstanding_bytes=1,
+        outstanding_blocks=1,
+    )
+    large = NodeResult(node_name="n1", top_holders=[holder] * 20, top_stacks=[stack] * 20)
+    (shorter,), truncated = fit([large], 50_000)
+    assert truncated
+    assert len(json.dumps(shorter.to_json_object())) <= 50_000
+    assert shorter.top_stacks == large.top_stacks[: len(shorter.top_stacks)]
+    assert shorter.top_stacks
+
+
+def test_a_small_status_is_left_as_it_is() -> None:
+    result = result_of(evidence_with())
+    assert fit([result]) == ([result], False)
+
+
+def test_what_cannot_be_made_smaller_is_kept() -> None:
+    bare = NodeResult(node_name="n1")
+    assert fit([bare], 1) == ([bare], False)

@@ -1,0 +1,118 @@
+"""The runner pod has what it needs, and nothing else."""
+
+from typing import Any
+
+import pytest
+
+from memdiag_api.diagnosis import MemoryDiagnosisSpec
+from memdiag_operator.config import MemoryLimit, OperatorConfig, RunnerSettings
+from memdiag_operator.decide.runner_pod import MEBIBYTE, memory_limit_bytes, runner_pod
+from support.kubernetes_objects import CONFIG, NODE, POD_NAME, RUN, UID, diagnosis, node
+
+GIBIBYTE = 1024 * MEBIBYTE
+
+
+def manifest(config: OperatorConfig = CONFIG, **spec: Any) -> dict[str, Any]:
+    made = diagnosis(spec=spec)
+    assert isinstance(made.spec, MemoryDiagnosisSpec)
+    return runner_pod(made.metadata, made.spec, run=RUN, node=node(), config=config, deadline_seconds=870)
+
+
+def container(config: OperatorConfig = CONFIG, **spec: Any) -> dict[str, Any]:
+    (only,) = manifest(config, **spec)["spec"]["containers"]
+    return only  # type: ignore[no-any-return] # manifests are plain JSON
+
+
+def with_runner(**settings: Any) -> OperatorConfig:
+    return OperatorConfig(runner=RunnerSettings(image="example/node-runner:1", **settings))
+
+
+def test_it_belongs_to_its_diagnosis() -> None:
+    meta = manifest()["metadata"]
+    assert meta["name"] == POD_NAME
+    (owner,) = meta["ownerReferences"]
+    assert (owner["kind"], owner["uid"], owner["controller"]) == ("MemoryDiagnosis", UID, True)
+
+
+def test_labels_and_annotations_of_the_diagnosis_are_not_copied() -> None:
+    made = diagnosis(annotations={"argocd.argoproj.io/tracking-id": "x"})
+    assert isinstance(made.spec, MemoryDiagnosisSpec)
+    pod = runner_pod(made.metadata, made.spec, run=RUN, node=node(), config=CONFIG, deadline_seconds=1)
+    assert "argocd" not in str(pod)
+
+
+def test_the_command_line_says_what_to_measure() -> None:
+    made = container(duration="90s", topN=5, checks=["Breakdown", "SocketQueues"])
+    assert made["command"] == ["memdiag-node"]
+    line = " ".join(made["args"])
+    assert line.startswith(f"--output framed --run-id {RUN} --node-name {NODE} --duration 90s")
+    assert "--check Breakdown --check SocketQueues --top-n 5" in line
+    assert "AllocPageTrace" not in line
+
+
+def test_it_has_five_capabilities_and_no_more() -> None:
+    context = container()["securityContext"]
+    assert context["capabilities"] == {
+        "drop": ["ALL"],
+        "add": ["BPF", "PERFMON", "SYS_PTRACE", "SYSLOG", "DAC_READ_SEARCH"],
+    }
+    assert context["allowPrivilegeEscalation"] is False
+    assert context["readOnlyRootFilesystem"] is True
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert "privileged" not in context
+
+
+def test_it_has_no_token_no_network_of_the_host_and_no_second_life() -> None:
+    spec = manifest()["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    assert "hostNetwork" not in spec
+    assert "hostIPC" not in spec
+    assert spec["restartPolicy"] == "Never"
+    assert spec["activeDeadlineSeconds"] == 870
+
+
+def test_the_only_thing_of_the_host_is_mounted_read_only() -> None:
+    pod = manifest()["spec"]
+    host = [volume["name"] for volume in pod["volumes"] if "hostPath" in volume]
+    mounts = {mount["name"]: mount.get("readOnly") for mount in pod["containers"][0]["volumeMounts"]}
+    assert host == ["tracing"]
+    assert mounts["tracing"] is True
+
+
+def test_the_scheduler_decides_whether_it_fits() -> None:
+    spec = manifest()["spec"]
+    assert "nodeName" not in spec
+    required = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    (term,) = required["nodeSelectorTerms"]
+    assert term == {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [NODE]}]}
+
+
+def test_requests_are_limits() -> None:
+    resources = container()["resources"]
+    assert resources["requests"] == resources["limits"] == {"cpu": "500m", "memory": "336Mi"}
+
+
+@pytest.mark.parametrize(
+    ("capacity_bytes", "mebibytes"),
+    [(0, 320), (2 * GIBIBYTE, 322), (24 * GIBIBYTE, 336), (512 * GIBIBYTE, 648), (4096 * GIBIBYTE, 2942)],
+)
+def test_memory_follows_the_node(capacity_bytes: int, mebibytes: int) -> None:
+    assert memory_limit_bytes(capacity_bytes, MemoryLimit()) == mebibytes * MEBIBYTE
+
+
+def test_privileged_is_the_configurations_choice_and_excludes_the_rest() -> None:
+    context = container(with_runner(privileged=True, se_linux_type="spc_t", app_armor_profile="Unconfined"))[
+        "securityContext"
+    ]
+    assert context["privileged"] is True
+    assert "capabilities" not in context
+    assert "allowPrivilegeEscalation" not in context
+    assert context["seLinuxOptions"] == {"type": "spc_t"}
+    assert context["appArmorProfile"] == {"type": "Unconfined"}
+
+
+def test_settings_reach_the_pod() -> None:
+    spec = manifest(with_runner(priority_class_name="", image_pull_secrets=("registry",)))["spec"]
+    assert "priorityClassName" not in spec
+    assert spec["imagePullSecrets"] == [{"name": "registry"}]
+    assert {"key": "node.kubernetes.io/unschedulable", "operator": "Exists"} in spec["tolerations"]

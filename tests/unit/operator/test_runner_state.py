@@ -1,0 +1,178 @@
+"""How a runner pod stands, one row for every way that it can."""
+
+import re
+
+import pytest
+
+from memdiag_api.conditions import Reason
+from memdiag_operator.decide import naming
+from memdiag_operator.decide.objects import Node, Pod
+from memdiag_operator.decide.runner_state import Broken, Finished, RunnerState, Starting, Working, runner_state
+from support.kubernetes_objects import CONFIG, NODE, NOW, ago, node, pod, running, terminated, timestamp, waiting
+
+UNFIT = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes: Insufficient cpu"}
+PLACED = {"type": "PodScheduled", "status": "True"}
+EVICTED = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": "taint"}
+
+
+def state_of(runner: Pod, where: Node | None) -> RunnerState:
+    return runner_state(runner, where, node_name=NODE, duration_seconds=60, now=NOW, grace=CONFIG.grace)
+
+
+def placed(seconds: float) -> list[dict[str, str]]:
+    return [{**PLACED, "lastTransitionTime": timestamp(ago(seconds))}]
+
+
+@pytest.mark.parametrize(
+    ("runner", "where", "message"),
+    [
+        pytest.param(pod(phase="Pending", age=0), node(), "is being started on node node1", id="just created"),
+        pytest.param(
+            pod(phase="Pending", conditions=[UNFIT], age=59),
+            node(),
+            "cannot be scheduled.*Insufficient",
+            id="unfit, new",
+        ),
+        pytest.param(
+            pod(phase="Pending", state=waiting("ContainerCreating")), node(), "ContainerCreating", id="creating"
+        ),
+        pytest.param(
+            pod(phase="Pending", state=waiting("ErrImagePull", "no such host"), age=80),
+            node(),
+            "cannot get the runner's image: ErrImagePull: no such host",
+            id="pull failed, may heal",
+        ),
+        pytest.param(
+            pod(phase="Pending", state=waiting("ErrImagePull"), age=500, conditions=placed(10)),
+            node(),
+            "cannot get the runner's image",
+            id="pull failed, but only just placed",
+        ),
+        pytest.param(
+            pod(phase="Pending", state=waiting("CreateContainerError", "no mount")),
+            node(),
+            "no mount",
+            id="create failed",
+        ),
+        pytest.param(pod(phase="Pending"), node(ready="False", since=59), "being started", id="node briefly NotReady"),
+    ],
+)
+def test_starting(runner: Pod, where: Node, message: str) -> None:
+    state = state_of(runner, where)
+    assert isinstance(state, Starting)
+    assert_matches(message, state.message)
+
+
+@pytest.mark.parametrize(
+    ("runner", "message"),
+    [
+        pytest.param(pod(state=running(12)), "tracing on node1: 12 s of 60 s", id="at work"),
+        pytest.param(pod(state=running(-3600)), "tracing on node1: 0 s of 60 s", id="node's clock is ahead"),
+        pytest.param(pod(state=running(75)), "is over after 60 s: waiting for the result", id="reporting"),
+        pytest.param(pod(), "the runner is at work", id="no container status"),
+        pytest.param(pod(phase="Unknown", state=running(12)), "12 s of 60 s", id="phase unknown"),
+        pytest.param(pod(phase="Failed", state=running(12)), "12 s of 60 s", id="failed, its container still ends"),
+    ],
+)
+def test_working(runner: Pod, message: str) -> None:
+    state = state_of(runner, node())
+    assert isinstance(state, Working)
+    assert_matches(message, state.message)
+
+
+@pytest.mark.parametrize(
+    ("runner", "where"),
+    [
+        pytest.param(pod(phase="Succeeded", state=terminated()), node(), id="done"),
+        pytest.param(pod(phase="Failed", state=terminated(exit_code=1)), node(), id="failed"),
+        pytest.param(pod(phase="Failed", reason="Evicted"), node(), id="evicted before its container started"),
+        pytest.param(pod(phase="Succeeded", state=terminated()), node(ready="Unknown"), id="done, then the node went"),
+        pytest.param(pod(phase="Failed", state=running()), None, id="node gone, pod failed by the garbage collector"),
+        pytest.param(pod(phase="Succeeded", state=terminated(), deleted=True), node(), id="done and being deleted"),
+    ],
+)
+def test_finished(runner: Pod, where: Node | None) -> None:
+    assert state_of(runner, where) == Finished()
+
+
+@pytest.mark.parametrize(
+    ("runner", "where", "reason", "message"),
+    [
+        pytest.param(
+            pod(phase="Pending", conditions=[UNFIT], age=61),
+            node(),
+            Reason.UNSCHEDULABLE,
+            "Insufficient cpu",
+            id="unfit",
+        ),
+        pytest.param(
+            pod(phase="Pending", state=waiting("ImagePullBackOff", "Back-off"), age=91),
+            node(),
+            Reason.IMAGE_PULL,
+            "ImagePullBackOff: Back-off. Check runner.image",
+            id="image cannot be pulled",
+        ),
+        pytest.param(
+            pod(phase="Pending", state=waiting("InvalidImageName"), age=1),
+            node(),
+            Reason.IMAGE_PULL,
+            "InvalidImageName",
+            id="image name can never be right",
+        ),
+        pytest.param(
+            pod(phase="Pending", state=waiting("ErrImageNeverPull"), age=1),
+            node(),
+            Reason.IMAGE_PULL,
+            "ErrImageNeverPull",
+            id="image must be there and is not",
+        ),
+        pytest.param(
+            pod(phase="Pending", state=waiting("CreateContainerError", "no mount"), age=121),
+            node(),
+            Reason.RUNNER_FAILED,
+            "no mount",
+            id="container cannot be created",
+        ),
+        pytest.param(pod(state=running()), None, Reason.NODE_LOST, "was removed from the cluster", id="node gone"),
+        pytest.param(
+            pod(state=running(), annotations={naming.NODE_UID_ANNOTATION: "former"}),
+            node(),
+            Reason.NODE_LOST,
+            "another of that name has joined",
+            id="node replaced",
+        ),
+        pytest.param(
+            pod(state=running(), annotations={naming.BOOT_ID_ANNOTATION: "boot-0"}),
+            node(),
+            Reason.NODE_LOST,
+            "was rebooted",
+            id="node rebooted",
+        ),
+        pytest.param(
+            pod(state=running()),
+            node(ready="Unknown", since=61),
+            Reason.NODE_LOST,
+            "has not been Ready for 61 s.*the kubelet's word",
+            id="node silent",
+        ),
+        pytest.param(
+            pod(state=running(), deleted=True, conditions=[EVICTED]),
+            node(),
+            Reason.RUNNER_EVICTED,
+            "is being evicted: DeletionByTaintManager: taint",
+            id="evicted by a taint",
+        ),
+        pytest.param(
+            pod(state=running(), deleted=True), node(), Reason.RUNNER_EVICTED, "someone else", id="deleted by a person"
+        ),
+    ],
+)
+def test_broken(runner: Pod, where: Node | None, reason: Reason, message: str) -> None:
+    state = state_of(runner, where)
+    assert isinstance(state, Broken)
+    assert state.reason is reason
+    assert_matches(message, state.message)
+
+
+def assert_matches(pattern: str, text: str) -> None:
+    assert re.search(pattern, text), text

@@ -1,0 +1,111 @@
+"""Who gets a slot: one runner on a node, a limited number in the cluster, the longest waiting first."""
+
+from typing import Any
+
+import pytest
+
+from memdiag_api.diagnosis import NodeResult
+from memdiag_operator.decide import naming
+from memdiag_operator.decide.objects import Diagnosis, Pod
+from memdiag_operator.decide.slots import Slot, allot, holds_slot
+from memdiag_operator.decide.snapshot import Fleet
+from support.kubernetes_objects import NOW, RUN, ago, diagnosis, pod, timestamp
+
+UNFIT = [{"type": "PodScheduled", "status": "False"}]
+
+
+def waiting(name: str, node: str, since: float, **fields: Any) -> Diagnosis:
+    """A diagnosis whose run began so many seconds ago and has no runner yet."""
+    status: dict[str, Any] = {
+        "observedGeneration": 1,
+        "runID": RUN,
+        "startTime": timestamp(ago(since)),
+        "results": [NodeResult(node_name=node, reason="Pending").to_json_object()],
+    }
+    status.update(fields.pop("status", {}))
+    return diagnosis(name=name, uid=f"uid-{name}", node=node, status=status, **fields)
+
+
+def at_work(name: str, node: str) -> Pod:
+    return pod(name=name, node_name=node, owner=f"uid-{name}")
+
+
+def admitted(pods: list[Pod], diagnoses: list[Diagnosis], limit: int = 2) -> list[str]:
+    allotment = allot(Fleet(pods=tuple(pods), diagnoses=tuple(diagnoses)), limit, NOW)
+    return sorted(slot.diagnosis_uid.removeprefix("uid-") for slot in allotment.admitted)
+
+
+def test_the_longest_waiting_come_first() -> None:
+    queue = [waiting("new", "n1", 1), waiting("old", "n2", 30), waiting("middle", "n3", 20)]
+    assert admitted([], queue) == ["middle", "old"]
+
+
+def test_those_who_began_together_go_by_name() -> None:
+    assert admitted([], [waiting("c", "n1", 5), waiting("a", "n2", 5), waiting("b", "n3", 5)]) == ["a", "b"]
+
+
+def test_one_runner_on_a_node() -> None:
+    queue = [waiting("first", "n1", 9), waiting("second", "n1", 8), waiting("elsewhere", "n2", 7)]
+    assert admitted([], queue, limit=3) == ["elsewhere", "first"]
+    assert admitted([at_work("x", "n1")], queue, limit=3) == ["elsewhere"]
+
+
+def test_those_who_must_wait_are_told_why() -> None:
+    fleet = Fleet(
+        pods=(at_work("x", "n1"), at_work("y", "n2")),
+        diagnoses=(waiting("a", "n1", 9), waiting("b", "n3", 8), waiting("c", "n4", 7)),
+    )
+    told = allot(fleet, 2, NOW).waiting
+    assert told[Slot("uid-a", "n1")] == "another runner is at work on node n1"
+    assert told[Slot("uid-b", "n3")] == "all 2 runner slots of the cluster are taken, 0 ahead in the queue"
+    assert told[Slot("uid-c", "n4")] == "all 2 runner slots of the cluster are taken, 1 ahead in the queue"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"status": {"completionTime": timestamp(NOW)}}, id="finished"),
+        pytest.param({"status": {"startTime": None}}, id="not begun"),
+        pytest.param({"spec": {"suspend": True}}, id="suspended"),
+        pytest.param({"spec": {"terminate": True}}, id="terminated"),
+        pytest.param({"deleted": True}, id="being deleted"),
+        pytest.param(
+            {"status": {"results": [NodeResult(node_name="n1", reason="Running").to_json_object()]}},
+            id="had its runner",
+        ),
+        pytest.param({"spec": {"topN": "many"}}, id="spec that is not understood"),
+    ],
+)
+def test_who_wants_no_runner_takes_no_slot(fields: dict[str, Any]) -> None:
+    assert admitted([], [waiting("a", "n1", 9, **fields), waiting("b", "n2", 8)], limit=1) == ["b"]
+
+
+def test_who_has_a_runner_waits_for_none() -> None:
+    name = naming.child_name("a", "uid-a", RUN, "n1")
+    assert admitted([at_work(name, "n1")], [waiting("a", "n1", 9)], limit=3) == []
+
+
+@pytest.mark.parametrize(
+    ("runner", "holds"),
+    [
+        pytest.param(pod(phase="Running"), True, id="at work"),
+        pytest.param(pod(phase="Pending"), True, id="about to be"),
+        pytest.param(pod(phase="Running", deleted=True), True, id="being ended"),
+        pytest.param(pod(phase="Unknown"), True, id="on a silent node"),
+        pytest.param(pod(phase="Succeeded"), False, id="done"),
+        pytest.param(pod(phase="Failed"), False, id="failed"),
+        pytest.param(pod(phase="Pending", conditions=UNFIT), False, id="cannot be scheduled"),
+        pytest.param(pod(phase="Running", age=881), False, id="outlived its deadline"),
+    ],
+)
+def test_what_holds_a_slot(runner: Pod, holds: bool) -> None:
+    assert holds_slot(runner, NOW) is holds
+
+
+def test_a_higher_limit_never_starts_more_than_there_are() -> None:
+    assert admitted([], [waiting("a", "n1", 1)], limit=1000) == ["a"]
+
+
+def test_a_lowered_limit_ends_nobody_and_starts_nobody() -> None:
+    busy = [at_work(str(number), f"n{number}") for number in range(5)]
+    assert admitted(busy, [waiting("a", "n9", 1)], limit=2) == []
