@@ -1,0 +1,1 @@
+"""Kernel text files: pure parsers over bytes, and the readers that find the files under a given root."""

@@ -1,0 +1,21 @@
+"""CPU lists such as `0-3,8`, in /sys/devices/system/cpu/{online,possible} (kernel: admin-guide/cputopology.rst)."""
+
+import re
+
+from memdiag_node.procfs.errors import ProcFormatError
+
+_RANGE = re.compile(rb"(\d{1,6})(?:-(\d{1,6}))?")
+
+
+def parse_cpu_count(text: bytes, *, source: str = "cpulist") -> int:
+    """How many CPUs a list names. Raises ProcFormatError when it is not one line of ranges."""
+    count = 0
+    for part in text.strip().split(b","):
+        match = _RANGE.fullmatch(part)
+        if match is None:
+            raise ProcFormatError(source, 1, text, "a list of CPUs such as 0-3,8")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ProcFormatError(source, 1, text, "a list of CPUs such as 0-3,8")
+        count += last - first + 1
+    return count

@@ -1,0 +1,133 @@
+"""What each page frame is, from /proc/kpageflags (kernel: fs/proc/page.c, Documentation/admin-guide/mm/pagemap.rst)."""
+
+import os
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_node.procfs.errors import ProcFormatError
+
+_ENTRY_BYTES = 8
+# Bit numbers: kernel, include/uapi/linux/kernel-page-flags.h. Stable, unlike the kernel's own page flags.
+_LOCKED, _UPTODATE, _LRU, _SLAB, _WRITEBACK, _BUDDY, _ANON = 0, 3, 5, 7, 8, 10, 12
+_SWAPCACHE, _SWAPBACKED, _HUGE, _UNEVICTABLE, _OFFLINE, _ZERO, _PGTABLE, _MLOCKED = 13, 14, 17, 18, 23, 24, 26, 33
+
+
+class FrameKind(IntEnum):
+    """What a frame is used for, as far as its flags tell."""
+
+    DIRECT = 0
+    """No flag that tells: taken straight from the buddy allocator."""
+    FREE = 1
+    SLAB = 2
+    PAGE_TABLES = 3
+    HUGETLB = 4
+    BALLOON = 5
+    HUGE_ZERO_PAGE = 6
+    USER_MEMORY = 7
+    """Anonymous memory, shared memory or file cache."""
+
+
+def _mask(*bits: int) -> np.uint64:
+    return np.uint64(sum(1 << bit for bit in bits))
+
+
+# The first that matches counts: slab and page tables reuse the fields that make other frames look anonymous. Being
+# mapped (MMAP) or dirty proves nothing: packet rings and perf buffers are kernel memory that user space maps.
+_RULES = (
+    (FrameKind.FREE, _mask(_BUDDY)),
+    (FrameKind.SLAB, _mask(_SLAB)),
+    (FrameKind.PAGE_TABLES, _mask(_PGTABLE)),
+    (FrameKind.HUGETLB, _mask(_HUGE)),
+    (FrameKind.BALLOON, _mask(_OFFLINE)),
+    (FrameKind.HUGE_ZERO_PAGE, _mask(_ZERO)),
+    (
+        FrameKind.USER_MEMORY,
+        _mask(_ANON, _LRU, _UNEVICTABLE, _SWAPBACKED, _SWAPCACHE, _UPTODATE, _WRITEBACK, _LOCKED),
+    ),
+)
+
+
+def classify(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
+    """The FrameKind of each frame, from its flags."""
+    kinds = np.zeros(len(flags), np.uint8)
+    for kind, mask in reversed(_RULES):
+        kinds[(flags & mask) != 0] = kind
+    return kinds
+
+
+def is_anonymous(flags: npt.NDArray[np.uint64], *, locked: bool) -> npt.NDArray[np.bool_]:
+    """Whether each frame is anonymous user memory, and locked into memory (mlock) or not, as asked."""
+    wanted = _mask(_ANON, _MLOCKED) if locked else _mask(_ANON)
+    found: npt.NDArray[np.bool_] = (flags & _mask(_ANON, _SLAB, _BUDDY, _MLOCKED)) == wanted
+    return found
+
+
+def parse_frame_count(text: bytes, *, source: str = "zoneinfo") -> int:
+    """The end of memory in frames, from /proc/zoneinfo: for a machine that does not show kpageflags.
+
+    Raises ProcFormatError when no zone says where it starts and how far it spans.
+    """
+    end, spanned = 0, 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split()
+        if words[:1] in ([b"spanned"], [b"start_pfn:"]):
+            if len(words) < 2 or not words[1].isdigit():  # noqa: PLR2004 - a name and its number
+                raise ProcFormatError(source, number, line, "a number of frames")
+            if words[0] == b"spanned":
+                spanned = int(words[1])
+            elif spanned:
+                end = max(end, int(words[1]) + spanned)
+    if not end:
+        raise ProcFormatError(source, 0, text, "zones with `spanned` and `start_pfn`")
+    return end
+
+
+class FrameTable:
+    """A file of /proc with 64 bits for each frame: kpageflags, or kpagecgroup (inode of the cgroup that is charged)."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError when there is no such file or it may not be read."""
+        self._fd = os.open(path, os.O_RDONLY)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def read(self, first_frame: int, frames: int) -> npt.NDArray[np.uint64]:
+        """The entries of `frames` frames, fewer at the end of memory."""
+        parts: list[bytes] = []
+        position, end = first_frame * _ENTRY_BYTES, (first_frame + frames) * _ENTRY_BYTES
+        while position < end:
+            part = os.pread(self._fd, end - position, position)
+            if not part:
+                break
+            parts.append(part)
+            position += len(part)
+        data = b"".join(parts)
+        return np.frombuffer(data, "<u8", count=len(data) // _ENTRY_BYTES)
+
+    def frame_count(self) -> int:
+        """The number of frames that the file has entries for: the end of memory, holes included."""
+        low, high = 0, 1 << 52
+        while low < high:
+            middle = (low + high) // 2
+            if len(self.read(middle, 1)):
+                low = middle + 1
+            else:
+                high = middle
+        return low

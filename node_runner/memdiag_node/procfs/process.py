@@ -1,0 +1,46 @@
+"""Who owns what was found: a process, and the container and pod that it runs in."""
+
+import os
+from pathlib import Path
+
+from memdiag_api.evidence import Owner
+from memdiag_node.procfs.cgroup import parse_cgroup
+from memdiag_node.procfs.status import parse_status
+from memdiag_node.procfs.text import printable
+
+_MAX_COMM_LENGTH = 256
+_MAX_COMMAND_LINE_LENGTH = 1024
+
+
+def read_owner(proc: Path, pid: int) -> Owner | None:
+    """The process `pid` as it is now, or None when it is gone or hidden.
+
+    Every file is read through one open directory, so all tell of the same process even if its pid is used again.
+    Raises ProcFormatError when a file is not as the kernel writes it.
+    """
+    directory = proc / str(pid)
+    try:
+        directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, PermissionError):
+        return None
+    try:
+        status = parse_status(_read(directory_fd, "status"), source=f"{directory}/status")
+        identity = parse_cgroup(_read(directory_fd, "cgroup"), source=f"{directory}/cgroup")
+        arguments = _read(directory_fd, "cmdline", 4 * _MAX_COMMAND_LINE_LENGTH)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+    finally:
+        os.close(directory_fd)
+    return Owner(
+        pid=pid,
+        comm=printable(status.comm, _MAX_COMM_LENGTH),
+        command_line=printable(arguments.rstrip(b"\0").replace(b"\0", b" "), _MAX_COMMAND_LINE_LENGTH),
+        uid=status.uid,
+        container_id=identity.container_id,
+        pod_uid=identity.pod_uid,
+    )
+
+
+def _read(directory_fd: int, name: str, max_bytes: int = -1) -> bytes:
+    with open(os.open(name, os.O_RDONLY, dir_fd=directory_fd), "rb") as file:  # noqa: PTH123 - a Path cannot be relative to a descriptor
+        return file.read(max_bytes)

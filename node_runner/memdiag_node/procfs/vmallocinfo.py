@@ -1,0 +1,41 @@
+"""/proc/vmallocinfo: one line per area of the kernel's vmalloc space (kernel: mm/vmalloc.c)."""
+
+import re
+from dataclasses import dataclass
+
+from memdiag_node.procfs.errors import ProcFormatError
+
+_LINE = re.compile(rb"0x[0-9a-f]+-0x[0-9a-f]+ +\d+ (?P<rest>.*)")
+_PAGES = re.compile(rb"\bpages=(\d{1,15})\b")
+# Who asks for a task's stack; compilers fold the inner functions into the outer in different ways.
+_STACK_CALLER = re.compile(
+    rb"(?:alloc_thread_stack_node|dup_task_struct|copy_process|kernel_clone|_do_fork)(?:\.\S+)?\+"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VmallocInfo:
+    """Pages that back vmalloc areas."""
+
+    vmalloc_pages: int
+    has_stacks: bool
+    """Whether kernel stacks are among them: not so on a kernel that takes its stacks from elsewhere (no VMAP_STACK)."""
+
+
+def parse_vmallocinfo(text: bytes, *, source: str = "vmallocinfo") -> VmallocInfo:
+    """Add up the pages of areas made by vmalloc; `vmap` and `ioremap` areas show memory that is counted elsewhere.
+
+    Raises ProcFormatError for a line that does not start with an address range and a size.
+    """
+    vmalloc_pages, has_stacks = 0, False
+    for number, line in enumerate(text.splitlines(), start=1):
+        area = _LINE.fullmatch(line)
+        if area is None:
+            raise ProcFormatError(source, number, line, "`0xSTART-0xEND SIZE ...`")
+        words = area["rest"].split()
+        pages = _PAGES.search(area["rest"])
+        if pages is None or b"vmalloc" not in words:
+            continue
+        vmalloc_pages += int(pages[1])
+        has_stacks = has_stacks or _STACK_CALLER.match(area["rest"]) is not None
+    return VmallocInfo(vmalloc_pages, has_stacks)

@@ -1,0 +1,46 @@
+"""/proc/vmstat (kernel: mm/vmstat.c, vmstat_text)."""
+
+import re
+from dataclasses import dataclass
+
+from memdiag_node.procfs.errors import ProcFormatError
+
+_LINE = re.compile(rb"([a-z0-9_]+) (-?\d{1,20})")
+
+
+@dataclass(frozen=True, slots=True)
+class VmStat:
+    """What /proc/meminfo does not tell. A counter that this kernel does not have is 0."""
+
+    isolated_pages: int
+    """Taken off the LRU lists for a moment, by reclaim or compaction."""
+    zsmalloc_pages: int
+    memmap_pages: int
+    """The kernel's own description of memory that was plugged in after boot, since Linux 6.10."""
+    balloon_pages: int
+    """Inflated and not deflated since boot, by balloons that count it (virtio, VMware)."""
+    huge_zero_pages_made: int
+
+
+def parse_vmstat(text: bytes, *, source: str = "vmstat") -> VmStat:
+    """Read /proc/vmstat. Raises ProcFormatError for a line that is not `name number`."""
+    counters: dict[bytes, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise ProcFormatError(source, number, line, "`name number`")
+        counters[match[1]] = int(match[2])
+    if b"nr_free_pages" not in counters:
+        raise ProcFormatError(source, 0, text, "a line nr_free_pages")
+
+    def pages(name: bytes) -> int:
+        # Differences of per-CPU counts can show a small number below zero for a moment.
+        return max(0, counters.get(name, 0))
+
+    return VmStat(
+        isolated_pages=pages(b"nr_isolated_anon") + pages(b"nr_isolated_file"),
+        zsmalloc_pages=pages(b"nr_zspages"),
+        memmap_pages=pages(b"nr_memmap_pages"),
+        balloon_pages=max(0, counters.get(b"balloon_inflate", 0) - counters.get(b"balloon_deflate", 0)),
+        huge_zero_pages_made=pages(b"thp_zero_page_alloc"),
+    )

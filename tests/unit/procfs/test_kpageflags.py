@@ -1,0 +1,72 @@
+"""Frame kinds from flag words as a 6.18 kernel showed them, and the other files that tell of frames."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memdiag_node.procfs.errors import ProcFormatError
+from memdiag_node.procfs.kpageflags import FrameKind, FrameTable, classify, is_anonymous, parse_frame_count
+from memdiag_node.procfs.pgalloc import parse_allocated_pages
+from support.fixtures import RECORDED, RECORDED_IDS
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        (0x0, FrameKind.DIRECT),
+        (0x8000, FrameKind.DIRECT),  # the head of a queued fragment's block
+        (0x10000, FrameKind.DIRECT),  # its tail
+        (0x800, FrameKind.DIRECT),  # mapped only: a packet ring
+        (0x810, FrameKind.DIRECT),  # mapped and dirty: a ring that user space has written to
+        (0x100000000, FrameKind.DIRECT),  # reserved
+        (0x400, FrameKind.FREE),
+        (0x80, FrameKind.SLAB),
+        (0x201080, FrameKind.SLAB),  # slab frames also look anonymous and KSM
+        (0x4000000, FrameKind.PAGE_TABLES),
+        (0x5868, FrameKind.USER_MEMORY),
+        (0x402000828, FrameKind.USER_MEMORY),
+        (0x4838, FrameKind.USER_MEMORY),  # shared memory
+        (0x20000, FrameKind.HUGETLB),
+        (0x800000, FrameKind.BALLOON),
+        (0x1000000, FrameKind.HUGE_ZERO_PAGE),
+    ],
+)
+def test_kind(flags: int, kind: FrameKind) -> None:
+    assert classify(np.array([flags], np.uint64)).tolist() == [kind]
+
+
+def test_locked_anonymous_memory_is_told_from_other() -> None:
+    flags = np.array([0x5868, 0x200045868, 0x201080, 0x0], np.uint64)
+    assert is_anonymous(flags, locked=False).tolist() == [True, False, False, False]
+    assert is_anonymous(flags, locked=True).tolist() == [False, True, False, False]
+
+
+def test_a_table_is_read_by_frame_and_ends_where_memory_ends(tmp_path: Path) -> None:
+    path = tmp_path / "kpageflags"
+    np.arange(1000, dtype="<u8").tofile(path)
+    with FrameTable(path) as table:
+        assert table.read(10, 3).tolist() == [10, 11, 12]
+        assert table.read(998, 10).tolist() == [998, 999]
+        assert table.read(5000, 1).tolist() == []
+        assert table.frame_count() == 1000
+
+
+@pytest.mark.parametrize("machine", RECORDED, ids=RECORDED_IDS)
+def test_recorded_machines(machine: Path) -> None:
+    zoneinfo = (machine / "proc/zoneinfo").read_bytes()
+    assert parse_frame_count(zoneinfo) > sum(
+        int(line.split()[1]) for line in zoneinfo.splitlines() if line.split()[:1] == [b"managed"]
+    )
+    assert parse_allocated_pages((machine / "proc/vmstat").read_bytes()) > 0
+
+
+def test_files_without_their_lines_are_refused() -> None:
+    with pytest.raises(ProcFormatError, match="spanned"):
+        parse_frame_count(b"Node 0, zone Normal\n")
+    with pytest.raises(ProcFormatError, match="zoneinfo:1"):
+        parse_frame_count(b"spanned many\n")
+    with pytest.raises(ProcFormatError, match="pgalloc"):
+        parse_allocated_pages(b"pgfree 12\n")
+    with pytest.raises(ProcFormatError, match="vmstat:2"):
+        parse_allocated_pages(b"pgfree 12\npgalloc_normal x\n")

@@ -1,0 +1,65 @@
+"""No parser of kernel text answers a damaged file with anything but ProcFormatError or a result."""
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memdiag_node.procfs.cgroup import parse_cgroup
+from memdiag_node.procfs.cpulist import parse_cpu_count
+from memdiag_node.procfs.errors import ProcFormatError
+from memdiag_node.procfs.kernel_log import parse_first_chunk_pages_per_cpu
+from memdiag_node.procfs.meminfo import parse_meminfo
+from memdiag_node.procfs.status import parse_status
+from memdiag_node.procfs.vmallocinfo import parse_vmallocinfo
+from memdiag_node.procfs.vmstat import parse_vmstat
+from memdiag_node.procfs.zoneinfo import parse_zoneinfo
+from support.cgroup_paths import CGROUP_FILES
+from support.fixtures import RECORDED
+
+Parser = Callable[[bytes], object]
+
+PARSERS: dict[str, tuple[Parser, list[bytes]]] = {
+    "meminfo": (parse_meminfo, [(machine / "proc/meminfo").read_bytes() for machine in RECORDED]),
+    "vmstat": (parse_vmstat, [(machine / "proc/vmstat").read_bytes() for machine in RECORDED]),
+    "zoneinfo": (parse_zoneinfo, [(machine / "proc/zoneinfo").read_bytes() for machine in RECORDED]),
+    "vmallocinfo": (parse_vmallocinfo, [(machine / "proc/vmallocinfo").read_bytes()[:4096] for machine in RECORDED]),
+    "status": (parse_status, [(machine / "proc/self/status").read_bytes() for machine in RECORDED]),
+    "cpulist": (parse_cpu_count, [(machine / "sys/devices/system/cpu/possible").read_bytes() for machine in RECORDED]),
+    "kernel_log": (parse_first_chunk_pages_per_cpu, [(machine / "kernel_log").read_bytes() for machine in RECORDED]),
+    "cgroup": (parse_cgroup, [text for _, text, *_ in CGROUP_FILES]),
+}
+
+
+def mangled(whole: bytes) -> st.SearchStrategy[bytes]:
+    """`whole` with some of its places cut out, overwritten, repeated or filled with anything."""
+
+    @st.composite
+    def damaged(draw: st.DrawFn) -> bytes:
+        text = whole
+        for _ in range(draw(st.integers(1, 4))):
+            start = draw(st.integers(0, len(text)))
+            end = draw(st.integers(start, min(len(text), start + 200)))
+            put_in = draw(st.one_of(st.just(text[start:end] * 2), st.binary(max_size=40), st.just(b"9" * 5000)))
+            text = draw(st.sampled_from([text[:start], text[end:], text[:start] + put_in + text[end:]]))
+        return text
+
+    return damaged()
+
+
+@pytest.mark.parametrize("name", PARSERS)
+@given(data=st.data())
+def test_a_mangled_file_gives_a_result_or_a_format_error(name: str, data: st.DataObject) -> None:
+    parse, originals = PARSERS[name]
+    text = data.draw(st.sampled_from(originals).flatmap(mangled))
+    with contextlib.suppress(ProcFormatError):
+        parse(text)
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_the_recorded_file_itself_is_read(name: str) -> None:
+    parse, originals = PARSERS[name]
+    for text in originals:
+        assert parse(text)
