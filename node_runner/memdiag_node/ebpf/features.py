@@ -1,0 +1,184 @@
+"""What the eBPF checks need from the kernel and from rights, found out by trying (bpf(2), capabilities(7))."""
+
+import ctypes
+import errno
+import importlib.util
+import os
+import platform
+from collections.abc import Sequence
+
+from memdiag_api.evidence import Check, Need, NeedState
+from memdiag_node.ebpf.btf import Btf, BtfError
+from memdiag_node.host import HostRoots
+
+_TRACE = (Check.ALLOC_PAGE_TRACE,)
+_SOCKETS = (Check.SOCKET_QUEUES,)
+_BOTH = (*_TRACE, *_SOCKETS)
+
+_BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
+_BPF_PROG_LOAD = 5
+_BPF_PROG_TYPE_RAW_TRACEPOINT = 17
+# r0 = 0; exit
+_RETURN_ZERO = bytes.fromhex("b7000000000000009500000000000000")
+# bpf_probe_read_kernel(r10 - 8, 8, 0), then the same.
+_READ_KERNEL = (
+    bytes.fromhex("bfa100000000000007010000f8ffffffb702000008000000b7030000000000008500000071000000") + _RETURN_ZERO
+)
+
+# include/linux/proc_ns.h: PROC_PID_INIT_INO.
+_HOST_PID_NAMESPACE = 0xEFFFFFFC
+
+_CAPABILITIES = "run as root, or with the capabilities BPF, PERFMON, SYS_PTRACE, SYSLOG and DAC_READ_SEARCH"
+
+
+def needs(roots: HostRoots) -> list[Need]:
+    """What the page-allocation trace and the socket scan need, in the order in which a person would mend it."""
+    return [
+        _bcc(),
+        *_btf(roots),
+        _programs(),
+        _kallsyms(roots),
+        _kpageflags(roots),
+        _host_pids(roots),
+    ]
+
+
+def _bcc() -> Need:
+    if importlib.util.find_spec("bcc") is not None:
+        return _met("bcc", _BOTH)
+    return _missing(
+        "bcc",
+        _BOTH,
+        "Python's bcc cannot be imported.",
+        "Install the distribution's package: python3-bpfcc on Debian and Ubuntu (the bcc on PyPI is another project).",
+    )
+
+
+def _btf(roots: HostRoots) -> list[Need]:
+    path = roots.sys / "kernel/btf/vmlinux"
+    try:
+        btf = Btf.load(roots.sys)
+    except (OSError, BtfError) as error:
+        reason = f"{path}: {error.strerror or error}." if isinstance(error, OSError) else f"{error}."
+        return [_missing("BTF", _BOTH, reason, "Boot a kernel that is built with CONFIG_DEBUG_INFO_BTF.")]
+    iterator = Need(name="BPF iterators", state=NeedState.MET, checks=list(_SOCKETS))
+    if not _has_struct(btf, "bpf_iter__task_file"):
+        iterator = _missing(
+            "BPF iterators", _SOCKETS, "The kernel cannot list the files of all tasks.", "Boot Linux 5.11 or later."
+        )
+    return [_met("BTF", _BOTH), iterator]
+
+
+def _has_struct(btf: Btf, name: str) -> bool:
+    try:
+        return btf.size_bytes(name) > 0
+    except BtfError:
+        return False
+
+
+def _programs() -> Need:
+    """Load the smallest programs of the kind that the trace uses, and drop them at once."""
+    code = load_program(_RETURN_ZERO)
+    if code == 0:
+        return _reading_programs()
+    if code == errno.EPERM:
+        remedy = f"In a pod or a container its seccomp profile must allow bpf(2). Otherwise, {_CAPABILITIES}."
+    elif code == errno.ENOSYS:
+        remedy = "Boot a kernel that is built with CONFIG_BPF_SYSCALL."
+    else:
+        remedy = "Boot Linux 5.8 or later."
+    return _missing("eBPF programs", _BOTH, f"The kernel refuses to load one: {os.strerror(code)}.", remedy)
+
+
+def _reading_programs() -> Need:
+    """Programs can be loaded; whether they may read kernel memory, the verifier says by knowing the helper or not."""
+    code = load_program(_READ_KERNEL)
+    if code == 0:
+        return _met("eBPF programs", _BOTH)
+    return _missing(
+        "eBPF programs",
+        _BOTH,
+        f"The kernel refuses to load one that reads kernel memory: {os.strerror(code)}.",
+        "The kernel is locked down for confidentiality, which forbids that (kernel_lockdown(7)): boot it with "
+        "lockdown=integrity or none. Otherwise, boot Linux 5.8 or later.",
+    )
+
+
+def load_program(code: bytes) -> int:
+    """0 when a raw tracepoint program of these instructions can be loaded, else the error number. Never attached."""
+    number = _BPF_SYSCALL.get(platform.machine())
+    if number is None:
+        return errno.ENOSYS
+    instructions = ctypes.create_string_buffer(code, len(code))
+    license_text = ctypes.create_string_buffer(b"GPL")
+    attributes = (ctypes.c_uint64 * 16)()  # union bpf_attr, BPF_PROG_LOAD: two u32, then the pointers
+    attributes[0] = _BPF_PROG_TYPE_RAW_TRACEPOINT | (len(code) // 8) << 32
+    attributes[1] = ctypes.addressof(instructions)
+    attributes[2] = ctypes.addressof(license_text)
+    libc = ctypes.CDLL(None, use_errno=True)
+    program_fd = libc.syscall(number, _BPF_PROG_LOAD, ctypes.byref(attributes), ctypes.sizeof(attributes))
+    if program_fd < 0:
+        return ctypes.get_errno()
+    os.close(program_fd)
+    return 0
+
+
+def _kallsyms(roots: HostRoots) -> Need:
+    path = roots.proc / "kallsyms"
+    try:
+        with path.open("rb") as lines:
+            visible = any(int(line.split(maxsplit=1)[0], 16) for _, line in zip(range(1000), lines, strict=False))
+    except OSError as error:
+        detail = f"{path}: {error.strerror}. Call stacks have no function names."
+        return _degraded("kernel symbols", _TRACE, detail, "Boot a kernel that is built with CONFIG_KALLSYMS.")
+    if visible:
+        return _met("kernel symbols", _TRACE)
+    return _degraded(
+        "kernel symbols",
+        _TRACE,
+        f"{path} hides every address. Call stacks have no function names, and cannot be told apart by context.",
+        "Run as root or with the capability SYSLOG, and set kernel.kptr_restrict to 0 or 1.",
+    )
+
+
+def _kpageflags(roots: HostRoots) -> Need:
+    path = roots.proc / "kpageflags"
+    try:
+        with path.open("rb", buffering=0) as flags:
+            flags.read(8)
+    except OSError as error:
+        return _degraded(
+            "page flags",
+            _TRACE,
+            f"{path}: {error.strerror}. What is outstanding is not checked against what the frames are used for.",
+            "Run as root or with the capability DAC_READ_SEARCH, on a kernel built with CONFIG_PROC_PAGE_MONITOR.",
+        )
+    return _met("page flags", _TRACE)
+
+
+def _host_pids(roots: HostRoots) -> Need:
+    path = roots.proc / "self/ns/pid"
+    try:
+        namespace = path.stat().st_ino
+    except OSError as error:
+        return _degraded("host PIDs", _BOTH, f"{path}: {error.strerror}. Owners may stay unnamed.", "Mount /proc.")
+    if namespace == _HOST_PID_NAMESPACE:
+        return _met("host PIDs", _BOTH)
+    return _degraded(
+        "host PIDs",
+        _BOTH,
+        "The runner is in a PID namespace of its own, so processes that own sockets and stacks cannot be named.",
+        "Start it in the host's PID namespace (in a pod: hostPID).",
+    )
+
+
+def _met(name: str, checks: Sequence[Check]) -> Need:
+    return Need(name=name, state=NeedState.MET, checks=list(checks))
+
+
+def _degraded(name: str, checks: Sequence[Check], detail: str, remedy: str) -> Need:
+    return Need(name=name, state=NeedState.DEGRADED, checks=list(checks), detail=detail, remedy=remedy)
+
+
+def _missing(name: str, checks: Sequence[Check], detail: str, remedy: str) -> Need:
+    return Need(name=name, state=NeedState.MISSING, checks=list(checks), detail=detail, remedy=remedy)

@@ -1,0 +1,426 @@
+// page_trace.bpf.c - outstanding kernel page allocations, by frame.
+//
+// Every frame of the machine has two bytes in `frames`: 0, or the class of the block that it was allocated with. A class
+// is everything that blocks can have in common: stack, process, time slice, order, thinning. All frames of a block carry
+// its class, so a block that is freed in parts counts with what is still out, and a frame whose free was missed is put
+// right by its next allocation.
+//
+//   config       where frame 0's struct page lies, the time slice, the budget. Written by user space.
+//   frames       chunks of 1024 frames. Written here, read by user space through a mapping.
+//   classes      what identifies a class -> its number. Filled here, thinned out by user space between two slices.
+//   spare_classes  numbers that are free. Filled by user space.
+//   class_info   by number: identity, pages allocated so far, and who allocated first. Written here.
+//   stacks       hash of the addresses -> the addresses and the context. Filled here; user space adds the context, and
+//                removes those that no class needs.
+//   cgroups      kernfs id of a memory cgroup -> names on its path. Filled here.
+//   births       frame -> when it was allocated, for one block in 16. Filled on alloc, emptied on free.
+//   lives        (stack, bucket of the life's logarithm) -> blocks of `births` that were freed. Filled here.
+//   cpu          per CPU: counters that only grow, the governor's state, and room to build a stack in.
+//   own_pages    struct page addresses of pages that `own_pid` allocated: user space finds frame 0 with them.
+//
+// mm_page_alloc(page, order, gfp, migratetype): include/trace/events/kmem.h. `page` is NULL when the allocation failed.
+//
+// Given by the loader, all integers: STRUCT_PAGE_BYTES, MIGRATE_MOVABLE, CHUNKS, CLASSES, STACKS, BIRTHS, and offsets in
+// bytes from BTF: TASK_GROUP_LEADER, TASK_COMM, TASK_CGROUPS, CSS_SET_MEMORY, CSS_CGROUP, CGROUP_NODE, NODE_ID, NODE_NAME,
+// NODE_PARENT, POOL_ORDER.
+
+#define CHUNK_FRAMES 1024
+#define MAX_ORDER 10
+#define STACK_FRAMES 64
+#define CGROUP_LEVELS 5
+#define CGROUP_NAME_BYTES 160
+#define OWN_PAGES 256
+
+// Classes with a meaning of their own.
+#define CLASS_MOVABLE 1   // user memory, by the movable filter
+#define CLASS_THINNED 2   // not recorded, by the governor
+#define CLASS_LOST 3      // no class was left, or the program was interrupted by itself
+#define TIMED 0x8000      // this block is in `births`
+
+// What a stack says of the context it ran in. User space looks at new stacks between two slices.
+#define CONTEXT_UNKNOWN 0
+#define CONTEXT_PROCESS 1
+
+#define GOVERNOR_CELLS 64
+#define GOVERNOR_EVENTS 256  // between two looks at the clock
+#define MAX_LEVEL 15         // one in 2^15
+#define TIME_ONE_IN 256      // events of which the program's own time is taken
+
+struct config {
+  u64 first_page;      // address of frame 0's struct page
+  u64 frames;          // frames that `frames` has room for
+  u32 slice;
+  u32 budget_permille; // of one CPU's time; 0: no thinning
+  u64 own_pid;
+};
+
+struct chunk { u16 class[CHUNK_FRAMES]; };
+
+struct class_key { u64 stack; u32 tgid; u8 slice; u8 order; u8 level; u8 reserved; };
+
+struct class_info { struct class_key key; u64 cgroup; u64 allocated_pages; u64 allocated_blocks; char comm[16]; };
+
+struct stack { u32 context; u32 frames; u64 address[STACK_FRAMES]; };
+
+struct cgroup_path { char name[CGROUP_LEVELS][CGROUP_NAME_BYTES]; };  // innermost first
+
+struct life_key { u64 stack; u64 bucket; };
+
+struct cell { u32 round; u16 count; u16 level; };  // one kind of allocation
+
+struct cpu_state {
+  // counters
+  u64 events, pages, movable_events, movable_pages, thinned_events, thinned_pages;
+  u64 lost_stacks, lost_blocks, lost_pages, interrupted, frees, pool_events, pool_pages;
+  u64 timed_events, timed_ns, timed_frees, timed_free_ns;
+  // governor
+  u64 since_ns, recorded, skipped, event_ns, round, random;
+  u32 more, less;
+  struct cell cells[GOVERNOR_CELLS];
+  // room
+  u64 busy;
+  struct class_info info;
+  struct cgroup_path path;
+  struct stack stack;
+};
+
+BPF_F_TABLE("array", u32, struct config, config, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct chunk, frames, CHUNKS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct class_info, class_info, CLASSES, BPF_F_MMAPABLE);
+BPF_F_TABLE("hash", struct class_key, u32, classes, CLASSES, 0);
+BPF_QUEUE(spare_classes, u32, CLASSES);
+BPF_F_TABLE("hash", u64, struct stack, stacks, STACKS, 0);
+BPF_F_TABLE("hash", u64, struct cgroup_path, cgroups, 512, 0);
+BPF_F_TABLE("hash", u32, u64, births, BIRTHS, 0);
+BPF_F_TABLE("hash", struct life_key, u64, lives, 4096, 0);
+BPF_PERCPU_ARRAY(cpu, struct cpu_state, 1);
+BPF_F_TABLE("array", u32, u64, own_pages, OWN_PAGES + 1, BPF_F_MMAPABLE);
+
+// Keeps the compiler from replacing a loop's counter by another: the verifier follows the bound of this one.
+#define AS_WRITTEN(counter) asm volatile("" : "+r"(counter))
+
+#define READ(target, base, offset) bpf_probe_read_kernel(&(target), sizeof(target), (void *)((u64)(base) + (offset)))
+
+static inline u64 frame_of(struct config *settings, u64 page) { return (page - settings->first_page) / STRUCT_PAGE_BYTES; }
+
+// Give every frame of a block its class; the block is aligned, so from order 2 on it is whole 64-bit words.
+static inline void set_class(struct chunk *chunk, u32 first, u32 order, u64 class) {
+  if (order == 0) {
+    chunk->class[first & (CHUNK_FRAMES - 1)] = class;
+  } else if (order == 1) {
+    *(u32 *)&chunk->class[first & (CHUNK_FRAMES - 2)] = class | class << 16;
+  } else {
+    u64 word = class | class << 16 | class << 32 | class << 48;
+    u64 *words = (u64 *)chunk;
+    u32 start = (first & (CHUNK_FRAMES - 1)) >> 2, count = 1 << (order - 2);
+#pragma clang loop unroll(disable)
+    for (u32 i = 0; i < CHUNK_FRAMES / 4; i++) {
+      if (i >= count)
+        break;
+      words[(start + i) & (CHUNK_FRAMES / 4 - 1)] = word;
+    }
+  }
+}
+
+// Build the stack in `state` and remember it. Returns its hash, 0 when it could not be stored.
+static inline u64 intern_stack(void *ctx, struct cpu_state *state, u32 *context) {
+  struct stack *stack = &state->stack;
+  *context = CONTEXT_UNKNOWN;
+  s64 bytes = bpf_get_stack(ctx, stack->address, sizeof(stack->address), 0);
+  if (bytes <= 0) {
+    state->lost_stacks++;
+    return 0;
+  }
+  u32 count = (u64)bytes >> 3;
+  u64 hash = count;
+#pragma clang loop unroll(disable)
+  for (u32 i = 0; i < STACK_FRAMES; i++) {
+    AS_WRITTEN(i);
+    if (i >= count || i >= STACK_FRAMES)
+      break;
+    hash = (hash ^ stack->address[i]) * 0x9E3779B97F4A7C15ULL;
+    hash ^= hash >> 32;
+  }
+  struct stack *known = stacks.lookup(&hash);
+  if (known) {
+    *context = known->context;
+    return hash;
+  }
+  stack->frames = count;
+  stack->context = CONTEXT_UNKNOWN;
+  if (stacks.update(&hash, stack)) {
+    state->lost_stacks++;
+    return 0;
+  }
+  return hash;
+}
+
+// Remember the names on the path of a memory cgroup, so that it can be told whose it was when it is gone.
+static inline void intern_cgroup(struct cpu_state *state, u64 node, u64 id) {
+  if (cgroups.lookup(&id))
+    return;
+#pragma clang loop unroll(disable)
+  for (u32 level = 0; level < CGROUP_LEVELS; level++) {
+    u64 name = 0;
+    state->path.name[level][0] = 0;
+    if (!node)
+      continue;
+    READ(name, node, NODE_NAME);
+    bpf_probe_read_kernel_str(state->path.name[level], CGROUP_NAME_BYTES, (void *)name);
+    READ(node, node, NODE_PARENT);
+  }
+  cgroups.update(&id, &state->path);
+}
+
+// A number for a class that was not seen before. Returns CLASS_LOST when none is left.
+static inline u32 new_class(struct cpu_state *state, struct class_key *key) {
+  u32 number = 0;
+  if (spare_classes.pop(&number))
+    return CLASS_LOST;
+  struct class_info *info = &state->info;
+  __builtin_memset(info, 0, sizeof(*info));
+  info->key = *key;
+  if (key->tgid) {
+    u64 task = bpf_get_current_task(), leader = 0, css_set = 0, css = 0, cgroup = 0, node = 0;
+    READ(leader, task, TASK_GROUP_LEADER);
+    bpf_probe_read_kernel(info->comm, sizeof(info->comm), (void *)(leader + TASK_COMM));
+    READ(css_set, task, TASK_CGROUPS);
+    READ(css, css_set, CSS_SET_MEMORY);
+    READ(cgroup, css, CSS_CGROUP);
+    READ(node, cgroup, CGROUP_NODE);
+    READ(info->cgroup, node, NODE_ID);
+    if (info->cgroup)
+      intern_cgroup(state, node, info->cgroup);
+  }
+  class_info.update(&number, info);
+  if (classes.insert(key, &number)) {  // another CPU was faster, or the table is full
+    spare_classes.push(&number, 0);
+    u32 *other = classes.lookup(key);
+    return other ? *other : CLASS_LOST;
+  }
+  return number;
+}
+
+static inline u32 log2_floor(u64 value) {
+  u32 bits = 0;
+  if (value >> 32) { value >>= 32; bits += 32; }
+  if (value >> 16) { value >>= 16; bits += 16; }
+  if (value >> 8) { value >>= 8; bits += 8; }
+  if (value >> 4) { value >>= 4; bits += 4; }
+  if (value >> 2) { value >>= 2; bits += 2; }
+  return bits + (value >> 1);
+}
+
+// Random bits, half as dear as the helper's: a linear congruential generator, of which the upper bits are good.
+static inline u32 random_bits(struct cpu_state *state) {
+  state->random = state->random * 6364136223846793005ULL + 1442695040888963407ULL;
+  return state->random >> 40;
+}
+
+// Compare what the recorded events of this round cost with what its time allows: thin out more, or less.
+static inline void govern(struct config *settings, struct cpu_state *state) {
+  u64 now = bpf_ktime_get_ns();
+  u64 cost = state->recorded * state->event_ns * 1000 + 1;
+  u64 allowed = (now - state->since_ns) * settings->budget_permille + 1;
+  state->more = cost > allowed ? 1 + log2_floor(cost / allowed) : 0;
+  state->less = allowed > 3 * cost ? log2_floor(allowed / cost) : 0;
+  state->recorded = 0;
+  state->skipped = 0;
+  state->since_ns = now;
+  state->round++;
+}
+
+// How much a kind of allocation is thinned out: one in 2^level is recorded. Only kinds that made an eighth of the last
+// round or more are thinned further: a rare one stays whole.
+static inline u32 level_of(struct cpu_state *state, struct cell *cell) {
+  if (cell->round != (u32)state->round) {
+    u32 level = cell->level + (cell->count >= GOVERNOR_EVENTS / 8 ? state->more : 0);
+    level = level > state->less ? level - state->less : 0;
+    cell->level = level > MAX_LEVEL ? MAX_LEVEL : level;
+    cell->count = 0;
+    cell->round = state->round;
+  }
+  return cell->level;
+}
+
+// The class of a block that the movable filter lets through. `flags` tells kinds of allocation apart for the governor.
+static inline u32 classify(void *ctx, struct config *settings, struct cpu_state *state, u64 order, u64 flags, u64 frame) {
+  u32 level = 0;
+  if (settings->budget_permille) {
+    if (order == 0) {
+      struct cell *cell = &state->cells[((u32)flags * 0x9E3779B1U) >> 26 & (GOVERNOR_CELLS - 1)];
+      level = level_of(state, cell);
+      if (level && random_bits(state) & ((1 << level) - 1)) {
+        state->thinned_events++;
+        state->thinned_pages++;
+        if (++state->skipped >= GOVERNOR_EVENTS)
+          govern(settings, state);
+        return CLASS_THINNED;
+      }
+      cell->count++;
+    }
+    if (++state->recorded >= GOVERNOR_EVENTS)
+      govern(settings, state);
+  }
+
+  u32 context;
+  u64 hash = intern_stack(ctx, state, &context);
+  struct class_key key = {.stack = hash, .slice = settings->slice, .order = order, .level = level};
+  if (context <= CONTEXT_PROCESS)
+    key.tgid = bpf_get_current_pid_tgid() >> 32;
+  u32 *known = classes.lookup(&key);
+  u32 number = known ? *known : new_class(state, &key);
+  if (number == CLASS_LOST && key.tgid) {  // rather forget the process than the stack
+    key.tgid = 0;
+    known = classes.lookup(&key);
+    number = known ? *known : CLASS_LOST;
+  }
+  struct class_info *info = class_info.lookup(&number);
+  if (!info || number == CLASS_LOST) {
+    state->lost_blocks++;
+    state->lost_pages += 1 << order;
+    return CLASS_LOST;
+  }
+  lock_xadd(&info->allocated_pages, 1 << order);
+  lock_xadd(&info->allocated_blocks, 1);
+  if (!(random_bits(state) & 15)) {
+    u32 key32 = frame;
+    u64 now = bpf_ktime_get_ns();
+    if (!births.update(&key32, &now))
+      number |= TIMED;
+  }
+  return number;
+}
+
+static inline u32 recorded_class(void *ctx, struct config *settings, struct cpu_state *state, u64 order, u64 flags, u64 frame) {
+  if (state->busy) {
+    state->interrupted++;
+    return CLASS_LOST;
+  }
+  state->busy = 1;
+  u64 start = 0;
+  if (!(state->recorded & 31))
+    start = bpf_ktime_get_ns();
+  u32 class = classify(ctx, settings, state, order, flags, frame);
+  if (start && class != CLASS_THINNED)
+    state->event_ns = (7 * state->event_ns + bpf_ktime_get_ns() - start) >> 3;
+  state->busy = 0;
+  return class;
+}
+
+int on_alloc(struct bpf_raw_tracepoint_args *ctx) {
+  u32 zero = 0;
+  u64 page = ctx->args[0], order = ctx->args[1], start = 0;
+  struct config *settings = config.lookup(&zero);
+  struct cpu_state *state = cpu.lookup(&zero);
+  if (!page || !settings || !state)
+    return 0;
+  if (!(state->events++ & (TIME_ONE_IN - 1)))
+    start = bpf_ktime_get_ns();
+  state->pages += 1ULL << (order & 31);
+  u64 frame = frame_of(settings, page);
+  u32 chunk_number = frame / CHUNK_FRAMES;
+  struct chunk *chunk = frames.lookup(&chunk_number);
+  if (!chunk || frame >= settings->frames || order > MAX_ORDER) {
+    state->lost_blocks++;
+    state->lost_pages += 1ULL << (order & 31);
+    return 0;
+  }
+  u32 class = CLASS_MOVABLE;
+  if (ctx->args[3] == MIGRATE_MOVABLE) {
+    state->movable_events++;
+    state->movable_pages += 1 << order;
+  } else {
+    class = recorded_class(ctx, settings, state, order, ctx->args[2], frame);
+  }
+  set_class(chunk, frame, order, class);
+  if (start) {
+    state->timed_events++;
+    state->timed_ns += bpf_ktime_get_ns() - start;
+  }
+  return 0;
+}
+
+// A block of `births` was freed: how long did it live? Buckets are quarters of an octave of microseconds.
+static inline void record_life(u32 frame, u32 number) {
+  u64 *born = births.lookup(&frame);
+  if (!born)
+    return;
+  u64 microseconds = (bpf_ktime_get_ns() - *born) / 1000 + 1;
+  births.delete(&frame);
+  u32 octave = log2_floor(microseconds);
+  u32 quarter = octave >= 2 ? (microseconds >> (octave - 2)) & 3 : (microseconds << (2 - octave)) & 3;
+  struct class_info *info = class_info.lookup(&number);
+  if (!info)
+    return;
+  struct life_key key = {.stack = info->key.stack, .bucket = octave * 4 + quarter};
+  u64 *count = lives.lookup(&key), one = 1;
+  if (count)
+    lock_xadd(count, 1);
+  else
+    lives.update(&key, &one);
+}
+
+int on_free(struct bpf_raw_tracepoint_args *ctx) {
+  u32 zero = 0;
+  u64 start = 0, order = ctx->args[1];
+  struct config *settings = config.lookup(&zero);
+  struct cpu_state *state = cpu.lookup(&zero);
+  if (!settings || !state)
+    return 0;
+  if (!(state->frees++ & (TIME_ONE_IN - 1)))
+    start = bpf_ktime_get_ns();
+  u64 frame = frame_of(settings, ctx->args[0]);
+  u32 chunk_number = frame / CHUNK_FRAMES;
+  struct chunk *chunk = frames.lookup(&chunk_number);
+  if (!chunk || order > MAX_ORDER)
+    return 0;
+  u32 class = chunk->class[frame & (CHUNK_FRAMES - 1)];
+  if (class || order)
+    set_class(chunk, frame, order, 0);
+  if (class & TIMED)
+    record_life(frame, class & ~TIMED);
+  if (start) {
+    state->timed_frees++;
+    state->timed_free_ns += bpf_ktime_get_ns() - start;
+  }
+  return 0;
+}
+
+// A page pool took a page. Those of alloc_pages_bulk pass no mm_page_alloc: this is their first sight.
+int on_pool_hold(struct bpf_raw_tracepoint_args *ctx) {
+  u32 zero = 0, order = 0;
+  u64 page = ctx->args[1];
+  struct config *settings = config.lookup(&zero);
+  struct cpu_state *state = cpu.lookup(&zero);
+  if (!page || page & 1 || !settings || !state)  // a low bit marks memory of a device
+    return 0;
+  u64 frame = frame_of(settings, page);
+  u32 chunk_number = frame / CHUNK_FRAMES;
+  struct chunk *chunk = frames.lookup(&chunk_number);
+  if (!chunk || frame >= settings->frames || chunk->class[frame & (CHUNK_FRAMES - 1)])
+    return 0;
+  READ(order, ctx->args[0], POOL_ORDER);
+  if (order > MAX_ORDER)
+    return 0;
+  state->pool_events++;
+  state->pool_pages += 1 << order;
+  set_class(chunk, frame, order, recorded_class(ctx, settings, state, order, 0, frame));
+  return 0;
+}
+
+// Before the trace: struct pages that `own_pid` allocated. The first entry counts the others.
+int on_own_alloc(struct bpf_raw_tracepoint_args *ctx) {
+  u32 zero = 0;
+  struct config *settings = config.lookup(&zero);
+  u64 *count = own_pages.lookup(&zero);
+  if (!settings || !count || !ctx->args[0] || bpf_get_current_pid_tgid() >> 32 != settings->own_pid)
+    return 0;
+  if (ctx->args[1] || ctx->args[3] != MIGRATE_MOVABLE || *count >= OWN_PAGES)
+    return 0;
+  u32 slot = ++*count;
+  u64 *page = own_pages.lookup(&slot);
+  if (page)
+    *page = ctx->args[0];
+  return 0;
+}

@@ -1,0 +1,1 @@
+/* Page geometry is given by the loader where a program needs it. */

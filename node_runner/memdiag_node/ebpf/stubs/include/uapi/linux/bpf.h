@@ -1,0 +1,1 @@
+/* Nothing: bcc brings its own linux/bpf.h. */
