@@ -1,0 +1,1 @@
+"""Kinds of holders: what keeps page blocks from being freed."""

@@ -1,0 +1,43 @@
+"""Rings of packet sockets (PACKET_RX_RING, PACKET_TX_RING): blocks that are mapped into the process, full or not.
+
+Kernel: net/packet/af_packet.c, alloc_pg_vec. A block that came from vmalloc, for want of a large one, is no allocpage
+and is left out.
+"""
+
+import numpy as np
+
+from memdiag_api.evidence import Holder, HolderKind
+from memdiag_node.ebpf.queues import ITEM_DTYPE, Kind
+from memdiag_node.holders.context import Held, HolderContext, kernel_blocks
+
+_POINTER_BYTES = 8
+
+
+def find(context: HolderContext) -> list[Held]:
+    """Every packet socket with rings, its receive and its transmit ring together."""
+    scan = context.scan
+    holders = []
+    for number in np.flatnonzero((scan.sockets["rx_ring"] != 0) | (scan.sockets["tx_ring"] != 0)):
+        row = scan.sockets[number]
+        items = np.zeros(2, ITEM_DTYPE)
+        items["head"] = row["rx_ring"], row["tx_ring"]
+        items["count"] = row["rx_ring_blocks"] * (row["rx_ring"] != 0), row["tx_ring_blocks"] * (row["tx_ring"] != 0)
+        items["stride"], items["kind"] = _POINTER_BYTES, Kind.BLOCKS
+        tally = context.scanner.tally(items)
+        blocks = np.concatenate([kernel_blocks(tally, item) for item in range(len(items))])
+        blocks = blocks[np.isin(blocks["order"], (row["rx_ring_order"], row["tx_ring_order"]))]
+        owners, total = context.owners(scan.owners_of(int(row["socket"])))
+        holders.append(
+            Held(
+                Holder(
+                    kind=HolderKind.PACKET_RING,
+                    description=f"ring of a packet socket, inode {row['inode']}, interface {row['local_number']}",
+                    owners=owners,
+                    owners_total=total,
+                    pinned_bytes=int(scan.sizes_bytes(blocks).sum()),
+                    pinned_blocks=len(blocks),
+                ),
+                blocks,
+            )
+        )
+    return holders

@@ -1,0 +1,103 @@
+"""Ring buffers that the kernel fills and a process maps: of perf events, and BPF maps of type RINGBUF.
+
+Both are single pages straight from the page allocator, so they are allocpage: a perf buffer's are used through the
+linear map (kernel/events/ring_buffer.c, rb_alloc), a BPF ring buffer's are only mapped by vmap, which VmallocUsed does
+not count (kernel/bpf/ringbuf.c, bpf_ringbuf_area_alloc). Left out: their tables of pages, in slab or vmalloc. A perf
+buffer that is mapped while its fd is closed is not found.
+"""
+
+import mmap
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_api.evidence import Holder, HolderKind
+from memdiag_node.ebpf.queues import ITEM_DTYPE, Kind
+from memdiag_node.ebpf.sockets import FOUND_BPF_MAP, FOUND_PERF_EVENT
+from memdiag_node.holders.context import Held, HolderContext
+from memdiag_node.holders.sockets import PINNED_DTYPE
+
+_POINTER_BYTES = 8
+_MAX_PAGES = 1 << 24  # 64 GiB: a count beyond it was read from a buffer that is gone
+
+
+def find(context: HolderContext) -> list[Held]:
+    """Every perf buffer that an fd leads to, and every BPF ring buffer."""
+    return [*_perf_buffers(context), *_map_buffers(context)]
+
+
+def _perf_buffers(context: HolderContext) -> list[Held]:
+    source = context.scanner.source
+    if "HAS_PERF_BUFFER" not in source.offset:
+        return []
+    events = context.scan.files[context.scan.files["kind"] == FOUND_PERF_EVENT]
+    buffer_of = source.peek(events["socket"] + np.uint64(source.offset["EVENT_BUFFER"]))
+    held = []
+    for buffer in map(int, np.unique(buffer_of[buffer_of != 0])):  # several events may write into one
+        data, aux = (
+            int(count) & 0xFFFFFFFF
+            for count in source.peek([buffer + source.offset["PERF_COUNT"], buffer + source.offset["PERF_AUX_COUNT"]])
+        )
+        pages = 1 + data + aux
+        if pages > _MAX_PAGES:
+            continue
+        items = np.zeros(3, ITEM_DTYPE)
+        items["head"] = (
+            buffer + source.offset["PERF_USER_PAGE"],
+            buffer + source.offset["PERF_PAGES"],
+            source.peek([buffer + source.offset["PERF_AUX_PAGES"]])[0],
+        )
+        items["count"], items["stride"], items["kind"] = (1, data, aux), _POINTER_BYTES, Kind.BLOCKS
+        # Before Linux 6.14 a mapped page of it has a mapping, as a file's has: it is the kernel's all the same.
+        blocks = context.scanner.tally(items).blocks()
+        description = f"ring buffer of perf events, {data} pages of data"
+        if aux:
+            description += f" and {aux} of traces"
+        held.append(_held(context, description, events[buffer_of == buffer], pages, blocks["page"]))
+    return held
+
+
+def _map_buffers(context: HolderContext) -> list[Held]:
+    source = context.scanner.source
+    if "HAS_RING_BUFFER" not in source.offset:
+        return []
+    files = context.scan.files[context.scan.files["kind"] == FOUND_BPF_MAP]
+    held = []
+    for address in map(int, source.ring_buffer_maps()):
+        number, buffer = map(
+            int, source.peek([address + source.offset["MAP_ID"], address + source.offset["MAP_RING_BUFFER"]])
+        )
+        pages, table = map(
+            int, source.peek([buffer + source.offset["RING_BUFFER_COUNT"], buffer + source.offset["RING_BUFFER_PAGES"]])
+        )
+        pages &= 0xFFFFFFFF
+        if not buffer or not 0 < pages <= _MAX_PAGES:
+            continue
+        description = f"BPF ring buffer, map id {number & 0xFFFFFFFF}"
+        page = source.peek(np.uint64(table) + np.arange(pages, dtype="<u8") * np.uint64(_POINTER_BYTES))
+        held.append(_held(context, description, files[files["socket"] == address], pages, page[page != 0]))
+    return held
+
+
+def _held(
+    context: HolderContext,
+    description: str,
+    files: npt.NDArray[np.void],
+    pages: int,
+    page: npt.NDArray[np.uint64],
+) -> Held:
+    blocks = np.zeros(len(page), PINNED_DTYPE)
+    blocks["page"] = page
+    owners, total = context.owners((int(file["pid"]), int(file["fd"])) for file in files)
+    return Held(
+        Holder(
+            kind=HolderKind.RING_BUFFER,
+            description=description,
+            owners=owners,
+            owners_total=total,
+            unowned_reason="" if total else "no fd: kept by a loaded program or pinned in a BPF file system",
+            pinned_bytes=pages * mmap.PAGESIZE,
+            pinned_blocks=pages,
+        ),
+        blocks,
+    )

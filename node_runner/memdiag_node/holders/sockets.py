@@ -1,0 +1,430 @@
+"""Scanning every socket of the node: who holds it, what is queued, which blocks that pins.
+
+A scan needs no entering of namespaces, so it works in a pod without CAP_SYS_ADMIN: the sockets of every process come
+by their fds, connections that nobody accepted yet by their listeners, sockets in flight by the queue they travel in.
+"""
+
+import ctypes
+import mmap
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_node.ebpf import sockets as source
+from memdiag_node.ebpf.btf import Btf
+from memdiag_node.ebpf.queues import ITEM_DTYPE, ITEM_EMBRYOS, ITEM_UNIX, Found, Kind, QueueWalker, Status
+from memdiag_node.ebpf.sockets import DESCRIPTION_DTYPE, FOUND_DTYPE, SocketSource
+from memdiag_node.ebpf.tally import BLOCK_DTYPE, TALLY_DTYPE, Tally, bytes_by_owner, unfinished, unique_blocks
+
+PINNED_DTYPE = np.dtype([("page", "<u8"), ("order", "u1")])
+"""One block, by the address of its first struct page: a key for the join, never published."""
+
+QUEUE_NAMES = ("receive", "reader", "outOfOrder", "backlog", "write", "retransmit", "error", "accept")
+RECEIVE, READER, OUT_OF_ORDER, BACKLOG, WRITE, RETRANSMIT, ERROR, ACCEPT = range(len(QUEUE_NAMES))
+READABLE = (RECEIVE, READER)
+
+_NAMES = ("local_name", "remote_name", "unused")
+_FOR_THE_WALK = (
+    *("net", "peer", "vsock_queue", "receive_packets", "write_packets", "error_packets", "reader_packets"),
+    *("vsock_packets", "receive_charge_bytes", "write_queued_bytes", "write_charge_bytes", "backlog_bytes"),
+    *("written_seq", "acknowledged_seq", "unaccepted_limit"),
+)
+
+
+def _without(fields: tuple[str, ...]) -> np.dtype[np.void]:
+    return np.dtype([(name, DESCRIPTION_DTYPE[name]) for name in DESCRIPTION_DTYPE.names or () if name not in fields])
+
+
+_NAMELESS_DTYPE = _without(_NAMES)
+SOCKET_DTYPE = _without((*_NAMES, *_FOR_THE_WALK))
+"""What a scan keeps of a description: a node may have a hundred thousand of them."""
+
+QUEUE_DTYPE = np.dtype(
+    [("socket", "<u4"), ("name", "u1"), ("pinned_bytes", "<u8"), ("user_bytes", "<u8"), *TALLY_DTYPE.descr]
+)
+"""A tally of one queue of socket number `socket` (index in SocketScan.sockets). `name`: index in QUEUE_NAMES."""
+
+_ATTEMPTS = 5
+_MAX_ROUNDS = 16
+_DEFAULT_BUDGET_SECONDS = 20.0
+_MAX_GROWTH_PACKETS = 4_096
+_MIN_BLOCKS = 1 << 20
+_M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 1 << 18
+_BLOCKS_PER_RAM_BYTE = 0.0004 / 12  # 0.04 % of RAM, at 12 bytes a block and a half again while sorting
+
+
+@dataclass(frozen=True, slots=True)
+class SocketScan:
+    """What one scan found. Sockets with nothing queued, pinned or waiting are counted, not kept."""
+
+    sockets: npt.NDArray[np.void]
+    """SOCKET_DTYPE, sorted by socket address."""
+    names: dict[int, tuple[bytes, bytes]]
+    """Local and remote name of UNIX sockets that have one, by socket address."""
+    owners: npt.NDArray[np.void]
+    """FOUND_DTYPE: every fd of every process, sorted by socket address, also of sockets that are not kept."""
+    holding: dict[int, tuple[int, int]]
+    """For a socket that no fd holds: the socket it waits in (address), and how (ebpf.queues.Found)."""
+    queues: npt.NDArray[np.void]
+    """QUEUE_DTYPE, sorted by socket."""
+    blocks: npt.NDArray[np.void]
+    """BLOCK_DTYPE: every block once for each socket, `owner` its number, sorted by it. Without user pages."""
+    sockets_seen: int
+    pinned_bytes: int
+    """By all sockets, each block of the node once."""
+    files: npt.NDArray[np.void] = field(default_factory=lambda: np.empty(0, FOUND_DTYPE))
+    """FOUND_DTYPE: every fd of every process that is a pipe, a perf event or a BPF map, for the other holders."""
+    not_seen: list[str] = field(default_factory=list)
+    start_seconds: float = 0
+    """When it began, on the monotonic clock."""
+    end_seconds: float = 0
+
+    @staticmethod
+    def sizes_bytes(blocks: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
+        """The size of each block of an array that has orders."""
+        return np.left_shift(np.uint64(mmap.PAGESIZE), blocks["order"].astype(np.uint64), dtype=np.uint64)
+
+    def blocks_of(self, socket: int) -> npt.NDArray[np.void]:
+        """The blocks that socket number `socket` pins, as PINNED_DTYPE."""
+        start, end = np.searchsorted(self.blocks["owner"], (socket, socket + 1))
+        pinned = np.empty(end - start, PINNED_DTYPE)
+        pinned["page"], pinned["order"] = self.blocks["page"][start:end], self.blocks["order"][start:end]
+        return pinned
+
+    def queues_of(self, socket: int) -> npt.NDArray[np.void]:
+        """The queues of socket number `socket`."""
+        start, end = np.searchsorted(self.queues["socket"], (socket, socket + 1))
+        return self.queues[start:end]
+
+    def owners_of(self, address: int) -> list[tuple[int, int]]:
+        """(pid, fd) of everyone who holds the socket at `address`."""
+        start = np.searchsorted(self.owners["socket"], np.uint64(address), "left")
+        end = np.searchsorted(self.owners["socket"], np.uint64(address), "right")
+        return [(int(owner["pid"]), int(owner["fd"])) for owner in self.owners[start:end]]
+
+
+class SocketScanner:
+    """Loads the eBPF programs once, scans as often as asked; use as a context manager or call `close`.
+
+    Raises BtfError or BpfError when this kernel or this process's rights do not allow it.
+    """
+
+    def __init__(self, *, btf: Btf, budget_seconds: float = _DEFAULT_BUDGET_SECONDS) -> None:
+        _give_back_what_is_freed()
+        self._budget_seconds = budget_seconds
+        self._max_blocks = max(_MIN_BLOCKS, int(os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE * _BLOCKS_PER_RAM_BYTE))
+        self._source = SocketSource(btf)
+        try:
+            self._walker = QueueWalker(btf)
+        except BaseException:
+            self._source.close()
+            raise
+
+    @property
+    def source(self) -> SocketSource:
+        """What reads kernel memory, for the other kinds of holders."""
+        return self._source
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Detach and free everything. Idempotent."""
+        self._walker.close()
+        self._source.close()
+
+    def tally(self, items: npt.NDArray[np.void]) -> Tally:
+        """Walk something else than queues (holders.registry): the items are ITEM_DTYPE."""
+        tally = Tally(len(items), max_blocks=self._max_blocks)
+        facts = {name: self._source.fact(name) for name in ("linear_to_page", "socket_file_operations")}
+        for records in self._walker.walk(items, deadline_seconds=time.monotonic() + self._budget_seconds, **facts):
+            tally.add(records)
+        return tally
+
+    def scan(self) -> SocketScan:
+        """Look at every socket once. Raises BpfError when the kernel stops answering."""
+        return _Scan(self._source, self._walker, self._max_blocks, self._budget_seconds).run()
+
+
+class _Scan:
+    """The state of one scan."""
+
+    def __init__(self, sockets: SocketSource, walker: QueueWalker, max_blocks: int, budget_seconds: float) -> None:
+        self._source = sockets
+        self._walker = walker
+        self._max_blocks = max_blocks
+        self._start_seconds = time.monotonic()
+        self._deadline_seconds = self._start_seconds + budget_seconds
+        self._known = np.empty(0, "<u8")
+        self._seen = 0
+        self._nets = np.empty(0, "<u8")
+        self._tables_read = False
+        self._namespaces_walked = False
+        self._kept: list[npt.NDArray[np.void]] = []
+        self._names: dict[int, tuple[bytes, bytes]] = {}
+        self._holding: dict[int, tuple[int, int]] = {}
+        self._queues: list[npt.NDArray[np.void]] = []
+        self._blocks: list[npt.NDArray[np.void]] = []
+        self._blocks_left_out = 0
+
+    def run(self) -> SocketScan:
+        held = np.unique(self._source.held())
+        self._files = held[held["kind"] != source.FOUND_SOCKET]
+        owners = held[held["kind"] == source.FOUND_SOCKET]
+        candidates = np.unique(np.concatenate([owners["socket"], self._source.listed()]))
+        for _ in range(_MAX_ROUNDS):
+            if not len(candidates):
+                break
+            candidates = self._look_at(candidates)
+            if not self._tables_read:
+                candidates = np.union1d(candidates, np.setdiff1d(self._in_tables(), self._known))
+        return self._result(owners)
+
+    def _look_at(self, candidates: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """Describe these sockets, walk their queues, and give the sockets that this brought to light."""
+        self._known = np.union1d(self._known, candidates)
+        rows = self._describe(candidates)
+        # The largest first: should time run out, what matters most was reached.
+        rows = rows[
+            np.argsort(-(rows["receive_charge_bytes"].astype("<i8") + rows["write_queued_bytes"]), kind="stable")
+        ]
+        base = sum(map(len, self._kept))
+        self._kept.append(_narrowed(rows, SOCKET_DTYPE))
+        socket, name, items = worklist(rows, self._source.offset)
+        addresses = rows["socket"].copy()
+        del rows
+        table, blocks, findings = self._walk(items)
+        queues = np.zeros(len(items), QUEUE_DTYPE)
+        for column in TALLY_DTYPE.names or ():
+            queues[column] = table[column]
+        queues["socket"], queues["name"] = base + socket, name
+        user = blocks["user"]
+        queues["pinned_bytes"] = bytes_by_owner(blocks[~user], len(items), page_size_bytes=mmap.PAGESIZE)
+        queues["user_bytes"] = bytes_by_owner(blocks[user], len(items), page_size_bytes=mmap.PAGESIZE)
+        blocks = blocks[~user]
+        blocks["owner"] = base + socket[blocks["owner"]]
+        self._queues.append(queues)
+        self._blocks.append(unique_blocks(blocks))
+        for finding in findings[findings["how"] != Found.LISTED]:
+            address = int(finding["socket"])
+            self._holding.setdefault(address, (int(addresses[socket[finding["item"]]]), int(finding["how"])))
+        return np.setdiff1d(findings["socket"], self._known)
+
+    def _in_tables(self) -> npt.NDArray[np.uint64]:
+        """Sockets in the hash tables of every network namespace: also those that no fd and no listener leads to."""
+        self._tables_read = True
+        nets = self._walker.net_items(int(self._nets[0])) if len(self._nets) else np.empty(0, ITEM_DTYPE)
+        if not len(nets):
+            return np.empty(0, "<u8")
+        tables = self._tally(nets).tables
+        self._namespaces_walked = bool(tables)
+        found: npt.NDArray[np.uint64] = np.unique(self._tally(self._walker.table_items(tables)).findings()["socket"])
+        return found
+
+    def _describe(self, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.void]:
+        kept = []
+        for rows in self._source.describe(addresses):
+            self._seen += len(rows)
+            self._nets = np.union1d(self._nets, rows["net"])
+            rows = rows[is_busy(rows)]  # noqa: PLW2901 - the idle ones are counted, no more
+            for row in rows[(rows["local_name_bytes"] > 0) | (rows["remote_name_bytes"] > 0)]:
+                self._names[int(row["socket"])] = (
+                    row["local_name"][: row["local_name_bytes"]].tobytes(),
+                    row["remote_name"][: row["remote_name_bytes"]].tobytes(),
+                )
+            kept.append(_narrowed(rows, _NAMELESS_DTYPE))
+        return _joined(kept, _NAMELESS_DTYPE)
+
+    def _walk(
+        self, items: npt.NDArray[np.void]
+    ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void], npt.NDArray[np.void]]:
+        """Walk the items, and again those that changed meanwhile: their tallies, blocks and findings."""
+        table, blocks, findings = self._walk_once(items)
+        for _ in range(_ATTEMPTS - 1):
+            again = unfinished(table)
+            if not len(again) or time.monotonic() >= self._deadline_seconds:
+                break
+            new_table, new_blocks, new_findings = self._walk_once(items[again])
+            better = (new_table["status"] == Status.WHOLE) | (new_table["packets"] > table["packets"][again])
+            replaced = again[better]
+            table[replaced] = new_table[better]
+            new_blocks = new_blocks[better[new_blocks["owner"]]]
+            new_blocks["owner"] = again[new_blocks["owner"]]
+            blocks = np.concatenate([blocks[~np.isin(blocks["owner"], replaced)], new_blocks])
+            new_findings["item"] = again[new_findings["item"]]
+            findings = np.concatenate([findings, new_findings])
+        return table, blocks, findings
+
+    def _walk_once(
+        self, items: npt.NDArray[np.void]
+    ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void], npt.NDArray[np.void]]:
+        tally = self._tally(items)
+        self._blocks_left_out += tally.blocks_left_out
+        return tally.table, tally.blocks(), tally.findings()
+
+    def _tally(self, items: npt.NDArray[np.void]) -> Tally:
+        room = self._max_blocks - sum(map(len, self._blocks))
+        tally = Tally(len(items), max_blocks=max(0, room))
+        for records in self._walker.walk(
+            items,
+            deadline_seconds=self._deadline_seconds,
+            linear_to_page=self._source.fact("linear_to_page"),
+            socket_file_operations=self._source.fact("socket_file_operations"),
+            net_operations=self._source.fact("net_operations"),
+        ):
+            tally.add(records)
+        return tally
+
+    def _result(self, owners: npt.NDArray[np.void]) -> SocketScan:
+        rows = _joined(self._kept, SOCKET_DTYPE)
+        queues = _joined(self._queues, QUEUE_DTYPE)
+        blocks = _joined(self._blocks, BLOCK_DTYPE)
+        alive = self._still_the_same(rows)
+        order = np.flatnonzero(alive)[np.argsort(rows["socket"][alive])]
+        number = np.full(len(rows), -1, np.int64)
+        number[order] = np.arange(len(order))
+        rows = rows[order]
+        queues = queues[number[queues["socket"]] >= 0]
+        queues["socket"] = number[queues["socket"]]
+        blocks = blocks[number[blocks["owner"]] >= 0]
+        blocks["owner"] = number[blocks["owner"]]
+        _, first = np.unique(blocks["page"], return_index=True)
+        pinned = SocketScan.sizes_bytes(blocks[first]).sum()
+        return SocketScan(
+            sockets=rows,
+            names=self._names,
+            owners=owners,
+            holding=self._holding,
+            queues=queues[np.lexsort((queues["name"], queues["socket"]))],
+            blocks=unique_blocks(blocks),
+            sockets_seen=self._seen,
+            pinned_bytes=int(pinned),
+            files=self._files,
+            not_seen=self._not_seen(queues),
+            start_seconds=self._start_seconds,
+            end_seconds=time.monotonic(),
+        )
+
+    def _still_the_same(self, rows: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+        """Describe the sockets anew and take over the newer counters; False for one that is gone, or another by now."""
+        alive = np.zeros(len(rows), bool)
+        position = np.argsort(rows["socket"])
+        ordered = rows["socket"][position]
+        for pieces in self._source.describe(ordered):
+            newer = _narrowed(pieces, SOCKET_DTYPE)
+            index = position[np.searchsorted(ordered, newer["socket"])]
+            same = np.ones(len(newer), bool)
+            for column in ("family", "protocol", "netns"):
+                same &= rows[column][index] == newer[column]
+            # A connection gets its inode when accepted and loses it when closed; another socket has another.
+            older_inode = rows["inode"][index]
+            same &= (older_inode == newer["inode"]) | (older_inode == 0) | (newer["inode"] == 0)
+            alive[index] = same
+            rows[index[same]] = newer[same]
+        return alive
+
+    def _not_seen(self, queues: npt.NDArray[np.void]) -> list[str]:
+        notes = [f"this kernel does not list {kind} sockets that no fd holds" for kind in self._source.missing_finders]
+        others = "raw, netlink and vsock" if self._namespaces_walked else "any"
+        notes.append(f"{others} sockets of other network namespaces that no fd and no listener leads to")
+        if not self._source.sees_perf_events:
+            notes.append("ring buffers of perf events: this process may open none, so it cannot tell their files")
+        if not self._source.fact("linear_to_page"):
+            notes.append(
+                "pages that are a packet's linear head (counted as slab heads: this kernel's slab layout is unknown)"
+            )
+        device = int(queues["device"].sum())
+        if device:
+            notes.append(f"{device} fragments in device memory, which is no RAM of this node")
+        if self._blocks_left_out:
+            notes.append(f"{self._blocks_left_out} blocks beyond the {self._max_blocks} that this scan may keep")
+        not_reached = int(np.count_nonzero(queues["status"] == Status.NOT_REACHED))
+        if not_reached:
+            notes.append(f"{not_reached} queues that the scan's time did not reach")
+        return notes
+
+
+def _give_back_what_is_freed() -> None:
+    """Have the C library map each large array by itself, so that freeing it gives its memory back.
+
+    Left alone it raises that size with every array that it frees, and keeps tens of MiB (man 3 mallopt).
+    """
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+
+
+def _joined(parts: list[npt.NDArray[np.void]], dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
+    """All parts in one array; the list is emptied, since both together could be too much."""
+    whole = np.concatenate(parts) if parts else np.empty(0, dtype)
+    parts.clear()
+    return whole
+
+
+def _narrowed(rows: npt.NDArray[np.void], dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
+    """The rows with the fields of `dtype` only."""
+    kept = np.empty(len(rows), dtype)
+    for column in dtype.names or ():
+        kept[column] = rows[column]
+    return kept
+
+
+def is_busy(rows: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+    """Which sockets have something queued, waiting to be accepted, or mapped as a ring."""
+    busy = np.zeros(len(rows), bool)
+    for column in (
+        *("receive_packets", "reader_packets", "write_packets", "error_packets", "vsock_packets"),
+        *("present", "unaccepted", "rx_ring", "tx_ring"),
+    ):
+        busy |= rows[column] != 0
+    return busy
+
+
+def worklist(
+    rows: npt.NDArray[np.void], offset: Mapping[str, int]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint8], npt.NDArray[np.void]]:
+    """What to walk of these sockets: the socket's number, the queue's name, and the item, row by row of the result.
+
+    `offset`: where in a sock each queue lies, by the names of ebpf.sockets.socket_defines.
+    """
+    is_unix = rows["family"] == source.AF_UNIX
+    is_pending = is_unix & (rows["state"] == source.TCP_LISTEN)
+    received, present = rows["receive_packets"], rows["present"]
+    plan: tuple[tuple[int, npt.NDArray[Any], Kind, str, int], ...] = (
+        (RECEIVE, np.where(is_unix, 0, received), Kind.PACKET_LIST, "SOCK_RECEIVE_QUEUE", 0),
+        (RECEIVE, np.where(is_unix & ~is_pending, received, 0), Kind.PACKET_LIST, "SOCK_RECEIVE_QUEUE", ITEM_UNIX),
+        (ACCEPT, np.where(is_pending, received, 0), Kind.PACKET_LIST, "SOCK_RECEIVE_QUEUE", ITEM_EMBRYOS),
+        (RECEIVE, rows["vsock_packets"], Kind.PACKET_LIST, "", 0),
+        (READER, rows["reader_packets"], Kind.PACKET_LIST, "UDP_READER_QUEUE", 0),
+        (WRITE, rows["write_packets"], Kind.PACKET_LIST, "SOCK_WRITE_QUEUE", 0),
+        (ERROR, rows["error_packets"], Kind.PACKET_LIST, "SOCK_ERROR_QUEUE", 0),
+        (OUT_OF_ORDER, present & source.PRESENT_OUT_OF_ORDER, Kind.PACKET_TREE, "TCP_OUT_OF_ORDER", 0),
+        (RETRANSMIT, present & source.PRESENT_RETRANSMIT, Kind.PACKET_TREE, "SOCK_RETRANSMIT", 0),
+        (BACKLOG, present & source.PRESENT_BACKLOG, Kind.PACKET_CHAIN, "SOCK_BACKLOG_HEAD", 0),
+        (ACCEPT, present & source.PRESENT_ACCEPT, Kind.ACCEPT, "LISTENER_ACCEPT_HEAD", 0),
+    )
+    sockets, names, items = [], [], []
+    for name, length, kind, field_name, flags in plan:
+        chosen = np.flatnonzero(length)
+        part = np.zeros(len(chosen), ITEM_DTYPE)
+        part["head"] = (
+            rows["socket"][chosen] + np.uint64(offset[field_name]) if field_name else rows["vsock_queue"][chosen]
+        )
+        part["kind"], part["flags"] = kind, flags
+        # A walk that leaves the queue for another one by a race may go on for ever: it ends far beyond what was there.
+        part["count"] = 2 * length[chosen].astype("<u4") + _MAX_GROWTH_PACKETS
+        sockets.append(chosen)
+        names.append(np.full(len(chosen), name, "u1"))
+        items.append(part)
+    socket, name_column, item = np.concatenate(sockets), np.concatenate(names), np.concatenate(items)
+    order = np.argsort(socket, kind="stable")
+    return socket[order], name_column[order], item[order]
