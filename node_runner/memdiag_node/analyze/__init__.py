@@ -1,0 +1,1 @@
+"""From records to findings: pure functions, no I/O."""

@@ -1,0 +1,95 @@
+"""What the birth times of outstanding blocks say: do they grow, are they pinned, or is it churn?
+
+The window is cut into three parts. The youngest says little: blocks of any load with some life are still out there. The
+rule looks at what is left of the two older ones; docs/trace.md shows it with examples.
+
+    Churn    less than a tenth of the outstanding bytes is from the two older thirds
+    Growing  in both older thirds, at least half of the slices have survivors; the oldest third has at least half as
+             many bytes as the middle one (a load whose blocks just live long thins out towards the past); and the
+             growth is more than twice its error
+    Pinned   at least half of the bytes is from the older thirds, but from fewer than half of their slices: once
+             filled, since then kept
+    Unclear  anything else, and anything with fewer than 8 blocks
+
+Growth is what is left of the two older thirds over their time: bytes that were allocated and stay, per second. Its
+error is the standard error of the mean over their slices, and the error of thinned figures on top.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from memdiag_api.evidence import Trend
+
+_MIN_BLOCKS = 8
+_MIN_SLICES = 6
+_CHURN_SHARE = 0.1
+_PINNED_SHARE = 0.5
+_FILLED_SLICES = 0.5
+_FLATNESS = 0.5
+_ERRORS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How fast the survivors of a stack accumulate, and what that means."""
+
+    bytes_per_second: float
+    error_bytes_per_second: float
+    trend: Trend
+
+
+def growth_of(births_bytes: Sequence[float], *, slice_seconds: float, blocks: int, error_bytes: float = 0.0) -> Growth:
+    """Judge outstanding bytes by time of birth: one value for each slice of the window, oldest first.
+
+    `error_bytes` is the standard error of their sum, 0 when every block was recorded.
+    """
+    third = len(births_bytes) // 3
+    if len(births_bytes) < _MIN_SLICES or slice_seconds <= 0:
+        return Growth(0.0, 0.0, Trend.UNCLEAR)
+    oldest, middle = births_bytes[:third], births_bytes[third : 2 * third]
+    older = [*oldest, *middle]
+    total = math.fsum(births_bytes)
+    older_share = math.fsum(older) / total if total else 0.0
+    rate = fmean(older) / slice_seconds
+    scatter = stdev(older) / math.sqrt(len(older)) / slice_seconds
+    thinning = error_bytes * math.sqrt(older_share) / (len(older) * slice_seconds)
+    error = math.hypot(scatter, thinning)
+    return Growth(rate, error, _trend(oldest, middle, older_share, blocks, rate, error))
+
+
+def _trend(  # noqa: PLR0917 - the rule's own inputs
+    oldest: Sequence[float], middle: Sequence[float], older_share: float, blocks: int, rate: float, error: float
+) -> Trend:
+    if blocks < _MIN_BLOCKS:
+        return Trend.UNCLEAR
+    if older_share < _CHURN_SHARE:
+        return Trend.CHURN
+    everywhere = _filled(oldest) >= _FILLED_SLICES and _filled(middle) >= _FILLED_SLICES
+    if everywhere and fmean(oldest) >= _FLATNESS * fmean(middle) and rate > _ERRORS * error:
+        return Trend.GROWING
+    if older_share >= _PINNED_SHARE and _filled([*oldest, *middle]) < _FILLED_SLICES:
+        return Trend.PINNED
+    return Trend.UNCLEAR
+
+
+def _filled(births_bytes: Sequence[float]) -> float:
+    """The share of slices that have survivors."""
+    return sum(1 for born in births_bytes if born > 0) / len(births_bytes)
+
+
+def median_life_seconds(freed_by_bucket: dict[int, int]) -> float | None:
+    """The median life of freed blocks; None when none was timed.
+
+    A bucket is a quarter of an octave: number 4 * o + q has the lives from (4 + q) / 4 * 2^o microseconds up to the
+    next bucket's, as page_trace.bpf.c counts them. The answer is the middle of the median's bucket.
+    """
+    total = sum(freed_by_bucket.values())
+    seen = 0
+    for bucket in sorted(freed_by_bucket):
+        seen += freed_by_bucket[bucket]
+        if total and 2 * seen >= total:
+            octave, quarter = divmod(bucket, 4)
+            return (4.5 + quarter) / 4 * 2.0**octave / 1e6
+    return None

@@ -1,0 +1,113 @@
+"""What a page-allocation trace found, as numbers: the result that stacks, join and report are made of."""
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_api.evidence import TraceCounters
+
+BLOCK_DTYPE = np.dtype(
+    [
+        ("page", "<u8"),  # address of the block's first struct page: a key for the join, never published
+        ("order", "u1"),
+        ("slice", "u1"),
+        ("context", "u1"),  # ContextCode
+        ("frames", "<u4"),  # still out
+        ("stack", "<i4"),  # index in TraceResult.stacks
+        ("process", "<i4"),  # index in TraceResult.processes, -1 none
+        ("weight", "<f4"),  # blocks that this one stands for
+    ]
+)
+GROUP_DTYPE = np.dtype(
+    [
+        ("stack", "<i4"),
+        ("process", "<i4"),
+        ("order", "u1"),
+        ("slice", "u1"),
+        ("context", "u1"),
+        ("weight", "<f8"),
+        ("frames", "<i8"),  # outstanding; this and the following are not weighted
+        ("blocks", "<i8"),
+        ("allocated_pages", "<i8"),
+        ("allocated_blocks", "<i8"),
+    ]
+)
+
+
+class ContextCode(IntEnum):
+    """In which context a stack ran."""
+
+    UNKNOWN = 0
+    PROCESS = 1
+    SOFTIRQ = 2
+    INTERRUPT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class TracedProcess:
+    """A process as it was when it allocated."""
+
+    pid: int
+    comm: str
+    container_id: str
+    pod_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """Outstanding blocks that are charged to the memory cgroup of a container."""
+
+    container_id: str
+    pod_uid: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TraceResult:
+    """What was outstanding when the trace ended. Stacks are in order of their outstanding bytes, largest first."""
+
+    blocks: npt.NDArray[np.void]
+    """BLOCK_DTYPE, for the join."""
+    groups: npt.NDArray[np.void]
+    """GROUP_DTYPE: all blocks, summed up by what they have in common."""
+    stacks: list[tuple[str, ...]]
+    """Trimmed frames, innermost first."""
+    memory_classes: list[str]
+    """Of each stack: AllocPage, Vmalloc, Percpu, Slab, ..."""
+    lives: list[dict[int, int]]
+    """Of each stack: freed blocks that were timed, by bucket of their life (births.median_life_seconds)."""
+    processes: list[TracedProcess]
+    charges: list[Charge]
+    """By container, largest first: recorded blocks, not scaled. What is not listed is charged to nobody known."""
+    counters: TraceCounters
+    slices: int
+    slice_seconds: float
+    traced_seconds: float
+    page_bytes: int
+    struct_page_bytes: int
+    outstanding_bytes: int
+    """Allocpage only: without the stacks of other memory classes, and without what was set aside."""
+    outstanding_blocks: int
+
+    def groups_of(self, stack: int) -> npt.NDArray[np.void]:
+        """The groups of one stack."""
+        groups: npt.NDArray[np.void] = self.groups[self.groups["stack"] == stack]
+        return groups
+
+    def error_bytes(self, groups: npt.NDArray[np.void]) -> float:
+        """The standard error of the scaled bytes of `groups`: the truth is within two of it 95 times in 100.
+
+        Each block of a thinned kind was recorded with the probability 1 / weight, whatever happened to the others, so
+        a recorded one adds weight * (weight - 1) to the variance of its sum. But the sum over all stacks is known
+        exactly; a stack with a share of it has only the rest of that variance.
+        """
+        frames, weight = groups["frames"], groups["weight"]
+        all_thinned = float(np.sum(self.groups["frames"] * (self.groups["weight"] - 1)))
+        if not all_thinned:
+            return 0.0
+        share = float(np.sum(frames * (weight - 1))) / all_thinned
+        variance = float(np.sum(frames * weight * (weight - 1))) * max(0.0, 1 - share)
+        return self.page_bytes * math.sqrt(variance)

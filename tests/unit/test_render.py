@@ -1,0 +1,45 @@
+"""The report for a person: complete, the answer first, at most 100 columns wide."""
+
+from memdiag_api.evidence import Check, Need, NeedState
+from memdiag_node.render import render_report
+from support.evidence import evidence_with
+
+
+def test_the_answer_comes_first_and_every_part_follows() -> None:
+    lines = render_report(evidence_with(holders=2, stacks=2)).splitlines()
+    assert lines[0] == "memdiag: node1, Linux 6.18.0, 2 CPUs, 24.0 GiB, traced for 60.1 s"
+    assert lines[2] == "PinnedByUnreadSocket (confidence: high)"
+    assert "5.80 GiB" in lines[3]
+    headings = [line.split("   ")[0] for line in lines if line[:1].isupper()]
+    assert headings[1:] == ["WHERE THE MEMORY IS", "WHO HOLDS IT", "WHICH CALL STACKS", "WHAT THIS COVERS"]
+
+
+def test_a_holder_says_how_much_who_and_what() -> None:
+    lines = render_report(evidence_with()).splitlines()
+    at = next(number for number, line in enumerate(lines) if "nginx[4711]" in line and ">=60s" in line)
+    assert lines[at].split() == ["5.66", "GiB", "3.00", "MiB", "125", "MiB", ">=60s", "nginx[4711]", "11"]
+    assert lines[at + 1].strip() == "TCP ESTABLISHED 10.244.0.7:80 < 10.244.0.9:51234"
+
+
+def test_no_line_is_wider_than_100_columns_however_long_the_names() -> None:
+    report = render_report(evidence_with(holders=20, stacks=5, comm="a-very-long-name" * 16))
+    assert max(map(len, report.splitlines())) <= 100
+
+
+def test_what_is_missing_is_said_with_its_remedy() -> None:
+    need = Need(
+        name="tracefs",
+        state=NeedState.MISSING,
+        checks=[Check.ALLOC_PAGE_TRACE],
+        detail="not there.",
+        remedy="Mount it.",
+    )
+    assert "  missing: tracefs: not there. Mount it." in render_report(
+        evidence_with().model_copy(update={"needs": [need]})
+    )
+
+
+def test_an_interrupted_run_says_so() -> None:
+    evidence = evidence_with()
+    window = evidence.window.model_copy(update={"interrupted": True})
+    assert "Ended early: 60 s were asked for" in render_report(evidence.model_copy(update={"window": window}))
