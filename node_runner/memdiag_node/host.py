@@ -1,0 +1,34 @@
+"""The machine that is looked at: where its kernel's files are, and what it says of itself."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from memdiag_api.evidence import Host
+from memdiag_node.procfs.cpulist import parse_cpu_count
+from memdiag_node.procfs.meminfo import parse_meminfo
+
+
+@dataclass(frozen=True, slots=True)
+class HostRoots:
+    """Where the host's /proc and /sys are."""
+
+    proc: Path = Path("/proc")
+    sys: Path = Path("/sys")
+
+
+def read_host(roots: HostRoots, node_name: str) -> Host:
+    """Describe the host, as `node_name` in the cluster (or its host name, outside one).
+
+    Raises OSError when a file is missing and ProcFormatError when one is malformed.
+    """
+    meminfo, online = roots.proc / "meminfo", roots.sys / "devices/system/cpu/online"
+    return Host(
+        node_name=node_name,
+        kernel_release=(roots.proc / "sys/kernel/osrelease").read_text().strip(),
+        architecture=os.uname().machine,
+        cpus=parse_cpu_count(online.read_bytes(), source=str(online)),
+        mem_total_bytes=parse_meminfo(meminfo.read_bytes(), source=str(meminfo)).mem_total_bytes,
+        page_size_bytes=os.sysconf("SC_PAGE_SIZE"),
+        boot_id=(roots.proc / "sys/kernel/random/boot_id").read_text().strip(),
+    )

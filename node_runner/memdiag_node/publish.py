@@ -1,0 +1,71 @@
+"""The runner's only output: the document in the asked format, and the pod's termination message."""
+
+import hashlib
+from enum import StrEnum
+from pathlib import Path
+from typing import BinaryIO
+
+from memdiag_api.evidence import Evidence, RunnerError, TerminationMessage
+from memdiag_api.framing import frame
+from memdiag_node.analyze.document import encode, fit
+from memdiag_node.analyze.stacks import to_folded
+from memdiag_node.render import render_report
+
+# The kubelet keeps 4096 bytes of a termination message: the whole of it must stay below.
+_MAX_SUSPECT_BYTES = 256
+_MAX_ERROR_BYTES = 1024
+
+
+class Output(StrEnum):
+    """Formats of the result."""
+
+    TEXT = "text"
+    JSON = "json"
+    FOLDED = "folded"
+    FRAMED = "framed"
+
+
+def publish(evidence: Evidence, output: Output, stream: BinaryIO, termination_log: Path | None = None) -> None:
+    """Write `evidence` to `stream` and, where there is one, the pod's termination log.
+
+    Framed, the document is kept within its bound and wrapped as memdiag_api.framing says: that is how it leaves a pod.
+    """
+    match output:
+        case Output.TEXT:
+            stream.write(render_report(evidence).encode())
+        case Output.JSON:
+            stream.write(encode(evidence) + b"\n")
+        case Output.FOLDED:
+            stream.write(to_folded(evidence.stacks).encode())
+        case Output.FRAMED:
+            document = encode(fit(evidence))
+            _write_termination(termination_log, _delivered(evidence, document))
+            stream.write(frame(document, evidence.run_id))
+    stream.flush()
+
+
+def publish_failure(run_id: str, error: RunnerError, message: str, termination_log: Path | None) -> None:
+    """Leave word of a run that has no document: what `message` says; the log has the rest."""
+    text = _bounded(message, _MAX_ERROR_BYTES)
+    _write_termination(termination_log, TerminationMessage(run_id=run_id, error=error, error_message=text))
+
+
+def _bounded(text: str, limit_bytes: int) -> str:
+    """`text` on one line, of at most `limit_bytes` in UTF-8, without characters that JSON would escape at length."""
+    printable = "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
+    return printable.encode(errors="replace")[:limit_bytes].decode(errors="ignore")
+
+
+def _delivered(evidence: Evidence, document: bytes) -> TerminationMessage:
+    return TerminationMessage(
+        run_id=evidence.run_id,
+        length_bytes=len(document),
+        sha256=hashlib.sha256(document).hexdigest(),
+        verdict=evidence.verdict.kind,
+        suspect=_bounded(evidence.verdict.sentence, _MAX_SUSPECT_BYTES),
+    )
+
+
+def _write_termination(path: Path | None, message: TerminationMessage) -> None:
+    if path is not None:
+        path.write_text(message.model_dump_json(by_alias=True, exclude_none=True))

@@ -1,0 +1,267 @@
+"""The report that a person reads: text from one evidence document."""
+
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+
+from memdiag_api.evidence import (
+    Breakdown,
+    Context,
+    Evidence,
+    Holder,
+    NeedState,
+    Stack,
+    TraceCounters,
+    Verdict,
+)
+from memdiag_api.units import format_bytes
+
+WIDTH = 100
+_BAR_WIDTH = 24
+_FRAMES_SHOWN = 12
+_FDS_SHOWN = 3
+# What a machine does all the time leaves many stacks with a page or two.
+_STACKS_ALWAYS_SHOWN = 3
+_SMALL_STACK_BYTES = 256 * 1024
+_ALLOC_PAGE = "AllocPage"
+_CONTAINER_ID_SHOWN = 12
+_CONTAINERS_SHOWN = 5
+_SPARKS = " ▁▂▃▄▅▆▇█"
+
+
+def render_report(evidence: Evidence) -> str:
+    """The whole report, at most 100 columns wide, the answer first."""
+    parts = [
+        _heading(evidence),
+        _verdict(evidence.verdict),
+        _breakdown(evidence.breakdown) if evidence.breakdown else [],
+        _holders(evidence),
+        _stacks(evidence),
+        _ledger(evidence),
+        _coverage(evidence),
+    ]
+    return "\n".join(line for part in parts for line in (*part, "") if part).rstrip("\n") + "\n"
+
+
+def _heading(evidence: Evidence) -> list[str]:
+    host, window = evidence.host, evidence.window
+    traced = f"traced for {window.traced_seconds:.1f} s" if window.traced_seconds else "not traced"
+    lines = [
+        f"memdiag: {host.node_name}, Linux {host.kernel_release}, {host.cpus} CPUs, "
+        f"{format_bytes(host.mem_total_bytes)}, {traced}"
+    ]
+    if window.interrupted:
+        lines.append(
+            f"Ended early: {window.requested_seconds:.0f} s were asked for. The figures cover what was traced."
+        )
+    return lines
+
+
+def _verdict(verdict: Verdict) -> list[str]:
+    return [
+        f"{verdict.kind.value} (confidence: {verdict.confidence.value.lower()})",
+        *_wrapped(verdict.sentence, "  "),
+        *(line for reason in verdict.reasons for line in _wrapped(reason, "  - ")),
+        *_wrapped(verdict.advice, "  Next: "),
+    ]
+
+
+def _breakdown(breakdown: Breakdown) -> list[str]:
+    change = breakdown.alloc_page_change_bytes
+    lines = [f"WHERE THE MEMORY IS   {format_bytes(breakdown.mem_total_bytes)} in all"]
+    for group in ("Application", "Kernel", "Free"):
+        members = [one for one in breakdown.classes if one.group == group and one.size_bytes]
+        total = sum(one.size_bytes for one in members)
+        lines.append(f"  {group:<26}{format_bytes(total):>10}  {_percent(total, breakdown.mem_total_bytes)}")
+        for one in sorted(members, key=lambda member: -member.size_bytes):
+            bar = "#" * round(_BAR_WIDTH * one.size_bytes / max(1, breakdown.mem_total_bytes))
+            note = (
+                f"{'+' if change >= 0 else ''}{format_bytes(change)} in the window" if one.name == "AllocPage" else ""
+            )
+            row = f"    {one.name:<24}{format_bytes(one.size_bytes):>10}  "
+            lines.append(
+                f"{row}{_percent(one.size_bytes, breakdown.mem_total_bytes)}  {bar:<{_BAR_WIDTH}} {note}".rstrip()
+            )
+    return lines
+
+
+def _holders(evidence: Evidence) -> list[str]:
+    if evidence.coverage is None:
+        return []
+    lines = ["WHO HOLDS IT   blocks of pages that sockets and others keep from being freed"]
+    if not evidence.holders:
+        return [*lines, "  No holder pins anything."]
+    header = ("PINNED", "UNREAD", "CHARGED", "STUCK", "PROCESS", "FD")
+    table = _table((header, *map(_holder_row, evidence.holders)), right=(0, 1, 2, 3))
+    lines.append(table[0])
+    for row, holder in zip(table[1:], evidence.holders, strict=True):
+        lines += [row, *_wrapped(_what(holder), " " * 12)]
+    return lines
+
+
+def _holder_row(holder: Holder) -> tuple[str, ...]:
+    owner = holder.owners[0] if holder.owners else None
+    more = f" (+{holder.owners_total - 1})" if holder.owners_total > 1 else ""
+    return (
+        format_bytes(holder.pinned_bytes),
+        format_bytes(holder.unread_bytes),
+        format_bytes(holder.charge_bytes),
+        f">={holder.stuck_seconds:.0f}s" if holder.stuck_seconds is not None else "-",
+        f"{owner.comm}[{owner.pid}]{more}" if owner else f"({holder.unowned_reason or 'nobody'})",
+        _fds(owner.fds) if owner else "-",
+    )
+
+
+def _fds(fds: Sequence[int]) -> str:
+    return ",".join(map(str, fds[:_FDS_SHOWN])) + ("..." if len(fds) > _FDS_SHOWN else "")
+
+
+def _what(holder: Holder) -> str:
+    socket, owner = holder.socket, holder.owners[0] if holder.owners else None
+    if socket is None:
+        words = [holder.description or holder.kind.value]
+    else:
+        addresses = " < ".join(part for part in (socket.local_address, socket.remote_address) if part)
+        words = [socket.protocol or socket.family, socket.state, addresses]
+    if owner and owner.container_id:
+        words.append(f"container {owner.container_id[:_CONTAINER_ID_SHOWN]}")
+    return " ".join(word for word in words if word)
+
+
+def _stacks(evidence: Evidence) -> list[str]:
+    if evidence.trace is None:
+        return []
+    trace = evidence.trace
+    lines = [
+        f"WHICH CALL STACKS   {format_bytes(trace.outstanding_bytes)} in {trace.outstanding_blocks} blocks were "
+        f"allocated in the window and not freed"
+    ]
+    shown = [
+        stack
+        for number, stack in enumerate(evidence.stacks)
+        if number < _STACKS_ALWAYS_SHOWN or stack.outstanding_bytes >= _SMALL_STACK_BYTES
+    ]
+    for number, stack in enumerate(shown, start=1):
+        lines += _stack(number, stack, evidence)
+    if len(shown) < len(evidence.stacks):
+        lines.append(f"  {len(evidence.stacks) - len(shown)} more of less than {format_bytes(_SMALL_STACK_BYTES)} each")
+    return lines
+
+
+def _stack(number: int, stack: Stack, evidence: Evidence) -> Iterator[str]:
+    orders = ", ".join(f"{count} of order {order}" for order, count in stack.outstanding_by_order.items())
+    other = "" if stack.memory_class == _ALLOC_PAGE else f" of {stack.memory_class}, not allocpage"
+    yield (
+        f"  #{number}  {format_bytes(stack.outstanding_bytes)} outstanding ({orders}){other}, "
+        f"{stack.trend.value.lower()}, "
+        f"{format_bytes(stack.growth_bytes_per_second)}/s"
+    )
+    if stack.births_bytes:
+        yield f"      born |{_sparkline(stack.births_bytes)}| over the window"
+    if stack.context is not Context.PROCESS:
+        yield f"      in {stack.context.value} context: no process can be named"
+    elif stack.processes:
+        named = ", ".join(f"{one.comm}[{one.pid}] {format_bytes(one.outstanding_bytes)}" for one in stack.processes[:3])
+        yield from _wrapped(named, "      by ")
+    for part in stack.held_by[:3]:
+        if part.holder < len(evidence.holders):
+            holder = evidence.holders[part.holder]
+            *_, process, fd = _holder_row(holder)
+            yield from _wrapped(f"{process} fd {fd}: {_what(holder)}", f"      {part.share:.0%} held by ")
+    yield from (f"        {frame}" for frame in stack.frames[:_FRAMES_SHOWN])
+    if len(stack.frames) > _FRAMES_SHOWN:
+        yield f"        ... {len(stack.frames) - _FRAMES_SHOWN} more"
+
+
+def _ledger(evidence: Evidence) -> list[str]:
+    if evidence.ledger is None:
+        return []
+    rows = [(line.name, format_bytes(line.size_bytes)) for line in evidence.ledger.lines if line.size_bytes]
+    rows.append(("Unexplained", format_bytes(evidence.ledger.unexplained_bytes)))
+    total = format_bytes(evidence.ledger.alloc_page_bytes)
+    lines = [f"WHAT HOLDS ALLOCPAGE   {total} in all", *_table(rows, right=(1,))]
+    lines += [
+        f"  of it in container {share.container_id[:_CONTAINER_ID_SHOWN]}: {format_bytes(share.size_bytes)}"
+        for share in evidence.ledger.containers[:_CONTAINERS_SHOWN]
+    ]
+    return lines
+
+
+def _coverage(evidence: Evidence) -> list[str]:
+    lines: list[str] = []
+    for need in evidence.needs:
+        if need.state is not NeedState.MET:
+            lines += _wrapped(f"{need.name}: {need.detail} {need.remedy}".strip(), f"  {need.state.value.lower()}: ")
+    for note in evidence.notes:
+        lines += _wrapped(note, "  note: ")
+    if evidence.trace:
+        lines += _counters(evidence.trace.counters)
+    if evidence.coverage:
+        scan = evidence.coverage
+        lines.append(
+            f"  scanned {scan.sockets} sockets, {scan.queues} queues, {scan.packets} packets "
+            f"in {scan.scan_seconds:.2f} s"
+        )
+        lines += [line for what in scan.not_seen for line in _wrapped(what, "  not seen: ")]
+    return ["WHAT THIS COVERS", *lines] if lines else []
+
+
+def _counters(counters: TraceCounters) -> list[str]:
+    """What the trace saw; what it missed only where it missed something."""
+    lines = _wrapped(
+        f"{counters.events_seen} allocations, {counters.events_filtered} of them user memory; its programs took "
+        f"{counters.program_seconds:.2f} s of CPU",
+        "  traced ",
+    )
+    if counters.events_sampled_out:
+        text = f"{counters.sampled_share:.0%} were recorded, to keep within the CPU budget; figures are scaled"
+        lines += _wrapped(text, "  thinned out: ")
+    losses = {
+        "stacks could not be stored": counters.lost_stacks,
+        f"blocks found a table full ({format_bytes(counters.lost_record_bytes)} still out)": counters.lost_records,
+        "runs of a program were skipped by the kernel": counters.missed_runs,
+    }
+    for what, count in losses.items():
+        if count:
+            lines += _wrapped(f"{count} {what}", "  lost: ")
+    if counters.untraced_bytes > 0:
+        text = f"{format_bytes(counters.untraced_bytes)} were allocated where no tracepoint is (bulk allocations)"
+        lines += _wrapped(text, "  untraced: ")
+    aside = [f"{name} {format_bytes(size)}" for name, size in counters.set_aside_bytes.items() if size]
+    if counters.movable_outstanding_bytes > 0:
+        aside.append(f"user memory {format_bytes(counters.movable_outstanding_bytes)}")
+    return lines + _wrapped(", ".join(aside), "  set aside, no allocpage: ")
+
+
+def _sparkline(values: Sequence[int]) -> str:
+    top = max(values, default=0)
+    if not top:
+        return " " * len(values)
+    return "".join(_SPARKS[-(-(len(_SPARKS) - 1) * value // top)] for value in values)
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / max(1, whole):5.1f} %"
+
+
+def _table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> list[str]:
+    right = set(right)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(_cut("  " + "  ".join(cells).rstrip()))
+    return lines
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
+
+
+def _wrapped(text: str, prefix: str) -> list[str]:
+    """`text` after `prefix`, wrapped to the width, further lines indented below its start."""
+    if not text:
+        return []
+    return textwrap.wrap(text, WIDTH, initial_indent=prefix, subsequent_indent=" " * len(prefix))
