@@ -1,0 +1,51 @@
+"""The cluster's long-running programs: start them in its sandbox, wait until they answer, notice when one dies."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from local_cluster.cgroups import Cgroup
+from local_cluster.sandbox import Sandbox
+from local_cluster.shell import Command
+from local_cluster.steps import StepError
+
+POLL_SECONDS = 0.05
+
+
+@dataclass
+class Daemons:
+    """What this process has started for one cluster; each daemon logs to `logs/NAME.log`."""
+
+    cgroup: Cgroup
+    sandbox: Sandbox
+    logs: Path
+    _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, name: str, command: Command) -> None:
+        """Start `command`, apart from this process's terminal, so that it outlives us."""
+        self.logs.mkdir(exist_ok=True)
+        with self.log(name).open("wb") as log:
+            self._running[name] = subprocess.Popen(
+                [*self.cgroup.enter(), *self.sandbox.enter(), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def log(self, name: str) -> Path:
+        """The log of the daemon `name`."""
+        return self.logs / f"{name}.log"
+
+    def wait(self, what: str, ready: Callable[[], bool], *, log: str, timeout_seconds: float = 60) -> None:
+        """Wait until `ready()`; raises StepError with the log of `log` on timeout, or at once if a daemon ends."""
+        deadline = time.monotonic() + timeout_seconds
+        while not ready():
+            for name, process in self._running.items():
+                if process.poll() is not None:
+                    raise StepError(f"{name} ended with status {process.returncode}", log=self.log(name))
+            if time.monotonic() > deadline:
+                raise StepError(f"{what}: not within {timeout_seconds:.0f} s", log=self.log(log))
+            time.sleep(POLL_SECONDS)

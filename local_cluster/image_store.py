@@ -1,0 +1,111 @@
+"""The images as the node's containerd needs them: imported and unpacked once, then copied to every new cluster."""
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from local_cluster import containerd, image_build
+from local_cluster.cache import PARTIAL, Cache
+from local_cluster.linked_copy import copy_tree
+from local_cluster.paths import cache_root
+from local_cluster.shell import run
+from local_cluster.steps import StepError, step
+
+# No garbage collection of its own accord: an import would lose the layers that it is about to use again.
+_STORE_CONFIG = """\
+version = 2
+root = "{root}"
+state = "{state}/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+
+[grpc]
+  address = "{socket}"
+
+[plugins."io.containerd.gc.v1.scheduler"]
+  deletion_threshold = 0
+  mutation_threshold = 0
+  startup_delay = "24h"
+"""
+
+
+def provide() -> Path:
+    """The root folder of a containerd that holds the pause image and the project's images."""
+    with step("images") as current:
+        folder, cached = find_or_build()
+        current.outcome = "cached" if cached else "built"
+        return folder
+
+
+def find_or_build() -> tuple[Path, bool]:
+    """As `provide`, without a line about it; also whether it was in the cache."""
+    cache = Cache(cache_root())
+    log = cache.log("images")
+    return cache.entry("images", image_build.key(), lambda partial: _fill(partial, cache, log))
+
+
+def copy_with(store: Path, archives: Sequence[Path], target: Path, log: Path) -> None:
+    """Copy a store (see `provide`) to the new folder `target`, and import further image archives there."""
+    copy_tree(store, target)
+    with tempfile.TemporaryDirectory(prefix="memdiag-") as state, _containerd(target, Path(state), log) as socket:
+        for archive in archives:
+            run(["ctr", f"--address={socket}", "--namespace=k8s.io", "images", "import", archive], log=log)
+
+
+def copy_root(store: Path, image: str, target: Path, log: Path) -> None:
+    """Copy the file system of an image in `store` (see `provide`) to the new folder `target`."""
+    with tempfile.TemporaryDirectory(suffix=PARTIAL, dir=target.parent) as work:
+        own = Path(work) / "store"
+        copy_tree(store, own)  # a mount leaves its mark in containerd's database
+        mounted = Path(work) / "mounted"
+        mounted.mkdir()
+        with tempfile.TemporaryDirectory(prefix="memdiag-") as state, _containerd(own, Path(state), log) as socket:
+            script = (
+                'ctr --address="$0" --namespace=k8s.io images mount "$1" "$2" && cp --archive "$2" "$3" && umount "$2"'
+            )
+            inside = ["unshare", "--mount", "--propagation=slave", "sh", "-c", script]
+            run([*inside, socket, image, mounted, target], log=log)
+
+
+def _fill(folder: Path, cache: Cache, log: Path) -> None:
+    with tempfile.TemporaryDirectory(suffix=PARTIAL, dir=folder.parent) as work:
+        archive = image_build.ImageBuilder(cache, Path(work), log).build()
+        _start_from_newest(folder)
+        # Not below the cache: the path of a socket may be 107 bytes long.
+        with tempfile.TemporaryDirectory(prefix="memdiag-") as state, _containerd(folder, Path(state), log) as socket:
+            ctr = ["ctr", f"--address={socket}", "--namespace=k8s.io"]
+            run([*ctr, "images", "import", archive], log=log)
+            # A lease that is deleted synchronously makes containerd collect what no image uses any more.
+            run([*ctr, "leases", "create", "--id=collect-garbage"], log=log)
+            run([*ctr, "leases", "delete", "--sync", "collect-garbage"], log=log)
+
+
+def _start_from_newest(folder: Path) -> None:
+    """Begin with the store that was made last: layers that are in it need not be unpacked again."""
+    others = [other for other in folder.parent.iterdir() if not other.name.endswith(PARTIAL)]
+    if others:
+        folder.rmdir()
+        copy_tree(max(others, key=lambda other: other.stat().st_mtime), folder)
+
+
+@contextmanager
+def _containerd(root: Path, state: Path, log: Path) -> Iterator[Path]:
+    """A containerd that only keeps images; yields its socket."""
+    socket = state / "containerd.sock"
+    config = state / "containerd.toml"
+    config.write_text(_STORE_CONFIG.format(root=root, state=state, socket=socket))
+    # It ends with this process, even if that is killed.
+    command = ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--propagation=slave", "containerd"]
+    command.append(f"--config={config}")
+    with log.open("a") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            deadline = time.monotonic() + 30
+            while not containerd.answers(socket):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise StepError("containerd does not start", log=log)
+                time.sleep(0.05)
+            yield socket
+        finally:
+            process.terminate()

@@ -1,0 +1,86 @@
+"""The answer in a MemoryDiagnosis's status, as text for a person."""
+
+import textwrap
+from typing import Any
+
+WIDTH = 100
+_FRAMES_SHOWN = 6
+
+
+def render_status(diagnosis: dict[str, Any]) -> str:
+    """What `status` says, at most 100 columns wide."""
+    status = diagnosis.get("status", {})
+    lines = _wrapped(status.get("summary", "No summary yet."), "")
+    for result in status.get("results", []):
+        lines += ["", f"Node {result['nodeName']}: {result.get('reason', '')}", *_result(result)]
+    return "\n".join(lines)
+
+
+def _result(result: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
+    verdict = result.get("verdict")
+    if verdict:
+        lines += [f"  Verdict: {verdict['kind']} (confidence: {verdict['confidence'].lower()})"]
+        lines += _wrapped(verdict["sentence"], "  ") + _wrapped(verdict.get("advice", ""), "  Next: ")
+    if "allocPageBytes" in result:
+        total, alloc = _size(result["memTotalBytes"]), _size(result["allocPageBytes"])
+        change = _size(result.get("allocPageChangeBytes", 0))
+        lines.append(f"  Memory {total}; allocpage {alloc}, changed by {change} in the window")
+        groups: dict[str, int] = {}
+        for one in result.get("breakdown", []):
+            groups[one["group"]] = groups.get(one["group"], 0) + one["sizeBytes"]
+        lines.append("  " + ", ".join(f"{name.lower()} {_size(size)}" for name, size in groups.items()))
+    outstanding = result.get("outstandingBytes", 0)
+    if outstanding:
+        explained = result.get("explainedBytes", 0)
+        lines.append(
+            f"  {_size(outstanding)} were allocated in the window and not freed; {explained / outstanding:.0%} of it "
+            f"was found, page by page, in holders"
+        )
+    by_pod = [
+        f"{one['namespace']}/{one['pod']} ({one['container']}) {_size(one['pinnedBytes'])}"
+        for one in result.get("pinnedByPod", [])
+        if one.get("pod")
+    ]
+    lines += _wrapped(", ".join(by_pod), "  Pinned by pod: ")
+    lines += _holders(result.get("topHolders", []))
+    lines += _stacks(result.get("topStacks", []))
+    lines += [line for note in result.get("coverage", []) for line in _wrapped(note, "  note: ")]
+    return lines
+
+
+def _holders(holders: list[dict[str, Any]]) -> list[str]:
+    lines = ["  Holders:"] if holders else []
+    for one in holders:
+        pod = f"{one['namespace']}/{one['pod']} ({one['container']})" if one.get("pod") else ""
+        who = f"{one['comm']}[{one['pid']}] fd {','.join(map(str, one.get('fds', [])))}" if one.get("pid") else ""
+        words = (pod, who or one.get("unownedReason"), one.get("protocol") or one["kind"], one.get("localAddress"))
+        what = " ".join(word for word in words if word)
+        stuck = f", stuck for at least {one['stuckSeconds']:.0f} s" if "stuckSeconds" in one else ""
+        sizes = f"{_size(one['pinnedBytes']):>9} pinned by {_size(one.get('unreadBytes', 0))} unread"
+        lines += _wrapped(f"{what}{stuck}", f"    {sizes}: ", indent=14)
+    return lines
+
+
+def _stacks(stacks: list[dict[str, Any]]) -> list[str]:
+    lines = ["  Call stacks:"] if stacks else []
+    for one in stacks:
+        by = f" by {one['processes'][0]}" if one.get("processes") else f" in {one['context']} context"
+        lines.append(f"    {_size(one['outstandingBytes']):>9} {one['trend'].lower()}{by}")
+        lines += _wrapped(" < ".join(one["frames"][:_FRAMES_SHOWN]), "              ")
+        for held in one.get("heldBy", []):
+            lines += _wrapped(held["holder"], f"              {held['share']:.0%} in ")
+    return lines
+
+
+def _size(size_bytes: float) -> str:
+    value, units = float(size_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while abs(value) >= 1000 and len(units) > 1:  # noqa: PLR2004 - as memdiag_api.units: never four digits
+        value, units = value / 1024, units[1:]
+    return f"{value:.3g} {units[0]}"
+
+
+def _wrapped(text: str, prefix: str, *, indent: int | None = None) -> list[str]:
+    """`text` after `prefix`, further lines indented by `indent`, or below the text's start."""
+    further = " " * (len(prefix) if indent is None else indent)
+    return textwrap.wrap(text, WIDTH, initial_indent=prefix, subsequent_indent=further) if text else []
