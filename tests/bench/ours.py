@@ -1,0 +1,38 @@
+"""memdiag's trace, as the runner runs it: it says when it traces, and at its end what it took."""
+
+import json
+import resource
+import select
+import sys
+from pathlib import Path
+
+from memdiag_node.ebpf.btf import Btf
+from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
+from memdiag_node.host import HostRoots
+
+
+def rss_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) * 1024
+
+
+with PageTrace(TraceSettings(duration_seconds=60), btf=Btf.load(), roots=HostRoots()) as trace:
+    print("tracing", flush=True)
+    while not select.select([sys.stdin], [], [], 1.0)[0]:
+        trace.advance()
+    traced_rss_bytes = rss_bytes()
+    result = trace.finish()
+counters = result.counters
+print(
+    json.dumps(
+        {
+            "rss_bytes": traced_rss_bytes,
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "table_bytes": counters.table_bytes,
+            "sampled_share": counters.sampled_share,
+            "lost": counters.lost_records + counters.lost_stacks,
+            "missed_runs": counters.missed_runs,
+        }
+    ),
+    flush=True,
+)

@@ -1,0 +1,190 @@
+"""Faults made on a real node: each ends the run with its reason, and says what the kubelet or the kernel said."""
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from local_cluster.paths import PROJECT
+from support.cluster import TestCluster
+from support.hollow_node import eventually
+
+EMBEDDED = PROJECT / "manifests/overlays/embedded"
+RUNNERS = "memdiag-runners"
+IMAGE = "memdiag.dev/node-runner:dev"
+PATIENCE_SECONDS = 180
+GRACE = {"imagePullSeconds": 3, "unschedulableSeconds": 3}
+
+
+def install(cluster: TestCluster, folder: Path, runner: dict[str, Any]) -> None:
+    """Install memdiag with these settings of its runners, and wait until its operator has them."""
+    folder.mkdir()
+    config = {"runner": {"image": IMAGE, **runner}, "grace": GRACE, "sweep": {"activeSeconds": 1}}
+    (folder / "operator.yaml").write_text(yaml.safe_dump(config))
+    image = config["runner"]["image"]
+    generators: list[dict[str, Any]] = [
+        {"name": "memdiag-operator", "namespace": "memdiag-system", "files": ["operator.yaml"]},
+        {"name": "memdiag-runner-image", "namespace": RUNNERS, "literals": [f"image={image}"]},
+    ]
+    kustomization = {
+        "resources": [os.path.relpath(EMBEDDED, folder)],
+        "configMapGenerator": [{**one, "behavior": "replace"} for one in generators],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    cluster.kubectl("apply", "--server-side", "-k", str(folder))
+    rollout = ("rollout", "status", "deployment/memdiag-operator", "--timeout=120s")
+    cluster.kubectl("-n", "memdiag-system", *rollout)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_before(cluster: TestCluster) -> Iterator[None]:
+    """Leave the cluster with memdiag as other tests want it."""
+    yield
+    cluster.kubectl("apply", "--server-side", "-k", str(EMBEDDED))
+    cluster.kubectl("-n", "memdiag-system", "rollout", "status", "deployment/memdiag-operator", "--timeout=120s")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(cluster: TestCluster) -> Iterator[None]:
+    """Take away what a test has asked for, also when it failed half way."""
+    yield
+    cluster.kubectl("delete", "memdiag", "--all")
+    eventually(lambda: cluster.kubectl("-n", RUNNERS, "get", "pods", "-o", "name") == "", PATIENCE_SECONDS)
+
+
+def ask(cluster: TestCluster, name: str, **spec: Any) -> None:
+    manifest = {
+        "apiVersion": "memdiag.dev/v1alpha1",
+        "kind": "MemoryDiagnosis",
+        "metadata": {"name": name},
+        "spec": {"target": {"nodeName": "node1"}, "duration": "60s", **spec},
+    }
+    cluster.kubectl("create", "-f", "-", input=json.dumps(manifest))
+
+
+def succeeded(cluster: TestCluster, name: str) -> dict[str, str]:
+    """The condition Succeeded."""
+    status = json.loads(cluster.kubectl("get", "memdiag", name, "-o", "json"))["status"]
+    conditions = status.get("conditions", [{"type": "Succeeded", "status": "Unknown", "reason": "", "message": ""}])
+    (found,) = [one for one in conditions if one["type"] == "Succeeded"]
+    condition: dict[str, str] = found
+    return condition
+
+
+def end(cluster: TestCluster, name: str) -> dict[str, str]:
+    """The condition Succeeded at the run's end; nothing of it is left in the runner namespace soon after."""
+    eventually(lambda: succeeded(cluster, name)["status"] != "Unknown", PATIENCE_SECONDS)
+    eventually(lambda: cluster.kubectl("-n", RUNNERS, "get", "pods", "-o", "name") == "", PATIENCE_SECONDS)
+    return succeeded(cluster, name)
+
+
+SETTINGS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "an image that is nowhere": ({"image": "memdiag.dev/no-such-image:dev"}, "ImagePull", "no-such-image"),
+    "too little memory": (
+        {"memory": {"baseMebibytes": 64, "nodeShare": 0, "safetyFactor": 1}},
+        "RunnerOOMKilled",
+        "raise runner.memory",
+    ),
+    "more than the node has": ({"cpu": "1000"}, "Unschedulable", "Insufficient cpu"),
+    "a class that does not exist": ({"priorityClassName": "no-such-class"}, "AdmissionDenied", "no-such-class"),
+}
+
+
+@pytest.mark.parametrize(("runner", "reason", "said"), SETTINGS.values(), ids=SETTINGS.keys())
+def test_a_wrong_setting_ends_with_its_reason(
+    cluster: TestCluster, tmp_path: Path, runner: dict[str, Any], reason: str, said: str
+) -> None:
+    install(cluster, tmp_path / "overlay", runner)
+    name = f"fault-{reason.lower()}"
+    ask(cluster, name)
+    condition = end(cluster, name)
+    assert (condition["status"], condition["reason"]) == ("False", reason), condition["message"]
+    assert said in condition["message"]
+
+
+@pytest.fixture(scope="module")
+def ordinary(cluster: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> TestCluster:
+    """With settings that work."""
+    install(cluster, tmp_path_factory.mktemp("ordinary") / "overlay", {})
+    return cluster
+
+
+def kill_runner(cluster: TestCluster, pod: str) -> None:
+    del cluster
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and pod in environment(entry):
+            os.kill(int(entry.name), signal.SIGKILL)
+
+
+def environment(process: Path) -> str:
+    """The environment of a process, in which a pod's name is HOSTNAME; empty when it cannot be read."""
+    try:
+        return (process / "environ").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def evict(cluster: TestCluster, pod: str) -> None:
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": RUNNERS}}
+    path = f"/api/v1/namespaces/{RUNNERS}/pods/{pod}/eviction"
+    cluster.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(eviction))
+
+
+def delete(cluster: TestCluster, pod: str) -> None:
+    cluster.kubectl("-n", RUNNERS, "delete", "pod", pod, "--wait=false")
+
+
+DEATHS: dict[str, tuple[Callable[[TestCluster, str], None], str, str]] = {
+    "killed": (kill_runner, "RunnerFailed", "exit code 137"),
+    "evicted": (evict, "RunnerEvicted", "EvictionByEvictionAPI"),
+    "deleted by a person": (delete, "RunnerEvicted", "someone else"),
+}
+
+
+@pytest.mark.parametrize(("death", "reason", "said"), DEATHS.values(), ids=DEATHS.keys())
+def test_a_runner_that_dies_ends_the_run_with_its_reason(
+    ordinary: TestCluster, death: Callable[[TestCluster, str], None], reason: str, said: str
+) -> None:
+    name = f"death-{said.split(maxsplit=1)[0].lower()}"
+    ask(ordinary, name)
+    eventually(lambda: succeeded(ordinary, name)["reason"] == "Running", PATIENCE_SECONDS)
+    pod = ordinary.kubectl("-n", RUNNERS, "get", "pods", "-o", "jsonpath={.items[0].metadata.name}")
+    death(ordinary, pod)
+    condition = end(ordinary, name)
+    assert (condition["status"], condition["reason"]) == ("False", reason), condition["message"]
+    assert said in condition["message"]
+
+
+def test_a_run_that_is_terminated_keeps_what_it_had(ordinary: TestCluster) -> None:
+    ask(ordinary, "cut-short", duration="10m")
+    eventually(lambda: re.search(r"node1: [3-9] s", succeeded(ordinary, "cut-short")["message"]), PATIENCE_SECONDS)
+    ordinary.kubectl("patch", "memdiag", "cut-short", "--type=merge", "-p", '{"spec":{"terminate":true}}')
+    condition = end(ordinary, "cut-short")
+    assert condition["reason"] == "Terminated", condition
+    (result,) = json.loads(ordinary.kubectl("get", "memdiag", "cut-short", "-o", "json"))["status"]["results"]
+    assert "verdict" in result, condition
+    assert any("ended early" in line for line in result["coverage"])
+
+
+def test_a_diagnosis_that_is_deleted_takes_its_runner_along(ordinary: TestCluster) -> None:
+    ask(ordinary, "dropped", duration="10m")
+    eventually(lambda: succeeded(ordinary, "dropped")["reason"] == "Running", PATIENCE_SECONDS)
+    ordinary.kubectl("delete", "memdiag", "dropped", "--timeout=10s")
+    eventually(lambda: ordinary.kubectl("-n", RUNNERS, "get", "pods", "-o", "name") == "", PATIENCE_SECONDS)
+
+
+def test_an_operator_that_is_killed_is_no_loss(ordinary: TestCluster) -> None:
+    ask(ordinary, "survivor", duration="20s")
+    eventually(lambda: succeeded(ordinary, "survivor")["reason"] == "Running", PATIENCE_SECONDS)
+    delete_operator = ("delete", "pods", "-l", "app.kubernetes.io/name=memdiag-operator", "--force", "--grace-period=0")
+    ordinary.kubectl("-n", "memdiag-system", *delete_operator)
+    condition = end(ordinary, "survivor")
+    assert condition["status"] == "True", condition
+    names = ordinary.kubectl("get", "memdiagreport", "-o", "jsonpath={.items[*].diagnosis}").split()
+    assert names.count("survivor") == 1

@@ -1,0 +1,88 @@
+"""The ledger and the join on planted loads: what grew in the window is named, by holder, stack and process."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from memdiag_api.evidence import Check, Evidence, HolderKind, VerdictKind
+from memdiag_node.host import HostRoots
+from memdiag_node.run import Settings, measure
+from planted.memory import MIB, PlantedMemory
+
+PLANTED = {"pipes": 200 * MIB, "tcp_queues": 160 * MIB, "packet_ring": 160 * MIB}
+KINDS = {"pipes": HolderKind.PIPE, "tcp_queues": HolderKind.SOCKET, "packet_ring": HolderKind.PACKET_RING}
+
+
+@pytest.fixture(scope="module")
+def loads() -> Iterator[dict[str, PlantedMemory]]:
+    with ExitStack() as children:
+        yield {kind: children.enter_context(PlantedMemory(kind, size)) for kind, size in PLANTED.items()}
+
+
+@pytest.fixture(scope="module")
+def planted_bytes(loads: dict[str, PlantedMemory]) -> dict[str, int]:
+    """Filled by the run itself, right after its trace has begun."""
+    assert loads
+    return {}
+
+
+@pytest.fixture(scope="module")
+def evidence(loads: dict[str, PlantedMemory], planted_bytes: dict[str, int]) -> Evidence:
+    def plant_when_tracing(progress: str) -> None:
+        if progress.startswith("tracing"):
+            planted_bytes.update({kind: load.plant() for kind, load in loads.items()})
+
+    settings = Settings(run_id="ledger", node_name="here", checks=tuple(Check), duration_seconds=6.0)
+    return measure(settings, roots=HostRoots(), stop=threading.Event(), progress=plant_when_tracing)
+
+
+def test_at_least_95_percent_of_the_growth_are_explained(evidence: Evidence) -> None:
+    assert evidence.breakdown is not None
+    assert evidence.ledger is not None
+    growth = evidence.breakdown.alloc_page_change_bytes
+    assert growth > 500 * MIB
+    kinds = {f"{kind.value}s" for kind in KINDS.values()}
+    named = sum(line.size_bytes for line in evidence.ledger.lines if line.name in kinds)
+    assert named >= 0.95 * growth
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_each_load_is_held_by_its_process(
+    evidence: Evidence, loads: dict[str, PlantedMemory], planted_bytes: dict[str, int], kind: str
+) -> None:
+    held = sum(
+        holder.pinned_bytes
+        for holder in evidence.holders
+        if holder.kind is KINDS[kind] and any(owner.pid == loads[kind].pid for owner in holder.owners)
+    )
+    assert held == pytest.approx(planted_bytes[kind], rel=0.05)
+
+
+def test_the_join_finds_the_traced_blocks_in_the_holders(evidence: Evidence, planted_bytes: dict[str, int]) -> None:
+    assert evidence.trace is not None
+    explained = sum(stack.explained_bytes for stack in evidence.stacks)
+    assert explained >= 0.95 * sum(planted_bytes.values())
+    assert explained >= 0.95 * evidence.trace.outstanding_bytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "function"), [("pipes", "pipe_write"), ("tcp_queues", "tcp_sendmsg"), ("packet_ring", "packet_set_ring")]
+)
+def test_each_stack_is_held_by_the_right_kind(evidence: Evidence, kind: str, function: str) -> None:
+    stack = next(one for one in evidence.stacks if any(function in frame for frame in one.frames))
+    assert stack.held_by
+    assert evidence.holders[stack.held_by[0].holder].kind is KINDS[kind]
+    assert stack.explained_bytes >= 0.95 * stack.outstanding_bytes
+
+
+def test_when_the_holders_are_gone_nothing_is_left(evidence: Evidence, loads: dict[str, PlantedMemory]) -> None:
+    assert evidence.holders
+    for load in loads.values():
+        load.release()
+    settings = Settings(run_id="after", node_name="here", checks=tuple(Check), duration_seconds=2.0)
+    after = measure(settings, roots=HostRoots(), stop=threading.Event(), progress=lambda _: None)
+    assert after.verdict.kind is VerdictKind.NO_LEAK, after.verdict
+    pids = {load.pid for load in loads.values()}
+    assert not [one for one in after.holders if one.pinned_bytes > MIB and pids & {owner.pid for owner in one.owners}]

@@ -1,0 +1,120 @@
+"""Page pools: pages of one that wait in a socket, and the devices on whose lists pools are looked for."""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memdiag_api.evidence import Holder, HolderKind
+from memdiag_node.ebpf.btf import Btf
+from memdiag_node.holders.page_pools import network_devices, pools_of
+from memdiag_node.holders.registry import other_holders
+from memdiag_node.holders.sockets import SocketScanner
+from planted.sockets import PAGE_BYTES, Planter
+from support.bpf import XDP_PASS, receive
+from support.sockets import holder_of, owner_of
+
+PACKETS = 300
+POOL_PAGES = 64  # what a pool of that kind keeps, as many as packets are received at once
+GIVING_BACK_SECONDS = 10.0
+ETHERTYPE = 0x88B5  # IEEE 802, for local experiments: nobody else takes these packets
+PACKET = bytes(12) + ETHERTYPE.to_bytes(2, "big") + b"x" * 1000
+_SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
+
+
+@pytest.fixture(scope="module")
+def scanner() -> Iterator[SocketScanner]:
+    # The way to the namespaces starts at any process's socket: on a machine at rest there may be no other.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM), SocketScanner(btf=Btf.load()) as scanner:
+        yield scanner
+
+
+@pytest.fixture
+def receiver() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE)) as receiver:
+        receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)
+        receiver.bind(("lo", ETHERTYPE))
+        receiver.settimeout(10)
+        yield receiver
+
+
+def pools(scanner: SocketScanner) -> list[Holder]:
+    found = other_holders(scanner, scanner.scan(), owner_of)
+    return [holder for holder in found.holders if holder.kind is HolderKind.PAGE_POOL]
+
+
+def test_pages_in_a_socket_lead_to_their_pool_and_count_once(scanner: SocketScanner, receiver: socket.socket) -> None:
+    """The pool of the planted packets counts as many pages out as packets wait, and all of them are the socket's."""
+    before = len(pools(scanner))
+    receive(PACKET, PACKETS, XDP_PASS)
+    held = holder_of(scanner.scan(), os.fstat(receiver.fileno()).st_ino)
+    assert (held.unread_packets, held.pinned_bytes) == (PACKETS, PACKETS * PAGE_BYTES)
+    found = pools(scanner)
+    assert len(found) == before + 1
+    size_bytes = PACKETS * PAGE_BYTES
+    (pool,) = [
+        one for one in found if f"{size_bytes} bytes, of which {size_bytes} lie in sockets' queues" in one.description
+    ]
+    assert (pool.pinned_bytes, pool.owners) == (0, [])
+
+
+def test_a_page_that_was_read_is_the_pools_until_it_gives_it_back(
+    scanner: SocketScanner, receiver: socket.socket
+) -> None:
+    """The pool here is being shut down: the kernel gives back what it has, once each second.
+
+    Of the 100 pages that were read it kept as many as it may; the others went straight back.
+    """
+    receive(PACKET, PACKETS, XDP_PASS)
+    for _ in range(PACKETS // 3):
+        assert receiver.recv(2 * len(PACKET)) == PACKET
+    queued_bytes = (PACKETS - PACKETS // 3) * PAGE_BYTES
+    deadline = time.monotonic() + GIVING_BACK_SECONDS
+    while True:
+        (pool,) = [one for one in pools(scanner) if f"of which {queued_bytes} lie in sockets" in one.description]
+        assert pool.pinned_bytes in {0, POOL_PAGES * PAGE_BYTES}
+        if not pool.pinned_bytes or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    assert pool.pinned_bytes == 0
+
+
+def test_devices_of_every_network_namespace_are_looked_at(scanner: SocketScanner) -> None:
+    with Planter() as planter:
+        commands = ["nsenter", f"--net=/proc/{planter.pid}/ns/net", "ip"]
+        subprocess.run([*commands, "link", "add", "pool-a", "type", "veth", "peer", "name", "pool-b"], check=True)
+        source = scanner.source
+        devices = network_devices(source, scanner.scan())
+        indices = source.peek(devices + np.uint64(source.offset["DEVICE_INDEX"])) & np.uint64(0xFFFFFFFF)
+        words = source.peek(devices + np.uint64(source.offset["DEVICE_NAME"]))
+    names = {word.tobytes().split(b"\0")[0].decode() for word in words}
+    assert {"pool-a", "pool-b"} <= names
+    here = {int((path / "ifindex").read_text()) for path in Path("/sys/class/net").iterdir() if path.is_dir()}
+    assert here <= set(indices.tolist())
+
+
+def test_what_cannot_be_read_is_zero_and_hides_nothing_behind_it(scanner: SocketScanner) -> None:
+    source = scanner.source
+    readable = scanner.scan().owners["socket"][:1] + np.uint64(source.offset["SOCK_NET"])
+    (net,) = source.peek(readable)
+    assert net != 0
+    nowhere = np.array([0, 1, 0xDEAD_0000_0000_0000, 2**64 - 4], "<u8")
+    addresses = np.tile(np.concatenate([nowhere, readable]), 300)  # more than one run takes
+    assert source.peek(addresses).tolist() == [0, 0, 0, 0, net] * 300
+
+
+def test_where_pages_are_not_signed_only_a_listed_pool_counts(
+    scanner: SocketScanner, receiver: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive(PACKET, PACKETS, XDP_PASS)
+    pages, none = np.unique(scanner.scan().blocks["page"]), np.empty(0, "<u8")
+    signed = pools_of(scanner.source, pages, none)
+    assert np.count_nonzero(signed) >= PACKETS
+    monkeypatch.delitem(scanner.source.offset, "HAS_PAGE_SIGNATURE")
+    assert pools_of(scanner.source, pages, np.unique(signed[signed != 0])).tolist() == signed.tolist()
+    assert not pools_of(scanner.source, pages, none).any()

@@ -1,0 +1,221 @@
+"""page_trace.bpf.c, event by event: its programs run in the kernel on made-up allocations and frees.
+
+They are attached to nothing, so no other event touches their tables.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from memdiag_api.evidence import TraceCounters
+from memdiag_node.analyze.traced import BLOCK_DTYPE, GROUP_DTYPE, TraceResult
+from memdiag_node.ebpf import page_trace, trace_tables
+from memdiag_node.ebpf.btf import Btf
+from memdiag_node.ebpf.loader import BpfObject
+from memdiag_node.procfs.kpageflags import FrameKind
+from support.bpf import run_raw_tracepoint
+
+FIRST_PAGE = 0xFFFFEA0000000000
+UNMOVABLE, MOVABLE = 0, 1
+CHUNKS = 64
+FRAMES = CHUNKS * 1024
+KERNEL = 0xCC0
+
+
+class Machine:
+    """The programs, and the frame table that they keep."""
+
+    def __init__(self, bpf: BpfObject, struct_page_bytes: int) -> None:
+        self.bpf = bpf
+        self._struct_page_bytes = struct_page_bytes
+        self.config = page_trace._view(bpf, "config", trace_tables.CONFIG_DTYPE, 1)
+        self.frames = page_trace._view(bpf, "frames", np.dtype("<u2"), FRAMES)
+        self.infos = page_trace._view(bpf, "class_info", trace_tables.CLASS_INFO_DTYPE, trace_tables.CLASSES)
+        self.config["first_page"], self.config["frames"] = FIRST_PAGE, FRAMES
+        bpf.push("spare_classes", np.arange(trace_tables.FIRST_CLASS, trace_tables.CLASSES, dtype="<u4"))
+        self._programs = {name: bpf.load_raw_tracepoint(name) for name in ("on_alloc", "on_free")}
+
+    def alloc(self, frame: int, order: int = 0, migratetype: int = UNMOVABLE, flags: int = KERNEL) -> None:
+        page = FIRST_PAGE + frame * self._struct_page_bytes
+        run_raw_tracepoint(self._programs["on_alloc"], page, order, flags, migratetype)
+
+    def free(self, frame: int, order: int = 0) -> None:
+        run_raw_tracepoint(self._programs["on_free"], FIRST_PAGE + frame * self._struct_page_bytes, order)
+
+    def outstanding(self, start: int, count: int) -> int:
+        """Frames from `start` on that are out in a recorded class."""
+        part = self.frames[start : start + count] & trace_tables.CLASS_MASK
+        return int((part >= trace_tables.FIRST_CLASS).sum())
+
+    def tally(self) -> trace_tables.FrameTally:
+        orders = np.array(self.infos["key"]["order"])
+        return trace_tables.tally_frames(self.frames, orders, lambda _, frames: np.zeros(frames, np.uint64))
+
+    def counter(self, name: str) -> int:
+        return int(self.bpf.read_per_cpu("cpu", trace_tables.CPU_DTYPE)[name].sum())
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    btf = Btf.load()
+    with BpfObject("page_trace.bpf.c", {**page_trace._layout(btf), "CHUNKS": CHUNKS}) as bpf:
+        yield Machine(bpf, btf.size_bytes("page"))
+
+
+@pytest.mark.parametrize("order", range(11))
+def test_every_frame_of_a_block_is_out_until_it_is_freed(machine: Machine, order: int) -> None:
+    machine.alloc(2048, order)
+    assert machine.outstanding(0, FRAMES) == machine.outstanding(2048, 1 << order) == 1 << order
+    machine.free(2048, order)
+    assert machine.outstanding(0, FRAMES) == 0
+
+
+def test_a_split_block_counts_with_what_is_still_out(machine: Machine) -> None:
+    machine.alloc(1024, 4)
+    for frame in range(1024 + 10, 1024 + 16):  # as alloc_pages_exact does with what it does not need
+        machine.free(frame, 0)
+    tally = machine.tally()
+    (block,) = tally.parts[0]
+    assert (int(block["frame"]), int(block["frames"])) == (1024, 10)
+    machine.free(1024, 3)
+    machine.free(1032, 1)
+    assert machine.outstanding(0, FRAMES) == 0
+
+
+def test_a_free_that_was_missed_is_put_right_by_the_next_allocation(machine: Machine) -> None:
+    machine.alloc(512, 3)
+    machine.alloc(512, 0)  # the free of order 3 was missed
+    machine.free(512, 0)
+    machine.alloc(512 + 4, 2, MOVABLE)
+    assert machine.outstanding(512, 8) == 3
+    machine.alloc(512, 3)
+    assert machine.outstanding(512, 8) == 8
+
+
+def test_neighbours_are_left_alone(machine: Machine) -> None:
+    for frame in range(64, 128):
+        machine.alloc(frame)
+    machine.free(80, 4)
+    assert machine.outstanding(64, 64) == 48
+    assert machine.outstanding(80, 16) == 0
+
+
+def test_a_free_of_what_was_never_seen_changes_nothing(machine: Machine) -> None:
+    machine.free(100, 0)
+    machine.free(128, 5)
+    assert not machine.frames.any()
+
+
+def test_user_memory_is_marked_apart(machine: Machine) -> None:
+    machine.alloc(512, 9, MOVABLE)
+    assert set(machine.frames[512:1024].tolist()) == {trace_tables.CLASS_MOVABLE}
+    assert machine.counter("movable_pages") == 512
+
+
+def test_a_failed_allocation_is_ignored(machine: Machine) -> None:
+    run_raw_tracepoint(machine._programs["on_alloc"], 0, 3, KERNEL, UNMOVABLE)
+    assert not machine.frames.any()
+    assert machine.counter("lost_blocks") == 0
+
+
+def test_frames_beyond_the_table_are_counted_as_lost(machine: Machine) -> None:
+    machine.alloc(FRAMES + 5, 2)
+    assert machine.counter("lost_blocks") == 1
+    assert machine.counter("lost_pages") == 4
+
+
+def test_slices_and_orders_make_classes_of_their_own(machine: Machine) -> None:
+    for slice_number in range(3):
+        machine.config["slice"] = slice_number
+        machine.alloc(slice_number * 64, 0)
+        machine.alloc(slice_number * 64 + 8, 3)
+    used = machine.infos[machine.infos["allocated_pages"] > 0]
+    assert sorted(zip(used["key"]["slice"].tolist(), used["key"]["order"].tolist(), strict=True)) == [
+        (slice_number, order) for slice_number in range(3) for order in (0, 3)
+    ]
+
+
+def test_when_no_class_is_left_blocks_are_out_but_lost(machine: Machine) -> None:
+    queue = machine.bpf.table("spare_classes")
+    for _ in range(trace_tables.CLASSES - trace_tables.FIRST_CLASS):
+        queue.pop()
+    machine.alloc(64, 2)
+    assert set(machine.frames[64:68].tolist()) == {trace_tables.CLASS_LOST}
+    assert machine.counter("lost_blocks") == 1
+
+
+def test_high_orders_are_never_thinned(machine: Machine) -> None:
+    machine.config["budget_permille"] = 1
+    for frame in range(8192):
+        machine.alloc(frame % 4096)
+    thinned_before = machine.counter("thinned_events")
+    for block in range(200):
+        machine.alloc(16384 + 8 * block, 3)
+    assert thinned_before > 0
+    assert machine.counter("thinned_events") == thinned_before
+    assert machine.outstanding(16384, 1600) == 1600
+
+
+def test_a_rare_kind_of_allocation_stays_whole_under_a_storm_of_another(machine: Machine) -> None:
+    machine.config["budget_permille"] = 1
+    rare = 0x400CC0
+    for round_number in range(20):
+        for frame in range(512):
+            machine.alloc(frame)
+        machine.alloc(8192 + round_number, flags=rare)
+    assert machine.counter("thinned_events") > 0
+    assert machine.outstanding(8192, 20) == 20
+
+
+def estimate(machine: Machine, slice_number: int) -> tuple[float, float]:
+    """Frames of the blocks of a slice, as the trace estimates them, and their standard error."""
+    frames = machine.tally().by_kind[FrameKind.DIRECT]
+    used = np.flatnonzero(frames[trace_tables.FIRST_CLASS :]) + trace_tables.FIRST_CLASS
+    weights = trace_tables.calibrated_weights(
+        machine.infos["key"]["level"][used], frames[used], int(frames[trace_tables.CLASS_THINNED])
+    )
+    groups = np.zeros(len(used), GROUP_DTYPE)
+    groups["slice"], groups["frames"], groups["weight"] = machine.infos["key"]["slice"][used], frames[used], weights
+    of_slice = groups[groups["slice"] == slice_number]
+    return float((of_slice["frames"] * of_slice["weight"]).sum()), result_of(groups).error_bytes(of_slice)
+
+
+def result_of(groups: npt.NDArray[np.void]) -> TraceResult:
+    return TraceResult(
+        blocks=np.zeros(0, BLOCK_DTYPE),
+        groups=groups,
+        stacks=[],
+        memory_classes=[],
+        lives=[],
+        processes=[],
+        charges=[],
+        counters=TraceCounters(),
+        slices=2,
+        slice_seconds=1.0,
+        traced_seconds=2.0,
+        page_bytes=1,
+        struct_page_bytes=64,
+        outstanding_bytes=0,
+        outstanding_blocks=0,
+    )
+
+
+def test_thinned_figures_are_within_their_stated_uncertainty(machine: Machine) -> None:
+    """100 repetitions of one load: nearly always within two standard errors of the truth, and right on average."""
+    machine.config["budget_permille"] = 30
+    truth, within_two, within_three, deviations = 500, 0, 0, []
+    for _ in range(100):
+        machine.frames[:] = 0
+        for frame in range(2000):
+            machine.config["slice"] = frame % 4 == 0
+            machine.alloc(frame)
+        estimated, error = estimate(machine, 1)
+        within_two += abs(estimated - truth) <= 2 * error
+        within_three += abs(estimated - truth) <= 3 * error
+        deviations.append((estimated - truth) / truth)
+    assert machine.counter("thinned_events") > 0
+    assert within_two >= 90
+    assert within_three >= 95
+    assert abs(float(np.mean(deviations))) < 0.1

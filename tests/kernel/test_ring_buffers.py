@@ -1,0 +1,80 @@
+"""Ring buffers of perf events and of BPF maps, planted with known size, found with their owner and their pages."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from memdiag_api.evidence import HolderKind
+from memdiag_node.analyze.join import join_blocks, unique_bytes
+from memdiag_node.ebpf.btf import Btf
+from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
+from memdiag_node.holders.context import Held
+from memdiag_node.holders.registry import other_holders
+from memdiag_node.holders.sockets import SocketScanner
+from memdiag_node.host import HostRoots
+from planted.allocations import MIB, PAGE_BYTES, Allocator
+from support.sockets import fds_of, owner_of
+
+
+@pytest.fixture(scope="module")
+def btf() -> Btf:
+    return Btf.load()
+
+
+@pytest.fixture(scope="module")
+def scanner(btf: Btf) -> Iterator[SocketScanner]:
+    with SocketScanner(btf=btf) as scanner:
+        yield scanner
+
+
+def ring_buffers(scanner: SocketScanner, pid: int) -> list[Held]:
+    found = other_holders(scanner, scanner.scan(), owner_of)
+    return [
+        Held(holder, blocks)
+        for holder, blocks in zip(found.holders, found.blocks, strict=True)
+        if holder.kind is HolderKind.RING_BUFFER and pid in fds_of(holder)
+    ]
+
+
+def test_perf_buffers_pin_their_pages(scanner: SocketScanner) -> None:
+    with Allocator() as child:
+        planted_bytes = child.do("perf_buffers", 4 * MIB)
+        held = ring_buffers(scanner, child.pid)
+    assert len(held) == 4
+    assert sum(one.holder.pinned_bytes for one in held) == planted_bytes
+    assert unique_bytes([one.blocks for one in held], page_bytes=PAGE_BYTES) == planted_bytes
+
+
+def test_a_bpf_ring_buffer_pins_its_pages(scanner: SocketScanner) -> None:
+    size_bytes = 2 * MIB
+    with Allocator() as child:
+        fd = child.do("bpf_ring_buffer", size_bytes)
+        (one,) = ring_buffers(scanner, child.pid)
+    assert fds_of(one.holder) == {child.pid: [fd]}
+    # Beside the data: the page of the header and one for each side's position (kernel/bpf/ringbuf.c).
+    assert one.holder.pinned_bytes == size_bytes + 3 * PAGE_BYTES
+    assert unique_bytes([one.blocks], page_bytes=PAGE_BYTES) == one.holder.pinned_bytes
+
+
+def test_another_bpf_map_is_no_holder(scanner: SocketScanner) -> None:
+    with Allocator() as child:
+        child.do("bpf_map", MIB)
+        assert not ring_buffers(scanner, child.pid)
+
+
+@pytest.mark.parametrize(("step", "size_bytes"), [("perf_buffers", 8 * MIB), ("bpf_ring_buffer", 8 * MIB)])
+def test_the_pages_are_those_that_the_trace_saw(btf: Btf, scanner: SocketScanner, step: str, size_bytes: int) -> None:
+    """So they are allocpage, not vmalloc, and the join finds them."""
+    settings = TraceSettings(duration_seconds=2.0, cpu_budget_share=0.0)  # records everything
+    with Allocator() as child, PageTrace(settings, btf=btf, roots=HostRoots()) as trace:
+        child.do(step, size_bytes)
+        held = ring_buffers(scanner, child.pid)
+        result = trace.finish()
+    overlap = join_blocks(
+        result.blocks,
+        [np.concatenate([one.blocks for one in held])],
+        struct_page_bytes=btf.size_bytes("page"),
+        page_bytes=PAGE_BYTES,
+    )
+    assert overlap.explained_bytes == pytest.approx(size_bytes, rel=0.02)

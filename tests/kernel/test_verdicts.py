@@ -1,0 +1,63 @@
+"""Each verdict on a load that deserves it, and none on loads that do not."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from memdiag_api.evidence import Check, Evidence, Trend, VerdictKind
+from memdiag_node.host import HostRoots
+from memdiag_node.run import Settings, measure
+from planted import traffic
+
+
+@contextmanager
+def running(kind: str) -> Iterator[tuple[int, str]]:
+    """The load's pid, and what it says when it is ready."""
+    child = subprocess.Popen([sys.executable, traffic.__file__, kind], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        word, _, said = child.stdout.readline().strip().partition(" ")
+        assert word == "ready"
+        yield child.pid, said
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def diagnose(seconds: float = 5.0) -> Evidence:
+    settings = Settings(run_id="verdict", node_name="here", checks=tuple(Check), duration_seconds=seconds)
+    return measure(settings, roots=HostRoots(), stop=threading.Event(), progress=lambda _: None)
+
+
+def test_a_busy_server_that_reads_is_no_suspect() -> None:
+    with running("healthy"):
+        verdict = diagnose().verdict
+    assert verdict.kind is VerdictKind.NO_LEAK, verdict
+
+
+def test_a_connection_that_nobody_reads_is_the_suspect() -> None:
+    with running("stuck") as (pid, fd):
+        evidence = diagnose()
+    verdict = evidence.verdict
+    assert verdict.kind is VerdictKind.PINNED_BY_UNREAD_SOCKET, verdict
+    assert verdict.holder is not None
+    suspect = evidence.holders[verdict.holder]
+    assert [(owner.pid, owner.fds) for owner in suspect.owners] == [(pid, [int(fd)])]
+    assert suspect.unread_bytes == 2000 * 64
+    assert verdict.suspect_bytes > 100 * suspect.unread_bytes
+    assert f"[{pid}] fd {fd}" in verdict.sentence
+
+
+def test_pages_that_keep_being_taken_are_a_growing_allocation() -> None:
+    with running("growing") as (pid, _):
+        evidence = diagnose(8.0)
+    verdict = evidence.verdict
+    assert verdict.kind is VerdictKind.GROWING_KERNEL_ALLOCATION, verdict
+    assert verdict.stack is not None
+    stack = evidence.stacks[verdict.stack]
+    assert stack.trend is Trend.GROWING
+    assert any("pipe_write" in frame for frame in stack.frames)
+    assert stack.processes[0].pid == pid
+    assert evidence.holders[stack.held_by[0].holder].owners[0].pid == pid

@@ -1,0 +1,76 @@
+"""Loads that keep moving while they are watched, each a program of its own: `python traffic.py KIND`.
+
+    healthy   40 connections that are sent to, and read, as fast as it goes
+    stuck     64-byte messages to a connection that nobody reads, a read 32 KiB block between each two
+    growing   a new pipe of 1 MiB, filled and never read, 20 times a second
+
+Each prints `ready` and, where it has one, the fd of interest, and goes on until it is ended.
+"""
+
+import fcntl
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+MIB = 1 << 20
+CONNECTIONS = 40
+MESSAGE, BLOCK = b"m" * 64, b"b" * 32_768
+RECEIVE_BUFFER_BYTES = 4 * MIB
+_SO_RCVBUFFORCE = 33  # socket(7); Python has no name for it
+PIPES_PER_SECOND = 20
+
+
+def _connected() -> tuple[socket.socket, socket.socket]:
+    """A sender and a receiver on loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender = socket.create_connection(server.getsockname())
+        receiver, _ = server.accept()
+    sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sender, receiver
+
+
+def _drain(receiver: socket.socket) -> None:
+    while receiver.recv(MIB):
+        pass
+
+
+def _healthy() -> None:
+    pairs = [_connected() for _ in range(CONNECTIONS)]
+    for _, receiver in pairs:
+        threading.Thread(target=_drain, args=(receiver,), daemon=True).start()
+    print("ready", flush=True)
+    while True:
+        for sender, _ in pairs:
+            sender.sendall(BLOCK)
+
+
+def _stuck() -> None:
+    slow, unread = _connected()
+    unread.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
+    healthy, read = _connected()
+    threading.Thread(target=_drain, args=(read,), daemon=True).start()
+    for _ in range(2000):
+        slow.send(MESSAGE)
+        healthy.sendall(BLOCK)
+    print("ready", unread.fileno(), flush=True)
+    time.sleep(10**6)
+
+
+def _growing() -> None:
+    print("ready", flush=True)
+    kept = []
+    while True:
+        reader, writer = os.pipe()
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, MIB)
+        os.write(writer, b"x" * MIB)
+        kept.append((reader, writer))
+        time.sleep(1 / PIPES_PER_SECOND)
+
+
+KINDS: dict[str, Callable[[], None]] = {"healthy": _healthy, "stuck": _stuck, "growing": _growing}
+
+if __name__ == "__main__":
+    KINDS[sys.argv[1]]()

@@ -1,0 +1,34 @@
+"""Where a benchmark was run, and its section of docs/benchmarks.md."""
+
+import os
+import platform
+import re
+from pathlib import Path
+
+_TITLE = "# Benchmarks\n"
+
+
+def machine() -> str:
+    """One line on where this was measured."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30)
+    return f"Linux {platform.release()}, {os.cpu_count()} CPUs ({model}), {memory:.0f} GiB"
+
+
+def write_section(path: Path, heading: str, text: str) -> None:
+    """Replace the section of that heading, or append it; all others stay as they are."""
+    document = path.read_text() if path.exists() else _TITLE
+    path.write_text(with_section(document, heading, text))
+
+
+def with_section(document: str, heading: str, text: str) -> str:
+    """A Markdown document with its section `heading` (level 2) made `text`."""
+    section = f"## {heading}\n\n{text.strip()}\n"
+    parts = re.split(r"^(?=## )", document, flags=re.MULTILINE)
+    places = [place for place, part in enumerate(parts) if part.startswith(f"## {heading}\n")]
+    if places:
+        parts[places[0]] = section
+    else:
+        parts.append(section)
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts)

@@ -1,0 +1,78 @@
+"""A guest that runs tests/support/guest_program.py on one of Debian's kernels, from boot to its end."""
+
+import json
+import struct
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from local_cluster import guest_disk, guest_kernel
+from local_cluster.paths import PROJECT
+from local_cluster.virtual_machine import VirtualMachine
+
+RESULT_BYTES = 32 << 20
+TIMEOUT_SECONDS = 600
+
+_START = """\
+#!/bin/sh
+export PYTHONPATH=/source/operator:/source/node_runner:/source/tests
+exec python3 /source/tests/support/guest_program.py /dev/vdc
+"""
+
+
+@dataclass(frozen=True)
+class GuestRun:
+    """What the guest found, by step, and how long it took from power on to power off."""
+
+    reports: dict[str, dict[str, Any]]
+    seconds: float
+    configuration: str
+    """The kernel's build options."""
+
+    def figures(self) -> str:
+        """One line about its first measurement: the kernel, and what each part took."""
+        report = self.reports["planted"]
+        release = self.reports["host"]["release"]
+        if report.get("status") != 0:
+            return f"{release:<32} no measurement"
+        said = {line.partition(": ")[2].partition(" for ")[0]: seconds for seconds, line in report["stderr"]}
+        load = said["tracing"] - said["looking at every socket"]
+        evidence = json.loads(report["stdout"])
+        return (
+            f"{release:<32} load {load:5.1f} s   traced {evidence['window']['tracedSeconds']:5.1f} s   "
+            f"scan {evidence['coverage']['scanSeconds']:5.2f} s   guest {self.seconds:5.0f} s"
+        )
+
+
+def run_guest(suite: str, work: Path) -> GuestRun:
+    """Boot the kernel of a Debian suite and run every step there. Raises StepError with the guest's console."""
+    kernel = guest_kernel.provide(suite)
+    root = guest_disk.provide_runner_disk()
+    sources, results = _pack_sources(work), work / "results"
+    with results.open("wb") as file:
+        file.truncate(RESULT_BYTES)
+    machine = VirtualMachine(
+        kernel=kernel, disks=[root, sources, results], init=guest_disk.RUNNER_INIT, writable=frozenset({results})
+    )
+    started = time.monotonic()
+    machine.run(work / "console.log", timeout_seconds=TIMEOUT_SECONDS)
+    seconds = time.monotonic() - started
+    (length,) = struct.unpack_from("<Q", found := results.read_bytes())
+    assert length, f"the guest wrote no results; its console: {(work / 'console.log').read_text(errors='replace')}"
+    return GuestRun(json.loads(found[8 : 8 + length]), seconds, kernel.configuration.read_text())
+
+
+def _pack_sources(work: Path) -> Path:
+    start = work / "start"
+    start.write_text(_START)
+    start.chmod(0o755)
+    archive = work / "sources.tar"
+    folders = ["operator", "node_runner", "tests/planted", "tests/support"]
+    subprocess.run(
+        ["tar", "--create", f"--file={archive}", "--exclude=__pycache__", f"--directory={work}", "start",
+         f"--directory={PROJECT}", *folders],
+        check=True,
+    )  # fmt: skip
+    return archive

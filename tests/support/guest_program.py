@@ -1,0 +1,200 @@
+"""What runs inside a guest of the kernel matrix: planted loads, memdiag-node beside them, then without this or that.
+
+Usage: guest_program.py RESULTS: a JSON object goes to the block device (or file) RESULTS. The tests judge
+it on the machine (tests/vm/test_kernels.py).
+"""
+
+import ctypes
+import errno
+import json
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from planted.allocations import Allocator
+from planted.sockets import MIB, Planter
+
+RUNNER = (sys.executable, "-m", "memdiag_node.cli")
+STUCK_MESSAGES, WINDOW_MESSAGES = 1_000, 2_000
+DATAGRAMS = 500
+PIPE_BYTES = 8 * MIB
+POD_UID = "8a3f0c1d-52b7-4b5c-9e0e-6f2d1a7c3b94"
+CONTAINER_ID = "4f1c" * 16
+
+_SYS_BPF = 321  # x86-64
+_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
+_MS_BIND = 4096
+
+Report = dict[str, Any]
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def runner(*arguments: str, while_tracing: Callable[[], None] | None = None, **popen: Any) -> Report:
+    """Run memdiag-node; what it said, its exit status, and when it said what."""
+    started = time.monotonic()
+    said: list[tuple[float, str]] = []
+    process = subprocess.Popen(
+        [*RUNNER, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    output: list[str] = []
+    reader = threading.Thread(target=lambda out: output.append(out.read()), args=(process.stdout,))
+    reader.start()
+    for line in process.stderr:
+        said.append((time.monotonic() - started, line.rstrip()))
+        if "tracing for" in line and while_tracing is not None:
+            while_tracing()
+    reader.join()
+    status = process.wait()
+    return {"status": status, "stdout": output[0], "stderr": said, "seconds": time.monotonic() - started}
+
+
+def measure(duration: str, *arguments: str, while_tracing: Callable[[], None] | None = None) -> Report:
+    """A run whose result is a document."""
+    return runner("--duration", duration, "--output", "json", *arguments, while_tracing=while_tracing)
+
+
+def describe_host() -> Report:
+    return {
+        "release": os.uname().release,
+        "controllers": Path("/sys/fs/cgroup/cgroup.controllers").read_text().split(),
+        "has_headers": Path(f"/lib/modules/{os.uname().release}/build").exists(),
+        "has_tracefs": Path("/sys/kernel/tracing/trace").exists(),
+        "command_line": Path("/proc/cmdline").read_text().split(),
+    }
+
+
+def planted_loads() -> Report:
+    """One connection that was stuck before, one that fills during the window, datagrams and pipes; then all let go."""
+    truths: Report = {}
+    with Planter() as planter, Allocator() as allocator:
+        enter_pod(planter.pid)
+        truths["pid"], truths["pipes_pid"] = planter.pid, allocator.pid
+        truths["stuck"] = planter.plant("tcp_small_messages", STUCK_MESSAGES)
+        truths["datagrams"] = planter.plant("udp6_large", DATAGRAMS // 10)
+
+        def plant() -> None:
+            truths["window"] = planter.plant("tcp_small_messages", WINDOW_MESSAGES)
+            truths["window_datagrams"] = planter.plant("udp_small", DATAGRAMS)
+            truths["pipes_bytes"] = allocator.do("fill_pipes", PIPE_BYTES)
+
+        report = measure("15s", while_tracing=plant)
+        for name in ("stuck", "window", "datagrams", "window_datagrams"):
+            truths[name]["inode"] = planter.inode(truths[name]["fd"])
+    return report | {"truths": truths}
+
+
+def enter_pod(pid: int) -> None:
+    """Put a process where a kubelet with cgroup v2 puts a container's."""
+    folder = Path(f"/sys/fs/cgroup/kubepods/burstable/pod{POD_UID}/{CONTAINER_ID}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cgroup.procs").write_text(str(pid))
+
+
+def mounted_over(path: str, do: Callable[[], Report]) -> Report:
+    """Do something while an empty folder covers the folder `path`."""
+    empty = Path("/tmp/empty")
+    empty.mkdir(exist_ok=True)
+    if _libc.mount(str(empty).encode(), path.encode(), None, _MS_BIND, None):
+        raise OSError(ctypes.get_errno(), f"mount over {path}")
+    try:
+        return do()
+    finally:
+        _libc.umount2(path.encode(), 0)
+
+
+def without_btf() -> Report:
+    return mounted_over("/sys/kernel/btf", lambda: measure("1s"))
+
+
+def locked_for_integrity_without_kpageflags() -> Report:
+    """A /proc of links to the real one's entries, without this one, as CONFIG_PROC_PAGE_MONITOR=n has it."""
+    lock_down("integrity")
+    proc = Path("/tmp/proc")
+    proc.mkdir()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.startswith("kpage"):
+            (proc / entry.name).symlink_to(entry)
+    return measure("5s", "--proc", str(proc))
+
+
+def locked_for_confidentiality() -> Report:
+    lock_down("confidentiality")
+    return runner("--preflight")
+
+
+def lock_down(level: str) -> None:
+    """As the boot parameter lockdown= does; there is no way back before the next boot (kernel_lockdown(7))."""
+    Path("/sys/kernel/security/lockdown").write_text(level)
+
+
+def without_capabilities() -> Report:
+    return runner("--preflight", user=65534, group=65534, extra_groups=[])
+
+
+def with_bpf_denied_by_seccomp() -> Report:
+    return runner("--check", "AllocPageTrace", "--check", "SocketQueues", preexec_fn=deny_bpf)
+
+
+def deny_bpf() -> None:
+    """Have bpf(2) fail with EPERM from now on, as a container's seccomp profile does (seccomp(2))."""
+
+    def step(code: int, yes: int, no: int, value: int) -> bytes:
+        return struct.pack("HBBI", code, yes, no, value)
+
+    program = b"".join(
+        (
+            step(0x20, 0, 0, 0),  # load the system call's number
+            step(0x15, 0, 1, _SYS_BPF),  # equal: go on, else skip one
+            step(0x06, 0, 0, 0x00050000 | errno.EPERM),  # SECCOMP_RET_ERRNO
+            step(0x06, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
+        )
+    )
+    buffer = ctypes.create_string_buffer(program, len(program))
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer)), 16)
+    for arguments in ((_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header, 0, 0)):
+        if _libc.prctl(*arguments):
+            raise OSError(ctypes.get_errno(), "prctl")
+
+
+STEPS: dict[str, Callable[[], Report]] = {
+    "host": describe_host,
+    "preflight": lambda: runner("--preflight"),
+    "planted": planted_loads,
+    "no BTF": without_btf,
+    "no capabilities": without_capabilities,
+    "no bpf(2)": with_bpf_denied_by_seccomp,
+    # From here on there is no way back, and the planted loads are gone.
+    "integrity": locked_for_integrity_without_kpageflags,
+    "confidentiality": locked_for_confidentiality,
+}
+
+
+def main(results: Path) -> None:
+    reports: Report = {}
+    for name, do in STEPS.items():
+        print(f"{name} ...", flush=True)
+        started = time.monotonic()
+        try:
+            reports[name] = do()
+        except Exception:
+            reports[name] = {"error": traceback.format_exc()}
+        print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
+        for _, line in reports[name].get("stderr", []):
+            print(f"  {line}", flush=True)
+    text = json.dumps(reports).encode()
+    results.write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

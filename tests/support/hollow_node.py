@@ -1,0 +1,153 @@
+"""A node without a kubelet: the test says what its pods do, the API server believes it."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from local_cluster.cluster import Cluster
+from local_cluster.sandbox import Network
+from support.cluster import TestCluster
+
+RUNNERS = "memdiag-runners"
+LOG_PORT = 10250
+TIMEOUT_SECONDS = 30
+Answer = TypeVar("Answer")
+
+
+def eventually(look: Callable[[], Answer], timeout_seconds: float = TIMEOUT_SECONDS) -> Answer:
+    """The first answer of `look` that counts as true."""
+    deadline = time.monotonic() + timeout_seconds
+    while not (answer := look()):
+        assert time.monotonic() < deadline, f"not within {timeout_seconds} s; last: {answer!r}"
+        time.sleep(0.1)
+    return answer
+
+
+@dataclass(frozen=True)
+class HollowNode:
+    """A Node object, and what a scheduler and a kubelet would do with the pods on it."""
+
+    cluster: TestCluster
+    name: str
+    logs: Path
+
+    def register(self, address: str, **status: Any) -> None:
+        """Join the cluster, Ready, with 24 GiB."""
+        self.cluster.kubectl("create", "-f", "-", input=json.dumps(_node(self.name)))
+        self.report(address, **status)
+
+    def report(self, address: str, *, ready: str = "True", **status: Any) -> None:
+        """Report the node's status."""
+        document = {
+            "capacity": {"memory": "24Gi", "cpu": "2", "pods": "110"},
+            "addresses": [{"type": "InternalIP", "address": address}],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": LOG_PORT}},
+            "conditions": [
+                {
+                    "type": "Ready",
+                    "status": ready,
+                    "reason": "Test",
+                    "message": "as the test says",
+                    "lastTransitionTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                }
+            ],
+            **status,
+        }
+        self._patch("node", self.name, {"status": document}, "--subresource=status")
+
+    def leave(self) -> None:
+        """Leave the cluster."""
+        self.cluster.kubectl("delete", "node", self.name)
+
+    def runner(self) -> str:
+        """Wait for a runner pod that is meant for this node; its name."""
+        return eventually(self._find_runner)
+
+    def bind(self, pod: str, namespace: str = RUNNERS) -> None:
+        """Schedule a pod here."""
+        binding = {"metadata": {"name": pod}, "target": {"kind": "Node", "name": self.name}}
+        path = f"/api/v1/namespaces/{namespace}/pods/{pod}/binding"
+        body = {"apiVersion": "v1", "kind": "Binding", **binding}
+        self.cluster.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(body))
+
+    def say(self, pod: str, status: dict[str, Any], namespace: str = RUNNERS) -> None:
+        """Report a pod's status."""
+        self._patch("pod", pod, {"status": status}, "--subresource=status", f"--namespace={namespace}")
+
+    def run(self, pod: str) -> None:
+        """Schedule a runner here and say that it works."""
+        self.bind(pod)
+        self.say(pod, {"phase": "Running", **container({"running": {"startedAt": now()}})})
+
+    def finish(self, pod: str, message: str, log: bytes, *, exit_code: int = 0, **terminated: Any) -> None:
+        """Say that a runner has ended, with this termination message and log."""
+        (self.logs / pod).write_bytes(log)
+        state = {"exitCode": exit_code, "message": message, "finishedAt": now(), **terminated}
+        phase = "Succeeded" if exit_code == 0 else "Failed"
+        self.say(pod, {"phase": phase, **container({"terminated": state})})
+
+    def _find_runner(self) -> str:
+        pods = json.loads(self.cluster.kubectl("-n", RUNNERS, "get", "pods", "-o", "json"))["items"]
+        mine = [pod for pod in pods if pod["metadata"]["annotations"].get("memdiag.dev/node") == self.name]
+        return next((pod["metadata"]["name"] for pod in mine if "deletionTimestamp" not in pod["metadata"]), "")
+
+    def _patch(self, kind: str, name: str, patch: dict[str, Any], *options: str) -> None:
+        self.cluster.kubectl("patch", kind, name, "--type=merge", *options, "-p", json.dumps(patch))
+
+
+def container(state: dict[str, Any]) -> dict[str, Any]:
+    """The statuses of a runner pod whose container is in this state."""
+    one = {
+        "name": "node-runner",
+        "image": "",
+        "imageID": "",
+        "ready": False,
+        "restartCount": 0,
+        "containerID": "containerd://" + "a" * 64,
+        "state": state,
+    }
+    return {"containerStatuses": [one]}
+
+
+def now() -> str:
+    """As the API server writes it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+@contextmanager
+def log_endpoint(cluster: TestCluster, logs: Path) -> Iterator[str]:
+    """Serve the files in `logs` where a kubelet would; the address that nodes are to report."""
+    made = Cluster(cluster.kubeconfig.parent.parent.name)
+    pki = cluster.kubeconfig.parent
+    record = made.record()
+    assert record
+    address = Network(record.slot).node_address
+    script = Path(__file__).with_name("kubelet_logs.py")
+    server = subprocess.Popen(
+        [
+            *made.sandbox().enter(),
+            *(sys.executable, script, address, str(LOG_PORT)),
+            *(pki / "apiserver.crt", pki / "apiserver.key", logs),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert server.stdout
+        assert server.stdout.readline() == b"serving\n"
+        yield address
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def _node(name: str) -> dict[str, Any]:
+    labels = {"kubernetes.io/os": "linux", "kubernetes.io/hostname": name}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}}

@@ -1,0 +1,103 @@
+"""The operator as its own process, with its own service account's token: what RBAC does not grant, it cannot do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import urlopen
+
+import yaml
+
+from support.cluster import TestCluster
+
+NAMESPACE = "memdiag-system"
+START_SECONDS = 30
+
+
+class OperatorProcess:
+    """A running operator."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, health_url: str) -> None:
+        self._process = process
+        self._log = log
+        self._health_url = health_url
+
+    @property
+    def log(self) -> str:
+        """All that it has logged."""
+        return self._log.read_text()
+
+    def health(self) -> dict[str, int]:
+        """What it answers to the kubelet's probe."""
+        with urlopen(self._health_url, timeout=5) as answer:
+            told: dict[str, int] = json.load(answer)
+            return told
+
+    def memory_bytes(self) -> int:
+        """Its resident memory."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
+        return int(line.split()[1]) * 1024
+
+    def kill(self) -> None:
+        """End it without a warning."""
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> int:
+        """End it as the kubelet does; its exit status."""
+        self._process.terminate()
+        return self._process.wait(timeout=20)
+
+    def is_up(self) -> bool:
+        """Whether it answers."""
+        assert self._process.poll() is None, self.log
+        try:
+            return self.health() is not None
+        except OSError:
+            return False
+
+
+@contextmanager
+def running_operator(
+    cluster: TestCluster, folder: Path, config: dict[str, object], port: int
+) -> Iterator[OperatorProcess]:
+    """Start the operator and wait until it answers; end it afterwards if it still runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "operator.yaml").write_text(yaml.safe_dump(config))
+    kubeconfig = _kubeconfig_of_service_account(cluster, folder)
+    url = f"http://127.0.0.1:{port}/healthz"
+    log = folder / "operator.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "memdiag_operator", f"--config={folder / 'operator.yaml'}", f"--liveness={url}"],
+            env={**os.environ, "KUBECONFIG": str(kubeconfig)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    operator = OperatorProcess(process, log, url)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not operator.is_up():
+            assert time.monotonic() < deadline, operator.log
+            time.sleep(0.1)
+        yield operator
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _kubeconfig_of_service_account(cluster: TestCluster, folder: Path) -> Path:
+    token = cluster.kubectl("-n", NAMESPACE, "create", "token", "memdiag-operator").strip()
+    document = yaml.safe_load(cluster.kubeconfig.read_text())
+    document["users"][0]["user"] = {"token": token}
+    path = folder / "kubeconfig"
+    path.write_text(yaml.safe_dump(document))
+    return path

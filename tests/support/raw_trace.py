@@ -1,0 +1,80 @@
+"""A recorded trace: the tables as the kernel had them, before they are decoded.
+
+    PYTHONPATH=tests:node_runner:operator python tests/support/raw_trace.py     records it anew, as root
+
+What ran while it was recorded: 4 MiB into pipes in eight steps, a 4 MiB packet ring, page tables, and pipe churn.
+"""
+
+import json
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from memdiag_node.ebpf.btf import Btf
+from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
+from memdiag_node.ebpf.trace_tables import FrameTally, RawTrace
+from memdiag_node.host import HostRoots
+from planted.allocations import Allocator
+from planted.memory import PlantedMemory
+
+RECORDED = Path(__file__).parent.parent / "fixtures/trace/linux-6.18-x86_64"
+_ARRAYS = ("infos", "stacks", "cgroups", "lives", "cpus")
+_NUMBERS = tuple(one.name for one in fields(RawTrace) if one.name not in (*_ARRAYS, "tally", "retired"))
+
+
+def save(raw: RawTrace, symbols: dict[int, str], contexts: list[int], directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    parts = np.concatenate(raw.tally.parts)
+    arrays = {name: getattr(raw, name) for name in _ARRAYS}
+    np.savez_compressed(
+        directory / "tables.npz", by_kind=raw.tally.by_kind, blocks=raw.tally.blocks, parts=parts, **arrays
+    )
+    numbers = {name: getattr(raw, name) for name in _NUMBERS}
+    text = {
+        **numbers,
+        "retired": {str(key): value for key, value in raw.retired.items()},
+        "charged": {str(key): value for key, value in raw.tally.charged.items()},
+        "symbols": {str(address): symbol for address, symbol in symbols.items()},
+        "contexts": contexts,
+    }
+    (directory / "trace.json").write_text(json.dumps(text, indent=1) + "\n")
+
+
+def load(directory: Path = RECORDED) -> tuple[RawTrace, dict[int, str], list[int]]:
+    """The tables, the symbols of their addresses, and the context of each stack."""
+    text = json.loads((directory / "trace.json").read_text())
+    with np.load(directory / "tables.npz") as arrays:
+        tally = FrameTally(
+            by_kind=arrays["by_kind"],
+            blocks=arrays["blocks"],
+            parts=[arrays["parts"]],
+            charged={int(key): value for key, value in text["charged"].items()},
+        )
+        raw = RawTrace(
+            **{name: arrays[name] for name in _ARRAYS},
+            **{name: text[name] for name in _NUMBERS},
+            retired={int(key): tuple(value) for key, value in text["retired"].items()},
+            tally=tally,
+        )
+    return raw, {int(address): symbol for address, symbol in text["symbols"].items()}, text["contexts"]
+
+
+def record() -> None:
+    planted = Allocator(), PlantedMemory("packet_ring", 4 << 20), PlantedMemory("page_tables", 1 << 20)
+    with planted[0] as child, planted[1] as ring, planted[2] as page_tables:
+        with PageTrace(TraceSettings(duration_seconds=4), btf=Btf.load(), roots=HostRoots()) as trace:
+            ring.plant()
+            page_tables.plant()
+            child.do("churn_pipes", 2000)
+            for _ in range(8):
+                child.do("fill_pipes", 512 << 10)
+                time.sleep(0.4)
+                trace.advance()
+            raw = trace.read_out()
+        save(raw, trace.symbols(raw), trace.contexts(raw).tolist(), RECORDED)
+
+
+if __name__ == "__main__":
+    record()

@@ -1,0 +1,57 @@
+"""Looking up planted sockets in a scan: by inode, which the scan did not tell us."""
+
+from pathlib import Path
+
+import numpy as np
+
+from memdiag_api.evidence import Holder, Owner, Queue
+from memdiag_node.analyze.queues import holders_of
+from memdiag_node.holders.sockets import SocketScan
+
+
+def owner_of(pid: int) -> Owner | None:
+    """A process by its pid alone."""
+    return Owner(pid=pid, comm="") if Path(f"/proc/{pid}").exists() else None
+
+
+def holder_of(scan: SocketScan, inode: int, *, first: SocketScan | None = None) -> Holder:
+    """The one holder whose socket has this inode."""
+    found = [
+        holder
+        for holder in holders_of(first, scan, owner_of, limit=1_000_000).holders
+        if holder.socket is not None and holder.socket.inode == inode
+    ]
+    assert len(found) == 1, f"{len(found)} holders have the inode {inode}"
+    return found[0]
+
+
+def holder_at(scan: SocketScan, local_port: int, remote_port: int = 0) -> Holder:
+    """The one holder whose socket has these ports, for sockets without an inode."""
+    found = [
+        holder
+        for holder in holders_of(None, scan, owner_of, limit=1_000_000).holders
+        if holder.socket is not None
+        and holder.socket.local_address.endswith(f":{local_port}")
+        and (not remote_port or holder.socket.remote_address.endswith(f":{remote_port}"))
+        and holder.socket.state != "LISTEN"
+    ]
+    assert len(found) == 1, f"{len(found)} holders have the local port {local_port}"
+    return found[0]
+
+
+def queue_of(holder: Holder, name: str) -> Queue:
+    """The one queue of that name."""
+    assert holder.socket is not None
+    found = [queue for queue in holder.socket.queues if queue.name == name]
+    assert len(found) == 1, f"{len(found)} queues {name} in {holder.socket}"
+    return found[0]
+
+
+def fds_of(holder: Holder) -> dict[int, list[int]]:
+    """Pid to fds of a holder's owners."""
+    return {owner.pid: owner.fds for owner in holder.owners}
+
+
+def is_kept(scan: SocketScan, inode: int) -> bool:
+    """Whether the scan found anything in the socket with this inode."""
+    return bool(np.isin(inode, scan.sockets["inode"]))

@@ -1,0 +1,170 @@
+"""The runner on every kernel that Debian has: the same planted loads, the same figures, and what a kernel withholds.
+
+Each guest has cgroup v2, randomised kernel bases, no kernel headers and no tracefs. What runs inside is
+tests/support/guest_program.py; here stands what must be true of it.
+"""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from memdiag_api.evidence import Check, Evidence, Holder, HolderKind, NeedState, Trend, VerdictKind
+from support.guest import GuestRun, run_guest
+from support.guest_program import CONTAINER_ID, POD_UID
+
+KERNELS = {"bookworm": "6.1.", "trixie": "6.12.", "sid": "7."}
+
+pytestmark = pytest.mark.timeout(900)  # the first test of each kernel boots it
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def suite(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def guest(suite: str, tmp_path_factory: pytest.TempPathFactory, guests: list[GuestRun]) -> GuestRun:
+    run = run_guest(suite, tmp_path_factory.mktemp(suite))
+    guests.append(run)
+    return run
+
+
+def step(guest: GuestRun, name: str) -> dict[str, Any]:
+    report = guest.reports[name]
+    assert "error" not in report, report["error"]
+    return report
+
+
+def document(report: dict[str, Any]) -> Evidence:
+    assert report["status"] == 0, report["stderr"]
+    return Evidence.model_validate_json(report["stdout"])
+
+
+@pytest.fixture(scope="module")
+def truths(guest: GuestRun) -> dict[str, Any]:
+    found: dict[str, Any] = step(guest, "planted")["truths"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def evidence(guest: GuestRun) -> Evidence:
+    return document(step(guest, "planted"))
+
+
+def holder_of(evidence: Evidence, truth: dict[str, Any]) -> Holder:
+    (holder,) = [one for one in evidence.holders if one.socket is not None and one.socket.inode == truth["inode"]]
+    return holder
+
+
+def test_the_guest_is_what_this_test_is_about(guest: GuestRun, suite: str) -> None:
+    host = step(guest, "host")
+    assert host["release"].startswith(KERNELS[suite])
+    assert {"memory", "cpu", "pids"} <= set(host["controllers"])
+    assert not host["has_headers"]
+    assert not host["has_tracefs"]
+    assert "CONFIG_RANDOMIZE_BASE=y" in guest.configuration.splitlines()
+    assert "nokaslr" not in host["command_line"]
+
+
+def test_nothing_is_missing(guest: GuestRun) -> None:
+    preflight = step(guest, "preflight")
+    assert preflight["status"] == 0
+    states = {line.split()[0] for line in preflight["stdout"].splitlines()}
+    assert states == {"Met"}, preflight["stdout"]
+
+
+@pytest.mark.parametrize("name", ["stuck", "window", "datagrams", "window_datagrams"])
+def test_a_queue_is_found_with_its_process_fd_pod_and_exact_bytes(
+    evidence: Evidence, truths: dict[str, Any], name: str
+) -> None:
+    holder = holder_of(evidence, truths[name])
+    (owner,) = holder.owners
+    assert (owner.pid, owner.fds, owner.pod_uid, owner.container_id) == (
+        truths["pid"], [truths[name]["fd"]], POD_UID, CONTAINER_ID,
+    )  # fmt: skip
+    assert holder.unread_bytes == truths[name]["unread_bytes"]
+    assert holder.pinned_bytes == pytest.approx(truths[name].get("pinned_bytes", holder.pinned_bytes), rel=0.02)
+
+
+def test_the_join_finds_what_was_sent_in_the_window(evidence: Evidence, truths: dict[str, Any]) -> None:
+    (stack,) = [one for one in evidence.stacks if any("tcp_sendmsg" in frame for frame in one.frames)]
+    planted_bytes = truths["window"]["pinned_bytes"]
+    assert stack.outstanding_bytes == pytest.approx(planted_bytes, rel=0.02)
+    assert stack.explained_bytes >= 0.95 * planted_bytes
+    assert truths["pid"] in {process.pid for process in stack.processes}
+    holder = evidence.holders[stack.held_by[0].holder]
+    assert holder == holder_of(evidence, truths["window"])
+
+
+def test_pipes_are_found_with_their_process_and_exact_bytes(evidence: Evidence, truths: dict[str, Any]) -> None:
+    holders = [one for one in evidence.holders if truths["pipes_pid"] in {owner.pid for owner in one.owners}]
+    pipes = [one for one in holders if one.unread_bytes]  # the process is told what to do through empty ones
+    assert {one.kind for one in pipes} == {HolderKind.PIPE}
+    assert sum(one.unread_bytes for one in pipes) == truths["pipes_bytes"]
+    assert sum(one.pinned_bytes for one in pipes) == truths["pipes_bytes"]
+
+
+def test_pipes_are_traced(evidence: Evidence, truths: dict[str, Any]) -> None:
+    stacks = [one for one in evidence.stacks if any("pipe_write" in frame for frame in one.frames)]
+    assert sum(one.outstanding_bytes for one in stacks) == pytest.approx(truths["pipes_bytes"], rel=0.02)
+    assert sum(one.explained_bytes for one in stacks) >= 0.95 * truths["pipes_bytes"]
+    assert truths["pipes_pid"] in {process.pid for one in stacks for process in one.processes}
+    assert {one.trend for one in stacks} <= {Trend.PINNED, Trend.GROWING}
+
+
+def test_nothing_was_lost(evidence: Evidence) -> None:
+    assert evidence.trace is not None
+    counters = evidence.trace.counters
+    assert (counters.lost_records, counters.lost_stacks) == (0, 0)
+    assert evidence.coverage is not None
+    assert evidence.coverage.incomplete_queues == 0
+
+
+def test_call_stacks_have_names_and_no_addresses(evidence: Evidence) -> None:
+    frames = [frame for one in evidence.stacks for frame in one.frames]
+    assert frames
+    assert all(re.fullmatch(r"[\w.]+\+0x[0-9a-f]+( \[\w+\])?", frame) for frame in frames), frames
+
+
+def test_the_verdict_names_the_process_that_was_stuck(evidence: Evidence, truths: dict[str, Any]) -> None:
+    assert evidence.verdict.kind is VerdictKind.PINNED_BY_UNREAD_SOCKET
+    assert f"[{truths['pid']}]" in evidence.verdict.sentence
+
+
+def test_without_btf_the_breakdown_remains_and_says_why(guest: GuestRun) -> None:
+    found = document(step(guest, "no BTF"))
+    assert found.checks == [Check.BREAKDOWN]
+    assert any("AllocPageTrace was not made" in note and "no BTF" in note for note in found.notes)
+
+
+def test_without_capabilities_it_says_which_ones(guest: GuestRun) -> None:
+    preflight = step(guest, "no capabilities")
+    assert preflight["status"] == 3
+    assert "Missing   eBPF programs" in preflight["stdout"]
+    assert "capabilities BPF, PERFMON" in preflight["stdout"]
+
+
+def test_where_seccomp_denies_bpf_it_says_so(guest: GuestRun) -> None:
+    refused = step(guest, "no bpf(2)")
+    assert refused["status"] == 3
+    assert "seccomp profile must allow bpf(2)" in json.dumps(refused["stderr"])
+
+
+def test_lockdown_for_integrity_does_no_harm_and_the_memory_is_back(guest: GuestRun) -> None:
+    found = document(step(guest, "integrity"))
+    assert set(found.checks) == set(Check)
+    assert found.verdict.kind is VerdictKind.NO_LEAK, found.verdict
+
+
+def test_without_page_flags_the_trace_is_made_and_says_so(guest: GuestRun) -> None:
+    (need,) = [one for one in document(step(guest, "integrity")).needs if one.state is not NeedState.MET]
+    assert (need.name, need.state) == ("page flags", NeedState.DEGRADED)
+    assert "CONFIG_PROC_PAGE_MONITOR" in need.remedy
+
+
+def test_lockdown_for_confidentiality_is_named(guest: GuestRun) -> None:
+    preflight = step(guest, "confidentiality")
+    assert preflight["status"] == 3, preflight["stdout"]
+    assert "locked down for confidentiality" in preflight["stdout"]
