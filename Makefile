@@ -1,0 +1,106 @@
+# memdiag: `make demo` shows one real diagnosis end to end, `make test` runs every test. `make` alone lists the targets.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON3 := /usr/bin/python3
+VENV := .venv
+PY := $(VENV)/bin/python
+CLUSTER := $(PYTHON3) -m local_cluster
+PYTEST := $(PY) -m pytest
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
+
+# --- using it ---------------------------------------------------------------------------------------------------------
+
+.PHONY: prepare
+prepare: ## install the Debian packages that are missing
+	@$(CLUSTER) prepare python3-bpfcc python3-venv iproute2
+
+.PHONY: demo
+demo: ## one real diagnosis in an embedded cluster; KEEP=1 leaves the cluster up
+	@$(CLUSTER) demo $(if $(KEEP),--keep)
+
+.PHONY: case
+case: ## the whole story on a node in QEMU with a real network driver; CAUSE=blocked: another cause; KEEP=1 leaves it up
+	@$(CLUSTER) case $(if $(CAUSE),--cause $(CAUSE)) $(if $(KEEP),--keep)
+
+.PHONY: cluster-up
+cluster-up: prepare ## start the embedded one-node cluster with memdiag's images in it
+	@$(CLUSTER) up
+
+.PHONY: cluster-down
+cluster-down: ## stop the embedded cluster and remove all that it left
+	@$(CLUSTER) down
+
+.PHONY: images
+images: prepare ## build the two container images (cached)
+	@$(CLUSTER) build
+
+.PHONY: clean-cache
+clean-cache: ## empty the cache of Kubernetes binaries and images
+	@$(CLUSTER) clean-cache
+
+# --- working on it ----------------------------------------------------------------------------------------------------
+
+.PHONY: venv
+venv: $(VENV)/.complete ## the development environment in .venv
+
+# bcc comes from Debian (python3-bpfcc), so the environment is made by Debian's Python and sees its packages.
+$(VENV)/.complete: requirements/dev.txt pyproject.toml | prepare
+	$(PYTHON3) -m venv --system-site-packages $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: lint
+lint: venv ## ruff, mypy --strict, import-linter, generated files
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(PY) tools/generate_crds.py --check
+
+.PHONY: format
+format: venv ## let ruff rewrite what it can
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+.PHONY: crds
+crds: venv ## write crds/ from the API models
+	$(PY) tools/generate_crds.py
+
+.PHONY: requirements
+requirements: ## pin requirements/*.txt anew (needs uv)
+	tools/lock_requirements.sh
+
+.PHONY: test
+test: prepare lint ## every tier of tests: unit, kernel, api, e2e, vm
+	@$(CLUSTER) prepare qemu-system-x86 e2fsprogs
+	@$(CLUSTER) build
+	$(PYTEST) $(ARGS)
+
+.PHONY: test-unit test-kernel
+test-unit test-kernel: test-%: venv ## one tier (unit anywhere; kernel: root and eBPF)
+	$(PYTEST) tests/$* $(ARGS)
+
+.PHONY: bench-trace
+bench-trace: prepare venv ## what the trace costs, beside bcc's memleak; writes docs/benchmarks.md
+	@$(CLUSTER) prepare gcc bpfcc-tools linux-headers-amd64
+	$(PY) tests/bench/trace_cost.py --write docs/benchmarks.md
+
+.PHONY: bench-scan
+bench-scan: prepare venv ## what a scan of 100,000 sockets costs, beside ss; writes docs/benchmarks.md
+	$(PY) tests/bench/scan_cost.py --write docs/benchmarks.md
+
+.PHONY: test-api test-e2e
+test-api test-e2e: test-%: prepare venv ## one tier (api: a kube-apiserver; e2e: the embedded cluster)
+	@$(CLUSTER) build
+	$(PYTEST) tests/$* $(ARGS)
+
+.PHONY: test-vm
+test-vm: venv ## one tier (vm: guests in QEMU with Debian's kernels; no KVM needed)
+	@$(CLUSTER) prepare qemu-system-x86 e2fsprogs
+	@$(CLUSTER) build
+	$(PYTEST) tests/vm $(ARGS)
