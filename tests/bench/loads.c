@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -63,14 +64,24 @@ static void pipes(int amount) {
   }
 }
 
-// Send 64 MiB over loopback TCP to a process that reads it.
+// Stay on one CPU: where the scheduler puts two processes that talk to each other matters more than any tracer.
+static void pin(int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  check(sched_setaffinity(0, sizeof(set), &set) == 0, "sched_setaffinity");
+}
+
+// Send 64 MiB over loopback TCP to a process that reads it on another CPU.
 static void loopback(int amount) {
   struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
   socklen_t length = sizeof(address);
   int listener = socket(AF_INET, SOCK_STREAM, 0);
   check(bind(listener, (struct sockaddr *)&address, length) == 0 && listen(listener, 1) == 0, "listen");
   getsockname(listener, (struct sockaddr *)&address, &length);
+  pin(0);
   if (fork() == 0) {
+    pin(sysconf(_SC_NPROCESSORS_ONLN) > 1);
     int sender = socket(AF_INET, SOCK_STREAM, 0);
     check(connect(sender, (struct sockaddr *)&address, length) == 0, "connect");
     for (int i = 0; i < 64 * amount; i++)

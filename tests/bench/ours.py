@@ -30,6 +30,7 @@ print(
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "table_bytes": counters.table_bytes,
             "sampled_share": counters.sampled_share,
+            "program_seconds": counters.program_seconds,
             "lost": counters.lost_records + counters.lost_stacks,
             "missed_runs": counters.missed_runs,
         }

@@ -3,7 +3,8 @@
     python tests/bench/trace_cost.py [--rounds 5] [--write docs/benchmarks.md]
 
 Every round runs every load under every tracer, in a new order, on one machine in one run; the table has ratios of CPU
-time to the same round's run without a tracer. memleak and the naive tracer need tracefs and kernel headers: they get
+time to the same round's run without a tracer. Where a load scatters more from run to run than a tracer costs, the share
+that memdiag's programs took of its CPU time, by their own clock, tells more than the ratio. memleak and the naive tracer need tracefs and kernel headers: they get
 both in a mount namespace of their own, so nothing of it is left on the machine.
 """
 
@@ -44,7 +45,13 @@ class Rounds:
     """CPU seconds by tracer and load, one value for each round; and what memdiag's trace said of itself."""
 
     seconds: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    notes: list[dict[str, float]] = field(default_factory=list)
+    notes: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    """By load."""
+
+    def program_shares(self, load: str) -> list[float]:
+        """Of the load's CPU time, what memdiag's programs took."""
+        pairs = zip(self.notes[load], self.seconds[OURS, load], strict=True)
+        return [note["program_seconds"] / seconds for note, seconds in pairs]
 
 
 def headers() -> Path | None:
@@ -115,8 +122,8 @@ def measure(rounds: int, tracers: Sequence[str], directory: Path) -> Rounds:
     for number in range(rounds):
         random.shuffle(order)
         for name in order:
-            with tracer(name, result.notes):
-                for load, amount in LOADS.items():
+            for load, amount in LOADS.items():
+                with tracer(name, result.notes.setdefault(load, [])):
                     run = subprocess.run(
                         [str(program), load, str(amount)], cwd=directory, check=True, capture_output=True, text=True
                     )
@@ -128,7 +135,10 @@ def measure(rounds: int, tracers: Sequence[str], directory: Path) -> Rounds:
 def report(result: Rounds, tracers: Sequence[str]) -> str:
     """The table, as Markdown: median ratio, and the smallest and largest."""
     traced = [name for name in tracers if name != NONE]
-    lines = ["| load | goal | " + " | ".join(traced) + " |", "|---|---|" + "---|" * len(traced)]
+    lines = [
+        "| load | goal | " + " | ".join(traced) + " | memdiag's programs |",
+        "|---|---|" + "---|" * (len(traced) + 1),
+    ]
     for load, title in LOAD_NAMES.items():
         cells = []
         for name in traced:
@@ -137,9 +147,11 @@ def report(result: Rounds, tracers: Sequence[str]) -> str:
                 for with_tracer, without in zip(result.seconds[name, load], result.seconds[NONE, load], strict=True)
             ]
             cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        cells.append(f"{statistics.median(result.program_shares(load)):.1%}")
         lines.append(f"| {title} | {GOALS[load]:.2f} | " + " | ".join(cells) + " |")
-    worst = {key: max(note[key] for note in result.notes) for key in result.notes[0]}
-    shares = [note["sampled_share"] for note in result.notes]
+    notes = [note for of_load in result.notes.values() for note in of_load]
+    worst = {key: max(note[key] for note in notes) for key in notes[0]}
+    shares = [note["sampled_share"] for note in notes]
     lines += [
         "",
         f"memdiag's process: {worst['rss_bytes'] / MIB:.0f} MiB resident while it traces, "
@@ -179,7 +191,8 @@ _EXPLANATION = """\
 `make bench-trace` runs each load without a tracer and under three of them, and compares the CPU time that the load
 takes, interrupts on its behalf included: median of the rounds, smallest and largest in parentheses. `memleak` is
 bcc's, as Debian ships it, tracing kernel allocations; `naive` is a tracepoint program with a hash and a stack for every
-allocation.
+allocation. The last column is the share of the load's CPU time that memdiag's programs took by their own clock: what the
+ratio shows beyond it is the tracepoints' entry, caches, and the scatter of the load itself.
 """
 
 
