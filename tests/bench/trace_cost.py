@@ -4,8 +4,10 @@
 
 Every round runs every load under every tracer, in a new order, on one machine in one run; the table has ratios of CPU
 time to the same round's run without a tracer. Where a load scatters more from run to run than a tracer costs, the share
-that memdiag's programs took of its CPU time, by their own clock, tells more than the ratio. memleak and the naive tracer need tracefs and kernel headers: they get
-both in a mount namespace of their own, so nothing of it is left on the machine.
+that memdiag's programs took of its CPU time, by their own clock, tells more than the ratio.
+
+memleak and the naive tracer need tracefs and kernel headers: they get both in a mount namespace of their own, and leave
+nothing on the machine.
 """
 
 import argparse
@@ -191,8 +193,8 @@ _EXPLANATION = """\
 `make bench-trace` runs each load without a tracer and under three of them, and compares the CPU time that the load
 takes, interrupts on its behalf included: median of the rounds, smallest and largest in parentheses. `memleak` is
 bcc's, as Debian ships it, tracing kernel allocations; `naive` is a tracepoint program with a hash and a stack for every
-allocation. The last column is the share of the load's CPU time that memdiag's programs took by their own clock: what the
-ratio shows beyond it is the tracepoints' entry, caches, and the scatter of the load itself.
+allocation. The last column is the share of the load's CPU time that memdiag's programs took, by their own clock: what
+the ratio shows beyond it is the entry into the programs, caches, and the scatter of the load itself.
 """
 
 
