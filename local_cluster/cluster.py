@@ -189,7 +189,7 @@ class Cluster:
         kept = Cache(cache_root()).log(f"{self.name}-{failure.log.stem}")
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(failure.log, kept)
-        return StepError(failure.problem, log=kept, remedy=failure.remedy)
+        return StepError(failure.problem, log=kept, remedy=failure.remedy, log_lines=failure.log_lines)
 
     def _take_down(self) -> bool:
         record = self.record()

@@ -9,7 +9,7 @@ from pathlib import Path
 from local_cluster.cgroups import Cgroup
 from local_cluster.sandbox import Sandbox
 from local_cluster.shell import Command
-from local_cluster.steps import StepError
+from local_cluster.steps import LOG_TAIL_LINES, StepError
 
 POLL_SECONDS = 0.05
 
@@ -39,13 +39,23 @@ class Daemons:
         """The log of the daemon `name`."""
         return self.logs / f"{name}.log"
 
-    def wait(self, what: str, ready: Callable[[], bool], *, log: str, timeout_seconds: float = 60) -> None:
+    def wait(
+        self,
+        what: str,
+        ready: Callable[[], bool],
+        *,
+        log: str,
+        timeout_seconds: float = 60,
+        log_lines: int = LOG_TAIL_LINES,
+    ) -> None:
         """Wait until `ready()`; raises StepError with the log of `log` on timeout, or at once if a daemon ends."""
         deadline = time.monotonic() + timeout_seconds
         while not ready():
             for name, process in self._running.items():
                 if process.poll() is not None:
-                    raise StepError(f"{name} ended with status {process.returncode}", log=self.log(name))
+                    raise StepError(
+                        f"{name} ended with status {process.returncode}", log=self.log(name), log_lines=log_lines
+                    )
             if time.monotonic() > deadline:
-                raise StepError(f"{what}: not within {timeout_seconds:.0f} s", log=self.log(log))
+                raise StepError(f"{what}: not within {timeout_seconds:.0f} s", log=self.log(log), log_lines=log_lines)
             time.sleep(POLL_SECONDS)

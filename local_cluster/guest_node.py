@@ -18,7 +18,7 @@ from local_cluster.paths import PACKAGE, cache_root
 from local_cluster.sandbox import GUEST_ADDRESS, GUEST_GATEWAY, GUEST_INTERFACE, GUEST_POD_NETWORK, connect_guest
 from local_cluster.shell import run
 from local_cluster.steps import step
-from local_cluster.virtual_machine import VirtualMachine
+from local_cluster.virtual_machine import CONSOLE_TAIL_LINES, VirtualMachine
 
 GUEST_NODE_NAME = "guest1"
 READY_TIMEOUT_SECONDS = 180
@@ -86,7 +86,7 @@ def provide_images(archives: Sequence[Path]) -> Path:
 def join(daemons: Daemons, pki: Pki, work: Path, system: GuestSystem, images: Path) -> float:
     """Boot the guest and wait until it is Ready; returns the seconds from power on.
 
-    Raises StepError with the guest's console, which is `console.log` among the cluster's logs.
+    Raises StepError with the guest's console, which is `guest.log` among the cluster's logs.
     """
     connect_guest(daemons.sandbox)
     pki.add_node(GUEST_NODE_NAME)
@@ -102,12 +102,13 @@ def join(daemons: Daemons, pki: Pki, work: Path, system: GuestSystem, images: Pa
         ],
     )  # fmt: skip
     started = time.monotonic()
-    daemons.start("guest", ["nice", *machine.command(daemons.log("console"))])
+    daemons.start("guest", ["nice", *machine.command()])
     daemons.wait(
         "guest node Ready",
         lambda: ApiClient(pki).node_is_ready(GUEST_NODE_NAME),
-        log="console",
+        log="guest",
         timeout_seconds=READY_TIMEOUT_SECONDS,
+        log_lines=CONSOLE_TAIL_LINES,
     )
     return time.monotonic() - started
 

@@ -10,20 +10,31 @@ LOG_TAIL_LINES = 20
 
 
 class StepError(Exception):
-    """What failed, and where known: the log that tells why, and how to mend it."""
+    """What failed, and where known: the log that tells why, and how to mend it.
 
-    def __init__(self, problem: str, *, log: Path | None = None, remedy: str = "") -> None:
+    As a string it is all of that, so that whoever shows it (a test's failure, say) shows the end of the log, as it
+    was when the step failed: the log may be gone by then.
+    """
+
+    def __init__(
+        self, problem: str, *, log: Path | None = None, remedy: str = "", log_lines: int = LOG_TAIL_LINES
+    ) -> None:
         super().__init__(problem)
         self.problem = problem
         self.log = log
         self.remedy = remedy
+        self.log_lines = log_lines
+        self._tail = log_tail(log, log_lines) if log is not None else []
 
     def report(self) -> str:
         """The failure as several lines for a person, with the last lines of the log."""
-        lines = [f"error: {self.problem}"]
+        return f"error: {self}"
+
+    def __str__(self) -> str:
+        lines = [self.problem]
         if self.log is not None:
             lines.append(f"  last lines of {self.log}:")
-            lines += [f"    {line}" for line in log_tail(self.log)]
+            lines += [f"    {line}" for line in self._tail]
         if self.remedy:
             lines.append(f"  to mend it: {self.remedy}")
         return "\n".join(lines)
@@ -53,13 +64,13 @@ def step(title: str) -> Iterator[Step]:
         print(f"{current.outcome} ({time.monotonic() - started:.1f} s)", flush=True)
 
 
-def log_tail(log: Path) -> list[str]:
+def log_tail(log: Path, lines_shown: int = LOG_TAIL_LINES) -> list[str]:
     """The last lines of a log; says so if there is none."""
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError as error:
         return [f"(no log: {error.strerror})"]
-    return lines[-LOG_TAIL_LINES:] or ["(the log is empty)"]
+    return lines[-lines_shown:] or ["(the log is empty)"]
 
 
 def fail(error: StepError) -> int:

@@ -9,8 +9,30 @@ from local_cluster.guest_kernel import GuestKernel
 from local_cluster.shell import Command
 from local_cluster.steps import StepError
 
-# A panic ends QEMU at once (-no-reboot). Mitigations against other guests only cost time here.
-_COMMAND_LINE = "root=/dev/vda rw console=ttyS0 panic=-1 mitigations=off net.ifnames=0"
+CONSOLE_TAIL_LINES = 120
+"""A kernel's last words are many: registers and call stack of each CPU."""
+
+# A fixed, modest processor (x86-64-v2: what numpy's wheels need), with instructions that emulators have known for long.
+# `max` would add what this QEMU emulates at all, five-level page tables and the new AVX among it.
+_CPU = "Nehalem,+rdrand"
+
+_COMMAND_LINE = (
+    "root=/dev/vda",
+    "rw",
+    "console=ttyS0",
+    "net.ifnames=0",
+    "panic=-1",  # a panic ends QEMU at once (-no-reboot)
+    "mitigations=off",  # against other guests: they only cost time here
+    # The emulated CPUs stand still whenever the machine has other work. What a kernel concludes from that is wrong:
+    "no_timer_check",  # that no timer interrupts arrive: "IO-APIC + timer doesn't work!", and a panic
+    "tsc=reliable",  # that the time stamp counter is wrong: each look at the clock would then leave the emulated CPU
+    "nowatchdog",  # that a CPU hangs
+    "rcupdate.rcu_cpu_stall_suppress=1",
+)
+
+
+class KernelPanicError(StepError):
+    """The guest's kernel panicked."""
 
 
 @dataclass(frozen=True)
@@ -29,35 +51,42 @@ class VirtualMachine:
     writable: frozenset[Path] = frozenset()
     """Disks that keep what the guest writes; on others it goes with the guest."""
 
-    def command(self, console: Path) -> Command:
-        """The command line that runs it in the foreground; what its console shows goes to the file `console`."""
-        machine: list[str | Path] = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max"]
+    def command(self) -> Command:
+        """The command line that runs it in the foreground; its console is QEMU's standard output."""
+        machine: list[str | Path] = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", _CPU]
         machine += ["-m", str(self.memory_mib), "-smp", str(self.cpus), "-display", "none", "-no-reboot"]
-        machine += ["-serial", f"file:{console}", "-monitor", "none", "-nodefaults"]
+        machine += ["-serial", "stdio", "-monitor", "none", "-nodefaults"]
         machine += ["-kernel", self.kernel.image, "-initrd", self.kernel.initial_ram_disk]
-        machine += ["-append", " ".join((_COMMAND_LINE, f"init={self.init}", *self.kernel_arguments))]
+        machine += ["-append", " ".join((*_COMMAND_LINE, f"init={self.init}", *self.kernel_arguments))]
         for disk in self.disks:
             kept = "off" if disk in self.writable else "on"
             machine += ["-drive", f"file={disk},format=raw,if=virtio,cache=unsafe,snapshot={kept}"]
         return [*machine, *self.devices]
 
     def run(self, console: Path, *, timeout_seconds: float) -> None:
-        """Run it until it turns itself off.
+        """Run it until it turns itself off; what its console shows goes to the file `console`, QEMU's errors too.
 
-        Raises StepError with the end of its console if that takes longer than `timeout_seconds`, if its kernel
-        panics, or if QEMU fails.
+        Raises StepError with the end of the console if that takes longer than `timeout_seconds`, if its kernel
+        panics (KernelPanicError), or if QEMU fails.
         """
         # It ends with this process, even if that is killed; others at work on the machine come first.
-        command = ["setpriv", "--pdeathsig=KILL", "nice", *self.command(console)]
-        quiet = subprocess.DEVNULL
-        with subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=subprocess.PIPE) as qemu:
+        command = ["setpriv", "--pdeathsig=KILL", "nice", *self.command()]
+        with (
+            console.open("wb") as output,
+            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as qemu,
+        ):
             try:
-                _, errors = qemu.communicate(timeout=timeout_seconds)
+                status = qemu.wait(timeout_seconds)
             except subprocess.TimeoutExpired:
-                raise StepError(f"the guest did not end within {timeout_seconds:.0f} s", log=console) from None
+                status = None
             finally:
                 qemu.kill()
-        if qemu.returncode != 0:
-            raise StepError(f"QEMU ended with status {qemu.returncode}: {errors.decode().strip()}", log=console)
         if b"Kernel panic" in console.read_bytes():
-            raise StepError("the guest's kernel panicked", log=console)
+            raise KernelPanicError("the guest's kernel panicked", log=console, log_lines=CONSOLE_TAIL_LINES)
+        if status is None:
+            problem = f"the guest did not end within {timeout_seconds:.0f} s"
+        elif status:
+            problem = f"QEMU ended with status {status}"
+        else:
+            return
+        raise StepError(problem, log=console, log_lines=CONSOLE_TAIL_LINES)

@@ -4,19 +4,23 @@ import json
 import struct
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from local_cluster import guest_disk, guest_kernel
 from local_cluster.paths import PROJECT
-from local_cluster.virtual_machine import VirtualMachine
+from local_cluster.virtual_machine import KernelPanicError, VirtualMachine
 
 RESULT_BYTES = 32 << 20
 TIMEOUT_SECONDS = 600
+BOOT_ATTEMPTS = 2
 
-_START = """\
+_STARTED = "the guest's program starts"
+_START = f"""\
 #!/bin/sh
+echo "{_STARTED}"
 export PYTHONPATH=/source/operator:/source/node_runner:/source/tests
 exec python3 /source/tests/support/guest_program.py /dev/vdc
 """
@@ -30,6 +34,8 @@ class GuestRun:
     seconds: float
     configuration: str
     """The kernel's build options."""
+    warnings: Sequence[str]
+    """What went wrong and was not the program's fault."""
 
     def figures(self) -> str:
         """One line about its first measurement: the kernel, and what each part took."""
@@ -47,7 +53,11 @@ class GuestRun:
 
 
 def run_guest(suite: str, work: Path) -> GuestRun:
-    """Boot the kernel of a Debian suite and run every step there. Raises StepError with the guest's console."""
+    """Boot the kernel of a Debian suite and run every step there.
+
+    A kernel that panics before our program starts is booted a second time: that is the emulator's doing. Raises
+    StepError with the guest's console.
+    """
     kernel = guest_kernel.provide(suite)
     root = guest_disk.provide_runner_disk()
     sources, results = _pack_sources(work), work / "results"
@@ -56,12 +66,21 @@ def run_guest(suite: str, work: Path) -> GuestRun:
     machine = VirtualMachine(
         kernel=kernel, disks=[root, sources, results], init=guest_disk.RUNNER_INIT, writable=frozenset({results})
     )
+    warnings: list[str] = []
     started = time.monotonic()
-    machine.run(work / "console.log", timeout_seconds=TIMEOUT_SECONDS)
+    for attempt in range(1, BOOT_ATTEMPTS + 1):
+        console = work / f"console-{attempt}.log"
+        try:
+            machine.run(console, timeout_seconds=TIMEOUT_SECONDS - (time.monotonic() - started))
+            break
+        except KernelPanicError as panic:
+            if attempt == BOOT_ATTEMPTS or _STARTED in console.read_text(errors="replace"):
+                raise
+            warnings.append(f"{suite}: booted again, for at first {panic}")
     seconds = time.monotonic() - started
     (length,) = struct.unpack_from("<Q", found := results.read_bytes())
-    assert length, f"the guest wrote no results; its console: {(work / 'console.log').read_text(errors='replace')}"
-    return GuestRun(json.loads(found[8 : 8 + length]), seconds, kernel.configuration.read_text())
+    assert length, f"the guest wrote no results; its console: {console.read_text(errors='replace')}"
+    return GuestRun(json.loads(found[8 : 8 + length]), seconds, kernel.configuration.read_text(), warnings)
 
 
 def _pack_sources(work: Path) -> Path:

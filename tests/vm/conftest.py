@@ -28,3 +28,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("kernels")
         for guest in guests:
             terminalreporter.line(guest.figures())
+            for warning in guest.warnings:
+                terminalreporter.line(warning)

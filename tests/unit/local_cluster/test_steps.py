@@ -39,6 +39,16 @@ def test_a_report_holds_the_end_of_the_log_and_the_remedy(tmp_path: Path) -> Non
     assert report.endswith("to mend it: turn it off and on")
 
 
+def test_a_failure_shows_the_end_of_its_log_wherever_it_is_shown_even_when_the_log_is_gone(tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    log.write_text("".join(f"line {number}\n" for number in range(100)))
+    failure = StepError("the guest's kernel panicked", log=log, log_lines=50)
+    log.unlink()
+    assert "line 50\n" in str(failure)
+    assert "line 99" in str(failure)
+    assert "line 49\n" not in str(failure)
+
+
 def test_a_missing_log_is_said_and_hides_nothing_else(tmp_path: Path) -> None:
     report = StepError("it broke", log=tmp_path / "absent").report()
     assert "it broke" in report
