@@ -20,8 +20,8 @@ _BAR_WIDTH = 24
 _FRAMES_SHOWN = 12
 _FDS_SHOWN = 3
 # What a machine does all the time leaves many stacks with a page or two.
-_STACKS_ALWAYS_SHOWN = 3
-_SMALL_STACK_BYTES = 256 * 1024
+_ALWAYS_SHOWN = 3
+_SMALL_BYTES = 256 * 1024
 _ALLOC_PAGE = "AllocPage"
 _CONTAINER_ID_SHOWN = 12
 _CONTAINERS_SHOWN = 5
@@ -91,11 +91,16 @@ def _holders(evidence: Evidence) -> list[str]:
     if not evidence.holders:
         return [*lines, "  No holder pins anything."]
     header = ("PINNED", "UNREAD", "CHARGED", "STUCK", "PROCESS", "FD")
-    table = _table((header, *map(_holder_row, evidence.holders)), right=(0, 1, 2, 3))
+    shown = [
+        holder
+        for number, holder in enumerate(evidence.holders)
+        if number < _ALWAYS_SHOWN or holder.pinned_bytes >= _SMALL_BYTES or holder.stuck_seconds is not None
+    ]
+    table = _table((header, *map(_holder_row, shown)), right=(0, 1, 2, 3))
     lines.append(table[0])
-    for row, holder in zip(table[1:], evidence.holders, strict=True):
+    for row, holder in zip(table[1:], shown, strict=True):
         lines += [row, *_wrapped(_what(holder), " " * 12)]
-    return lines
+    return lines + _left_out(len(evidence.holders) - len(shown))
 
 
 def _holder_row(holder: Holder) -> tuple[str, ...]:
@@ -138,13 +143,15 @@ def _stacks(evidence: Evidence) -> list[str]:
     shown = [
         stack
         for number, stack in enumerate(evidence.stacks)
-        if number < _STACKS_ALWAYS_SHOWN or stack.outstanding_bytes >= _SMALL_STACK_BYTES
+        if number < _ALWAYS_SHOWN or stack.outstanding_bytes >= _SMALL_BYTES
     ]
     for number, stack in enumerate(shown, start=1):
         lines += _stack(number, stack, evidence)
-    if len(shown) < len(evidence.stacks):
-        lines.append(f"  {len(evidence.stacks) - len(shown)} more of less than {format_bytes(_SMALL_STACK_BYTES)} each")
-    return lines
+    return lines + _left_out(len(evidence.stacks) - len(shown))
+
+
+def _left_out(count: int) -> list[str]:
+    return [f"  {count} more of less than {format_bytes(_SMALL_BYTES)} each"] if count else []
 
 
 def _stack(number: int, stack: Stack, evidence: Evidence) -> Iterator[str]:

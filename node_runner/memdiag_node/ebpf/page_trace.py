@@ -145,6 +145,9 @@ class PageTrace:
         attached.config["first_page"] = self._first_page
         attached.config["frames"] = frame_count
         attached.config["budget_permille"] = round(self._settings.cpu_budget_share * 1000)
+        for program in ("on_free", "on_alloc", "on_pool_hold"):
+            # Before any is attached: the trace is not to find the memory of its own programs.
+            attached.bpf.load_raw_tracepoint(program)
         # Frees first: a block whose free nobody watched would count as outstanding.
         attached.bpf.attach_raw_tracepoint(_FREE, "on_free")
         self._pages_at_start = self._allocator_pages()
