@@ -11,6 +11,8 @@ import kopf
 from memdiag_operator.cluster.client import KubernetesClient
 from memdiag_operator.config import ConfigError, load_config
 from memdiag_operator.handlers import diagnosis, pods, runtime
+from memdiag_operator.metrics import OperatorMetrics
+from memdiag_operator.run_log import SubjectFilter
 
 DEFAULT_CONFIG = "/etc/memdiag/operator.yaml"
 HANDLERS = (diagnosis, pods, runtime)
@@ -21,7 +23,7 @@ CHATTY_LOGGERS = ("kopf.objects", "kopf.activities.probe", "aiohttp.access")
 
 
 def main() -> int:
-    """Run the operator; 2 when its configuration cannot be used, 1 when no cluster can be found."""
+    """Run the operator; 2 when its configuration cannot be used, 1 when no cluster can be found or a port is taken."""
     parser = argparse.ArgumentParser(prog="memdiag-operator", description="The operator of MemoryDiagnoses.")
     parser.add_argument(
         "--config",
@@ -31,6 +33,9 @@ def main() -> int:
     )
     parser.add_argument(
         "--liveness", default="http://0.0.0.0:8080/healthz", metavar="URL", help="where it tells its health"
+    )
+    parser.add_argument(
+        "--metrics", default="0.0.0.0:8081", metavar="ADDRESS:PORT", help="where Prometheus finds its metrics"
     )
     parser.add_argument("--log-format", choices=("json", "plain"), default="json")
     parser.add_argument("--verbose", action="store_true", help="log what kopf does, too")
@@ -42,10 +47,21 @@ def main() -> int:
         return 2
     log_format = kopf.LogFormat.JSON if arguments.log_format == "json" else kopf.LogFormat.FULL
     kopf.configure(verbose=arguments.verbose, log_format=log_format)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(SubjectFilter())
     if not arguments.verbose:
         for name in CHATTY_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
-    runtime.operate(config, KubernetesClient.connect(), liveness_endpoint=arguments.liveness)
+    metrics = OperatorMetrics()
+    metrics.limit(config.max_concurrent_runners)
+    address, _, port = arguments.metrics.rpartition(":")
+    try:
+        metrics.serve(address.strip("[]"), int(port))
+    except (OSError, ValueError) as error:
+        print(f"cannot serve metrics at {arguments.metrics}: {error}", file=sys.stderr)
+        return 1
+    kubernetes = KubernetesClient.connect(metrics.requested)
+    runtime.operate(config, kubernetes, metrics, liveness_endpoint=arguments.liveness)
     return 0
 
 

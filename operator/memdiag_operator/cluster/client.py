@@ -17,6 +17,7 @@ from memdiag_api.diagnosis import API_VERSION, GROUP, VERSION, MemoryDiagnosis, 
 from memdiag_api.framing import MAX_LOG_BYTES
 from memdiag_api.report import MemoryDiagnosisReport
 from memdiag_operator.cluster.errors import UnreadableError, translated
+from memdiag_operator.cluster.requests import ObservedApiClient, RequestObserver, ignore
 from memdiag_operator.decide.objects import Diagnosis, KubernetesPart, Node, ObjectMeta, Pod
 
 logger = logging.getLogger(__name__)
@@ -70,15 +71,18 @@ class KubernetesClient:
         self._custom = client.CustomObjectsApi(api)
 
     @classmethod
-    def connect(cls) -> "KubernetesClient":
-        """From inside a pod, else by KUBECONFIG. Raises kubernetes' ConfigException when there is neither."""
+    def connect(cls, observe: RequestObserver = ignore) -> "KubernetesClient":
+        """From inside a pod, else by KUBECONFIG. Raises kubernetes' ConfigException when there is neither.
+
+        `observe` is told of every request, by whatever thread made it.
+        """
         configuration = client.Configuration()
         try:
             kubernetes_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call] # untyped there
         except kubernetes_config.ConfigException:
             kubernetes_config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call] # as above
         configuration.connection_pool_maxsize = CONNECTIONS
-        return cls(client.ApiClient(configuration))
+        return cls(ObservedApiClient(configuration, observe))
 
     def read_diagnosis(self, name: str) -> Diagnosis:
         """One MemoryDiagnosis."""

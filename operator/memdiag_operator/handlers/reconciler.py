@@ -12,8 +12,12 @@ from memdiag_operator.cluster.client import KubernetesClient
 from memdiag_operator.cluster.errors import ClusterError, ConflictError
 from memdiag_operator.cluster.gather import gather, gather_fleet
 from memdiag_operator.config import OperatorConfig
+from memdiag_operator.decide.objects import Diagnosis
 from memdiag_operator.decide.reconcile import reconcile, wants_slot
-from memdiag_operator.decide.snapshot import Snapshot
+from memdiag_operator.decide.run_progress import node_steps
+from memdiag_operator.decide.snapshot import Plan, Snapshot
+from memdiag_operator.metrics import OperatorMetrics
+from memdiag_operator.run_log import about, of_run
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +33,16 @@ class Reconciler:
     """Brings diagnoses forward, one step of one diagnosis at a time; different diagnoses go at the same time."""
 
     def __init__(
-        self, kubernetes: KubernetesClient, config: OperatorConfig, clock: Callable[[], datetime] = utc_now
+        self,
+        kubernetes: KubernetesClient,
+        config: OperatorConfig,
+        metrics: OperatorMetrics,
+        clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self.kubernetes = kubernetes
         self.config = config
-        self._clock = clock
+        self.metrics = metrics
+        self.clock = clock
         self.sweep_wanted = asyncio.Event()
         """Set when a run has begun, whose progress is to be told, or a slot may have become free for another."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -49,13 +58,18 @@ class Reconciler:
         lock = self._locks.setdefault(name, asyncio.Lock())
         async with lock:
             self._queued.discard(name)
-            try:
-                await self._reconcile(name)
-            except ClusterError as error:
-                logger.warning("diagnosis %s has to wait for the next sweep: %s", name, error)
-            except Exception:
-                # A fault of the operator itself, met with one diagnosis: all others must go on.
-                logger.exception("diagnosis %s has to wait: the operator met a fault of its own", name)
+            with about(name):
+                await self._reconcile_or_log(name)
+
+    async def _reconcile_or_log(self, name: str) -> None:
+        try:
+            await self._reconcile(name)
+        except ClusterError as error:
+            logger.warning("diagnosis %s has to wait for the next sweep: %s", name, error)
+        except Exception:
+            # A fault of the operator itself, met with one diagnosis: all others must go on.
+            logger.exception("diagnosis %s has to wait: the operator met a fault of its own", name)
+            self.metrics.faulted()
 
     async def _reconcile(self, name: str) -> None:
         for _ in range(ATTEMPTS):
@@ -69,9 +83,10 @@ class Reconciler:
         logger.warning("diagnosis %s keeps changing: the next sweep goes on with it", name)
 
     async def _once(self, name: str, refusals: dict[str, str]) -> dict[str, str]:
-        snapshot = await asyncio.to_thread(gather, self.kubernetes, self.config, name, self._clock())
+        snapshot = await asyncio.to_thread(gather, self.kubernetes, self.config, name, self.clock())
         if snapshot is None:
             return {}
+        of_run(snapshot.diagnosis.status.run_id)
         if refusals or not wants_slot(snapshot):
             return await self._decide_and_apply(replace(snapshot, refusals=refusals))
         async with self._launch_lock:
@@ -79,8 +94,21 @@ class Reconciler:
             return await self._decide_and_apply(replace(snapshot, fleet=fleet))
 
     async def _decide_and_apply(self, snapshot: Snapshot) -> dict[str, str]:
-        plan = reconcile(snapshot, self.config, self._clock())
+        plan = reconcile(snapshot, self.config, self.clock())
+        of_run(plan.status.run_id if plan.status else None)
         refusals = await asyncio.to_thread(apply, self.kubernetes, self.config, snapshot, plan)
+        self.metrics.applied(snapshot.diagnosis, plan)
+        _log(snapshot.diagnosis, plan)
         if plan.launches or plan.removals:
             self.sweep_wanted.set()
         return refusals
+
+
+def _log(diagnosis: Diagnosis, plan: Plan) -> None:
+    """Tell of each step of a run: its begin, every node's way, its end."""
+    name = diagnosis.metadata.name
+    for step in node_steps(diagnosis, plan):
+        logger.info("diagnosis %s: node %s is %s: %s", name, step.node_name, step.reason, step.message)
+    for one in plan.announcements:
+        level = logging.WARNING if one.type == "Warning" else logging.INFO
+        logger.log(level, "diagnosis %s: %s: %s", name, one.reason, one.message)

@@ -13,6 +13,7 @@ from memdiag_operator.cluster.client import CONNECT_TIMEOUT_SECONDS, CONNECTIONS
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.handlers.reconciler import Reconciler
 from memdiag_operator.handlers.sweep import Sweep
+from memdiag_operator.metrics import OperatorMetrics
 
 # A watch that the network has silently lost is noticed after this long.
 WATCH_SECONDS = 300
@@ -32,17 +33,21 @@ class OperatorMemo:
     background: list[asyncio.Task[None]] = field(default_factory=list)
 
 
-def operate(config: OperatorConfig, kubernetes: KubernetesClient, *, liveness_endpoint: str) -> None:
+def operate(
+    config: OperatorConfig, kubernetes: KubernetesClient, metrics: OperatorMetrics, *, liveness_endpoint: str
+) -> None:
     """Run the operator until it is told to stop.
 
     Pods are watched in the runner namespace alone; diagnoses are cluster-scoped and so are watched all the same.
     """
-    asyncio.run(_operate(config, kubernetes, liveness_endpoint))
+    asyncio.run(_operate(config, kubernetes, metrics, liveness_endpoint))
 
 
-async def _operate(config: OperatorConfig, kubernetes: KubernetesClient, liveness_endpoint: str) -> None:
+async def _operate(
+    config: OperatorConfig, kubernetes: KubernetesClient, metrics: OperatorMetrics, liveness_endpoint: str
+) -> None:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CONNECTIONS, "kubernetes"))
-    reconciler = Reconciler(kubernetes, config)
+    reconciler = Reconciler(kubernetes, config, metrics)
     await kopf.operator(
         standalone=True,
         # Left to itself, kopf asks for the user's name, which a numeric user has not.

@@ -8,6 +8,7 @@ import time
 from memdiag_operator.cluster.errors import ClusterError
 from memdiag_operator.cluster.gather import gather_fleet, unsettled_names
 from memdiag_operator.config import SweepSettings
+from memdiag_operator.decide.run_progress import fleet_load
 from memdiag_operator.handlers.reconciler import Reconciler
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class Sweep:
         names: list[str] = []
         try:
             fleet = await asyncio.to_thread(gather_fleet, reconciler.kubernetes, reconciler.config)
+            load = fleet_load(fleet, reconciler.config.max_concurrent_runners, reconciler.clock())
+            reconciler.metrics.swept(load, time.time())
             names = list(unsettled_names(fleet))
             await asyncio.gather(*(reconciler.reconcile(name) for name in names))
         except ClusterError as error:
@@ -53,6 +56,7 @@ class Sweep:
         except Exception:
             # One malformed object must not end the sweeps of all others.
             logger.exception("the sweep met a fault of the operator itself")
+            reconciler.metrics.faulted()
         self._completed_at = time.monotonic()
         return bool(names)
 

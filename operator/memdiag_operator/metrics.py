@@ -1,0 +1,144 @@
+"""The operator's Prometheus metrics (docs/observability.md). Alone in importing `prometheus_client`.
+
+No label carries a name that a user or a node chose: the values of each are a short list, known beforehand. Counters
+start at 0 for all of them, so that a first failure is an increase and not merely a new series.
+"""
+
+from importlib.metadata import version
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+    start_http_server,
+)
+
+from memdiag_api.conditions import Reason
+from memdiag_api.evidence import VerdictKind
+from memdiag_api.report import MemoryDiagnosisReport
+from memdiag_operator.decide.objects import Diagnosis
+from memdiag_operator.decide.run_progress import FleetLoad, run_begins, run_end
+from memdiag_operator.decide.snapshot import Plan
+
+VERDICTS = (*(Reason(kind.value) for kind in VerdictKind), Reason.NO_RESULT, Reason.PARTIAL_RESULTS)
+"""Reasons of LeakDetected after a run."""
+FAILURES = tuple(
+    reason
+    for reason in Reason
+    if reason not in {Reason.PENDING, Reason.RUNNING, Reason.SUSPENDED, Reason.COMPLETED, *VERDICTS}
+    or reason is Reason.PARTIAL_RESULTS
+)
+"""Reasons of Succeeded after a run that did not succeed."""
+DURATION_BUCKETS_SECONDS = (10, 30, 60, 90, 120, 180, 300, 600, 900, 1800, 3600)
+
+REPORT_REFUSALS = frozenset({"400", "403", "405", "413", "422"})
+"""Answers to the creation of a report that say never; 409 says that it is there."""
+
+
+class OperatorMetrics:
+    """What the operator has done, and how busy it is. May be told by any thread."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        # Process memory, CPU and file descriptors, under the names that all exporters give them.
+        ProcessCollector(registry=registry)
+        build = Info("memdiag_build", "The operator's version.", registry=registry)
+        build.info({"version": version("memdiag")})
+
+        self._started = Counter("memdiag_runs_started", "Runs that have begun.", registry=registry)
+        self._runs = Counter(
+            "memdiag_runs",
+            "Runs that have ended, by the reason of the condition Succeeded.",
+            ("result", "reason"),
+            registry=registry,
+        )
+        self._durations = Histogram(
+            "memdiag_run_duration_seconds",
+            "Time from a run's begin to its end, waiting for a slot included.",
+            ("result",),
+            buckets=DURATION_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self._node_results = Counter(
+            "memdiag_node_results", "Nodes' parts of runs that have ended, by reason.", ("reason",), registry=registry
+        )
+        self._verdicts = Counter(
+            "memdiag_verdicts",
+            "Runs that have ended, by the reason of the condition LeakDetected.",
+            ("verdict",),
+            registry=registry,
+        )
+        self._reports_refused = Counter(
+            "memdiag_reports_refused", "Reports that the API server did not take.", registry=registry
+        )
+        self._requests = Counter(
+            "memdiag_api_requests",
+            "Requests to the API server, watches not among them; code is none where no answer came.",
+            ("verb", "resource", "code"),
+            registry=registry,
+        )
+        self._faults = Counter(
+            "memdiag_faults", "Faults of the operator itself: each is in its log with a traceback.", registry=registry
+        )
+        self._queue = Gauge("memdiag_queue_length", "Node runs that have no runner yet.", registry=registry)
+        self._slots_used = Gauge("memdiag_runner_slots_used", "Runners at work or about to be.", registry=registry)
+        self._slots_limit = Gauge("memdiag_runner_slots_limit", "Runners that there may be at once.", registry=registry)
+        self._last_sweep = Gauge(
+            "memdiag_last_sweep_timestamp_seconds",
+            "When the operator last looked at the whole cluster and was answered; 0 before the first time.",
+            registry=registry,
+        )
+        self._announce_series()
+
+    def _announce_series(self) -> None:
+        self._runs.labels("succeeded", Reason.COMPLETED.value)
+        self._node_results.labels(Reason.COMPLETED.value)
+        for reason in FAILURES:
+            self._runs.labels("failed", reason.value)
+            self._node_results.labels(reason.value)
+        for verdict in VERDICTS:
+            self._verdicts.labels(verdict.value)
+        for result in ("succeeded", "failed"):
+            self._durations.labels(result)
+
+    def serve(self, address: str, port: int) -> None:
+        """Answer scrapes on a thread of its own, at any path, until the process ends. Raises OSError if it cannot."""
+        disable_created_metrics()  # type: ignore[no-untyped-call] # without types there
+        start_http_server(port, address, self.registry)
+
+    def limit(self, slots: int) -> None:
+        """The configured limit of runners."""
+        self._slots_limit.set(slots)
+
+    def applied(self, diagnosis: Diagnosis, plan: Plan) -> None:
+        """A plan made for `diagnosis` has been carried out."""
+        if run_begins(diagnosis, plan):
+            self._started.inc()
+        end = run_end(diagnosis, plan)
+        if end is None:
+            return
+        self._runs.labels(end.result, end.reason).inc()
+        self._durations.labels(end.result).observe(end.duration_seconds)
+        self._verdicts.labels(end.verdict).inc()
+        for reason in end.node_reasons:
+            self._node_results.labels(reason).inc()
+
+    def swept(self, load: FleetLoad, timestamp_seconds: float) -> None:
+        """The whole cluster has been looked at, at this time (seconds since the epoch)."""
+        self._queue.set(load.queue_length)
+        self._slots_used.set(load.slots_used)
+        self._last_sweep.set(timestamp_seconds)
+
+    def requested(self, verb: str, resource: str, code: str) -> None:
+        """The API server has answered, or has not: `code` is then `none`."""
+        self._requests.labels(verb, resource, code).inc()
+        if (verb, resource) == ("create", MemoryDiagnosisReport.PLURAL) and code in REPORT_REFUSALS:
+            self._reports_refused.inc()
+
+    def faulted(self) -> None:
+        """The operator met a fault of its own."""
+        self._faults.inc()
