@@ -1,0 +1,127 @@
+"""What the API server was last seen to hold: diagnoses, runner pods and the nodes that they are about.
+
+The watches fill it, and so does every answer to a write of our own; a sweep replaces it by whole lists now and then, in
+case a watch has lost something. Reading it costs no request. It may be a moment behind, which is safe: a status is
+written only over the version that was read, names of pods follow from the run, and what a decision concludes from the
+absence of a pod is asked of the API server first (gather).
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from memdiag_operator.decide.objects import Diagnosis, Node, Pod
+
+Item = TypeVar("Item", Diagnosis, Pod)
+
+REMEMBERED_DELETIONS = 4096
+FORGET_NODE_SECONDS = 1800.0
+
+
+class Shelf(Generic[Item]):
+    """Objects of one kind by name, each as new as anyone has seen it. Threads may use it at the same time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._items: dict[str, Item] = {}
+        # A late answer to a request must not bring back what a watch has reported as deleted: a UID never returns.
+        self._deleted_uids: OrderedDict[str, None] = OrderedDict()
+        self.is_complete = False
+        """Whether a whole list has been put on it since the start."""
+
+    def get(self, name: str) -> Item | None:
+        """The object `name`; None when there is none."""
+        return self._items.get(name)
+
+    def all(self) -> tuple[Item, ...]:
+        """Every object."""
+        with self._lock:
+            return tuple(self._items.values())
+
+    def put(self, item: Item) -> None:
+        """Take `item`, unless a newer version of it is there or it is known to be deleted."""
+        with self._lock:
+            self._put(item)
+
+    def drop(self, name: str, uid: str) -> None:
+        """Forget the object `name` with `uid`, which is deleted."""
+        with self._lock:
+            self._deleted_uids[uid] = None
+            if len(self._deleted_uids) > REMEMBERED_DELETIONS:
+                self._deleted_uids.popitem(last=False)
+            known = self._items.get(name)
+            if known and known.metadata.uid == uid:
+                del self._items[name]
+
+    def replace(self, items: Iterable[Item], version: str) -> None:
+        """Take a whole list, read at the resource version `version`; what is newer than the list stays."""
+        listed = {item.metadata.name: item for item in items}
+        with self._lock:
+            for name, known in list(self._items.items()):
+                if name not in listed and not _is_newer(known.metadata.resource_version, version):
+                    del self._items[name]
+            for item in listed.values():
+                self._put(item)
+            self.is_complete = True
+
+    def _put(self, item: Item) -> None:
+        meta = item.metadata
+        known = self._items.get(meta.name)
+        outdated = known and _is_newer(known.metadata.resource_version, meta.resource_version)
+        if meta.uid not in self._deleted_uids and not outdated:
+            self._items[meta.name] = item
+
+
+@dataclass(frozen=True, slots=True)
+class _NodeReading:
+    node: Node
+    at_seconds: float
+
+
+class NodeReadings:
+    """Nodes as they were when last asked for. They are not watched: a fleet's heartbeats are many, runs are few."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._readings: dict[str, _NodeReading] = {}
+
+    def get(self, name: str, max_age_seconds: float) -> Node | None:
+        """The node `name`, if it was read not longer ago than this."""
+        reading = self._readings.get(name)
+        if reading is None or self._monotonic() - reading.at_seconds > max_age_seconds:
+            return None
+        return reading.node
+
+    def put(self, node: Node) -> None:
+        """Take what was just read."""
+        now = self._monotonic()
+        self._readings[node.metadata.name] = _NodeReading(node, now)
+        for name, reading in list(self._readings.items()):
+            if now - reading.at_seconds > FORGET_NODE_SECONDS:
+                self._readings.pop(name, None)
+
+    def drop(self, name: str) -> None:
+        """Forget a node that does not exist."""
+        self._readings.pop(name, None)
+
+
+class Cache:
+    """All of it."""
+
+    def __init__(self) -> None:
+        self.diagnoses: Shelf[Diagnosis] = Shelf()
+        self.pods: Shelf[Pod] = Shelf()
+        self.nodes = NodeReadings()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it holds everything that there was at some time since the start."""
+        return self.diagnoses.is_complete and self.pods.is_complete
+
+
+def _is_newer(version: str, other: str) -> bool:
+    """Whether a resource version is later than another; never when they cannot be compared (KEP-5504: they can)."""
+    return version.isdecimal() and other.isdecimal() and int(version) > int(other)
