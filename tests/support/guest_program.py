@@ -1,9 +1,11 @@
-"""What runs inside a guest of the kernel matrix: planted loads, memdiag-node beside them, then without this or that.
+"""What runs on each kernel of the matrix: planted loads, memdiag-node beside them, then without this or that.
 
-Usage: guest_program.py RESULTS: a JSON object goes to the block device (or file) RESULTS. The tests judge
-it on the machine (tests/vm/test_kernels.py).
+Usage: guest_program.py RESULTS [--own-kernel]: a JSON object goes to the block device (or file) RESULTS. The tests
+judge it on the machine (tests/vm/test_kernels.py). With --own-kernel it runs on the machine itself, in a mount
+namespace of its own, and leaves out what only a reboot would undo.
 """
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -11,10 +13,11 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,8 @@ DATAGRAMS = 500
 PIPE_BYTES = 8 * MIB
 POD_UID = "8a3f0c1d-52b7-4b5c-9e0e-6f2d1a7c3b94"
 CONTAINER_ID = "4f1c" * 16
+
+V2_CONTROLLERS = Path("/sys/fs/cgroup/cgroup.controllers")
 
 _SYS_BPF = 321  # x86-64
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
@@ -67,7 +72,8 @@ def measure(duration: str, *arguments: str, while_tracing: Callable[[], None] | 
 def describe_host() -> Report:
     return {
         "release": os.uname().release,
-        "controllers": Path("/sys/fs/cgroup/cgroup.controllers").read_text().split(),
+        "has_cgroup_v2": V2_CONTROLLERS.exists(),
+        "controllers": V2_CONTROLLERS.read_text().split() if V2_CONTROLLERS.exists() else [],
         "has_headers": Path(f"/lib/modules/{os.uname().release}/build").exists(),
         "has_tracefs": Path("/sys/kernel/tracing/trace").exists(),
         "command_line": Path("/proc/cmdline").read_text().split(),
@@ -77,8 +83,8 @@ def describe_host() -> Report:
 def planted_loads() -> Report:
     """One connection that was stuck before, one that fills during the window, datagrams and pipes; then all let go."""
     truths: Report = {}
-    with Planter() as planter, Allocator() as allocator:
-        enter_pod(planter.pid)
+    with pod_cgroup() as pod, Planter() as planter, Allocator() as allocator:
+        (pod / "cgroup.procs").write_text(str(planter.pid))
         truths["pid"], truths["pipes_pid"] = planter.pid, allocator.pid
         truths["stuck"] = planter.plant("tcp_small_messages", STUCK_MESSAGES)
         truths["datagrams"] = planter.plant("udp6_large", DATAGRAMS // 10)
@@ -94,11 +100,19 @@ def planted_loads() -> Report:
     return report | {"truths": truths}
 
 
-def enter_pod(pid: int) -> None:
-    """Put a process where a kubelet with cgroup v2 puts a container's."""
-    folder = Path(f"/sys/fs/cgroup/kubepods/burstable/pod{POD_UID}/{CONTAINER_ID}")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cgroup.procs").write_text(str(pid))
+@contextlib.contextmanager
+def pod_cgroup() -> Iterator[Path]:
+    """The cgroup that a kubelet (with the cgroupfs driver) would make for a container, of version 2 or 1."""
+    hierarchy = Path("/sys/fs/cgroup") if V2_CONTROLLERS.exists() else Path("/sys/fs/cgroup/memory")
+    names = ("kubepods", "burstable", f"pod{POD_UID}", CONTAINER_ID)
+    folders = [hierarchy.joinpath(*names[:depth]) for depth in range(1, len(names) + 1)]
+    made = [folder for folder in folders if not folder.exists()]
+    folders[-1].mkdir(parents=True, exist_ok=True)
+    try:
+        yield folders[-1]
+    finally:
+        for folder in reversed(made):
+            folder.rmdir()
 
 
 def mounted_over(path: str, do: Callable[[], Report]) -> Report:
@@ -117,15 +131,18 @@ def without_btf() -> Report:
     return mounted_over("/sys/kernel/btf", lambda: measure("1s"))
 
 
-def locked_for_integrity_without_kpageflags() -> Report:
+def without_kpageflags() -> Report:
     """A /proc of links to the real one's entries, without this one, as CONFIG_PROC_PAGE_MONITOR=n has it."""
+    with tempfile.TemporaryDirectory() as proc:
+        for entry in Path("/proc").iterdir():
+            if not entry.name.startswith("kpage"):
+                (Path(proc) / entry.name).symlink_to(entry)
+        return measure("5s", "--proc", proc)
+
+
+def locked_for_integrity_without_kpageflags() -> Report:
     lock_down("integrity")
-    proc = Path("/tmp/proc")
-    proc.mkdir()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.startswith("kpage"):
-            (proc / entry.name).symlink_to(entry)
-    return measure("5s", "--proc", str(proc))
+    return without_kpageflags()
 
 
 def locked_for_confidentiality() -> Report:
@@ -174,15 +191,19 @@ STEPS: dict[str, Callable[[], Report]] = {
     "no BTF": without_btf,
     "no capabilities": without_capabilities,
     "no bpf(2)": with_bpf_denied_by_seccomp,
-    # From here on there is no way back, and the planted loads are gone.
-    "integrity": locked_for_integrity_without_kpageflags,
+}
+# The planted loads are gone when these run.
+LAST_STEPS = {"no page flags": without_kpageflags}
+# From the first of these on there is no way back.
+LAST_STEPS_OF_GUESTS = {
+    "no page flags": locked_for_integrity_without_kpageflags,
     "confidentiality": locked_for_confidentiality,
 }
 
 
-def main(results: Path) -> None:
+def main(results: Path, *, own_kernel: bool) -> None:
     reports: Report = {}
-    for name, do in STEPS.items():
+    for name, do in (STEPS | (LAST_STEPS if own_kernel else LAST_STEPS_OF_GUESTS)).items():
         print(f"{name} ...", flush=True)
         started = time.monotonic()
         try:
@@ -197,4 +218,4 @@ def main(results: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), own_kernel="--own-kernel" in sys.argv[2:])
