@@ -78,7 +78,7 @@ requirements: ## pin requirements/*.txt anew (needs uv)
 .PHONY: test
 test: prepare lint ## every tier of tests: unit, kernel, api, e2e, vm
 	@$(CLUSTER) prepare qemu-system-x86 e2fsprogs
-	@$(CLUSTER) build
+	@$(CLUSTER) build --promtool
 	$(PYTEST) $(ARGS)
 
 .PHONY: test-unit test-kernel
@@ -96,7 +96,7 @@ bench-scan: prepare venv ## what a scan of 100,000 sockets costs, beside ss; wri
 
 .PHONY: test-api test-e2e
 test-api test-e2e: test-%: prepare venv ## one tier (api: a kube-apiserver; e2e: the embedded cluster)
-	@$(CLUSTER) build
+	@$(CLUSTER) build $(if $(filter api,$*),--promtool)
 	$(PYTEST) tests/$* $(ARGS)
 
 .PHONY: test-vm

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from local_cluster import debian, image_store, kubernetes_binaries, steps
+from local_cluster import debian, image_store, kubernetes_binaries, promtool, steps
 from local_cluster.cache import Cache
 from local_cluster.case import Cause, run_case
 from local_cluster.cluster import Cluster, all_clusters
@@ -44,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
 
     prepare = add("prepare", _prepare, "install the Debian packages that are missing")
     prepare.add_argument("packages", nargs="*", metavar="PACKAGE", help="further packages to install")
-    add("build", _build, "build the Kubernetes binaries and the images, unless they are cached")
+    build = add("build", _build, "build the Kubernetes binaries and the images, unless they are cached")
+    build.add_argument("--promtool", action="store_true", help="and promtool, with which alert rules are tested")
     up = add("up", _up, "start a cluster, building what it needs")
     up.add_argument("--api-only", action="store_true", help="etcd and kube-apiserver only")
     up.add_argument("--owner-pid", type=int, help="the cluster may be removed once this process has ended")
@@ -76,9 +77,11 @@ def _prepare(options: argparse.Namespace) -> int:
     return 0
 
 
-def _build(_: argparse.Namespace) -> int:
+def _build(options: argparse.Namespace) -> int:
     kubernetes_binaries.provide()
     image_store.provide()
+    if options.promtool:
+        promtool.provide()
     return 0
 
 

@@ -51,7 +51,7 @@ def _key() -> str:
             MODULE / "go.mod",
             MODULE / "go.sum",
             MODULE / "tools.go",
-            run([_go(), "version"]),
+            run([go_command(), "version"]),
             *_build_flags(),
             *_packages(),
         ]
@@ -60,7 +60,7 @@ def _key() -> str:
 
 def _build(folder: Path, log: Path) -> None:
     run(
-        [_go(), "build", "-C", MODULE, *_build_flags(), "-o", f"{folder}/", *_packages()],
+        [go_command(), "build", "-C", MODULE, *_build_flags(), "-o", f"{folder}/", *_packages()],
         log=log,
         env={"CGO_ENABLED": "0"},
         remedy="check that Go modules can be downloaded (go env GOPROXY), then run it again",
@@ -89,7 +89,8 @@ def _packages() -> list[str]:
     return re.findall(r'^\t_ "(\S+)"$', (MODULE / "tools.go").read_text(), re.MULTILINE)
 
 
-def _go() -> str:
+def go_command() -> str:
+    """The Go tool."""
     # sudo's PATH lacks the folder where Go's own installation instructions put it.
     found = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
     if found is None:

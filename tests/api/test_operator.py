@@ -5,134 +5,32 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from memdiag_api.evidence import Evidence, RunnerError, TerminationMessage
+from memdiag_api.evidence import RunnerError, TerminationMessage
 from memdiag_operator.decide import naming
 from support.cluster import TestCluster
-from support.evidence import evidence_with
-from support.hollow_node import RUNNERS, HollowNode, container, eventually, log_endpoint, now
+from support.hollow_node import RUNNERS, HollowNode, container, eventually, now
 from support.kubernetes_objects import delivered
 from support.operator_process import OperatorProcess, running_operator
+from support.operator_world import CONFIG, IMAGE, World, evidence_of, operator_world, pod_of, run_id, sweep_away
 
-IMAGE = "memdiag.dev/node-runner:dev"
 OPERATOR = "system:serviceaccount:memdiag-system:memdiag-operator"
-CONFIG: dict[str, Any] = {
-    "runner": {"image": IMAGE},
-    "sweep": {"activeSeconds": 1, "idleSeconds": 1},
-    "grace": {
-        "unschedulableSeconds": 1,
-        "imagePullSeconds": 1,
-        "containerStartSeconds": 1,
-        "nodeNotReadySeconds": 1,
-        "logSeconds": 2,
-    },
-}
-PORT = 18081
-
-
-@dataclass
-class World:
-    """A cluster with an operator at work, and nodes that do as the test says."""
-
-    cluster: TestCluster
-    operator: OperatorProcess
-    logs: Path
-    address: str
-    names: set[str] = field(default_factory=set)
-
-    def node(self, name: str, **status: Any) -> HollowNode:
-        """Another node."""
-        node = HollowNode(self.cluster, name, self.logs)
-        node.register(self.address, **status)
-        return node
-
-    def diagnose(self, name: str, node: str, **spec: Any) -> None:
-        """Ask where the memory of a node went."""
-        manifest = {
-            "apiVersion": "memdiag.dev/v1alpha1",
-            "kind": "MemoryDiagnosis",
-            "metadata": {"name": name},
-            "spec": {"target": {"nodeName": node}, "duration": "5s", **spec},
-        }
-        self.cluster.kubectl("create", "-f", "-", input=json.dumps(manifest))
-
-    def change(self, name: str, **spec: Any) -> None:
-        """Change a diagnosis's spec."""
-        self.cluster.kubectl("patch", "memdiag", name, "--type=merge", "-p", json.dumps({"spec": spec}))
-
-    def read(self, name: str) -> dict[str, Any]:
-        """A diagnosis."""
-        document: dict[str, Any] = json.loads(self.cluster.kubectl("get", "memdiag", name, "-o", "json"))
-        return document
-
-    def condition(self, name: str, kind: str = "Succeeded") -> tuple[str, str, str]:
-        """Status, reason and message of a condition."""
-        conditions = self.read(name)["status"].get("conditions", [])
-        found = next((one for one in conditions if one["type"] == kind), {"status": "", "reason": "", "message": ""})
-        return found["status"], found["reason"], found["message"]
-
-    def end(self, name: str) -> tuple[str, str, str]:
-        """Wait for the end of a run; the condition Succeeded."""
-        eventually(lambda: self.condition(name, "Reconciling")[0] == "False")
-        return self.condition(name)
-
-    def reports(self, name: str) -> list[dict[str, Any]]:
-        """The reports of a diagnosis."""
-        items = json.loads(self.cluster.kubectl("get", "memdiagreport", "-o", "json"))["items"]
-        return [one for one in items if one["diagnosis"] == name]
-
-    def events(self, name: str) -> list[str]:
-        """Reasons of the events on a diagnosis."""
-        selector = f"involvedObject.name={name}"
-        items = json.loads(self.cluster.kubectl("get", "events", "--field-selector", selector, "-o", "json"))["items"]
-        return sorted(one["reason"] for one in items)
-
-    def pods(self) -> list[dict[str, Any]]:
-        """All runner pods."""
-        items: list[dict[str, Any]] = json.loads(self.cluster.kubectl("-n", RUNNERS, "get", "pods", "-o", "json"))[
-            "items"
-        ]
-        return items
 
 
 @pytest.fixture(scope="module")
 def shared(installed: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with ExitStack() as stack:
-        logs = tmp_path_factory.mktemp("logs")
-        address = stack.enter_context(log_endpoint(installed, logs))
-        operator = stack.enter_context(running_operator(installed, tmp_path_factory.mktemp("operator"), CONFIG, PORT))
-        yield World(installed, operator, logs, address)
+    with operator_world(installed, tmp_path_factory) as started:
+        yield started
 
 
 @pytest.fixture
 def world(shared: World) -> Iterator[World]:
     yield shared
     sweep_away(shared.cluster)
-
-
-def sweep_away(cluster: TestCluster) -> None:
-    cluster.kubectl("delete", "memdiag,memdiagreport,nodes", "--all")
-    cluster.kubectl("-n", RUNNERS, "delete", "pods", "--all", "--force", "--grace-period=0")
-    cluster.kubectl("delete", "events", "--all")
-
-
-def evidence_of(node: str, run: str, **changes: Any) -> Evidence:
-    template = evidence_with(run_id=run)
-    return template.model_copy(update={"host": template.host.model_copy(update={"node_name": node}), **changes})
-
-
-def run_id(pod: dict[str, Any]) -> str:
-    identifier: str = pod["metadata"]["labels"]["memdiag.dev/run-id"]
-    return identifier
-
-
-def pod_of(world: World, name: str) -> dict[str, Any]:
-    return next(pod for pod in world.pods() if pod["metadata"]["name"] == name)
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -468,7 +366,7 @@ def own_operator(installed: TestCluster, shared: World, tmp_path: Path) -> Itera
     """Starts operators of the test's own; the shared one keeps out of the way."""
     shared.operator.stop()
     with ExitStack() as stack:
-        yield lambda: stack.enter_context(running_operator(installed, tmp_path, CONFIG, PORT + 1))
+        yield lambda: stack.enter_context(running_operator(installed, tmp_path, CONFIG))
     sweep_away(installed)
 
 

@@ -3,11 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -22,10 +23,11 @@ START_SECONDS = 30
 class OperatorProcess:
     """A running operator."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, health_url: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, health_url: str, metrics_url: str) -> None:
         self._process = process
         self._log = log
         self._health_url = health_url
+        self._metrics_url = metrics_url
 
     @property
     def log(self) -> str:
@@ -38,10 +40,32 @@ class OperatorProcess:
             told: dict[str, int] = json.load(answer)
             return told
 
+    def scrape(self) -> str:
+        """What Prometheus would get."""
+        with urlopen(self._metrics_url, timeout=5) as answer:
+            text: bytes = answer.read()
+            return text.decode()
+
     def memory_bytes(self) -> int:
         """Its resident memory."""
+        return self._memory("VmRSS:")
+
+    def forget_peak(self) -> None:
+        """Let `peak_memory_bytes` tell of the time from now on (man 5 proc: clear_refs)."""
+        Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
+
+    def peak_memory_bytes(self) -> int:
+        """Its largest resident memory."""
+        return self._memory("VmHWM:")
+
+    def cpu_seconds(self) -> float:
+        """The CPU time that it has taken."""
+        user, system = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    def _memory(self, field: str) -> int:
         status = Path(f"/proc/{self._process.pid}/status").read_text()
-        (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
+        (line,) = [line for line in status.splitlines() if line.startswith(field)]
         return int(line.split()[1]) * 1024
 
     def kill(self) -> None:
@@ -64,24 +88,26 @@ class OperatorProcess:
 
 
 @contextmanager
-def running_operator(
-    cluster: TestCluster, folder: Path, config: dict[str, object], port: int
-) -> Iterator[OperatorProcess]:
+def running_operator(cluster: TestCluster, folder: Path, config: dict[str, object]) -> Iterator[OperatorProcess]:
     """Start the operator and wait until it answers; end it afterwards if it still runs."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "operator.yaml").write_text(yaml.safe_dump(config))
     kubeconfig = _kubeconfig_of_service_account(cluster, folder)
-    url = f"http://127.0.0.1:{port}/healthz"
+    health_port, metrics_port = free_ports(2)
+    url, metrics = f"http://127.0.0.1:{health_port}/healthz", f"127.0.0.1:{metrics_port}"
     log = folder / "operator.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "memdiag_operator", f"--config={folder / 'operator.yaml'}", f"--liveness={url}"],
+            [
+                *(sys.executable, "-m", "memdiag_operator"),
+                *(f"--config={folder / 'operator.yaml'}", f"--liveness={url}", f"--metrics={metrics}"),
+            ],
             env={**os.environ, "KUBECONFIG": str(kubeconfig)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
         )
-    operator = OperatorProcess(process, log, url)
+    operator = OperatorProcess(process, log, url, f"http://{metrics}/metrics")
     try:
         deadline = time.monotonic() + START_SECONDS
         while not operator.is_up():
@@ -92,6 +118,13 @@ def running_operator(
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    """TCP ports of this machine that nobody has at the moment: several test sessions may run side by side."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [server.getsockname()[1] for server in servers]
 
 
 def _kubeconfig_of_service_account(cluster: TestCluster, folder: Path) -> Path:

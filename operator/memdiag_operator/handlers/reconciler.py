@@ -14,7 +14,7 @@ from memdiag_operator.cluster.gather import gather, gather_fleet
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide.objects import Diagnosis
 from memdiag_operator.decide.reconcile import reconcile, wants_slot
-from memdiag_operator.decide.run_progress import node_steps
+from memdiag_operator.decide.run_progress import node_steps, run_begins
 from memdiag_operator.decide.snapshot import Plan, Snapshot
 from memdiag_operator.metrics import OperatorMetrics
 from memdiag_operator.run_log import about, of_run
@@ -107,8 +107,12 @@ class Reconciler:
 def _log(diagnosis: Diagnosis, plan: Plan) -> None:
     """Tell of each step of a run: its begin, every node's way, its end."""
     name = diagnosis.metadata.name
-    for step in node_steps(diagnosis, plan):
-        logger.info("diagnosis %s: node %s is %s: %s", name, step.node_name, step.reason, step.message)
-    for one in plan.announcements:
-        level = logging.WARNING if one.type == "Warning" else logging.INFO
-        logger.log(level, "diagnosis %s: %s: %s", name, one.reason, one.message)
+    nodes = [
+        (logging.INFO, f"node {step.node_name} is {step.reason}", step.message) for step in node_steps(diagnosis, plan)
+    ]
+    run = [
+        (logging.WARNING if one.type == "Warning" else logging.INFO, one.reason, one.message)
+        for one in plan.announcements
+    ]
+    for level, what, message in [*run, *nodes] if run_begins(diagnosis, plan) else [*nodes, *run]:
+        logger.log(level, "diagnosis %s: %s%s", name, what, f": {message}" if message else "")
