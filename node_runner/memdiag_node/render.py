@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from memdiag_api.evidence import (
     Breakdown,
+    Census,
+    CensusShare,
     Context,
     Evidence,
     Holder,
@@ -22,6 +24,7 @@ _FDS_SHOWN = 3
 # What a machine does all the time leaves many stacks with a page or two.
 _ALWAYS_SHOWN = 3
 _SMALL_BYTES = 256 * 1024
+_SMALL_CENSUS_BYTES = 1024 * 1024
 _ALLOC_PAGE = "AllocPage"
 _CONTAINER_ID_SHOWN = 12
 _CONTAINERS_SHOWN = 5
@@ -37,6 +40,7 @@ def render_report(evidence: Evidence) -> str:
         _holders(evidence),
         _stacks(evidence),
         _ledger(evidence),
+        _census(evidence.census) if evidence.census else [],
         _coverage(evidence),
     ]
     return "\n".join(line for part in parts for line in (*part, "") if part).rstrip("\n") + "\n"
@@ -191,6 +195,35 @@ def _ledger(evidence: Evidence) -> list[str]:
         for share in evidence.ledger.containers[:_CONTAINERS_SHOWN]
     ]
     return lines
+
+
+def _census(census: Census) -> list[str]:
+    """Blocks and charges, the largest first; what is small is left out."""
+    rows = [("FRAMES", "SIZE", "IN KNOWN HOLDERS")]
+    for blocks in sorted(census.compound, key=lambda one: -one.size_bytes):
+        if blocks.size_bytes >= _SMALL_CENSUS_BYTES:
+            name = f"blocks of order {blocks.order}"
+            rows.append((name, format_bytes(blocks.size_bytes), _held_part(blocks.held_bytes)))
+    for share in (census.charged or ())[:_CONTAINERS_SHOWN]:
+        size_bytes = share.single_bytes + share.compound_bytes
+        if size_bytes >= _SMALL_CENSUS_BYTES:
+            rows.append((f"charged to {_charged(share)}", format_bytes(size_bytes), _held_part(share.held_bytes)))
+    if len(rows) == 1:
+        return []
+    lines = ["KERNEL PAGES BY BLOCK AND CHARGE   at most so much of allocpage is there", *_table(rows, right=(1, 2))]
+    if census.scanned_share < 1:
+        lines.append(f"  the time was enough for {census.scanned_share:.0%} of the page frames")
+    return lines
+
+
+def _charged(share: CensusShare) -> str:
+    if share.container_id:
+        return f"container {share.container_id[:_CONTAINER_ID_SHOWN]}"
+    return f"pod {share.pod_uid}" if share.pod_uid else "no container"
+
+
+def _held_part(held_bytes: int | None) -> str:
+    return "-" if held_bytes is None else format_bytes(held_bytes)
 
 
 def _coverage(evidence: Evidence) -> list[str]:

@@ -12,17 +12,22 @@ import numpy.typing as npt
 
 from memdiag_api.evidence import Check, ContainerShare, Evidence, Need, Owner, ScanCoverage, Stack, Trace, Window
 from memdiag_node.analyze.breakdown import breakdown
+from memdiag_node.analyze.census import census_of, held_frames
 from memdiag_node.analyze.findings import Holding, Measurements, conclude
 from memdiag_node.analyze.queues import coverage_of, holders_of
 from memdiag_node.analyze.stacks import fold_stacks
 from memdiag_node.analyze.traced import TraceResult
 from memdiag_node.analyze.verdict import Thresholds
 from memdiag_node.ebpf.btf import Btf
+from memdiag_node.ebpf.memory_cgroups import container_cgroups, memory_cgroup_layout
 from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
 from memdiag_node.holders.registry import OtherHolders, other_holders
 from memdiag_node.holders.sockets import SocketScan, SocketScanner
 from memdiag_node.host import HostRoots, read_host
 from memdiag_node.preflight import explain_missing, possible_checks, preflight
+from memdiag_node.procfs.cgroup import ContainerIdentity
+from memdiag_node.procfs.frame_census import FrameCensus, take_census
+from memdiag_node.procfs.kpageflags import open_frame_table
 from memdiag_node.procfs.process import read_owner
 from memdiag_node.procfs.reading import MemoryReading, take_readings
 
@@ -83,6 +88,9 @@ class _Look:
     scan: SocketScan | None = None
     others: OtherHolders | None = None
     trace: TraceResult | None = None
+    census: FrameCensus | None = None
+    containers: dict[int, ContainerIdentity] = field(default_factory=dict)
+    """Which container a memory cgroup is, by its inode."""
     interrupted: bool = False
 
 
@@ -91,12 +99,15 @@ def _look(
 ) -> _Look:
     look = _Look()
     with ExitStack() as attached:
-        scanner, trace = None, None
+        scanner, trace, cgroup_layout = None, None, {}
         if Check.BREAKDOWN in checks:
             look.readings_before = take_readings(roots)
         if Check.SOCKET_QUEUES in checks:
             progress("looking at every socket")
-            scanner = attached.enter_context(SocketScanner(btf=Btf.load(roots.sys)))
+            btf = Btf.load(roots.sys)
+            cgroup_layout = memory_cgroup_layout(btf)
+            scanner = attached.enter_context(SocketScanner(btf=btf))
+            del btf  # it need not stay in memory
             look.first_scan = scanner.scan()
         if Check.ALLOC_PAGE_TRACE in checks:
             trace_settings = TraceSettings(settings.duration_seconds, cpu_budget_share=settings.cpu_budget_share)
@@ -113,7 +124,26 @@ def _look(
             look.trace = trace.finish()
         if Check.BREAKDOWN in checks:
             look.readings = take_readings(roots)
+            progress("counting page frames")
+            look.census = _count_frames(look, roots)
+            look.containers = container_cgroups(scanner.source, cgroup_layout) if scanner else {}
     return look
+
+
+def _count_frames(look: _Look, roots: HostRoots) -> FrameCensus | None:
+    """None where the kernel does not show its frames: preflight has said so."""
+    with ExitStack() as files:
+        flags, charges = (open_frame_table(roots.proc / name, files) for name in ("kpageflags", "kpagecgroup"))
+        if flags is None:
+            return None
+        held = None
+        if look.trace and look.scan and look.others:
+            held = held_frames(
+                [look.scan.blocks[["page", "order"]], *look.others.blocks],
+                first_page=look.trace.first_page,
+                struct_page_bytes=look.trace.struct_page_bytes,
+            )
+        return take_census(flags.frame_count(), flags.read, charges.read if charges else None, held=held)
 
 
 def _wait(duration_seconds: float, stop: threading.Event, trace: PageTrace | None) -> bool:
@@ -138,8 +168,9 @@ def _measurements(
 ) -> Measurements:
     holdings, coverage = _holdings(look, roots)
     trace, stacks, blocks = _traced(look.trace)
+    host = read_host(roots, settings.node_name)
     return Measurements(
-        host=read_host(roots, settings.node_name),
+        host=host,
         window=Window(
             start_time=start_time,
             end_time=datetime.now(UTC),
@@ -153,6 +184,7 @@ def _measurements(
         trace=trace,
         stacks=stacks,
         traced_blocks=blocks,
+        census=census_of(look.census, look.containers, page_bytes=host.page_size_bytes) if look.census else None,
         coverage=coverage,
         holdings=holdings,
         struct_page_bytes=look.trace.struct_page_bytes if look.trace else 1,

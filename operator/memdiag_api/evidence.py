@@ -364,6 +364,42 @@ class Ledger(Record):
     )
 
 
+class CompoundBlocks(Record):
+    """Blocks of one order that kernel code allocated as a whole."""
+
+    order: Annotated[int, Field(ge=0, le=32)] = Field(description="each block is 2^order page frames")
+    blocks: Count = Field(description="how many there are")
+    size_bytes: ByteCount
+    held_bytes: ByteCount | None = Field(
+        default=None, description="of them, in known holders; null where the trace does not tell the frames' places"
+    )
+
+
+class CensusShare(Record):
+    """Kernel page frames that are charged to one container."""
+
+    container_id: Text = Field(description="from its memory cgroup's path; empty: cgroups of no known container")
+    pod_uid: Text = Field(default="", description="from its memory cgroup's path")
+    single_bytes: ByteCount = Field(description="frames that are no compound block: pipes, and also kernel stacks")
+    compound_bytes: ByteCount = Field(description="frames of compound blocks")
+    held_bytes: ByteCount | None = Field(default=None, description="of both, in known holders")
+
+
+class Census(Record):
+    """Page frames that no flag says to be anything else than kernel memory, where something tells them apart.
+
+    What is in compound blocks or charged to a container is an upper bound of allocpage there: large kmalloc is compound
+    as well, and kernel stacks and vmalloc are charged as well. Frames that are neither are not counted.
+    """
+
+    compound: Annotated[list[CompoundBlocks], Field(max_length=32)] = Field(description="by order; none left out")
+    charged: Annotated[list[CensusShare], Field(max_length=32)] | None = Field(
+        default=None, description="by container, largest first; null where /proc/kpagecgroup cannot be read"
+    )
+    scanned_share: Share = Field(default=1, description="of all page frames; below 1 when the time ran out")
+    scan_seconds: float = Field(default=0, ge=0, allow_inf_nan=False, description="time that it took")
+
+
 class VerdictKind(StrEnum):
     """The answer in one word. docs/verdicts.md has the rule of each."""
 
@@ -418,6 +454,7 @@ class Evidence(Record):
         default_factory=list, description="largest pinned first"
     )
     ledger: Ledger | None = None
+    census: Census | None = Field(default=None, description="null where /proc/kpageflags cannot be read")
     verdict: Verdict
     truncated: bool = Field(
         default=False, description="stacks or holders were left off to keep the document within its bound"

@@ -197,6 +197,7 @@ def result_of(groups: npt.NDArray[np.void]) -> TraceResult:
         traced_seconds=2.0,
         page_bytes=1,
         struct_page_bytes=64,
+        first_page=FIRST_PAGE,
         outstanding_bytes=0,
         outstanding_blocks=0,
     )

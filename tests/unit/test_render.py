@@ -1,8 +1,8 @@
 """The report for a person: complete, the answer first, at most 100 columns wide."""
 
-from memdiag_api.evidence import Check, Need, NeedState
+from memdiag_api.evidence import Census, CensusShare, Check, CompoundBlocks, Need, NeedState
 from memdiag_node.render import render_report
-from support.evidence import evidence_with
+from support.evidence import MIB, evidence_with
 
 
 def test_the_answer_comes_first_and_every_part_follows() -> None:
@@ -37,6 +37,29 @@ def test_what_is_missing_is_said_with_its_remedy() -> None:
     assert "  missing: tracefs: not there. Mount it." in render_report(
         evidence_with().model_copy(update={"needs": [need]})
     )
+
+
+def test_the_census_names_blocks_and_charges_that_are_large() -> None:
+    census = Census(
+        compound=[
+            CompoundBlocks(order=2, blocks=1, size_bytes=16384, held_bytes=0),
+            CompoundBlocks(order=3, blocks=64, size_bytes=2 * MIB, held_bytes=MIB),
+        ],
+        charged=[
+            CensusShare(container_id="c0ffee" * 8, single_bytes=3 * MIB, compound_bytes=MIB),
+            CensusShare(container_id="", single_bytes=MIB, compound_bytes=0, held_bytes=0),
+        ],
+        scanned_share=0.5,
+    )
+    lines = render_report(evidence_with().model_copy(update={"census": census})).splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("KERNEL PAGES BY BLOCK AND CHARGE"))
+    assert [line.split() for line in lines[at + 1 : at + 6]] == [
+        ["FRAMES", "SIZE", "IN", "KNOWN", "HOLDERS"],
+        ["blocks", "of", "order", "3", "2.00", "MiB", "1.00", "MiB"],
+        ["charged", "to", "container", "c0ffeec0ffee", "4.00", "MiB", "-"],
+        ["charged", "to", "no", "container", "1.00", "MiB", "0", "B"],
+        ["the", "time", "was", "enough", "for", "50%", "of", "the", "page", "frames"],
+    ]
 
 
 def test_an_interrupted_run_says_so() -> None:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from memdiag_api.evidence import (
     Breakdown,
+    Census,
     Check,
     ContainerShare,
     Evidence,
@@ -53,6 +54,7 @@ class Measurements:
     trace: Trace | None = None
     stacks: Sequence[Stack] = ()
     traced_blocks: npt.NDArray[np.void] | None = None
+    census: Census | None = None
     coverage: ScanCoverage | None = None
     holdings: Sequence[Holding] = ()
     """Largest pinned first."""
@@ -82,6 +84,7 @@ def conclude(
             interrupted=measured.window.interrupted,
             window_seconds=measured.window.traced_seconds or measured.window.requested_seconds,
             breakdown=measured.breakdown,
+            census=measured.census,
             stacks=stacks,
             holders=holders,
             explained_bytes=ledger.alloc_page_bytes - ledger.unexplained_bytes if ledger else 0,
@@ -103,6 +106,7 @@ def conclude(
         coverage=measured.coverage,
         holders=holders[:max_holders],
         ledger=ledger,
+        census=measured.census,
         verdict=verdict,
         notes=[*_narrower(measured), *measured.notes],
     )

@@ -88,6 +88,8 @@ class TraceResult:
     traced_seconds: float
     page_bytes: int
     struct_page_bytes: int
+    first_page: int
+    """Address of frame 0's struct page: what frames and pages tell of each other. Never published."""
     outstanding_bytes: int
     """Allocpage only: without the stacks of other memory classes, and without what was set aside."""
     outstanding_blocks: int

@@ -1,11 +1,12 @@
 """The verdict: one rule for each answer, decided from the evidence alone. docs/verdicts.md says the same for users."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
 from memdiag_api.evidence import (
     Breakdown,
+    Census,
     Check,
     Confidence,
     Holder,
@@ -20,6 +21,9 @@ from memdiag_api.evidence import (
 from memdiag_api.units import format_bytes
 
 MIB = 1 << 20
+_MAX_PARTS = 4
+_PART_SHARE = 0.1
+_ID_SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ class Findings:
     window_seconds: float
     """Time between the two looks at the sockets, about."""
     breakdown: Breakdown | None = None
+    census: Census | None = None
     stacks: Sequence[Stack] = field(default_factory=tuple)
     holders: Sequence[Holder] = field(default_factory=tuple)
     explained_bytes: int = 0
@@ -179,11 +184,34 @@ def _large(findings: Findings, thresholds: Thresholds) -> Verdict | None:
         confidence=Confidence.MEDIUM,
         sentence=f"Allocpage has {format_bytes(alloc_page_bytes)}; {format_bytes(unexplained_bytes)} of it are neither "
         f"held by a known holder nor growing now.",
-        reasons=[f"unexplained allocpage matters from {format_bytes(limit_bytes)} on"],
+        reasons=[
+            f"unexplained allocpage matters from {format_bytes(limit_bytes)} on",
+            *(_where(findings.census, unexplained_bytes) if findings.census else ()),
+        ],
         advice="It was allocated before the window. Trace for longer while the workload runs, so that growth shows, "
         "or look at what drivers and other kernel users preallocate.",
         suspect_bytes=unexplained_bytes,
     )
+
+
+def _where(census: Census, unexplained_bytes: int) -> Iterator[str]:
+    """What the census says of the unexplained part: bounds from above, those that are a tenth of it or more."""
+    parts = [
+        (blocks.size_bytes - blocks.held_bytes, f"are blocks of order {blocks.order}")
+        for blocks in census.compound
+        if blocks.held_bytes is not None
+    ]
+    parts += [
+        (
+            share.single_bytes + share.compound_bytes - share.held_bytes,
+            f"are charged to container {share.container_id[:_ID_SHOWN]}",
+        )
+        for share in census.charged or ()
+        if share.container_id and share.held_bytes is not None
+    ]
+    for size_bytes, what in sorted(parts, reverse=True)[:_MAX_PARTS]:
+        if size_bytes >= _PART_SHARE * unexplained_bytes:
+            yield f"at most {format_bytes(size_bytes)} of it {what} and in no known holder"
 
 
 def _nothing_found(findings: Findings, thresholds: Thresholds) -> Verdict:

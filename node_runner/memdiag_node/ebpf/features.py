@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 
 from memdiag_api.evidence import Check, Need, NeedState
 from memdiag_node.ebpf.btf import Btf, BtfError
@@ -14,6 +15,7 @@ from memdiag_node.host import HostRoots
 _TRACE = (Check.ALLOC_PAGE_TRACE,)
 _SOCKETS = (Check.SOCKET_QUEUES,)
 _BOTH = (*_TRACE, *_SOCKETS)
+_FRAMES = (Check.BREAKDOWN, *_TRACE)
 
 _BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
 _BPF_PROG_LOAD = 5
@@ -39,6 +41,7 @@ def needs(roots: HostRoots) -> list[Need]:
         _programs(),
         _kallsyms(roots),
         _kpageflags(roots),
+        _kpagecgroup(roots),
         _host_pids(roots),
     ]
 
@@ -143,17 +146,40 @@ def _kallsyms(roots: HostRoots) -> Need:
 
 def _kpageflags(roots: HostRoots) -> Need:
     path = roots.proc / "kpageflags"
+    reason = _why_unreadable(path)
+    if reason is None:
+        return _met("page flags", _FRAMES)
+    return _degraded(
+        "page flags",
+        _FRAMES,
+        f"{path}: {reason}. What is outstanding is not checked against what the frames are used for, and page frames "
+        "are not counted.",
+        "Run as root or with the capability DAC_READ_SEARCH, on a kernel built with CONFIG_PROC_PAGE_MONITOR.",
+    )
+
+
+def _kpagecgroup(roots: HostRoots) -> Need:
+    path = roots.proc / "kpagecgroup"
+    reason = _why_unreadable(path)
+    if reason is None:
+        return _met("page charges", _FRAMES)
+    return _degraded(
+        "page charges",
+        _FRAMES,
+        f"{path}: {reason}. Which container is charged for kernel memory is not told.",
+        "Run as root or with the capability DAC_READ_SEARCH, on a kernel built with CONFIG_PROC_PAGE_MONITOR and "
+        "CONFIG_MEMCG.",
+    )
+
+
+def _why_unreadable(path: Path) -> str | None:
+    """Why a table of frames cannot be read, in the kernel's words; None when it can."""
     try:
-        with path.open("rb", buffering=0) as flags:
-            flags.read(8)
+        with path.open("rb", buffering=0) as table:
+            table.read(8)
     except OSError as error:
-        return _degraded(
-            "page flags",
-            _TRACE,
-            f"{path}: {error.strerror}. What is outstanding is not checked against what the frames are used for.",
-            "Run as root or with the capability DAC_READ_SEARCH, on a kernel built with CONFIG_PROC_PAGE_MONITOR.",
-        )
-    return _met("page flags", _TRACE)
+        return error.strerror or str(error)
+    return None
 
 
 def _host_pids(roots: HostRoots) -> Need:

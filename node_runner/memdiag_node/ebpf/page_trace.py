@@ -25,7 +25,7 @@ from memdiag_node.ebpf.loader import BpfError, BpfObject, ProgramInfo, ProgramIn
 from memdiag_node.ebpf.symbols import ContextFinder, symbolise
 from memdiag_node.ebpf.trace_tables import RawTrace
 from memdiag_node.host import HostRoots
-from memdiag_node.procfs.kpageflags import FrameTable, is_anonymous, parse_frame_count
+from memdiag_node.procfs.kpageflags import FrameTable, is_anonymous, open_frame_table, parse_frame_count
 from memdiag_node.procfs.pgalloc import parse_allocated_pages
 
 __all__ = ["BLOCK_DTYPE", "MAX_SLICES", "PageTrace", "TraceResult", "TraceSettings"]
@@ -137,7 +137,7 @@ class PageTrace:
     def _start(self) -> None:
         self._contexts = ContextFinder.read(self._roots.proc)
         with ExitStack() as files:
-            flags = self._frame_table("kpageflags", files)
+            flags = open_frame_table(self._roots.proc / "kpageflags", files)
             frame_count = flags.frame_count() if flags else self._frame_count_of_zones()
             attached = self._attached = _Attached.load(self._layout, frame_count)
             attached.bpf.push("spare_classes", np.arange(tables.FIRST_CLASS, tables.CLASSES, dtype="<u4"))
@@ -201,8 +201,8 @@ class PageTrace:
         time.sleep(_SETTLE_SECONDS)
         infos = np.array(attached.infos)
         with ExitStack() as files:
-            flags = self._frame_table("kpageflags", files)
-            charges = self._frame_table("kpagecgroup", files)
+            flags = open_frame_table(self._roots.proc / "kpageflags", files)
+            charges = open_frame_table(self._roots.proc / "kpagecgroup", files)
             tally = tables.tally_frames(
                 attached.frames,
                 infos["key"]["order"],
@@ -237,13 +237,6 @@ class PageTrace:
         if self._attached is None:
             raise BpfError("the trace is not running")
         return self._attached
-
-    def _frame_table(self, name: str, files: ExitStack) -> FrameTable | None:
-        """None where the kernel does not have it, or does not show it: preflight has said so."""
-        try:
-            return files.enter_context(FrameTable(self._roots.proc / name))
-        except OSError:
-            return None
 
     def _frame_count_of_zones(self) -> int:
         path = self._roots.proc / "zoneinfo"

@@ -266,6 +266,7 @@ def decode(raw: RawTrace, symbols: Mapping[int, str], contexts: npt.NDArray[np.u
         traced_seconds=raw.traced_seconds,
         page_bytes=raw.page_bytes,
         struct_page_bytes=raw.struct_page_bytes,
+        first_page=raw.first_page,
         outstanding_bytes=outstanding_bytes,
         outstanding_blocks=outstanding_blocks,
     )

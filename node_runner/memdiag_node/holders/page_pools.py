@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Holder, HolderKind
+from memdiag_node.ebpf.kernel_lists import list_entries
 from memdiag_node.ebpf.sockets import SocketSource
 from memdiag_node.holders.context import Held, HolderContext
 from memdiag_node.holders.sockets import PINNED_DTYPE, SocketScan
 from memdiag_node.procfs.text import printable
 
-_MAX_LIST = 1 << 16
 _MAX_ORDER = 16
 _NAME_BYTES = 16  # include/uapi/linux/if.h, IFNAMSIZ
 _SIGNATURE, _SIGNATURE_MASK = 0xDEAD_0000_0000_0040, 0xFFFF_0000_0000_007C
@@ -93,10 +93,10 @@ def network_devices(source: SocketSource, scan: SocketScan) -> npt.NDArray[np.ui
     at = source.offset
     own = np.unique(source.peek(np.unique(scan.owners["socket"]) + np.uint64(at["SOCK_NET"])))
     own = own[own != 0]
-    nets = np.union1d(own, _entries(source, own[:1] + np.uint64(at["NET_LIST"])) - np.uint64(at["NET_LIST"]))
+    nets = np.union1d(own, list_entries(source, own[:1] + np.uint64(at["NET_LIST"])) - np.uint64(at["NET_LIST"]))
     operations = source.peek(nets + np.uint64(at["NET_OPERATIONS"]))
     nets = nets[operations == source.fact("net_operations")]  # the head of the list is in no namespace
-    return _entries(source, nets + np.uint64(at["NET_DEVICES"])) - np.uint64(at["DEVICE_ENTRY"])
+    return list_entries(source, nets + np.uint64(at["NET_DEVICES"])) - np.uint64(at["DEVICE_ENTRY"])
 
 
 def _pools_of_devices(source: SocketSource, scan: SocketScan) -> npt.NDArray[np.uint64]:
@@ -105,21 +105,7 @@ def _pools_of_devices(source: SocketSource, scan: SocketScan) -> npt.NDArray[np.
     if "HAS_DEVICE_POOLS" not in at:
         return np.empty(0, "<u8")
     devices = network_devices(source, scan)
-    return _entries(source, devices + np.uint64(at["DEVICE_POOLS"])) - np.uint64(at["POOL_ENTRY"])
-
-
-def _entries(source: SocketSource, heads: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """All entries of the lists that begin at `heads`, list_head or hlist_head: both begin with the next one."""
-    found = [np.empty(0, "<u8")]
-    entries = source.peek(heads)
-    for _ in range(_MAX_LIST):
-        more = (entries != 0) & (entries != heads)
-        heads, entries = heads[more], entries[more]
-        if not len(entries):
-            break
-        found.append(entries)
-        entries = source.peek(entries)
-    return np.unique(np.concatenate(found))
+    return list_entries(source, devices + np.uint64(at["DEVICE_POOLS"])) - np.uint64(at["POOL_ENTRY"])
 
 
 def _read(source: SocketSource, address: int) -> _Pool | None:

@@ -1,6 +1,7 @@
 """What each page frame is, from /proc/kpageflags (kernel: fs/proc/page.c, Documentation/admin-guide/mm/pagemap.rst)."""
 
 import os
+from contextlib import ExitStack
 from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ _ENTRY_BYTES = 8
 # Bit numbers: kernel, include/uapi/linux/kernel-page-flags.h. Stable, unlike the kernel's own page flags.
 _LOCKED, _UPTODATE, _LRU, _SLAB, _WRITEBACK, _BUDDY, _ANON = 0, 3, 5, 7, 8, 10, 12
 _SWAPCACHE, _SWAPBACKED, _HUGE, _UNEVICTABLE, _OFFLINE, _ZERO, _PGTABLE, _MLOCKED = 13, 14, 17, 18, 23, 24, 26, 33
+_HEAD, _TAIL, _HWPOISON, _NOPAGE, _RESERVED = 15, 16, 19, 20, 32
 
 
 class FrameKind(IntEnum):
@@ -51,6 +53,8 @@ _RULES = (
     ),
 )
 
+_NOT_DIRECT = np.bitwise_or.reduce([mask for _, mask in _RULES]) | _mask(_HWPOISON, _NOPAGE, _RESERVED)
+
 
 def classify(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
     """The FrameKind of each frame, from its flags."""
@@ -64,6 +68,27 @@ def is_anonymous(flags: npt.NDArray[np.uint64], *, locked: bool) -> npt.NDArray[
     """Whether each frame is anonymous user memory, and locked into memory (mlock) or not, as asked."""
     wanted = _mask(_ANON, _MLOCKED) if locked else _mask(_ANON)
     found: npt.NDArray[np.bool_] = (flags & _mask(_ANON, _SLAB, _BUDDY, _MLOCKED)) == wanted
+    return found
+
+
+def is_direct(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Whether each frame is there, in use, and of FrameKind DIRECT.
+
+    A single frame of that kind may also be one of vmalloc, of per-CPU memory, of a per-CPU free list, or a hole.
+    """
+    found: npt.NDArray[np.bool_] = (flags & _NOT_DIRECT) == 0
+    return found
+
+
+def is_head(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Whether each frame is the first of a compound block: of one allocated as a whole (__GFP_COMP)."""
+    found: npt.NDArray[np.bool_] = (flags & _mask(_HEAD)) != 0
+    return found
+
+
+def is_tail(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Whether each frame belongs to a compound block and is not its first."""
+    found: npt.NDArray[np.bool_] = (flags & _mask(_TAIL)) != 0
     return found
 
 
@@ -131,3 +156,11 @@ class FrameTable:
             else:
                 high = middle
         return low
+
+
+def open_frame_table(path: Path, files: ExitStack) -> FrameTable | None:
+    """The table at `path`, closed with `files`; None where the kernel does not have it, or does not show it."""
+    try:
+        return files.enter_context(FrameTable(path))
+    except OSError:
+        return None

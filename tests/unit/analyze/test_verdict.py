@@ -6,7 +6,10 @@ import pytest
 
 from memdiag_api.evidence import (
     Breakdown,
+    Census,
+    CensusShare,
     Check,
+    CompoundBlocks,
     Confidence,
     Context,
     FilledBy,
@@ -152,6 +155,29 @@ def test_large_allocpage_is_reported_when_nobody_is_known_to_hold_it(
     assert IDLE.breakdown is not None
     large = IDLE.breakdown.model_copy(update={"alloc_page_bytes": alloc_page})
     assert verdict(breakdown=large, explained_bytes=explained).kind is kind
+
+
+def test_a_large_remainder_says_where_at_most_it_can_be() -> None:
+    census = Census(
+        compound=[
+            CompoundBlocks(order=3, blocks=0, size_bytes=5 * GIB, held_bytes=3 * GIB),
+            CompoundBlocks(order=4, blocks=0, size_bytes=GIB, held_bytes=GIB),
+        ],
+        charged=[
+            CensusShare(container_id="c0ffee" * 8, single_bytes=GIB, compound_bytes=GIB, held_bytes=0),
+            CensusShare(container_id="", single_bytes=4 * GIB, compound_bytes=0, held_bytes=0),
+        ],
+    )
+    assert IDLE.breakdown is not None
+    large = IDLE.breakdown.model_copy(update={"alloc_page_bytes": 4 * GIB})
+    assert verdict(breakdown=large, census=census).reasons[1:] == [
+        "at most 2.00 GiB of it are charged to container c0ffeec0ffee and in no known holder",
+        "at most 2.00 GiB of it are blocks of order 3 and in no known holder",
+    ]
+    unplaced = census.model_copy(
+        update={"compound": [CompoundBlocks(order=3, blocks=0, size_bytes=GIB)], "charged": None}
+    )
+    assert len(verdict(breakdown=large, census=unplaced).reasons) == 1
 
 
 def test_without_any_check_it_is_inconclusive() -> None:

@@ -1,0 +1,22 @@
+"""Linked lists of the kernel, walked word by word."""
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_node.ebpf.sockets import SocketSource
+
+_MAX_LIST = 1 << 16
+
+
+def list_entries(source: SocketSource, heads: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """All entries of the lists that begin at `heads`, list_head or hlist_head: both begin with the next one."""
+    found = [np.empty(0, "<u8")]
+    entries = source.peek(heads)
+    for _ in range(_MAX_LIST):
+        more = (entries != 0) & (entries != heads)
+        heads, entries = heads[more], entries[more]
+        if not len(entries):
+            break
+        found.append(entries)
+        entries = source.peek(entries)
+    return np.unique(np.concatenate(found))
