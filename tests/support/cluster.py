@@ -42,19 +42,20 @@ class TestCluster:
 @pytest.fixture(scope="session")
 def apiserver() -> Iterator[TestCluster]:
     """A real etcd and kube-apiserver, without controllers or nodes (about 3 s)."""
-    with _running_cluster("api", "--api-only") as cluster:
+    with running_cluster("api", "--api-only") as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[TestCluster]:
     """The one-node cluster, with the project's images on its node."""
-    with _running_cluster("e2e") as cluster:
+    with running_cluster("e2e") as cluster:
         yield cluster
 
 
 @contextmanager
-def _running_cluster(tier: str, *options: str) -> Iterator[TestCluster]:
+def running_cluster(tier: str, *options: str) -> Iterator[TestCluster]:
+    """A cluster of one's own, for as long as the body takes; `options` are those of `local_cluster up`."""
     if os.geteuid() != 0:
         pytest.skip(f"the {tier} tier needs root: its cluster lives in namespaces of its own")
     # Named after this process, so that test sessions can run side by side; the owner lets the next `up` of anybody

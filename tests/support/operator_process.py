@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.request import urlopen
@@ -88,11 +88,24 @@ class OperatorProcess:
 
 
 @contextmanager
-def running_operator(cluster: TestCluster, folder: Path, config: dict[str, object]) -> Iterator[OperatorProcess]:
-    """Start the operator and wait until it answers; end it afterwards if it still runs."""
+def running_operator(
+    cluster: TestCluster,
+    folder: Path,
+    config: dict[str, object],
+    *,
+    server: str = "",
+    environment: Mapping[str, str] | None = None,
+    trusting: bool = False,
+) -> Iterator[OperatorProcess]:
+    """Start the operator and wait until it answers; end it afterwards if it still runs.
+
+    `server`: the URL by which it reaches the API server, if not directly. `environment` adds to this process's.
+    `trusting`: it does not look at the API server's certificate, which a wrong clock takes for one of another time.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "operator.yaml").write_text(yaml.safe_dump(config))
-    kubeconfig = _kubeconfig_of_service_account(cluster, folder)
+    kubeconfig = kubeconfig_with_token(cluster, NAMESPACE, "memdiag-operator", folder)
+    _redirect(kubeconfig, server, trusting=trusting)
     health_port, metrics_port = free_ports(2)
     url, metrics = f"http://127.0.0.1:{health_port}/healthz", f"127.0.0.1:{metrics_port}"
     log = folder / "operator.log"
@@ -102,7 +115,7 @@ def running_operator(cluster: TestCluster, folder: Path, config: dict[str, objec
                 *(sys.executable, "-m", "memdiag_operator"),
                 *(f"--config={folder / 'operator.yaml'}", f"--liveness={url}", f"--metrics={metrics}"),
             ],
-            env={**os.environ, "KUBECONFIG": str(kubeconfig)},
+            env={**os.environ, **(environment or {}), "KUBECONFIG": str(kubeconfig)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -127,10 +140,23 @@ def free_ports(count: int) -> list[int]:
         return [server.getsockname()[1] for server in servers]
 
 
-def _kubeconfig_of_service_account(cluster: TestCluster, folder: Path) -> Path:
-    token = cluster.kubectl("-n", NAMESPACE, "create", "token", "memdiag-operator").strip()
+def kubeconfig_with_token(cluster: TestCluster, namespace: str, service_account: str, folder: Path) -> Path:
+    """A kubeconfig in `folder` that reaches the cluster as this service account."""
+    token = cluster.kubectl("-n", namespace, "create", "token", service_account).strip()
     document = yaml.safe_load(cluster.kubeconfig.read_text())
     document["users"][0]["user"] = {"token": token}
-    path = folder / "kubeconfig"
+    path = folder / f"{namespace}-{service_account}.kubeconfig"
     path.write_text(yaml.safe_dump(document))
     return path
+
+
+def _redirect(kubeconfig: Path, server: str, *, trusting: bool) -> None:
+    document = yaml.safe_load(kubeconfig.read_text())
+    cluster = document["clusters"][0]["cluster"]
+    if server:
+        cluster["server"] = server
+    if trusting:
+        cluster.pop("certificate-authority", None)
+        cluster.pop("certificate-authority-data", None)
+        cluster["insecure-skip-tls-verify"] = True
+    kubeconfig.write_text(yaml.safe_dump(document))

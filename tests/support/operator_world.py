@@ -48,11 +48,15 @@ class World:
 
     def diagnose(self, name: str, node: str, **spec: Any) -> None:
         """Ask where the memory of a node went."""
+        self.ask(name, {"nodeName": node}, **spec)
+
+    def ask(self, name: str, target: dict[str, Any], **spec: Any) -> None:
+        """Ask where the memory of the target's nodes went."""
         manifest = {
             "apiVersion": "memdiag.dev/v1alpha1",
             "kind": "MemoryDiagnosis",
             "metadata": {"name": name},
-            "spec": {"target": {"nodeName": node}, "duration": "5s", **spec},
+            "spec": {"target": target, "duration": "5s", **spec},
         }
         self.cluster.kubectl("create", "-f", "-", input=json.dumps(manifest))
 

@@ -1,0 +1,76 @@
+"""Plays runners where kwok plays kubelets: their documents get where the API server finds a container's log."""
+
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from kubernetes import client, watch
+from kubernetes.client.exceptions import ApiException
+
+from memdiag_api.evidence import Evidence, VerdictKind
+from support.evidence import evidence_with
+from support.hollow_node import RUNNERS, container, now
+from support.kubernetes_objects import delivered
+
+RUNNER_SECONDS = 1.0
+LEAK_EVERY = 10
+HOLDERS, STACKS = 40, 20
+
+
+class RunnerPlayer:
+    """Does what runners do: a second after a runner pod runs, its log and its last words are there."""
+
+    def __init__(self, api: client.ApiClient, logs: Path) -> None:
+        self._core = client.CoreV1Api(api)
+        self._logs = logs
+        self._pool = ThreadPoolExecutor(8)
+        self._seen: set[str] = set()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Play no more."""
+        self._stopped.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _watch(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                pods = self._core.list_namespaced_pod
+                stream = watch.Watch().stream(pods, RUNNERS, timeout_seconds=30)  # type: ignore[no-untyped-call] # there
+                for event in stream:
+                    self._look_at(event["object"])
+            except (ApiException, OSError):
+                time.sleep(0.2)
+
+    def _look_at(self, pod: Any) -> None:
+        if pod.status.phase == "Running" and pod.metadata.uid not in self._seen and not self._stopped.is_set():
+            self._seen.add(pod.metadata.uid)
+            timer = threading.Timer(RUNNER_SECONDS, lambda: self._pool.submit(self._finish, pod))
+            timer.daemon = True
+            timer.start()
+
+    def _finish(self, pod: Any) -> None:
+        meta = pod.metadata
+        number = len(self._seen)
+        node, run = meta.annotations["memdiag.dev/node"], meta.labels["memdiag.dev/run-id"]
+        message, log = delivered(_evidence(node, run, leak=number % LEAK_EVERY == 0))
+        (self._logs / meta.name).write_bytes(log)
+        ended = container({"terminated": {"exitCode": 0, "message": message, "finishedAt": now()}})
+        try:
+            self._core.patch_namespaced_pod_status(meta.name, RUNNERS, {"status": {"phase": "Succeeded", **ended}})
+        except ApiException as error:
+            print(f"{meta.name}: {error}", file=sys.stderr)
+
+
+def _evidence(node: str, run: str, *, leak: bool) -> Evidence:
+    found = evidence_with(holders=HOLDERS, stacks=STACKS, run_id=run)
+    host = found.host.model_copy(update={"node_name": node})
+    verdict = found.verdict
+    if not leak:
+        verdict = verdict.model_copy(update={"kind": VerdictKind.NO_LEAK, "holder": None, "stack": None})
+    return found.model_copy(update={"host": host, "verdict": verdict})
