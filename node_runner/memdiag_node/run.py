@@ -21,7 +21,9 @@ from memdiag_node.analyze.verdict import Thresholds
 from memdiag_node.ebpf.btf import Btf
 from memdiag_node.ebpf.memory_cgroups import container_cgroups, memory_cgroup_layout
 from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
-from memdiag_node.holders.registry import OtherHolders, other_holders
+from memdiag_node.holders.context import OtherHolders
+from memdiag_node.holders.page_pools import add_traced
+from memdiag_node.holders.registry import other_holders
 from memdiag_node.holders.sockets import SocketScan, SocketScanner
 from memdiag_node.host import HostRoots, read_host
 from memdiag_node.preflight import explain_missing, possible_checks, preflight
@@ -122,6 +124,8 @@ def _look(
             look.others = other_holders(scanner, look.scan, _owner_of(roots))
         if trace:
             look.trace = trace.finish()
+        if scanner and look.scan and look.others and look.trace:
+            look.others = add_traced(scanner.source, look.scan, look.others, look.trace.blocks)
         if Check.BREAKDOWN in checks:
             look.readings = take_readings(roots)
             progress("counting page frames")
@@ -201,7 +205,8 @@ def _holdings(look: _Look, roots: HostRoots) -> tuple[list[Holding], ScanCoverag
         holdings += [
             Holding(holder, blocks) for holder, blocks in zip(look.others.holders, look.others.blocks, strict=True)
         ]
-    return sorted(holdings, key=lambda one: -one.holder.pinned_bytes), coverage_of(look.scan)
+    coverage = coverage_of(look.scan, look.others.not_seen if look.others else ())
+    return sorted(holdings, key=lambda one: -one.holder.pinned_bytes), coverage
 
 
 def _owner_of(roots: HostRoots) -> Callable[[int], Owner | None]:

@@ -62,10 +62,10 @@ class Planter:
     def pid(self) -> int:
         return self._child.pid
 
-    def plant(self, load: str, amount: int = 0) -> Truth:
+    def plant(self, load: str, *amounts: int) -> Truth:
         """Have the child plant a load; returns what it counted."""
         assert self._child.stdin is not None
-        self._child.stdin.write(f"{load} {amount}\n")
+        self._child.stdin.write(" ".join([load, *map(str, amounts)]) + "\n")
         return self._answer()
 
     def inode(self, fd: int) -> int:
@@ -557,6 +557,11 @@ def netlink_messages(amount: int) -> Truth:
     return {"fd": listener.fileno(), "first_bytes": first}
 
 
+def read_fd(fd: int, size: int) -> Truth:
+    """Read once: of a socket of datagrams the first one."""
+    return {"read_bytes": len(os.read(fd, size))}
+
+
 def pipe(amount: int) -> Truth:
     """`amount` pages written into a pipe."""
     read_end, write_end = os.pipe()
@@ -601,11 +606,11 @@ def many_udp(amount: int) -> Truth:
     return {"sockets": amount, "packets": 2 * amount, "unread_bytes": 200 * amount}
 
 
-_LOADS: dict[str, Callable[[int], Truth]] = {
+_LOADS: dict[str, Callable[..., Truth]] = {
     name: thing
     for name, thing in list(globals().items())
     if callable(thing) and name.split("_")[0].rstrip("6") in
-    ("tcp", "udp", "unix", "raw", "packet", "netlink", "pipe", "many", "shared")
+    ("tcp", "udp", "unix", "raw", "packet", "netlink", "pipe", "many", "shared", "read")
     and not name.endswith("_pair")
 }  # fmt: skip
 
@@ -618,8 +623,8 @@ def _main(arguments: list[str]) -> None:
     if not serve:
         print(json.dumps(_LOADS[arguments[0]](int(arguments[1]))), flush=True)
     for line in sys.stdin:
-        load, amount = line.split()
-        print(json.dumps(_LOADS[load](int(amount))), flush=True)
+        load, *amounts = line.split()
+        print(json.dumps(_LOADS[load](*map(int, amounts))), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     healthy   40 connections that are sent to, and read, as fast as it goes
     stuck     64-byte messages to a connection that nobody reads, a read 32 KiB block between each two
     growing   a new pipe of 1 MiB, filled and never read, 20 times a second
+    moving    a socket whose datagrams are read and sent anew without end, and connections that come and go
 
 Each prints `ready` and, where it has one, the fd of interest, and goes on until it is ended.
 """
@@ -10,10 +11,12 @@ Each prints `ready` and, where it has one, the fd of interest, and goes on until
 import fcntl
 import os
 import socket
+import struct
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 MIB = 1 << 20
 CONNECTIONS = 40
@@ -21,6 +24,7 @@ MESSAGE, BLOCK = b"m" * 64, b"b" * 32_768
 RECEIVE_BUFFER_BYTES = 4 * MIB
 _SO_RCVBUFFORCE = 33  # socket(7); Python has no name for it
 PIPES_PER_SECOND = 20
+DATAGRAMS, DATAGRAM_BYTES = 2_000, 1_000
 
 
 def _connected() -> tuple[socket.socket, socket.socket]:
@@ -70,7 +74,53 @@ def _growing() -> None:
         time.sleep(1 / PIPES_PER_SECOND)
 
 
-KINDS: dict[str, Callable[[], None]] = {"healthy": _healthy, "stuck": _stuck, "growing": _growing}
+def _exchange(sock: socket.socket) -> None:
+    while True:
+        sock.recv(DATAGRAM_BYTES)
+        sock.send(b"d" * DATAGRAM_BYTES)
+
+
+def _come_and_go(server: socket.socket) -> None:
+    while True:
+        with suppress(OSError), socket.socket(server.family) as client:
+            client.connect(server.getsockname())
+            client.send(MESSAGE)
+
+
+def _take(server: socket.socket) -> None:
+    while True:
+        connection, _ = server.accept()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # leaves no TIME-WAIT
+        connection.close()
+
+
+def _die_with_parent() -> None:
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(0)
+
+
+def _moving() -> None:
+    moving = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    moving.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
+    moving.bind(("127.0.0.1", 0))
+    moving.connect(moving.getsockname())
+    for _ in range(DATAGRAMS):
+        moving.send(b"d" * DATAGRAM_BYTES)
+    unix, tcp = socket.socket(socket.AF_UNIX), socket.create_server(("127.0.0.1", 0))
+    unix.bind("")  # the kernel chooses an abstract name
+    unix.listen(64)
+    for server in (unix, tcp):
+        if not os.fork():
+            for action in (_take, _come_and_go, _come_and_go):
+                threading.Thread(target=action, args=(server,), daemon=True).start()
+            _die_with_parent()
+    print("ready", os.fstat(moving.fileno()).st_ino, DATAGRAMS, DATAGRAM_BYTES, flush=True)
+    _exchange(moving)
+
+
+KINDS: dict[str, Callable[[], None]] = {"healthy": _healthy, "stuck": _stuck, "growing": _growing, "moving": _moving}
 
 if __name__ == "__main__":
     KINDS[sys.argv[1]]()

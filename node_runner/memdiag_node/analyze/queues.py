@@ -5,7 +5,7 @@ the kernel charges the sender (AF_UNIX); a write queue's owner is the sender.
 """
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,8 +85,8 @@ def holders_of(
     )
 
 
-def coverage_of(last: SocketScan) -> ScanCoverage:
-    """What the scan saw and what it could not see."""
+def coverage_of(last: SocketScan, also_not_seen: Sequence[str] = ()) -> ScanCoverage:
+    """What the scan saw and what it could not see. `also_not_seen`: by the other kinds of holders."""
     walked = last.queues[last.queues["name"] != ACCEPT]
     return ScanCoverage(
         sockets=last.sockets_seen,
@@ -95,7 +95,7 @@ def coverage_of(last: SocketScan) -> ScanCoverage:
         incomplete_queues=int(np.count_nonzero((walked["status"] != Status.WHOLE) | (walked["unreadable"] > 0))),
         scan_seconds=last.end_seconds - last.start_seconds,
         pinned_bytes=last.pinned_bytes,
-        not_seen=[note[:_MAX_TEXT] for note in last.not_seen[:16]],
+        not_seen=[note[:_MAX_TEXT] for note in (*last.not_seen, *also_not_seen)][:16],
     )
 
 
@@ -112,7 +112,8 @@ def tcp_unread_bytes(rows: Rows) -> npt.NDArray[np.int64]:
 def is_tcp(rows: Rows) -> npt.NDArray[np.bool_]:
     """Whether the counters of a TCP connection mean anything for each socket."""
     inet = (rows["family"] == socket.AF_INET) | (rows["family"] == socket.AF_INET6)
-    tcp: npt.NDArray[np.bool_] = inet & (rows["protocol"] == socket.IPPROTO_TCP) & (rows["state"] != LISTEN)
+    stream = inet & (rows["type"] == socket.SOCK_STREAM)  # a raw socket may have the same protocol
+    tcp: npt.NDArray[np.bool_] = stream & (rows["protocol"] == socket.IPPROTO_TCP) & (rows["state"] != LISTEN)
     return tcp
 
 

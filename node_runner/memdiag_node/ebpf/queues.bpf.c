@@ -11,7 +11,8 @@
 //   scratch   working memory: too much for the stack.
 //
 // Nothing is locked. Every read may fault, every pointer may be stale: back links, parents and lengths are checked, and
-// a walk that finds one wrong ends with STATUS_RACE for user space to walk again. Every item ends in one END record.
+// at the end that the item still begins with what it began with: a queue that was read from meanwhile does not. A walk
+// that finds one wrong ends with STATUS_RACE for user space to walk again. Every item ends in one END record.
 //
 // Defines from the loader: offsets and sizes in bytes from BTF, PG_HEAD (enumerator), PAGE_SHIFT, STEPS, MAX_STEPS of one
 // item, WORK and RECORDS in entries, MAX_FRAGMENTS per packet.
@@ -35,7 +36,7 @@ enum kind {
 
 struct item {
     u64 head;
-    u32 count; // of buckets or pointers; for a packet list the most that it can hold
+    u32 count; // of buckets or pointers; for a packet chain the most that it can hold
     u16 stride;
     u16 node;
     u8 kind;
@@ -72,7 +73,7 @@ enum { PHASE_START, PHASE_LIST, PHASE_DOWN, PHASE_VISIT, PHASE_RIGHT, PHASE_UP }
 #define STEP_RECORDS 64   // at most, of one step: a packet with all its fragments (MAX_SKB_FRAGS is at most 45)
 
 struct cursor {
-    u64 current, previous, last_page, files;
+    u64 current, previous, last_page, files, first; // first: what the item's head led to when the walk began
     u64 resume[MAX_DEPTH]; // where the walk goes on after each open frag list
     u64 linear_to_page, socket_file_operations, net_operations; // facts, from user space; 0 when unknown
     u32 item, items, position, done;
@@ -182,7 +183,8 @@ static inline u64 visit(struct scratch *x, struct cursor *s, struct output *out,
     put(s, out, RECORD_IDENTITY, 0, s->count, s->current ^ (length << 32));
     keep_if(s, IS_LESS(s->count, IDENTITIES) * (1 - is_member));
     put(s, out, RECORD_SOCKET, 0, SOCKET_UNACCEPTED, FIELD(u64, x->packet, PACKET_SOCKET));
-    keep_if(s, opaque(item_flags & ITEM_EMBRYOS) / ITEM_EMBRYOS);
+    // A packet that was taken meanwhile and used again has no socket yet.
+    keep_if(s, opaque(item_flags & ITEM_EMBRYOS) / ITEM_EMBRYOS * IS_SET(FIELD(u64, x->packet, PACKET_SOCKET)));
     is_own = put_head(x, s, out, head, bytes);
     put(s, out, RECORD_PACKET, is_member * RECORD_IS_MEMBER + unreadable * RECORD_UNREADABLE,
         bytes / HEAD_UNIT_BYTES * (1 - is_own), (length << 32) | FIELD(u32, x->packet, PACKET_TRUESIZE));
@@ -254,7 +256,7 @@ static inline void put_tables(struct cursor *s, struct output *out, u64 net)
 
 // The next buffer of a pipe, from its tail to its head, then the pages that it keeps for the next write
 // (include/linux/pipe_fs_i.h). Returns 0 when there is no more.
-static inline int visit_pipe_slot(struct scratch *x, struct cursor *s, struct output *out, u64 pipe)
+static inline int visit_pipe_slot(struct scratch *x, struct cursor *s, struct output *out, u64 pipe, u16 *status)
 {
     u64 buffers = 0, page = 0;
     u32 head = 0, tail = 0, slots = 0, length = 0, at = s->count, used;
@@ -263,6 +265,12 @@ static inline int visit_pipe_slot(struct scratch *x, struct cursor *s, struct ou
     READ(slots, pipe, PIPE_SLOTS);
     READ(buffers, pipe, PIPE_BUFFERS);
     used = head - tail;
+    if (!at)
+        s->first = tail;
+    if (s->first != tail) {
+        *status = STATUS_RACE; // read meanwhile: the slots that are left are counted from another one
+        return 1;
+    }
     if (at < used && at < slots) {
         buffers += (u64)((tail + at) & (slots - 1)) * PIPE_BUFFER_SIZE;
         READ(page, buffers, PIPE_BUFFER_PAGE);
@@ -277,6 +285,15 @@ static inline int visit_pipe_slot(struct scratch *x, struct cursor *s, struct ou
     if (page)
         put_block(x, s, out, page);
     return 1;
+}
+
+// How many packets there can be in the item's list or chain.
+static inline u32 limit_of(struct item *item)
+{
+    u32 limit = item->count;
+    if (item->kind == KIND_PACKET_LIST)
+        READ(limit, item->head, QUEUE_LENGTH);
+    return limit;
 }
 
 int walk(void *ctx)
@@ -333,6 +350,7 @@ int walk(void *ctx)
                 else if (!s->current && kind != KIND_PACKET_LIST && kind != KIND_NETS)
                     status = STATUS_WHOLE;
             }
+            s->first = s->current;
             if (s->in_tree)
                 s->previous = 0;
         } else if (kind == KIND_ACCEPT) {
@@ -385,7 +403,7 @@ int walk(void *ctx)
                 s->count++;
             }
         } else if (kind == KIND_PIPE) {
-            if (visit_pipe_slot(x, s, out, item->head))
+            if (visit_pipe_slot(x, s, out, item->head, &status))
                 s->count++;
             else
                 status = STATUS_WHOLE;
@@ -441,8 +459,9 @@ int walk(void *ctx)
             status = STATUS_RACE;
         } else if (bpf_probe_read_kernel(x->packet, PACKET_SIZE, (void *)current)) {
             status = STATUS_FAULT;
-        } else if (kind == KIND_PACKET_LIST && !s->depth &&
-                   (FIELD(u64, x->packet, PACKET_PREVIOUS) != s->previous || s->count >= item->count)) {
+        } else if (!s->depth && s->phase == PHASE_LIST && s->count >= limit_of(item)) {
+            status = STATUS_RACE; // more than there are: some were taken meanwhile
+        } else if (kind == KIND_PACKET_LIST && !s->depth && FIELD(u64, x->packet, PACKET_PREVIOUS) != s->previous) {
             status = STATUS_RACE; // taken from this queue, perhaps put on another
         } else {
             u64 list = visit(x, s, out, item->flags), next = FIELD(u64, x->packet, PACKET_NEXT);
@@ -467,11 +486,13 @@ int walk(void *ctx)
             status = STATUS_TOO_LONG;
         if (status) {
             u32 expected = s->count;
-            if (kind == KIND_PACKET_LIST) {
+            u64 first = s->first;
+            if (kind == KIND_PACKET_LIST)
                 READ(expected, item->head, QUEUE_LENGTH);
-                if (status == STATUS_WHOLE && expected != s->count)
-                    status = STATUS_RACE;
-            }
+            if (kind <= KIND_ACCEPT)
+                READ(first, item->head, 0);
+            if (status == STATUS_WHOLE && (expected != s->count || first != s->first))
+                status = STATUS_RACE;
             put(s, out, RECORD_END, 0, status, s->count | ((u64)expected << 32));
             s->item++;
             s->phase = PHASE_START;

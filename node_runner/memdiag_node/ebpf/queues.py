@@ -93,7 +93,7 @@ RECORD_DTYPE = np.dtype([("value", "<u8"), ("item", "<u4"), ("type", "u1"), ("fl
 
 _CURSOR_DTYPE = np.dtype(
     [
-        ("walk", "<u8", 8),
+        ("walk", "<u8", 9),
         ("linear_to_page", "<u8"),
         ("socket_file_operations", "<u8"),
         ("net_operations", "<u8"),
@@ -112,7 +112,9 @@ _RECORDS = 512
 _STEPS = (16, 8, 4, 2, 1)
 _STEP_RECORDS = 64
 _GATHER = 65_536  # records given to the caller at once: 1 MiB
-_MAX_STEPS = 1 << 28  # of one item: far beyond any real queue, so that a walk gone astray ends
+# Of one item, so that a walk gone astray ends. A socket takes packets of 2 GiB at most, each charged 512 bytes or more:
+# 4.2 million, of three steps.
+_MAX_STEPS = 1 << 24
 
 _FIELDS: tuple[Field, ...] = (
     ("QUEUE_LENGTH", "sk_buff_head", "qlen"),

@@ -310,7 +310,7 @@ static inline void describe_inet(struct description *row, u64 sk)
         bpf_probe_read_kernel(row->remote_address, 16, (void *)(sk + SOCK_REMOTE_V6));
 #endif
     }
-    if (row->protocol == IPPROTO_UDP || row->protocol == IPPROTO_UDPLITE) {
+    if (row->type == SOCK_DGRAM && (row->protocol == IPPROTO_UDP || row->protocol == IPPROTO_UDPLITE)) {
         READ(row->reader_packets, sk, UDP_READER_QUEUE + QUEUE_LENGTH);
     } else if (row->protocol == IPPROTO_TCP && row->type == SOCK_STREAM) {
         u64 first = 0;

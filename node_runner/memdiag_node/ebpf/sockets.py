@@ -57,12 +57,14 @@ AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_VSOCK = (
     socket.AF_PACKET,
     socket.AF_VSOCK,
 )
-IPPROTO_UDPLITE = socket.IPPROTO_UDPLITE
+SOCK_DGRAM = socket.SOCK_DGRAM
+UDP_PROTOCOLS = (socket.IPPROTO_UDP, socket.IPPROTO_UDPLITE)
 USER_RING_BUFFER_TYPE = 31  # include/uapi/linux/bpf.h, BPF_MAP_TYPE_USER_RINGBUF: since 6.1
 TCP_LISTEN = 10  # include/net/tcp_states.h; UNIX and vsock use the same number
 
 _BATCH = 32  # descriptions of one run: 140,000 instructions of the million that the verifier follows
-_PIECE = 2_048
+DESCRIBED_AT_ONCE = 2_048
+"""Sockets that `SocketSource.describe` describes between two pieces of its answer."""
 _FINDERS = ("tcp", "udp", "unix", "netlink")
 _FACTS = (
     *("socket_file_operations", "linear_to_page", "agreements", "disagreements", "net_operations"),
@@ -81,8 +83,9 @@ _ABI = {
     "AF_VSOCK": AF_VSOCK,
     "IPPROTO_TCP": socket.IPPROTO_TCP,
     "IPPROTO_UDP": socket.IPPROTO_UDP,
-    "IPPROTO_UDPLITE": IPPROTO_UDPLITE,
+    "IPPROTO_UDPLITE": socket.IPPROTO_UDPLITE,
     "SOCK_STREAM": socket.SOCK_STREAM,
+    "SOCK_DGRAM": SOCK_DGRAM,
     "TCP_TIME_WAIT": 6,
     "TCP_LISTEN": TCP_LISTEN,
     "TCP_NEW_SYN_RECV": 12,
@@ -193,13 +196,17 @@ _PAGE_POOL: tuple[Field, ...] = (
     ("POOL_GIVEN_BACK", "page_pool", "pages_state_release_cnt"),
     ("POOL_ORDER", "page_pool", "p.order"),
 )
-_DEVICE_POOLS: tuple[Field, ...] = (  # 6.7, 083772c9f972
+_DEVICES: tuple[Field, ...] = (
     ("NET_DEVICES", "net", "dev_base_head"),
     ("DEVICE_ENTRY", "net_device", "dev_list"),
-    ("DEVICE_POOLS", "net_device", "page_pools"),
     ("DEVICE_NAME", "net_device", "name"),
     ("DEVICE_INDEX", "net_device", "ifindex"),
     ("DEVICE_NET", "net_device", "nd_net"),
+    ("DEVICE_OBJECT", "net_device", "dev"),
+    ("POOL_OBJECT", "page_pool", "p.dev"),
+)
+_DEVICE_POOLS: tuple[Field, ...] = (  # 6.7, 083772c9f972
+    ("DEVICE_POOLS", "net_device", "page_pools"),
     ("POOL_ENTRY", "page_pool", "user.list"),
     ("POOL_ID", "page_pool", "user.id"),
     ("POOL_DETACH_TIME", "page_pool", "user.detach_time"),
@@ -225,6 +232,7 @@ def socket_defines(btf: Btf) -> dict[str, int]:
         ("HAS_SLAB", _SLAB),
         ("HAS_RING_BUFFER", _RING_BUFFER),
         ("HAS_PAGE_POOL", (("PAGE_POOL", "page" if btf.has_field("page", "pp") else "netmem_desc", "pp"), *_PAGE_POOL)),
+        ("HAS_DEVICES", _DEVICES),
         ("HAS_DEVICE_POOLS", _DEVICE_POOLS),
         ("HAS_PAGE_SIGNATURE", _PAGE_SIGNATURE),
         ("HAS_POOL_PROVIDER", _POOL_PROVIDER),
@@ -357,16 +365,16 @@ class SocketSource:
 
     def describe(self, sockets: npt.NDArray[np.uint64]) -> Iterator[npt.NDArray[np.void]]:
         """Descriptions (DESCRIPTION_DTYPE) of these sockets, in pieces; none of what is no full socket."""
-        for start in range(0, len(sockets), _PIECE):
-            piece = np.empty(len(sockets[start : start + _PIECE]), DESCRIPTION_DTYPE)
+        for start in range(0, len(sockets), DESCRIBED_AT_ONCE):
+            subjects = np.maximum(sockets[start : start + DESCRIBED_AT_ONCE], 1)  # 0 would end a batch
+            piece = np.empty(len(subjects), DESCRIPTION_DTYPE)
             for at in range(0, len(piece), _BATCH):
-                batch = sockets[start + at : start + min(at + _BATCH, len(piece))]
+                batch = subjects[at : at + _BATCH]
                 self._subjects[: len(batch)] = batch
                 self._subjects[len(batch) :] = 0
-                self._descriptions["socket"] = 0  # what the program leaves as it is must not tell of an earlier socket
                 self._describe.run()
                 piece[at : at + len(batch)] = self._descriptions[: len(batch)]
-            yield piece[piece["socket"] == sockets[start : start + len(piece)]]
+            yield piece[piece["socket"] == subjects]
 
     def fact(self, name: str) -> int:
         """Something learned about this kernel while describing; 0 when it is not known.

@@ -1,18 +1,24 @@
 """What a kind of holder gets to look with, and what it gives back."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Holder, Owner
-from memdiag_node.ebpf.tally import Tally
+from memdiag_node.ebpf.queues import Status
 from memdiag_node.holders.sockets import PINNED_DTYPE, SocketScan, SocketScanner
+from memdiag_node.holders.walks import Walked, Walks
 
 MAX_OWNERS = 16
 MAX_FDS = 64
+_UNFINISHED = {
+    Status.NOT_REACHED: "that the scan's time did not reach",
+    Status.RACE: "that kept changing",
+    Status.FAULT: "that could not be read",
+}
 
 
 class Held(NamedTuple):
@@ -20,6 +26,30 @@ class Held(NamedTuple):
 
     holder: Holder
     blocks: npt.NDArray[np.void]
+    pool: int = 0
+    """Of a page pool its address, to know it again; never published."""
+
+
+@dataclass(frozen=True, slots=True)
+class OtherHolders:
+    """Holders that are no socket queue, most pinned bytes first, and the blocks of each (PINNED_DTYPE) for the join."""
+
+    holders: list[Holder]
+    blocks: list[npt.NDArray[np.void]]
+    pools: list[int]
+    """Of each that is a page pool its address, else 0."""
+    not_seen: list[str]
+
+    @classmethod
+    def of(cls, found: Iterable[Held], not_seen: list[str]) -> Self:
+        """Put in order."""
+        ordered = sorted(found, key=lambda held: -held.holder.pinned_bytes)
+        return cls(
+            holders=[held.holder for held in ordered],
+            blocks=[held.blocks for held in ordered],
+            pools=[held.pool for held in ordered],
+            not_seen=not_seen,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +59,22 @@ class HolderContext:
     scanner: SocketScanner
     scan: SocketScan
     owner_of: Callable[[int], Owner | None]
+    walks: Walks
+    """With the time that all kinds of holders have together."""
+    found: list[Held] = field(default_factory=list)
+    """What the kinds before this one have found."""
+    not_seen: list[str] = field(default_factory=list)
+    """For the coverage: what the kinds could not see."""
+
+    def walk(self, items: npt.NDArray[np.void], subjects: str) -> Walked:
+        """Walk the items (ITEM_DTYPE); what is left unfinished is told in `not_seen`, as so many `subjects`."""
+        walked = self.walks.walk(items, max_blocks=self.scanner.max_blocks)
+        for status, why in _UNFINISHED.items():
+            if count := walked.count(status):
+                self.not_seen.append(f"{count} {subjects} {why}")
+        if walked.blocks_left_out:
+            self.not_seen.append(f"{walked.blocks_left_out} blocks of {subjects} beyond those that may be kept")
+        return walked
 
     def owners(self, pairs: Iterable[tuple[int, int]]) -> tuple[list[Owner], int]:
         """The processes of these (pid, fd) with their fds, and how many there are."""
@@ -43,10 +89,9 @@ class HolderContext:
         return owners, len(fds)
 
 
-def kernel_blocks(tally: Tally, item: int) -> npt.NDArray[np.void]:
+def kernel_blocks(walked: Walked, item: int) -> npt.NDArray[np.void]:
     """The blocks of one item (PINNED_DTYPE), without pages of processes and of the page cache."""
-    blocks = tally.blocks()
-    blocks = blocks[(blocks["owner"] == item) & ~blocks["user"]]
+    blocks = walked.blocks[(walked.blocks["owner"] == item) & ~walked.blocks["user"]]
     pinned = np.empty(len(blocks), PINNED_DTYPE)
     pinned["page"], pinned["order"] = blocks["page"], blocks["order"]
     return pinned

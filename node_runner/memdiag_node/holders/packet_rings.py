@@ -23,8 +23,8 @@ def find(context: HolderContext) -> list[Held]:
         items["head"] = row["rx_ring"], row["tx_ring"]
         items["count"] = row["rx_ring_blocks"] * (row["rx_ring"] != 0), row["tx_ring_blocks"] * (row["tx_ring"] != 0)
         items["stride"], items["kind"] = _POINTER_BYTES, Kind.BLOCKS
-        tally = context.scanner.tally(items)
-        blocks = np.concatenate([kernel_blocks(tally, item) for item in range(len(items))])
+        walked = context.walk(items, "packet rings")
+        blocks = np.concatenate([kernel_blocks(walked, item) for item in range(len(items))])
         blocks = blocks[np.isin(blocks["order"], (row["rx_ring_order"], row["tx_ring_order"]))]
         owners, total = context.owners(scan.owners_of(int(row["socket"])))
         holders.append(

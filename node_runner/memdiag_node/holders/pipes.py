@@ -15,9 +15,8 @@ def find(context: HolderContext) -> list[Held]:
     addresses, inodes = np.unique(fds["socket"]), fds["pipe_inode"]
     items = np.zeros(len(addresses), ITEM_DTYPE)
     items["head"], items["kind"] = addresses, Kind.PIPE
-    tally = context.scanner.tally(items)
-    blocks = tally.blocks()
-    blocks = blocks[~blocks["user"]]
+    walked = context.walk(items, "pipes")
+    blocks = walked.blocks[~walked.blocks["user"]]
     holders = []
     for number in np.unique(blocks["owner"]):
         mine = blocks[blocks["owner"] == number]
@@ -31,8 +30,8 @@ def find(context: HolderContext) -> list[Held]:
                     description=f"pipe, inode {inode}",
                     owners=owners,
                     owners_total=total,
-                    unread_bytes=int(tally.table["payload_bytes"][number]),
-                    unread_packets=int(tally.table["packets"][number]),
+                    unread_bytes=int(walked.table["payload_bytes"][number]),
+                    unread_packets=int(walked.table["packets"][number]),
                     pinned_bytes=int(context.scan.sizes_bytes(mine).sum()),
                     pinned_blocks=len(mine),
                 ),

@@ -49,7 +49,7 @@ def _perf_buffers(context: HolderContext) -> list[Held]:
         )
         items["count"], items["stride"], items["kind"] = (1, data, aux), _POINTER_BYTES, Kind.BLOCKS
         # Before Linux 6.14 a mapped page of it has a mapping, as a file's has: it is the kernel's all the same.
-        blocks = context.scanner.tally(items).blocks()
+        blocks = context.walk(items, "ring buffers").blocks
         description = f"ring buffer of perf events, {data} pages of data"
         if aux:
             description += f" and {aux} of traces"

@@ -8,7 +8,7 @@ import ctypes
 import mmap
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +20,8 @@ from memdiag_node.ebpf import sockets as source
 from memdiag_node.ebpf.btf import Btf
 from memdiag_node.ebpf.queues import ITEM_DTYPE, ITEM_EMBRYOS, ITEM_UNIX, Found, Kind, QueueWalker, Status
 from memdiag_node.ebpf.sockets import DESCRIPTION_DTYPE, FOUND_DTYPE, SocketSource
-from memdiag_node.ebpf.tally import BLOCK_DTYPE, TALLY_DTYPE, Tally, bytes_by_owner, unfinished, unique_blocks
+from memdiag_node.ebpf.tally import BLOCK_DTYPE, TALLY_DTYPE, bytes_by_owner, unfinished, unique_blocks
+from memdiag_node.holders.walks import ATTEMPTS, Walked, Walks, is_better
 
 PINNED_DTYPE = np.dtype([("page", "<u8"), ("order", "u1")])
 """One block, by the address of its first struct page: a key for the join, never published."""
@@ -50,10 +51,10 @@ QUEUE_DTYPE = np.dtype(
 )
 """A tally of one queue of socket number `socket` (index in SocketScan.sockets). `name`: index in QUEUE_NAMES."""
 
-_ATTEMPTS = 5
 _MAX_ROUNDS = 16
 _DEFAULT_BUDGET_SECONDS = 20.0
 _MAX_GROWTH_PACKETS = 4_096
+_MIN_TRUESIZE_BYTES = 512  # no packet is charged less: its struct, its head and the skb_shared_info in it
 _MIN_BLOCKS = 1 << 20
 _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 1 << 18
 _BLOCKS_PER_RAM_BYTE = 0.0004 / 12  # 0.04 % of RAM, at 12 bytes a block and a half again while sorting
@@ -112,16 +113,27 @@ class SocketScan:
 class SocketScanner:
     """Loads the eBPF programs once, scans as often as asked; use as a context manager or call `close`.
 
+    A scan walks for `budget_seconds` of `clock`, and the other holders after it for as long again. It keeps up to
+    `max_blocks` blocks, 0 for a share of the node's RAM. What was not reached or not kept is told.
+
     Raises BtfError or BpfError when this kernel or this process's rights do not allow it.
     """
 
-    def __init__(self, *, btf: Btf, budget_seconds: float = _DEFAULT_BUDGET_SECONDS) -> None:
+    def __init__(
+        self,
+        *,
+        btf: Btf,
+        budget_seconds: float = _DEFAULT_BUDGET_SECONDS,
+        max_blocks: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         _give_back_what_is_freed()
         self._budget_seconds = budget_seconds
-        self._max_blocks = max(_MIN_BLOCKS, int(os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE * _BLOCKS_PER_RAM_BYTE))
+        self._max_blocks = max_blocks or _default_max_blocks()
+        self._clock = clock
         self._source = SocketSource(btf)
         try:
-            self._walker = QueueWalker(btf)
+            self._walker = QueueWalker(btf, clock=clock)
         except BaseException:
             self._source.close()
             raise
@@ -144,33 +156,36 @@ class SocketScanner:
         self._walker.close()
         self._source.close()
 
-    def tally(self, items: npt.NDArray[np.void]) -> Tally:
-        """Walk something else than queues (holders.registry): the items are ITEM_DTYPE."""
-        tally = Tally(len(items), max_blocks=self._max_blocks)
-        facts = {name: self._source.fact(name) for name in ("linear_to_page", "socket_file_operations")}
-        for records in self._walker.walk(items, deadline_seconds=time.monotonic() + self._budget_seconds, **facts):
-            tally.add(records)
-        return tally
+    def walks(self) -> Walks:
+        """To walk something else than queues (holders.registry), with a budget that begins now."""
+        return Walks(self._source, self._walker, self._clock, self._clock() + self._budget_seconds)
+
+    @property
+    def max_blocks(self) -> int:
+        """How many blocks may be kept."""
+        return self._max_blocks
 
     def scan(self) -> SocketScan:
         """Look at every socket once. Raises BpfError when the kernel stops answering."""
-        return _Scan(self._source, self._walker, self._max_blocks, self._budget_seconds).run()
+        return _Scan(self._source, self._walker, self.walks(), self._max_blocks).run()
 
 
 class _Scan:
     """The state of one scan."""
 
-    def __init__(self, sockets: SocketSource, walker: QueueWalker, max_blocks: int, budget_seconds: float) -> None:
+    def __init__(self, sockets: SocketSource, walker: QueueWalker, walks: Walks, max_blocks: int) -> None:
         self._source = sockets
         self._walker = walker
+        self._walks = walks
         self._max_blocks = max_blocks
         self._start_seconds = time.monotonic()
-        self._deadline_seconds = self._start_seconds + budget_seconds
         self._known = np.empty(0, "<u8")
         self._seen = 0
+        self._not_reached = 0
         self._nets = np.empty(0, "<u8")
         self._tables_read = False
         self._namespaces_walked = False
+        self._namespaces_whole = True
         self._kept: list[npt.NDArray[np.void]] = []
         self._names: dict[int, tuple[bytes, bytes]] = {}
         self._holding: dict[int, tuple[int, int]] = {}
@@ -187,6 +202,9 @@ class _Scan:
             if not len(candidates):
                 break
             candidates = self._look_at(candidates)
+            if self._walks.late():
+                self._not_reached += len(candidates)
+                break
             if not self._tables_read:
                 candidates = np.union1d(candidates, np.setdiff1d(self._in_tables(), self._known))
         return self._result(owners)
@@ -195,16 +213,14 @@ class _Scan:
         """Describe these sockets, walk their queues, and give the sockets that this brought to light."""
         self._known = np.union1d(self._known, candidates)
         rows = self._describe(candidates)
-        # The largest first: should time run out, what matters most was reached.
-        rows = rows[
-            np.argsort(-(rows["receive_charge_bytes"].astype("<i8") + rows["write_queued_bytes"]), kind="stable")
-        ]
+        rows = rows[np.argsort(-_likely_bytes(rows), kind="stable")]  # should time run out, the largest were reached
         base = sum(map(len, self._kept))
         self._kept.append(_narrowed(rows, SOCKET_DTYPE))
         socket, name, items = worklist(rows, self._source.offset)
         addresses = rows["socket"].copy()
         del rows
-        table, blocks, findings = self._walk(items)
+        walked = self._walk_queues(socket, name, items)
+        table, blocks, findings = walked.table, walked.blocks, walked.findings
         queues = np.zeros(len(items), QUEUE_DTYPE)
         for column in TALLY_DTYPE.names or ():
             queues[column] = table[column]
@@ -214,7 +230,7 @@ class _Scan:
         queues["user_bytes"] = bytes_by_owner(blocks[user], len(items), page_size_bytes=mmap.PAGESIZE)
         blocks = blocks[~user]
         blocks["owner"] = base + socket[blocks["owner"]]
-        self._queues.append(queues)
+        self._queues.append(queues[(queues["packets"] > 0) | (queues["status"] != Status.WHOLE)])
         self._blocks.append(unique_blocks(blocks))
         for finding in findings[findings["how"] != Found.LISTED]:
             address = int(finding["socket"])
@@ -227,14 +243,16 @@ class _Scan:
         nets = self._walker.net_items(int(self._nets[0])) if len(self._nets) else np.empty(0, ITEM_DTYPE)
         if not len(nets):
             return np.empty(0, "<u8")
-        tables = self._tally(nets).tables
-        self._namespaces_walked = bool(tables)
-        found: npt.NDArray[np.uint64] = np.unique(self._tally(self._walker.table_items(tables)).findings()["socket"])
-        return found
+        found = self._walk(nets)
+        self._namespaces_walked = bool(found.tables)
+        listed = self._walk(self._walker.table_items(found.tables))
+        self._namespaces_whole = all(walked.count(Status.WHOLE) == len(walked.table) for walked in (found, listed))
+        addresses: npt.NDArray[np.uint64] = np.unique(listed.findings["socket"])
+        return addresses
 
     def _describe(self, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.void]:
         kept = []
-        for rows in self._source.describe(addresses):
+        for number, rows in enumerate(self._source.describe(addresses), start=1):
             self._seen += len(rows)
             self._nets = np.union1d(self._nets, rows["net"])
             rows = rows[is_busy(rows)]  # noqa: PLW2901 - the idle ones are counted, no more
@@ -244,47 +262,51 @@ class _Scan:
                     row["remote_name"][: row["remote_name_bytes"]].tobytes(),
                 )
             kept.append(_narrowed(rows, _NAMELESS_DTYPE))
+            if self._walks.late():
+                self._not_reached += max(0, len(addresses) - number * source.DESCRIBED_AT_ONCE)
+                break
         return _joined(kept, _NAMELESS_DTYPE)
 
-    def _walk(
-        self, items: npt.NDArray[np.void]
-    ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void], npt.NDArray[np.void]]:
-        """Walk the items, and again those that changed meanwhile: their tallies, blocks and findings."""
-        table, blocks, findings = self._walk_once(items)
-        for _ in range(_ATTEMPTS - 1):
-            again = unfinished(table)
-            if not len(again) or time.monotonic() >= self._deadline_seconds:
+    def _walk_queues(
+        self, socket: npt.NDArray[np.intp], name: npt.NDArray[np.uint8], items: npt.NDArray[np.void]
+    ) -> Walked:
+        """Walk the worklist, and again the two queues of a UDP socket whose reader moved packets between the walks.
+
+        It takes them from the receive queue into its own, where it alone takes them out (net/ipv4/udp.c,
+        __skb_recv_udp). So what was seen in its own, walked first, must still be there after both.
+        """
+        walked = self._walk(items, attempts=1)
+        for _ in range(ATTEMPTS - 1):
+            apart = self._walked_apart(socket, name, items, walked)
+            again = np.union1d(apart, unfinished(walked.table))
+            if not len(again) or self._walks.late():
                 break
-            new_table, new_blocks, new_findings = self._walk_once(items[again])
-            better = (new_table["status"] == Status.WHOLE) | (new_table["packets"] > table["packets"][again])
-            replaced = again[better]
-            table[replaced] = new_table[better]
-            new_blocks = new_blocks[better[new_blocks["owner"]]]
-            new_blocks["owner"] = again[new_blocks["owner"]]
-            blocks = np.concatenate([blocks[~np.isin(blocks["owner"], replaced)], new_blocks])
-            new_findings["item"] = again[new_findings["item"]]
-            findings = np.concatenate([findings, new_findings])
-        return table, blocks, findings
+            newer = self._walk(items[again], attempts=1)
+            better = np.isin(again, apart) | is_better(walked.table[again], newer.table)
+            walked.replace(again, newer, better=better)
+        apart = self._walked_apart(socket, name, items, walked)
+        walked.table["status"][apart[walked.table["status"][apart] == Status.WHOLE]] = Status.RACE
+        return walked
 
-    def _walk_once(
-        self, items: npt.NDArray[np.void]
-    ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void], npt.NDArray[np.void]]:
-        tally = self._tally(items)
-        self._blocks_left_out += tally.blocks_left_out
-        return tally.table, tally.blocks(), tally.findings()
+    def _walked_apart(
+        self,
+        socket: npt.NDArray[np.intp],
+        name: npt.NDArray[np.uint8],
+        items: npt.NDArray[np.void],
+        walked: Walked,
+    ) -> npt.NDArray[np.intp]:
+        """The items of those UDP sockets whose two queues were not seen at one moment."""
+        reader = np.flatnonzero(name == READER)
+        waiting = self._source.peek(items["head"][reader] + np.uint64(self._source.offset["QUEUE_LENGTH"]))
+        differs = waiting.astype("<u4") != walked.table["packets"][reader]
+        changed = np.union1d(socket[reader[differs]], socket[unfinished(walked.table)])
+        return np.flatnonzero(np.isin(socket, np.intersect1d(changed, socket[reader])) & np.isin(name, READABLE))
 
-    def _tally(self, items: npt.NDArray[np.void]) -> Tally:
-        room = self._max_blocks - sum(map(len, self._blocks))
-        tally = Tally(len(items), max_blocks=max(0, room))
-        for records in self._walker.walk(
-            items,
-            deadline_seconds=self._deadline_seconds,
-            linear_to_page=self._source.fact("linear_to_page"),
-            socket_file_operations=self._source.fact("socket_file_operations"),
-            net_operations=self._source.fact("net_operations"),
-        ):
-            tally.add(records)
-        return tally
+    def _walk(self, items: npt.NDArray[np.void], *, attempts: int = ATTEMPTS) -> Walked:
+        room = max(0, self._max_blocks - sum(map(len, self._blocks)))
+        walked = self._walks.walk(items, max_blocks=room, attempts=attempts)
+        self._blocks_left_out += walked.blocks_left_out
+        return walked
 
     def _result(self, owners: npt.NDArray[np.void]) -> SocketScan:
         rows = _joined(self._kept, SOCKET_DTYPE)
@@ -336,7 +358,8 @@ class _Scan:
 
     def _not_seen(self, queues: npt.NDArray[np.void]) -> list[str]:
         notes = [f"this kernel does not list {kind} sockets that no fd holds" for kind in self._source.missing_finders]
-        others = "raw, netlink and vsock" if self._namespaces_walked else "any"
+        notes.append("raw, vsock and UDP-Lite sockets that no fd and no listener leads to")
+        others = "netlink" if self._namespaces_walked and self._namespaces_whole else "any"
         notes.append(f"{others} sockets of other network namespaces that no fd and no listener leads to")
         if not self._source.sees_perf_events:
             notes.append("ring buffers of perf events: this process may open none, so it cannot tell their files")
@@ -350,9 +373,13 @@ class _Scan:
         if self._blocks_left_out:
             notes.append(f"{self._blocks_left_out} blocks beyond the {self._max_blocks} that this scan may keep")
         not_reached = int(np.count_nonzero(queues["status"] == Status.NOT_REACHED))
-        if not_reached:
-            notes.append(f"{not_reached} queues that the scan's time did not reach")
+        if not_reached or self._not_reached:
+            notes.append(f"{self._not_reached} sockets and {not_reached} queues that the scan's time did not reach")
         return notes
+
+
+def _default_max_blocks() -> int:
+    return max(_MIN_BLOCKS, int(os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE * _BLOCKS_PER_RAM_BYTE))
 
 
 def _give_back_what_is_freed() -> None:
@@ -389,6 +416,15 @@ def is_busy(rows: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
     return busy
 
 
+def _likely_bytes(rows: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
+    """What each socket probably holds. Receiving UNIX sockets are charged nothing: a page for each packet."""
+    charged: npt.NDArray[np.int64] = (
+        rows["receive_charge_bytes"].astype(np.int64) + rows["write_queued_bytes"] + rows["backlog_bytes"]
+    )
+    charged += np.where(rows["family"] == source.AF_UNIX, rows["receive_packets"], 0).astype(np.int64) * mmap.PAGESIZE
+    return charged
+
+
 def worklist(
     rows: npt.NDArray[np.void], offset: Mapping[str, int]
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint8], npt.NDArray[np.void]]:
@@ -399,17 +435,22 @@ def worklist(
     is_unix = rows["family"] == source.AF_UNIX
     is_pending = is_unix & (rows["state"] == source.TCP_LISTEN)
     received, present = rows["receive_packets"], rows["present"]
+    is_waiting, waiting = present & source.PRESENT_BACKLOG != 0, 1 + rows["backlog_bytes"] // _MIN_TRUESIZE_BYTES
+    # A reader takes all that was received into its own queue at once: of these both are walked, its own first.
+    is_inet = (rows["family"] == source.AF_INET) | (rows["family"] == source.AF_INET6)
+    is_udp = is_inet & (rows["type"] == source.SOCK_DGRAM) & np.isin(rows["protocol"], source.UDP_PROTOCOLS)
+    unread = np.where(is_udp, received + rows["reader_packets"], 0)
     plan: tuple[tuple[int, npt.NDArray[Any], Kind, str, int], ...] = (
-        (RECEIVE, np.where(is_unix, 0, received), Kind.PACKET_LIST, "SOCK_RECEIVE_QUEUE", 0),
+        (READER, unread, Kind.PACKET_LIST, "UDP_READER_QUEUE", 0),
+        (RECEIVE, np.where(is_udp, unread, np.where(is_unix, 0, received)), Kind.PACKET_LIST, "SOCK_RECEIVE_QUEUE", 0),
         (RECEIVE, np.where(is_unix & ~is_pending, received, 0), Kind.PACKET_LIST, "SOCK_RECEIVE_QUEUE", ITEM_UNIX),
         (ACCEPT, np.where(is_pending, received, 0), Kind.PACKET_LIST, "SOCK_RECEIVE_QUEUE", ITEM_EMBRYOS),
         (RECEIVE, rows["vsock_packets"], Kind.PACKET_LIST, "", 0),
-        (READER, rows["reader_packets"], Kind.PACKET_LIST, "UDP_READER_QUEUE", 0),
         (WRITE, rows["write_packets"], Kind.PACKET_LIST, "SOCK_WRITE_QUEUE", 0),
         (ERROR, rows["error_packets"], Kind.PACKET_LIST, "SOCK_ERROR_QUEUE", 0),
         (OUT_OF_ORDER, present & source.PRESENT_OUT_OF_ORDER, Kind.PACKET_TREE, "TCP_OUT_OF_ORDER", 0),
         (RETRANSMIT, present & source.PRESENT_RETRANSMIT, Kind.PACKET_TREE, "SOCK_RETRANSMIT", 0),
-        (BACKLOG, present & source.PRESENT_BACKLOG, Kind.PACKET_CHAIN, "SOCK_BACKLOG_HEAD", 0),
+        (BACKLOG, np.where(is_waiting, waiting, 0), Kind.PACKET_CHAIN, "SOCK_BACKLOG_HEAD", 0),
         (ACCEPT, present & source.PRESENT_ACCEPT, Kind.ACCEPT, "LISTENER_ACCEPT_HEAD", 0),
     )
     sockets, names, items = [], [], []
@@ -420,7 +461,7 @@ def worklist(
             rows["socket"][chosen] + np.uint64(offset[field_name]) if field_name else rows["vsock_queue"][chosen]
         )
         part["kind"], part["flags"] = kind, flags
-        # A walk that leaves the queue for another one by a race may go on for ever: it ends far beyond what was there.
+        # A walk of a chain that leaves it by a race may go on for ever: it ends far beyond what was there.
         part["count"] = 2 * length[chosen].astype("<u4") + _MAX_GROWTH_PACKETS
         sockets.append(chosen)
         names.append(np.full(len(chosen), name, "u1"))
