@@ -48,6 +48,11 @@ def pools(scanner: SocketScanner) -> list[Holder]:
     return [holder for holder in found.holders if holder.kind is HolderKind.PAGE_POOL]
 
 
+def in_others(pool: Holder) -> int:
+    """Bytes of a pool that lie in other holders."""
+    return pool.charge_bytes - pool.pinned_bytes
+
+
 def test_pages_in_a_socket_lead_to_their_pool_and_count_once(scanner: SocketScanner, receiver: socket.socket) -> None:
     """The pool of the planted packets counts as many pages out as packets wait, and all of them are the socket's."""
     before = len(pools(scanner))
@@ -56,11 +61,8 @@ def test_pages_in_a_socket_lead_to_their_pool_and_count_once(scanner: SocketScan
     assert (held.unread_packets, held.pinned_bytes) == (PACKETS, PACKETS * PAGE_BYTES)
     found = pools(scanner)
     assert len(found) == before + 1
-    size_bytes = PACKETS * PAGE_BYTES
-    (pool,) = [
-        one for one in found if f"{size_bytes} bytes, of which {size_bytes} lie in sockets' queues" in one.description
-    ]
-    assert (pool.pinned_bytes, pool.owners) == (0, [])
+    (pool,) = [one for one in found if in_others(one) == PACKETS * PAGE_BYTES]
+    assert (pool.charge_bytes, pool.pinned_bytes, pool.owners) == (PACKETS * PAGE_BYTES, 0, [])
 
 
 def test_a_page_that_was_read_is_the_pools_until_it_gives_it_back(
@@ -76,7 +78,7 @@ def test_a_page_that_was_read_is_the_pools_until_it_gives_it_back(
     queued_bytes = (PACKETS - PACKETS // 3) * PAGE_BYTES
     deadline = time.monotonic() + GIVING_BACK_SECONDS
     while True:
-        (pool,) = [one for one in pools(scanner) if f"of which {queued_bytes} lie in sockets" in one.description]
+        (pool,) = [one for one in pools(scanner) if in_others(one) == queued_bytes]
         assert pool.pinned_bytes in {0, POOL_PAGES * PAGE_BYTES}
         if not pool.pinned_bytes or time.monotonic() > deadline:
             break

@@ -10,6 +10,7 @@ from pathlib import Path
 _SYS_BPF = 321  # x86-64
 _BPF_PROG_TEST_RUN, _BPF_PROG_GET_NEXT_ID, _BPF_PROG_GET_FD_BY_ID, _BPF_OBJ_GET_INFO_BY_FD = 10, 11, 13, 15
 _BPF_PROG_LOAD, _BPF_PROG_TYPE_XDP, _BPF_F_TEST_XDP_LIVE_FRAMES = 5, 6, 2
+_BPF_LINK_CREATE, _BPF_XDP, _XDP_FLAGS_DRV_MODE = 28, 37, 4
 _GONE_SECONDS = 5.0
 _NAME_OFFSET, _NAME_BYTES = 64, 16
 
@@ -77,17 +78,35 @@ def run_raw_tracepoint(program_fd: int, *arguments: int) -> None:
 XDP_DROP, XDP_PASS = 1, 2
 
 
-def receive(packet: bytes, count: int, action: int) -> None:
-    """Have the loopback device receive a packet so many times, each in a page of a page pool of the kernel's own.
-
-    That is BPF_F_TEST_XDP_LIVE_FRAMES, Linux 5.18.
-    """
+def _load_xdp(action: int) -> int:
+    """The fd of a program that says the same of every packet."""
     code = struct.pack("<BBHi", 0xB7, 0, 0, action) + bytes.fromhex("9500000000000000")  # r0 = action; exit
     code_buffer, text = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"GPL")
     fd, _ = _bpf(
         _BPF_PROG_LOAD,
         struct.pack("IIQQ", _BPF_PROG_TYPE_XDP, len(code) // 8, ctypes.addressof(code_buffer), ctypes.addressof(text)),
     )
+    return fd
+
+
+def attach_xdp(interface_index: int, action: int) -> int:
+    """Have a driver run a program that says `action` of every packet, for as long as the returned fd is open."""
+    program_fd = _load_xdp(action)
+    try:
+        link_fd, _ = _bpf(
+            _BPF_LINK_CREATE, struct.pack("IIII", program_fd, interface_index, _BPF_XDP, _XDP_FLAGS_DRV_MODE)
+        )
+    finally:
+        os.close(program_fd)
+    return link_fd
+
+
+def receive(packet: bytes, count: int, action: int) -> None:
+    """Have the loopback device receive a packet so many times, each in a page of a page pool of the kernel's own.
+
+    That is BPF_F_TEST_XDP_LIVE_FRAMES, Linux 5.18.
+    """
+    fd = _load_xdp(action)
     data = ctypes.create_string_buffer(packet, len(packet))
     try:
         _bpf(

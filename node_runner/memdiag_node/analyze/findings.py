@@ -139,7 +139,7 @@ def _with_holders(stack: Stack, overlaps: Sequence[Overlap], explained_bytes: in
 
 
 def _with_stacks(holding: Holding, overlaps: Sequence[Overlap], page_bytes: int) -> Holder:
-    pinned_bytes = unique_bytes([holding.blocks], page_bytes=page_bytes)
+    pinned_bytes = max(unique_bytes([holding.blocks], page_bytes=page_bytes), holding.holder.pinned_bytes)
     parts = [
         FilledBy(stack=one.stack, size_bytes=one.size_bytes, share=_share(one.size_bytes, pinned_bytes))
         for one in overlaps
@@ -167,11 +167,10 @@ def _ledger(measured: Measurements, join: Join) -> Ledger | None:
 
 
 def _pinned_bytes(holdings: Sequence[Holding], page_bytes: int) -> int:
-    """What these holders pin together; of some, such as page pools, only the sum is known and not the blocks."""
-    blocks = [one.blocks for one in holdings]
-    return unique_bytes(blocks, page_bytes=page_bytes) + sum(
-        one.holder.pinned_bytes for one in holdings if not len(one.blocks)
-    )
+    """What these holders pin together. Of a page pool the sum is known, and of its blocks those that were traced."""
+    unknown = (one.holder.pinned_bytes - unique_bytes([one.blocks], page_bytes=page_bytes) for one in holdings)
+    together_bytes = unique_bytes([one.blocks for one in holdings], page_bytes=page_bytes)
+    return together_bytes + sum(max(0, size_bytes) for size_bytes in unknown)
 
 
 def _by_container(holdings: Sequence[Holding], page_bytes: int) -> list[ContainerShare]:

@@ -456,7 +456,8 @@ def _counters(raw: RawTrace, groups: npt.NDArray[np.void], memory_classes: list[
     for name, frames in _frames_by_class(raw, groups, memory_classes).items():
         if name != ALLOC_PAGE:
             set_aside[name] = set_aside.get(name, 0) + round(frames * page_bytes)
-    events, movable = raw.counter("events"), raw.counter("movable_events")
+    # Pages that only a page pool's own tracepoint shows are events too, and thinned out like the others.
+    events, movable = raw.counter("events") + raw.counter("pool_events"), raw.counter("movable_events")
     thinned = raw.counter("thinned_events")
     traced_pages = raw.counter("pages") + raw.counter("pool_pages")
     return TraceCounters(

@@ -2,22 +2,26 @@
 
 Netlink lists them too (family netdev, page-pool-get, Linux 6.7), but only those of the caller's own network namespace,
 and a runner pod has one of its own without any driver in it. The same lists, one at each device, are read here from
-every network namespace. Pools of no device (veth with XDP) are on no list: they are found by pages of theirs in queues.
+every network namespace. Pools of no device (veth with XDP) are on no list: they are found by pages of theirs, in queues
+or among those that the trace saw taken.
 
 A pool does not know its pages. What it took and has not given back is counted (page_pool_inflight); pages of it that
-were found in sockets' queues are the sockets', which keep them from going back, and are taken off.
+were found in other holders, sockets' queues above all, are theirs, who keep them from going back, and are taken off.
+Pages that it took while the trace ran are known by that, and by the pool's address in them.
 """
 
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Holder, HolderKind
+from memdiag_api.units import format_bytes
 from memdiag_node.ebpf.kernel_lists import list_entries
 from memdiag_node.ebpf.sockets import SocketSource
-from memdiag_node.holders.context import Held, HolderContext
+from memdiag_node.holders.context import Held, HolderContext, OtherHolders
 from memdiag_node.holders.sockets import PINNED_DTYPE, SocketScan
 from memdiag_node.procfs.text import printable
 
@@ -39,36 +43,69 @@ class _Pool:
 
 
 def find(context: HolderContext) -> list[Held]:
-    """Every page pool with pages out."""
+    """Every page pool with pages out. To be called last: what other holders have of a pool is no more the pool's."""
     source = context.scanner.source
     if "HAS_PAGE_POOL" not in source.offset:
         return []
-    listed = _pools_of_devices(source, context.scan)
-    _, first = np.unique(context.scan.blocks["page"], return_index=True)
-    queued = context.scan.blocks[first]
+    devices = network_devices(source, context.scan)
+    listed = _pools_of_devices(source, devices)
+    queued = _unique_blocks([context.scan.blocks, *(held.blocks for held in context.found)])
     pool_of = pools_of(source, queued["page"], listed)
     held = []
     for address in map(int, np.union1d(listed, pool_of[pool_of != 0])):
-        pool = _read(source, address)
-        if pool is None or not pool.is_kernel_memory:
-            continue
-        size_bytes = pool.pages * (mmap.PAGESIZE << pool.order)
-        queued_bytes = int(SocketScan.sizes_bytes(queued[pool_of == address]).sum())
-        pinned_bytes = max(0, size_bytes - queued_bytes)
-        description = f"{pool.description}: {size_bytes} bytes, of which {queued_bytes} lie in sockets' queues"
-        held.append(
-            Held(
-                Holder(
-                    kind=HolderKind.PAGE_POOL,
-                    description=description,
-                    unowned_reason="the kernel's own: buffers to receive packets in",
-                    pinned_bytes=pinned_bytes,
-                    pinned_blocks=pinned_bytes // (mmap.PAGESIZE << pool.order),
-                ),
-                np.empty(0, PINNED_DTYPE),
-            )
-        )
+        pool = _read(source, address, devices)
+        if pool is not None and pool.is_kernel_memory:
+            held.append(_held(pool, address, queued[pool_of == address]))
     return held
+
+
+def add_traced(
+    source: SocketSource, scan: SocketScan, others: OtherHolders, traced: npt.NDArray[np.void]
+) -> OtherHolders:
+    """Give pools the blocks that the trace saw them take (fields page and order), as far as nobody else has them.
+
+    Pools that only these blocks lead to are added.
+    """
+    if "HAS_PAGE_POOL" not in source.offset or not len(traced):
+        return others
+    taken = _unique_blocks([scan.blocks, *others.blocks])
+    mine = traced[~np.isin(traced["page"], taken["page"])]
+    known = {address: number for number, address in enumerate(others.pools) if address}
+    pool_of = pools_of(source, mine["page"], np.fromiter(known, "<u8", len(known)))
+    devices = network_devices(source, scan)
+    found = [Held(*held) for held in zip(others.holders, others.blocks, others.pools, strict=True)]
+    for address in map(int, np.unique(pool_of[pool_of != 0])):
+        blocks = _unique_blocks([mine[pool_of == address]])
+        if address in known:
+            found[known[address]] = found[known[address]]._replace(blocks=blocks)
+        elif (pool := _read(source, address, devices)) is not None and pool.is_kernel_memory:
+            found.append(_held(pool, address, blocks[:0])._replace(blocks=blocks))
+    return OtherHolders.of(found, others.not_seen)
+
+
+def _unique_blocks(parts: Sequence[npt.NDArray[np.void]]) -> npt.NDArray[np.void]:
+    """Each block of these arrays once, as PINNED_DTYPE."""
+    blocks = np.concatenate([part[["page", "order"]].astype(PINNED_DTYPE) for part in parts])
+    _, first = np.unique(blocks["page"], return_index=True)
+    return blocks[first]
+
+
+def _held(pool: _Pool, address: int, queued: npt.NDArray[np.void]) -> Held:
+    """The pool as a holder, without its blocks that wait in other holders."""
+    block_bytes = mmap.PAGESIZE << pool.order
+    size_bytes = pool.pages * block_bytes
+    queued_bytes = int(SocketScan.sizes_bytes(queued).sum())
+    pinned_bytes = max(0, size_bytes - queued_bytes)
+    elsewhere = f"of it {format_bytes(queued_bytes)} in other holders"
+    holder = Holder(
+        kind=HolderKind.PAGE_POOL,
+        description=f"{pool.description}: {format_bytes(size_bytes)}, {elsewhere}",
+        unowned_reason="the kernel's own: buffers to receive packets in",
+        charge_bytes=size_bytes,
+        pinned_bytes=pinned_bytes,
+        pinned_blocks=pinned_bytes // block_bytes,
+    )
+    return Held(holder, np.empty(0, PINNED_DTYPE), address)
 
 
 def pools_of(
@@ -91,6 +128,8 @@ def pools_of(
 def network_devices(source: SocketSource, scan: SocketScan) -> npt.NDArray[np.uint64]:
     """Every device (struct net_device) of every network namespace. None when no process has a socket to start from."""
     at = source.offset
+    if "HAS_DEVICES" not in at:
+        return np.empty(0, "<u8")
     own = np.unique(source.peek(np.unique(scan.owners["socket"]) + np.uint64(at["SOCK_NET"])))
     own = own[own != 0]
     nets = np.union1d(own, list_entries(source, own[:1] + np.uint64(at["NET_LIST"])) - np.uint64(at["NET_LIST"]))
@@ -99,16 +138,15 @@ def network_devices(source: SocketSource, scan: SocketScan) -> npt.NDArray[np.ui
     return list_entries(source, nets + np.uint64(at["NET_DEVICES"])) - np.uint64(at["DEVICE_ENTRY"])
 
 
-def _pools_of_devices(source: SocketSource, scan: SocketScan) -> npt.NDArray[np.uint64]:
+def _pools_of_devices(source: SocketSource, devices: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """The pools on the list of any device."""
     at = source.offset
     if "HAS_DEVICE_POOLS" not in at:
         return np.empty(0, "<u8")
-    devices = network_devices(source, scan)
     return list_entries(source, devices + np.uint64(at["DEVICE_POOLS"])) - np.uint64(at["POOL_ENTRY"])
 
 
-def _read(source: SocketSource, address: int) -> _Pool | None:
+def _read(source: SocketSource, address: int, devices: npt.NDArray[np.uint64]) -> _Pool | None:
     """None when it is gone, or has nothing out."""
     at = source.offset
 
@@ -124,23 +162,34 @@ def _read(source: SocketSource, address: int) -> _Pool | None:
         pages=pages,
         order=order,
         is_kernel_memory="HAS_POOL_PROVIDER" not in at or not number("POOL_PROVIDER"),
-        description=_describe(source, address) if "HAS_DEVICE_POOLS" in at else "page pool",
+        description=_describe(source, address, devices),
     )
 
 
-def _describe(source: SocketSource, address: int) -> str:
-    """As netlink names a pool: its id and its device."""
+def _describe(source: SocketSource, address: int, devices: npt.NDArray[np.uint64]) -> str:
+    """As netlink names a pool: its id and its device.
+
+    A pool that is on no device's list may all the same be a network device's, which shows in whom its pages are mapped
+    for: veth has it so.
+    """
     at = source.offset
-    number, device, detached = map(
-        int, source.peek([address + at[field] for field in ("POOL_ID", "POOL_DEVICE", "POOL_DETACH_TIME")])
-    )
-    text = f"page pool {number & 0xFFFFFFFF}"
-    if device:
-        words = source.peek([device + at["DEVICE_NAME"] + word for word in range(0, _NAME_BYTES, 8)])
-        index, net = map(int, source.peek([device + at["DEVICE_INDEX"], device + at["DEVICE_NET"]]))
-        namespace = int(source.peek([net + at["NET_INODE"]])[0]) & 0xFFFFFFFF
-        name = printable(words.tobytes().split(b"\0")[0], _NAME_BYTES)
-        text += f" of {name}, interface {index & 0xFFFFFFFF} in network namespace {namespace}"
-    else:
-        text += " of no listed device"
-    return f"{text}, detached from its device" if detached else text
+    number = device = detached = 0
+    if "HAS_DEVICE_POOLS" in at:
+        number, device, detached = map(
+            int, source.peek([address + at[field] for field in ("POOL_ID", "POOL_DEVICE", "POOL_DETACH_TIME")])
+        )
+    if "HAS_DEVICES" in at and not device:
+        candidate = int(source.peek([address + at["POOL_OBJECT"]])[0]) - at["DEVICE_OBJECT"]
+        device = candidate if candidate in devices.tolist() else 0
+    text = f"page pool {number & 0xFFFFFFFF}" if number else "page pool"
+    text += f" of {_device(source, device)}" if device else " of no known network device"
+    return f"{text}, detached from it" if detached else text
+
+
+def _device(source: SocketSource, device: int) -> str:
+    at = source.offset
+    words = source.peek([device + at["DEVICE_NAME"] + word for word in range(0, _NAME_BYTES, 8)])
+    index, net = map(int, source.peek([device + at["DEVICE_INDEX"], device + at["DEVICE_NET"]]))
+    namespace = int(source.peek([net + at["NET_INODE"]])[0]) & 0xFFFFFFFF
+    name = printable(words.tobytes().split(b"\0")[0], _NAME_BYTES)
+    return f"{name}, interface {index & 0xFFFFFFFF} in network namespace {namespace}"

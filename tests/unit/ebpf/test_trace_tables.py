@@ -50,6 +50,16 @@ def test_stacks_are_in_order_and_blocks_point_to_them(recorded: TraceResult) -> 
     assert set(recorded.groups["process"].tolist()) <= set(range(-1, len(recorded.processes)))
 
 
+def test_pages_that_only_a_pool_shows_are_events_that_may_be_thinned_out() -> None:
+    raw, symbols, contexts = load()
+    cpus = np.zeros(2, tables.CPU_DTYPE)
+    cpus["events"], cpus["movable_events"] = [100, 0], [60, 0]
+    cpus["pool_events"], cpus["thinned_events"] = [0, 160], [20, 130]
+    counters = tables.decode(dataclasses.replace(raw, cpus=cpus), symbols, np.array(contexts, np.uint8)).counters
+    assert (counters.events_seen, counters.events_sampled_out) == (260, 150)
+    assert counters.sampled_share == pytest.approx(0.25)
+
+
 def test_no_address_is_left_in_what_is_published(recorded: TraceResult) -> None:
     for stack in fold_stacks(recorded, 64):
         assert "0xffff" not in stack.model_dump_json()

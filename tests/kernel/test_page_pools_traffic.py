@@ -1,0 +1,110 @@
+"""Page pools under traffic through a network driver: veth with an XDP program copies each packet into its pool."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from memdiag_api.evidence import Check, Evidence, Holder, HolderKind
+from memdiag_node.ebpf.btf import Btf
+from memdiag_node.holders.registry import other_holders
+from memdiag_node.holders.sockets import SocketScanner
+from memdiag_node.host import HostRoots
+from memdiag_node.run import Settings, measure
+from planted.memory import MIB
+from planted.veth_xdp import INTERFACE, XdpReceiver
+from support.sockets import holder_of, owner_of
+
+DATAGRAMS, STREAM_BYTES = 20_000, 20 * MIB
+CACHED_BYTES = 2 * MIB  # a pool of veth keeps 256 pages in its ring and 128 at hand, and waits for some from the driver
+SETTLE_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def scanner() -> Iterator[SocketScanner]:
+    with SocketScanner(btf=Btf.load()) as scanner:
+        yield scanner
+
+
+def look(scanner: SocketScanner, child: XdpReceiver, fd: int) -> tuple[Holder, Holder]:
+    """The socket behind an fd of the child, and the pool of its interface."""
+    scan = scanner.scan()
+    name = f" of {INTERFACE}, interface {child.interface_index} in network namespace {child.network_namespace}"
+    (pool,) = [one for one in other_holders(scanner, scan, owner_of).holders if name in one.description]
+    return holder_of(scan, child.inode(fd)), pool
+
+
+@pytest.mark.parametrize(("load", "amount"), [("datagrams", DATAGRAMS), ("stream", STREAM_BYTES)])
+def test_what_waits_in_the_socket_is_the_sockets_and_the_rest_the_pools(
+    scanner: SocketScanner, load: str, amount: int
+) -> None:
+    with XdpReceiver() as child:
+        truth = child.receive(load, amount)
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:  # the last packets may still be on their way
+            socket, pool = look(scanner, child, truth["fd"])
+            if socket.unread_bytes == truth["unread_bytes"] or time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
+    assert socket.unread_bytes == truth["unread_bytes"]
+    assert socket.pinned_bytes >= socket.unread_bytes
+    assert pool.kind is HolderKind.PAGE_POOL
+    assert pool.charge_bytes - pool.pinned_bytes == socket.pinned_bytes
+    assert pool.pinned_bytes <= CACHED_BYTES
+
+
+def test_when_the_socket_is_read_the_pool_gives_its_pages_back(scanner: SocketScanner) -> None:
+    with XdpReceiver() as child:
+        fd = child.receive("stream", STREAM_BYTES)["fd"]
+        _, full = look(scanner, child, fd)
+        assert child.receive("drain", fd) == {"read_bytes": STREAM_BYTES}
+        # A socket that is empty leads to no pool; one of a few bytes more does.
+        child.receive("datagrams", 2)
+        name = f" of {INTERFACE}, interface {child.interface_index} "
+        found = other_holders(scanner, scanner.scan(), owner_of).holders
+    (empty,) = [one for one in found if name in one.description]
+    assert full.charge_bytes >= STREAM_BYTES
+    assert empty.charge_bytes <= CACHED_BYTES
+
+
+@pytest.fixture(scope="module")
+def evidence() -> Evidence:
+    """Of a window in which packets came that wait in no socket: fragments whose rest never comes."""
+    with XdpReceiver() as child:
+
+        def receive_when_tracing(progress: str) -> None:
+            if progress.startswith("tracing"):
+                child.receive("fragments", 2 * DATAGRAMS)
+
+        settings = Settings(run_id="pools", node_name="here", checks=tuple(Check), duration_seconds=3.0)
+        return measure(settings, roots=HostRoots(), stop=threading.Event(), progress=receive_when_tracing)
+
+
+def pool_of(evidence: Evidence) -> int:
+    """Its index among the holders."""
+    (index,) = [number for number, one in enumerate(evidence.holders) if f" of {INTERFACE}," in one.description]
+    return index
+
+
+def test_a_pool_that_only_the_trace_leads_to_is_found_and_named(evidence: Evidence) -> None:
+    pool = evidence.holders[pool_of(evidence)]
+    assert pool.kind is HolderKind.PAGE_POOL
+    assert pool.pinned_bytes == pytest.approx(DATAGRAMS * 4096, rel=0.05)  # two packets share a page
+
+
+def test_pages_that_a_pool_took_in_the_window_are_its_own_and_counted_once(evidence: Evidence) -> None:
+    """The stack's blocks are found in the pool, so the ledger does not list them without a holder as well."""
+    assert evidence.ledger is not None
+    assert evidence.breakdown is not None
+    stack = next(one for one in evidence.stacks if any("page_pool_alloc" in frame for frame in one.frames))
+    assert stack.held_by[0].holder == pool_of(evidence)
+    assert stack.held_by[0].share > 0.95
+    pool = evidence.holders[pool_of(evidence)]
+    assert evidence.stacks[pool.filled_by[0].stack] == stack
+    assert pool.filled_by[0].share > 0.9
+    lines = {line.name: line.size_bytes for line in evidence.ledger.lines}
+    assert lines["PagePools"] >= pool.pinned_bytes
+    assert lines["TracedWithoutHolder"] < 0.1 * pool.pinned_bytes
+    growth_bytes = evidence.breakdown.alloc_page_change_bytes
+    assert growth_bytes == pytest.approx(pool.pinned_bytes, rel=0.1)
