@@ -5,6 +5,7 @@ A keyword that this converter does not know raises SchemaError, so that nothing 
 """
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,7 @@ def _convert(schema: JsonSchema, definitions: JsonSchema, place: str) -> dict[st
     for keyword, value in resolved.items():
         match keyword:
             case _ if keyword in _COPIED:
-                converted[keyword] = value
+                converted[keyword] = deepcopy(value)  # else YAML would show places of one type as aliases
             case "const":
                 converted["enum"] = [value]
             case "properties":
@@ -163,11 +164,12 @@ def _condition(kind: str, field: str) -> str:
 
 
 _DIAGNOSIS_COLUMNS = (
-    PrinterColumn("Target", ".spec.target.nodeName", "The node that is diagnosed"),
+    PrinterColumn("Target", ".status.target", "The nodes that are diagnosed"),
     PrinterColumn(
         "Succeeded", _condition("Succeeded", "status"), "True when the run ended with a result, Unknown while it runs"
     ),
     PrinterColumn("Reason", _condition("Succeeded", "reason"), "How the run stands or ended"),
+    PrinterColumn("Progress", ".status.progress", "How far the run is"),
     PrinterColumn("Leak", _condition("LeakDetected", "status"), "Whether a leak was found"),
     PrinterColumn("AllocPage", ".status.results[0].allocPage", "Memory taken straight from the page allocator"),
     PrinterColumn("Suspect", ".status.suspect", "The prime suspect"),

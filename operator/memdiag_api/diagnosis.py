@@ -73,7 +73,7 @@ class PodReference(ApiModel):
 
 
 class Target(ApiModel):
-    """Which node to look at: exactly one of nodeName, nodeSelector and podRef."""
+    """Which nodes to look at: exactly one of nodeName, nodeSelector and podRef. Chosen once, as the run begins."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -81,11 +81,6 @@ class Target(ApiModel):
                 cel(
                     "(has(self.nodeName) ? 1 : 0) + (has(self.nodeSelector) ? 1 : 0) + (has(self.podRef) ? 1 : 0) == 1",
                     "target takes exactly one of nodeName, nodeSelector and podRef",
-                ),
-                cel(
-                    "!has(self.nodeSelector) && !has(self.podRef)",
-                    "this version of memdiag serves target.nodeName only: name the node "
-                    "(kubectl get pod NAME -o wide tells where a pod runs)",
                 ),
                 cel(
                     "has(self.nodeSelector) == has(self.maxNodes)",
@@ -97,14 +92,14 @@ class Target(ApiModel):
 
     node_name: DnsSubdomain | None = Field(default=None, description="The node's name, as kubectl get nodes shows it.")
     node_selector: NodeSelector | None = Field(
-        default=None, description="Nodes by label; needs maxNodes. Not served yet: refused with a message."
+        default=None, description="Nodes by their labels, those that are Ready first, then by name; needs maxNodes."
     )
     max_nodes: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         default=None, description="At most this many of the selected nodes."
     )
     pod_ref: PodReference | None = Field(
         default=None,
-        description="The node of this pod; the pod is highlighted. Not served yet: refused with a message.",
+        description="The node that this pod runs on as the run begins; results say what the pod itself pins.",
     )
 
 
@@ -187,6 +182,19 @@ class NodeCounts(ApiModel):
     failed: Count = Field(default=0, description="nodes that have not, and will not")
 
 
+class RunStep(StrEnum):
+    """How far a run is on one node."""
+
+    WAITING = "Waiting"
+    STARTING = "Starting"
+    TRACING = "Tracing"
+    COLLECTING = "Collecting"
+    DONE = "Done"
+
+
+Percent = Annotated[int, Field(ge=0, le=100)]
+
+
 class VerdictSummary(ApiModel):
     """The answer for one node."""
 
@@ -257,6 +265,16 @@ class PodShare(ApiModel):
     pinned_bytes: ByteCount = Field(description="bytes of the blocks that its sockets, pipes and so on keep")
 
 
+class TargetPod(ApiModel):
+    """What the pod that target.podRef names pins on its node."""
+
+    namespace: ShortText = Field(description="the pod's namespace")
+    name: ShortText = Field(description="the pod's name")
+    message: Sentence = Field(description="what it pins, in one sentence")
+    unread_bytes: ByteCount = Field(default=0, description="in those of its holders that the report lists")
+    pinned_bytes: ByteCount = Field(default=0, description="by all its holders, each block counted once")
+
+
 class NodeResult(ApiModel):
     """What one node's runner found: the top of it; the MemoryDiagnosisReport has all."""
 
@@ -264,8 +282,13 @@ class NodeResult(ApiModel):
     pod_name: ShortText = Field(default="", description="the runner pod, which is removed once its result is stored")
     reason: ShortText = Field(default="", description="how this node's run ended: Completed, or why it failed")
     message: Sentence = Field(default="", description="how far it is, or what went wrong and how to mend it")
+    step: RunStep | None = Field(default=None, description="how far it is; absent when it has ended")
+    progress_percent: Percent | None = Field(default=None, description="how far it is; absent when it has ended")
     verdict: VerdictSummary | None = None
     suspect: ShortText = Field(default="", description="the prime suspect in one short line")
+    target_pod: TargetPod | None = Field(
+        default=None, description="of the pod that target.podRef names; its holders are the first of topHolders"
+    )
     mem_total_bytes: ByteCount = 0
     alloc_page: ShortText = Field(default="", description="allocPageBytes as people read it")
     alloc_page_bytes: ByteCount | None = Field(
@@ -294,6 +317,27 @@ class NodeResult(ApiModel):
     )
 
 
+class NodeState(ApiModel):
+    """How the run stands on one node, in the fewest words: a run may have a thousand of them."""
+
+    node_name: DnsSubdomain = Field(description="the node")
+    reason: ShortText = Field(description="Pending, Running, Completed, or why it failed")
+    verdict: VerdictKind | None = Field(default=None, description="the answer, where there is one")
+
+
+class LastRun(ApiModel):
+    """How the run before this one ended."""
+
+    run_id: ShortText = Field(description="the run; its reports bear it as the label memdiag.dev/run-id")
+    start_time: datetime | None = Field(default=None, description="when it began")
+    completion_time: datetime | None = Field(default=None, description="when it ended")
+    reason: ShortText = Field(default="", description="of its condition Succeeded")
+    leak_detected: ShortText = Field(default="", description="its condition LeakDetected: True, False or Unknown")
+    verdict: ShortText = Field(default="", description="of its condition LeakDetected")
+    suspect: ShortText | None = Field(default=None, description="its prime suspect")
+    summary: Sentence | None = Field(default=None, description="its answer in one sentence")
+
+
 class ReportReference(ApiModel):
     """A MemoryDiagnosisReport of this run."""
 
@@ -314,17 +358,32 @@ class MemoryDiagnosisStatus(ApiModel):
     )
     start_time: datetime | None = Field(default=None, description="when the run began; absent while suspended")
     completion_time: datetime | None = Field(default=None, description="when the run ended, in whatever way")
+    target: ShortText | None = Field(default=None, description="What the run is about, as people read it.")
     nodes: NodeCounts | None = None
+    progress_percent: Percent | None = Field(default=None, description="How far the run is; 100 when it has ended.")
+    progress: ShortText | None = Field(default=None, description="progressPercent as people read it, with the step")
+    node_states: list[NodeState] = Field(
+        default_factory=list,
+        max_length=1000,
+        description="every node of the run, as chosen when it began; results has more about the most telling of them",
+    )
     summary: Sentence | None = Field(default=None, description="The answer in one sentence.")
     suspect: ShortText | None = Field(default=None, description="The prime suspect in one short line.")
     results: list[NodeResult] = Field(
         default_factory=list,
         max_length=16,
-        description="by node: the top of what its runner found, or how far it is",
+        description="by node: the top of what its runner found, or how far it is; of many nodes the most telling first",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["nodeName"]},
     )
     report_refs: list[ReportReference] = Field(
-        default_factory=list, max_length=1000, description="the reports with the whole evidence"
+        default_factory=list,
+        max_length=1000,
+        description="the reports with the whole evidence, of the nodes in results; the label memdiag.dev/run-id finds "
+        "those of all nodes",
+    )
+    last_run: LastRun | None = Field(default=None, description="how the run before this one ended")
+    previous_run_ids: list[ShortText] = Field(
+        default_factory=list, max_length=20, description="ended runs whose reports are kept, the latest first"
     )
     truncated: bool = Field(default=False, description="The status leaves off what its reports have.")
     conditions: list[Condition] = Field(

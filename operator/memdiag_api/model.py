@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 # Words that Kubernetes writes in capitals inside a name (API conventions, "Naming conventions").
-_INITIALISMS = {"id": "ID", "uid": "UID", "ip": "IP"}
+_INITIALISMS = {"id": "ID", "ids": "IDs", "uid": "UID", "ip": "IP"}
 
 
 def kubernetes_name(name: str) -> str:

@@ -4,15 +4,21 @@ What a runner may do and on which image it runs is decided here and never in a c
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from memdiag_api.model import ApiModel
 
 Word = Annotated[str, StringConstraints(min_length=1, max_length=253)]
 Seconds = Annotated[int, Field(ge=1, le=86400)]
+_LABEL_NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+LABEL_KEY_PATTERN = rf"^([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_LABEL_NAME}$"
+LABEL_VALUE_PATTERN = rf"^({_LABEL_NAME})?$"
+"""Kubernetes: apimachinery, pkg/util/validation."""
+LabelKey = Annotated[str, StringConstraints(pattern=LABEL_KEY_PATTERN)]
+LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE_PATTERN)]
 CpuQuantity = Annotated[str, StringConstraints(pattern=r"^([1-9][0-9]*m|[0-9]+(\.[0-9]{1,3})?)$")]
 
 
@@ -79,6 +85,27 @@ class RunnerSettings(Settings):
     se_linux_type: str | None = None
 
 
+class LabelRequirement(Settings):
+    """One of a selector's matchExpressions."""
+
+    key: LabelKey
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: tuple[LabelValue, ...] = ()
+
+    @model_validator(mode="after")
+    def _values_go_with_the_operator(self) -> Self:
+        if bool(self.values) != (self.operator in ("In", "NotIn")):
+            raise ValueError("In and NotIn take values, Exists and DoesNotExist take none")
+        return self
+
+
+class AllowedNodes(Settings):
+    """Which nodes may be diagnosed: a label selector as Kubernetes reads it; an empty one allows all."""
+
+    match_labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
+    match_expressions: tuple[LabelRequirement, ...] = ()
+
+
 class ThresholdSettings(Settings):
     """From which size on a finding matters: the larger of the two (docs/verdicts.md)."""
 
@@ -108,6 +135,10 @@ class OperatorConfig(Settings):
 
     runner: RunnerSettings
     max_concurrent_runners: Annotated[int, Field(ge=1, le=1000)] = 3
+    allowed_nodes: AllowedNodes = AllowedNodes()
+    keep_reports_of_runs: Annotated[
+        int, Field(ge=0, le=20, description="ended runs of a diagnosis whose reports stay when it is run again")
+    ] = 3
     thresholds: ThresholdSettings = ThresholdSettings()
     grace: GraceSettings = GraceSettings()
     sweep: SweepSettings = SweepSettings()

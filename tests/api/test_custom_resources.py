@@ -47,13 +47,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"target": {"nodeName": "a", "podRef": {"namespace": "a", "name": "b"}}},
         "target takes exactly one of nodeName, nodeSelector and podRef",
     ),
-    "a target that is not served yet": (
-        {"target": {"podRef": {"namespace": "a", "name": "b"}}},
-        "this version of memdiag serves target.nodeName only: name the node (kubectl get pod NAME -o wide tells where",
+    "a pod without a namespace": (
+        {"target": {"podRef": {"name": "b"}}},
+        "spec.target.podRef.namespace: Required value",
     ),
-    "a selector that is not served yet": (
-        {"target": {"nodeSelector": {"matchLabels": {"a": "b"}}, "maxNodes": 1}},
-        "this version of memdiag serves target.nodeName only",
+    "a pod without a name": ({"target": {"podRef": {"namespace": "a"}}}, "spec.target.podRef.name: Required value"),
+    "a selector without labels": (
+        {"target": {"nodeSelector": {"matchLabels": {}}, "maxNodes": 1}},
+        "matchLabels in body should have at least 1 properties",
+    ),
+    "a selector of nothing": (
+        {"target": {"nodeSelector": {"matchLabels": {"a": "b"}}, "maxNodes": 0}},
+        "should be greater than or equal to 1",
+    ),
+    "a selector of too many": (
+        {"target": {"nodeSelector": {"matchLabels": {"a": "b"}}, "maxNodes": 1001}},
+        "should be less than or equal to 1000",
     ),
     "a selector without a bound": (
         {"target": {"nodeSelector": {"matchLabels": {"a": "b"}}}},
@@ -90,6 +99,8 @@ def test_a_wrong_spec_is_refused_with_a_message(installed: TestCluster, spec: di
 
 ACCEPTED: dict[str, dict[str, Any]] = {
     "the shortest": {},
+    "nodes by their labels": {"target": {"nodeSelector": {"matchLabels": {"pool": "web"}}, "maxNodes": 1000}},
+    "a pod's node": {"target": {"podRef": {"namespace": "web", "name": "nginx-7d4"}}},
     "edges of the window": {"duration": "30m", "activeDeadlineSeconds": 1801},
     "minutes and seconds": {"duration": "1m30s"},
     "all there is": {
@@ -199,7 +210,7 @@ def test_status_and_spec_are_written_apart(stored: TestCluster) -> None:
 
 def test_columns_tell_the_answer(stored: TestCluster) -> None:
     assert stored.kubectl("get", "memorydiagnoses").split("\n")[0].split() == [
-        "NAME", "TARGET", "SUCCEEDED", "REASON", "LEAK", "ALLOCPAGE", "SUSPECT", "AGE",
+        "NAME", "TARGET", "SUCCEEDED", "REASON", "PROGRESS", "LEAK", "ALLOCPAGE", "SUSPECT", "AGE",
     ]  # fmt: skip
     wide = stored.kubectl("get", "memdiag", NAME, "-o", "wide").split("\n")[0].split()
     assert wide[-2:] == ["VERDICT", "SUMMARY"]

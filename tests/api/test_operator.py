@@ -41,7 +41,7 @@ def test_a_run_from_the_request_to_the_answer(world: World) -> None:
     world.diagnose("run", "node-a")
     runner = node.runner()
     node.run(runner)
-    eventually(lambda: re.fullmatch(r"tracing on node-a: [0-5] s of 5 s", world.condition("run", "Reconciling")[2]))
+    eventually(lambda: world.condition("run", "Reconciling")[2] == "tracing on node-a for 5 s")
     assert world.condition("run")[:2] == ("Unknown", "Running")
 
     message, log = delivered(evidence_of("node-a", run_id(pod_of(world, runner))))
@@ -59,7 +59,7 @@ def test_a_run_from_the_request_to_the_answer(world: World) -> None:
     assert world.events("run") == ["Completed", "PinnedByUnreadSocket", "Started"]
     eventually(lambda: world.pods() == [])
     row = world.cluster.kubectl("get", "memdiag", "run", "--no-headers").split()
-    assert row[:5] == ["run", "node-a", "True", "Completed", "True"]
+    assert row[:7] == ["run", "node-a", "True", "Completed", "Done", "100%", "True"]
 
 
 def test_names_come_from_the_pods_that_the_api_server_has_on_the_node(world: World) -> None:

@@ -29,7 +29,7 @@ OPERATOR_RIGHTS: dict[tuple[str, str], tuple[str, ...]] = {
     ("memorydiagnoses.memdiag.dev", ""): (*READ, "delete"),
     ("memorydiagnoses.memdiag.dev/status", ""): ("update",),
     ("memorydiagnosisreports.memdiag.dev", ""): ("create",),
-    ("nodes", ""): ("get",),
+    ("nodes", ""): ("get", "list"),
     ("nodes/proxy", ""): (),
     ("pods", ""): ("list",),
     ("pods", "kube-system"): ("list",),

@@ -70,11 +70,23 @@ def running_status(*, result: NodeResult | None = None, started: datetime | None
     }
 
 
-def node(name: str = NODE, *, ready: str = "True", since: float = 1000, **status: Any) -> Node:
+def node(
+    name: str = NODE,
+    *,
+    ready: str = "True",
+    since: float = 1000,
+    labels: dict[str, str] | None = None,
+    uid: str = "",
+    **status: Any,
+) -> Node:
     """A Linux node with 24 GiB whose condition Ready has been `ready` for `since` seconds."""
     return Node.model_validate(
         {
-            "metadata": {"name": name, "uid": f"uid-of-{name}", "labels": {"kubernetes.io/os": "linux"}},
+            "metadata": {
+                "name": name,
+                "uid": uid or f"uid-of-{name}",
+                "labels": {"kubernetes.io/os": "linux", **(labels or {})},
+            },
             "status": {
                 "capacity": {"memory": "24Gi", "cpu": "2"},
                 "conditions": [

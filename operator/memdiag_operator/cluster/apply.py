@@ -5,38 +5,50 @@ from datetime import UTC, datetime
 from typing import Any
 
 from memdiag_api.diagnosis import API_VERSION, MemoryDiagnosis
+from memdiag_operator.cluster.cache import Cache
 from memdiag_operator.cluster.client import EVENT_NAMESPACE, KubernetesClient
-from memdiag_operator.cluster.errors import AlreadyExistsError, ClusterError, NotFoundError, RefusedError
+from memdiag_operator.cluster.errors import (
+    AlreadyExistsError,
+    ClusterError,
+    ConflictError,
+    NotFoundError,
+    RefusedError,
+)
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.node_run import STOP_DEADLINE_SECONDS
 from memdiag_operator.decide.objects import ObjectMeta
-from memdiag_operator.decide.snapshot import Announcement, Plan, PodRemoval, Snapshot
+from memdiag_operator.decide.snapshot import Announcement, Plan, PodRemoval, ReportCleanup, Snapshot
 
 logger = logging.getLogger(__name__)
 
 REPORTER = "memdiag-operator"
 
 
-def apply(kubernetes: KubernetesClient, config: OperatorConfig, snapshot: Snapshot, plan: Plan) -> dict[str, str]:
+def apply(
+    kubernetes: KubernetesClient, cache: Cache, config: OperatorConfig, snapshot: Snapshot, plan: Plan
+) -> dict[str, str]:
     """Carry out `plan`. Answers, by pod name, why the API server refused to create a runner pod.
 
+    What the API server answers goes to `cache`, so that the next decision knows of it before a watch tells.
     Raises ConflictError when the diagnosis has changed since `snapshot`: nothing but reports has been written then.
     """
     meta = snapshot.diagnosis.metadata
     for manifest in plan.reports:
         _create_report(kubernetes, manifest)
     if plan.status:
-        kubernetes.write_status(meta, plan.status)
+        cache.diagnoses.put(kubernetes.write_status(meta, plan.status))
     refusals = {
         manifest["metadata"]["name"]: refusal
         for manifest in plan.launches
-        if (refusal := _launch(kubernetes, meta.uid, manifest))
+        if (refusal := _launch(kubernetes, cache, meta.uid, manifest))
     }
     for pod in plan.stops:
-        _stop(kubernetes, config, pod)
+        _stop(kubernetes, cache, config, pod)
     for pod in plan.removals:
-        _remove(kubernetes, config, pod)
+        _remove(kubernetes, cache, config, pod)
+    if plan.report_cleanup:
+        _clean_up_reports(kubernetes, plan.report_cleanup)
     run = plan.status.run_id if plan.status else snapshot.diagnosis.status.run_id
     for announcement in plan.announcements:
         _announce(kubernetes, meta, run or "", announcement)
@@ -56,35 +68,60 @@ def _create_report(kubernetes: KubernetesClient, manifest: dict[str, Any]) -> No
         logger.error("report %s is refused: %s", manifest["metadata"]["name"], error)  # noqa: TRY400 - not our fault
 
 
-def _launch(kubernetes: KubernetesClient, owner_uid: str, manifest: dict[str, Any]) -> str:
+def _clean_up_reports(kubernetes: KubernetesClient, cleanup: ReportCleanup) -> None:
+    kept = ",".join(cleanup.kept_runs)
+    selector = f"{naming.DIAGNOSIS_UID_LABEL}={cleanup.diagnosis_uid},{naming.RUN_ID_LABEL} notin ({kept})"
+    try:
+        kubernetes.delete_reports(selector)
+    except ClusterError as error:
+        # They are deleted with the next run, or with the diagnosis.
+        logger.warning("reports of former runs stay: %s", error)
+
+
+def _launch(kubernetes: KubernetesClient, cache: Cache, owner_uid: str, manifest: dict[str, Any]) -> str:
     """Create a runner pod, or find it created; the refusal, if it is one."""
     namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
     try:
-        kubernetes.create_pod(manifest)
+        pod = kubernetes.create_pod(manifest)
     except AlreadyExistsError:
-        found = kubernetes.read_pod(namespace, name)
-        if not found.metadata.is_owned_by(owner_uid):
+        pod = kubernetes.read_pod(namespace, name)
+        if not pod.metadata.is_owned_by(owner_uid):
             return f"pod {namespace}/{name} exists and belongs to someone else: delete it"
     except NotFoundError:
         return f"there is no namespace {namespace}: apply memdiag's manifests"
     except RefusedError as error:
         return str(error)
+    cache.pods.put(pod)
     logger.info("runner pod %s/%s is created", namespace, name)
     return ""
 
 
-def _stop(kubernetes: KubernetesClient, config: OperatorConfig, pod: PodRemoval) -> None:
+def _stop(kubernetes: KubernetesClient, cache: Cache, config: OperatorConfig, pod: PodRemoval) -> None:
     try:
-        kubernetes.set_pod_deadline(config.runner.namespace, pod.name, STOP_DEADLINE_SECONDS)
+        cache.pods.put(kubernetes.set_pod_deadline(config.runner.namespace, pod.name, STOP_DEADLINE_SECONDS))
     except NotFoundError:
-        logger.info("runner pod %s is gone already", pod.name)
+        _is_gone(cache, pod)
 
 
-def _remove(kubernetes: KubernetesClient, config: OperatorConfig, pod: PodRemoval) -> None:
+def _remove(kubernetes: KubernetesClient, cache: Cache, config: OperatorConfig, pod: PodRemoval) -> None:
     try:
-        kubernetes.delete_pod(config.runner.namespace, pod.name, pod.uid, force=pod.force)
+        leaving = kubernetes.delete_pod(config.runner.namespace, pod.name, pod.uid, force=pod.force)
     except NotFoundError:
-        logger.info("runner pod %s is gone already", pod.name)
+        _is_gone(cache, pod)
+        return
+    except ConflictError:
+        logger.info("runner pod %s is gone already, and another of its name is there", pod.name)
+        cache.pods.drop(pod.name, pod.uid)
+        return
+    if leaving:
+        cache.pods.put(leaving)
+    else:
+        cache.pods.drop(pod.name, pod.uid)
+
+
+def _is_gone(cache: Cache, pod: PodRemoval) -> None:
+    logger.info("runner pod %s is gone already", pod.name)
+    cache.pods.drop(pod.name, pod.uid)
 
 
 def _announce(kubernetes: KubernetesClient, meta: ObjectMeta, run: str, announcement: Announcement) -> None:

@@ -2,12 +2,13 @@
 
 The official client is synchronous: callers run these methods in threads. Answers are parsed straight from JSON into
 the parts that matter, which spares memory on large lists. Each request has a deadline of its own: the API's
-`timeout_seconds` bounds only the server (kubernetes-client/python#1402).
+`timeout_seconds` bounds only the server (kubernetes-client/python#1402). Every answer tells the API server's time.
 """
 
+import json
 import logging
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 from kubernetes import client
 from kubernetes import config as kubernetes_config
@@ -16,6 +17,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from memdiag_api.diagnosis import API_VERSION, GROUP, VERSION, MemoryDiagnosis, MemoryDiagnosisStatus
 from memdiag_api.framing import MAX_LOG_BYTES
 from memdiag_api.report import MemoryDiagnosisReport
+from memdiag_operator.cluster.clock import ServerClock
 from memdiag_operator.cluster.errors import UnreadableError, translated
 from memdiag_operator.cluster.requests import ObservedApiClient, RequestObserver, ignore
 from memdiag_operator.decide.objects import Diagnosis, KubernetesPart, Node, ObjectMeta, Pod
@@ -35,6 +37,7 @@ class ListMeta(KubernetesPart):
     """metav1.ListMeta."""
 
     continue_: str = Field(default="", alias="continue")
+    resource_version: str = ""
 
 
 def _readable(items: list[dict[str, Any]]) -> list[Diagnosis]:
@@ -56,11 +59,28 @@ class PodList(KubernetesPart):
     items: tuple[Pod, ...]
 
 
+class NodeList(KubernetesPart):
+    """A page of nodes."""
+
+    metadata: ListMeta = ListMeta()
+    items: tuple[Node, ...]
+
+
 class DiagnosisList(KubernetesPart):
     """A page of diagnoses."""
 
     metadata: ListMeta = ListMeta()
     items: Annotated[tuple[Diagnosis, ...], BeforeValidator(_readable)]
+
+
+Item = TypeVar("Item")
+
+
+class Listing(NamedTuple, Generic[Item]):
+    """A whole list, and the resource version at which it was read."""
+
+    items: tuple[Item, ...]
+    version: str
 
 
 class KubernetesClient:
@@ -69,6 +89,7 @@ class KubernetesClient:
     def __init__(self, api: client.ApiClient) -> None:
         self._core = client.CoreV1Api(api)
         self._custom = client.CustomObjectsApi(api)
+        self.clock = ServerClock()
 
     @classmethod
     def connect(cls, observe: RequestObserver = ignore) -> "KubernetesClient":
@@ -94,25 +115,20 @@ class KubernetesClient:
             MemoryDiagnosis.PLURAL,
             name,
         )
-        try:
-            return Diagnosis.model_validate_json(answer)
-        except ValidationError as error:
-            raise UnreadableError(f"MemoryDiagnosis {name} cannot be read: {error}") from error
+        return _diagnosis(name, answer)
 
-    def list_diagnoses(self) -> tuple[Diagnosis, ...]:
+    def list_diagnoses(self) -> Listing[Diagnosis]:
         """All of them."""
-        return tuple(
-            self._pages(
-                DiagnosisList,
-                "list MemoryDiagnoses",
-                self._custom.list_cluster_custom_object,
-                GROUP,
-                VERSION,
-                MemoryDiagnosis.PLURAL,
-            )
+        return self._pages(
+            DiagnosisList,
+            "list MemoryDiagnoses",
+            self._custom.list_cluster_custom_object,
+            GROUP,
+            VERSION,
+            MemoryDiagnosis.PLURAL,
         )
 
-    def write_status(self, diagnosis: ObjectMeta, status: MemoryDiagnosisStatus) -> None:
+    def write_status(self, diagnosis: ObjectMeta, status: MemoryDiagnosisStatus) -> Diagnosis:
         """Replace the status of what was read as `diagnosis`; ConflictError when it has changed since."""
         body = {
             "apiVersion": API_VERSION,
@@ -121,7 +137,7 @@ class KubernetesClient:
             # Unset is left out, so that a run that waits does not show the zeros of a result.
             "status": status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True),
         }
-        self._request(
+        answer = self._request(
             f"write the status of MemoryDiagnosis {diagnosis.name}",
             self._custom.replace_cluster_custom_object_status,
             GROUP,
@@ -130,6 +146,7 @@ class KubernetesClient:
             diagnosis.name,
             body,
         )
+        return _diagnosis(diagnosis.name, answer)
 
     def delete_diagnosis(self, diagnosis: ObjectMeta) -> None:
         """Delete exactly the object that was read as `diagnosis`."""
@@ -154,6 +171,17 @@ class KubernetesClient:
             manifest,
         )
 
+    def delete_reports(self, label_selector: str) -> None:
+        """Delete all reports that have these labels."""
+        self._request(
+            "delete MemoryDiagnosisReports",
+            self._custom.delete_collection_cluster_custom_object,
+            GROUP,
+            VERSION,
+            MemoryDiagnosisReport.PLURAL,
+            label_selector=label_selector,
+        )
+
     def read_node(self, name: str) -> Node:
         """One node."""
         return Node.model_validate_json(self._request(f"read node {name}", self._core.read_node, name))
@@ -163,53 +191,70 @@ class KubernetesClient:
         answer = self._request(f"read pod {namespace}/{name}", self._core.read_namespaced_pod, name, namespace)
         return Pod.model_validate_json(answer)
 
-    def list_pods(self, namespace: str, label_selector: str) -> tuple[Pod, ...]:
+    def list_pods(self, namespace: str, label_selector: str) -> Listing[Pod]:
         """The pods of a namespace that have these labels."""
-        return tuple(
-            self._pages(
-                PodList,
-                f"list pods in {namespace}",
-                self._core.list_namespaced_pod,
-                namespace,
-                label_selector=label_selector,
-            )
+        return self._pages(
+            PodList,
+            f"list pods in {namespace}",
+            self._core.list_namespaced_pod,
+            namespace,
+            label_selector=label_selector,
         )
+
+    def find_pod(self, namespace: str, name: str) -> Pod | None:
+        """One pod of any namespace, if it exists. By a list, which the operator may make for a node's pods anyway."""
+        found = self._pages(
+            PodList,
+            f"find pod {namespace}/{name}",
+            self._core.list_namespaced_pod,
+            namespace,
+            field_selector=f"metadata.name={name}",
+        ).items
+        return found[0] if found else None
+
+    def list_nodes(self, label_selector: str) -> tuple[Node, ...]:
+        """The nodes that have these labels."""
+        return self._pages(NodeList, "list nodes", self._core.list_node, label_selector=label_selector).items
 
     def list_pods_on_node(self, node_name: str) -> tuple[Pod, ...]:
         """The pods that are bound to a node, of all namespaces."""
-        return tuple(
-            self._pages(
-                PodList,
-                f"list the pods on node {node_name}",
-                self._core.list_pod_for_all_namespaces,
-                field_selector=f"spec.nodeName={node_name}",
-            )
-        )
+        return self._pages(
+            PodList,
+            f"list the pods on node {node_name}",
+            self._core.list_pod_for_all_namespaces,
+            field_selector=f"spec.nodeName={node_name}",
+        ).items
 
-    def create_pod(self, manifest: dict[str, Any]) -> None:
+    def create_pod(self, manifest: dict[str, Any]) -> Pod:
         """Create a pod."""
         meta = manifest["metadata"]
-        self._request(
+        answer = self._request(
             f"create pod {meta['namespace']}/{meta['name']}",
             self._core.create_namespaced_pod,
             meta["namespace"],
             manifest,
         )
+        return Pod.model_validate_json(answer)
 
-    def set_pod_deadline(self, namespace: str, name: str, seconds: int) -> None:
+    def set_pod_deadline(self, namespace: str, name: str, seconds: int) -> Pod:
         """Let the kubelet end a pod this long after its start: it keeps the pod, its log and its last words."""
-        self._request(
+        answer = self._request(
             f"end pod {namespace}/{name}",
             self._core.patch_namespaced_pod,
             name,
             namespace,
             {"spec": {"activeDeadlineSeconds": seconds}},
         )
+        return Pod.model_validate_json(answer)
 
-    def delete_pod(self, namespace: str, name: str, uid: str, *, force: bool) -> None:
-        """Delete exactly the pod with `uid`; `force` does not wait for its kubelet."""
+    def delete_pod(self, namespace: str, name: str, uid: str, *, force: bool) -> Pod | None:
+        """Delete exactly the pod with `uid`; `force` does not wait for its kubelet. The pod, if it is still there."""
         options = _only(uid) | ({"gracePeriodSeconds": 0} if force else {})
-        self._request(f"delete pod {namespace}/{name}", self._core.delete_namespaced_pod, name, namespace, body=options)
+        answer = self._request(
+            f"delete pod {namespace}/{name}", self._core.delete_namespaced_pod, name, namespace, body=options
+        )
+        # The API server may answer with the object or with a Status, both of which have a `kind`.
+        return Pod.model_validate_json(answer) if json.loads(answer).get("kind") == "Pod" and not force else None
 
     def read_log(self, namespace: str, name: str) -> bytes:
         """The start of a pod's log, as much of it as a framed document can take."""
@@ -227,30 +272,39 @@ class KubernetesClient:
 
     def _pages(
         self,
-        page_type: type[PodList] | type[DiagnosisList],
+        page_type: type[PodList] | type[NodeList] | type[DiagnosisList],
         action: str,
         method: Callable[..., Any],
         *args: Any,
         **kwargs: Any,
-    ) -> Iterator[Any]:
+    ) -> Listing[Any]:
+        items: list[Any] = []
         token = ""
         while True:
             more = {"_continue": token} if token else {}
             page = page_type.model_validate_json(
                 self._request(action, method, *args, limit=PAGE_SIZE, **more, **kwargs)
             )
-            yield from page.items
+            items += page.items
             token = page.metadata.continue_
             if not token:
-                return
+                # All pages are of one version, that of the first (Kubernetes API concepts, "Retrieving large results").
+                return Listing(tuple(items), page.metadata.resource_version)
 
-    @staticmethod
-    def _request(action: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> bytes:
+    def _request(self, action: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> bytes:
         timeout = (CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS)
         with translated(action):
             response = method(*args, _preload_content=False, _request_timeout=timeout, **kwargs)
             body: bytes = response.data
+            self.clock.observe(response.headers.get("Date"))
             return body
+
+
+def _diagnosis(name: str, answer: bytes) -> Diagnosis:
+    try:
+        return Diagnosis.model_validate_json(answer)
+    except ValidationError as error:
+        raise UnreadableError(f"MemoryDiagnosis {name} cannot be read: {error}") from error
 
 
 def _only(uid: str) -> dict[str, Any]:

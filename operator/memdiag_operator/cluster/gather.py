@@ -1,43 +1,86 @@
-"""Reads from the API server what a decision needs: everything about one diagnosis, or the whole fleet's work list."""
+"""What a decision needs to know: everything about one diagnosis, or the whole fleet's work list.
+
+It comes from what the watches have delivered. The API server is asked for the rest: nodes, what a finished runner left,
+and pods that the cache lacks although the status says that they run.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from memdiag_api.conditions import Reason
+from memdiag_operator.cluster.cache import Cache
 from memdiag_operator.cluster.client import KubernetesClient
 from memdiag_operator.cluster.errors import ClusterError, NotFoundError
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide import naming
-from memdiag_operator.decide.objects import Diagnosis, Node, Pod
-from memdiag_operator.decide.reconcile import is_settled, runners_to_read
+from memdiag_operator.decide.labels import equality_selector
+from memdiag_operator.decide.objects import Diagnosis, InvalidSpec, Node, Pod
+from memdiag_operator.decide.reconcile import is_settled, nodes_to_read, runners_to_read, starts_anew
 from memdiag_operator.decide.snapshot import Fleet, RunnerOutput, Snapshot
-from memdiag_operator.decide.target import target_nodes
+from memdiag_operator.decide.target import run_states, spec_fault
+
+ANY_AGE_SECONDS = float("inf")
 
 
-def gather(kubernetes: KubernetesClient, config: OperatorConfig, name: str, now: datetime) -> Snapshot | None:
-    """The diagnosis `name` and what bears on it, without the fleet; None when it does not exist (any more)."""
+def refill(kubernetes: KubernetesClient, cache: Cache, config: OperatorConfig) -> None:
+    """Fill `cache` by whole lists. Pods come last: none that a diagnosis tells of may be missing."""
+    cache.diagnoses.replace(*kubernetes.list_diagnoses())
+    refill_pods(kubernetes, cache, config)
+
+
+def refill_pods(kubernetes: KubernetesClient, cache: Cache, config: OperatorConfig) -> None:
+    """Fill the runner pods of `cache` by a whole list."""
+    cache.pods.replace(*kubernetes.list_pods(config.runner.namespace, naming.RUNNER_SELECTOR))
+
+
+def reread(kubernetes: KubernetesClient, cache: Cache, name: str) -> None:
+    """Read the diagnosis `name` anew, because a write has shown that the cached one is not the latest."""
+    known = cache.diagnoses.get(name)
     try:
-        diagnosis = kubernetes.read_diagnosis(name)
+        cache.diagnoses.put(kubernetes.read_diagnosis(name))
     except NotFoundError:
+        if known:
+            cache.diagnoses.drop(name, known.metadata.uid)
+
+
+def gather(
+    kubernetes: KubernetesClient, cache: Cache, config: OperatorConfig, name: str, now: datetime
+) -> Snapshot | None:
+    """The diagnosis `name` and what bears on it, without the fleet; None when it does not exist (any more)."""
+    diagnosis = cache.diagnoses.get(name)
+    if diagnosis is None:
         return None
-    uid = diagnosis.metadata.uid
-    labelled = kubernetes.list_pods(
-        config.runner.namespace, f"{naming.RUNNER_SELECTOR},{naming.DIAGNOSIS_UID_LABEL}={uid}"
-    )
-    snapshot = Snapshot(
-        diagnosis=diagnosis,
-        nodes=_nodes(kubernetes, diagnosis),
-        # A label is anyone's word: an owner reference takes the right to delete the owner, or a controller's.
-        pods=tuple(pod for pod in labelled if pod.metadata.is_owned_by(uid)),
-    )
+    pods = _pods(kubernetes, cache, config, diagnosis)
+    if starts_anew(diagnosis):
+        return _with_candidates(kubernetes, Snapshot(diagnosis=diagnosis, pods=pods))
+    nodes = _nodes(kubernetes, cache, config, diagnosis, pods)
+    snapshot = Snapshot(diagnosis=diagnosis, nodes=nodes, pods=pods)
     outputs = {pod.metadata.name: _runner_output(kubernetes, pod) for pod in runners_to_read(snapshot, config, now)}
     return replace(snapshot, outputs=outputs)
 
 
-def gather_fleet(kubernetes: KubernetesClient, config: OperatorConfig) -> Fleet:
+def _with_candidates(kubernetes: KubernetesClient, snapshot: Snapshot) -> Snapshot:
+    """`snapshot` with what the nodes of a run that begins are chosen from."""
+    spec = snapshot.diagnosis.spec
+    if isinstance(spec, InvalidSpec) or spec_fault(spec):
+        return snapshot
+    selector, pod = spec.target.node_selector, spec.target.pod_ref
+    if selector:
+        return replace(snapshot, selected=kubernetes.list_nodes(equality_selector(selector.match_labels)))
+    return replace(snapshot, target_pod=kubernetes.find_pod(pod.namespace, pod.name)) if pod else snapshot
+
+
+def with_fresh_nodes(kubernetes: KubernetesClient, cache: Cache, snapshot: Snapshot, names: Sequence[str]) -> Snapshot:
+    """`snapshot` with the nodes `names` as they are now: the pod is marked with their UID and boot ID."""
+    fresh = {name: _node(kubernetes, cache, name, max_age_seconds=0) for name in names}
+    known = {name: node for name, node in snapshot.nodes.items() if name not in fresh}
+    return replace(snapshot, nodes=known | fresh)
+
+
+def gather_fleet(cache: Cache) -> Fleet:
     """Everyone who holds or wants a slot."""
-    pods = kubernetes.list_pods(config.runner.namespace, naming.RUNNER_SELECTOR)
-    return Fleet(pods=pods, diagnoses=kubernetes.list_diagnoses())
+    return Fleet(pods=cache.pods.all(), diagnoses=cache.diagnoses.all())
 
 
 def unsettled_names(fleet: Fleet) -> Sequence[str]:
@@ -50,16 +93,52 @@ def unsettled_names(fleet: Fleet) -> Sequence[str]:
     ]
 
 
-def _nodes(kubernetes: KubernetesClient, diagnosis: Diagnosis) -> dict[str, Node]:
-    if diagnosis.is_finished:
-        return {}
-    nodes: dict[str, Node] = {}
-    for name in target_nodes(diagnosis.spec):
-        try:
-            nodes[name] = kubernetes.read_node(name)
-        except NotFoundError:
-            continue
-    return nodes
+def _pods(kubernetes: KubernetesClient, cache: Cache, config: OperatorConfig, diagnosis: Diagnosis) -> tuple[Pod, ...]:
+    """The runner pods of `diagnosis`.
+
+    A label is anyone's word: an owner reference takes the right to delete the owner, or a controller's.
+    """
+    meta, status = diagnosis.metadata, diagnosis.status
+    running = [name for name, state in run_states(diagnosis).items() if state.reason == Reason.RUNNING]
+    for name in (naming.child_name(meta.name, meta.uid, status.run_id or "", node_name) for node_name in running):
+        if cache.pods.get(name) is None:
+            # A run ends when its pod has vanished: the API server must say so, not a watch that is behind.
+            _reread_pod(kubernetes, cache, config.runner.namespace, name)
+    return tuple(pod for pod in cache.pods.all() if pod.metadata.is_owned_by(meta.uid))
+
+
+def _reread_pod(kubernetes: KubernetesClient, cache: Cache, namespace: str, name: str) -> None:
+    try:
+        cache.pods.put(kubernetes.read_pod(namespace, name))
+    except NotFoundError:
+        return
+
+
+def _nodes(
+    kubernetes: KubernetesClient,
+    cache: Cache,
+    config: OperatorConfig,
+    diagnosis: Diagnosis,
+    pods: tuple[Pod, ...],
+) -> dict[str, Node | None]:
+    """The nodes that matter now: of recent readings where a runner is, of any where one is waited for."""
+    with_runner = {pod.metadata.annotations.get(naming.NODE_ANNOTATION) for pod in pods}
+    return {
+        name: _node(kubernetes, cache, name, config.sweep.idle_seconds if name in with_runner else ANY_AGE_SECONDS)
+        for name in nodes_to_read(diagnosis, pods, config)
+    }
+
+
+def _node(kubernetes: KubernetesClient, cache: Cache, name: str, max_age_seconds: float) -> Node | None:
+    if known := cache.nodes.get(name, max_age_seconds):
+        return known
+    try:
+        node = kubernetes.read_node(name)
+    except NotFoundError:
+        cache.nodes.drop(name)
+        return None
+    cache.nodes.put(node)
+    return node
 
 
 def _runner_output(kubernetes: KubernetesClient, pod: Pod) -> RunnerOutput:

@@ -33,6 +33,10 @@ class Attribution:
         """Whose a process with these ids is; None when no pod of the node has them."""
         return self.containers.get(container_id) or self.pods.get(pod_uid)
 
+    def has_pod(self, namespace: str, name: str) -> bool:
+        """Whether this pod is on the node."""
+        return any((one.namespace, one.pod) == (namespace, name) for one in self.pods.values())
+
     def identities(self, container_ids: Iterable[str]) -> list[ContainerIdentity]:
         """The known ones of `container_ids`, each once, in their order."""
         return [

@@ -5,21 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from memdiag_api.conditions import Condition, ConditionStatus, ConditionType, Reason
-from memdiag_api.diagnosis import FailOn, NodeResult
-from memdiag_api.evidence import VerdictKind
+from memdiag_api.diagnosis import FailOn, NodeState
+from memdiag_operator.decide.leak import LEAK_STATUS, WEIGHT
 from memdiag_operator.decide.sanitize import clip
+from memdiag_operator.decide.target import UNSETTLED
 
 MAX_MESSAGE_LENGTH = 4096
-
-LEAK_STATUS = {
-    VerdictKind.PINNED_BY_UNREAD_SOCKET: ConditionStatus.TRUE,
-    VerdictKind.GROWING_KERNEL_ALLOCATION: ConditionStatus.TRUE,
-    VerdictKind.LARGE_BUT_UNEXPLAINED: ConditionStatus.UNKNOWN,
-    VerdictKind.INCONCLUSIVE: ConditionStatus.UNKNOWN,
-    VerdictKind.NO_LEAK: ConditionStatus.FALSE,
-}
-# Of several nodes' answers the most telling one stands for all.
-_WEIGHT = {ConditionStatus.TRUE: 2, ConditionStatus.UNKNOWN: 1, ConditionStatus.FALSE: 0}
+MAX_FAILURES_IN_MESSAGE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +43,11 @@ def conditions(
     ]
 
 
-def while_running(reason: Reason, message: str) -> dict[ConditionType, Finding]:
-    """Conditions of a run that is not over."""
+def while_running(reason: Reason, message: str, states: Sequence[NodeState] = ()) -> dict[ConditionType, Finding]:
+    """Conditions of a run that is not over; a leak that a node has reported is told at once."""
     return {
         ConditionType.SUCCEEDED: Finding(ConditionStatus.UNKNOWN, reason, message),
-        ConditionType.LEAK_DETECTED: Finding(ConditionStatus.UNKNOWN, reason, "No node has reported yet."),
+        ConditionType.LEAK_DETECTED: _leak_so_far(states) or Finding(ConditionStatus.UNKNOWN, reason, _so_far(states)),
         ConditionType.RECONCILING: Finding(ConditionStatus.TRUE, reason, message),
         ConditionType.STALLED: Finding(ConditionStatus.FALSE, reason),
     }
@@ -72,10 +64,22 @@ def when_suspended() -> dict[ConditionType, Finding]:
     }
 
 
-def when_finished(results: Sequence[NodeResult], fail_on: FailOn, summary: str) -> dict[ConditionType, Finding]:
-    """Conditions of a run whose nodes have all ended; `results` has one entry for each, at least one."""
-    leak = _leak(results, summary)
-    succeeded = _succeeded(results, fail_on, leak, summary)
+def when_refused(reason: Reason, message: str) -> dict[ConditionType, Finding]:
+    """Conditions of a run that ends before it has a node."""
+    return {
+        ConditionType.SUCCEEDED: Finding(ConditionStatus.FALSE, reason, message),
+        ConditionType.LEAK_DETECTED: Finding(ConditionStatus.UNKNOWN, Reason.NO_RESULT, "No node was looked at."),
+        ConditionType.RECONCILING: Finding(ConditionStatus.FALSE, reason),
+        ConditionType.STALLED: Finding(ConditionStatus.TRUE, reason, message),
+    }
+
+
+def when_finished(
+    states: Sequence[NodeState], fail_on: FailOn, summary: str, failures: Sequence[str] = ()
+) -> dict[ConditionType, Finding]:
+    """Conditions of a run whose nodes have all ended; `failures` says of nodes without a result what happened there."""
+    leak = _leak(states, summary)
+    succeeded = _succeeded(states, fail_on, leak, summary, failures)
     ended_well = succeeded.status is ConditionStatus.TRUE
     return {
         ConditionType.SUCCEEDED: succeeded,
@@ -90,30 +94,44 @@ def when_finished(results: Sequence[NodeResult], fail_on: FailOn, summary: str) 
     }
 
 
-def _leak(results: Sequence[NodeResult], summary: str) -> Finding:
-    findings = [
-        Finding(LEAK_STATUS[result.verdict.kind], Reason(result.verdict.kind.value), result.verdict.sentence)
-        for result in results
-        if result.verdict
-    ]
-    if not findings:
+def _leak(states: Sequence[NodeState], summary: str) -> Finding:
+    kinds = [state.verdict for state in states if state.verdict]
+    if not kinds:
         return Finding(ConditionStatus.UNKNOWN, Reason.NO_RESULT, "No node has delivered a result.")
-    heaviest = max(findings, key=lambda finding: _WEIGHT[finding.status])
-    if len(findings) < len(results) and heaviest.status is ConditionStatus.FALSE:
+    heaviest = max(kinds, key=lambda kind: WEIGHT[LEAK_STATUS[kind]])
+    if len(kinds) < len(states) and LEAK_STATUS[heaviest] is ConditionStatus.FALSE:
         return Finding(ConditionStatus.UNKNOWN, Reason.PARTIAL_RESULTS, "No leak where there is a result.")
-    return Finding(heaviest.status, heaviest.reason, summary or heaviest.message)
+    return Finding(LEAK_STATUS[heaviest], Reason(heaviest.value), summary)
 
 
-def _succeeded(results: Sequence[NodeResult], fail_on: FailOn, leak: Finding, summary: str) -> Finding:
-    failed = [result for result in results if result.reason != Reason.COMPLETED]
+def _leak_so_far(states: Sequence[NodeState]) -> Finding | None:
+    leaks = [state for state in states if state.verdict and LEAK_STATUS[state.verdict] is ConditionStatus.TRUE]
+    if not leaks:
+        return None
+    told = f"Found on {leaks[0].node_name} already; {_so_far(states)}"
+    return Finding(ConditionStatus.TRUE, Reason(leaks[0].verdict or ""), told)
+
+
+def _so_far(states: Sequence[NodeState]) -> str:
+    settled = sum(state.reason not in UNSETTLED for state in states)
+    return f"{settled} of {len(states)} nodes have reported." if settled else "No node has reported yet."
+
+
+def _succeeded(
+    states: Sequence[NodeState], fail_on: FailOn, leak: Finding, summary: str, failures: Sequence[str]
+) -> Finding:
+    failed = [state for state in states if state.reason != Reason.COMPLETED]
     if not failed:
         if fail_on is FailOn.LEAK_DETECTED and leak.status is ConditionStatus.TRUE:
             return Finding(
                 ConditionStatus.FALSE, Reason.LEAK_FOUND, f"failOn is LeakDetected, and one was found: {summary}"
             )
         return Finding(ConditionStatus.TRUE, Reason.COMPLETED, summary)
-    message = "; ".join(result.message for result in failed[:4])
-    if len(failed) < len(results):
-        count = f"{len(results) - len(failed)} of {len(results)} nodes delivered a result"
+    told = list(failures[:MAX_FAILURES_IN_MESSAGE])
+    if len(told) < len(failed):
+        told.append(f"and {len(failed) - len(told)} more" if told else f"{len(failed)} failed")
+    message = "; ".join(told)
+    if len(failed) < len(states):
+        count = f"{len(states) - len(failed)} of {len(states)} nodes delivered a result"
         return Finding(ConditionStatus.FALSE, Reason.PARTIAL_RESULTS, f"{count}; {message}")
     return Finding(ConditionStatus.FALSE, Reason(failed[0].reason), message)

@@ -1,6 +1,6 @@
 """One node's evidence as the status shows it: the top of it, with the API server's names in place of ids."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from memdiag_api.conditions import Reason
@@ -8,9 +8,11 @@ from memdiag_api.diagnosis import (
     API_VERSION,
     HolderSummary,
     NodeResult,
+    PodReference,
     PodShare,
     StackHolder,
     StackSummary,
+    TargetPod,
     VerdictSummary,
 )
 from memdiag_api.evidence import Evidence, Holder, NeedState, Owner, Stack
@@ -21,7 +23,7 @@ from memdiag_operator.decide.attribution import Attribution
 from memdiag_operator.decide.objects import ObjectMeta
 from memdiag_operator.decide.runner_pod import owner_reference
 from memdiag_operator.decide.sanitize import clip
-from memdiag_operator.decide.wording import advice, holder_line, suspect_line
+from memdiag_operator.decide.wording import advice, holder_line, suspect_line, target_pod_sentence
 
 SHORT, SENTENCE = 256, 1024
 MAX_FRAMES, MAX_FDS, MAX_PROCESSES, MAX_HELD_BY, MAX_COVERAGE = 32, 16, 8, 8, 16
@@ -37,12 +39,20 @@ def node_result(
     top_n: int,
     reason: Reason = Reason.COMPLETED,
     message: str = "",
+    highlighted: PodReference | None = None,
 ) -> NodeResult:
-    """The top of `evidence`; `node_name` and `pod_name` are the API server's, `reason` says how the run ended."""
+    """The top of `evidence`; `node_name` and `pod_name` are the API server's, `reason` says how the run ended.
+
+    `highlighted`: the pod that the diagnosis is about; its holders come first.
+    """
     holders = [holder_summary(holder, attribution) for holder in evidence.holders]
     stacks = [_stack_summary(stack, holders) for stack in evidence.stacks]
     trace, breakdown, verdict = evidence.trace, evidence.breakdown, evidence.verdict
     suspect = None if verdict.holder is None else _whole_suspect(evidence, verdict.holder, holders)
+    of_pod = [at for at, one in enumerate(holders) if highlighted and _is_of(one, highlighted)]
+    target_pod = (
+        _target_pod(evidence, attribution, highlighted, [holders[at] for at in of_pod]) if highlighted else None
+    )
     return NodeResult(
         node_name=node_name,
         pod_name=pod_name,
@@ -55,6 +65,7 @@ def node_result(
             advice=advice(suspect, verdict.advice),
         ),
         suspect=suspect_line(suspect, None if verdict.stack is None else stacks[verdict.stack]),
+        **({"target_pod": target_pod} if target_pod else {}),
         mem_total_bytes=evidence.host.mem_total_bytes,
         alloc_page=format_bytes(breakdown.alloc_page_bytes) if breakdown else "",
         alloc_page_bytes=breakdown.alloc_page_bytes if breakdown else None,
@@ -64,7 +75,7 @@ def node_result(
         pinned_bytes=evidence.coverage.pinned_bytes if evidence.coverage else 0,
         breakdown=breakdown.classes if breakdown else [],
         top_stacks=[stacks[at] for at in _top(len(stacks), verdict.stack, top_n)],
-        top_holders=[holders[at] for at in _top(len(holders), verdict.holder, top_n)],
+        top_holders=[holders[at] for at in _top(len(holders), verdict.holder, top_n, of_pod)],
         pinned_by_pod=_pinned_by_pod(evidence, attribution, top_n),
         coverage=list(_coverage(evidence))[:MAX_COVERAGE],
     )
@@ -181,9 +192,40 @@ def _pinned_by_pod(evidence: Evidence, attribution: Attribution, limit: int) -> 
     return shares
 
 
-def _top(count: int, suspect: int | None, limit: int) -> list[int]:
-    """Indexes of the first `limit` of `count` records, which come largest first; the suspect is always among them."""
-    chosen = list(range(min(limit, count)))
+def _is_of(holder: HolderSummary, pod: PodReference) -> bool:
+    return (holder.namespace, holder.pod) == (pod.namespace, pod.name)
+
+
+def _target_pod(
+    evidence: Evidence, attribution: Attribution, wanted: PodReference, holders: list[HolderSummary]
+) -> TargetPod:
+    """What `wanted` pins: by the ledger, which counts each block once; where that does not reach, by its holders."""
+    shares = evidence.ledger.containers if evidence.ledger else []
+    pinned_bytes = sum(
+        share.size_bytes
+        for share in shares
+        if (names := attribution.names(share.container_id, share.pod_uid))
+        and (names.namespace, names.pod) == (wanted.namespace, wanted.name)
+    ) or sum(one.pinned_bytes for one in holders)
+    unread_bytes = sum(one.unread_bytes for one in holders)
+    return TargetPod(
+        namespace=wanted.namespace,
+        name=wanted.name,
+        message=target_pod_sentence(
+            wanted,
+            pinned_bytes=pinned_bytes,
+            unread_bytes=unread_bytes,
+            is_there=attribution.has_pod(wanted.namespace, wanted.name),
+            was_scanned=evidence.coverage is not None,
+        ),
+        unread_bytes=unread_bytes,
+        pinned_bytes=pinned_bytes,
+    )
+
+
+def _top(count: int, suspect: int | None, limit: int, first: Sequence[int] = ()) -> list[int]:
+    """Indexes of `limit` of `count` records: `first`, then the largest; the suspect is always among them."""
+    chosen = list(dict.fromkeys([*first, *range(count)]))[:limit]
     if suspect is not None and suspect not in chosen:
         chosen[-1] = suspect
     return chosen

@@ -5,22 +5,25 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from memdiag_api.conditions import Reason
-from memdiag_api.diagnosis import MemoryDiagnosisSpec, NodeResult
+from memdiag_api.diagnosis import MemoryDiagnosisSpec, NodeResult, NodeState
+from memdiag_api.evidence import Check
 from memdiag_api.units import parse_duration_seconds
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.attribution import attribute
 from memdiag_operator.decide.node_result import node_result, report
 from memdiag_operator.decide.objects import Node, Pod
+from memdiag_operator.decide.progress import DONE, WAITING, Progress, tick_seconds
 from memdiag_operator.decide.results import receive
 from memdiag_operator.decide.runner_pod import runner_pod
-from memdiag_operator.decide.runner_state import Broken, Finished, RunnerState, Starting, Working, runner_state
+from memdiag_operator.decide.runner_state import Broken, Finished, RunnerState, Starting, Window, Working, runner_state
 from memdiag_operator.decide.sanitize import clip
-from memdiag_operator.decide.slots import Slot, allot
+from memdiag_operator.decide.slots import Allotment, Slot
 from memdiag_operator.decide.snapshot import PodRemoval, Snapshot
-from memdiag_operator.decide.target import unsupported_node
+from memdiag_operator.decide.target import UNSETTLED, node_objection
 
-UNSETTLED = frozenset({Reason.PENDING, Reason.RUNNING})
+# Checks that look twice, with spec.duration between.
+_WAITING_CHECKS = frozenset({Check.ALLOC_PAGE_TRACE, Check.SOCKET_QUEUES})
 MESSAGE_LIMIT = 1024
 STOP_DEADLINE_SECONDS = 1
 """A runner pod's deadline once it is asked to stop: the kubelet then ends it, and keeps its log and last words."""
@@ -30,7 +33,10 @@ STOP_DEADLINE_SECONDS = 1
 class Step:
     """What one node adds to a plan."""
 
-    result: NodeResult
+    state: NodeState
+    result: NodeResult | None
+    """None: it has ended, and the status has kept no more than how."""
+    progress: Progress = DONE
     launch: dict[str, Any] | None = None
     stop: PodRemoval | None = None
     report: dict[str, Any] | None = None
@@ -38,7 +44,7 @@ class Step:
     @property
     def is_settled(self) -> bool:
         """Whether this node's part of the run is over."""
-        return self.result.reason not in UNSETTLED
+        return self.state.reason not in UNSETTLED
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,17 @@ class NodeRun:
 
     snapshot: Snapshot
     spec: MemoryDiagnosisSpec
-    node_name: str
+    state: NodeState
+    """How the status says that it stands."""
+    stored: NodeResult | None
+    """What else the status says about it."""
+    pod: Pod | None
+    nodes_total: int
+
+    @property
+    def node_name(self) -> str:
+        """The node's name."""
+        return self.state.node_name
 
     @property
     def run_id(self) -> str:
@@ -61,47 +77,42 @@ class NodeRun:
         return naming.child_name(meta.name, meta.uid, self.run_id, self.node_name)
 
     @property
-    def pod(self) -> Pod | None:
-        """The runner pod."""
-        return next((pod for pod in self.snapshot.pods if pod.metadata.name == self.pod_name), None)
-
-    @property
     def node(self) -> Node | None:
-        """The node; None when it does not exist."""
+        """The node; None when it does not exist, or was not looked up."""
         return self.snapshot.nodes.get(self.node_name)
 
     @property
-    def stored(self) -> NodeResult:
-        """What the status already says about this node."""
-        results = self.snapshot.diagnosis.status.results
-        pending = NodeResult(node_name=self.node_name, reason=Reason.PENDING)
-        return next((result for result in results if result.node_name == self.node_name), pending)
+    def is_looked_up(self) -> bool:
+        """Whether `node` tells if the node exists."""
+        return self.node_name in self.snapshot.nodes
 
     @property
     def is_settled(self) -> bool:
         """Whether the stored status has this node's result."""
-        return self.stored.reason not in UNSETTLED
+        return self.state.reason not in UNSETTLED
 
+    @property
     def waits_for_slot(self) -> bool:
         """Whether only a slot is missing."""
-        return self.stored.reason == Reason.PENDING and self.pod is None and self.node is not None
+        is_missing = self.is_looked_up and self.node is None
+        return self.state.reason == Reason.PENDING and self.pod is None and not is_missing
 
-    def state(self, config: OperatorConfig, now: datetime) -> RunnerState | None:
-        """How the runner pod stands; None without one."""
-        if self.pod is None:
+    def runner_state(self, config: OperatorConfig, now: datetime) -> RunnerState | None:
+        """How the runner pod stands; None without one, or when its node was not looked up."""
+        if self.pod is None or not self.is_looked_up:
             return None
-        seconds = parse_duration_seconds(self.spec.duration)
-        return runner_state(
-            self.pod, self.node, node_name=self.node_name, duration_seconds=seconds, now=now, grace=config.grace
-        )
+        waits = any(check in _WAITING_CHECKS for check in self.spec.checks)
+        seconds = parse_duration_seconds(self.spec.duration) if waits else 0
+        window = Window(seconds, tick_seconds(seconds, self.nodes_total))
+        return runner_state(self.pod, self.node, node_name=self.node_name, window=window, now=now, grace=config.grace)
 
-    def step(self, config: OperatorConfig, now: datetime) -> Step:
-        """What is to be done on this node at `now`."""
+    def step(self, config: OperatorConfig, now: datetime, allotment: Allotment | None) -> Step:
+        """What is to be done on this node at `now`. Without an `allotment` nothing is launched."""
         if self.is_settled:
-            return Step(self.stored)
-        match self.state(config, now):
+            return Step(self.state, self.stored)
+        match self.runner_state(config, now):
             case None:
-                return self._without_pod(config, now)
+                return self._without_pod(config, now, allotment) if self.pod is None else self._unchanged()
             case Broken(reason, message):
                 return self._ended(reason, message)
             case Finished():
@@ -110,13 +121,46 @@ class NodeRun:
             case Starting() | Working() as state:
                 return self._still_at_it(state, now)
 
-    def _ended(self, reason: Reason, message: str) -> Step:
-        return Step(self._result(reason, message))
+    @property
+    def _last_message(self) -> str:
+        return self.stored.message if self.stored else ""
 
-    def _result(self, reason: Reason, message: str) -> NodeResult:
-        return NodeResult(
-            node_name=self.node_name, pod_name=self.pod_name, reason=reason, message=clip(message, MESSAGE_LIMIT)
+    def _ended(self, reason: Reason, message: str) -> Step:
+        return self._with_result(
+            NodeResult(
+                node_name=self.node_name, pod_name=self.pod_name, reason=reason, message=clip(message, MESSAGE_LIMIT)
+            )
         )
+
+    def _with_result(self, result: NodeResult, report: dict[str, Any] | None = None) -> Step:
+        verdict = {"verdict": result.verdict.kind} if result.verdict else {}
+        state = NodeState(node_name=self.node_name, reason=result.reason, **verdict)
+        return Step(state, result, report=report)
+
+    def _under_way(
+        self,
+        reason: Reason,
+        message: str,
+        progress: Progress,
+        *,
+        launch: dict[str, Any] | None = None,
+        stop: PodRemoval | None = None,
+    ) -> Step:
+        result = NodeResult(
+            node_name=self.node_name,
+            pod_name=self.pod_name,
+            reason=reason,
+            message=clip(message, MESSAGE_LIMIT),
+            step=progress.step,
+            progress_percent=progress.percent,
+        )
+        return Step(NodeState(node_name=self.node_name, reason=reason), result, progress, launch=launch, stop=stop)
+
+    def _unchanged(self) -> Step:
+        stored = self.stored
+        if stored and stored.step and stored.progress_percent is not None:
+            return Step(self.state, stored, Progress(stored.step, stored.progress_percent))
+        return self._under_way(Reason(self.state.reason), self._last_message, WAITING)
 
     def _still_at_it(self, state: Starting | Working, now: datetime) -> Step:
         if self._remaining_seconds(now) <= 0:
@@ -124,23 +168,29 @@ class NodeRun:
         if isinstance(state, Starting):
             if self.spec.terminate:
                 return self._ended(Reason.TERMINATED, "ended by spec.terminate before the runner was at work")
-            return Step(self._result(Reason.PENDING, state.message))
-        running = self._result(Reason.RUNNING, state.message)
+            return self._under_way(Reason.PENDING, state.message, state.progress)
+        stop = None
         if self.spec.terminate and self.pod and self.pod.spec.active_deadline_seconds != STOP_DEADLINE_SECONDS:
-            return Step(running, stop=PodRemoval(self.pod_name, self.pod.metadata.uid))
-        return Step(running)
+            stop = PodRemoval(self.pod_name, self.pod.metadata.uid)
+        return self._under_way(Reason.RUNNING, state.message, state.progress, stop=stop)
 
-    def _without_pod(self, config: OperatorConfig, now: datetime) -> Step:
-        if self.stored.reason == Reason.RUNNING:
-            return self._vanished()
+    def _without_pod(self, config: OperatorConfig, now: datetime, allotment: Allotment | None) -> Step:
+        if self.state.reason == Reason.RUNNING:
+            return self._vanished() if self.is_looked_up else self._unchanged()
         if self.spec.terminate:
             return self._ended(Reason.TERMINATED, "ended by spec.terminate before a runner was started")
-        if self.node is None:
-            text = f"there is no node {self.node_name}: `kubectl get nodes` lists those that there are"
-            return self._ended(Reason.NODE_NOT_FOUND, text)
-        if unsupported := unsupported_node(self.node):
-            return self._ended(Reason.NODE_UNSUPPORTED, unsupported)
-        return self._launch_or_wait(self.node, config, now)
+        if self.is_looked_up and self.node is None:
+            return self._no_such_node()
+        if self.node and (objection := node_objection(self.node, config.allowed_nodes)):
+            return self._ended(*objection)
+        return self._launch_or_wait(config, now, allotment)
+
+    def _no_such_node(self) -> Step:
+        if self.spec.target.node_name is None:  # it was there when the run began
+            text = f"node {self.node_name} was removed from the cluster before its runner was started"
+            return self._ended(Reason.NODE_LOST, text)
+        text = f"there is no node {self.node_name}: `kubectl get nodes` lists those that there are"
+        return self._ended(Reason.NODE_NOT_FOUND, text)
 
     def _vanished(self) -> Step:
         if self.node is None:
@@ -148,22 +198,22 @@ class NodeRun:
         text = f"runner pod {self.pod_name} is gone: someone else than the operator deleted it"
         return self._ended(Reason.RUNNER_EVICTED, text)
 
-    def _launch_or_wait(self, node: Node, config: OperatorConfig, now: datetime) -> Step:
-        meta, fleet = self.snapshot.diagnosis.metadata, self.snapshot.fleet
+    def _launch_or_wait(self, config: OperatorConfig, now: datetime, allotment: Allotment | None) -> Step:
+        meta = self.snapshot.diagnosis.metadata
         if refusal := self.snapshot.refusals.get(self.pod_name):
             return self._ended(Reason.ADMISSION_DENIED, f"the API server refuses the runner pod: {refusal}")
         seconds = self._remaining_seconds(now)
         if seconds <= 0:
-            return self._deadline_exceeded(self.stored.message)
-        if fleet is None:
-            return Step(self._result(Reason.PENDING, self.stored.message))
+            return self._deadline_exceeded(self._last_message)
         slot = Slot(meta.uid, self.node_name)
-        allotment = allot(fleet, config.max_concurrent_runners, now)
-        if slot not in allotment.admitted:
+        if allotment is None or (slot in allotment.admitted and self.node is None):
+            return self._under_way(Reason.PENDING, self._last_message, WAITING)
+        if slot not in allotment.admitted or self.node is None:
             why = allotment.waiting.get(slot, "this run is not in the queue yet")
-            return Step(self._result(Reason.PENDING, f"waiting for a slot: {why}"))
-        manifest = runner_pod(meta, self.spec, run=self.run_id, node=node, config=config, deadline_seconds=seconds)
-        return Step(self._result(Reason.PENDING, f"runner pod {self.pod_name} is created"), launch=manifest)
+            return self._under_way(Reason.PENDING, f"waiting for a slot: {why}", WAITING)
+        manifest = runner_pod(meta, self.spec, run=self.run_id, node=self.node, config=config, deadline_seconds=seconds)
+        message = f"runner pod {self.pod_name} is created"
+        return self._under_way(Reason.PENDING, message, WAITING, launch=manifest)
 
     def _received(self, config: OperatorConfig, now: datetime) -> Step | None:
         """The result that the finished runner delivered; None while its log cannot be read yet."""
@@ -187,6 +237,7 @@ class NodeRun:
             top_n=self.spec.top_n,
             reason=reason,
             message=message,
+            highlighted=self.spec.target.pod_ref,
         )
         manifest = report(
             delivery.evidence,
@@ -196,7 +247,7 @@ class NodeRun:
             node_name=self.node_name,
             suspect=result.suspect,
         )
-        return Step(result, report=manifest)
+        return self._with_result(result, manifest)
 
     def _deadline_exceeded(self, last_message: str) -> Step:
         seconds = self.spec.active_deadline_seconds

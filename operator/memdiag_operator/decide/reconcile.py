@@ -13,29 +13,40 @@ from datetime import datetime, timedelta
 
 from memdiag_api.conditions import ConditionStatus, ConditionType, Reason
 from memdiag_api.diagnosis import (
-    FailOn,
+    LastRun,
     MemoryDiagnosisSpec,
     MemoryDiagnosisStatus,
     NodeCounts,
     NodeResult,
+    NodeState,
     ReportReference,
 )
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide import naming
-from memdiag_operator.decide.conditions import Finding, conditions, when_finished, when_suspended, while_running
+from memdiag_operator.decide.conditions import (
+    Finding,
+    conditions,
+    when_finished,
+    when_refused,
+    when_suspended,
+    while_running,
+)
 from memdiag_operator.decide.node_run import NodeRun, Step
 from memdiag_operator.decide.objects import Diagnosis, InvalidSpec, Pod
+from memdiag_operator.decide.progress import DONE, WAITING, of_run
 from memdiag_operator.decide.runner_state import Finished
 from memdiag_operator.decide.sanitize import clip
-from memdiag_operator.decide.size import fit
-from memdiag_operator.decide.snapshot import Announcement, Plan, PodRemoval, Snapshot
-from memdiag_operator.decide.target import spec_fault, target_nodes
-from memdiag_operator.decide.wording import most_telling, run_sentence
+from memdiag_operator.decide.size import fit, most_telling
+from memdiag_operator.decide.slots import allot
+from memdiag_operator.decide.snapshot import Announcement, Plan, PodRemoval, ReportCleanup, Snapshot
+from memdiag_operator.decide.target import UNSETTLED, choose_nodes, run_states, spec_fault
+from memdiag_operator.decide.wording import run_sentence, weight_as_answer
 
 Findings = dict[ConditionType, Finding]
 
 MESSAGE_LIMIT = 1024
 MAX_NODES_IN_MESSAGE = 4
+MAX_PREVIOUS_RUNS = 20
 
 
 def reconcile(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
@@ -44,14 +55,13 @@ def reconcile(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan
     if diagnosis.metadata.deletion_timestamp:
         return Plan()  # owner references take everything along
     if starts_anew(diagnosis):
-        return _begin(snapshot, now)
+        return _begin(snapshot, config, now)
     if diagnosis.is_finished:
         return _tidy(snapshot, now)
     if is_suspended(diagnosis):
         return _suspend(snapshot, now)
-    fault = spec_fault(diagnosis.spec)
-    if fault or isinstance(diagnosis.spec, InvalidSpec):
-        return _refuse(snapshot, fault, now)
+    if isinstance(diagnosis.spec, InvalidSpec):
+        return _refuse(snapshot, diagnosis.status, Reason.INVALID_SPEC, spec_fault(diagnosis.spec), now)
     return _advance(snapshot, diagnosis.spec, config, now)
 
 
@@ -59,7 +69,7 @@ def wants_slot(snapshot: Snapshot) -> bool:
     """Whether a runner is to be launched as soon as there is a slot for it, so that the fleet must be looked at."""
     spec = snapshot.diagnosis.spec
     stopped = isinstance(spec, InvalidSpec) or spec.suspend or spec.terminate
-    return not stopped and any(node_run.waits_for_slot() for node_run in _node_runs(snapshot))
+    return not stopped and any(node_run.waits_for_slot for node_run in _node_runs(snapshot))
 
 
 def runners_to_read(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> list[Pod]:
@@ -67,8 +77,31 @@ def runners_to_read(snapshot: Snapshot, config: OperatorConfig, now: datetime) -
     return [
         node_run.pod
         for node_run in _node_runs(snapshot)
-        if node_run.pod and not node_run.is_settled and isinstance(node_run.state(config, now), Finished)
+        if node_run.pod and not node_run.is_settled and isinstance(node_run.runner_state(config, now), Finished)
     ]
+
+
+def nodes_to_read(diagnosis: Diagnosis, pods: Iterable[Pod], config: OperatorConfig) -> list[str]:
+    """Those of the run's nodes that a decision needs to know now: with a runner, or among the first in line for one.
+
+    The rest of a thousand is left alone until it is their turn (`nodes_to_launch_on`).
+    """
+    with_runner: list[str] = []
+    in_line: list[str] = []
+    for node_run in _node_runs(Snapshot(diagnosis=diagnosis, pods=tuple(pods))):
+        if not node_run.is_settled:
+            is_in_line = node_run.pod is None and node_run.state.reason == Reason.PENDING
+            (in_line if is_in_line else with_runner).append(node_run.node_name)
+    return with_runner + in_line[: config.max_concurrent_runners]
+
+
+def nodes_to_launch_on(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> list[str]:
+    """The run's nodes that get a slot now, if they turn out to be as they should."""
+    if snapshot.fleet is None:
+        return []
+    uid = snapshot.diagnosis.metadata.uid
+    admitted = allot(snapshot.fleet, config.max_concurrent_runners, now).admitted
+    return sorted(slot.node_name for slot in admitted if slot.diagnosis_uid == uid)
 
 
 def is_settled(diagnosis: Diagnosis) -> bool:
@@ -86,7 +119,9 @@ def starts_anew(diagnosis: Diagnosis) -> bool:
         return False
     if diagnosis.is_finished:
         return diagnosis.requested_at not in ("", status.last_handled_request)
-    return status.start_time is None
+    if isinstance(diagnosis.spec, InvalidSpec):
+        return status.start_time is None
+    return status.start_time is None or not run_states(diagnosis)
 
 
 def is_suspended(diagnosis: Diagnosis) -> bool:
@@ -100,28 +135,106 @@ def _node_runs(snapshot: Snapshot) -> list[NodeRun]:
     idle = diagnosis.is_finished or starts_anew(diagnosis) or diagnosis.metadata.deletion_timestamp
     if idle or isinstance(spec, InvalidSpec):
         return []
-    return [NodeRun(snapshot, spec, name) for name in target_nodes(spec)]
+    meta, run = diagnosis.metadata, diagnosis.status.run_id or ""
+    states = run_states(diagnosis)
+    stored = {result.node_name: result for result in diagnosis.status.results}
+    pods = {pod.metadata.name: pod for pod in snapshot.pods}
+    return [
+        NodeRun(
+            snapshot=snapshot,
+            spec=spec,
+            state=state,
+            stored=stored.get(name),
+            pod=pods.get(naming.child_name(meta.name, meta.uid, run, name)),
+            nodes_total=len(states),
+        )
+        for name, state in states.items()
+    ]
 
 
-def _begin(snapshot: Snapshot, now: datetime) -> Plan:
-    diagnosis = snapshot.diagnosis
-    meta, requested_at = diagnosis.metadata, diagnosis.requested_at
-    names = target_nodes(diagnosis.spec)
-    message = f"the run on {_listed(names)} begins"
+def _begin(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
+    """Choose the nodes, once for the whole run, and remember the run before."""
+    diagnosis, spec = snapshot.diagnosis, snapshot.diagnosis.spec
+    before, requested_at = diagnosis.status, diagnosis.requested_at
     status = MemoryDiagnosisStatus(
-        run_id=naming.run_id(meta.uid, requested_at, diagnosis.status.run_id),
+        run_id=naming.run_id(diagnosis.metadata.uid, requested_at, before.run_id),
         last_handled_request=requested_at or None,
         start_time=now,
-        nodes=NodeCounts(total=len(names), pending=len(names)),
-        results=[NodeResult(node_name=name, reason=Reason.PENDING, message=message) for name in names],
-        conditions=diagnosis.status.conditions,
+        last_run=_last_run(before),
+        previous_run_ids=_previous_run_ids(before),
+        conditions=before.conditions,
     )
-    return _plan(snapshot, status, while_running(Reason.PENDING, message), now)
+    cleanup = _report_cleanup(diagnosis, status, config)
+    if isinstance(spec, InvalidSpec) or spec_fault(spec):
+        return replace(_refuse(snapshot, status, Reason.INVALID_SPEC, spec_fault(spec), now), report_cleanup=cleanup)
+    choice = choose_nodes(spec.target, config.allowed_nodes, selected=snapshot.selected, target_pod=snapshot.target_pod)
+    status = status.model_copy(update={"target": choice.target})
+    if choice.refusal:
+        return replace(_refuse(snapshot, status, *choice.refusal, now), report_cleanup=cleanup)
+    names = choice.node_names
+    message = f"the run on {_listed(names)} begins"
+    percent, progress = of_run([WAITING] * len(names))
+    shown = [
+        NodeResult(
+            node_name=name,
+            reason=Reason.PENDING,
+            message=clip(message, MESSAGE_LIMIT),
+            step=WAITING.step,
+            progress_percent=WAITING.percent,
+        )
+        for name in names
+    ]
+    status = status.model_copy(
+        update={
+            "nodes": NodeCounts(total=len(names), pending=len(names)),
+            "progress_percent": percent,
+            "progress": progress,
+            "node_states": [NodeState(node_name=name, reason=Reason.PENDING) for name in names],
+            "results": most_telling(shown),
+        }
+    )
+    plan = _plan(snapshot, status, while_running(Reason.PENDING, message, status.node_states), now)
+    return replace(plan, report_cleanup=cleanup)
+
+
+def _last_run(before: MemoryDiagnosisStatus) -> LastRun | None:
+    """The run that has ended in `before`; when it was given up by a suspension, the one before that."""
+    if before.completion_time is None:
+        return before.last_run
+    found = {one.type: one for one in before.conditions}
+    succeeded, leak = found.get(ConditionType.SUCCEEDED), found.get(ConditionType.LEAK_DETECTED)
+    return LastRun(
+        run_id=before.run_id or "",
+        start_time=before.start_time,
+        completion_time=before.completion_time,
+        reason=succeeded.reason if succeeded else "",
+        leak_detected=leak.status if leak else "",
+        verdict=leak.reason if leak else "",
+        suspect=before.suspect,
+        summary=before.summary,
+    )
+
+
+def _previous_run_ids(before: MemoryDiagnosisStatus) -> list[str]:
+    """Runs that may have reports, the latest first; one that a suspension has given up may have some as well."""
+    ended = [before.run_id] if before.run_id else []
+    return [*ended, *before.previous_run_ids][:MAX_PREVIOUS_RUNS]
+
+
+def _report_cleanup(
+    diagnosis: Diagnosis, status: MemoryDiagnosisStatus, config: OperatorConfig
+) -> ReportCleanup | None:
+    """As a run begins, reports of all but the last few runs go."""
+    limit = config.keep_reports_of_runs
+    if len(status.previous_run_ids) <= limit:
+        return None
+    return ReportCleanup(diagnosis.metadata.uid, (status.run_id or "", *status.previous_run_ids[:limit]))
 
 
 def _suspend(snapshot: Snapshot, now: datetime) -> Plan:
     """No runner and no clock: the deadline does not run, and a new run begins afterwards."""
-    status = snapshot.diagnosis.status.model_copy(update={"start_time": None, "results": [], "nodes": None})
+    given_up: dict[str, object] = {"start_time": None, "results": [], "node_states": [], "nodes": None}
+    status = snapshot.diagnosis.status.model_copy(update=given_up | {"progress": None, "progress_percent": None})
     plan = _plan(snapshot, status, when_suspended(), now)
     return replace(plan, removals=_removals(snapshot.diagnosis, snapshot.pods))
 
@@ -140,37 +253,60 @@ def _tidy(snapshot: Snapshot, now: datetime) -> Plan:
     )
 
 
-def _refuse(snapshot: Snapshot, fault: str, now: datetime) -> Plan:
-    refusal = NodeResult(node_name="none", reason=Reason.INVALID_SPEC, message=clip(fault, MESSAGE_LIMIT))
-    status = snapshot.diagnosis.status.model_copy(
-        update={"completion_time": now, "summary": run_sentence([refusal]), "results": []}
+def _refuse(snapshot: Snapshot, status: MemoryDiagnosisStatus, reason: Reason, why: str, now: datetime) -> Plan:
+    """The end of a run that has no node to look at."""
+    message = clip(why, MESSAGE_LIMIT)
+    percent, progress = of_run([DONE])
+    ended = status.model_copy(
+        update={
+            "completion_time": now,
+            "summary": clip(f"{reason}: {why}", MESSAGE_LIMIT),
+            "progress_percent": percent,
+            "progress": progress,
+            "results": [],
+            "node_states": [],
+        }
     )
-    return _plan(snapshot, status, when_finished([refusal], FailOn.NEVER, ""), now)
+    return _plan(snapshot, ended, when_refused(reason, message), now)
 
 
 def _advance(snapshot: Snapshot, spec: MemoryDiagnosisSpec, config: OperatorConfig, now: datetime) -> Plan:
     diagnosis, status = snapshot.diagnosis, snapshot.diagnosis.status
-    steps = [node_run.step(config, now) for node_run in _node_runs(snapshot)]
-    results, truncated = fit([step.result for step in steps])
+    allotment = allot(snapshot.fleet, config.max_concurrent_runners, now) if snapshot.fleet else None
+    steps = [node_run.step(config, now, allotment) for node_run in _node_runs(snapshot)]
+    states = [step.state for step in steps]
+    bare = NodeResult(node_name=states[0].node_name, reason=states[0].reason)
+    known = [step.result for step in steps if step.result] or [bare]
+    shown = most_telling(known)
+    results, shortened = fit(shown)
+    left_off = any(step.is_settled and step.result not in shown for step in steps)
+    percent, progress = of_run([step.progress for step in steps])
+    best = max(known, key=weight_as_answer)
     update = {
-        "nodes": _counts(steps),
+        "target": status.target or choose_nodes(spec.target, config.allowed_nodes).target,
+        "nodes": _counts(states),
+        "progress_percent": percent,
+        "progress": progress,
+        "node_states": states,
+        "suspect": best.suspect or None,
         "results": results,
-        "report_refs": _references(status.report_refs, steps),
-        "truncated": truncated or status.truncated,
+        "report_refs": _references(status.report_refs, steps, results),
+        "truncated": shortened or left_off or status.truncated,
     }
     if all(step.is_settled for step in steps):
-        summary, suspect = run_sentence(results), most_telling(results).suspect
-        update |= {"completion_time": now, "summary": summary, "suspect": suspect or None}
-        findings = when_finished(results, spec.fail_on, summary)
+        summary = run_sentence(known, states)
+        update |= {"completion_time": now, "summary": summary}
+        failures = [one.message for one in known if one.reason != Reason.COMPLETED]
+        findings = when_finished(states, spec.fail_on, summary, failures)
     else:
-        findings = while_running(_reason(results), _progress(results))
+        findings = while_running(_reason(states), _progress(states, known), states)
     return replace(
         _plan(snapshot, status.model_copy(update=update), findings, now),
         reports=tuple(step.report for step in steps if step.report),
         launches=tuple(step.launch for step in steps if step.launch),
         stops=tuple(step.stop for step in steps if step.stop),
         # By the stored status, not by the new one: a pod stays until its result is safe.
-        removals=_removals(diagnosis, [pod for pod in snapshot.pods if _is_done_with(diagnosis, pod)]),
+        removals=_removals(diagnosis, _done_with(diagnosis, snapshot.pods)),
     )
 
 
@@ -191,12 +327,12 @@ def _announcements(diagnosis: Diagnosis, new: MemoryDiagnosisStatus) -> tuple[An
     """Events for what is new in `new`: a run's begin and its end."""
     before = diagnosis.status
     began = new.run_id != before.run_id
-    ended = new.completion_time is not None and not diagnosis.is_finished
+    ended = new.completion_time is not None and (began or not diagnosis.is_finished)
     if not began and not ended:
         return ()
     conditions_now = {one.type: one for one in new.conditions}
     succeeded, leak = conditions_now[ConditionType.SUCCEEDED], conditions_now[ConditionType.LEAK_DETECTED]
-    if began:
+    if began and not new.completion_time:
         return (Announcement("Normal", "Started", f"Run {new.run_id}: {succeeded.message}"),)
     ended_well = succeeded.status is ConditionStatus.TRUE
     told = [Announcement("Normal" if ended_well else "Warning", succeeded.reason, succeeded.message)]
@@ -205,52 +341,58 @@ def _announcements(diagnosis: Diagnosis, new: MemoryDiagnosisStatus) -> tuple[An
     return tuple(told)
 
 
-def _references(known: list[ReportReference], steps: list[Step]) -> list[ReportReference]:
+def _references(known: list[ReportReference], steps: list[Step], results: list[NodeResult]) -> list[ReportReference]:
+    """References to the reports of the nodes that are shown: a thousand would be larger than all the rest."""
     new = [
-        ReportReference(name=step.report["metadata"]["name"], node_name=step.result.node_name)
+        ReportReference(name=step.report["metadata"]["name"], node_name=step.state.node_name)
         for step in steps
         if step.report
     ]
-    return [*known, *(reference for reference in new if reference not in known)]
+    shown = {result.node_name for result in results}
+    all_known = [*known, *(reference for reference in new if reference not in known)]
+    return [reference for reference in all_known if reference.node_name in shown]
 
 
-def _counts(steps: list[Step]) -> NodeCounts:
-    by_reason = Counter(step.result.reason for step in steps)
+def _counts(states: list[NodeState]) -> NodeCounts:
+    by_reason = Counter(state.reason for state in states)
     pending, running = by_reason[Reason.PENDING], by_reason[Reason.RUNNING]
     succeeded = by_reason[Reason.COMPLETED]
     return NodeCounts(
-        total=len(steps),
+        total=len(states),
         pending=pending,
         running=running,
         succeeded=succeeded,
-        failed=len(steps) - pending - running - succeeded,
+        failed=len(states) - pending - running - succeeded,
     )
 
 
-def _reason(results: list[NodeResult]) -> Reason:
-    return Reason.RUNNING if any(result.reason != Reason.PENDING for result in results) else Reason.PENDING
+def _reason(states: list[NodeState]) -> Reason:
+    return Reason.RUNNING if any(state.reason != Reason.PENDING for state in states) else Reason.PENDING
 
 
-def _progress(results: list[NodeResult]) -> str:
-    active = [result for result in results if result.reason in (Reason.PENDING, Reason.RUNNING)]
-    told = "; ".join(result.message for result in active[:MAX_NODES_IN_MESSAGE])
-    return told if len(results) == 1 else f"{len(results) - len(active)} of {len(results)} nodes done; {told}"
+def _progress(states: list[NodeState], known: list[NodeResult]) -> str:
+    """How far the run is: what its runners do, or without any what the first in line waits for."""
+    under_way = [result for result in known if result.reason == Reason.RUNNING]
+    waiting = [result for result in known if result.reason == Reason.PENDING]
+    told = "; ".join(result.message for result in under_way[:MAX_NODES_IN_MESSAGE] or waiting[:1])
+    settled = sum(state.reason not in UNSETTLED for state in states)
+    return told if len(states) == 1 else f"{settled} of {len(states)} nodes done; {told}"
 
 
-def _is_done_with(diagnosis: Diagnosis, pod: Pod) -> bool:
-    status = diagnosis.status
-    if pod.metadata.labels.get(naming.RUN_ID_LABEL) != status.run_id:
-        return True
-    node_name = pod.metadata.annotations.get(naming.NODE_ANNOTATION)
-    return any(
-        result.node_name == node_name and result.reason not in (Reason.PENDING, Reason.RUNNING)
-        for result in status.results
-    )
+def _done_with(diagnosis: Diagnosis, pods: Iterable[Pod]) -> list[Pod]:
+    """Pods of former runs, and those whose node's result is stored."""
+    settled = {name for name, state in run_states(diagnosis).items() if state.reason not in UNSETTLED}
+    return [
+        pod
+        for pod in pods
+        if pod.metadata.labels.get(naming.RUN_ID_LABEL) != diagnosis.status.run_id
+        or pod.metadata.annotations.get(naming.NODE_ANNOTATION) in settled
+    ]
 
 
 def _removals(diagnosis: Diagnosis, pods: Iterable[Pod]) -> tuple[PodRemoval, ...]:
     """Those of `pods` that are not on their way already; on a lost node no kubelet is there to see them off."""
-    lost = {one.node_name for one in diagnosis.status.results if one.reason == Reason.NODE_LOST}
+    lost = {name for name, state in run_states(diagnosis).items() if state.reason == Reason.NODE_LOST}
     marked = [(pod.metadata, pod.metadata.annotations.get(naming.NODE_ANNOTATION) in lost) for pod in pods]
     return tuple(
         PodRemoval(meta.name, meta.uid, force=is_lost)

@@ -8,6 +8,7 @@ from memdiag_api.conditions import ConditionStatus, ConditionType
 from memdiag_operator.decide.objects import Diagnosis
 from memdiag_operator.decide.slots import allot, holds_slot
 from memdiag_operator.decide.snapshot import Fleet, Plan
+from memdiag_operator.decide.target import run_states
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,12 @@ def node_steps(diagnosis: Diagnosis, plan: Plan) -> list[NodeStep]:
     """Where nodes have come to by `plan`, made for `diagnosis`; progress within a state is no step."""
     if plan.status is None:
         return []
-    known = {} if run_begins(diagnosis, plan) else {one.node_name: one.reason for one in diagnosis.status.results}
+    known = {} if run_begins(diagnosis, plan) else run_states(diagnosis)
+    messages = {one.node_name: one.message for one in plan.status.results}
     return [
-        NodeStep(one.node_name, one.reason, one.message)
-        for one in plan.status.results
-        if one.reason != known.get(one.node_name)
+        NodeStep(one.node_name, one.reason, messages.get(one.node_name, ""))
+        for one in plan.status.node_states
+        if one.node_name not in known or one.reason != known[one.node_name].reason
     ]
 
 
@@ -72,7 +74,7 @@ def run_end(diagnosis: Diagnosis, plan: Plan) -> RunEnd | None:
         reason=succeeded.reason,
         verdict=leak.reason,
         duration_seconds=(status.completion_time - began).total_seconds(),
-        node_reasons=tuple(one.reason for one in status.results),
+        node_reasons=tuple(one.reason for one in status.node_states),
     )
 
 

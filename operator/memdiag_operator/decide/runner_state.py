@@ -7,9 +7,11 @@ from memdiag_api.conditions import Reason
 from memdiag_operator.config import GraceSettings
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.objects import Node, Pod, PodPhase, WaitingState
+from memdiag_operator.decide.progress import COLLECTING, STARTING, Progress, tracing
 
 _PULL_FAILURES = frozenset({"ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable"})
 _PULL_IMPOSSIBLE = frozenset({"InvalidImageName", "ErrImageNeverPull"})
+_SEEN_ENDS = frozenset({"Completed", "OOMKilled"})
 _START_FAILURES = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
 
@@ -18,6 +20,7 @@ class Starting:
     """Not at work yet."""
 
     message: str
+    progress: Progress = STARTING
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class Working:
     """Measuring."""
 
     message: str
+    progress: Progress = COLLECTING
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +47,23 @@ class Broken:
 RunnerState = Starting | Working | Finished | Broken
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The time that a runner measures."""
+
+    seconds: int
+    """0 when its checks look once and wait for nothing."""
+    tick_seconds: int = 1
+    """How much of it passes between two tellings."""
+
+
 def runner_state(
-    pod: Pod, node: Node | None, *, node_name: str, duration_seconds: int, now: datetime, grace: GraceSettings
+    pod: Pod, node: Node | None, *, node_name: str, window: Window, now: datetime, grace: GraceSettings
 ) -> RunnerState:
     """How `pod`, the runner for `node_name`, stands at `now`; `node` is None when it does not exist any more."""
     if pod.is_terminal and not (_still_running(pod) and node):
-        return Finished()
+        gone = "" if _has_ended_by_itself(pod) else _gone(pod, node, node_name)
+        return Broken(Reason.NODE_LOST, gone) if gone else Finished()
     lost = _lost_node(pod, node, node_name, now, grace)
     if lost:
         return Broken(Reason.NODE_LOST, lost)
@@ -56,7 +71,13 @@ def runner_state(
         return Broken(Reason.RUNNER_EVICTED, _who_deletes(pod))
     if pod.status.phase is PodPhase.PENDING:
         return _pending(pod, node_name, now, grace)
-    return Working(_progress(pod, node_name, duration_seconds, now))
+    return _at_work(pod, node_name, window, now)
+
+
+def _has_ended_by_itself(pod: Pod) -> bool:
+    """Whether a kubelet saw the end. One that comes back after a reboot finds a dead container without last words."""
+    terminated = pod.main_container.state.terminated if pod.main_container else None
+    return terminated is not None and (terminated.message != "" or terminated.reason in _SEEN_ENDS)
 
 
 def _still_running(pod: Pod) -> bool:
@@ -64,15 +85,10 @@ def _still_running(pod: Pod) -> bool:
 
 
 def _lost_node(pod: Pod, node: Node | None, node_name: str, now: datetime, grace: GraceSettings) -> str:
-    if node is None:
-        return f"node {node_name} was removed from the cluster while its runner was there"
-    marks = pod.metadata.annotations
-    if marks.get(naming.NODE_UID_ANNOTATION, node.metadata.uid) != node.metadata.uid:
-        return f"node {node_name} was removed and another of that name has joined while its runner was there"
-    boot_id = node.status.node_info.boot_id
-    if pod.status.phase is PodPhase.RUNNING and marks.get(naming.BOOT_ID_ANNOTATION, boot_id) != boot_id:
-        return f"node {node_name} was rebooted while its runner was there"
-    ready = node.ready
+    # A pod that waits has nothing to lose by a reboot: the kubelet starts it afterwards.
+    if gone := _gone(pod, node, node_name, reboot_matters=pod.status.phase is PodPhase.RUNNING):
+        return gone
+    ready = node.ready if node else None
     if pod.spec.node_name and ready and ready.status != "True" and ready.last_transition_time:
         since = now - ready.last_transition_time
         if since > timedelta(seconds=grace.node_not_ready_seconds):
@@ -80,6 +96,18 @@ def _lost_node(pod: Pod, node: Node | None, node_name: str, now: datetime, grace
                 f"node {node_name} has not been Ready for {since.total_seconds():.0f} s "
                 f"({ready.reason}: {ready.message}): its runner cannot be reached"
             )
+    return ""
+
+
+def _gone(pod: Pod, node: Node | None, node_name: str, *, reboot_matters: bool = True) -> str:
+    """What became of the node that the pod was made for; empty when `node` is it, in the same boot."""
+    if node is None:
+        return f"node {node_name} was removed from the cluster while its runner was there"
+    marks, boot_id = pod.metadata.annotations, node.status.node_info.boot_id
+    if marks.get(naming.NODE_UID_ANNOTATION, node.metadata.uid) != node.metadata.uid:
+        return f"node {node_name} was removed and another of that name has joined while its runner was there"
+    if reboot_matters and marks.get(naming.BOOT_ID_ANNOTATION, boot_id) != boot_id:
+        return f"node {node_name} was rebooted while its runner was there"
     return ""
 
 
@@ -121,12 +149,16 @@ def _container_waiting(waiting: WaitingState, node_name: str, since: timedelta, 
     return Starting(f"the runner is being started on node {node_name} ({waiting.reason})")
 
 
-def _progress(pod: Pod, node_name: str, duration_seconds: int, now: datetime) -> str:
+def _at_work(pod: Pod, node_name: str, window: Window, now: datetime) -> Working:
     running = pod.main_container.state.running if pod.main_container else None
-    if running is None or running.started_at is None:
-        return f"the runner is at work on node {node_name}"
+    if running is None or running.started_at is None or not window.seconds:
+        return Working(f"the runner is at work on node {node_name}")
     # The start is by the node's clock: a skewed one must not show less than nothing.
     elapsed = max(0, int((now - running.started_at).total_seconds()))
-    if elapsed >= duration_seconds:
-        return f"tracing on {node_name} is over after {duration_seconds} s: waiting for the result"
-    return f"tracing on {node_name}: {elapsed} s of {duration_seconds} s"
+    if elapsed >= window.seconds:
+        return Working(f"tracing on {node_name} is over after {window.seconds} s: waiting for the result")
+    told = elapsed // window.tick_seconds * window.tick_seconds
+    progress = tracing(told, window.seconds)
+    if window.tick_seconds >= window.seconds:
+        return Working(f"tracing on {node_name} for {window.seconds} s", progress)
+    return Working(f"tracing on {node_name}: {told} s of {window.seconds} s", progress)

@@ -1,5 +1,9 @@
-"""Who may start a runner now: one on a node, a limited number in the cluster, the longest waiting first."""
+"""Who may start a runner now: one on a node, a limited number in the cluster, the longest waiting first.
 
+Diagnoses of many nodes do not keep others waiting: before one gets its second slot, everyone has had a first.
+"""
+
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -8,7 +12,7 @@ from memdiag_api.conditions import Reason
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.objects import Diagnosis, InvalidSpec, Pod
 from memdiag_operator.decide.snapshot import Fleet
-from memdiag_operator.decide.target import target_nodes
+from memdiag_operator.decide.target import run_states
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +32,18 @@ class Allotment:
 
 
 def allot(fleet: Fleet, limit: int, now: datetime) -> Allotment:
-    """Give the free ones of `limit` slots to the waiting, the oldest run first."""
+    """Give the free ones of `limit` slots to the waiting: who holds the fewest comes first, then the oldest run."""
     holders = [pod for pod in fleet.pods if holds_slot(pod, now)]
     busy_nodes = {pod.metadata.annotations.get(naming.NODE_ANNOTATION, pod.spec.node_name) for pod in holders}
     free = limit - len(holders)
     ahead = 0
     admitted: set[Slot] = set()
     waiting: dict[Slot, str] = {}
-    for slot in _queue(fleet):
+    for slot in _queue(fleet, holders):
         if slot.node_name in busy_nodes:
             waiting[slot] = f"another runner is at work on node {slot.node_name}"
         elif free <= 0:
-            waiting[slot] = f"all {limit} runner slots of the cluster are taken, {ahead} ahead in the queue"
+            waiting[slot] = f"all {limit} runner slots of the cluster are taken, {_told(ahead)} ahead in the queue"
             ahead += 1
         else:
             admitted.add(slot)
@@ -62,17 +66,30 @@ def holds_slot(pod: Pod, now: datetime) -> bool:
     return created is None or deadline_seconds is None or now <= created + timedelta(seconds=deadline_seconds)
 
 
-def _queue(fleet: Fleet) -> Iterator[Slot]:
+def _told(ahead: int) -> str:
+    """A place in the queue, rounded up to a power of two: else each step would write the status of all who wait."""
+    return str(ahead) if ahead < 2 else f"at most {1 << (ahead - 1).bit_length()}"  # noqa: PLR2004 - 0 and 1 are exact
+
+
+def _queue(fleet: Fleet, holders: list[Pod]) -> Iterator[Slot]:
+    held = Counter(pod.metadata.labels.get(naming.DIAGNOSIS_UID_LABEL, "") for pod in holders)
     launched = {pod.metadata.name for pod in fleet.pods}
-    waiting = [(started, one) for one in fleet.diagnoses if (started := _waiting_since(one))]
-    # Equal ages go by name: everyone who looks must see the same order.
-    for _, diagnosis in sorted(waiting, key=lambda entry: (entry[0], entry[1].metadata.name)):
-        meta, status = diagnosis.metadata, diagnosis.status
-        settled = {result.node_name for result in status.results if result.reason != Reason.PENDING}
-        for node_name in target_nodes(diagnosis.spec):
-            name = naming.child_name(meta.name, meta.uid, status.run_id or "", node_name)
-            if node_name not in settled and name not in launched:
-                yield Slot(meta.uid, node_name)
+    waiting: list[tuple[int, datetime, str, Slot]] = []
+    for diagnosis in fleet.diagnoses:
+        if started := _waiting_since(diagnosis):
+            meta = diagnosis.metadata
+            for place, slot in enumerate(_wanted(diagnosis, launched), start=held[meta.uid]):
+                # Equal ages go by name: everyone who looks must see the same order.
+                waiting.append((place, started, meta.name, slot))
+    for *_, slot in sorted(waiting, key=lambda entry: entry[:3]):
+        yield slot
+
+
+def _wanted(diagnosis: Diagnosis, launched: set[str]) -> Iterator[Slot]:
+    meta, run = diagnosis.metadata, diagnosis.status.run_id or ""
+    for node_name, state in run_states(diagnosis).items():
+        if state.reason == Reason.PENDING and naming.child_name(meta.name, meta.uid, run, node_name) not in launched:
+            yield Slot(meta.uid, node_name)
 
 
 def _waiting_since(diagnosis: Diagnosis) -> datetime | None:

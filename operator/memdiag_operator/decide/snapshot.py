@@ -30,8 +30,12 @@ class Snapshot:
     """One diagnosis and all that bears on it, read at one time."""
 
     diagnosis: Diagnosis
-    nodes: Mapping[str, Node] = field(default_factory=dict)
-    """The target nodes that exist, by name."""
+    nodes: Mapping[str, Node | None] = field(default_factory=dict)
+    """By name, those of the run's nodes that were looked up (`nodes_to_read`); None: it does not exist."""
+    selected: tuple[Node, ...] = ()
+    """Every node that has the labels of spec.target.nodeSelector; read only when a run begins."""
+    target_pod: Pod | None = None
+    """The pod of spec.target.podRef; read only when a run begins."""
     pods: tuple[Pod, ...] = ()
     """The runner pods that this diagnosis owns, of this run and of former ones."""
     outputs: Mapping[str, RunnerOutput] = field(default_factory=dict)
@@ -50,6 +54,14 @@ class PodRemoval:
     uid: str
     force: bool = False
     """Without waiting for its kubelet, which is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportCleanup:
+    """Reports of a diagnosis's former runs that are to go: all but those of `kept_runs`."""
+
+    diagnosis_uid: str
+    kept_runs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,5 +85,6 @@ class Plan:
     stops: tuple[PodRemoval, ...] = ()
     """Runners that shall end now and leave what they have measured."""
     removals: tuple[PodRemoval, ...] = ()
+    report_cleanup: ReportCleanup | None = None
     announcements: tuple[Announcement, ...] = ()
     delete_diagnosis: bool = False

@@ -1,27 +1,126 @@
-"""Which nodes a diagnosis is about."""
+"""Which nodes a run is about: chosen once, as it begins, and from then on what its status says."""
 
-from memdiag_api.diagnosis import MemoryDiagnosisSpec
-from memdiag_operator.decide.objects import InvalidSpec, Node
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from memdiag_api.conditions import Reason
+from memdiag_api.diagnosis import MemoryDiagnosisSpec, NodeState, PodReference, Target
+from memdiag_operator.config import AllowedNodes
+from memdiag_operator.decide.labels import allows, described, equality_selector, label_fault
+from memdiag_operator.decide.objects import Diagnosis, InvalidSpec, Node, Pod
+from memdiag_operator.decide.sanitize import clip
 
 SERVED_OS = "linux"
+UNSETTLED = frozenset({Reason.PENDING, Reason.RUNNING})
 # Nodes without a kernel of their own behind them: pods run elsewhere.
 _VIRTUAL_NODE_LABELS = {"type": "virtual-kubelet", "eks.amazonaws.com/compute-type": "fargate"}
+_TARGET_LIMIT = 256
 
 
-def target_nodes(spec: MemoryDiagnosisSpec | InvalidSpec) -> tuple[str, ...]:
-    """Names of the target nodes; whether they exist is another question."""
-    if isinstance(spec, InvalidSpec) or spec.target.node_name is None:
-        return ()
-    return (spec.target.node_name,)
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The nodes of a run in their order, or why it has none."""
+
+    target: str
+    """What the run is about, as people read it."""
+    node_names: tuple[str, ...] = ()
+    refusal: tuple[Reason, str] | None = None
+
+
+def choose_nodes(
+    target: Target, allowed: AllowedNodes, *, selected: tuple[Node, ...] = (), target_pod: Pod | None = None
+) -> Choice:
+    """The nodes of a run that begins now.
+
+    `selected`: every node that has the labels of target.nodeSelector. Of those that memdiag serves and that are
+    `allowed`, the first maxNodes are taken: nodes that are Ready first, then by name. So a rerun looks at the same
+    nodes, as long as these stay and are Ready. `target_pod`: the pod of target.podRef, if there is one.
+    """
+    if target.pod_ref:
+        return _node_of_pod(target.pod_ref, target_pod)
+    if target.node_selector:
+        return _with_labels(target.node_selector.match_labels, target.max_nodes or 1, selected, allowed)
+    return Choice(target.node_name or "", (target.node_name,) if target.node_name else ())
+
+
+def _node_of_pod(wanted: PodReference, pod: Pod | None) -> Choice:
+    name = f"{wanted.namespace}/{wanted.name}"
+    shown = clip(name, _TARGET_LIMIT)
+    if pod is None:
+        text = f"there is no pod {name}: `kubectl -n {wanted.namespace} get pods` lists those that there are"
+        return Choice(shown, refusal=(Reason.POD_NOT_FOUND, text))
+    if pod.is_terminal:
+        text = f"pod {name} has ended: nothing of it is on a node any more"
+        return Choice(shown, refusal=(Reason.POD_NOT_RUNNING, text))
+    node_name = pod.spec.node_name
+    if not node_name:
+        text = f"pod {name} is not on a node yet: run the diagnosis again when it is scheduled"
+        return Choice(shown, refusal=(Reason.POD_NOT_RUNNING, text))
+    return Choice(clip(f"{name} on {node_name}", _TARGET_LIMIT), (node_name,))
+
+
+def _with_labels(
+    match_labels: Mapping[str, str], max_nodes: int, selected: tuple[Node, ...], allowed: AllowedNodes
+) -> Choice:
+    labels = equality_selector(match_labels)
+    if not selected:
+        text = f"no node has the labels {labels}: `kubectl get nodes --show-labels` shows which there are"
+        return Choice(clip(labels, _TARGET_LIMIT), refusal=(Reason.NODE_NOT_FOUND, text))
+    objections = [objection for node in selected if (objection := node_objection(node, allowed))]
+    fit = sorted((node for node in selected if not node_objection(node, allowed)), key=_ready_first)
+    if not fit:
+        reason, first = objections[0]
+        text = f"none of the {len(selected)} nodes with the labels {labels} can be diagnosed: {first}"
+        return Choice(clip(labels, _TARGET_LIMIT), refusal=(reason, text))
+    names = tuple(node.metadata.name for node in fit[:max_nodes])
+    count = f"{len(names)} of {len(selected)}" if len(names) < len(selected) else f"{len(names)}"
+    return Choice(clip(f"{count} with {labels}", _TARGET_LIMIT), names)
+
+
+def _ready_first(node: Node) -> tuple[bool, str]:
+    return not (node.ready and node.ready.status == "True"), node.metadata.name
+
+
+def run_states(diagnosis: Diagnosis) -> dict[str, NodeState]:
+    """How the run stands on each of its nodes, by name, in their order.
+
+    memdiag 0.1.0 wrote it in `results` alone, and had one node only.
+    """
+    status, spec = diagnosis.status, diagnosis.spec
+    states = status.node_states or [
+        NodeState(
+            node_name=result.node_name,
+            reason=result.reason,
+            verdict=result.verdict.kind if result.verdict else None,
+        )
+        for result in status.results
+    ]
+    if not states and not isinstance(spec, InvalidSpec) and spec.target.node_name:
+        states = [NodeState(node_name=spec.target.node_name, reason=Reason.PENDING)]
+    return {state.node_name: state for state in states}
 
 
 def spec_fault(spec: MemoryDiagnosisSpec | InvalidSpec) -> str:
     """Why a spec cannot be served, although the API server took it; empty when it can."""
     if isinstance(spec, InvalidSpec):
         return f"{spec.message}; it was stored under another version's schema: delete it and create it anew"
-    if spec.target.node_name is None:
-        return "this version of memdiag serves spec.target.nodeName only: name the node"
+    selector = spec.target.node_selector
+    if selector and (fault := label_fault(selector.match_labels)):
+        return f"spec.target.nodeSelector.matchLabels: {clip(repr(fault), _TARGET_LIMIT)} cannot be a label"
     return ""
+
+
+def node_objection(node: Node, allowed: AllowedNodes) -> tuple[Reason, str] | None:
+    """Why `node` is not diagnosed; None when it can be."""
+    if unsupported := unsupported_node(node):
+        return Reason.NODE_UNSUPPORTED, unsupported
+    if not allows(allowed, node.metadata.labels):
+        text = (
+            f"node {node.metadata.name} may not be diagnosed: the operator's configuration (allowedNodes) wants "
+            f"nodes with {described(allowed)}"
+        )
+        return Reason.NODE_NOT_ALLOWED, text
+    return None
 
 
 def unsupported_node(node: Node) -> str:

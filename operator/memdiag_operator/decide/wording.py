@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
-from memdiag_api.diagnosis import HolderSummary, NodeResult, StackSummary
+from memdiag_api.conditions import ConditionStatus
+from memdiag_api.diagnosis import HolderSummary, NodeResult, NodeState, PodReference, StackSummary
 from memdiag_api.evidence import VerdictKind
 from memdiag_api.units import format_bytes
+from memdiag_operator.decide.leak import LEAK_STATUS
 from memdiag_operator.decide.sanitize import clip
 
 SUSPECT_LIMIT = 256
@@ -68,8 +70,29 @@ def advice(holder: HolderSummary | None, runner_advice: str) -> str:
     )
 
 
+def target_pod_sentence(
+    pod: PodReference, *, pinned_bytes: int, unread_bytes: int, is_there: bool, was_scanned: bool
+) -> str:
+    """What the pod that a diagnosis is about pins."""
+    name = f"pod {pod.namespace}/{pod.name}"
+    if not was_scanned:
+        text = f"What {name} pins was not looked at: spec.checks leaves SocketQueues out"
+    elif pinned_bytes:
+        text = f"Pod {name[4:]} pins {format_bytes(pinned_bytes)}, with {format_bytes(unread_bytes)} unread"
+    elif is_there:
+        text = f"Pod {name[4:]} pins nothing that memdiag can see"
+    else:
+        text = f"Pod {name[4:]} was not on the node any more when the measurement ended"
+    return clip(text, SUMMARY_LIMIT)
+
+
 def node_sentence(result: NodeResult) -> str:
-    """The answer of one node."""
+    """The answer of one node; first what the pod that it is about pins, if it is about one."""
+    sentence = _node_sentence(result)
+    return clip(f"{result.target_pod.message}. {sentence}", SUMMARY_LIMIT) if result.target_pod else sentence
+
+
+def _node_sentence(result: NodeResult) -> str:
     if result.verdict is None:
         return clip(f"{result.reason}: {result.message}", SUMMARY_LIMIT)
     if not result.suspect:
@@ -80,15 +103,21 @@ def node_sentence(result: NodeResult) -> str:
     return clip(f"On node {result.node_name} {held}; suspect: {result.suspect}{_proof(result)}.", SUMMARY_LIMIT)
 
 
-def run_sentence(results: Sequence[NodeResult]) -> str:
-    """The answer of a run: that of its most telling node, and of how many nodes it is."""
-    sentence = node_sentence(most_telling(results))
-    return sentence if len(results) == 1 else clip(f"{len(results)} nodes. {sentence}", SUMMARY_LIMIT)
+def run_sentence(results: Sequence[NodeResult], states: Sequence[NodeState]) -> str:
+    """The answer of a run on the nodes of `states`: that of its most telling node, and how many have a leak."""
+    sentence = node_sentence(max(results, key=weight_as_answer))
+    if len(states) == 1:
+        return sentence
+    leaks = sum(state.verdict is not None and LEAK_STATUS[state.verdict] is ConditionStatus.TRUE for state in states)
+    found = f"A leak on {leaks} of {len(states)} nodes" if leaks else f"{len(states)} nodes, no leak found"
+    return clip(f"{found}. {sentence}", SUMMARY_LIMIT)
 
 
-def most_telling(results: Sequence[NodeResult]) -> NodeResult:
-    """The node that a reader wants to hear of first: one with a suspect, then the one with the most allocpage."""
-    return max(results, key=lambda one: (bool(one.suspect), one.verdict is not None, one.alloc_page_bytes or 0))
+def weight_as_answer(result: NodeResult) -> tuple[bool, bool, bool, int]:
+    """Which node a reader wants to hear of first: a leak, a suspect, an answer; then the most allocpage."""
+    kind = result.verdict.kind if result.verdict else None
+    is_leak = kind is not None and LEAK_STATUS[kind] is ConditionStatus.TRUE
+    return is_leak, bool(result.suspect), kind is not None, result.alloc_page_bytes or 0
 
 
 def _proof(result: NodeResult) -> str:

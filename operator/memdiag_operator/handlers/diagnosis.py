@@ -4,16 +4,26 @@
 object, which pipelines that apply manifests then fight over. Reconciling needs no memory, so every event will do.
 """
 
+import logging
 from typing import Any
 
 import kopf
+from pydantic import ValidationError
 
 from memdiag_api.diagnosis import GROUP, VERSION, MemoryDiagnosis
+from memdiag_operator.decide.objects import Diagnosis
 from memdiag_operator.handlers.runtime import OperatorMemo
+
+logger = logging.getLogger(__name__)
 
 
 @kopf.on.event(GROUP, VERSION, MemoryDiagnosis.PLURAL)
-async def reconcile_diagnosis(name: str | None, type: str | None, memo: OperatorMemo, **_: Any) -> None:  # noqa: A002 - kopf's name
-    """A diagnosis was created, changed, or is there as the operator starts."""
-    if name and type != "DELETED":
-        await memo.reconciler.reconcile(name)
+async def reconcile_diagnosis(event: kopf.RawEvent, memo: OperatorMemo, **_: Any) -> None:
+    """A diagnosis was created, changed or deleted, or is there as the operator starts."""
+    try:
+        diagnosis = Diagnosis.model_validate(event["object"])
+    except ValidationError as error:
+        name = event["object"].get("metadata", {}).get("name")
+        logger.warning("MemoryDiagnosis %s is left alone, for it cannot be read: %s", name, error)
+        return
+    memo.reconciler.saw_diagnosis(diagnosis, deleted=event["type"] == "DELETED")

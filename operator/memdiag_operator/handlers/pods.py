@@ -4,11 +4,12 @@ from typing import Any
 
 import kopf
 
-from memdiag_operator.decide.naming import DIAGNOSIS_ANNOTATION, RUNNER_LABELS
+from memdiag_operator.decide.naming import RUNNER_LABELS
+from memdiag_operator.decide.objects import Pod
 from memdiag_operator.handlers.runtime import OperatorMemo
 
 
-@kopf.on.event("", "v1", "pods", labels=RUNNER_LABELS, annotations={DIAGNOSIS_ANNOTATION: kopf.PRESENT})
-async def reconcile_owner(annotations: kopf.Annotations, memo: OperatorMemo, **_: Any) -> None:
+@kopf.on.event("", "v1", "pods", labels=RUNNER_LABELS)
+async def reconcile_owner(event: kopf.RawEvent, memo: OperatorMemo, **_: Any) -> None:
     """A runner pod was created, changed or deleted."""
-    await memo.reconciler.reconcile(annotations[DIAGNOSIS_ANNOTATION])
+    memo.reconciler.saw_pod(Pod.model_validate(event["object"]), deleted=event["type"] == "DELETED")

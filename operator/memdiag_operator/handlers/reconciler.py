@@ -4,16 +4,18 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from weakref import WeakValueDictionary
 
 from memdiag_operator.cluster.apply import apply
+from memdiag_operator.cluster.cache import Cache
 from memdiag_operator.cluster.client import KubernetesClient
-from memdiag_operator.cluster.errors import ClusterError, ConflictError
-from memdiag_operator.cluster.gather import gather, gather_fleet
+from memdiag_operator.cluster.errors import ClusterError, ConflictError, NotFoundError
+from memdiag_operator.cluster.gather import gather, gather_fleet, reread, with_fresh_nodes
 from memdiag_operator.config import OperatorConfig
-from memdiag_operator.decide.objects import Diagnosis
-from memdiag_operator.decide.reconcile import reconcile, wants_slot
+from memdiag_operator.decide import naming
+from memdiag_operator.decide.objects import Diagnosis, Pod
+from memdiag_operator.decide.reconcile import nodes_to_launch_on, reconcile, wants_slot
 from memdiag_operator.decide.run_progress import node_steps, run_begins
 from memdiag_operator.decide.snapshot import Plan, Snapshot
 from memdiag_operator.metrics import OperatorMetrics
@@ -24,11 +26,6 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 5
 
 
-def utc_now() -> datetime:
-    """The time, in the whole seconds that a status shows."""
-    return datetime.now(UTC).replace(microsecond=0)
-
-
 class Reconciler:
     """Brings diagnoses forward, one step of one diagnosis at a time; different diagnoses go at the same time."""
 
@@ -37,23 +34,58 @@ class Reconciler:
         kubernetes: KubernetesClient,
         config: OperatorConfig,
         metrics: OperatorMetrics,
-        clock: Callable[[], datetime] = utc_now,
+        clock: Callable[[], datetime] | None = None,
     ) -> None:
         self.kubernetes = kubernetes
         self.config = config
         self.metrics = metrics
-        self.clock = clock
+        self.cache = Cache()
+        self.clock = clock or kubernetes.clock.now
+        """The API server's time, unless a test has one of its own."""
         self.sweep_wanted = asyncio.Event()
         """Set when a run has begun, whose progress is to be told, or a slot may have become free for another."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._queued: set[str] = set()
         # Counting runners and adding one must not be interleaved.
         self._launch_lock = asyncio.Lock()
+        self._woken: set[asyncio.Task[None]] = set()
+
+    def saw_diagnosis(self, diagnosis: Diagnosis, *, deleted: bool) -> None:
+        """A watch has delivered `diagnosis`."""
+        meta = diagnosis.metadata
+        if deleted:
+            self.cache.diagnoses.drop(meta.name, meta.uid)
+        else:
+            self.cache.diagnoses.put(diagnosis)
+            self._wake(meta.name)
+
+    def saw_pod(self, pod: Pod, *, deleted: bool) -> None:
+        """A watch has delivered a runner pod."""
+        meta = pod.metadata
+        if deleted:
+            self.cache.pods.drop(meta.name, meta.uid)
+            self.sweep_wanted.set()
+        else:
+            self.cache.pods.put(pod)
+        if name := meta.annotations.get(naming.DIAGNOSIS_ANNOTATION):
+            self._wake(name)
+
+    def _wake(self, name: str) -> None:
+        """Reconcile `name` soon, without keeping the watch waiting for it."""
+        task = asyncio.create_task(self.reconcile(name), name=f"reconcile {name}")
+        self._woken.add(task)
+        task.add_done_callback(self._woken.discard)
+
+    async def stop(self) -> None:
+        """Drop what events have asked for: the next operator finds it again."""
+        for task in self._woken:
+            task.cancel()
+        await asyncio.gather(*self._woken, return_exceptions=True)
 
     async def reconcile(self, name: str) -> None:
         """Take the diagnosis `name` as far as it goes now. Failures are logged: the next sweep tries again."""
-        if name in self._queued:
-            return  # the one that waits will see the same world
+        if name in self._queued or not self.cache.is_complete:
+            return  # the one that waits, or the first sweep, will see the same world
         self._queued.add(name)
         lock = self._locks.setdefault(name, asyncio.Lock())
         async with lock:
@@ -77,26 +109,29 @@ class Reconciler:
                 refusals = await self._once(name, {})
                 if refusals:
                     await self._once(name, refusals)
-            except ConflictError:
+            except (ConflictError, NotFoundError):
+                await asyncio.to_thread(reread, self.kubernetes, self.cache, name)
                 continue
             return
         logger.warning("diagnosis %s keeps changing: the next sweep goes on with it", name)
 
     async def _once(self, name: str, refusals: dict[str, str]) -> dict[str, str]:
-        snapshot = await asyncio.to_thread(gather, self.kubernetes, self.config, name, self.clock())
+        snapshot = await asyncio.to_thread(gather, self.kubernetes, self.cache, self.config, name, self.clock())
         if snapshot is None:
             return {}
         of_run(snapshot.diagnosis.status.run_id)
         if refusals or not wants_slot(snapshot):
             return await self._decide_and_apply(replace(snapshot, refusals=refusals))
         async with self._launch_lock:
-            fleet = await asyncio.to_thread(gather_fleet, self.kubernetes, self.config)
-            return await self._decide_and_apply(replace(snapshot, fleet=fleet))
+            snapshot = replace(snapshot, fleet=gather_fleet(self.cache))
+            names = nodes_to_launch_on(snapshot, self.config, self.clock())
+            snapshot = await asyncio.to_thread(with_fresh_nodes, self.kubernetes, self.cache, snapshot, names)
+            return await self._decide_and_apply(snapshot)
 
     async def _decide_and_apply(self, snapshot: Snapshot) -> dict[str, str]:
         plan = reconcile(snapshot, self.config, self.clock())
         of_run(plan.status.run_id if plan.status else None)
-        refusals = await asyncio.to_thread(apply, self.kubernetes, self.config, snapshot, plan)
+        refusals = await asyncio.to_thread(apply, self.kubernetes, self.cache, self.config, snapshot, plan)
         self.metrics.applied(snapshot.diagnosis, plan)
         _log(snapshot.diagnosis, plan)
         if plan.launches or plan.removals:

@@ -18,7 +18,8 @@ from memdiag_operator.metrics import OperatorMetrics
 # A watch that the network has silently lost is noticed after this long.
 WATCH_SECONDS = 300
 WATCH_CLIENT_SECONDS = WATCH_SECONDS + 30
-WORKERS = 20
+# kopf keeps a task for each object that an event has come for; it hands the event on and is not needed longer.
+WORKER_IDLE_SECONDS = 1.0
 IDENTITY = "memdiag-operator"
 
 
@@ -81,7 +82,7 @@ async def start(settings: kopf.OperatorSettings, memo: OperatorMemo, **_: Any) -
     settings.watching.connect_timeout = CONNECT_TIMEOUT_SECONDS
     settings.networking.connect_timeout = CONNECT_TIMEOUT_SECONDS
     settings.networking.request_timeout = READ_TIMEOUT_SECONDS
-    settings.queueing.worker_limit = WORKERS
+    settings.queueing.idle_timeout = WORKER_IDLE_SECONDS
     # CRDs come before the operator; to look out for new ones takes rights that it can do without.
     settings.scanning.disabled = True
     settings.posting.enabled = False
@@ -98,6 +99,7 @@ async def stop(memo: OperatorMemo, **_: Any) -> None:
     for task in memo.background:
         task.cancel()
     await asyncio.gather(*memo.background, return_exceptions=True)
+    await memo.reconciler.stop()
 
 
 @kopf.on.probe(id="lastSweepAgeSeconds")

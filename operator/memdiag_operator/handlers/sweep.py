@@ -1,4 +1,8 @@
-"""The sweep: looks at everything again and again, so that a lost event costs seconds and not the run."""
+"""The sweep: looks at everything again and again, so that a lost event costs seconds and not the run.
+
+It looks at what the watches have delivered. Whole lists, which cost requests, are read rarely: in case a watch has lost
+something, or has been lost itself without a sign.
+"""
 
 import asyncio
 import contextlib
@@ -6,13 +10,17 @@ import logging
 import time
 
 from memdiag_operator.cluster.errors import ClusterError
-from memdiag_operator.cluster.gather import gather_fleet, unsettled_names
+from memdiag_operator.cluster.gather import gather_fleet, refill, refill_pods, unsettled_names
 from memdiag_operator.config import SweepSettings
+from memdiag_operator.decide.pace import only_waiting
 from memdiag_operator.decide.run_progress import fleet_load
 from memdiag_operator.handlers.reconciler import Reconciler
 
 logger = logging.getLogger(__name__)
 
+RELIST_SECONDS = 300.0
+# A fleet at work asks for a sweep with every runner that comes or goes.
+SHORTEST_PAUSE_SECONDS = 0.2
 OVERDUE_FACTOR = 4
 OVERDUE_MARGIN_SECONDS = 60
 
@@ -23,6 +31,9 @@ class Sweep:
     def __init__(self, reconciler: Reconciler) -> None:
         self._reconciler = reconciler
         self._completed_at = time.monotonic()
+        self._active = True
+        self._is_answered = False
+        self._relisted_at = self._pods_relisted_at = self._all_looked_at = float("-inf")
 
     @property
     def age_seconds(self) -> float:
@@ -37,30 +48,54 @@ class Sweep:
     async def run(self) -> None:
         """Sweep until cancelled."""
         while True:
-            active = await self._sweep()
-            pause_seconds = self._settings.active_seconds if active else self._settings.idle_seconds
-            await self._pause(pause_seconds)
+            await self._sweep()
+            await self._pause(self._settings.active_seconds if self._active else self._settings.idle_seconds)
 
-    async def _sweep(self) -> bool:
-        """Whether there was something to do."""
+    async def _sweep(self) -> None:
         reconciler = self._reconciler
-        names: list[str] = []
         try:
-            fleet = await asyncio.to_thread(gather_fleet, reconciler.kubernetes, reconciler.config)
-            load = fleet_load(fleet, reconciler.config.max_concurrent_runners, reconciler.clock())
-            reconciler.metrics.swept(load, time.time())
-            names = list(unsettled_names(fleet))
-            await asyncio.gather(*(reconciler.reconcile(name) for name in names))
-        except ClusterError as error:
-            logger.warning("the sweep has to be repeated: %s", error)
+            await self._relist()
+            await asyncio.gather(*(reconciler.reconcile(name) for name in self._due()))
         except Exception:
             # One malformed object must not end the sweeps of all others.
             logger.exception("the sweep met a fault of the operator itself")
             reconciler.metrics.faulted()
         self._completed_at = time.monotonic()
-        return bool(names)
+
+    async def _relist(self) -> None:
+        """Read what the cache should hold, when that is due; without an answer, go on with what the watches tell."""
+        reconciler, now = self._reconciler, time.monotonic()
+        arguments = reconciler.kubernetes, reconciler.cache, reconciler.config
+        try:
+            if not self._is_answered or now - self._relisted_at > RELIST_SECONDS:
+                await asyncio.to_thread(refill, *arguments)
+                self._relisted_at = self._pods_relisted_at = now
+            elif self._active and now - self._pods_relisted_at > self._settings.idle_seconds:
+                await asyncio.to_thread(refill_pods, *arguments)
+                self._pods_relisted_at = now
+            self._is_answered = True
+        except ClusterError as error:
+            self._is_answered = False
+            logger.warning("the cluster cannot be listed, the next sweep tries again: %s", error)
+
+    def _due(self) -> list[str]:
+        """The diagnoses to look at now: all that something is to be done for, those that merely wait less often."""
+        reconciler, now = self._reconciler, time.monotonic()
+        limit = reconciler.config.max_concurrent_runners
+        fleet = gather_fleet(reconciler.cache)
+        if self._is_answered:
+            reconciler.metrics.swept(fleet_load(fleet, limit, reconciler.clock()), time.time())
+        names = list(unsettled_names(fleet))
+        self._active = bool(names) or not self._is_answered
+        if now - self._all_looked_at > self._settings.idle_seconds:
+            self._all_looked_at = now
+            return names
+        waiting = only_waiting(fleet, limit, reconciler.clock())
+        patient = {one.metadata.name for one in fleet.diagnoses if one.metadata.uid in waiting}
+        return [name for name in names if name not in patient]
 
     async def _pause(self, seconds: float) -> None:
+        await asyncio.sleep(SHORTEST_PAUSE_SECONDS)
         wanted = self._reconciler.sweep_wanted
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(wanted.wait(), timeout=seconds)

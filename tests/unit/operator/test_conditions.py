@@ -5,12 +5,13 @@ from datetime import timedelta
 import pytest
 
 from memdiag_api.conditions import ConditionStatus, ConditionType, Reason
-from memdiag_api.diagnosis import FailOn, NodeResult, VerdictSummary
-from memdiag_api.evidence import Confidence, VerdictKind
+from memdiag_api.diagnosis import FailOn, NodeState
+from memdiag_api.evidence import VerdictKind
 from memdiag_operator.decide.conditions import (
     Finding,
     conditions,
     when_finished,
+    when_refused,
     when_suspended,
     while_running,
 )
@@ -19,13 +20,12 @@ from support.kubernetes_objects import NOW
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 
 
-def done(kind: VerdictKind, node: str = "n1") -> NodeResult:
-    verdict = VerdictSummary(kind=kind, confidence=Confidence.HIGH, sentence="so it is")
-    return NodeResult(node_name=node, reason=Reason.COMPLETED, verdict=verdict)
+def done(kind: VerdictKind, node: str = "n1") -> NodeState:
+    return NodeState(node_name=node, reason=Reason.COMPLETED, verdict=kind)
 
 
-def failed(reason: Reason, node: str = "n2") -> NodeResult:
-    return NodeResult(node_name=node, reason=reason, message=f"{node} failed")
+def failed(reason: Reason, node: str = "n2") -> NodeState:
+    return NodeState(node_name=node, reason=reason)
 
 
 LEAK, GROWS = done(VerdictKind.PINNED_BY_UNREAD_SOCKET), done(VerdictKind.GROWING_KERNEL_ALLOCATION)
@@ -38,7 +38,7 @@ LOST, DENIED = failed(Reason.NODE_LOST), failed(Reason.ADMISSION_DENIED, "n3")
 
 
 @pytest.mark.parametrize(
-    ("results", "fail_on", "succeeded", "leak"),
+    ("states", "fail_on", "succeeded", "leak"),
     [
         pytest.param([LEAK], "Never", (TRUE, "Completed"), (TRUE, "PinnedByUnreadSocket"), id="leak"),
         pytest.param([GROWS], "Never", (TRUE, "Completed"), (TRUE, "GrowingKernelAllocation"), id="growth"),
@@ -57,12 +57,12 @@ LOST, DENIED = failed(Reason.NODE_LOST), failed(Reason.ADMISSION_DENIED, "n3")
     ],
 )
 def test_a_finished_run(
-    results: list[NodeResult],
+    states: list[NodeState],
     fail_on: str,
     succeeded: tuple[ConditionStatus, str],
     leak: tuple[ConditionStatus, str],
 ) -> None:
-    findings = when_finished(results, FailOn(fail_on), "the summary")
+    findings = when_finished(states, FailOn(fail_on), "the summary")
     assert (findings[ConditionType.SUCCEEDED].status, findings[ConditionType.SUCCEEDED].reason) == succeeded
     assert (findings[ConditionType.LEAK_DETECTED].status, findings[ConditionType.LEAK_DETECTED].reason) == leak
     assert findings[ConditionType.RECONCILING].status is FALSE
@@ -72,6 +72,37 @@ def test_a_finished_run(
 
 def test_every_verdict_has_its_reason() -> None:
     assert {kind.value for kind in VerdictKind} <= {reason.value for reason in Reason}
+
+
+def test_a_long_list_of_failures_is_counted_and_begun() -> None:
+    lost = [failed(Reason.NODE_LOST, f"n{number}") for number in range(9)]
+    told = [f"n{number} was removed" for number in range(6)]
+    partial = when_finished([NONE, *lost], FailOn.NEVER, "the summary", told)[ConditionType.SUCCEEDED]
+    assert partial.message == (
+        "1 of 10 nodes delivered a result; n0 was removed; n1 was removed; n2 was removed; n3 was removed; and 5 more"
+    )
+    assert (
+        when_finished([LOST], FailOn.NEVER, "", ["n2 was removed"])[ConditionType.STALLED].message == "n2 was removed"
+    )
+
+
+def test_a_leak_is_told_as_soon_as_one_node_has_reported_it() -> None:
+    waiting = NodeState(node_name="n9", reason=Reason.PENDING)
+    early = while_running(Reason.RUNNING, "tracing", [NONE, waiting, LEAK])
+    assert early[ConditionType.LEAK_DETECTED] == Finding(
+        TRUE, Reason.PINNED_BY_UNREAD_SOCKET, "Found on n1 already; 2 of 3 nodes have reported."
+    )
+    assert early[ConditionType.SUCCEEDED].status is UNKNOWN
+    silent = while_running(Reason.RUNNING, "tracing", [NONE, waiting])[ConditionType.LEAK_DETECTED]
+    assert silent == Finding(UNKNOWN, Reason.RUNNING, "1 of 2 nodes have reported.")
+
+
+def test_a_run_without_a_node_has_failed() -> None:
+    findings = when_refused(Reason.POD_NOT_FOUND, "there is no such pod")
+    assert findings[ConditionType.SUCCEEDED] == Finding(FALSE, Reason.POD_NOT_FOUND, "there is no such pod")
+    assert findings[ConditionType.LEAK_DETECTED].reason is Reason.NO_RESULT
+    assert findings[ConditionType.RECONCILING].status is FALSE
+    assert findings[ConditionType.STALLED].status is TRUE
 
 
 def test_while_it_runs_nothing_is_claimed() -> None:

@@ -37,6 +37,22 @@ def test_the_overlays_bring_a_configuration_that_the_operator_takes(overlay: str
         pytest.param("runner: {image: a}\nmaxConcurrentRunners: 0", "maxConcurrentRunners: Input", id="no slots"),
         pytest.param("runner: {image: a}\nsweep: {idleSeconds: 0}", "sweep.idleSeconds: Input", id="no pause"),
         pytest.param("runner: {image: a, cpu: much}", "runner.cpu: String should match", id="no quantity"),
+        pytest.param(
+            "runner: {image: a}\nallowedNodes: {matchLabels: {'a b': c}}",
+            "allowedNodes.matchLabels.a b.[key]: String should match",
+            id="no label",
+        ),
+        pytest.param(
+            "runner: {image: a}\nallowedNodes: {matchExpressions: [{key: a, operator: In}]}",
+            "allowedNodes.matchExpressions.0: Value error, In and NotIn take values",
+            id="a list without values",
+        ),
+        pytest.param(
+            "runner: {image: a}\nallowedNodes: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}",
+            "allowedNodes.matchExpressions.0: Value error, In and NotIn take values",
+            id="values without a list",
+        ),
+        pytest.param("runner: {image: a}\nkeepReportsOfRuns: 21", "keepReportsOfRuns: Input", id="too many runs"),
         pytest.param("runner: {image: a, appArmorProfile: off}", "runner.appArmorProfile: Input", id="bad profile"),
     ],
 )

@@ -4,16 +4,19 @@ import json
 
 import pytest
 
-from memdiag_api.diagnosis import HolderSummary, NodeResult, StackSummary
+from memdiag_api.diagnosis import HolderSummary, NodeResult, NodeState, PodReference, StackSummary
 from memdiag_api.evidence import (
+    ContainerShare,
     Context,
     Evidence,
     Holder,
     HolderKind,
+    Ledger,
     Need,
     NeedState,
     Owner,
     Trend,
+    VerdictKind,
 )
 from memdiag_operator.decide.attribution import Attribution, Names
 from memdiag_operator.decide.node_result import holder_summary, node_result, report
@@ -109,6 +112,69 @@ def test_the_top_has_the_suspect_even_when_it_is_far_down() -> None:
     assert [stack.outstanding_bytes // MIB for stack in result.top_stacks] == [300, 299, 290]
 
 
+def of_pod(evidence: Evidence, attribution: Attribution = KNOWN) -> NodeResult:
+    """The result for a diagnosis of pod demo/slow-reader."""
+    wanted = PodReference(namespace="demo", name="slow-reader")
+    return node_result(evidence, attribution, node_name=NODE, pod_name=POD_NAME, top_n=3, highlighted=wanted)
+
+
+def test_the_pod_that_is_asked_for_comes_first_and_the_summary_begins_with_it() -> None:
+    evidence = evidence_with(holders=12)
+    mine = owned(container_id=CONTAINER)
+    result = of_pod(evidence.model_copy(update={"holders": [*evidence.holders, mine]}))
+    assert [holder.pod for holder in result.top_holders] == ["slow-reader", "", ""]
+    assert result.target_pod
+    assert (result.target_pod.pinned_bytes, result.target_pod.unread_bytes) == (131 * MIB, 2 * MIB)
+    said = "Pod demo/slow-reader pins 131 MiB, with 2.00 MiB unread"
+    assert result.target_pod.message == said
+    assert node_sentence(result).startswith(f"{said}. On node node1 kernel code holds")
+
+
+def test_a_pods_share_is_the_ledgers_which_counts_each_block_once() -> None:
+    evidence = evidence_with().model_copy(update={"holders": [owned(container_id=CONTAINER)] * 2})
+    ledger = Ledger(
+        alloc_page_bytes=200 * MIB,
+        lines=[],
+        unexplained_bytes=0,
+        containers=[
+            ContainerShare(container_id=CONTAINER, size_bytes=140 * MIB),
+            ContainerShare(container_id="e" * 64, pod_uid="pod-uid", size_bytes=4 * MIB),
+            ContainerShare(container_id="f" * 64, size_bytes=50 * MIB),
+        ],
+    )
+    result = of_pod(evidence.model_copy(update={"ledger": ledger}))
+    assert result.target_pod
+    assert result.target_pod.pinned_bytes == 144 * MIB
+
+
+@pytest.mark.parametrize(
+    ("attribution", "was_scanned", "said"),
+    [
+        pytest.param(KNOWN, True, "Pod demo/slow-reader pins nothing that memdiag can see", id="innocent"),
+        pytest.param(NOBODY, True, "Pod demo/slow-reader was not on the node any more when", id="gone"),
+        pytest.param(KNOWN, False, "What pod demo/slow-reader pins was not looked at: spec.checks", id="not scanned"),
+    ],
+)
+def test_a_pod_without_holders_is_told_of_as_well(attribution: Attribution, was_scanned: bool, said: str) -> None:
+    evidence = evidence_with()
+    coverage = evidence.coverage if was_scanned else None
+    result = of_pod(evidence.model_copy(update={"coverage": coverage}), attribution)
+    assert result.target_pod
+    assert result.target_pod.message.startswith(said)
+    assert result.target_pod.pinned_bytes == 0
+
+
+def test_a_pod_of_that_name_in_another_namespace_is_another_pod() -> None:
+    elsewhere = Attribution({CONTAINER: Names("other", "slow-reader", "app")}, {})
+    result = of_pod(evidence_with().model_copy(update={"holders": [owned(container_id=CONTAINER)]}), elsewhere)
+    assert result.target_pod
+    assert result.target_pod.pinned_bytes == 0
+
+
+def test_without_a_pod_in_the_request_none_is_told_of() -> None:
+    assert "targetPod" not in result_of(evidence_with()).to_json_object()
+
+
 def test_figures_reach_the_status() -> None:
     result = result_of(evidence_with(), NOBODY)
     assert result.node_name == NODE
@@ -151,7 +217,14 @@ def test_the_summary_is_one_sentence_with_the_proof() -> None:
 def test_a_failed_node_is_summed_up_by_its_reason() -> None:
     lost = NodeResult(node_name="n2", reason="NodeLost", message="it went away")
     assert node_sentence(lost) == "NodeLost: it went away"
-    assert run_sentence([lost, result_of(evidence_with())]).startswith("2 nodes. On node node1")
+    found = result_of(evidence_with())
+    states = [
+        NodeState(node_name="n2", reason="NodeLost"),
+        NodeState(node_name=NODE, reason="Completed", verdict=VerdictKind.PINNED_BY_UNREAD_SOCKET),
+    ]
+    assert run_sentence([lost, found], states).startswith("A leak on 1 of 2 nodes. On node node1")
+    healthy = states[1].model_copy(update={"verdict": VerdictKind.NO_LEAK})
+    assert run_sentence([lost], [states[0], healthy]).startswith("2 nodes, no leak found. NodeLost")
 
 
 def test_the_report_has_it_all_and_belongs_to_the_diagnosis() -> None:

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from memdiag_api.conditions import ConditionStatus, ConditionType, Reason
-from memdiag_api.diagnosis import MemoryDiagnosisStatus, NodeResult
+from memdiag_api.diagnosis import MemoryDiagnosisStatus, NodeResult, RunStep
 from memdiag_api.evidence import RunnerError, TerminationMessage
+from memdiag_operator.config import AllowedNodes, OperatorConfig
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.objects import Diagnosis, Node, Pod
 from memdiag_operator.decide.reconcile import is_settled, reconcile, runners_to_read, wants_slot
 from memdiag_operator.decide.snapshot import Fleet, Plan, PodRemoval, RunnerOutput, Snapshot
+from memdiag_operator.decide.target import run_states
 from support.evidence import evidence_with
 from support.kubernetes_objects import (
     CONFIG,
@@ -51,7 +53,7 @@ def world(
 ) -> Snapshot:
     return Snapshot(
         diagnosis=one,
-        nodes={there.metadata.name: there for there in nodes},
+        nodes=dict.fromkeys(run_states(one)) | {there.metadata.name: there for there in nodes},
         pods=pods,
         outputs=outputs or {},
         fleet=fleet,
@@ -128,7 +130,9 @@ def test_progress_is_told() -> None:
     assert plan.status
     assert plan.status.nodes
     assert plan.status.nodes.running == 1
-    assert condition(plan.status, ConditionType.RECONCILING)[2] == "tracing on node1: 12 s of 60 s"
+    assert condition(plan.status, ConditionType.RECONCILING)[2] == "tracing on node1: 10 s of 60 s"
+    assert (plan.status.progress_percent, plan.status.progress) == (20, "Tracing 20%")
+    assert (plan.status.results[0].step, plan.status.results[0].progress_percent) == (RunStep.TRACING, 20)
     assert not plan.removals
     assert not plan.stops
     assert not plan.reports
@@ -186,6 +190,7 @@ class Ending:
     reason: Reason
     message: str
     keeps_result: bool = field(default=False)
+    config: OperatorConfig = CONFIG
 
 
 def unsupported() -> str:
@@ -234,6 +239,31 @@ ENDINGS = {
         world(diagnosis(status=running_status(started=ago(901))), pods=(pod(state=running(700)),)),
         Reason.DEADLINE_EXCEEDED,
         "last seen: tracing on node1 is over",
+    ),
+    "the node is rebooted while the runner works": Ending(
+        world(at_work(), nodes=(node(nodeInfo={"bootID": "boot-2"}),), pods=(pod(state=running()),)),
+        Reason.NODE_LOST,
+        "was rebooted",
+    ),
+    "the node is rebooted, and its kubelet says that the runner has ended": Ending(
+        world(
+            at_work(),
+            nodes=(node(nodeInfo={"bootID": "boot-2"}),),
+            pods=(pod(phase="Failed", state=terminated(exit_code=255, reason="Unknown")),),
+        ),
+        Reason.NODE_LOST,
+        "was rebooted",
+    ),
+    "the node is removed, and another takes its name": Ending(
+        world(at_work(), nodes=(node(uid="another"),), pods=(pod(state=running()),)),
+        Reason.NODE_LOST,
+        "another of that name has joined",
+    ),
+    "a node that may not be diagnosed": Ending(
+        world(pending()),
+        Reason.NODE_NOT_ALLOWED,
+        "node node1 may not be diagnosed: the operator's configuration (allowedNodes) wants nodes with pool=web",
+        config=CONFIG.model_copy(update={"allowed_nodes": AllowedNodes(match_labels={"pool": "web"})}),
     ),
     "the node is removed": Ending(
         world(at_work(), nodes=(), pods=(pod(state=running()),)), Reason.NODE_LOST, "was removed"
@@ -294,9 +324,10 @@ ENDINGS = {
 
 @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS.keys())
 def test_every_fault_ends_the_run_with_its_reason(ending: Ending) -> None:
-    plan = plan_for(ending.snapshot)
+    plan = reconcile(ending.snapshot, ending.config, NOW)
     assert plan.status
     assert plan.status.completion_time == NOW
+    assert plan.status.progress == "Done 100%"
     status, reason, message = condition(plan.status, ConditionType.SUCCEEDED)
     assert (status, reason) == (ConditionStatus.FALSE, ending.reason)
     assert ending.message in message
@@ -321,7 +352,7 @@ def test_a_pod_that_is_on_its_way_is_not_removed_again() -> None:
 
 
 def test_a_spec_of_another_version_ends_as_invalid() -> None:
-    one = diagnosis(spec={"target": {"podRef": {"namespace": "a", "name": "b"}}}, status=running_status())
+    one = diagnosis(spec={"topN": "many"}, status=running_status())
     plan = plan_for(world(one))
     assert condition(plan.status, ConditionType.SUCCEEDED)[1] is Reason.INVALID_SPEC
 

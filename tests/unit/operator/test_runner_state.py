@@ -7,7 +7,7 @@ import pytest
 from memdiag_api.conditions import Reason
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.objects import Node, Pod
-from memdiag_operator.decide.runner_state import Broken, Finished, RunnerState, Starting, Working, runner_state
+from memdiag_operator.decide.runner_state import Broken, Finished, RunnerState, Starting, Window, Working, runner_state
 from support.kubernetes_objects import CONFIG, NODE, NOW, ago, node, pod, running, terminated, timestamp, waiting
 
 UNFIT = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes: Insufficient cpu"}
@@ -15,8 +15,11 @@ PLACED = {"type": "PodScheduled", "status": "True"}
 EVICTED = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": "taint"}
 
 
+FORMER_BOOT = {naming.BOOT_ID_ANNOTATION: "boot-0"}
+
+
 def state_of(runner: Pod, where: Node | None) -> RunnerState:
-    return runner_state(runner, where, node_name=NODE, duration_seconds=60, now=NOW, grace=CONFIG.grace)
+    return runner_state(runner, where, node_name=NODE, window=Window(60), now=NOW, grace=CONFIG.grace)
 
 
 def placed(seconds: float) -> list[dict[str, str]]:
@@ -87,7 +90,19 @@ def test_working(runner: Pod, message: str) -> None:
         pytest.param(pod(phase="Failed", state=terminated(exit_code=1)), node(), id="failed"),
         pytest.param(pod(phase="Failed", reason="Evicted"), node(), id="evicted before its container started"),
         pytest.param(pod(phase="Succeeded", state=terminated()), node(ready="Unknown"), id="done, then the node went"),
-        pytest.param(pod(phase="Failed", state=running()), None, id="node gone, pod failed by the garbage collector"),
+        pytest.param(
+            pod(phase="Failed", state=terminated("last words", exit_code=3), annotations=FORMER_BOOT),
+            node(),
+            id="failed with last words, then the node was rebooted",
+        ),
+        pytest.param(
+            pod(phase="Failed", state=terminated(exit_code=137, reason="OOMKilled"), annotations=FORMER_BOOT),
+            node(),
+            id="out of memory, then the node was rebooted",
+        ),
+        pytest.param(
+            pod(phase="Succeeded", state=terminated("last words")), None, id="done, then the node was removed"
+        ),
         pytest.param(pod(phase="Succeeded", state=terminated(), deleted=True), node(), id="done and being deleted"),
     ],
 )
@@ -142,11 +157,21 @@ def test_finished(runner: Pod, where: Node | None) -> None:
             id="node replaced",
         ),
         pytest.param(
-            pod(state=running(), annotations={naming.BOOT_ID_ANNOTATION: "boot-0"}),
+            pod(state=running(), annotations=FORMER_BOOT), node(), Reason.NODE_LOST, "was rebooted", id="node rebooted"
+        ),
+        pytest.param(
+            pod(phase="Failed", state=terminated(exit_code=255, reason="Unknown"), annotations=FORMER_BOOT),
             node(),
             Reason.NODE_LOST,
             "was rebooted",
-            id="node rebooted",
+            id="node rebooted, its kubelet is back and found the container dead",
+        ),
+        pytest.param(
+            pod(phase="Failed", state=running()),
+            None,
+            Reason.NODE_LOST,
+            "was removed",
+            id="node gone, pod failed by the garbage collector",
         ),
         pytest.param(
             pod(state=running()),

@@ -80,6 +80,48 @@ def test_who_wants_no_runner_takes_no_slot(fields: dict[str, Any]) -> None:
     assert admitted([], [waiting("a", "n1", 9, **fields), waiting("b", "n2", 8)], limit=1) == ["b"]
 
 
+def of_many(name: str, since: float, nodes: int, pods: int = 0) -> tuple[Diagnosis, list[Pod]]:
+    """A diagnosis of many nodes whose run began so many seconds ago, with runners on the first of them."""
+    names = [f"{name}-{number}" for number in range(nodes)]
+    states = [{"nodeName": node, "reason": "Pending"} for node in names]
+    one = waiting(name, "none", since, status={"nodeStates": states, "results": []})
+    launched = [naming.child_name(name, f"uid-{name}", RUN, node) for node in names[:pods]]
+    return one, [
+        pod(name=runner, node_name=node, owner=f"uid-{name}") for runner, node in zip(launched, names, strict=False)
+    ]
+
+
+def slots(pods: list[Pod], diagnoses: list[Diagnosis], limit: int) -> list[str]:
+    return sorted(slot.node_name for slot in allot(Fleet(tuple(pods), tuple(diagnoses)), limit, NOW).admitted)
+
+
+def test_many_nodes_of_one_diagnosis_do_not_keep_others_waiting() -> None:
+    """A run on many nodes that holds all slots but one gives way to one that has none, though that is younger."""
+    many, runners = of_many("many", 900, 1000, pods=2)
+    assert slots(runners, [many, waiting("one", "n1", 5)], limit=3) == ["n1"]
+    assert slots(runners, [many], limit=3) == ["many-2"]
+
+
+def test_slots_are_dealt_in_turn() -> None:
+    first, second = of_many("first", 90, 10)[0], of_many("second", 80, 10)[0]
+    assert slots([], [second, first], limit=3) == ["first-0", "first-1", "second-0"]
+    assert slots([], [second, first], limit=4) == ["first-0", "first-1", "second-0", "second-1"]
+
+
+def test_a_busy_node_does_not_hold_up_the_others_of_its_run() -> None:
+    many, _ = of_many("many", 90, 3)
+    assert slots([at_work("x", "many-0")], [many], limit=2) == ["many-1"]
+
+
+def test_the_place_in_a_long_queue_is_told_so_that_it_seldom_changes() -> None:
+    """Who is the last of two hundred is told ten times where he stands, and not two hundred times."""
+    busy = [at_work(str(number), f"b{number}") for number in range(3)]
+    queue = [waiting(f"{number:03}", f"n{number}", 900 - number) for number in range(200)]
+    told = set(allot(Fleet(tuple(busy), tuple(queue)), 3, NOW).waiting.values())
+    assert len(told) == 10
+    assert "all 3 runner slots of the cluster are taken, at most 256 ahead in the queue" in told
+
+
 def test_who_has_a_runner_waits_for_none() -> None:
     name = naming.child_name("a", "uid-a", RUN, "n1")
     assert admitted([at_work(name, "n1")], [waiting("a", "n1", 9)], limit=3) == []

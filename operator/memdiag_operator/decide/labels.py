@@ -1,0 +1,57 @@
+"""Labels of nodes, matched as Kubernetes does it (apimachinery: pkg/labels/selector.go)."""
+
+import re
+from collections.abc import Mapping
+
+from memdiag_operator.config import LABEL_KEY_PATTERN, LABEL_VALUE_PATTERN, AllowedNodes, LabelRequirement
+
+_KEY, _VALUE = re.compile(LABEL_KEY_PATTERN), re.compile(LABEL_VALUE_PATTERN)
+
+
+def allows(allowed: AllowedNodes, labels: Mapping[str, str]) -> bool:
+    """Whether a node with `labels` may be diagnosed."""
+    return all(labels.get(key) == value for key, value in allowed.match_labels.items()) and all(
+        _meets(requirement, labels) for requirement in allowed.match_expressions
+    )
+
+
+def _meets(requirement: LabelRequirement, labels: Mapping[str, str]) -> bool:
+    key, values = requirement.key, requirement.values
+    match requirement.operator:
+        case "In":
+            return key in labels and labels[key] in values
+        case "NotIn":
+            return labels.get(key) not in values  # a label that is not there is in no list
+        case "Exists":
+            return key in labels
+        case "DoesNotExist":
+            return key not in labels
+
+
+def described(allowed: AllowedNodes) -> str:
+    """What a node must have, as `kubectl get nodes -l` takes it: `pool=web,tier in (a,b),!secret`."""
+    return ",".join([equality_selector(allowed.match_labels), *map(_in_words, allowed.match_expressions)]).strip(",")
+
+
+def equality_selector(match_labels: Mapping[str, str]) -> str:
+    """`pool=web,zone=b`, as the API server takes it."""
+    return ",".join(f"{key}={value}" for key, value in sorted(match_labels.items()))
+
+
+def label_fault(match_labels: Mapping[str, str]) -> str:
+    """The first of `match_labels` that no label can be; empty when there is none."""
+    for key, value in match_labels.items():
+        # fullmatch: in Python `$` also matches before a final newline.
+        if not (_KEY.fullmatch(key) and _VALUE.fullmatch(value)):
+            return f"{key}={value}"
+    return ""
+
+
+def _in_words(requirement: LabelRequirement) -> str:
+    values = f"({','.join(requirement.values)})"
+    return {
+        "In": f"{requirement.key} in {values}",
+        "NotIn": f"{requirement.key} notin {values}",
+        "Exists": requirement.key,
+        "DoesNotExist": f"!{requirement.key}",
+    }[requirement.operator]

@@ -1,0 +1,50 @@
+"""How far a run is, in steps coarse enough that telling it costs little.
+
+Every step is a write of the status, which everyone who watches receives. So the seconds of a trace are told in ticks:
+at most MAX_TICKS of them in a run, however many nodes it has, and never less than MIN_TICK_SECONDS apart on a node.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memdiag_api.diagnosis import RunStep
+
+MAX_TICKS = 20
+MIN_TICK_SECONDS = 5
+STARTING_PERCENT = 5
+COLLECTING_PERCENT = 95
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one node is."""
+
+    step: RunStep
+    percent: int
+
+
+WAITING = Progress(RunStep.WAITING, 0)
+STARTING = Progress(RunStep.STARTING, STARTING_PERCENT)
+COLLECTING = Progress(RunStep.COLLECTING, COLLECTING_PERCENT)
+DONE = Progress(RunStep.DONE, 100)
+
+
+def tick_seconds(window_seconds: int, nodes: int) -> int:
+    """How much of a trace of `window_seconds` passes between two tellings, in a run on so many `nodes`."""
+    ticks = max(1, MAX_TICKS // max(1, nodes))
+    return max(MIN_TICK_SECONDS, -(-window_seconds // ticks))
+
+
+def tracing(elapsed_seconds: int, window_seconds: int) -> Progress:
+    """During the trace: between STARTING and COLLECTING in proportion to the time."""
+    share = min(1.0, elapsed_seconds / window_seconds) if window_seconds else 0.0
+    return Progress(RunStep.TRACING, STARTING_PERCENT + int(share * (COLLECTING_PERCENT - STARTING_PERCENT)))
+
+
+def of_run(nodes: Sequence[Progress]) -> tuple[int, str]:
+    """How far the whole run is, in percent and as people read it: `Tracing 41%`, or `2/5 nodes 48%`."""
+    percent = sum(one.percent for one in nodes) // len(nodes)
+    if len(nodes) == 1:
+        return percent, f"{nodes[0].step} {percent}%"
+    done = sum(one.step is RunStep.DONE for one in nodes)
+    return percent, f"{done}/{len(nodes)} nodes {percent}%"

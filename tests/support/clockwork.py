@@ -1,0 +1,150 @@
+"""A run from its begin to its end by the decisions alone: a clock, and pods that do as a good kubelet's would."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from memdiag_api.diagnosis import MemoryDiagnosisStatus
+from memdiag_api.evidence import Evidence
+from memdiag_operator.config import OperatorConfig
+from memdiag_operator.decide import naming
+from memdiag_operator.decide.objects import Diagnosis, Node, Pod
+from memdiag_operator.decide.reconcile import (
+    nodes_to_launch_on,
+    nodes_to_read,
+    reconcile,
+    runners_to_read,
+    starts_anew,
+    wants_slot,
+)
+from memdiag_operator.decide.snapshot import Fleet, Plan, ReportCleanup, RunnerOutput, Snapshot
+from support.kubernetes_objects import CONFIG, NOW, delivered, timestamp
+
+START_SECONDS = 3
+
+
+@dataclass
+class Runner:
+    """A runner pod, and what it will deliver."""
+
+    manifest: dict[str, Any]
+    created: datetime
+    message: str
+    log: bytes
+    duration_seconds: int
+
+    def pod(self, now: datetime) -> Pod:
+        """As the API server shows it at `now`."""
+        age = (now - self.created).total_seconds()
+        started = self.created + timedelta(seconds=START_SECONDS)
+        node_name = self.manifest["metadata"]["annotations"][naming.NODE_ANNOTATION]
+        if age < START_SECONDS:
+            phase = "Pending"
+            state: dict[str, dict[str, object]] = {"waiting": {"reason": "ContainerCreating"}}
+        elif age < START_SECONDS + self.duration_seconds:
+            phase, state = "Running", {"running": {"startedAt": timestamp(started)}}
+        else:
+            ended = {"exitCode": 0, "reason": "Completed", "message": self.message, "finishedAt": timestamp(now)}
+            phase, state = "Succeeded", {"terminated": ended}
+        return Pod.model_validate(
+            {
+                "metadata": {
+                    **self.manifest["metadata"],
+                    "uid": f"uid-of-{self.manifest['metadata']['name']}",
+                    "creationTimestamp": timestamp(self.created),
+                },
+                "spec": {"nodeName": node_name, "activeDeadlineSeconds": 86400},
+                "status": {"phase": phase, "containerStatuses": [{"name": "node-runner", "state": state}]},
+            }
+        )
+
+
+@dataclass
+class Clockwork:
+    """One diagnosis in a cluster of its own."""
+
+    diagnosis: Diagnosis
+    nodes: dict[str, Node]
+    evidence: Callable[[str, str], Evidence | None]
+    """By node and run, what its runner will deliver; None: nothing, it fails."""
+    config: OperatorConfig = CONFIG
+    duration_seconds: int = 60
+    target_pod: Pod | None = None
+    now: datetime = NOW
+    runners: dict[str, Runner] = field(default_factory=dict)
+    statuses: list[MemoryDiagnosisStatus] = field(default_factory=list)
+    """Every status that was written."""
+    reports: list[str] = field(default_factory=list)
+    cleanups: list[ReportCleanup] = field(default_factory=list)
+    most_runners: int = 0
+    """At work at the same time."""
+
+    @property
+    def status(self) -> MemoryDiagnosisStatus:
+        """The latest."""
+        return self.diagnosis.status
+
+    def run(self, seconds: int, *, look_every_seconds: int = 1) -> None:
+        """Look at everything again and again, once a second as events could at worst, until the end or for so long."""
+        for _ in range(0, seconds, look_every_seconds):
+            self._look()
+            if self.diagnosis.is_finished and not self.runners:
+                return
+            self.now += timedelta(seconds=look_every_seconds)
+
+    def annotate(self, requested_at: str) -> None:
+        """Ask for another run."""
+        self._store({"metadata": {"annotations": {"memdiag.dev/requestedAt": requested_at}}})
+
+    def _look(self) -> None:
+        snapshot = self._snapshot()
+        if wants_slot(snapshot):
+            snapshot = replace(snapshot, fleet=Fleet(pods=snapshot.pods, diagnoses=(self.diagnosis,)))
+            wanted = nodes_to_launch_on(snapshot, self.config, self.now)
+            snapshot = replace(snapshot, nodes={**snapshot.nodes, **self._read(wanted)})
+        self._apply(reconcile(snapshot, self.config, self.now))
+
+    def _snapshot(self) -> Snapshot:
+        pods = tuple(runner.pod(self.now) for runner in self.runners.values())
+        if starts_anew(self.diagnosis):
+            selected = tuple(self.nodes.values())
+            return Snapshot(diagnosis=self.diagnosis, pods=pods, selected=selected, target_pod=self.target_pod)
+        names = nodes_to_read(self.diagnosis, pods, self.config)
+        snapshot = Snapshot(diagnosis=self.diagnosis, nodes=self._read(names), pods=pods)
+        ended = runners_to_read(snapshot, self.config, self.now)
+        outputs = {pod.metadata.name: RunnerOutput(self.runners[pod.metadata.name].log) for pod in ended}
+        return replace(snapshot, outputs=outputs)
+
+    def _read(self, names: list[str]) -> dict[str, Node | None]:
+        return {name: self.nodes.get(name) for name in names}
+
+    def _apply(self, plan: Plan) -> None:
+        self.reports += [manifest["metadata"]["name"] for manifest in plan.reports]
+        if plan.report_cleanup:
+            self.cleanups.append(plan.report_cleanup)
+        if plan.status:
+            self.statuses.append(plan.status)
+            stored = plan.status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
+            self._store({"status": stored})
+        for manifest in plan.launches:
+            name, meta = manifest["metadata"]["name"], manifest["metadata"]
+            found = self.evidence(meta["annotations"][naming.NODE_ANNOTATION], meta["labels"][naming.RUN_ID_LABEL])
+            message, log = delivered(found) if found else ("", b"")
+            self.runners[name] = Runner(manifest, self.now, message, log, self.duration_seconds)
+        for removal in plan.removals:
+            del self.runners[removal.name]
+        working = [one for one in self.runners.values() if not one.pod(self.now).is_terminal]
+        self.most_runners = max(self.most_runners, len(working))
+
+    def _store(self, change: dict[str, Any]) -> None:
+        document = self.diagnosis.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        for key, value in change.items():
+            document[key] = {**document[key], **value} if key == "metadata" else value
+        self.diagnosis = Diagnosis.model_validate(document)
+
+
+def size_bytes(status: MemoryDiagnosisStatus) -> int:
+    """What it takes in etcd, roughly: its JSON."""
+    return len(json.dumps(status.to_json_object(), separators=(",", ":")).encode())

@@ -1,0 +1,318 @@
+"""Whole runs by the decisions alone: on one node, on a thousand, again; how often and how much is written."""
+
+from typing import Any
+
+import pytest
+
+from memdiag_api.conditions import ConditionType, Reason
+from memdiag_api.diagnosis import MemoryDiagnosisStatus, NodeResult, VerdictSummary
+from memdiag_api.evidence import Confidence, Evidence, VerdictKind
+from memdiag_operator.config import OperatorConfig
+from memdiag_operator.decide.progress import tick_seconds, tracing
+from memdiag_operator.decide.size import most_telling
+from support.clockwork import Clockwork, size_bytes
+from support.evidence import evidence_with
+from support.kubernetes_objects import CONFIG, diagnosis, node, pod
+
+WEB = {"pool": "web"}
+HEALTHY = VerdictKind.NO_LEAK
+
+
+def found_on(node_name: str, run: str, kind: VerdictKind = HEALTHY, *, finds: int = 1) -> Evidence:
+    """Evidence of a node with that verdict, and with so many holders and stacks."""
+    template = evidence_with(run_id=run, holders=finds, stacks=finds)
+    suspects = {} if kind is VerdictKind.PINNED_BY_UNREAD_SOCKET else {"holder": None, "stack": None}
+    verdict = template.verdict.model_copy(update={"kind": kind, "sentence": f"So it is on {node_name}.", **suspects})
+    host = template.host.model_copy(update={"node_name": node_name})
+    return template.model_copy(update={"host": host, "verdict": verdict})
+
+
+def of_many(count: int, *, leaks: tuple[int, ...] = (), fails: tuple[int, ...] = (), **fields: Any) -> Clockwork:
+    """A diagnosis of so many nodes; those numbered in `leaks` have one, those in `fails` deliver nothing."""
+    names = [f"node-{number:03}" for number in range(count)]
+
+    def evidence(node_name: str, run: str) -> Evidence | None:
+        number = int(node_name.removeprefix("node-"))
+        kind = VerdictKind.PINNED_BY_UNREAD_SOCKET if number in leaks else HEALTHY
+        return None if number in fails else found_on(node_name, run, kind)
+
+    target = {"nodeSelector": {"matchLabels": WEB}, "maxNodes": count}
+    one = diagnosis(spec={"target": target, "activeDeadlineSeconds": 86400, **fields.pop("spec", {})})
+    return Clockwork(one, {name: node(name, labels=WEB) for name in names}, evidence, **fields)
+
+
+def condition(status: MemoryDiagnosisStatus, kind: ConditionType) -> tuple[str, str, str]:
+    (found,) = [one for one in status.conditions if one.type is kind]
+    return found.status, found.reason, found.message
+
+
+# --- one node ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("duration", "seconds"), [("5s", 5), ("60s", 60), ("30m", 1800)])
+def test_a_run_on_one_node_writes_its_status_few_times(duration: str, seconds: int) -> None:
+    one = diagnosis(spec={"duration": duration, "activeDeadlineSeconds": 86400})
+    clock = Clockwork(one, {"node1": node()}, found_on, duration_seconds=seconds)
+    clock.run(seconds + 60)
+    assert condition(clock.status, ConditionType.SUCCEEDED)[1] == Reason.COMPLETED
+    # begin, pod created, starting, result; at most 20 tellings of progress
+    assert len(clock.statuses) <= 20 + 4
+
+
+def test_progress_moves_forward_step_by_step_and_ends_at_a_hundred() -> None:
+    clock = Clockwork(diagnosis(), {"node1": node()}, found_on)
+    clock.run(120)
+    told = [status.progress for status in clock.statuses]
+    assert told[:3] == ["Waiting 0%", "Waiting 0%", "Starting 5%"]
+    assert told[3:6] == ["Tracing 5%", "Tracing 12%", "Tracing 20%"]
+    assert told[-2:] == ["Tracing 87%", "Done 100%"]
+    percents = [status.progress_percent or 0 for status in clock.statuses]
+    assert percents == sorted(percents)
+    settled = clock.status.results[0]
+    assert (settled.step, settled.progress_percent) == (None, None)
+
+
+def test_a_check_that_waits_for_nothing_has_no_window() -> None:
+    clock = Clockwork(diagnosis(spec={"checks": ["Breakdown"]}), {"node1": node()}, found_on)
+    clock.run(30)
+    assert clock.status.progress == "Collecting 95%"
+    assert condition(clock.status, ConditionType.RECONCILING)[2] == "the runner is at work on node node1"
+
+
+@pytest.mark.parametrize(
+    ("window", "nodes", "tick"),
+    [(60, 1, 5), (1800, 1, 90), (60, 3, 10), (60, 20, 60), (60, 1000, 60), (5, 1, 5), (0, 1, 5)],
+)
+def test_a_telling_of_progress_comes_seldom(window: int, nodes: int, tick: int) -> None:
+    assert tick_seconds(window, nodes) == tick
+
+
+def test_the_percent_of_a_trace_stays_between_its_neighbours() -> None:
+    assert [tracing(seconds, 60).percent for seconds in (0, 30, 60, 6000)] == [5, 50, 95, 95]
+    assert tracing(9, 0).percent == 5
+
+
+# --- many nodes -------------------------------------------------------------------------------------------------------
+
+
+def test_every_node_gets_its_runner_never_more_than_there_are_slots() -> None:
+    clock = of_many(10, leaks=(4,))
+    clock.run(3600)
+    assert clock.most_runners == CONFIG.max_concurrent_runners
+    assert len(set(clock.reports)) == len(clock.reports) == 10
+    status = clock.status
+    assert status.nodes
+    assert (status.nodes.total, status.nodes.succeeded, status.nodes.failed) == (10, 10, 0)
+    assert status.progress == "10/10 nodes 100%"
+    assert status.target == "10 with pool=web"
+    assert condition(status, ConditionType.LEAK_DETECTED)[:2] == ("True", "PinnedByUnreadSocket")
+    assert status.summary
+    assert status.summary.startswith("A leak on 1 of 10 nodes. On node node-004 kernel code holds 6.00 GiB")
+    assert status.results[0].node_name == "node-004"
+    assert {state.verdict for state in status.node_states} == {HEALTHY, VerdictKind.PINNED_BY_UNREAD_SOCKET}
+
+
+def test_the_nodes_are_chosen_once() -> None:
+    """What joins and leaves while the run goes on does not change whom it is about."""
+    clock = of_many(4)
+    clock.run(20)
+    clock.nodes["node-000a"] = node("node-000a", labels=WEB)
+    del clock.nodes["node-003"]
+    clock.run(3600)
+    assert {state.node_name: state.reason for state in clock.status.node_states} == {
+        "node-000": "Completed",
+        "node-001": "Completed",
+        "node-002": "Completed",
+        "node-003": "NodeLost",
+    }
+    succeeded = condition(clock.status, ConditionType.SUCCEEDED)
+    assert succeeded[:2] == ("False", "PartialResults")
+    assert "3 of 4 nodes delivered a result; node node-003 was removed from the cluster before its" in succeeded[2]
+
+
+def test_what_arrived_is_kept_when_others_fail() -> None:
+    clock = of_many(6, leaks=(1,), fails=(0, 5))
+    clock.run(3600)
+    assert condition(clock.status, ConditionType.SUCCEEDED)[:2] == ("False", "PartialResults")
+    assert condition(clock.status, ConditionType.LEAK_DETECTED)[:2] == ("True", "PinnedByUnreadSocket")
+    assert clock.status.nodes
+    assert (clock.status.nodes.succeeded, clock.status.nodes.failed) == (4, 2)
+    reasons = [result.reason for result in clock.status.results]
+    assert reasons == ["Completed"] * 4 + ["RunnerFailed"] * 2
+
+
+def test_a_leak_is_told_before_the_run_is_over() -> None:
+    clock = of_many(9, leaks=(0,))
+    clock.run(80)
+    assert not clock.diagnosis.is_finished
+    assert condition(clock.status, ConditionType.LEAK_DETECTED)[0] == "True"
+    assert clock.status.suspect
+    assert condition(clock.status, ConditionType.SUCCEEDED)[0] == "Unknown"
+
+
+def test_a_run_on_many_nodes_ends_in_time_with_what_it_has() -> None:
+    clock = of_many(9, spec={"activeDeadlineSeconds": 100})
+    clock.run(3600)
+    assert condition(clock.status, ConditionType.SUCCEEDED)[1] == "PartialResults"
+    reasons = [state.reason for state in clock.status.node_states]
+    assert reasons.count("Completed") == 3
+    assert reasons.count("DeadlineExceeded") == 6
+
+
+def test_many_nodes_are_written_in_proportion_to_their_number() -> None:
+    """Each node's turns are written, nothing for nodes whose turn has not come."""
+    for count in (15, 30):
+        clock = of_many(count)
+        clock.run(7200)
+        assert clock.diagnosis.is_finished
+        assert len(clock.statuses) <= 6 * count
+
+
+def test_a_thousand_nodes_fit() -> None:
+    """The largest run there may be, with names as long as Kubernetes lets them be, and more long answers than fit."""
+    one = of_many(1000, config=OperatorConfig(runner=CONFIG.runner, max_concurrent_runners=1000))
+    long = {name: f"{name}-{'x' * (62 - len(name))}" for name in one.nodes}
+    one.nodes = {name: node(name, labels=WEB) for name in long.values()}
+
+    def evidence(name: str, run: str) -> Evidence | None:
+        number = int(name[5:8])
+        return (
+            found_on(name, run, VerdictKind.GROWING_KERNEL_ALLOCATION, finds=10 if number < 30 else 0)
+            if number
+            else None
+        )
+
+    one.evidence = evidence
+    one.run(200, look_every_seconds=20)
+    assert one.status.nodes
+    assert (one.status.nodes.succeeded, one.status.nodes.failed) == (999, 1)
+    assert len(one.reports) == 999
+    assert len(one.status.results) == 16
+    assert len(one.status.report_refs) == 15
+    assert one.status.truncated
+    assert [result.reason for result in one.status.results].count("RunnerFailed") == 1
+    assert max(map(size_bytes, one.statuses)) < 230 * 1024
+
+
+def test_an_answer_that_is_left_off_the_status_is_still_counted() -> None:
+    clock = of_many(40, leaks=(7, 39))
+    clock.run(7200)
+    assert [result.node_name for result in clock.status.results[:2]] == ["node-007", "node-039"]
+    assert len(clock.status.results) == 16
+    assert clock.status.truncated
+    assert clock.status.nodes
+    assert clock.status.nodes.succeeded == 40
+    assert condition(clock.status, ConditionType.SUCCEEDED)[1] == "Completed"
+
+
+def results(count: int, reason: Reason, verdict: VerdictSummary | None = None) -> list[NodeResult]:
+    return [NodeResult(node_name=f"node-{number}", reason=reason, verdict=verdict) for number in range(count)]
+
+
+def test_failures_are_shown_beside_answers_and_both_beside_what_goes_on() -> None:
+    healthy = VerdictSummary(kind=HEALTHY, confidence=Confidence.HIGH, sentence="No leak.")
+    answers, lost = results(20, Reason.COMPLETED, healthy), results(9, Reason.NODE_LOST)
+    shown = most_telling([*answers, *lost, *results(9, Reason.RUNNING)])
+    assert [one.reason for one in shown] == ["Completed"] * 12 + ["NodeLost"] * 4
+    few = most_telling([*results(2, Reason.RUNNING), *results(20, Reason.PENDING), *lost[:3]])
+    assert [one.reason for one in few] == ["NodeLost"] * 3 + ["Running"] * 2 + ["Pending"] * 11
+
+
+# --- a pod's node -----------------------------------------------------------------------------------------------------
+
+
+def test_the_node_of_a_pod_is_diagnosed_and_the_pod_is_told_of() -> None:
+    target = {"podRef": {"namespace": "web", "name": "nginx-7d4"}}
+    one = Clockwork(diagnosis(spec={"target": target}), {"node1": node()}, found_on)
+    one.target_pod = pod(name="nginx-7d4", node_name="node1")
+    one.run(120)
+    assert one.status.target == "web/nginx-7d4 on node1"
+    assert one.status.results[0].target_pod
+    assert one.status.summary
+    assert one.status.summary.startswith("Pod web/nginx-7d4 ")
+
+
+def test_a_pod_that_is_not_there_ends_the_run_at_once_with_one_event() -> None:
+    target = {"podRef": {"namespace": "web", "name": "nginx-7d4"}}
+    clock = Clockwork(diagnosis(spec={"target": target}), {"node1": node()}, found_on)
+    clock.run(1)
+    assert clock.diagnosis.is_finished
+    assert clock.status.node_states == []
+    assert condition(clock.status, ConditionType.SUCCEEDED)[1] == "PodNotFound"
+    assert condition(clock.status, ConditionType.STALLED)[0] == "True"
+    clock.run(5)
+    assert len(clock.statuses) == 1
+
+
+def test_labels_that_can_be_no_nodes_end_the_run_at_once() -> None:
+    target = {"nodeSelector": {"matchLabels": {"a in (b)": "c"}}, "maxNodes": 1}
+    clock = Clockwork(diagnosis(spec={"target": target}), {}, found_on)
+    clock.run(1)
+    assert condition(clock.status, ConditionType.SUCCEEDED)[1] == "InvalidSpec"
+
+
+# --- again ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_run_before_is_remembered_in_short() -> None:
+    clock = Clockwork(diagnosis(), {"node1": node()}, found_on)
+    clock.run(120)
+    first = clock.status
+    assert first.last_run is None
+    clock.annotate("again")
+    clock.run(120)
+    last = clock.status.last_run
+    assert last
+    assert (last.run_id, last.start_time, last.completion_time) == (
+        first.run_id,
+        first.start_time,
+        first.completion_time,
+    )
+    assert (last.reason, last.leak_detected, last.verdict) == ("Completed", "False", "NoLeak")
+    assert last.summary == first.summary
+    assert clock.status.run_id != first.run_id
+    assert clock.status.last_handled_request == "again"
+
+
+def test_reports_of_the_last_runs_are_kept_and_older_ones_deleted() -> None:
+    config = OperatorConfig(runner=CONFIG.runner, keep_reports_of_runs=2)
+    clock = Clockwork(diagnosis(), {"node1": node()}, found_on, config=config)
+    runs = []
+    for number in range(5):
+        clock.annotate(str(number))
+        clock.run(120)
+        runs.append(clock.status.run_id)
+    assert len(set(runs)) == 5
+    # As the fourth run began, the first one's went; as the fifth did, the second's.
+    assert [cleanup.kept_runs for cleanup in clock.cleanups] == [
+        (runs[3], runs[2], runs[1]),
+        (runs[4], runs[3], runs[2]),
+    ]
+    assert clock.status.previous_run_ids == runs[3::-1]
+
+
+def test_a_run_that_a_suspension_gave_up_is_not_the_run_before() -> None:
+    clock = Clockwork(diagnosis(), {"node1": node()}, found_on)
+    clock.run(120)
+    first = clock.status.run_id
+    clock.annotate("again")
+    clock.run(10)
+    given_up = clock.status.run_id
+    clock._store({"spec": {"target": {"nodeName": "node1"}, "suspend": True}})
+    clock.run(2)
+    assert clock.status.progress is None
+    assert clock.runners == {}
+    clock._store({"spec": {"target": {"nodeName": "node1"}, "suspend": False}})
+    clock.run(120)
+    assert clock.status.last_run
+    assert clock.status.last_run.run_id == first
+    assert clock.status.previous_run_ids == [given_up, first]
+
+
+def test_a_status_without_nodes_begins_anew_instead_of_waiting_for_ever() -> None:
+    """Whatever has emptied it, a run of no nodes would never end."""
+    target = {"nodeSelector": {"matchLabels": WEB}, "maxNodes": 1}
+    broken = {"observedGeneration": 1, "runID": "x", "startTime": "2026-03-01T11:59:00Z"}
+    clock = Clockwork(diagnosis(spec={"target": target}, status=broken), {"node1": node(labels=WEB)}, found_on)
+    clock.run(120)
+    assert condition(clock.status, ConditionType.SUCCEEDED)[1] == "Completed"
