@@ -1,0 +1,6 @@
+-- The action "rerun" of a MemoryDiagnosis in Argo CD: asks for another run.
+if obj.metadata.annotations == nil then
+  obj.metadata.annotations = {}
+end
+obj.metadata.annotations["memdiag.dev/requestedAt"] = os.date("!%Y-%m-%dT%XZ")
+return obj
