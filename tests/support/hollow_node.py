@@ -61,6 +61,10 @@ class HollowNode:
         }
         self._patch("node", self.name, {"status": document}, "--subresource=status")
 
+    def label(self, *labels: str) -> None:
+        """Set labels, as `key=value`."""
+        self.cluster.kubectl("label", "--overwrite", "node", self.name, *labels)
+
     def leave(self) -> None:
         """Leave the cluster."""
         self.cluster.kubectl("delete", "node", self.name)

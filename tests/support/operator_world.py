@@ -111,12 +111,12 @@ class World:
 
 
 @contextmanager
-def operator_world(cluster: TestCluster, folders: pytest.TempPathFactory) -> Iterator[World]:
-    """Start an operator for a module's tests."""
+def operator_world(cluster: TestCluster, folders: pytest.TempPathFactory, **config: Any) -> Iterator[World]:
+    """Start an operator for a module's tests, with these parts of its configuration changed."""
     with ExitStack() as stack:
         logs = folders.mktemp("logs")
         address = stack.enter_context(log_endpoint(cluster, logs))
-        operator = stack.enter_context(running_operator(cluster, folders.mktemp("operator"), CONFIG))
+        operator = stack.enter_context(running_operator(cluster, folders.mktemp("operator"), CONFIG | config))
         yield World(cluster, operator, logs, address)
 
 

@@ -121,10 +121,16 @@ def _nodes(
     diagnosis: Diagnosis,
     pods: tuple[Pod, ...],
 ) -> dict[str, Node | None]:
-    """The nodes that matter now: of recent readings where a runner is, of any where one is waited for."""
-    with_runner = {pod.metadata.annotations.get(naming.NODE_ANNOTATION) for pod in pods}
+    """The nodes that matter now: of recent readings where a runner is, of any where one is waited for.
+
+    Where a runner has ended, its node is asked for anew: a reboot, if that was it, is as new as the pod's end.
+    """
+    max_ages_seconds = {
+        pod.metadata.annotations.get(naming.NODE_ANNOTATION): 0 if pod.is_terminal else config.sweep.idle_seconds
+        for pod in pods
+    }
     return {
-        name: _node(kubernetes, cache, name, config.sweep.idle_seconds if name in with_runner else ANY_AGE_SECONDS)
+        name: _node(kubernetes, cache, name, max_ages_seconds.get(name, ANY_AGE_SECONDS))
         for name in nodes_to_read(diagnosis, pods, config)
     }
 
