@@ -4,6 +4,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -322,7 +323,7 @@ def test_a_person_sees_it_move(world: World) -> None:
         for percent, elapsed in ((5, 0), (50, 30), (95, 61)):
             state = {"running": {"startedAt": seconds_ago(elapsed)}}
             node.say(runner, {"phase": "Running", **container(state)})
-            eventually(lambda expected=percent: world.read("seen")["status"]["progressPercent"] >= expected)
+            eventually(partial(has_come_to, world, "seen", percent))
         world.deliver(node, runner)
         world.end("seen")
         assert world.read("seen")["status"]["progress"] == "Done 100%"
@@ -333,6 +334,16 @@ def test_a_person_sees_it_move(world: World) -> None:
     assert list(dict.fromkeys(steps)) == ["Waiting", "Starting", "Tracing", "Collecting", "Done"]
     percents = [int(line.split()[1].rstrip("%")) for line in told if "%" in line]
     assert percents == sorted(percents)
+
+
+def has_come_to(world: World, name: str, percent: int) -> bool:
+    """Whether a run is at least so far."""
+    return bool(world.read(name)["status"].get("progressPercent", 0) >= percent)
+
+
+def has_begun_for(world: World, name: str, requested_at: str) -> bool:
+    """Whether the run that a request asks for has begun."""
+    return bool(world.read(name)["status"].get("lastHandledRequest") == requested_at)
 
 
 def seconds_ago(seconds: int) -> str:
@@ -350,9 +361,9 @@ def test_the_run_before_is_told_and_reports_of_old_runs_go(world: World) -> None
     first = world.read("again")["status"]
     for number in range(2):
         world.cluster.kubectl("annotate", "--overwrite", "memdiag", "again", f"memdiag.dev/requestedAt={number}")
-        eventually(lambda known=tuple(runners): node.runner() not in known)
+        eventually(partial(has_begun_for, world, "again", str(number)))
+        eventually(lambda: node.runner() not in runners)
         runners.append(world.run(node))
-        eventually(lambda expected=str(number): world.read("again")["status"].get("lastHandledRequest") == expected)
         world.end("again")
         if number == 0:
             last = world.read("again")["status"]["lastRun"]

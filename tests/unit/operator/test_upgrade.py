@@ -1,10 +1,11 @@
 """What an operator of a released version has left, this one carries on.
 
 tests/fixtures/released/VERSION/objects has what that version stored at each step of one run on one node: the diagnosis,
-its runner pod, and the log that the runner left.
+its runner pod, and the log that the runner left; tools/record_released.py wrote them.
 """
 
 import json
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import pytest
 
 from memdiag_api.conditions import ConditionType
 from memdiag_api.diagnosis import MemoryDiagnosisStatus
-from memdiag_operator.decide.objects import Diagnosis, Pod
+from memdiag_api.evidence import Evidence
+from memdiag_operator.decide.objects import Diagnosis, Node, Pod
 from memdiag_operator.decide.reconcile import nodes_to_read, reconcile, runners_to_read, wants_slot
 from memdiag_operator.decide.slots import Slot, allot
 from memdiag_operator.decide.snapshot import Fleet, Plan, RunnerOutput, Snapshot
-from support.kubernetes_objects import CONFIG, NODE, NOW, node
+from support.kubernetes_objects import CONFIG
 
 OBJECTS = Path(__file__).parents[2] / "fixtures" / "released" / "0.1.0" / "objects"
+NODE = Node.model_validate_json((OBJECTS / "node.json").read_text())
+NODE_NAME = NODE.metadata.name
 
 
 def diagnosis(name: str, **changes: Any) -> Diagnosis:
@@ -29,8 +33,19 @@ def runner(name: str) -> Pod:
     return Pod.model_validate_json((OBJECTS / f"pod-{name}.json").read_text())
 
 
+def twelve_seconds_into_the_trace() -> datetime:
+    container = runner("running").main_container
+    assert container
+    assert container.state.running
+    assert container.state.running.started_at
+    return container.state.running.started_at + timedelta(seconds=12)
+
+
+NOW = twelve_seconds_into_the_trace()
+
+
 def decide(one: Diagnosis, *pods: Pod, log: bytes | None = None) -> Plan:
-    nodes = dict.fromkeys(nodes_to_read(one, pods, CONFIG), node())
+    nodes = dict.fromkeys(nodes_to_read(one, pods, CONFIG), NODE)
     snapshot = Snapshot(diagnosis=one, pods=pods, nodes=nodes)
     ended = runners_to_read(snapshot, CONFIG, NOW)
     fleet = Fleet(pods=pods, diagnoses=(one,)) if wants_slot(snapshot) else None
@@ -53,7 +68,7 @@ def test_the_objects_are_of_a_version_that_knew_one_node_only() -> None:
 def test_a_run_that_waits_for_its_slot_keeps_its_place_and_gets_its_runner() -> None:
     one = diagnosis("pending")
     queue = allot(Fleet(pods=(), diagnoses=(one,)), 3, NOW)
-    assert queue.admitted == {Slot(one.metadata.uid, NODE)}
+    assert queue.admitted == {Slot(one.metadata.uid, NODE_NAME)}
     plan = decide(one)
     assert plan.status
     assert (plan.status.run_id, plan.status.start_time) == (one.status.run_id, one.status.start_time)
@@ -68,8 +83,8 @@ def test_a_runner_at_work_is_found_and_not_started_twice() -> None:
     assert plan.removals == ()
     assert plan.status
     assert plan.status.run_id == one.status.run_id
-    assert (plan.status.target, plan.status.progress) == (NODE, "Tracing 20%")
-    assert [(state.node_name, state.reason) for state in plan.status.node_states] == [(NODE, "Running")]
+    assert (plan.status.target, plan.status.progress) == (NODE_NAME, "Tracing 20%")
+    assert [(state.node_name, state.reason) for state in plan.status.node_states] == [(NODE_NAME, "Running")]
     assert succeeded(plan.status) == "Running"
 
 
@@ -78,7 +93,7 @@ def test_the_result_of_a_former_versions_runner_is_taken() -> None:
     assert succeeded(plan.status) == "Completed"
     assert [manifest["metadata"]["name"] for manifest in plan.reports] == [runner("succeeded").metadata.name]
     before = json.loads((OBJECTS / "report.json").read_text())
-    assert plan.reports[0]["evidence"] == before["evidence"]
+    assert Evidence.model_validate(plan.reports[0]["evidence"]) == Evidence.model_validate(before["evidence"])
 
 
 def test_a_stored_result_is_left_as_it_is_and_its_pod_removed() -> None:
