@@ -1,6 +1,7 @@
 """Tiers: a test's folder names its tier, a tier that cannot run says why, and MEMDIAG_REQUIRE_ALL=1 accepts no skip.
 
 The `api`, `e2e` and `vm` tiers skip in their own fixtures, which know what is missing.
+`-m fault` prints the fault table.
 """
 
 import os
@@ -10,12 +11,40 @@ from typing import TypeVar
 
 import pytest
 
+from support import fault_table
+
 TESTS_ROOT = Path(__file__).parent
 # In the order in which they run: what measures the machine comes before the clusters that live on it until the end.
 TIERS = ("unit", "kernel", "api", "e2e", "vm")
 KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+FAULT_ROWS = pytest.StashKey[dict[str, list[fault_table.Row]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --write-faults."""
+    parser.addoption("--write-faults", type=Path, metavar="FILE", help="with -m fault: write the fault table there")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Remember which faults the selected tests make."""
+    tiers = {item.nodeid: _tier(item) for item in session.items}
+    session.config.stash[FAULT_ROWS] = fault_table.expected_rows(session.items, tiers)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the fault table, if faults were asked for."""
+    if config.option.markexpr != "fault" or FAULT_ROWS not in config.stash:
+        return
+    reports = [one for group in ("passed", "failed", "error", "skipped") for one in terminalreporter.getreports(group)]
+    rows = fault_table.filled_rows(config.stash[FAULT_ROWS], reports)
+    terminalreporter.section("faults")
+    terminalreporter.write_line(fault_table.as_text(rows))
+    if path := config.getoption("--write-faults"):
+        fault_table.write(path, rows)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

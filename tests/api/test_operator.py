@@ -16,7 +16,8 @@ from support.cluster import TestCluster
 from support.hollow_node import RUNNERS, HollowNode, container, eventually, now
 from support.kubernetes_objects import delivered
 from support.operator_process import OperatorProcess, running_operator
-from support.operator_world import CONFIG, IMAGE, World, evidence_of, operator_world, pod_of, run_id, sweep_away
+from support.operator_world import CONFIG, World, evidence_of, operator_world, pod_of, run_id, sweep_away
+from support.runner_manifest import runner_manifest
 
 OPERATOR = "system:serviceaccount:memdiag-system:memdiag-operator"
 
@@ -36,6 +37,7 @@ def world(shared: World) -> Iterator[World]:
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("none: a runner works", reason="Running")
 def test_a_run_from_the_request_to_the_answer(world: World) -> None:
     node = world.node("node-a")
     world.diagnose("run", "node-a")
@@ -113,6 +115,7 @@ def test_nothing_of_kopf_is_left_on_any_object(world: World) -> None:
     assert "annotations" not in world.read("clean")["metadata"]
 
 
+@pytest.mark.fault("terminal escapes and kernel addresses in a document", reason="Completed")
 def test_what_a_hostile_node_says_is_published_without_teeth(world: World) -> None:
     node = world.node("node-a")
     world.diagnose("hostile", "node-a")
@@ -220,15 +223,23 @@ FAULTS: dict[str, tuple[Callable[[HollowNode, str, str], None], str, str]] = {
 }
 
 
-@pytest.mark.parametrize(("fault", "reason", "said"), FAULTS.values(), ids=FAULTS.keys())
+@pytest.mark.parametrize(
+    ("fault", "reason", "said"),
+    [pytest.param(*row, marks=pytest.mark.fault(name, reason=row[1]), id=name) for name, row in FAULTS.items()],
+)
 def test_a_fault_ends_the_run_with_its_reason(
-    world: World, fault: Callable[[HollowNode, str, str], None], reason: str, said: str
+    world: World,
+    fault: Callable[[HollowNode, str, str], None],
+    reason: str,
+    said: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
     node = world.node("node-a")
     world.diagnose("fault", "node-a")
     runner = node.runner()
     fault(node, runner, run_id(pod_of(world, runner)))
     status, found, message = world.end("fault")
+    record_property("seen", found)
     assert (status, found) == ("False", reason)
     assert said in message
     assert world.condition("fault", "Stalled")[:2] == ("True", reason)
@@ -241,6 +252,7 @@ def test_an_unknown_node_is_said_at_once(world: World) -> None:
     assert world.pods() == []
 
 
+@pytest.mark.fault("pod refused by Pod Security", reason="AdmissionDenied")
 def test_a_refusal_of_the_api_server_is_passed_on(world: World) -> None:
     label = "pod-security.kubernetes.io/enforce"
     world.cluster.kubectl("label", "--overwrite", "namespace", RUNNERS, f"{label}=restricted")
@@ -254,18 +266,14 @@ def test_a_refusal_of_the_api_server_is_passed_on(world: World) -> None:
         world.cluster.kubectl("label", "--overwrite", "namespace", RUNNERS, f"{label}=privileged")
 
 
+@pytest.mark.fault("pod's name taken by someone else", reason="AdmissionDenied")
 def test_a_pod_of_the_same_name_that_is_someone_elses_is_not_adopted(world: World) -> None:
     world.node("node-a")
     world.diagnose("squatted", "node-a", suspend=True)
     eventually(lambda: world.condition("squatted")[1] == "Suspended")
     uid = world.read("squatted")["metadata"]["uid"]
     name = naming.child_name("squatted", uid, naming.run_id(uid, "", None), "node-a")
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name},
-        "spec": {"containers": [{"name": "a", "image": IMAGE}]},
-    }
+    pod = runner_manifest(name)
     world.cluster.kubectl("-n", RUNNERS, "create", f"--as={OPERATOR}", "-f", "-", input=json.dumps(pod))
     world.change("squatted", suspend=False)
     status, reason, message = world.end("squatted")
@@ -294,6 +302,7 @@ def test_a_request_runs_a_finished_diagnosis_again(world: World) -> None:
     assert [one["name"] for one in world.read("again")["status"]["reportRefs"]] == [second]
 
 
+@pytest.mark.fault("suspended in the middle", reason="Suspended")
 def test_suspending_ends_the_runner_and_resuming_starts_another(world: World) -> None:
     node = world.node("node-a")
     world.diagnose("paused", "node-a")
@@ -307,6 +316,7 @@ def test_suspending_ends_the_runner_and_resuming_starts_another(world: World) ->
     assert node.runner() != first
 
 
+@pytest.mark.fault("terminated in the middle", reason="Terminated")
 def test_terminating_asks_the_runner_to_end_and_keeps_what_it_had(world: World) -> None:
     node = world.node("node-a")
     world.diagnose("cut-short", "node-a")
@@ -329,6 +339,7 @@ def test_a_time_to_live_deletes_the_diagnosis(world: World) -> None:
     eventually(lambda: "brief" not in world.cluster.kubectl("get", "memdiag", "-o", "name"))
 
 
+@pytest.mark.fault("none: a leak, and failOn is LeakDetected", reason="LeakFound")
 def test_a_gate_fails_on_a_leak(world: World) -> None:
     node = world.node("node-a")
     world.diagnose("gate", "node-a", failOn="LeakDetected")
@@ -341,6 +352,7 @@ def test_a_gate_fails_on_a_leak(world: World) -> None:
 # --- many at once, and an operator that dies --------------------------------------------------------------------------
 
 
+@pytest.mark.fault("more runs than slots", reason="Pending")
 def test_never_more_runners_than_slots_and_everyone_gets_a_turn(world: World) -> None:
     nodes = {f"node-{number}": world.node(f"node-{number}") for number in range(5)}
     for name in nodes:
@@ -370,7 +382,13 @@ def own_operator(installed: TestCluster, shared: World, tmp_path: Path) -> Itera
     sweep_away(installed)
 
 
-@pytest.mark.parametrize("step", ["when its runner is created", "while its runner works", "when its runner has ended"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(step, marks=pytest.mark.fault(f"operator killed {step}", reason="Completed"), id=step)
+        for step in ("when its runner is created", "while its runner works", "when its runner has ended")
+    ],
+)
 def test_a_killed_operator_is_no_loss(shared: World, own_operator: Callable[[], OperatorProcess], step: str) -> None:
     first = own_operator()
     node = shared.node("node-a")

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,15 @@ import yaml
 
 from local_cluster.paths import PROJECT
 from support.cluster import TestCluster
+from support.control_plane import ControlPlane
 from support.hollow_node import eventually
 
 EMBEDDED = PROJECT / "manifests/overlays/embedded"
 RUNNERS = "memdiag-runners"
 IMAGE = "memdiag.dev/node-runner:dev"
 PATIENCE_SECONDS = 180
-GRACE = {"imagePullSeconds": 3, "unschedulableSeconds": 3}
+GRACE = {"imagePullSeconds": 3, "unschedulableSeconds": 3, "nodeNotReadySeconds": 3}
+Record = Callable[[str, object], None]
 
 
 def install(cluster: TestCluster, folder: Path, runner: dict[str, Any]) -> None:
@@ -96,14 +98,21 @@ SETTINGS: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
-@pytest.mark.parametrize(("runner", "reason", "said"), SETTINGS.values(), ids=SETTINGS.keys())
+def faults(table: Mapping[str, tuple[Any, str, str]]) -> Any:
+    """The rows of `table` as parameters, each marked as a fault that ends with its reason."""
+    return [pytest.param(row, marks=pytest.mark.fault(name, reason=row[1]), id=name) for name, row in table.items()]
+
+
+@pytest.mark.parametrize("setting", faults(SETTINGS))
 def test_a_wrong_setting_ends_with_its_reason(
-    cluster: TestCluster, tmp_path: Path, runner: dict[str, Any], reason: str, said: str
+    cluster: TestCluster, tmp_path: Path, setting: tuple[dict[str, Any], str, str], record_property: Record
 ) -> None:
+    runner, reason, said = setting
     install(cluster, tmp_path / "overlay", runner)
     name = f"fault-{reason.lower()}"
     ask(cluster, name)
     condition = end(cluster, name)
+    record_property("seen", condition["reason"])
     assert (condition["status"], condition["reason"]) == ("False", reason), condition["message"]
     assert said in condition["message"]
 
@@ -141,26 +150,29 @@ def delete(cluster: TestCluster, pod: str) -> None:
 
 
 DEATHS: dict[str, tuple[Callable[[TestCluster, str], None], str, str]] = {
-    "killed": (kill_runner, "RunnerFailed", "exit code 137"),
-    "evicted": (evict, "RunnerEvicted", "EvictionByEvictionAPI"),
-    "deleted by a person": (delete, "RunnerEvicted", "someone else"),
+    "runner killed": (kill_runner, "RunnerFailed", "exit code 137"),
+    "runner evicted": (evict, "RunnerEvicted", "EvictionByEvictionAPI"),
+    "runner's pod deleted by a person": (delete, "RunnerEvicted", "someone else"),
 }
 
 
-@pytest.mark.parametrize(("death", "reason", "said"), DEATHS.values(), ids=DEATHS.keys())
+@pytest.mark.parametrize("fault", faults(DEATHS))
 def test_a_runner_that_dies_ends_the_run_with_its_reason(
-    ordinary: TestCluster, death: Callable[[TestCluster, str], None], reason: str, said: str
+    ordinary: TestCluster, fault: tuple[Callable[[TestCluster, str], None], str, str], record_property: Record
 ) -> None:
+    death, reason, said = fault
     name = f"death-{said.split(maxsplit=1)[0].lower()}"
     ask(ordinary, name)
     eventually(lambda: succeeded(ordinary, name)["reason"] == "Running", PATIENCE_SECONDS)
     pod = ordinary.kubectl("-n", RUNNERS, "get", "pods", "-o", "jsonpath={.items[0].metadata.name}")
     death(ordinary, pod)
     condition = end(ordinary, name)
+    record_property("seen", condition["reason"])
     assert (condition["status"], condition["reason"]) == ("False", reason), condition["message"]
     assert said in condition["message"]
 
 
+@pytest.mark.fault("terminated in the middle", reason="Terminated")
 def test_a_run_that_is_terminated_keeps_what_it_had(ordinary: TestCluster) -> None:
     ask(ordinary, "cut-short", duration="10m")
     eventually(lambda: re.search(r"node1: [3-9] s", succeeded(ordinary, "cut-short")["message"]), PATIENCE_SECONDS)
@@ -179,6 +191,7 @@ def test_a_diagnosis_that_is_deleted_takes_its_runner_along(ordinary: TestCluste
     eventually(lambda: ordinary.kubectl("-n", RUNNERS, "get", "pods", "-o", "name") == "", PATIENCE_SECONDS)
 
 
+@pytest.mark.fault("operator killed while a runner works", reason="Completed")
 def test_an_operator_that_is_killed_is_no_loss(ordinary: TestCluster) -> None:
     ask(ordinary, "survivor", duration="20s")
     eventually(lambda: succeeded(ordinary, "survivor")["reason"] == "Running", PATIENCE_SECONDS)
@@ -188,3 +201,35 @@ def test_an_operator_that_is_killed_is_no_loss(ordinary: TestCluster) -> None:
     assert condition["status"] == "True", condition
     names = ordinary.kubectl("get", "memdiagreport", "-o", "jsonpath={.items[*].diagnosis}").split()
     assert names.count("survivor") == 1
+
+
+@pytest.mark.fault("kubelet killed while a runner works", reason="NodeLost")
+def test_a_kubelet_that_is_killed_loses_its_node(ordinary: TestCluster, record_property: Record) -> None:
+    """Its node is NotReady after about 50 s; the runner's container goes when the kubelet is back."""
+    plane = ControlPlane(ordinary)
+    ask(ordinary, "no-kubelet", duration="10m")
+    eventually(lambda: succeeded(ordinary, "no-kubelet")["reason"] == "Running", PATIENCE_SECONDS)
+    pod = ordinary.kubectl("-n", RUNNERS, "get", "pods", "-o", "jsonpath={.items[0].metadata.name}")
+    with plane.without("kubelet"):
+        condition = end(ordinary, "no-kubelet")
+    record_property("seen", condition["reason"])
+    assert (condition["status"], condition["reason"]) == ("False", "NodeLost"), condition["message"]
+    assert "has not been Ready" in condition["message"]
+    ordinary.kubectl("wait", "--for=condition=Ready", "node/node1", f"--timeout={PATIENCE_SECONDS}s")
+    eventually(
+        lambda: not any(pod in environment(one) for one in Path("/proc").iterdir() if one.name.isdecimal()),
+        PATIENCE_SECONDS,
+    )
+
+
+@pytest.mark.fault("API server killed while a runner works", reason="Completed")
+def test_an_api_server_that_is_killed_is_waited_for(ordinary: TestCluster, record_property: Record) -> None:
+    plane = ControlPlane(ordinary)
+    ask(ordinary, "no-api-server", duration="15s")
+    eventually(lambda: succeeded(ordinary, "no-api-server")["reason"] == "Running", PATIENCE_SECONDS)
+    plane.restart("kube-apiserver")
+    condition = end(ordinary, "no-api-server")
+    record_property("seen", condition["reason"])
+    assert condition["status"] == "True", condition
+    names = ordinary.kubectl("get", "memdiagreport", "-o", "jsonpath={.items[*].diagnosis}").split()
+    assert names.count("no-api-server") == 1

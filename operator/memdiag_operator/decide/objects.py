@@ -64,6 +64,7 @@ class TerminatedState(KubernetesPart):
     signal: int = 0
     reason: str = ""
     message: str = ""
+    started_at: datetime | None = None
     finished_at: datetime | None = None
 
 

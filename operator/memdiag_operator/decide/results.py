@@ -52,7 +52,7 @@ def receive(
         if message is None or message.error is not None or message.length_bytes == 0:
             return _without_document(pod, output, message, terminated, node_name)
         if output.log is None:
-            return _without_log(output, message, terminated, node_name=node_name, now=now, grace=grace)
+            return _without_log(pod, output, message, node_name=node_name, now=now, grace=grace)
         evidence = check_document(output.log, message, run, node_name)
     except ResultInvalidError as error:
         return Delivery(Reason.RESULT_INVALID, _clean(f"the result of node {node_name} is not accepted: {error}"))
@@ -111,19 +111,29 @@ def _check_references(evidence: Evidence) -> None:
 
 
 def _without_log(
+    pod: Pod,
     output: RunnerOutput,
     message: TerminationMessage,
-    terminated: TerminatedState | None,
     *,
     node_name: str,
     now: datetime,
     grace: GraceSettings,
 ) -> Delivery | None:
-    finished_at = terminated.finished_at if terminated else None
-    if finished_at and now - finished_at <= timedelta(seconds=grace.log_seconds):
+    ended_at = _ended_at(pod, now)
+    if ended_at and now - ended_at <= timedelta(seconds=grace.log_seconds):
         return None
     text = f"the log of node {node_name}'s runner cannot be read: {output.log_error}. {_essence(message)}"
     return Delivery(Reason.RESULT_INVALID, _clean(text))
+
+
+def _ended_at(pod: Pod, now: datetime) -> datetime | None:
+    """When the runner ended. Its stamps are of the node's clock, which may be wrong: how long it took is right."""
+    terminated, created = pod.main_container and pod.main_container.state.terminated, pod.metadata.creation_timestamp
+    if not terminated or not terminated.finished_at or not created:
+        return None
+    took = terminated.finished_at - (terminated.started_at or terminated.finished_at)
+    by_duration = created + took
+    return terminated.finished_at if by_duration <= terminated.finished_at <= now else by_duration
 
 
 def _without_document(

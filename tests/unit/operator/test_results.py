@@ -21,10 +21,12 @@ from support.kubernetes_objects import (
     NODE,
     NOW,
     RUN,
+    ago,
     delivered,
     pod,
     terminated,
     termination_message,
+    timestamp,
 )
 
 EVIDENCE = evidence_with(run_id=RUN)
@@ -153,14 +155,31 @@ def test_every_other_end_has_its_reason(runner: Pod, log: bytes | None, reason: 
 
 def test_an_unreadable_log_is_waited_for_and_then_given_up() -> None:
     message, _ = delivered(EVIDENCE)
-    just = pod(phase="Succeeded", state=terminated(message, finished=59))
-    long_ago = pod(phase="Succeeded", state=terminated(message, finished=61))
+    just = pod(phase="Succeeded", state=terminated(message, finished=59), age=100)
+    long_ago = pod(phase="Succeeded", state=terminated(message, finished=61), age=100)
     assert received(just, None, "connection refused") is None
     given_up = received(long_ago, None, "connection refused")
     assert given_up
     assert given_up.reason is Reason.RESULT_INVALID
     assert "cannot be read: connection refused" in given_up.message
     assert "PinnedByUnreadSocket" in given_up.message
+
+
+@pytest.mark.fault("node's clock an hour behind or ahead, and its log unreadable", reason="ResultInvalid")
+@pytest.mark.parametrize("skew_seconds", [-3600, 0, 3600])
+def test_the_wait_for_a_log_goes_by_the_api_servers_clock(skew_seconds: float) -> None:
+    """A runner that worked for 60 s, 5 s after its pod was created, as a node with a wrong clock reports it."""
+
+    def after(end_seconds: float) -> Pod:
+        started, ended = ago(60 + end_seconds - skew_seconds), ago(end_seconds - skew_seconds)
+        state = terminated(delivered(EVIDENCE)[0])
+        state["terminated"] |= {"startedAt": timestamp(started), "finishedAt": timestamp(ended)}
+        return pod(phase="Succeeded", state=state, age=65 + end_seconds)
+
+    assert received(after(10), None, "connection refused") is None
+    given_up = received(after(61), None, "connection refused")
+    assert given_up
+    assert given_up.reason is Reason.RESULT_INVALID
 
 
 # --- documents that a hostile node may have written -------------------------------------------------------------------

@@ -1,0 +1,70 @@
+"""The fault table: each test that carries the mark `fault` is a row, with what it expected and what it saw.
+
+`pytest -m fault` prints it; `--write-faults=docs/reliability.md` also writes it there.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from memdiag_api.conditions import Reason
+from support.benchmarks import write_section
+
+HEADING = "The fault table"
+NOT_RUN = "(not run)"
+
+
+@dataclass(frozen=True, order=True)
+class Row:
+    """A fault in one tier."""
+
+    fault: str
+    tier: str
+    expected: str
+    seen: str = NOT_RUN
+
+    @property
+    def line(self) -> str:
+        """As a row of a Markdown table."""
+        return f"| {self.fault} | {self.tier} | `{self.expected}` | {self.seen} |"
+
+
+def expected_rows(items: Iterable[pytest.Item], tiers: dict[str, str]) -> dict[str, list[Row]]:
+    """By a test's id: the rows that it fills. Raises ValueError for a reason that no condition has."""
+    return {
+        item.nodeid: [
+            Row(mark.args[0], tiers[item.nodeid], Reason(mark.kwargs["reason"]).value)
+            for mark in item.iter_markers("fault")
+        ]
+        for item in items
+    }
+
+
+def filled_rows(rows: dict[str, list[Row]], reports: Iterable[pytest.TestReport]) -> list[Row]:
+    """The rows with what was seen; of a fault that several tests make, what all of them saw."""
+    seen: dict[Row, set[str]] = {row: set() for of_test in rows.values() for row in of_test}
+    for report in reports:
+        if report.when == "call" or not report.passed:
+            for row in rows.get(report.nodeid, []):
+                seen[row].add(_seen(report, row))
+    return sorted(
+        Row(row.fault, row.tier, row.expected, ", ".join(sorted(told)) or NOT_RUN) for row, told in seen.items()
+    )
+
+
+def _seen(report: pytest.TestReport, row: Row) -> str:
+    told = [str(value) for name, value in report.user_properties if name == "seen"]
+    shown = f"`{told[-1]}`" if told else f"`{row.expected}`" if report.passed else "nothing"
+    return shown if report.passed else f"{shown}: {report.outcome}"
+
+
+def as_text(rows: Iterable[Row]) -> str:
+    """The table in Markdown."""
+    return "\n".join(["| fault | tier | expected reason | seen |", "|---|---|---|---|", *(row.line for row in rows)])
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    """Write it as a section of a Markdown file."""
+    write_section(path, HEADING, as_text(rows))
