@@ -16,6 +16,7 @@ from memdiag_node.analyze.census import census_of, held_frames
 from memdiag_node.analyze.findings import Holding, Measurements, conclude
 from memdiag_node.analyze.queues import coverage_of, holders_of
 from memdiag_node.analyze.stacks import fold_stacks
+from memdiag_node.analyze.summed_sockets import summed_sockets
 from memdiag_node.analyze.traced import TraceResult
 from memdiag_node.analyze.verdict import Thresholds
 from memdiag_node.ebpf.btf import Btf
@@ -24,7 +25,7 @@ from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
 from memdiag_node.holders.context import OtherHolders
 from memdiag_node.holders.page_pools import add_traced
 from memdiag_node.holders.registry import other_holders
-from memdiag_node.holders.sockets import SocketScan, SocketScanner
+from memdiag_node.holders.sockets import SocketScan, SocketScanner, pinned_blocks
 from memdiag_node.host import HostRoots, read_host
 from memdiag_node.preflight import explain_missing, possible_checks, preflight
 from memdiag_node.procfs.cgroup import ContainerIdentity
@@ -143,7 +144,7 @@ def _count_frames(look: _Look, roots: HostRoots) -> FrameCensus | None:
         held = None
         if look.trace and look.scan and look.others:
             held = held_frames(
-                [look.scan.blocks[["page", "order"]], *look.others.blocks],
+                [pinned_blocks(look.scan.blocks), *look.others.blocks],
                 first_page=look.trace.first_page,
                 struct_page_bytes=look.trace.struct_page_bytes,
             )
@@ -188,6 +189,7 @@ def _measurements(
         trace=trace,
         stacks=stacks,
         traced_blocks=blocks,
+        memory_classes=look.trace.memory_classes if look.trace else (),
         census=census_of(look.census, look.containers, page_bytes=host.page_size_bytes) if look.census else None,
         coverage=coverage,
         holdings=holdings,
@@ -201,6 +203,7 @@ def _holdings(look: _Look, roots: HostRoots) -> tuple[list[Holding], ScanCoverag
 
     sockets = holders_of(look.first_scan, look.scan, _owner_of(roots))
     holdings = [Holding(holder, blocks) for holder, blocks in zip(sockets.holders, sockets.blocks, strict=True)]
+    holdings += [Holding(holder, blocks) for holder, blocks in summed_sockets(look.scan, sockets, _owner_of(roots))]
     if look.others:
         holdings += [
             Holding(holder, blocks) for holder, blocks in zip(look.others.holders, look.others.blocks, strict=True)

@@ -309,6 +309,9 @@ class Holder(Record):
         default_factory=list, description="empty when no process holds it"
     )
     owners_total: Count = Field(default=0, description="processes that hold it, also those beyond the listed")
+    summed: Count = Field(
+        default=1, description="holders that this one sums up: a process's sockets beyond the largest of the node"
+    )
     unowned_reason: Text = Field(
         default="", description="why no process holds it: not yet accepted, orphaned, in flight, kernel"
     )
@@ -354,13 +357,18 @@ class LedgerLine(Record):
 
 
 class Ledger(Record):
-    """Allocpage, split into what is known to hold it; the lines add up to it within its error."""
+    """Allocpage, split into what is known to hold it: the lines and `unexplained_bytes` add up to it exactly."""
 
     alloc_page_bytes: ByteCount
-    lines: Annotated[list[LedgerLine], Field(max_length=64)] = Field(description="largest first")
-    unexplained_bytes: ByteCount
+    lines: Annotated[list[LedgerLine], Field(max_length=64)] = Field(
+        description="what holders of a kind pin of it, each block once, and what was traced and is in no holder; "
+        "largest first"
+    )
+    unexplained_bytes: SignedByteCount = Field(
+        description="the rest; below zero when the lines come to more, since they are not read at the same moment"
+    )
     containers: Annotated[list[ContainerShare], Field(max_length=64)] = Field(
-        default_factory=list, description="what the holders of each container pin, each block once; largest first"
+        default_factory=list, description="what the holders of each container pin of it, each block once; largest first"
     )
 
 

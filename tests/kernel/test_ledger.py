@@ -1,8 +1,10 @@
-"""The ledger and the join on planted loads: what grew in the window is named, by holder, stack and process."""
+"""The ledger and the join on planted loads: what grew in the window is named, by holder, stack, process, container."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -10,15 +12,30 @@ from memdiag_api.evidence import Check, Evidence, HolderKind, VerdictKind
 from memdiag_node.host import HostRoots
 from memdiag_node.run import Settings, measure
 from planted.memory import MIB, PlantedMemory
+from support.memory_cgroup import ContainerCgroup, container_cgroup
 
 PLANTED = {"pipes": 200 * MIB, "tcp_queues": 160 * MIB, "packet_ring": 160 * MIB}
 KINDS = {"pipes": HolderKind.PIPE, "tcp_queues": HolderKind.SOCKET, "packet_ring": HolderKind.PACKET_RING}
 
 
+LARGE_DATAGRAMS, LARGE_DATAGRAM_BYTES = 2000, 16_000  # of UNIX sockets: each has its head in 16 KiB of large kmalloc
+_SO_SNDBUFFORCE = 32  # socket(7)
+
+
 @pytest.fixture(scope="module")
-def loads() -> Iterator[dict[str, PlantedMemory]]:
+def containers() -> Iterator[dict[str, ContainerCgroup]]:
+    """One for each load."""
+    with ExitStack() as groups:
+        yield {kind: groups.enter_context(container_cgroup()) for kind in PLANTED}
+
+
+@pytest.fixture(scope="module")
+def loads(containers: dict[str, ContainerCgroup]) -> Iterator[dict[str, PlantedMemory]]:
     with ExitStack() as children:
-        yield {kind: children.enter_context(PlantedMemory(kind, size)) for kind, size in PLANTED.items()}
+        planted = {kind: children.enter_context(PlantedMemory(kind, size)) for kind, size in PLANTED.items()}
+        for kind, load in planted.items():
+            containers[kind].add(load.pid)
+        yield planted
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +77,23 @@ def test_each_load_is_held_by_its_process(
     assert held == pytest.approx(planted_bytes[kind], rel=0.05)
 
 
+def test_the_lines_and_the_rest_are_allocpage(evidence: Evidence) -> None:
+    assert evidence.breakdown is not None
+    assert evidence.ledger is not None
+    total = sum(line.size_bytes for line in evidence.ledger.lines) + evidence.ledger.unexplained_bytes
+    assert total == evidence.ledger.alloc_page_bytes == evidence.breakdown.alloc_page_bytes
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_each_load_is_listed_under_its_container(
+    evidence: Evidence, containers: dict[str, ContainerCgroup], planted_bytes: dict[str, int], kind: str
+) -> None:
+    assert evidence.ledger is not None
+    (share,) = [one for one in evidence.ledger.containers if one.container_id == containers[kind].container_id]
+    assert share.pod_uid == containers[kind].pod_uid
+    assert share.size_bytes == pytest.approx(planted_bytes[kind], rel=0.05)
+
+
 def test_the_join_finds_the_traced_blocks_in_the_holders(evidence: Evidence, planted_bytes: dict[str, int]) -> None:
     assert evidence.trace is not None
     explained = sum(stack.explained_bytes for stack in evidence.stacks)
@@ -86,3 +120,35 @@ def test_when_the_holders_are_gone_nothing_is_left(evidence: Evidence, loads: di
     assert after.verdict.kind is VerdictKind.NO_LEAK, after.verdict
     pids = {load.pid for load in loads.values()}
     assert not [one for one in after.holders if one.pinned_bytes > MIB and pids & {owner.pid for owner in one.owners}]
+
+
+@pytest.fixture
+def long_unix_queues() -> Iterator[None]:
+    path = Path("/proc/sys/net/unix/max_dgram_qlen")
+    before = path.read_text()
+    path.write_text(str(2 * LARGE_DATAGRAMS))
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+@pytest.mark.usefixtures("long_unix_queues")
+def test_packets_in_large_kmalloc_are_pinned_and_no_allocpage() -> None:
+    """The kernel counts large kmalloc as slab, so it is no part of what the ledger splits."""
+    receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 1 << 30)
+    settings = Settings(run_id="slab", node_name="here", checks=tuple(Check), duration_seconds=1.0)
+    with receiver, sender:
+        for _ in range(LARGE_DATAGRAMS):
+            sender.send(b"d" * LARGE_DATAGRAM_BYTES)
+        inode = Path(f"/proc/self/fd/{receiver.fileno()}").stat().st_ino
+        evidence = measure(settings, roots=HostRoots(), stop=threading.Event(), progress=lambda _: None)
+    queued_bytes = LARGE_DATAGRAMS * LARGE_DATAGRAM_BYTES
+    (holder,) = [one for one in evidence.holders if one.socket and one.socket.inode == inode]
+    assert holder.pinned_bytes >= queued_bytes
+    assert evidence.ledger is not None
+    assert evidence.breakdown is not None
+    sockets_bytes = next(line.size_bytes for line in evidence.ledger.lines if line.name == "Sockets")
+    pinned_bytes = sum(one.pinned_bytes for one in evidence.holders if one.kind is HolderKind.SOCKET)
+    assert pinned_bytes - sockets_bytes >= queued_bytes

@@ -9,6 +9,7 @@ import pytest
 
 from memdiag_api.evidence import Owner
 from memdiag_node.analyze.queues import coverage_of, holders_of
+from memdiag_node.analyze.summed_sockets import summed_sockets
 from memdiag_node.ebpf.queues import IS_DEVICE, IS_MEMBER, IS_USER, RECORD_DTYPE, UNREADABLE, RecordType, Status
 from memdiag_node.ebpf.sockets import FOUND_DTYPE, HAS_FILE, HAS_FIN, HAS_SOCKET, IS_ORPHANED
 from memdiag_node.ebpf.tally import BLOCK_DTYPE, Tally, unique_blocks
@@ -108,7 +109,7 @@ def scan_of(row: dict[str, int], queues: list[dict[str, object]], *, start: floa
         owners=owners,
         holding={},
         queues=table,
-        blocks=np.array([(0, 64, 3, False)], BLOCK_DTYPE),
+        blocks=np.array([(0, 64, 3, False, False)], BLOCK_DTYPE),
         sockets_seen=1,
         pinned_bytes=8 * PAGE,
         start_seconds=start,
@@ -212,7 +213,7 @@ def test_the_largest_come_first_and_the_rest_is_counted() -> None:
     one = scan_of(UDP, [{"name": RECEIVE, "packets": 1}])
     sockets = np.repeat(one.sockets, 3)
     sockets["socket"], sockets["inode"] = (4096, 8192, 12288), (1, 2, 3)
-    blocks = np.array([(0, 64, 0, False), (1, 128, 3, False), (2, 192, 1, False)], BLOCK_DTYPE)
+    blocks = np.array([(0, 64, 0, False, False), (1, 128, 3, False, False), (2, 192, 1, False, False)], BLOCK_DTYPE)
     last = replace(one, sockets=sockets, blocks=blocks)
     found = holders_of(None, last, lambda _: None, limit=2)
     assert [holder.socket.inode for holder in found.holders if holder.socket] == [2, 3]
@@ -220,6 +221,40 @@ def test_the_largest_come_first_and_the_rest_is_counted() -> None:
     assert found.total == 3
 
 
+def test_what_is_beyond_the_listed_is_summed_up_by_process_stuck_sockets_apart() -> None:
+    """Of six sockets one is listed; 7 has four of the others, two of them stuck, and nobody the last."""
+    one = scan_of(UDP, [])
+    sockets = np.repeat(one.sockets, 6)
+    sockets["socket"], sockets["inode"] = np.arange(1, 7) * 4096, np.arange(1, 7)
+    queues = np.zeros(6, QUEUE_DTYPE)
+    queues["socket"], queues["name"], queues["packets"] = range(6), RECEIVE, 1
+    queues["payload_bytes"], queues["charge_bytes"], queues["identity"][:, 0] = 10, 100, range(1, 7)
+    owners = np.array(
+        [(4096 * number, pid, 11, 0, 0) for number, pid in ((1, 8), *((n, 7) for n in range(2, 6)))], FOUND_DTYPE
+    )
+    blocks = np.array(
+        [(0, 64, 5, False, False), *((number, 4096, 1, False, False) for number in range(1, 6))], BLOCK_DTYPE
+    )
+    first = replace(one, sockets=sockets, queues=queues[:3], owners=owners, blocks=blocks)
+    last = replace(first, queues=queues, start_seconds=31, end_seconds=32)
+
+    def owner_of(pid: int) -> Owner:
+        return Owner(pid=pid, comm="x")
+
+    found = holders_of(first, last, owner_of, limit=1)
+    summed = list(summed_sockets(last, found, owner_of))
+    assert [
+        (one.owners[0].pid if one.owners else 0, one.summed, one.stuck_seconds, one.unread_bytes, one.charge_bytes)
+        for one, _ in summed
+    ] == [(0, 1, None, 10, 100), (7, 2, None, 20, 200), (7, 2, 30, 20, 200)]
+    assert {(one.pinned_bytes, one.pinned_blocks, len(blocks)) for one, blocks in summed} == {(2 * PAGE, 1, 1)}
+    assert summed[0][0].unowned_reason
+    assert not list(summed_sockets(last, holders_of(first, last, owner_of), owner_of))
+
+
 def test_unique_blocks_keeps_each_page_of_each_owner() -> None:
-    blocks = np.array([(1, 64, 0, False), (0, 64, 0, False), (1, 64, 0, False), (0, 0, 0, True)], BLOCK_DTYPE)
+    blocks = np.array(
+        [(1, 64, 0, False, False), (0, 64, 0, False, False), (1, 64, 0, False, False), (0, 0, 0, True, False)],
+        BLOCK_DTYPE,
+    )
     assert unique_blocks(blocks)[["owner", "page"]].tolist() == [(0, 0), (0, 64), (1, 64)]

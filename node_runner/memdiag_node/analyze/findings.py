@@ -27,6 +27,7 @@ from memdiag_api.evidence import (
 )
 from memdiag_node.analyze.join import Join, Overlap, join_blocks, unique_bytes
 from memdiag_node.analyze.ledger import ledger_of
+from memdiag_node.analyze.stacks import ALLOC_PAGE
 from memdiag_node.analyze.verdict import Findings, Thresholds, decide_verdict
 
 _MAX_PARTS = 16
@@ -36,7 +37,7 @@ _MAX_CONTAINERS = 64
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """One holder, and the blocks that it pins (fields page and order; see join_blocks)."""
+    """One holder, and the blocks that it pins (fields page and order, see join_blocks; slab: no allocpage)."""
 
     holder: Holder
     blocks: npt.NDArray[np.void]
@@ -54,6 +55,8 @@ class Measurements:
     trace: Trace | None = None
     stacks: Sequence[Stack] = ()
     traced_blocks: npt.NDArray[np.void] | None = None
+    memory_classes: Sequence[str] = ()
+    """Of every traced stack, also those beyond `stacks`."""
     census: Census | None = None
     coverage: ScanCoverage | None = None
     holdings: Sequence[Holding] = ()
@@ -68,7 +71,8 @@ def conclude(
     """The evidence document of a run: every finding in the light of the others."""
     page_bytes = measured.host.page_size_bytes
     join = _join(measured)
-    of_stack, of_holder = _overlaps_by(join, "stack"), _overlaps_by(join, "holder")
+    listed = [one for one in join.overlaps if 0 <= one.stack < max_stacks and one.holder < max_holders]
+    of_stack, of_holder = _overlaps_by(listed, "stack"), _overlaps_by(listed, "holder")
     stacks = [
         _with_holders(stack, of_stack.get(index, []), join.explained_by_stack_bytes.get(index, 0))
         for index, stack in enumerate(measured.stacks)
@@ -123,9 +127,9 @@ def _join(measured: Measurements) -> Join:
     )
 
 
-def _overlaps_by(join: Join, side: Literal["stack", "holder"]) -> dict[int, list[Overlap]]:
+def _overlaps_by(overlaps: Sequence[Overlap], side: Literal["stack", "holder"]) -> dict[int, list[Overlap]]:
     grouped: dict[int, list[Overlap]] = {}
-    for overlap in join.overlaps:
+    for overlap in overlaps:
         grouped.setdefault(getattr(overlap, side), []).append(overlap)
     return grouped
 
@@ -142,10 +146,9 @@ def _with_stacks(holding: Holding, overlaps: Sequence[Overlap], page_bytes: int)
     pinned_bytes = max(unique_bytes([holding.blocks], page_bytes=page_bytes), holding.holder.pinned_bytes)
     parts = [
         FilledBy(stack=one.stack, size_bytes=one.size_bytes, share=_share(one.size_bytes, pinned_bytes))
-        for one in overlaps
-        if one.stack >= 0
+        for one in overlaps[:_MAX_PARTS]
     ]
-    return holding.holder.model_copy(update={"filled_by": parts[:_MAX_PARTS]})
+    return holding.holder.model_copy(update={"filled_by": parts})
 
 
 def _ledger(measured: Measurements, join: Join) -> Ledger | None:
@@ -153,33 +156,43 @@ def _ledger(measured: Measurements, join: Join) -> Ledger | None:
         return None
     page_bytes = measured.host.page_size_bytes
     kinds = {holding.holder.kind for holding in measured.holdings}
-    pinned = {
-        kind: _pinned_bytes([one for one in measured.holdings if one.holder.kind is kind], page_bytes)
+    held = {
+        kind: _held_bytes([one for one in measured.holdings if one.holder.kind is kind], page_bytes)
         for kind in sorted(kinds)
     }
     outstanding_bytes = measured.trace.outstanding_bytes if measured.trace else 0
+    explained_bytes = sum(
+        size_bytes
+        for stack, size_bytes in join.explained_by_stack_bytes.items()
+        if 0 <= stack < len(measured.memory_classes) and measured.memory_classes[stack] == ALLOC_PAGE
+    )
     return ledger_of(
         measured.breakdown,
-        pinned_by_kind_bytes=pinned,
+        held_by_kind_bytes=held,
         containers=_by_container(measured.holdings, page_bytes),
-        unheld_bytes=max(0, outstanding_bytes - join.explained_bytes),
+        unheld_bytes=max(0, outstanding_bytes - explained_bytes),
     )
 
 
-def _pinned_bytes(holdings: Sequence[Holding], page_bytes: int) -> int:
-    """What these holders pin together. Of a page pool the sum is known, and of its blocks those that were traced."""
+def _held_bytes(holdings: Sequence[Holding], page_bytes: int) -> int:
+    """The allocpage that these holders pin. Of a page pool the sum is known; of its blocks, those that were traced."""
     unknown = (one.holder.pinned_bytes - unique_bytes([one.blocks], page_bytes=page_bytes) for one in holdings)
-    together_bytes = unique_bytes([one.blocks for one in holdings], page_bytes=page_bytes)
-    return together_bytes + sum(max(0, size_bytes) for size_bytes in unknown)
+    known_bytes = unique_bytes([_alloc_page_blocks(one) for one in holdings], page_bytes=page_bytes)
+    return known_bytes + sum(max(0, size_bytes) for size_bytes in unknown)
+
+
+def _alloc_page_blocks(holding: Holding) -> npt.NDArray[np.void]:
+    blocks: npt.NDArray[np.void] = holding.blocks[~holding.blocks["slab"]]
+    return blocks
 
 
 def _by_container(holdings: Sequence[Holding], page_bytes: int) -> list[ContainerShare]:
-    """What the holders of each container pin; a holder is its first owner's."""
+    """The allocpage that the holders of each container pin; a holder is its first owner's."""
     blocks: dict[tuple[str, str], list[npt.NDArray[np.void]]] = {}
     for holding in holdings:
         for owner in holding.holder.owners[:1]:
             if owner.container_id:
-                blocks.setdefault((owner.container_id, owner.pod_uid), []).append(holding.blocks)
+                blocks.setdefault((owner.container_id, owner.pod_uid), []).append(_alloc_page_blocks(holding))
     shares = [
         ContainerShare(container_id=container, pod_uid=pod, size_bytes=unique_bytes(held, page_bytes=page_bytes))
         for (container, pod), held in blocks.items()

@@ -56,6 +56,12 @@ class SocketHolders:
     blocks: list[npt.NDArray[np.void]]
     total: int
     """Sockets that hold anything, also those beyond the listed."""
+    rest: npt.NDArray[np.intp]
+    """Numbers of the sockets beyond the listed (analyze.summed_sockets)."""
+    stuck: npt.NDArray[np.bool_]
+    """Of every socket of the scan, by number."""
+    stuck_seconds: float
+    """For at least how long."""
 
 
 def holders_of(
@@ -82,6 +88,9 @@ def holders_of(
         holders=[_holder(last, number, owner_of, seconds if stuck[number] else None) for number in top],
         blocks=[last.blocks_of(number) for number in top],
         total=len(order),
+        rest=order[limit:],
+        stuck=stuck,
+        stuck_seconds=seconds,
     )
 
 
@@ -168,7 +177,7 @@ def _holder(scan: SocketScan, number: int, owner_of: OwnerOf, stuck_seconds: flo
     address = int(row["socket"])
     queues = scan.queues_of(number)
     blocks = scan.blocks_of(number)
-    found = _Owners(scan, address)
+    found = SocketOwners(scan, address)
     owners = [owner for pid in found.pids[:_MAX_OWNERS] if (owner := _owner(pid, found, owner_of)) is not None]
     described = _socket(scan, number, queues)
     unread = int(tcp_unread_bytes(row)) if is_tcp(row) else _readable_sum(queues, "payload_bytes")
@@ -189,7 +198,7 @@ def _holder(scan: SocketScan, number: int, owner_of: OwnerOf, stuck_seconds: flo
     )
 
 
-class _Owners:
+class SocketOwners:
     """Who holds a socket: the processes with an fd of it, or else those with the socket that it waits in."""
 
     def __init__(self, scan: SocketScan, address: int) -> None:
@@ -208,7 +217,7 @@ class _Owners:
         self.pids = sorted(self.fds)
 
 
-def _owner(pid: int, found: _Owners, owner_of: OwnerOf) -> Owner | None:
+def _owner(pid: int, found: SocketOwners, owner_of: OwnerOf) -> Owner | None:
     owner = owner_of(pid)
     return None if owner is None else owner.model_copy(update={"fds": found.fds[pid][:_MAX_FDS]})
 

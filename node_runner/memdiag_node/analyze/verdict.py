@@ -108,7 +108,7 @@ def _stuck_owners(findings: Findings, thresholds: Thresholds) -> list[_StuckOwne
     groups = [tuple(group) for _, group in groupby(sorted(stuck, key=lambda index: (pid(index), index)), key=pid)]
     owners = [
         _StuckOwner(
-            holders=tuple(sorted(group, key=lambda index: -findings.holders[index].pinned_bytes)),
+            holders=tuple(sorted(group, key=lambda index: _by_weight(findings.holders[index]))),
             pinned_bytes=findings.pinned_together(group),
             unread_bytes=sum(findings.holders[index].unread_bytes for index in group),
             stuck_seconds=min(findings.holders[index].stuck_seconds or 0 for index in group),
@@ -116,6 +116,11 @@ def _stuck_owners(findings: Findings, thresholds: Thresholds) -> list[_StuckOwne
         for group in groups
     ]
     return sorted(owners, key=lambda owner: -owner.pinned_bytes)
+
+
+def _by_weight(holder: Holder) -> tuple[bool, int]:
+    """A single socket before many that are summed up: it can be named."""
+    return holder.summed > 1, -holder.pinned_bytes
 
 
 def _pinned(findings: Findings, thresholds: Thresholds) -> Verdict | None:
@@ -126,7 +131,7 @@ def _pinned(findings: Findings, thresholds: Thresholds) -> Verdict | None:
     suspect = suspects[0]
     index = suspect.holders[0]
     holder = findings.holders[index]
-    others = len(suspect.holders) - 1
+    others = sum(findings.holders[one].summed for one in suspect.holders[1:])
     who = _who(holder) + (f" and {others} more of its sockets" if others else "")
     unread, pinned = format_bytes(suspect.unread_bytes), format_bytes(suspect.pinned_bytes)
     incomplete = [queue for one in suspect.holders for queue in _queues(findings.holders[one]) if not queue.complete]
@@ -246,11 +251,10 @@ def _queues(holder: Holder) -> Sequence[Queue]:
 
 
 def _who(holder: Holder) -> str:
-    return (
-        f"{_process(holder)} {_fd(holder)}"
-        if holder.owners
-        else f"a socket that no process holds ({holder.unowned_reason})"
-    )
+    if holder.owners:
+        return f"{_process(holder)} {_fd(holder)}"
+    subject = f"{holder.summed} sockets" if holder.summed > 1 else "a socket"
+    return f"{subject} that no process holds ({holder.unowned_reason})"
 
 
 def _process(holder: Holder) -> str:
@@ -261,6 +265,8 @@ def _process(holder: Holder) -> str:
 
 
 def _fd(holder: Holder) -> str:
+    if holder.summed > 1:
+        return f"{holder.summed} of its sockets"
     fds = holder.owners[0].fds if holder.owners else []
     return "fd " + ",".join(map(str, fds[:3])) if fds else "its socket"
 

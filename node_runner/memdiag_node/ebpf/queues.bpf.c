@@ -51,6 +51,7 @@ enum { RECORD_PACKET = 1, RECORD_IDENTITY, RECORD_FRAGMENT, RECORD_HEAD, RECORD_
 #define RECORD_UNREADABLE 2  // of PACKET, FRAGMENT: what lies behind it could not be read
 #define RECORD_IS_USER 4     // of FRAGMENT, HEAD: a page of a process or of the page cache
 #define RECORD_IS_DEVICE 8   // of FRAGMENT: device memory (net_iov), no page at all
+#define RECORD_IS_SLAB 16    // of HEAD: from kmalloc, which the kernel counts as slab also where it takes whole pages
 
 #define HEAD_UNIT_BYTES 16
 
@@ -165,7 +166,7 @@ static inline u64 put_head(struct scratch *x, struct cursor *s, struct output *o
     u64 is_own = IS_SET(is_cut + IS_LESS(2ULL << PAGE_SHIFT, bytes)) * IS_SET(s->linear_to_page);
     u64 page = block_of(x, (s->linear_to_page + (head >> PAGE_SHIFT) * PAGE_STRUCT_SIZE) * is_own);
     is_own *= IS_SET(page) * (1 - IS_LESS(1ULL << (x->order + PAGE_SHIFT), bytes));
-    put(s, out, RECORD_HEAD, x->page_flags, x->order, page);
+    put(s, out, RECORD_HEAD, x->page_flags + (1 - is_cut) * RECORD_IS_SLAB, x->order, page);
     keep_if(s, is_own * IS_SET(page ^ s->last_page));
     s->last_page += (page - s->last_page) * is_own;
     return is_own;

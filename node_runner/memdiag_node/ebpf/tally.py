@@ -8,6 +8,7 @@ from memdiag_node.ebpf.queues import (
     IDENTITIES,
     IS_DEVICE,
     IS_MEMBER,
+    IS_SLAB,
     IS_USER,
     UNREADABLE,
     RecordType,
@@ -32,8 +33,11 @@ TALLY_DTYPE = np.dtype(
 `identity`: address and length of its first packets, mixed. `expected`: its length when the walk ended.
 """
 
-BLOCK_DTYPE = np.dtype([("owner", "<u4"), ("page", "<u8"), ("order", "u1"), ("user", "?")])
-"""A block behind item or socket number `owner`. `user`: a page of a process or of the page cache."""
+BLOCK_DTYPE = np.dtype([("owner", "<u4"), ("page", "<u8"), ("order", "u1"), ("user", "?"), ("slab", "?")])
+"""A block behind item or socket number `owner`.
+
+`user`: a page of a process or of the page cache. `slab`: of kmalloc, counted as slab and no allocpage.
+"""
 
 FINDING_DTYPE = np.dtype([("item", "<u4"), ("how", "<u2"), ("socket", "<u8")])
 
@@ -93,6 +97,7 @@ class Tally:
         blocks = np.empty(len(real), BLOCK_DTYPE)
         blocks["owner"], blocks["page"], blocks["order"] = real["item"], real["value"], real["detail"]
         blocks["user"] = real["flags"] & IS_USER != 0
+        blocks["slab"] = real["flags"] & IS_SLAB != 0
         blocks = unique_blocks(blocks)
         room = self._max_blocks - self._block_count
         if len(blocks) > room:

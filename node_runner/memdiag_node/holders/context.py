@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from memdiag_api.evidence import Holder, Owner
 from memdiag_node.ebpf.queues import Status
-from memdiag_node.holders.sockets import PINNED_DTYPE, SocketScan, SocketScanner
+from memdiag_node.holders.sockets import SocketScan, SocketScanner, pinned_blocks
 from memdiag_node.holders.walks import Walked, Walks
 
 MAX_OWNERS = 16
@@ -91,7 +91,4 @@ class HolderContext:
 
 def kernel_blocks(walked: Walked, item: int) -> npt.NDArray[np.void]:
     """The blocks of one item (PINNED_DTYPE), without pages of processes and of the page cache."""
-    blocks = walked.blocks[(walked.blocks["owner"] == item) & ~walked.blocks["user"]]
-    pinned = np.empty(len(blocks), PINNED_DTYPE)
-    pinned["page"], pinned["order"] = blocks["page"], blocks["order"]
-    return pinned
+    return pinned_blocks(walked.blocks[(walked.blocks["owner"] == item) & ~walked.blocks["user"]])

@@ -22,7 +22,7 @@ from memdiag_api.units import format_bytes
 from memdiag_node.ebpf.kernel_lists import list_entries
 from memdiag_node.ebpf.sockets import SocketSource
 from memdiag_node.holders.context import Held, HolderContext, OtherHolders
-from memdiag_node.holders.sockets import PINNED_DTYPE, SocketScan
+from memdiag_node.holders.sockets import PINNED_DTYPE, SocketScan, pinned_blocks
 from memdiag_node.procfs.text import printable
 
 _MAX_ORDER = 16
@@ -85,7 +85,7 @@ def add_traced(
 
 def _unique_blocks(parts: Sequence[npt.NDArray[np.void]]) -> npt.NDArray[np.void]:
     """Each block of these arrays once, as PINNED_DTYPE."""
-    blocks = np.concatenate([part[["page", "order"]].astype(PINNED_DTYPE) for part in parts])
+    blocks = np.concatenate([pinned_blocks(part) for part in parts])
     _, first = np.unique(blocks["page"], return_index=True)
     return blocks[first]
 

@@ -6,7 +6,7 @@ from memdiag_api.evidence import Holder, HolderKind
 from memdiag_node.ebpf.queues import ITEM_DTYPE, Kind
 from memdiag_node.ebpf.sockets import FOUND_PIPE
 from memdiag_node.holders.context import Held, HolderContext
-from memdiag_node.holders.sockets import PINNED_DTYPE
+from memdiag_node.holders.sockets import pinned_blocks
 
 
 def find(context: HolderContext) -> list[Held]:
@@ -35,7 +35,7 @@ def find(context: HolderContext) -> list[Held]:
                     pinned_bytes=int(context.scan.sizes_bytes(mine).sum()),
                     pinned_blocks=len(mine),
                 ),
-                mine[["page", "order"]].astype(PINNED_DTYPE),
+                pinned_blocks(mine),
             )
         )
     return holders

@@ -23,8 +23,11 @@ from memdiag_node.ebpf.sockets import DESCRIPTION_DTYPE, FOUND_DTYPE, SocketSour
 from memdiag_node.ebpf.tally import BLOCK_DTYPE, TALLY_DTYPE, bytes_by_owner, unfinished, unique_blocks
 from memdiag_node.holders.walks import ATTEMPTS, Walked, Walks, is_better
 
-PINNED_DTYPE = np.dtype([("page", "<u8"), ("order", "u1")])
-"""One block, by the address of its first struct page: a key for the join, never published."""
+PINNED_DTYPE = np.dtype([("page", "<u8"), ("order", "u1"), ("slab", "?")])
+"""One block, by the address of its first struct page: a key for the join, never published.
+
+`slab`: of kmalloc, counted as slab and no allocpage.
+"""
 
 QUEUE_NAMES = ("receive", "reader", "outOfOrder", "backlog", "write", "retransmit", "error", "accept")
 RECEIVE, READER, OUT_OF_ORDER, BACKLOG, WRITE, RETRANSMIT, ERROR, ACCEPT = range(len(QUEUE_NAMES))
@@ -94,9 +97,7 @@ class SocketScan:
     def blocks_of(self, socket: int) -> npt.NDArray[np.void]:
         """The blocks that socket number `socket` pins, as PINNED_DTYPE."""
         start, end = np.searchsorted(self.blocks["owner"], (socket, socket + 1))
-        pinned = np.empty(end - start, PINNED_DTYPE)
-        pinned["page"], pinned["order"] = self.blocks["page"][start:end], self.blocks["order"][start:end]
-        return pinned
+        return pinned_blocks(self.blocks[start:end])
 
     def queues_of(self, socket: int) -> npt.NDArray[np.void]:
         """The queues of socket number `socket`."""
@@ -108,6 +109,14 @@ class SocketScan:
         start = np.searchsorted(self.owners["socket"], np.uint64(address), "left")
         end = np.searchsorted(self.owners["socket"], np.uint64(address), "right")
         return [(int(owner["pid"]), int(owner["fd"])) for owner in self.owners[start:end]]
+
+
+def pinned_blocks(blocks: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """These blocks as PINNED_DTYPE; what has no field `slab` is none."""
+    pinned = np.zeros(len(blocks), PINNED_DTYPE)
+    for column in set(PINNED_DTYPE.names or ()) & set(blocks.dtype.names or ()):
+        pinned[column] = blocks[column]
+    return pinned
 
 
 class SocketScanner:

@@ -157,6 +157,19 @@ def test_large_allocpage_is_reported_when_nobody_is_known_to_hold_it(
     assert verdict(breakdown=large, explained_bytes=explained).kind is kind
 
 
+def test_many_small_stuck_sockets_of_one_process_count_together() -> None:
+    """The largest are listed one by one, the others summed up: a leak may be spread over them."""
+    single = holder(pinned=MIB)
+    many = holder(pinned=200 * MIB).model_copy(
+        update={"summed": 999, "socket": None, "owners": [Owner(pid=4711, comm="nginx")]}
+    )
+    found = verdict(holders=(many, single))
+    assert (found.kind, found.holder, found.suspect_bytes) == (VerdictKind.PINNED_BY_UNREAD_SOCKET, 1, 201 * MIB)
+    assert found.sentence.startswith("nginx[4711] fd 11 and 999 more of its sockets: ")
+    alone = verdict(holders=(many,))
+    assert alone.sentence.startswith("nginx[4711] 999 of its sockets: ")
+
+
 def test_a_large_remainder_says_where_at_most_it_can_be() -> None:
     census = Census(
         compound=[
