@@ -36,6 +36,12 @@ _DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 DnsSubdomain = Annotated[
     str, StringConstraints(min_length=1, max_length=253, pattern=rf"^{_DNS_LABEL}(\.{_DNS_LABEL})*$")
 ]
+DnsLabel = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=rf"^{_DNS_LABEL}$")]
+_LABEL_NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+MAX_LABEL_KEY_LENGTH = 253 + 1 + 63
+LABEL_KEY_PATTERN = rf"^({_DNS_LABEL}(\.{_DNS_LABEL})*/)?{_LABEL_NAME}$"
+"""Of a label's key (Kubernetes: apimachinery, pkg/util/validation)."""
+LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=rf"^({_LABEL_NAME})?$")]
 ShortText = Annotated[str, StringConstraints(max_length=256)]
 Sentence = Annotated[str, StringConstraints(max_length=1024)]
 
@@ -60,16 +66,26 @@ class FailOn(StrEnum):
 class NodeSelector(ApiModel):
     """Nodes by their labels."""
 
-    match_labels: dict[str, Annotated[str, StringConstraints(max_length=63)]] = Field(
-        min_length=1, max_length=16, description="labels that a node must have, all of them"
+    match_labels: dict[str, LabelValue] = Field(
+        min_length=1,
+        max_length=16,
+        description="labels that a node must have, all of them",
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    f"self.all(key, size(key) <= {MAX_LABEL_KEY_LENGTH} && key.matches(r'{LABEL_KEY_PATTERN}'))",
+                    "matchLabels has a key that no label can have: write it as pool or example.com/pool",
+                )
+            ]
+        },
     )
 
 
 class PodReference(ApiModel):
     """A pod, whose node is diagnosed."""
 
-    namespace: Annotated[str, StringConstraints(min_length=1, max_length=63)] = Field(description="the pod's namespace")
-    name: Annotated[str, StringConstraints(min_length=1, max_length=253)] = Field(description="the pod's name")
+    namespace: DnsLabel = Field(description="the pod's namespace")
+    name: DnsSubdomain = Field(description="the pod's name")
 
 
 class Target(ApiModel):

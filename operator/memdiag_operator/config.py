@@ -9,16 +9,12 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from memdiag_api.diagnosis import LABEL_KEY_PATTERN, MAX_LABEL_KEY_LENGTH, LabelValue
 from memdiag_api.model import ApiModel
 
 Word = Annotated[str, StringConstraints(min_length=1, max_length=253)]
 Seconds = Annotated[int, Field(ge=1, le=86400)]
-_LABEL_NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-LABEL_KEY_PATTERN = rf"^([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_LABEL_NAME}$"
-LABEL_VALUE_PATTERN = rf"^({_LABEL_NAME})?$"
-"""Kubernetes: apimachinery, pkg/util/validation."""
-LabelKey = Annotated[str, StringConstraints(pattern=LABEL_KEY_PATTERN)]
-LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE_PATTERN)]
+LabelKey = Annotated[str, StringConstraints(max_length=MAX_LABEL_KEY_LENGTH, pattern=LABEL_KEY_PATTERN)]
 CpuQuantity = Annotated[str, StringConstraints(pattern=r"^([1-9][0-9]*m|[0-9]+(\.[0-9]{1,3})?)$")]
 
 

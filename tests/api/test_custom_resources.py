@@ -56,6 +56,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"target": {"nodeSelector": {"matchLabels": {}}, "maxNodes": 1}},
         "matchLabels in body should have at least 1 properties",
     ),
+    "a selector in a label's disguise": (
+        {"target": {"nodeSelector": {"matchLabels": {"pool in (web),a": "b"}}, "maxNodes": 1}},
+        "matchLabels has a key that no label can have: write it as pool or example.com/pool",
+    ),
+    "a label's value that is a list": (
+        {"target": {"nodeSelector": {"matchLabels": {"pool": "web,db"}}, "maxNodes": 1}},
+        "spec.target.nodeSelector.matchLabels.pool in body should match",
+    ),
+    "a pod's name that asks for more": (
+        {"target": {"podRef": {"namespace": "a", "name": "b,spec.serviceAccountName=admin"}}},
+        "spec.target.podRef.name in body should match",
+    ),
+    "a namespace that leads elsewhere": (
+        {"target": {"podRef": {"namespace": "../a", "name": "b"}}},
+        "spec.target.podRef.namespace in body should match",
+    ),
     "a selector of nothing": (
         {"target": {"nodeSelector": {"matchLabels": {"a": "b"}}, "maxNodes": 0}},
         "should be greater than or equal to 1",
@@ -100,6 +116,12 @@ def test_a_wrong_spec_is_refused_with_a_message(installed: TestCluster, spec: di
 ACCEPTED: dict[str, dict[str, Any]] = {
     "the shortest": {},
     "nodes by their labels": {"target": {"nodeSelector": {"matchLabels": {"pool": "web"}}, "maxNodes": 1000}},
+    "labels of every kind": {
+        "target": {
+            "nodeSelector": {"matchLabels": {"a": "", "example.com/pool": "Web_1.x-y", "k" * 63: "v" * 63}},
+            "maxNodes": 1,
+        }
+    },
     "a pod's node": {"target": {"podRef": {"namespace": "web", "name": "nginx-7d4"}}},
     "edges of the window": {"duration": "30m", "activeDeadlineSeconds": 1801},
     "minutes and seconds": {"duration": "1m30s"},

@@ -123,14 +123,6 @@ def test_a_named_node_that_may_not_be_diagnosed_is_refused(world: World) -> None
     assert world.pods() == []
 
 
-def test_labels_that_are_a_selector_in_disguise_select_nothing(world: World) -> None:
-    labelled(world, "web-a")
-    world.ask("sly", {"nodeSelector": {"matchLabels": {"pool in (web),kubernetes.io/os": "linux"}}, "maxNodes": 9})
-    status, reason, message = world.end("sly")
-    assert (status, reason) == ("False", "InvalidSpec")
-    assert "cannot be a label" in message
-
-
 def test_a_run_on_many_nodes_does_not_keep_others_from_theirs(world: World) -> None:
     many = labelled(world, *(f"web-{number}" for number in range(6)))
     world.ask("many", WEB | {"maxNodes": 6})

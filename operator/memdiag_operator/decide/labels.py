@@ -3,9 +3,10 @@
 import re
 from collections.abc import Mapping
 
-from memdiag_operator.config import LABEL_KEY_PATTERN, LABEL_VALUE_PATTERN, AllowedNodes, LabelRequirement
+from memdiag_api.diagnosis import LABEL_KEY_PATTERN
+from memdiag_operator.config import AllowedNodes, LabelRequirement
 
-_KEY, _VALUE = re.compile(LABEL_KEY_PATTERN), re.compile(LABEL_VALUE_PATTERN)
+_KEY = re.compile(LABEL_KEY_PATTERN)
 
 
 def allows(allowed: AllowedNodes, labels: Mapping[str, str]) -> bool:
@@ -38,13 +39,10 @@ def equality_selector(match_labels: Mapping[str, str]) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(match_labels.items()))
 
 
-def label_fault(match_labels: Mapping[str, str]) -> str:
-    """The first of `match_labels` that no label can be; empty when there is none."""
-    for key, value in match_labels.items():
-        # fullmatch: in Python `$` also matches before a final newline.
-        if not (_KEY.fullmatch(key) and _VALUE.fullmatch(value)):
-            return f"{key}={value}"
-    return ""
+def faulty_key(match_labels: Mapping[str, str]) -> str | None:
+    """The first key of `match_labels` that no label can have; None when all are good."""
+    # fullmatch: in Python `$` also matches before a final newline.
+    return next((key for key in match_labels if not _KEY.fullmatch(key)), None)
 
 
 def _in_words(requirement: LabelRequirement) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from memdiag_api.conditions import Reason
 from memdiag_api.diagnosis import MemoryDiagnosisSpec, NodeState, PodReference, Target
 from memdiag_operator.config import AllowedNodes
-from memdiag_operator.decide.labels import allows, described, equality_selector, label_fault
+from memdiag_operator.decide.labels import allows, described, equality_selector, faulty_key
 from memdiag_operator.decide.objects import Diagnosis, InvalidSpec, Node, Pod
 from memdiag_operator.decide.sanitize import clip
 
@@ -105,8 +105,9 @@ def spec_fault(spec: MemoryDiagnosisSpec | InvalidSpec) -> str:
     if isinstance(spec, InvalidSpec):
         return f"{spec.message}; it was stored under another version's schema: delete it and create it anew"
     selector = spec.target.node_selector
-    if selector and (fault := label_fault(selector.match_labels)):
-        return f"spec.target.nodeSelector.matchLabels: {clip(repr(fault), _TARGET_LIMIT)} cannot be a label"
+    key = faulty_key(selector.match_labels) if selector else None
+    if key is not None:  # what the model's patterns do not reach, and the API server was to refuse
+        return f"spec.target.nodeSelector.matchLabels: {clip(repr(key), _TARGET_LIMIT)} cannot be a label's key"
     return ""
 
 

@@ -7,7 +7,7 @@ import pytest
 from memdiag_api.conditions import Reason
 from memdiag_api.diagnosis import NodeSelector, PodReference, Target
 from memdiag_operator.config import AllowedNodes, LabelRequirement
-from memdiag_operator.decide.objects import Node, Pod
+from memdiag_operator.decide.objects import InvalidSpec, Node, Pod
 from memdiag_operator.decide.target import Choice, choose_nodes, run_states, spec_fault
 from support.kubernetes_objects import diagnosis, node, pod
 
@@ -126,11 +126,11 @@ def test_the_choice_is_what_the_status_says_and_not_made_again() -> None:
     [
         ({"pool": "web"}, ""),
         ({"example.com/pool": ""}, ""),
-        ({"a in (b),c": "d"}, "a in (b),c=d"),
-        ({"pool": "web,secret"}, "pool=web,secret"),
-        ({"pool\n": "web"}, "pool"),
-        ({"": "web"}, "=web"),
-        ({"pool": "web\n"}, "pool=web"),
+        ({"a in (b),c": "d"}, "'a in (b),c' cannot be a label's key"),
+        ({"pool": "web,secret"}, "should match pattern"),
+        ({"pool\n": "web"}, "cannot be a label's key"),
+        ({"": "web"}, "'' cannot be a label's key"),
+        ({"pool": "web\n"}, "should match pattern"),
     ],
 )
 def test_labels_that_can_be_no_nodes_are_refused_and_never_sent(labels: dict[str, str], faulty: str) -> None:
@@ -138,3 +138,19 @@ def test_labels_that_can_be_no_nodes_are_refused_and_never_sent(labels: dict[str
     fault = spec_fault(one.spec)
     assert faulty in fault
     assert bool(fault) is bool(faulty)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "name"),
+    [
+        ("web", "nginx,spec.serviceAccountName=admin"),
+        ("web", "nginx\n"),
+        ("web/pods/other?", "nginx"),
+        ("../default", "nginx"),
+        ("web", ""),
+    ],
+)
+def test_a_pods_name_cannot_ask_for_more_than_a_pod(namespace: str, name: str) -> None:
+    """It goes into a field selector: one with a comma could find out whose service account a foreign pod has."""
+    one = diagnosis(spec={"target": {"podRef": {"namespace": namespace, "name": name}}})
+    assert isinstance(one.spec, InvalidSpec)
