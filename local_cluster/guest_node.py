@@ -102,7 +102,7 @@ def join(daemons: Daemons, pki: Pki, work: Path, system: GuestSystem, images: Pa
         ],
     )  # fmt: skip
     started = time.monotonic()
-    daemons.start("guest", ["nice", *machine.command()])
+    daemons.start("guest", machine.command())
     daemons.wait(
         "guest node Ready",
         lambda: ApiClient(pki).node_is_ready(GUEST_NODE_NAME),
