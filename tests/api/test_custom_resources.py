@@ -10,6 +10,7 @@ import yaml
 
 from local_cluster.paths import PROJECT
 from memdiag_api.crd import custom_resource_definitions
+from support.clockwork import largest_run, size_bytes
 from support.cluster import TestCluster
 
 NAME = "rules"
@@ -141,6 +142,24 @@ ACCEPTED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("spec", ACCEPTED.values(), ids=ACCEPTED.keys())
 def test_a_right_spec_is_accepted(installed: TestCluster, spec: dict[str, Any]) -> None:
     installed.kubectl("create", "--dry-run=server", "-f", "-", input=manifest(**spec))
+
+
+@pytest.mark.parametrize("name", ["memdiag.yaml", "memdiag-nodes.yaml", "memdiag-pod.yaml"])
+def test_the_examples_are_accepted(installed: TestCluster, name: str) -> None:
+    installed.kubectl("create", "--dry-run=server", "-f", str(PROJECT / "examples" / name))
+
+
+def test_the_largest_status_fits(stored: TestCluster) -> None:
+    """A thousand nodes with names as long as they get: what etcd holds of it, with what the API server adds."""
+    clock = largest_run()
+    largest = max(clock.statuses, key=size_bytes)
+    patch = json.dumps({"status": largest.to_json_object()})
+    stored.kubectl(
+        "patch", "memdiag", NAME, "--type=merge", "--subresource=status", "--patch-file=/dev/stdin", input=patch
+    )
+    kept = stored.kubectl("get", "memdiag", NAME, "-o", "json", "--show-managed-fields")
+    assert len(json.loads(kept)["status"]["nodeStates"]) == 1000
+    assert len(json.dumps(json.loads(kept), separators=(",", ":"))) < 256 * 1024
 
 
 IMMUTABLE: dict[str, Any] = {

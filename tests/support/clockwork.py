@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from memdiag_api.diagnosis import MemoryDiagnosisStatus
-from memdiag_api.evidence import Evidence
+from memdiag_api.evidence import Evidence, VerdictKind
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.objects import Diagnosis, Node, Pod
@@ -20,9 +20,12 @@ from memdiag_operator.decide.reconcile import (
     wants_slot,
 )
 from memdiag_operator.decide.snapshot import Fleet, Plan, ReportCleanup, RunnerOutput, Snapshot
-from support.kubernetes_objects import CONFIG, NOW, delivered, timestamp
+from support.evidence import evidence_with
+from support.kubernetes_objects import CONFIG, NOW, delivered, diagnosis, node, timestamp
 
 START_SECONDS = 3
+WEB = {"pool": "web"}
+HEALTHY = VerdictKind.NO_LEAK
 
 
 @dataclass
@@ -96,7 +99,7 @@ class Clockwork:
 
     def annotate(self, requested_at: str) -> None:
         """Ask for another run."""
-        self._store({"metadata": {"annotations": {"memdiag.dev/requestedAt": requested_at}}})
+        self.store({"metadata": {"annotations": {"memdiag.dev/requestedAt": requested_at}}})
 
     def _look(self) -> None:
         snapshot = self._snapshot()
@@ -127,7 +130,7 @@ class Clockwork:
         if plan.status:
             self.statuses.append(plan.status)
             stored = plan.status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
-            self._store({"status": stored})
+            self.store({"status": stored})
         for manifest in plan.launches:
             name, meta = manifest["metadata"]["name"], manifest["metadata"]
             found = self.evidence(meta["annotations"][naming.NODE_ANNOTATION], meta["labels"][naming.RUN_ID_LABEL])
@@ -138,7 +141,8 @@ class Clockwork:
         working = [one for one in self.runners.values() if not one.pod(self.now).is_terminal]
         self.most_runners = max(self.most_runners, len(working))
 
-    def _store(self, change: dict[str, Any]) -> None:
+    def store(self, change: dict[str, Any]) -> None:
+        """Change the stored diagnosis, as a person would."""
         document = self.diagnosis.model_dump(mode="json", by_alias=True, exclude_unset=True)
         for key, value in change.items():
             document[key] = {**document[key], **value} if key == "metadata" else value
@@ -148,3 +152,42 @@ class Clockwork:
 def size_bytes(status: MemoryDiagnosisStatus) -> int:
     """What it takes in etcd, roughly: its JSON."""
     return len(json.dumps(status.to_json_object(), separators=(",", ":")).encode())
+
+
+def found_on(node_name: str, run: str, kind: VerdictKind = HEALTHY, *, finds: int = 1) -> Evidence:
+    """Evidence of a node with that verdict, and with so many holders and stacks."""
+    template = evidence_with(run_id=run, holders=finds, stacks=finds)
+    suspects = {} if kind is VerdictKind.PINNED_BY_UNREAD_SOCKET else {"holder": None, "stack": None}
+    verdict = template.verdict.model_copy(update={"kind": kind, "sentence": f"So it is on {node_name}.", **suspects})
+    host = template.host.model_copy(update={"node_name": node_name})
+    return template.model_copy(update={"host": host, "verdict": verdict})
+
+
+def of_many(count: int, *, leaks: tuple[int, ...] = (), fails: tuple[int, ...] = (), **fields: Any) -> Clockwork:
+    """A diagnosis of so many nodes; those numbered in `leaks` have one, those in `fails` deliver nothing."""
+    names = [f"node-{number:03}" for number in range(count)]
+
+    def evidence(node_name: str, run: str) -> Evidence | None:
+        number = int(node_name.removeprefix("node-"))
+        kind = VerdictKind.PINNED_BY_UNREAD_SOCKET if number in leaks else HEALTHY
+        return None if number in fails else found_on(node_name, run, kind)
+
+    target = {"nodeSelector": {"matchLabels": WEB}, "maxNodes": count}
+    one = diagnosis(spec={"target": target, "activeDeadlineSeconds": 86400, **fields.pop("spec", {})})
+    return Clockwork(one, {name: node(name, labels=WEB) for name in names}, evidence, **fields)
+
+
+def largest_run() -> Clockwork:
+    """A run on as many nodes as there may be, with names as long as Kubernetes lets them be; the first one fails."""
+    one = of_many(1000, config=OperatorConfig(runner=CONFIG.runner, max_concurrent_runners=1000))
+    long = {name: f"{name}-{'x' * (62 - len(name))}" for name in one.nodes}
+    one.nodes = {name: node(name, labels=WEB) for name in long.values()}
+
+    def evidence(name: str, run: str) -> Evidence | None:
+        number = int(name[5:8])
+        finds = 10 if number < 30 else 0  # more long answers than the status has place for
+        return found_on(name, run, VerdictKind.GROWING_KERNEL_ALLOCATION, finds=finds) if number else None
+
+    one.evidence = evidence
+    one.run(200, look_every_seconds=20)
+    return one

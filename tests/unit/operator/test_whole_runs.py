@@ -1,44 +1,15 @@
 """Whole runs by the decisions alone: on one node, on a thousand, again; how often and how much is written."""
 
-from typing import Any
-
 import pytest
 
 from memdiag_api.conditions import ConditionType, Reason
 from memdiag_api.diagnosis import MemoryDiagnosisStatus, NodeResult, VerdictSummary
-from memdiag_api.evidence import Confidence, Evidence, VerdictKind
+from memdiag_api.evidence import Confidence, VerdictKind
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide.progress import tick_seconds, tracing
 from memdiag_operator.decide.size import most_telling
-from support.clockwork import Clockwork, size_bytes
-from support.evidence import evidence_with
+from support.clockwork import HEALTHY, WEB, Clockwork, found_on, largest_run, of_many, size_bytes
 from support.kubernetes_objects import CONFIG, diagnosis, node, pod
-
-WEB = {"pool": "web"}
-HEALTHY = VerdictKind.NO_LEAK
-
-
-def found_on(node_name: str, run: str, kind: VerdictKind = HEALTHY, *, finds: int = 1) -> Evidence:
-    """Evidence of a node with that verdict, and with so many holders and stacks."""
-    template = evidence_with(run_id=run, holders=finds, stacks=finds)
-    suspects = {} if kind is VerdictKind.PINNED_BY_UNREAD_SOCKET else {"holder": None, "stack": None}
-    verdict = template.verdict.model_copy(update={"kind": kind, "sentence": f"So it is on {node_name}.", **suspects})
-    host = template.host.model_copy(update={"node_name": node_name})
-    return template.model_copy(update={"host": host, "verdict": verdict})
-
-
-def of_many(count: int, *, leaks: tuple[int, ...] = (), fails: tuple[int, ...] = (), **fields: Any) -> Clockwork:
-    """A diagnosis of so many nodes; those numbered in `leaks` have one, those in `fails` deliver nothing."""
-    names = [f"node-{number:03}" for number in range(count)]
-
-    def evidence(node_name: str, run: str) -> Evidence | None:
-        number = int(node_name.removeprefix("node-"))
-        kind = VerdictKind.PINNED_BY_UNREAD_SOCKET if number in leaks else HEALTHY
-        return None if number in fails else found_on(node_name, run, kind)
-
-    target = {"nodeSelector": {"matchLabels": WEB}, "maxNodes": count}
-    one = diagnosis(spec={"target": target, "activeDeadlineSeconds": 86400, **fields.pop("spec", {})})
-    return Clockwork(one, {name: node(name, labels=WEB) for name in names}, evidence, **fields)
 
 
 def condition(status: MemoryDiagnosisStatus, kind: ConditionType) -> tuple[str, str, str]:
@@ -159,6 +130,18 @@ def test_a_run_on_many_nodes_ends_in_time_with_what_it_has() -> None:
     assert reasons.count("DeadlineExceeded") == 6
 
 
+def test_ending_a_run_early_keeps_what_has_come_and_starts_nothing_more() -> None:
+    clock = of_many(9)
+    clock.run(30)
+    stored = clock.diagnosis.model_dump(mode="json", by_alias=True)["spec"]
+    clock.store({"spec": {**stored, "terminate": True}})
+    clock.run(120)
+    reasons = [state.reason for state in clock.status.node_states]
+    assert reasons == ["Completed"] * 3 + ["Terminated"] * 6
+    assert condition(clock.status, ConditionType.SUCCEEDED)[1] == "PartialResults"
+    assert len(clock.reports) == 3
+
+
 def test_many_nodes_are_written_in_proportion_to_their_number() -> None:
     """Each node's turns are written, nothing for nodes whose turn has not come."""
     for count in (15, 30):
@@ -170,20 +153,7 @@ def test_many_nodes_are_written_in_proportion_to_their_number() -> None:
 
 def test_a_thousand_nodes_fit() -> None:
     """The largest run there may be, with names as long as Kubernetes lets them be, and more long answers than fit."""
-    one = of_many(1000, config=OperatorConfig(runner=CONFIG.runner, max_concurrent_runners=1000))
-    long = {name: f"{name}-{'x' * (62 - len(name))}" for name in one.nodes}
-    one.nodes = {name: node(name, labels=WEB) for name in long.values()}
-
-    def evidence(name: str, run: str) -> Evidence | None:
-        number = int(name[5:8])
-        return (
-            found_on(name, run, VerdictKind.GROWING_KERNEL_ALLOCATION, finds=10 if number < 30 else 0)
-            if number
-            else None
-        )
-
-    one.evidence = evidence
-    one.run(200, look_every_seconds=20)
+    one = largest_run()
     assert one.status.nodes
     assert (one.status.nodes.succeeded, one.status.nodes.failed) == (999, 1)
     assert len(one.reports) == 999
@@ -298,11 +268,11 @@ def test_a_run_that_a_suspension_gave_up_is_not_the_run_before() -> None:
     clock.annotate("again")
     clock.run(10)
     given_up = clock.status.run_id
-    clock._store({"spec": {"target": {"nodeName": "node1"}, "suspend": True}})
+    clock.store({"spec": {"target": {"nodeName": "node1"}, "suspend": True}})
     clock.run(2)
     assert clock.status.progress is None
     assert clock.runners == {}
-    clock._store({"spec": {"target": {"nodeName": "node1"}, "suspend": False}})
+    clock.store({"spec": {"target": {"nodeName": "node1"}, "suspend": False}})
     clock.run(120)
     assert clock.status.last_run
     assert clock.status.last_run.run_id == first
