@@ -36,6 +36,8 @@ from memdiag_node.procfs.reading import MemoryReading, take_readings
 
 MAX_STACKS = 64
 MAX_HOLDERS = 256
+MAX_SINGLE_SOCKETS = 192
+"""Those beyond are summed up by process, which leaves room for that and for other holders."""
 MAX_CHARGES = 32
 _WAIT_STEP_SECONDS = 0.25
 
@@ -201,7 +203,7 @@ def _holdings(look: _Look, roots: HostRoots) -> tuple[list[Holding], ScanCoverag
     if look.scan is None:
         return [], None
 
-    sockets = holders_of(look.first_scan, look.scan, _owner_of(roots))
+    sockets = holders_of(look.first_scan, look.scan, _owner_of(roots), limit=MAX_SINGLE_SOCKETS)
     holdings = [Holding(holder, blocks) for holder, blocks in zip(sockets.holders, sockets.blocks, strict=True)]
     holdings += [Holding(holder, blocks) for holder, blocks in summed_sockets(look.scan, sockets, _owner_of(roots))]
     if look.others:

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from memdiag_api.evidence import Check, Evidence, Trend, VerdictKind
+from memdiag_node.analyze.verdict import Thresholds
 from memdiag_node.host import HostRoots
 from memdiag_node.run import Settings, measure
 from planted import traffic
+
+DEFAULT = Thresholds()
 
 
 @contextmanager
@@ -26,8 +29,10 @@ def running(kind: str) -> Iterator[tuple[int, str]]:
         child.communicate()
 
 
-def diagnose(seconds: float = 5.0) -> Evidence:
-    settings = Settings(run_id="verdict", node_name="here", checks=tuple(Check), duration_seconds=seconds)
+def diagnose(seconds: float = 5.0, thresholds: Thresholds = DEFAULT) -> Evidence:
+    settings = Settings(
+        run_id="verdict", node_name="here", checks=tuple(Check), duration_seconds=seconds, thresholds=thresholds
+    )
     return measure(settings, roots=HostRoots(), stop=threading.Event(), progress=lambda _: None)
 
 
@@ -48,6 +53,24 @@ def test_a_connection_that_nobody_reads_is_the_suspect() -> None:
     assert suspect.unread_bytes == 2000 * 64
     assert verdict.suspect_bytes > 100 * suspect.unread_bytes
     assert f"[{pid}] fd {fd}" in verdict.sentence
+
+
+def test_a_leak_that_is_spread_over_many_connections_is_seen_whole() -> None:
+    """More connections than are listed one by one; those that are do not pin enough to make a suspect."""
+    with running("spread") as (pid, said):
+        connections, each_bytes = map(int, said.split())
+        all_bytes = connections * each_bytes
+        evidence = diagnose(2.0, Thresholds(suspect_floor_bytes=round(0.8 * all_bytes), suspect_share=0))
+    verdict = evidence.verdict
+    assert verdict.kind is VerdictKind.PINNED_BY_UNREAD_SOCKET, verdict
+    assert verdict.suspect_bytes >= 0.8 * all_bytes  # the rest are the packets' heads, in slab
+    assert f"[{pid}] fd " in verdict.sentence
+    assert f"and {connections - 1} more of its sockets" in verdict.sentence
+    mine = [one for one in evidence.holders if [owner.pid for owner in one.owners] == [pid] and one.unread_bytes]
+    assert sum(one.summed for one in mine) == connections
+    assert sum(one.unread_bytes for one in mine) == all_bytes
+    assert sum(one.pinned_bytes for one in mine) == verdict.suspect_bytes
+    assert len(mine) < connections
 
 
 def test_pages_that_keep_being_taken_are_a_growing_allocation() -> None:

@@ -2,6 +2,7 @@
 
     healthy   40 connections that are sent to, and read, as fast as it goes
     stuck     64-byte messages to a connection that nobody reads, a read 32 KiB block between each two
+    spread    400 connections that each have 80 KiB that nobody reads
     growing   a new pipe of 1 MiB, filled and never read, 20 times a second
     moving    a socket whose datagrams are read and sent anew without end, and connections that come and go
 
@@ -22,8 +23,9 @@ MIB = 1 << 20
 CONNECTIONS = 40
 MESSAGE, BLOCK = b"m" * 64, b"b" * 32_768
 RECEIVE_BUFFER_BYTES = 4 * MIB
-_SO_RCVBUFFORCE = 33  # socket(7); Python has no name for it
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # socket(7); Python has no name for them
 PIPES_PER_SECOND = 20
+SPREAD_CONNECTIONS, SPREAD_BYTES = 400, 80 * 1024
 DATAGRAMS, DATAGRAM_BYTES = 2_000, 1_000
 
 
@@ -60,6 +62,17 @@ def _stuck() -> None:
         slow.send(MESSAGE)
         healthy.sendall(BLOCK)
     print("ready", unread.fileno(), flush=True)
+    time.sleep(10**6)
+
+
+def _spread() -> None:
+    kept = []
+    for _ in range(SPREAD_CONNECTIONS):
+        sender, receiver = socket.socketpair()
+        sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 4 * SPREAD_BYTES)
+        sender.sendall(b"s" * SPREAD_BYTES)
+        kept.append((sender, receiver))
+    print("ready", SPREAD_CONNECTIONS, SPREAD_BYTES, flush=True)
     time.sleep(10**6)
 
 
@@ -120,7 +133,13 @@ def _moving() -> None:
     _exchange(moving)
 
 
-KINDS: dict[str, Callable[[], None]] = {"healthy": _healthy, "stuck": _stuck, "growing": _growing, "moving": _moving}
+KINDS: dict[str, Callable[[], None]] = {
+    "healthy": _healthy,
+    "stuck": _stuck,
+    "spread": _spread,
+    "growing": _growing,
+    "moving": _moving,
+}
 
 if __name__ == "__main__":
     KINDS[sys.argv[1]]()
