@@ -67,9 +67,9 @@ def counts(request: pytest.FixtureRequest) -> Iterator[None]:
     """Print how many documents came to which end, where that was asked for."""
     yield
     if "MEMDIAG_FUZZ_EXAMPLES" in os.environ:
-        reporter = request.config.pluginmanager.getplugin("terminalreporter")
         told = ", ".join(f"{count} {end}" for end, count in sorted(COUNTS.items()))
-        reporter.write_line(f"\n{COUNTS.total()} hostile documents: {told}")
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print(f"\n{COUNTS.total()} hostile documents: {told}")
 
 
 # --- the way of a result ----------------------------------------------------------------------------------------------
