@@ -5,29 +5,32 @@ import numpy as np
 from memdiag_api.evidence import Holder, HolderKind
 from memdiag_node.ebpf.queues import ITEM_DTYPE, Kind
 from memdiag_node.ebpf.sockets import FOUND_PIPE
+from memdiag_node.ebpf.tally import unique_blocks
 from memdiag_node.holders.context import Held, HolderContext
 from memdiag_node.holders.sockets import pinned_blocks
 
 
 def find(context: HolderContext) -> list[Held]:
     """Every pipe that an fd holds and that holds pages, with all its ends."""
-    fds = context.scan.files[context.scan.files["kind"] == FOUND_PIPE]
-    addresses, inodes = np.unique(fds["socket"]), fds["pipe_inode"]
+    fds = np.sort(context.scan.files[context.scan.files["kind"] == FOUND_PIPE], order=("socket", "pid", "fd"))
+    addresses, first_fd = np.unique(fds["socket"], return_index=True)
+    first_fd = np.append(first_fd, len(fds))
     items = np.zeros(len(addresses), ITEM_DTYPE)
     items["head"], items["kind"] = addresses, Kind.PIPE
     walked = context.walk(items, "pipes")
-    blocks = walked.blocks[~walked.blocks["user"]]
+    blocks = unique_blocks(walked.blocks[~walked.blocks["user"]])
+    numbers, first_block = np.unique(blocks["owner"], return_index=True)
+    first_block = np.append(first_block, len(blocks))
     holders = []
-    for number in np.unique(blocks["owner"]):
-        mine = blocks[blocks["owner"] == number]
-        ends = fds[fds["socket"] == addresses[number]]
+    for place, number in enumerate(numbers.tolist()):
+        mine = blocks[first_block[place] : first_block[place + 1]]
+        ends = fds[first_fd[number] : first_fd[number + 1]]
         owners, total = context.owners((int(end["pid"]), int(end["fd"])) for end in ends)
-        inode = int(inodes[fds["socket"] == addresses[number]][0])
         holders.append(
             Held(
                 Holder(
                     kind=HolderKind.PIPE,
-                    description=f"pipe, inode {inode}",
+                    description=f"pipe, inode {ends['pipe_inode'][0]}",
                     owners=owners,
                     owners_total=total,
                     unread_bytes=int(walked.table["payload_bytes"][number]),
