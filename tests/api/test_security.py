@@ -1,151 +1,157 @@
-"""Who may do what, asked with real tokens; and what the runner namespace lets in."""
+"""Who may do what, tried with real tokens, and what the runner namespace lets in: the tables of docs/security.md.
+
+`MEMDIAG_WRITE_DOCS=1 pytest tests/api/test_security.py` writes them anew; else they are compared.
+"""
 
 import json
-import re
-from collections.abc import Iterator
-from pathlib import Path
+import os
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+from http import HTTPStatus
 from typing import Any
 
 import pytest
 import yaml
-from kubernetes.client import (
-    AuthorizationV1Api,
-    V1ResourceAttributes,
-    V1SelfSubjectAccessReview,
-    V1SelfSubjectAccessReviewSpec,
-)
-from kubernetes.config import new_client_from_config
 
 from local_cluster.paths import PROJECT
+from memdiag_operator.decide.runner_pod import CAPABILITIES
 from support.cluster import TestCluster
 from support.hollow_node import eventually
+from support.operator_process import kubeconfig_with_token
+from support.rights import CLUSTER, EVERYWHERE, Attempts, Resource, Rule, documented_rules, grouped, served_resources
+from support.runner_manifest import IMAGE, runner_manifest
 
 SYSTEM, RUNNERS = "memdiag-system", "memdiag-runners"
-ALL_VERBS = ("get", "list", "watch", "create", "update", "patch", "delete")
-READ = ("get", "list", "watch")
+NAMESPACES = ("default", "kube-system", SYSTEM, RUNNERS)
+PAGE = PROJECT / "docs/security.md"
+RBAC = PROJECT / "manifests/base/rbac"
 
-# resource, namespace ("" for cluster-scoped or all namespaces) -> verbs that the operator needs; it must have no other.
-OPERATOR_RIGHTS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("memorydiagnoses.memdiag.dev", ""): (*READ, "delete"),
-    ("memorydiagnoses.memdiag.dev/status", ""): ("update",),
-    ("memorydiagnosisreports.memdiag.dev", ""): ("create",),
-    ("nodes", ""): ("get", "list"),
-    ("nodes/proxy", ""): (),
-    ("pods", ""): ("list",),
-    ("pods", "kube-system"): ("list",),
-    ("pods", SYSTEM): ("list",),
-    ("pods", RUNNERS): (*READ, "create", "patch", "delete"),
-    ("pods/log", RUNNERS): ("get",),
-    ("pods/log", "kube-system"): (),
-    ("pods/exec", RUNNERS): (),
-    ("pods/attach", RUNNERS): (),
-    ("pods/ephemeralcontainers", RUNNERS): (),
-    ("events", "default"): ("create",),
-    ("secrets", ""): (),
-    ("secrets", SYSTEM): (),
-    ("secrets", RUNNERS): (),
-    ("configmaps", SYSTEM): (),
-    ("serviceaccounts/token", SYSTEM): (),
-    ("serviceaccounts/token", RUNNERS): (),
-    ("clusterroles.rbac.authorization.k8s.io", ""): (),
-    ("rolebindings.rbac.authorization.k8s.io", RUNNERS): (),
-    ("customresourcedefinitions.apiextensions.k8s.io", ""): (),
-    ("validatingadmissionpolicies.admissionregistration.k8s.io", ""): (),
-    ("deployments.apps", SYSTEM): (),
-    ("namespaces", ""): (),
-}
-PEOPLE_RIGHTS: dict[str, dict[tuple[str, str], tuple[str, ...]]] = {
+READ = {"get", "list", "watch"}
+DIAGNOSES, REPORTS = "memorydiagnoses.memdiag.dev", "memorydiagnosisreports.memdiag.dev"
+# Resource and place -> verbs. Of all that the API server serves, there must be no other.
+RIGHTS: dict[str, dict[tuple[str, str], set[str]]] = {
+    "memdiag-operator": {
+        (DIAGNOSES, CLUSTER): READ | {"delete"},
+        (f"{DIAGNOSES}/status", CLUSTER): {"update"},
+        (REPORTS, CLUSTER): {"create", "deletecollection"},
+        ("nodes", CLUSTER): {"get", "list"},
+        ("pods", EVERYWHERE): {"list"},
+        ("pods", RUNNERS): {"get", "watch", "create", "patch", "delete"},
+        ("pods/log", RUNNERS): {"get"},
+        ("events", "default"): {"create"},
+    },
+    "memdiag-runner": {},
     "memdiag-requester": {
-        ("memorydiagnoses.memdiag.dev", ""): ALL_VERBS,
-        ("memorydiagnoses.memdiag.dev/status", ""): (),
-        ("memorydiagnosisreports.memdiag.dev", ""): READ,
-        ("pods", RUNNERS): (),
-        ("pods/log", RUNNERS): (),
-        ("configmaps", SYSTEM): (),
-        ("secrets", ""): (),
+        (DIAGNOSES, CLUSTER): READ | {"create", "update", "patch", "delete"},
+        (REPORTS, CLUSTER): READ,
     },
-    "memdiag-viewer": {
-        ("memorydiagnoses.memdiag.dev", ""): READ,
-        ("memorydiagnoses.memdiag.dev/status", ""): (),
-        ("memorydiagnosisreports.memdiag.dev", ""): READ,
-        ("pods", RUNNERS): (),
-        ("pods/log", RUNNERS): (),
-        ("secrets", ""): (),
-    },
+    "memdiag-viewer": {(DIAGNOSES, CLUSTER): READ, (REPORTS, CLUSTER): READ},
 }
-
-
-def as_service_account(cluster: TestCluster, namespace: str, name: str, folder: Path) -> TestCluster:
-    """The cluster as seen with the token of a service account."""
-    document = yaml.safe_load(cluster.kubeconfig.read_text())
-    document["users"][0]["user"] = {"token": cluster.kubectl("-n", namespace, "create", "token", name).strip()}
-    path = folder / f"{namespace}-{name}.kubeconfig"
-    path.write_text(yaml.safe_dump(document))
-    return TestCluster(path, cluster.kubectl_binary)
+HOMES = {"memdiag-operator": SYSTEM, "memdiag-runner": RUNNERS}
+"""Namespaces of the service accounts that memdiag brings; the others are roles, which the test binds someone to."""
 
 
 @pytest.fixture(scope="module")
-def operator(installed: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> TestCluster:
-    return as_service_account(installed, SYSTEM, "memdiag-operator", tmp_path_factory.mktemp("operator"))
+def as_account(
+    installed: TestCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], TestCluster]]:
+    """The cluster as seen with the token of an account of RIGHTS, or of one that has no rights at all: `nobody`."""
+    folder = tmp_path_factory.mktemp("tokens")
+    people = [name for name in (*RIGHTS, "nobody") if name not in HOMES]
+    for name in people:
+        installed.kubectl("-n", "default", "create", "serviceaccount", name)
+        if name != "nobody":
+            bind = ("create", "clusterrolebinding", f"test-{name}", f"--clusterrole={name}")
+            installed.kubectl(*bind, f"--serviceaccount=default:{name}")
+
+    def account(name: str) -> TestCluster:
+        path = kubeconfig_with_token(installed, HOMES.get(name, "default"), name, folder)
+        return TestCluster(path, installed.kubectl_binary)
+
+    yield account
+    for name in people:
+        installed.kubectl("-n", "default", "delete", "serviceaccount", name)
+        installed.kubectl("delete", "clusterrolebinding", f"test-{name}", "--ignore-not-found")
 
 
-@pytest.fixture(scope="module", params=list(PEOPLE_RIGHTS))
-def person(
-    request: pytest.FixtureRequest, installed: TestCluster, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[TestCluster, str]]:
-    """Someone who has been bound to one of the roles for people."""
-    role = str(request.param)
-    installed.kubectl("-n", "default", "create", "serviceaccount", role)
-    installed.kubectl(
-        "create", "clusterrolebinding", f"test-{role}", f"--clusterrole={role}", f"--serviceaccount=default:{role}"
-    )
-    yield as_service_account(installed, "default", role, tmp_path_factory.mktemp("person")), role
-    installed.kubectl("delete", "clusterrolebinding", f"test-{role}")
-    installed.kubectl("-n", "default", "delete", "serviceaccount", role)
+@pytest.fixture(scope="module")
+def resources(installed: TestCluster) -> list[Resource]:
+    return served_resources(installed)
 
 
-def rights(cluster: TestCluster, resource: str, namespace: str) -> tuple[str, ...]:
-    """The verbs that the holder of the token has."""
-    resource, _, subresource = resource.partition("/")
-    name, _, group = resource.partition(".")
-    api = AuthorizationV1Api(new_client_from_config(str(cluster.kubeconfig)))  # type: ignore[no-untyped-call] # there
-
-    def has(verb: str) -> bool:
-        wanted = V1ResourceAttributes(
-            group=group, resource=name, subresource=subresource, namespace=namespace, verb=verb
-        )
-        review = V1SelfSubjectAccessReview(spec=V1SelfSubjectAccessReviewSpec(resource_attributes=wanted))
-        status = api.create_self_subject_access_review(review).status
-        return bool(status and status.allowed)
-
-    return tuple(verb for verb in ALL_VERBS if has(verb))
+# --- rights -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("place", "verbs"), OPERATOR_RIGHTS.items(), ids=str)
-def test_the_operator_may_do_what_it_needs_and_nothing_else(
-    operator: TestCluster, place: tuple[str, str], verbs: tuple[str, ...]
+@pytest.mark.parametrize("name", RIGHTS)
+def test_of_every_verb_on_every_resource_only_the_needed_ones_are_not_refused(
+    as_account: Callable[[str], TestCluster], resources: list[Resource], name: str
 ) -> None:
-    assert set(rights(operator, *place)) == set(verbs)
+    attempts, nobody = (Attempts(as_account(who).kubeconfig) for who in (name, "nobody"))
+    # What any token may do: ask for its own rights, and the like.
+    common = nobody.rights(resources, NAMESPACES)
+    granted = attempts.rights(resources, NAMESPACES) - common
+    assert grouped(granted) == RIGHTS[name]
+    assert attempts.count > 1000
+    print(f"{name}: {attempts.count} requests tried, {len(granted)} rights, the rest refused as to anybody")
 
 
-def test_people_may_do_what_their_role_says(person: tuple[TestCluster, str]) -> None:
-    cluster, role = person
-    found = {place: set(rights(cluster, *place)) for place in PEOPLE_RIGHTS[role]}
-    assert found == {place: set(verbs) for place, verbs in PEOPLE_RIGHTS[role].items()}
+DANGERS = {
+    "read Secrets": ("get", "secrets", SYSTEM),
+    "list Secrets of all namespaces": ("list", "secrets", EVERYWHERE),
+    "run a command in a runner": ("create", "pods/exec", RUNNERS),
+    "attach to a runner": ("create", "pods/attach", RUNNERS),
+    "add a container to a runner": ("patch", "pods/ephemeralcontainers", RUNNERS),
+    "talk to a kubelet": ("get", "nodes/proxy", CLUSTER),
+    "change a node": ("patch", "nodes", CLUSTER),
+    "create pods elsewhere": ("create", "pods", "kube-system"),
+    "read logs elsewhere": ("get", "pods/log", "kube-system"),
+    "make tokens": ("create", "serviceaccounts/token", SYSTEM),
+    "change roles": ("patch", "clusterroles.rbac.authorization.k8s.io", CLUSTER),
+    "bind roles": ("create", "rolebindings.rbac.authorization.k8s.io", RUNNERS),
+    "change the admission policy": ("patch", "validatingadmissionpolicies.admissionregistration.k8s.io", CLUSTER),
+    "change the policy's parameters, and so the image": ("patch", "configmaps", RUNNERS),
+    "change the operator's configuration": ("patch", "configmaps", SYSTEM),
+    "change the operator": ("patch", "deployments.apps", SYSTEM),
+    "change namespaces, and so Pod Security": ("patch", "namespaces", CLUSTER),
+    "change the CRDs": ("patch", "customresourcedefinitions.apiextensions.k8s.io", CLUSTER),
+    "forge a report": ("update", REPORTS, CLUSTER),
+}
+DANGERS_OF_PEOPLE = {
+    "forge a status": ("update", f"{DIAGNOSES}/status", CLUSTER),
+    "create a report": ("create", REPORTS, CLUSTER),
+    "see runner pods": ("list", "pods", RUNNERS),
+    "read a runner's log": ("get", "pods/log", RUNNERS),
+    "delete a runner": ("delete", "pods", RUNNERS),
+}
 
 
-def test_a_runner_may_do_nothing(installed: TestCluster, tmp_path: Path) -> None:
-    runner = as_service_account(installed, RUNNERS, "memdiag-runner", tmp_path)
-    for resource in ("pods", "secrets", "configmaps", "memorydiagnoses.memdiag.dev", "nodes"):
-        assert rights(runner, resource, RUNNERS) == ()
+@pytest.mark.parametrize("name", RIGHTS)
+def test_what_would_be_dangerous_is_refused(
+    as_account: Callable[[str], TestCluster], resources: list[Resource], name: str
+) -> None:
+    """The same by name, so that a resource which is not served any more is missed."""
+    by_name = {one.full_name: one for one in resources}
+    attempts = Attempts(as_account(name).kubeconfig)
+    dangers = DANGERS if name == "memdiag-operator" else DANGERS | DANGERS_OF_PEOPLE
+    answers = {
+        what: attempts.status(by_name[resource], place, verb) for what, (verb, resource, place) in dangers.items()
+    }
+    assert answers == dict.fromkeys(dangers, HTTPStatus.FORBIDDEN)
+    for header in ({"Impersonate-User": "admin"}, {"Impersonate-Group": "system:masters", "Impersonate-User": "x"}):
+        assert attempts.request("GET", "/api/v1/nodes", header) == HTTPStatus.FORBIDDEN
+    for path in ("/metrics", "/logs/", "/debug/pprof/"):
+        assert attempts.request("GET", path) == HTTPStatus.FORBIDDEN
+
+
+def rules() -> list[Rule]:
+    return [rule for path in (RBAC / "operator.yaml", RBAC / "users.yaml") for rule in documented_rules(path)]
 
 
 def test_every_rule_says_why() -> None:
     """A right without a reason beside it does not get in."""
-    text = (PROJECT / "manifests/base/rbac/operator.yaml").read_text()
-    rules = re.findall(r"(?:^ *#.*\n)?^  - apiGroups:", text, re.MULTILINE)
-    assert rules
-    assert all(rule.lstrip().startswith("#") for rule in rules)
+    assert len(rules()) == 11
+    for rule in rules():
+        assert rule.reason, rule
 
 
 def test_no_role_has_a_wildcard_or_secrets_or_is_aggregated(installed: TestCluster) -> None:
@@ -161,58 +167,186 @@ def test_no_role_has_a_wildcard_or_secrets_or_is_aggregated(installed: TestClust
 # --- the runner namespace ---------------------------------------------------------------------------------------------
 
 
-def pod(name: str, image: str = "memdiag.dev/node-runner:dev", **spec: Any) -> str:
-    body = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name},
-        "spec": {"containers": [{"name": "a", "image": image}], **spec},
-    }
-    return json.dumps(body)
+def volumes(extra: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*runner_manifest()["spec"]["volumes"], {"name": "more", **extra}]
 
 
-def create(cluster: TestCluster, manifest: str) -> str:
+def security(**changes: Any) -> dict[str, Any]:
+    return {"securityContext": {**runner_manifest()["spec"]["containers"][0]["securityContext"], **changes}}
+
+
+def writable_tracing() -> dict[str, Any]:
+    mounts = deepcopy(runner_manifest()["spec"]["containers"][0]["volumeMounts"])
+    for mount in mounts:
+        mount.pop("readOnly", None)
+    return {"volumeMounts": mounts}
+
+
+SECOND = {"name": "second", "image": IMAGE, "command": ["memdiag-node"]}
+# What a stolen token of the operator tries, and the words of the refusal.
+STOLEN: dict[str, tuple[dict[str, Any], str]] = {
+    "another image": (runner_manifest(container={"image": "evil/image:1"}), "have no other image than"),
+    "a second container with another image": (
+        runner_manifest(containers=[*runner_manifest()["spec"]["containers"], SECOND | {"image": "evil/image:1"}]),
+        "have no other image than",
+    ),
+    "an init container": (runner_manifest(initContainers=[SECOND]), "have no other image than"),
+    "a shell in the right image": (
+        runner_manifest(container={"command": ["sh", "-c", "id"]}),
+        "a node runner runs memdiag-node",
+    ),
+    "the image's own entry point": (runner_manifest(container={"command": []}), "a node runner runs memdiag-node"),
+    "a variable (LD_PRELOAD, PYTHONPATH)": (
+        runner_manifest(container={"env": [{"name": "LD_PRELOAD", "value": "/tmp/x.so"}]}),
+        "without variables, hooks and probes",
+    ),
+    "a hook": (
+        runner_manifest(container={"lifecycle": {"postStart": {"exec": {"command": ["sh"]}}}}),
+        "without variables, hooks and probes",
+    ),
+    "a probe that runs a command": (
+        runner_manifest(container={"livenessProbe": {"exec": {"command": ["sh"]}}}),
+        "without variables, hooks and probes",
+    ),
+    "another service account": (
+        runner_manifest(serviceAccountName="default"),
+        "a node runner has the service account memdiag-runner",
+    ),
+    "the service account's token": (runner_manifest(automountServiceAccountToken=True), "and not its token"),
+    "the host's network": (runner_manifest(hostNetwork=True), "no network and no other path"),
+    "the host's IPC": (runner_manifest(hostIPC=True), "no network and no other path"),
+    "the host's root": (runner_manifest(volumes=volumes({"hostPath": {"path": "/"}})), "no network and no other path"),
+    "the tracing directory, writable": (runner_manifest(container=writable_tracing()), "no network and no other path"),
+    "a Secret": (runner_manifest(volumes=volumes({"secret": {"secretName": "s"}})), "no network and no other path"),
+    "a projected token": (
+        runner_manifest(volumes=volumes({"projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}})),
+        "no network and no other path",
+    ),
+    "a privileged container": (
+        runner_manifest(container={"securityContext": {"privileged": True}}),
+        "a node runner has five capabilities",
+    ),
+    "SYS_ADMIN": (
+        runner_manifest(container=security(capabilities={"drop": ["ALL"], "add": [*CAPABILITIES, "SYS_ADMIN"]})),
+        "a node runner has five capabilities",
+    ),
+    "no security context": (runner_manifest(container={"securityContext": {}}), "a node runner has five capabilities"),
+}
+# What others with all rights try, as Kubernetes' own controllers do for them.
+OTHERS = {
+    "an admin creates a pod": "admin",
+    "a Deployment's pod (ReplicaSet controller)": "system:serviceaccount:kube-system:replicaset-controller",
+    "a Job's pod (Job controller)": "system:serviceaccount:kube-system:job-controller",
+    "a DaemonSet's pod (DaemonSet controller)": "system:serviceaccount:kube-system:daemon-set-controller",
+    "the runner's own service account": f"system:serviceaccount:{RUNNERS}:memdiag-runner",
+    "the operator's name in another namespace": "system:serviceaccount:default:memdiag-operator",
+}
+
+
+def create(cluster: TestCluster, manifest: dict[str, Any], *options: str) -> str:
     """What the API server says to a pod in the runner namespace."""
-    return cluster.try_kubectl("-n", RUNNERS, "create", "--dry-run=server", "-f", "-", input=manifest).stderr
+    command = ("-n", RUNNERS, "create", "--dry-run=server", "-f", "-", *options)
+    return cluster.try_kubectl(*command, input=json.dumps(manifest)).stderr
 
 
 @pytest.fixture(scope="module")
 def guarded(installed: TestCluster) -> TestCluster:
-    """The admission policy takes effect a moment after it was applied."""
-    eventually(lambda: "only the memdiag operator" in create(installed, pod("probe")))
+    """The admission policies take effect a moment after they were applied."""
+    eventually(lambda: "only the memdiag operator" in create(installed, runner_manifest()))
+    eventually(lambda: "nobody runs a command" in run_in(installed, NO_POD, "exec"))
     return installed
 
 
-def test_not_even_an_admin_creates_pods_among_the_runners(guarded: TestCluster) -> None:
-    said = create(guarded, pod("mine"))
-    assert "only the memdiag operator may create pods in memdiag-runners, not admin" in said
+@pytest.fixture(scope="module")
+def operator(as_account: Callable[[str], TestCluster]) -> TestCluster:
+    return as_account("memdiag-operator")
 
 
-def test_the_operator_creates_pods_with_the_runners_image_only(guarded: TestCluster, operator: TestCluster) -> None:
+def test_the_operators_own_pods_are_let_in(guarded: TestCluster, operator: TestCluster) -> None:
     del guarded
-    assert create(operator, pod("right")) == ""
-    wrong = create(operator, pod("wrong", image="evil/image:1"))
-    assert "have no other image than memdiag.dev/node-runner:dev" in wrong
-    sneaky = pod("sneaky", initContainers=[{"name": "b", "image": "memdiag.dev/node-runner:dev"}])
-    assert "have no other image" in create(operator, sneaky)
+    assert create(operator, runner_manifest()) == ""
 
 
-def test_a_runners_image_cannot_be_exchanged_nor_a_container_be_added(
+@pytest.mark.parametrize("attempt", STOLEN)
+def test_a_stolen_token_of_the_operator_runs_nothing_but_the_runner(
+    guarded: TestCluster, operator: TestCluster, attempt: str
+) -> None:
+    del guarded
+    manifest, said = STOLEN[attempt]
+    assert said in create(operator, manifest)
+
+
+@pytest.mark.parametrize("attempt", OTHERS)
+def test_nobody_else_creates_a_pod_among_the_runners(guarded: TestCluster, attempt: str) -> None:
+    user = OTHERS[attempt]
+    options = () if user == "admin" else (f"--as={user}", "--as-group=system:masters")
+    assert f"only the memdiag operator may create pods in {RUNNERS}, not {user}" in create(
+        guarded, runner_manifest(), *options
+    )
+
+
+NO_POD = "no-such-pod"
+
+
+def run_in(cluster: TestCluster, pod: str, how: str) -> str:
+    return cluster.try_kubectl(
+        "create", "--raw", f"/api/v1/namespaces/{RUNNERS}/pods/{pod}/{how}?command=sh&stdout=true", "-f", "/dev/null"
+    ).stderr
+
+
+@pytest.fixture
+def started(guarded: TestCluster, operator: TestCluster) -> Iterator[str]:
+    """A runner pod that is there."""
+    name = "target"
+    operator.kubectl("-n", RUNNERS, "create", "-f", "-", input=json.dumps(runner_manifest(name)))
+    yield name
+    guarded.kubectl("-n", RUNNERS, "delete", "pod", name, "--force", "--grace-period=0")
+
+
+@pytest.mark.parametrize("who", ["admin", "operator"])
+def test_a_runners_image_cannot_be_exchanged(
+    guarded: TestCluster, operator: TestCluster, started: str, who: str
+) -> None:
+    cluster = {"admin": guarded, "operator": operator}[who]
+    patch = json.dumps({"spec": {"containers": [{"name": "node-runner", "image": "evil/image:1"}]}})
+    assert "have no other image" in cluster.try_kubectl("-n", RUNNERS, "patch", "pod", started, "-p", patch).stderr
+
+
+def test_nothing_is_added_to_a_runner_not_even_by_an_admin(guarded: TestCluster, started: str) -> None:
+    body = json.dumps({"spec": {"ephemeralContainers": [{"name": "debug", "image": IMAGE}]}})
+    patch = ("patch", "pod", started, "--subresource=ephemeralcontainers", "-p", body)
+    assert "nothing is added to a running node runner" in guarded.try_kubectl("-n", RUNNERS, *patch).stderr
+
+
+def test_nobody_runs_a_command_in_a_runner_not_even_an_admin(guarded: TestCluster, started: str) -> None:
+    for how in ("exec", "attach"):
+        assert "nobody runs a command in a node runner" in run_in(guarded, started, how)
+
+
+def test_the_operator_may_shorten_a_runners_time(operator: TestCluster, started: str) -> None:
+    operator.kubectl("-n", RUNNERS, "patch", "pod", started, "-p", '{"spec": {"activeDeadlineSeconds": 1}}')
+
+
+def test_an_admin_may_still_look_label_and_delete(guarded: TestCluster, started: str) -> None:
+    guarded.kubectl("-n", RUNNERS, "label", "pod", started, "seen=yes")
+    guarded.kubectl("-n", RUNNERS, "delete", "pod", started, "--dry-run=server")
+
+
+def test_the_policy_lets_in_privileged_runners_only_when_its_parameters_say_so(
     guarded: TestCluster, operator: TestCluster
 ) -> None:
-    operator.kubectl("-n", RUNNERS, "create", "-f", "-", input=pod("target"))
+    """runner.privileged and runner.serviceAccountName of the operator's configuration have a counterpart there."""
+    privileged = runner_manifest(container={"securityContext": {"privileged": True}}, serviceAccountName="other")
+    patch = ("-n", RUNNERS, "patch", "configmap", "memdiag-runner-image", "--type=merge", "-p")
+    guarded.kubectl(*patch, '{"data": {"privileged": "true", "serviceAccountName": "other"}}')
+    guarded.kubectl("-n", RUNNERS, "create", "serviceaccount", "other")
     try:
-        patch = json.dumps({"spec": {"containers": [{"name": "a", "image": "evil/image:1"}]}})
-        for cluster in (guarded, operator):
-            said = cluster.try_kubectl("-n", RUNNERS, "patch", "pod", "target", "-p", patch).stderr
-            assert "have no other image" in said
-        body = json.dumps({"spec": {"ephemeralContainers": [{"name": "debug", "image": "evil/image:1"}]}})
-        said = guarded.try_kubectl(
-            "-n", RUNNERS, "patch", "pod", "target", "--subresource=ephemeralcontainers", "-p", body
-        ).stderr
-        assert "nothing is added to a running node runner" in said
+        eventually(lambda: create(operator, privileged) == "")
+        assert "have no other image" in create(operator, runner_manifest(container={"image": "evil/image:1"}))
     finally:
-        guarded.kubectl("-n", RUNNERS, "delete", "pod", "target", "--force", "--grace-period=0")
+        guarded.kubectl(*patch, '{"data": {"privileged": null, "serviceAccountName": null}}')
+        guarded.kubectl("-n", RUNNERS, "delete", "serviceaccount", "other")
+        eventually(lambda: "five capabilities" in create(operator, STOLEN["a privileged container"][0]))
 
 
 @pytest.mark.parametrize("overlay", ["release", "embedded"])
@@ -231,3 +365,75 @@ def test_the_operators_own_namespace_is_restricted_and_its_pod_fits_in(installed
     bad["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = True
     refused = installed.try_kubectl("-n", SYSTEM, "create", "--dry-run=server", "-f", "-", input=json.dumps(bad))
     assert 'violates PodSecurity "restricted' in refused.stderr
+
+
+def test_each_namespace_says_which_pods_it_may_run(installed: TestCluster) -> None:
+    for namespace, level in ((SYSTEM, "restricted"), (RUNNERS, "privileged")):
+        labels = json.loads(installed.kubectl("get", "namespace", namespace, "-o", "json"))["metadata"]["labels"]
+        for mode in ("enforce", "audit", "warn"):
+            assert labels[f"pod-security.kubernetes.io/{mode}"] == level
+
+
+# --- docs/security.md -------------------------------------------------------------------------------------------------
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    columns = list(header)
+    lines = [f"| {' | '.join(line)} |" for line in [columns, *map(list, rows)]]
+    return "\n".join([lines[0], f"|{'---|' * len(columns)}", *lines[1:]]) + "\n"
+
+
+def code(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+def tables() -> dict[str, str]:
+    """By the name of the place in the page."""
+    return {
+        "rights": table(
+            ("who", "may", "on", "where", "why"),
+            (
+                (f"`{one.role}`", ", ".join(one.verbs), code(one.resources), _where(one), one.reason.rstrip("."))
+                for one in rules()
+            ),
+        ),
+        "dangers": table(
+            ("refused to", "", "request"),
+            (
+                (who, what, f"`{verb} {resource}`, {place if place in (CLUSTER, EVERYWHERE) else f'`{place}`'}")
+                for who, dangers in (("everyone of memdiag", DANGERS), ("people and runners", DANGERS_OF_PEOPLE))
+                for what, (verb, resource, place) in dangers.items()
+            ),
+        ),
+        "admission": table(
+            ("who tries", "what", "answer"),
+            (
+                *(("the operator's token", what, f"…{said}…") for what, (_, said) in STOLEN.items()),
+                *(("others", what, "only the memdiag operator may create pods") for what in OTHERS),
+                ("anyone, an admin too", "exchange a runner's image", "…have no other image than…"),
+                ("anyone, an admin too", "`kubectl debug`", "nothing is added to a running node runner"),
+                ("anyone, an admin too", "`kubectl exec`, `kubectl attach`", "nobody runs a command in a node runner"),
+            ),
+        ),
+    }
+
+
+def _where(rule: Rule) -> str:
+    if rule.resources == ("pods",) and rule.place == CLUSTER:
+        return EVERYWHERE
+    return rule.place if rule.place == CLUSTER else f"`{rule.place}`"
+
+
+def test_the_page_about_security_has_these_tables() -> None:
+    text = PAGE.read_text()
+    for name, lines in tables().items():
+        begin, end = f"<!-- {name}: written by tests/api/test_security.py -->\n", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(begin)
+        stands, _, after = rest.partition(end)
+        assert after, f"{PAGE.name} has no place for the table of {name}"
+        if os.environ.get("MEMDIAG_WRITE_DOCS"):
+            text = f"{before}{begin}{lines}{end}{after}"
+        else:
+            assert stands == lines, f"{PAGE.name} has another table of {name}"
+    if os.environ.get("MEMDIAG_WRITE_DOCS"):
+        PAGE.write_text(text)

@@ -1,0 +1,23 @@
+"""A runner pod as the operator makes it, changed as a test likes: what the admission policy is asked about."""
+
+from typing import Any
+
+from memdiag_api.diagnosis import MemoryDiagnosisSpec
+from memdiag_operator.config import OperatorConfig, RunnerSettings
+from memdiag_operator.decide.runner_pod import runner_pod
+from support.kubernetes_objects import RUN, diagnosis, node
+
+IMAGE = "memdiag.dev/node-runner:dev"
+"""Of the overlay that the tests install."""
+
+
+def runner_manifest(name: str = "tried", *, container: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
+    """One that nobody owns and no label tells of, with other values in its spec and in its container."""
+    asked = diagnosis()
+    assert isinstance(asked.spec, MemoryDiagnosisSpec)
+    config = OperatorConfig(runner=RunnerSettings(image=IMAGE))
+    made = runner_pod(asked.metadata, asked.spec, run=RUN, node=node(), config=config, deadline_seconds=60)
+    made["metadata"] = {"name": name, "namespace": made["metadata"]["namespace"]}
+    made["spec"]["containers"][0].update(container or {})
+    made["spec"].update(spec)
+    return made
