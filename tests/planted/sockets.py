@@ -6,6 +6,7 @@ with Planter() as child:
 By hand: python3 tests/planted/sockets.py tcp_small_messages 1000, which stays until its stdin ends.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -26,6 +27,7 @@ from typing import Any, Self
 
 PAGE_BYTES = mmap.PAGESIZE
 MIB = 1 << 20
+TCP_HEADER_BYTES = 32  # with timestamps
 LOOPBACK: dict[int, str] = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 _CLONE_NEWNET = 0x40000000
@@ -37,6 +39,12 @@ _TCP_RECV_QUEUE, _TCP_SEND_QUEUE = 1, 2
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _F_SETPIPE_SZ = 1031
 _UDPLITE = 136
+_SO_TIMESTAMPING, _SO_ZEROCOPY, _MSG_ZEROCOPY = 37, 60, 0x4000000
+_TIMESTAMPS_OF_SENT = 1 << 1 | 1 << 4  # include/uapi/linux/net_tstamp.h: SOF_TIMESTAMPING_TX_SOFTWARE, _SOFTWARE
+_SOL_PACKET, _PACKET_RX_RING, _PACKET_TX_RING = 263, 5, 13
+_IORING_REGISTER_FILES = 2
+_TAP = "tap0"
+_ETHERNET_BYTES, _IPV4_BYTES, _UDP_BYTES = 14, 20, 8
 _PR_SET_PDEATHSIG = 1
 
 Truth = dict[str, Any]
@@ -254,8 +262,16 @@ def tcp_unaccepted(amount: int) -> Truth:
 
 
 def tcp_write_queue(amount: int) -> Truth:
+    return _tcp_write_queue(socket.AF_INET, amount)
+
+
+def tcp6_write_queue(amount: int) -> Truth:
+    return _tcp_write_queue(socket.AF_INET6, amount)
+
+
+def _tcp_write_queue(family: int, amount: int) -> Truth:
     """More than the receiver takes: the rest waits at the sender."""
-    sender, receiver = tcp_pair(receive_bytes=16384, send_bytes=64 * MIB)
+    sender, receiver = tcp_pair(family, receive_bytes=16384, send_bytes=64 * MIB)
     sender.setblocking(False)
     sent = 0
     while sent < amount:
@@ -271,6 +287,30 @@ def tcp_retransmit(amount: int) -> Truth:
     sender.setblocking(False)
     sent = sender.send(b"r" * amount)
     return {"fd": sender.fileno(), "unsent_bytes": sent}
+
+
+def tcp_zerocopy(amount: int) -> Truth:
+    """`amount` pages of this process that are sent without being copied, and the way to the receiver is gone."""
+    sender, _ = tcp_pair()
+    sender.setsockopt(socket.SOL_SOCKET, _SO_ZEROCOPY, 1)
+    pages = mmap.mmap(-1, amount * PAGE_BYTES)
+    for page in range(amount):
+        pages[page * PAGE_BYTES] = 1
+    set_loopback(up=False)
+    sent = sender.send(pages, _MSG_ZEROCOPY)
+    _keep(pages)
+    return {"fd": sender.fileno(), "unsent_bytes": sent, "user_bytes": amount * PAGE_BYTES}
+
+
+def tcp_zerocopy_done(amount: int) -> Truth:
+    """`amount` sends without a copy that went through: the kernel's word that the pages are free waits to be read."""
+    sender, receiver = tcp_pair()
+    sender.setsockopt(socket.SOL_SOCKET, _SO_ZEROCOPY, 1)
+    for _ in range(amount):
+        sender.send(bytes(PAGE_BYTES), _MSG_ZEROCOPY)
+        receiver.recv(PAGE_BYTES, socket.MSG_WAITALL)
+    wait_for(lambda: outq(sender) == 0, "the acknowledgement")
+    return {"fd": sender.fileno()}
 
 
 def tcp_orphan(amount: int) -> Truth:
@@ -393,8 +433,94 @@ def udp_fragmented(amount: int) -> Truth:
     return {"fd": receiver.fileno(), "unread_bytes": 24000 * amount, "packets": amount}
 
 
+def udp_error_queue(amount: int) -> Truth:
+    """The sender asks when each datagram was sent: a copy of it, with all headers, waits with the answer."""
+    sender, _ = udp_pair()
+    sender.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, _TIMESTAMPS_OF_SENT)
+    for _ in range(amount):
+        sender.send(b"e" * 200)
+    return {"fd": sender.fileno(), "bytes": amount * (_ETHERNET_BYTES + _IPV4_BYTES + _UDP_BYTES + 200)}
+
+
+def _ip(*arguments: str) -> str:
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _ethernet(destination: bytes, ip: bytes) -> bytes:
+    return destination + b"\x02memdi" + b"\x08\x00" + ip
+
+
+def _ipv4(
+    source: str, destination: str, payload: bytes, *, number: int = 0, offset: int = 0, more: bool = False
+) -> bytes:
+    """A UDP packet, or a fragment of one."""
+    flags = offset // 8 | (0x2000 if more else 0)
+    header = struct.pack(">BBHHHBBH", 0x45, 0, _IPV4_BYTES + len(payload), number, flags, 64, socket.IPPROTO_UDP, 0)
+    header += socket.inet_aton(source) + socket.inet_aton(destination)
+    return header[:10] + struct.pack(">H", _checksum(header)) + header[12:] + payload
+
+
+def udp_nested_fragments(amount: int) -> Truth:
+    """Fragments of datagrams, each in a VXLAN packet that came in fragments itself: packet lists in packet lists."""
+    _ip("link", "add", "vx0", "type", "vxlan", "id", "7", "local", "127.0.0.1", "dstport", "4789", "dev", "lo")
+    _ip("address", "add", "10.99.0.1/24", "dev", "vx0")
+    _ip("link", "set", "vx0", "up")
+    address = bytes.fromhex(_mac("vx0"))
+    set_loopback_mtu(4000)
+    receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 * MIB)
+    receiver.bind(("10.99.0.1", 0))
+    tunnel = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    payload = 24_000
+    for number in range(amount):
+        port = receiver.getsockname()[1]
+        datagram = struct.pack(">HHHH", 9, port, _UDP_BYTES + payload, 0) + b"n" * payload
+        for offset in range(0, len(datagram), 8_000):
+            part, more = datagram[offset : offset + 8_000], offset + 8_000 < len(datagram)
+            inner = _ipv4("10.99.0.2", "10.99.0.1", part, number=number + 1, offset=offset, more=more)
+            vxlan = struct.pack(">II", 0x08000000, 7 << 8)
+            tunnel.sendto(vxlan + _ethernet(address, inner), ("127.0.0.1", 4789))
+    _keep(receiver, tunnel)
+    return {"fd": receiver.fileno(), "unread_bytes": amount * payload, "packets": amount}
+
+
+def udp_head_fragments(amount: int) -> Truth:
+    """Frames written to a TAP device: their heads are cut from a page fragment.
+
+    Of all that comes out of one 32 KiB block only one datagram has a receiver, so each keeps a block of its own.
+    """
+    tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)  # else the kernel copies into a slab head
+    fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH14x", _TAP.encode(), 0x1002))  # TUNSETIFF: IFF_TAP, IFF_NO_PI
+    _ip("address", "add", "10.98.0.1/24", "dev", _TAP)
+    _ip("link", "set", _TAP, "up")
+    address = bytes.fromhex(_mac(_TAP))
+    receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 * MIB)
+    receiver.bind(("10.98.0.1", 0))
+    port = receiver.getsockname()[1]
+    for number in range(amount):
+        for to in (port, *[9] * 31):  # about 1.5 KiB each, with the room that the kernel adds
+            datagram = struct.pack(">HHHH", 9, to, _UDP_BYTES + 1_000, 0) + b"h" * 1_000
+            os.write(tap, _ethernet(address, _ipv4("10.98.0.2", "10.98.0.1", datagram, number=number)))
+    _keep(receiver)
+    return {"fd": receiver.fileno(), "unread_bytes": amount * 1_000, "packets": amount}
+
+
+def _mac(interface: str) -> str:
+    found: str = json.loads(_ip("-json", "link", "show", interface))[0]["address"]
+    return found.replace(":", "")
+
+
 def udp_lite(amount: int) -> Truth:
-    sender, receiver = udp_pair(protocol=_UDPLITE)
+    return _udp_lite(socket.AF_INET, amount)
+
+
+def udp6_lite(amount: int) -> Truth:
+    return _udp_lite(socket.AF_INET6, amount)
+
+
+def _udp_lite(family: int, amount: int) -> Truth:
+    sender, receiver = udp_pair(family, protocol=_UDPLITE)
     for _ in range(amount):
         sender.send(b"l" * 300)
     return {"fd": receiver.fileno(), "unread_bytes": 300 * amount, "packets": amount}
@@ -520,6 +646,49 @@ def raw_icmp(amount: int) -> Truth:
     return {"fd": receiver.fileno(), "unread_bytes": (20 + 100) * amount, "packets": amount}
 
 
+def raw6_icmp(amount: int) -> Truth:
+    """Without the IPv6 header, which a raw socket does not get."""
+    receiver = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+    receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 * MIB)
+    sender = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    for number in range(amount):
+        sender.sendto(struct.pack(">BBHHH", 200, 0, 0, 1, number) + b"i" * 92, ("::1", 0))  # for experiments: no answer
+    _keep(receiver, sender)
+    return {"fd": receiver.fileno(), "unread_bytes": 100 * amount, "packets": amount}
+
+
+def raw_udp(amount: int) -> Truth:
+    """A raw socket that sees the datagrams of others, with their headers."""
+    tap = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
+    tap.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 * MIB)
+    truth = udp_small(amount)
+    _keep(tap)
+    each = _IPV4_BYTES + _UDP_BYTES + 200
+    return {"fd": tap.fileno(), "unread_bytes": amount * each, "packets": truth["packets"]}
+
+
+def raw_tcp(amount: int) -> Truth:
+    """Two raw sockets that see the segments of others; one is read, to know what the other has."""
+    taps = [socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) for _ in range(2)]
+    for tap in taps:
+        tap.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 * MIB)
+    tcp_bulk(amount)
+    time.sleep(0.2)  # a delayed acknowledgement
+    _keep(*taps)
+    return {"fd": taps[0].fileno(), **_drained(taps[1])}
+
+
+def _drained(sock: socket.socket) -> Truth:
+    """How much waited in a socket of packets: all of it is read."""
+    sizes = []
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sizes.append(len(sock.recv(MIB)))
+    return {"unread_bytes": sum(sizes), "packets": len(sizes)}
+
+
 def packet_socket(amount: int) -> Truth:
     """A tap on IPv4 frames that arrive at the loopback, and datagrams of 32,000 bytes for it to see.
 
@@ -537,24 +706,25 @@ def packet_socket(amount: int) -> Truth:
 
 
 def packet_ring(amount: int) -> Truth:
-    """A receive ring of `amount` blocks of 64 KiB."""
+    """A receive ring of half of `amount` blocks of 64 KiB, and a transmit ring of the other half."""
     ring = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
-    ring.setsockopt(263, 5, struct.pack("IIII", 65536, amount, 2048, amount * 32))  # SOL_PACKET, PACKET_RX_RING
+    for kind in (_PACKET_RX_RING, _PACKET_TX_RING):
+        ring.setsockopt(_SOL_PACKET, kind, struct.pack("IIII", 65536, amount // 2, 2048, amount * 16))
     area = mmap.mmap(ring.fileno(), amount * 65536)
     _keep(ring, area)
     return {"fd": ring.fileno(), "pinned_bytes": amount * 65536}
 
 
 def netlink_messages(amount: int) -> Truth:
-    """A listener to changes of links that does not read, and `amount` changes of the loopback's MTU."""
-    listener = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-    listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 * MIB)
-    listener.bind((0, 1))  # RTMGRP_LINK
+    """A listener to changes of links that does not read, one that does, and `amount` changes of the loopback's MTU."""
+    listeners = [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) for _ in range(2)]
+    for listener in listeners:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 * MIB)
+        listener.bind((0, 1))  # RTMGRP_LINK
     for number in range(amount):
         set_loopback_mtu(60000 + number % 1000)
-    first = len(listener.recv(1 << 20, socket.MSG_PEEK))
-    _keep(listener)
-    return {"fd": listener.fileno(), "first_bytes": first}
+    _keep(*listeners)
+    return {"fd": listeners[0].fileno(), **_drained(listeners[1])}
 
 
 def read_fd(fd: int, size: int) -> Truth:

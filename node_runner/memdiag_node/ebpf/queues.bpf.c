@@ -495,6 +495,8 @@ int walk(void *ctx)
             if (status == STATUS_WHOLE && (expected != s->count || first != s->first))
                 status = STATUS_RACE;
             put(s, out, RECORD_END, 0, status, s->count | ((u64)expected << 32));
+            s->fragments = 0; // else those of a packet that was nested too deep would count for the next item
+            s->files = 0;
             s->item++;
             s->phase = PHASE_START;
         }

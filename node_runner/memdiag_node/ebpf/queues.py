@@ -4,6 +4,7 @@ The walker gives records in the order of the worklist; `analyze` code never sees
 """
 
 import errno
+import itertools
 import mmap
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -111,6 +112,7 @@ _RECORDS = 512
 # the compiler's code: with LLVM 14 sixteen steps take 235,000 of them.
 _STEPS = (16, 8, 4, 2, 1)
 _STEP_RECORDS = 64
+_RUNS_BETWEEN_CLOCKS = 1_024  # at most, also where nothing is found: empty buckets, pages already told
 _GATHER = 65_536  # records given to the caller at once: 1 MiB
 # Of one item, so that a walk gone astray ends. A socket takes packets of 2 GiB at most, each charged 512 bytes or more:
 # 4.2 million, of three steps.
@@ -299,9 +301,9 @@ class QueueWalker:
         """The records of the batch that the cursor stands on, until it is done or the deadline passes."""
         position, done = self._cursor["position"], self._cursor["done"]
         gathered = 0
-        while True:
+        for run in itertools.count(1):
             self._walk.run()
-            if not done[0] and position[0] <= _RECORDS - _STEP_RECORDS:
+            if not done[0] and position[0] <= _RECORDS - _STEP_RECORDS and run % _RUNS_BETWEEN_CLOCKS:
                 continue
             count = int(position[0])
             self._gathered[gathered : gathered + count] = self._records[:count]
