@@ -1,5 +1,7 @@
 """Every family and state of socket, planted with known content in a network namespace of its own, found by the scan."""
 
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from memdiag_node.ebpf.btf import Btf
+from memdiag_node.ebpf.sockets import SocketSource
 from memdiag_node.holders.sockets import SocketScan, SocketScanner
 from planted.sockets import MIB, PAGE_BYTES, TCP_HEADER_BYTES, Planter
 from support.sockets import fds_of, holder_at, holder_of, is_kept, queue_of
@@ -379,6 +382,52 @@ def test_processes_are_named_as_the_proc_of_the_scans_own_pid_namespace_does() -
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout == "pid 1\n"
+
+
+@pytest.mark.parametrize(
+    ("load", "amount"),
+    [("tcp_bulk", 5_000), ("udp_small", 5), ("unix_stream", 3), ("packet_socket", 3), ("udp6_large", 3)],
+)
+def test_a_socket_of_another_network_namespace_is_found_without_any_fd(
+    planter: Planter, scan: Callable[[], SocketScan], load: str, amount: int
+) -> None:
+    """Registered with io_uring, it is open, but no fd leads to it: the namespace's hash tables do."""
+    truth = planter.plant(load, amount)
+    inode = planter.plant("register_fd", truth["fd"])["inode"]
+    holder = holder_of(scan(), inode)
+    assert holder.unread_bytes == truth["unread_bytes"]
+    assert holder.owners == []
+    assert holder.unowned_reason.startswith("open, but as no fd of a visible process: registered with io_uring")
+
+
+@pytest.mark.parametrize(
+    ("load", "named"), [("udp_lite", "UDP-Lite"), ("raw_icmp", "raw"), ("netlink_messages", "netlink")]
+)
+def test_what_is_not_seen_without_an_fd_is_said(
+    planter: Planter, scan: Callable[[], SocketScan], load: str, named: str
+) -> None:
+    fd = planter.plant(load, 5)["fd"]
+    assert is_kept(scan(), planter.inode(fd))
+    inode = planter.plant("register_fd", fd)["inode"]
+    seen = scan()
+    assert not is_kept(seen, inode)
+    assert any(re.search(rf"\b{named}\b.* that no fd and no listener leads to", note) for note in seen.not_seen)
+
+
+def test_a_vsock_socket(planter: Planter, scan: Callable[[], SocketScan]) -> None:
+    """Where the kernel has no transport within the machine (vsock_loopback) it can hold nothing."""
+    truth = planter.plant("vsock", 10_000)
+    with SocketSource(Btf.load()) as source:
+        held = source.held()
+        mine = held[(held["pid"] == planter.pid) & (held["fd"] == truth["fd"])]
+        (described,) = source.describe(mine["socket"].astype("<u8"))
+    assert (described["family"][0], described["local_number"][0]) == (socket.AF_VSOCK, truth["port"])
+    seen = scan()
+    inode = planter.inode(truth["fd"])
+    if truth["unread_bytes"]:
+        assert holder_of(seen, inode).unread_bytes == truth["unread_bytes"]
+    else:
+        assert not is_kept(seen, inode)
 
 
 def test_a_closed_connection_with_data_to_send_is_found_in_another_network_namespace(

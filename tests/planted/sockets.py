@@ -43,6 +43,7 @@ _SO_TIMESTAMPING, _SO_ZEROCOPY, _MSG_ZEROCOPY = 37, 60, 0x4000000
 _TIMESTAMPS_OF_SENT = 1 << 1 | 1 << 4  # include/uapi/linux/net_tstamp.h: SOF_TIMESTAMPING_TX_SOFTWARE, _SOFTWARE
 _SOL_PACKET, _PACKET_RX_RING, _PACKET_TX_RING = 263, 5, 13
 _IORING_REGISTER_FILES = 2
+_VMADDR_CID_LOCAL = 1
 _TAP = "tap0"
 _ETHERNET_BYTES, _IPV4_BYTES, _UDP_BYTES = 14, 20, 8
 _PR_SET_PDEATHSIG = 1
@@ -727,6 +728,33 @@ def netlink_messages(amount: int) -> Truth:
     return {"fd": listeners[0].fileno(), **_drained(listeners[1])}
 
 
+def register_fd(fd: int) -> Truth:
+    """Give a planted socket to io_uring and close its fd: no process has it as an fd, and it stays open."""
+    ring = _libc.syscall(425, 1, ctypes.create_string_buffer(120))  # io_uring_setup, struct io_uring_params
+    if ring < 0 or _libc.syscall(427, ring, _IORING_REGISTER_FILES, ctypes.byref(ctypes.c_int(fd)), 1):
+        raise OSError(ctypes.get_errno(), "io_uring")
+    inode = os.fstat(fd).st_ino
+    next(thing for thing in _kept if isinstance(thing, socket.socket) and thing.fileno() == fd).close()
+    return {"inode": inode}
+
+
+def vsock(amount: int) -> Truth:
+    """`amount` bytes that nobody reads, where the kernel has a way from one vsock socket of the machine to another."""
+    listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    listener.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+    listener.listen(1)
+    port = listener.getsockname()[1]
+    _keep(listener)
+    if " vsock_loopback_send_pkt" not in Path("/proc/kallsyms").read_text():
+        return {"fd": listener.fileno(), "port": port, "unread_bytes": 0}
+    sender = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    sender.connect((_VMADDR_CID_LOCAL, port))
+    receiver, _ = listener.accept()
+    sender.sendall(b"v" * amount)
+    _keep(sender, receiver)
+    return {"fd": receiver.fileno(), "port": port, "unread_bytes": amount}
+
+
 def read_fd(fd: int, size: int) -> Truth:
     """Read once: of a socket of datagrams the first one."""
     return {"read_bytes": len(os.read(fd, size))}
@@ -780,7 +808,7 @@ _LOADS: dict[str, Callable[..., Truth]] = {
     name: thing
     for name, thing in list(globals().items())
     if callable(thing) and name.split("_")[0].rstrip("6") in
-    ("tcp", "udp", "unix", "raw", "packet", "netlink", "pipe", "many", "shared", "read")
+    ("tcp", "udp", "unix", "raw", "packet", "netlink", "pipe", "many", "shared", "read", "register", "vsock")
     and not name.endswith("_pair")
 }  # fmt: skip
 
