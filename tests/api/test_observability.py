@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +228,39 @@ def test_every_line_about_a_run_carries_its_id(world: World) -> None:
     assert places == sorted(places), text
     for line in lines():
         assert {"message", "timestamp", "severity"} <= line.keys()
+
+
+# --- kubectl describe -------------------------------------------------------------------------------------------------
+
+
+def test_describe_tells_the_story_of_a_run(world: World) -> None:
+    node = world.node("node-a")
+    world.diagnose("story", node.name, failOn="LeakDetected")
+    runner = node.runner()
+    node.run(runner)
+    eventually(lambda: world.condition("story")[1] == "Running")
+    world.deliver(node, runner)
+    world.end("story")
+    eventually(lambda: len(world.events("story")) == 4)
+    text = world.cluster.kubectl("describe", "memdiag", "story")
+    answer, _, events = text.partition("\nEvents:\n")
+    rows = [line.split(maxsplit=4) for line in events.splitlines()[2:] if line.strip()]
+    assert [(row[0], row[1]) for row in rows] == [
+        ("Normal", "Started"),
+        ("Normal", "Running"),
+        ("Warning", "LeakFound"),
+        ("Warning", "PinnedByUnreadSocket"),
+    ]
+    assert rows[1][4] == f"Runner pod {runner} is at work on node node-a."
+    assert "Find out why it does not read, and restart or fix it." in rows[3][4]
+    # right above the events, where a reader's eye is
+    last = [line.split(":")[0].strip() for line in answer.splitlines()[-5:]]
+    assert "Summary" in last
+    assert "Suspect" in last
+    for line, below in pairwise(answer.splitlines()):
+        is_heading = line.endswith(":")
+        assert not is_heading or indent(below) > indent(line), f"nothing below {line!r}"
+
+
+def indent(line: str) -> int:
+    return len(line) - len(line.lstrip())

@@ -58,7 +58,7 @@ def test_a_run_from_the_request_to_the_answer(world: World) -> None:
     (report,) = world.reports("run")
     assert report["metadata"]["name"] == status["reportRefs"][0]["name"] == runner
     assert report["metadata"]["ownerReferences"][0]["uid"] == world.read("run")["metadata"]["uid"]
-    assert world.events("run") == ["Completed", "PinnedByUnreadSocket", "Started"]
+    assert world.events("run") == ["Completed", "PinnedByUnreadSocket", "Running", "Started"]
     eventually(lambda: world.pods() == [])
     row = world.cluster.kubectl("get", "memdiag", "run", "--no-headers").split()
     assert row[:7] == ["run", "node-a", "True", "Completed", "Done", "100%", "True"]
@@ -411,7 +411,7 @@ def test_a_killed_operator_is_no_loss(shared: World, own_operator: Callable[[], 
     assert shared.end("survivor")[:2] == ("True", "Completed")
     eventually(lambda: shared.pods() == [])
     assert [report["podName"] for report in shared.reports("survivor")] == [runner]
-    assert shared.events("survivor") == ["Completed", "PinnedByUnreadSocket", "Started"]
+    assert shared.events("survivor") == ["Completed", "PinnedByUnreadSocket", "Running", "Started"]
 
 
 def test_health_tells_the_age_of_the_last_sweep_and_the_end_is_clean(

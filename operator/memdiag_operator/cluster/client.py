@@ -135,7 +135,9 @@ class KubernetesClient:
             "kind": MemoryDiagnosis.KIND,
             "metadata": {"name": diagnosis.name, "uid": diagnosis.uid, "resourceVersion": diagnosis.resource_version},
             # Unset is left out, so that a run that waits does not show the zeros of a result.
-            "status": status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True),
+            "status": _without_empty_lists(
+                status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
+            ),
         }
         answer = self._request(
             f"write the status of MemoryDiagnosis {diagnosis.name}",
@@ -305,6 +307,13 @@ def _diagnosis(name: str, answer: bytes) -> Diagnosis:
         return Diagnosis.model_validate_json(answer)
     except ValidationError as error:
         raise UnreadableError(f"MemoryDiagnosis {name} cannot be read: {error}") from error
+
+
+def _without_empty_lists(value: Any) -> Any:
+    """JSON without them: `kubectl describe` would show a heading with nothing below."""
+    if isinstance(value, dict):
+        return {key: _without_empty_lists(inner) for key, inner in value.items() if inner != []}
+    return [_without_empty_lists(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _only(uid: str) -> dict[str, Any]:

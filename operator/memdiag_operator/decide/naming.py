@@ -2,7 +2,9 @@
 
 import hashlib
 
+from memdiag_api.conditions import Reason
 from memdiag_api.diagnosis import GROUP
+from memdiag_api.evidence import VerdictKind
 
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 COMPONENT_LABEL = "app.kubernetes.io/component"
@@ -18,6 +20,10 @@ BOOT_ID_ANNOTATION = f"{GROUP}/boot-id"
 
 RUNNER_LABELS = {MANAGED_BY_LABEL: MANAGED_BY, COMPONENT_LABEL: RUNNER_COMPONENT}
 RUNNER_SELECTOR = ",".join(f"{key}={value}" for key, value in RUNNER_LABELS.items())
+
+# Where in a run's story an event stands: between these are the ends, and last comes the verdict.
+_STORY = {"Started": 0, Reason.RUNNING.value: 1}
+_VERDICTS = frozenset(kind.value for kind in VerdictKind)
 
 _DIGEST_LENGTH = 10
 # A pod's name becomes its host name: a DNS label of at most 63 characters.
@@ -36,8 +42,13 @@ def child_name(diagnosis_name: str, diagnosis_uid: str, run: str, node_name: str
 
 
 def event_name(diagnosis_name: str, diagnosis_uid: str, run: str, reason: str) -> str:
-    """The name of the event that tells `reason` about a run: one object however often it is told."""
-    return f"{diagnosis_name[: 253 - 1 - _DIGEST_LENGTH].rstrip('.-')}.{_digest(diagnosis_uid, run, reason)}"
+    """The name of the event that tells `reason` about a run: one object however often it is told.
+
+    A run's events sort by name as they came: kubectl lists those of the same second in that order.
+    """
+    place = _STORY.get(reason, 2 if reason not in _VERDICTS else 3)
+    tail = f".{place}-{_digest(diagnosis_uid, run, reason)}"
+    return diagnosis_name[: 253 - len(tail)].rstrip(".-") + tail
 
 
 def _digest(*parts: str) -> str:

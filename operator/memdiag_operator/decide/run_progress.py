@@ -64,7 +64,9 @@ def node_steps(diagnosis: Diagnosis, plan: Plan) -> list[NodeStep]:
 def run_end(diagnosis: Diagnosis, plan: Plan) -> RunEnd | None:
     """The end of a run, if `plan`, made for `diagnosis`, is that."""
     status = plan.status
-    if status is None or status.completion_time is None or diagnosis.is_finished:
+    if status is None or status.completion_time is None:
+        return None
+    if diagnosis.is_finished and not run_begins(diagnosis, plan):
         return None
     found = {one.type: one for one in status.conditions}
     succeeded, leak = found[ConditionType.SUCCEEDED], found[ConditionType.LEAK_DETECTED]

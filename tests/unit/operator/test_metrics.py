@@ -87,6 +87,17 @@ def test_the_end_of_a_run_has_its_reason_its_verdict_and_its_duration() -> None:
     assert run_end(NEW, plan_for(NEW)) is None
 
 
+def test_a_rerun_that_ends_as_it_begins_is_an_end_too() -> None:
+    ended = plan_for(AT_WORK, with_result=True).status
+    assert ended
+    before = diagnosis(status=ended.to_json_object())
+    again = Plan(status=ended.model_copy(update={"run_id": "another", "start_time": NOW}))
+    assert run_begins(before, again)
+    end = run_end(before, again)
+    assert end
+    assert end.duration_seconds == 0
+
+
 def test_a_finished_run_does_not_end_again() -> None:
     ended = plan_for(AT_WORK, with_result=True)
     assert ended.status

@@ -40,3 +40,10 @@ def test_long_names_make_valid_event_names() -> None:
     name = naming.event_name("a" * 242 + ".b" + "c" * 9, "uid", "run", "Started")
     assert len(name) <= 253
     assert ".." not in name
+
+
+def test_a_runs_events_sort_as_its_story_goes() -> None:
+    story = ["Started", "Running", "LeakFound", "PinnedByUnreadSocket"]
+    names = [naming.event_name("a", "uid", "run", reason) for reason in story]
+    assert names == sorted(names)
+    assert len(set(names)) == len(story)

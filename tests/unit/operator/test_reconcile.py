@@ -156,6 +156,23 @@ def test_a_result_is_stored_with_its_report_and_the_pod_stays() -> None:
     ]
 
 
+def test_the_event_about_a_leak_names_the_suspect_and_what_to_do() -> None:
+    plan = plan_for(world(at_work(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(LOG)}))
+    assert plan.announcements[1].message == (
+        "nginx[4711] fd 11 (no pod): 3.00 MiB unread pins 5.00 GiB. "
+        "Find out why it does not read, and restart or fix it."
+    )
+
+
+def test_the_first_runner_at_work_is_told_once() -> None:
+    working = pod(state=running())
+    plan = plan_for(world(pending(), pods=(working,)))
+    (told,) = plan.announcements
+    assert (told.type, told.reason) == ("Normal", "Running")
+    assert told.message == f"Runner pod {POD_NAME} is at work on node {NODE}."
+    assert plan_for(world(at_work(), pods=(working,))).announcements == ()
+
+
 def test_when_the_result_is_stored_the_pod_goes() -> None:
     plan = plan_for(world(finished(), pods=(DONE_POD,)))
     assert plan.removals == (PodRemoval(POD_NAME, f"uid-of-{POD_NAME}"),)
