@@ -113,7 +113,7 @@ def _look(
             cgroup_layout = memory_cgroup_layout(btf)
             scanner = attached.enter_context(SocketScanner(btf=btf))
             del btf  # it need not stay in memory
-            look.first_scan = scanner.scan()
+            look.first_scan = scanner.watch(scanner.scan())
         if Check.ALLOC_PAGE_TRACE in checks:
             trace_settings = TraceSettings(settings.duration_seconds, cpu_budget_share=settings.cpu_budget_share)
             trace = attached.enter_context(PageTrace(trace_settings, btf=Btf.load(roots.sys), roots=roots))

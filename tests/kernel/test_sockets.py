@@ -322,6 +322,49 @@ def test_a_socket_that_nobody_reads_is_stuck_and_one_that_is_read_is_not(
         assert holder_of(last, inodes[load], first=first).stuck_seconds == pytest.approx(window_seconds)
 
 
+LONE = ["udp_lone", "udp6_lone", "unix_lone", "unix_lone_seqpacket"]
+
+
+@pytest.mark.parametrize("load", LONE)
+def test_a_single_packet_that_nobody_reads_is_stuck(planter: Planter, scanner: SocketScanner, load: str) -> None:
+    truth = planter.plant(load, 300)
+    inode = planter.inode(truth["fd"])
+    first = scanner.watch(scanner.scan())
+    planter.plant("read_nothing", truth["fd"])
+    last = scanner.scan()
+    assert not len(last.read)
+    assert holder_of(last, inode, first=first).stuck_seconds == pytest.approx(last.start_seconds - first.end_seconds)
+
+
+@pytest.mark.parametrize("load", LONE)
+def test_single_packets_that_are_read_one_by_one_are_not_stuck(
+    planter: Planter, scanner: SocketScanner, load: str
+) -> None:
+    """Each has the length and the bytes of the one before, and soon its memory: only that it was read tells."""
+    truth = planter.plant(load, 300)
+    inode = planter.inode(truth["fd"])
+    first = scanner.watch(scanner.scan())
+    assert holder_of(first, inode).unread_packets == 1
+    for _ in range(20):
+        planter.plant("read_and_refill", truth["fd"], truth["sender_fd"], 300)
+    holder = holder_of(scanner.scan(), inode, first=first)
+    assert (holder.unread_packets, holder.unread_bytes) == (1, 300)
+    assert holder.stuck_seconds is None
+
+
+def test_a_single_packet_that_was_read_before_the_watch_began_is_not_stuck(
+    planter: Planter, scanner: SocketScanner
+) -> None:
+    truth = planter.plant("udp_lone", 300)
+    early = scanner.scan()
+    planter.plant("read_fd", truth["fd"], 300)
+    first = scanner.watch(early)
+    scan = scanner.scan()
+    address = next(int(row["socket"]) for row in early.sockets if row["inode"] == planter.inode(truth["fd"]))
+    assert address in scan.read
+    assert first.end_seconds > early.end_seconds
+
+
 def test_a_block_in_two_sockets_is_counted_once_on_the_node(planter: Planter, scan: Callable[[], SocketScan]) -> None:
     """A tap and a receiver that hold clones of the same datagrams keep the same blocks."""
     truth = planter.plant("packet_socket", 20)

@@ -755,6 +755,42 @@ def vsock(amount: int) -> Truth:
     return {"fd": receiver.fileno(), "port": port, "unread_bytes": amount}
 
 
+def _lone(pair: tuple[socket.socket, socket.socket], size: int) -> Truth:
+    sender, receiver = pair
+    sender.send(b"1" * size)
+    _keep(sender, receiver)
+    return {"fd": receiver.fileno(), "sender_fd": sender.fileno(), "unread_bytes": size}
+
+
+def udp_lone(size: int) -> Truth:
+    return _lone(udp_pair(), size)
+
+
+def udp6_lone(size: int) -> Truth:
+    return _lone(udp_pair(socket.AF_INET6), size)
+
+
+def unix_lone(size: int) -> Truth:
+    return _lone(socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM), size)
+
+
+def unix_lone_seqpacket(size: int) -> Truth:
+    return _lone(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), size)
+
+
+def read_and_refill(fd: int, sender_fd: int, size: int) -> Truth:
+    """Read the only packet, then send another like it."""
+    read = os.read(fd, size)
+    os.write(sender_fd, b"1" * size)
+    return {"read_bytes": len(read)}
+
+
+def read_nothing(fd: int) -> Truth:
+    """Ask for the only packet without taking it, and of an empty socket for what it has not."""
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        return {"peeked_bytes": len(sock.recv(MIB, socket.MSG_PEEK))}
+
+
 def read_fd(fd: int, size: int) -> Truth:
     """Read once: of a socket of datagrams the first one."""
     return {"read_bytes": len(os.read(fd, size))}

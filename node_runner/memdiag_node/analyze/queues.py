@@ -131,7 +131,7 @@ def _stuck_sockets(first: SocketScan, last: SocketScan) -> npt.NDArray[np.bool_]
 
     TCP counts what it hands out. Of other sockets, the packets that waited in front must be those that wait there now.
     A packet's memory is soon used again, so one address alone would prove little; several in the same order, each with
-    its length, do.
+    its length, do. A socket with a single one was watched for reads, where the kernel allows it.
     """
     if not len(first.sockets):
         return np.zeros(len(last.sockets), bool)
@@ -142,29 +142,36 @@ def _stuck_sockets(first: SocketScan, last: SocketScan) -> npt.NDArray[np.bool_]
         same &= first.sockets[column][place] == after[column]
     unread = (tcp_unread_bytes(first.sockets)[place] > 0) & (tcp_unread_bytes(after) > 0)
     unmoved = unread & (first.sockets["copied_seq"][place] == after["copied_seq"])
-    stuck: npt.NDArray[np.bool_] = same & np.where(is_tcp(after), unmoved, _front_unmoved(first, last, place))
+    waiting = _front_unmoved(first, last, place) & ~np.isin(after["socket"], last.read)
+    stuck: npt.NDArray[np.bool_] = same & np.where(is_tcp(after), unmoved, waiting)
     return stuck
 
 
 def _front_unmoved(first: SocketScan, last: SocketScan, place: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-    """Whether the first packets that waited are those that wait now. `place`: of each socket of `last` in `first`.
+    """Whether the first packets that waited are those that wait now. `place`: of each socket of `last` in `first`."""
+    earlier, later = _front(first)[place], _front(last)
+    kept: npt.NDArray[np.bool_] = ((earlier == later) | (earlier == 0)).all(axis=1) & (earlier[:, 0] != 0)
+    return kept
 
-    The reader's own queue comes first; what follows it is only compared as far as both were told.
+
+def _front(scan: SocketScan) -> npt.NDArray[np.uint64]:
+    """What tells each socket's first IDENTITIES unread packets from others, a row for each socket; 0 for none.
+
+    What UDP's reader has in its own queue comes first: it takes packets there whenever it looks, without reading them.
     """
-    waiting, kept = np.zeros(len(last.sockets), bool), np.ones(len(last.sockets), bool)
-    for name in (READER, RECEIVE):
-        for number in range(IDENTITIES):  # one at a time: all of them take 64 bytes for each socket
-            earlier, later = _identities(first, name, number)[place], _identities(last, name, number)
-            waiting |= earlier != 0
-            kept &= (earlier == later) | (earlier == 0)
-    return waiting & kept
+    reader, received = _identities(scan, READER), _identities(scan, RECEIVE)
+    taken = np.count_nonzero(reader, axis=1)[:, np.newaxis]
+    number = np.arange(IDENTITIES)
+    front: npt.NDArray[np.uint64] = np.where(
+        number < taken, reader, np.take_along_axis(received, np.maximum(number - taken, 0), axis=1)
+    )
+    return front
 
 
-def _identities(scan: SocketScan, name: int, number: int) -> npt.NDArray[np.uint64]:
-    """What tells each socket's packet `number` of that queue from others; 0 for none."""
-    chosen = np.flatnonzero(scan.queues["name"] == name)
-    identities = np.zeros(len(scan.sockets), "<u8")
-    identities[scan.queues["socket"][chosen]] = scan.queues["identity"][chosen, number]
+def _identities(scan: SocketScan, name: int) -> npt.NDArray[np.uint64]:
+    chosen = scan.queues[scan.queues["name"] == name]
+    identities = np.zeros((len(scan.sockets), IDENTITIES), "<u8")
+    identities[chosen["socket"]] = chosen["identity"]
     return identities
 
 

@@ -6,12 +6,14 @@
 //   tcp udp unix netlink   the sockets of the reader's own network namespace, also those that no fd holds
 //   bpf_map        ring buffers among the BPF maps, held by an fd or not
 //   describe       run by user space (BPF_PROG_RUN), BATCH sockets a time. queues.bpf.c finds yet others by walking.
+//   note_read      attached while user space watches: which of the watched sockets are read from
 //   peek           run by user space: WORDS words of kernel memory, for the holders that take no more than a few
 //
 //   subjects       addresses to describe. Written by user space, 0 at the end.
 //   descriptions   one for each subject, at the same index. Written here, read by user space after each run.
 //   facts          what describing learns about this kernel on the way. Written here and read by user space, but for the
 //                  file operations of perf events and BPF maps.
+//   watched        sockets by address, written by user space; the value becomes 1 when one is read from.
 //   words          addresses, written by user space; each is replaced by what stands there, 0 if it can't be read.
 //
 // Iterators: kernel/bpf/task_iter.c, net/ipv4/tcp_ipv4.c, net/ipv4/udp.c, net/unix/af_unix.c, net/netlink/af_netlink.c.
@@ -94,6 +96,8 @@ BPF_F_TABLE("array", u32, u64, subjects, BATCH, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct description, descriptions, BATCH, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u64, facts, FACTS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u64, words, WORDS, BPF_F_MMAPABLE);
+
+BPF_F_TABLE("hash", u64, u32, watched, WATCHED, 0);
 
 static inline void learn(u32 fact, u64 value)
 {
@@ -454,6 +458,18 @@ int describe(void *ctx)
             break;
         describe_one(row, *subject);
     }
+    return 0;
+}
+
+// sock_recv_length(sk, ret, flags): include/trace/events/sock.h, since Linux 6.3. Hit by every call that receives, also
+// when it was in vain (-EAGAIN, the only error that surely took nothing) or only peeked.
+int note_read(struct bpf_raw_tracepoint_args *ctx)
+{
+    u64 sk = ctx->args[0];
+    s32 received = ctx->args[1], flags = ctx->args[2];
+    u32 *was_read = watched.lookup(&sk);
+    if (was_read && received != -EAGAIN && !(flags & MSG_PEEK))
+        *was_read = 1;
     return 0;
 }
 

@@ -57,7 +57,8 @@ AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_VSOCK = (
     socket.AF_PACKET,
     socket.AF_VSOCK,
 )
-SOCK_DGRAM = socket.SOCK_DGRAM
+SOCK_STREAM, SOCK_DGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
+IPPROTO_TCP = socket.IPPROTO_TCP
 UDP_PROTOCOLS = (socket.IPPROTO_UDP, socket.IPPROTO_UDPLITE)
 USER_RING_BUFFER_TYPE = 31  # include/uapi/linux/bpf.h, BPF_MAP_TYPE_USER_RINGBUF: since 6.1
 TCP_LISTEN = 10  # include/net/tcp_states.h; UNIX and vsock use the same number
@@ -71,6 +72,10 @@ _FACTS = (
     *("current_task", "perf_file_operations", "map_file_operations"),
 )
 _WORDS = 512
+WATCHED = 16_384
+"""Sockets that can be watched at once: 1 MiB."""
+_WATCHED_DTYPE = np.dtype([("key", "<u8"), ("value", "<u4")])
+_READS = "sock_recv_length"
 
 _ABI = {
     "S_IFMT": 0o170000,
@@ -81,11 +86,13 @@ _ABI = {
     "AF_NETLINK": AF_NETLINK,
     "AF_PACKET": AF_PACKET,
     "AF_VSOCK": AF_VSOCK,
-    "IPPROTO_TCP": socket.IPPROTO_TCP,
+    "IPPROTO_TCP": IPPROTO_TCP,
     "IPPROTO_UDP": socket.IPPROTO_UDP,
     "IPPROTO_UDPLITE": socket.IPPROTO_UDPLITE,
-    "SOCK_STREAM": socket.SOCK_STREAM,
+    "SOCK_STREAM": SOCK_STREAM,
     "SOCK_DGRAM": SOCK_DGRAM,
+    "EAGAIN": errno.EAGAIN,
+    "MSG_PEEK": socket.MSG_PEEK,
     "TCP_TIME_WAIT": 6,
     "TCP_LISTEN": TCP_LISTEN,
     "TCP_NEW_SYN_RECV": 12,
@@ -258,6 +265,7 @@ def socket_defines(btf: Btf) -> dict[str, int]:
         "PAGE_SHIFT": mmap.PAGESIZE.bit_length() - 1,
         "BATCH": _BATCH,
         "WORDS": _WORDS,
+        "WATCHED": WATCHED,
     }
 
 
@@ -375,6 +383,29 @@ class SocketSource:
                 self._describe.run()
                 piece[at : at + len(batch)] = self._descriptions[: len(batch)]
             yield piece[piece["socket"] == subjects]
+
+    def watch(self, sockets: npt.NDArray[np.uint64]) -> bool:
+        """Note from now on which of these sockets, at most WATCHED, are read from.
+
+        False where the kernel does not tell, before Linux 6.3.
+        """
+        self._object.update("watched", sockets, np.zeros(len(sockets), "<u4"))
+        try:
+            self._object.attach_raw_tracepoint(_READS, "note_read")
+        except BpfError as error:
+            self.unwatch()
+            if error.errno != errno.ENOENT:
+                raise
+            return False
+        return True
+
+    def unwatch(self) -> npt.NDArray[np.uint64]:
+        """Which sockets were read from since they are watched; no longer watch any."""
+        self._object.detach_raw_tracepoint(_READS)
+        watched = self._object.read_map("watched", _WATCHED_DTYPE)
+        self._object.delete_keys("watched", watched["key"])
+        read: npt.NDArray[np.uint64] = watched["key"][watched["value"] != 0]
+        return read
 
     def fact(self, name: str) -> int:
         """Something learned about this kernel while describing; 0 when it is not known.

@@ -9,7 +9,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -85,6 +85,8 @@ class SocketScan:
     files: npt.NDArray[np.void] = field(default_factory=lambda: np.empty(0, FOUND_DTYPE))
     """FOUND_DTYPE: every fd of every process that is a pipe, a perf event or a BPF map, for the other holders."""
     not_seen: list[str] = field(default_factory=list)
+    read: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, "<u8"))
+    """Addresses of sockets that were watched until this scan (SocketScanner.watch), and read from."""
     start_seconds: float = 0
     """When it began, on the monotonic clock."""
     end_seconds: float = 0
@@ -140,6 +142,7 @@ class SocketScanner:
         self._budget_seconds = budget_seconds
         self._max_blocks = max_blocks or _default_max_blocks()
         self._clock = clock
+        self._read_early: npt.NDArray[np.uint64] | None = None
         self._source = SocketSource(btf)
         try:
             self._walker = QueueWalker(btf, clock=clock)
@@ -176,7 +179,31 @@ class SocketScanner:
 
     def scan(self) -> SocketScan:
         """Look at every socket once. Raises BpfError when the kernel stops answering."""
-        return _Scan(self._source, self._walker, self.walks(), self._max_blocks).run()
+        scan = _Scan(self._source, self._walker, self.walks(), self._max_blocks).run()
+        if self._read_early is None:
+            return scan
+        read = np.union1d(self._source.unwatch(), self._read_early)
+        self._read_early = None
+        return replace(scan, read=read)
+
+    def watch(self, scan: SocketScan) -> SocketScan:
+        """Until the next scan, watch for reads from the sockets with a single packet unread.
+
+        Its memory is soon used again: a packet of the same length that stands there at the end need not be the same.
+        Gives `scan` with the time from which on no read is missed.
+        """
+        chosen = _lone_packets(scan)[: source.WATCHED]
+        sockets = scan.sockets["socket"][scan.queues["socket"][chosen]]
+        if not len(chosen) or not self._source.watch(sockets):
+            return scan
+        watched_seconds = time.monotonic()
+        # What was read before the watch began is not there any more.
+        queues = scan.queues[chosen]
+        packets = queues["identity"][:, 0] ^ (queues["payload_bytes"] << np.uint64(32))
+        at = {name: np.uint64(self._source.offset[name]) for name in ("SOCK_RECEIVE_QUEUE", "UDP_READER_QUEUE")}
+        heads = sockets + np.where(queues["name"] == READER, at["UDP_READER_QUEUE"], at["SOCK_RECEIVE_QUEUE"])
+        self._read_early = sockets[self._source.peek(heads) != packets]
+        return replace(scan, end_seconds=watched_seconds)
 
 
 class _Scan:
@@ -389,6 +416,19 @@ class _Scan:
 
 def _default_max_blocks() -> int:
     return max(_MIN_BLOCKS, int(os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE * _BLOCKS_PER_RAM_BYTE))
+
+
+def _lone_packets(scan: SocketScan) -> npt.NDArray[np.intp]:
+    """The queues with the only unread packet of a socket, largest first; not of TCP, which counts what it hands out."""
+    readable = np.flatnonzero(np.isin(scan.queues["name"], READABLE) & (scan.queues["packets"] > 0))
+    packets = np.bincount(
+        scan.queues["socket"][readable], weights=scan.queues["packets"][readable], minlength=len(scan.sockets)
+    )
+    row = scan.sockets[scan.queues["socket"][readable]]
+    counted = (row["protocol"] == source.IPPROTO_TCP) & (row["type"] == source.SOCK_STREAM)
+    lone = readable[(packets[scan.queues["socket"][readable]] == 1) & ~counted & (row["family"] != source.AF_VSOCK)]
+    largest: npt.NDArray[np.intp] = lone[np.argsort(-scan.queues["charge_bytes"][lone].astype(np.int64), kind="stable")]
+    return largest
 
 
 def _give_back_what_is_freed() -> None:
