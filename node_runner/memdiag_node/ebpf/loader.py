@@ -10,11 +10,11 @@ import mmap
 import os
 import platform
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -39,6 +39,20 @@ class BpfError(Exception):
     def __init__(self, message: str, code: int = 0) -> None:
         super().__init__(message)
         self.errno = code
+
+
+class ClosedOnExit(ABC):
+    """What holds programs and maps: used as a context manager, its end calls `close`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free everything. Idempotent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +148,7 @@ class RunnableProgram:
             raise _error(f"{self._function}: the program cannot be run", ctypes.get_errno() or -status)
 
 
-class BpfObject:
+class BpfObject(ClosedOnExit):
     """The programs and maps of one `.bpf.c` file that stands next to this module.
 
     `defines` become preprocessor integers. Raises BpfError when bcc is missing, or with the compiler's own message.
@@ -153,14 +167,6 @@ class BpfObject:
             except Exception as error:  # bcc raises bare Exception for everything
                 raise BpfError(f"{source} does not compile: {_first_errors(log()) or error}") from error
         _release_compiler_memory()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Detach every program and free every map. Idempotent."""

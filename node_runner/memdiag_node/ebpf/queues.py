@@ -9,15 +9,13 @@ import mmap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.ebpf.btf import Btf
 from memdiag_node.ebpf.layout import Field, block_layout, offsets, optional_offsets
-from memdiag_node.ebpf.loader import BpfError, BpfObject, RunnableProgram
+from memdiag_node.ebpf.loader import BpfError, BpfObject, ClosedOnExit, RunnableProgram
 
 
 class Kind(IntEnum):
@@ -216,7 +214,7 @@ def _load_walk(defines: dict[str, int]) -> tuple[BpfObject, RunnableProgram]:
     raise AssertionError("the last number of steps returned or raised")
 
 
-class QueueWalker:
+class QueueWalker(ClosedOnExit):
     """The walking program, loaded once; a context manager. Raises BpfError when the kernel refuses it."""
 
     def __init__(self, btf: Btf, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -235,14 +233,6 @@ class QueueWalker:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Detach and free everything. Idempotent."""

@@ -9,15 +9,13 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.ebpf.btf import Btf
 from memdiag_node.ebpf.layout import Field, block_layout, offsets, optional_offsets
-from memdiag_node.ebpf.loader import BpfError, BpfObject, IteratorLink
+from memdiag_node.ebpf.loader import BpfError, BpfObject, ClosedOnExit, IteratorLink
 from memdiag_node.ebpf.perf_event import open_idle_perf_event
 
 FOUND_DTYPE = np.dtype([("socket", "<u8"), ("pid", "<u4"), ("fd", "<u4"), ("pipe_inode", "<u4"), ("kind", "<u4")])
@@ -269,7 +267,7 @@ def socket_defines(btf: Btf) -> dict[str, int]:
     }
 
 
-class SocketSource:
+class SocketSource(ClosedOnExit):
     """The finders and the describer, loaded and attached once; use as a context manager or call `close`.
 
     Raises BpfError when the kernel refuses one that the scan cannot do without.
@@ -298,14 +296,6 @@ class SocketSource:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Detach and free everything. Idempotent."""

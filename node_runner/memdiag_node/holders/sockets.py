@@ -10,14 +10,14 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.ebpf import sockets as source
 from memdiag_node.ebpf.btf import Btf
+from memdiag_node.ebpf.loader import ClosedOnExit
 from memdiag_node.ebpf.queues import ITEM_DTYPE, ITEM_EMBRYOS, ITEM_UNIX, Found, Kind, QueueWalker, Status
 from memdiag_node.ebpf.sockets import DESCRIPTION_DTYPE, FOUND_DTYPE, SocketSource
 from memdiag_node.ebpf.tally import BLOCK_DTYPE, TALLY_DTYPE, bytes_by_owner, unfinished, unique_blocks
@@ -121,7 +121,7 @@ def pinned_blocks(blocks: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     return pinned
 
 
-class SocketScanner:
+class SocketScanner(ClosedOnExit):
     """Loads the eBPF programs once, scans as often as asked; use as a context manager or call `close`.
 
     A scan walks for `budget_seconds` of `clock`, and the other holders after it for as long again. It keeps up to
@@ -154,14 +154,6 @@ class SocketScanner:
     def source(self) -> SocketSource:
         """What reads kernel memory, for the other kinds of holders."""
         return self._source
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Detach and free everything. Idempotent."""
