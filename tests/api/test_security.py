@@ -18,6 +18,7 @@ from memdiag_operator.decide.runner_pod import CAPABILITIES
 from support.cluster import TestCluster
 from support.hollow_node import eventually
 from support.operator_process import kubeconfig_with_token
+from support.operator_world import World, operator_world, pod_of, sweep_away
 from support.rights import CLUSTER, EVERYWHERE, Attempts, Resource, Rule, documented_rules, grouped, served_resources
 from support.runner_manifest import IMAGE, runner_manifest
 
@@ -372,6 +373,94 @@ def test_each_namespace_says_which_pods_it_may_run(installed: TestCluster) -> No
         labels = json.loads(installed.kubectl("get", "namespace", namespace, "-o", "json"))["metadata"]["labels"]
         for mode in ("enforce", "audit", "warn"):
             assert labels[f"pod-security.kubernetes.io/{mode}"] == level
+
+
+# --- what a requester can put into a request --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(installed: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with operator_world(installed, tmp_path_factory) as started:
+        yield started
+        sweep_away(installed)
+
+
+# Everything that a pod may have, wherever it might be looked for; and the operator's own marks.
+SMUGGLED: dict[str, Any] = {
+    "image": "evil/image:1",
+    "command": ["sh", "-c", "id"],
+    "args": ["--output", "/etc/passwd"],
+    "env": [{"name": "LD_PRELOAD", "value": "/tmp/x.so"}],
+    "hostNetwork": True,
+    "hostIPC": True,
+    "volumes": [{"name": "root", "hostPath": {"path": "/"}}],
+    "serviceAccountName": "memdiag-operator",
+    "securityContext": {"privileged": True},
+    "nodeName": "another-node",
+    "tolerations": [{"operator": "Exists"}],
+    "priorityClassName": "system-node-critical",
+}
+MARKS = {
+    "memdiag.dev/node": "another-node",
+    "memdiag.dev/run-id": "forged",
+    "memdiag.dev/diagnosis-uid": "forged",
+    "app.kubernetes.io/component": "node-runner",
+}
+
+
+def shape(pod: dict[str, Any]) -> dict[str, Any]:
+    """A runner's spec without what differs from run to run, and the node that it is for."""
+    run = pod["metadata"]["labels"]["memdiag.dev/run-id"]
+    spec = json.loads(json.dumps(pod["spec"]).replace(run, "RUN"))
+    spec.pop("activeDeadlineSeconds")
+    return {**spec, "for": pod["metadata"]["annotations"]["memdiag.dev/node"]}
+
+
+def test_a_requester_has_no_say_in_what_the_runner_is(world: World, as_account: Callable[[str], TestCluster]) -> None:
+    requester, node = as_account("memdiag-requester"), world.node("node-a")
+    target = {"nodeName": node.name}
+    honest: dict[str, Any] = {
+        "apiVersion": "memdiag.dev/v1alpha1",
+        "kind": "MemoryDiagnosis",
+        "metadata": {"name": "honest"},
+        "spec": {"target": target},
+    }
+    hostile = {
+        **honest,
+        **SMUGGLED,
+        "metadata": {"name": "hostile", "labels": MARKS, "annotations": MARKS},
+        "spec": {**SMUGGLED, "target": target, "runner": SMUGGLED, "template": {"spec": SMUGGLED}},
+        "status": {"runID": "forged", "startTime": "2026-01-01T00:00:00Z", "results": [{"nodeName": "another-node"}]},
+    }
+    shapes = []
+    for manifest in (honest, hostile):
+        requester.kubectl("create", "--validate=false", "-f", "-", input=json.dumps(manifest))
+        name = node.runner()
+        shapes.append(shape(pod_of(world, name)))
+        assert world.read(manifest["metadata"]["name"])["status"]["runID"] != "forged"
+        world.cluster.kubectl("delete", "memdiag", manifest["metadata"]["name"])
+        world.cluster.kubectl("-n", RUNNERS, "delete", "pod", name, "--force", "--grace-period=0")
+    assert shapes[0] == shapes[1]
+    assert "evil" not in json.dumps(shapes[1])
+
+
+def test_what_a_requester_writes_is_one_word_of_the_command_line(
+    world: World, as_account: Callable[[str], TestCluster]
+) -> None:
+    """No shell is between, and the CRD takes no word that begins with a dash."""
+    requester = as_account("memdiag-requester")
+    for field, value in (("nodeName", "--output=x"), ("nodeName", "a;id"), ("nodeName", "a\nb")):
+        document = {
+            "apiVersion": "memdiag.dev/v1alpha1",
+            "kind": "MemoryDiagnosis",
+            "metadata": {"name": "hostile"},
+            "spec": {"target": {field: value}},
+        }
+        assert requester.try_kubectl("create", "-f", "-", input=json.dumps(document)).returncode != 0
+    for duration in ("--help", "60s --output x", "$(id)"):
+        document["spec"] = {"target": {"nodeName": "a"}, "duration": duration}
+        assert requester.try_kubectl("create", "-f", "-", input=json.dumps(document)).returncode != 0
+    assert world.pods() == []
 
 
 # --- docs/security.md -------------------------------------------------------------------------------------------------
