@@ -38,7 +38,7 @@ _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ = 19, 20, 21
 _TCP_RECV_QUEUE, _TCP_SEND_QUEUE = 1, 2
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _F_SETPIPE_SZ = 1031
-_UDPLITE = 136
+_UDPLITE, _MPTCP = 136, 262
 _SO_TIMESTAMPING, _SO_ZEROCOPY, _MSG_ZEROCOPY = 37, 60, 0x4000000
 _TIMESTAMPS_OF_SENT = 1 << 1 | 1 << 4  # include/uapi/linux/net_tstamp.h: SOF_TIMESTAMPING_TX_SOFTWARE, _SOFTWARE
 _SOL_PACKET, _PACKET_RX_RING, _PACKET_TX_RING = 263, 5, 13
@@ -231,6 +231,20 @@ def tcp_partly_read(amount: int) -> Truth:
     sender.sendall(b"x" * amount)
     wait_for(lambda: inq(receiver) == amount, "the bytes' arrival")
     taken = len(receiver.recv(amount // 3, socket.MSG_WAITALL))
+    return {"fd": receiver.fileno(), "unread_bytes": amount - taken}
+
+
+def mptcp_partly_read(amount: int) -> Truth:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, _MPTCP)
+    listener.bind((LOOPBACK[socket.AF_INET], 0))
+    listener.listen(5)
+    sender = socket.socket(socket.AF_INET, socket.SOCK_STREAM, _MPTCP)
+    sender.connect(listener.getsockname())
+    receiver, _ = listener.accept()
+    sender.sendall(b"x" * amount)
+    wait_for(lambda: len(receiver.recv(amount, socket.MSG_PEEK)) == amount, "the bytes' arrival")
+    taken = len(receiver.recv(amount // 3, socket.MSG_WAITALL))
+    _keep(sender, receiver)
     return {"fd": receiver.fileno(), "unread_bytes": amount - taken}
 
 
@@ -844,7 +858,7 @@ _LOADS: dict[str, Callable[..., Truth]] = {
     name: thing
     for name, thing in list(globals().items())
     if callable(thing) and name.split("_")[0].rstrip("6") in
-    ("tcp", "udp", "unix", "raw", "packet", "netlink", "pipe", "many", "shared", "read", "register", "vsock")
+    ("tcp", "mptcp", "udp", "unix", "raw", "packet", "netlink", "pipe", "many", "shared", "read", "register", "vsock")
     and not name.endswith("_pair")
 }  # fmt: skip
 

@@ -31,7 +31,7 @@ enum kind {
     KIND_PIPE,         // struct pipe_inode_info
 };
 
-#define ITEM_UNIX 1    // packets carry a unix_skb_parms: bytes already read of them, files in flight
+#define ITEM_UNIX 1    // packets carry a unix_skb_parms: files in flight
 #define ITEM_EMBRYOS 2 // packets of a UNIX listener: each stands for a socket that nobody accepted yet
 
 struct item {
@@ -42,7 +42,8 @@ struct item {
     u8 kind;
     u8 flags;
     u8 order;
-    u8 unused[5];
+    u8 consumed; // where a packet's control block tells how much of it was read, in bytes; 0: such a packet is read whole
+    u8 unused[4];
 };
 
 enum { RECORD_PACKET = 1, RECORD_IDENTITY, RECORD_FRAGMENT, RECORD_HEAD, RECORD_SOCKET, RECORD_NET, RECORD_END };
@@ -54,6 +55,7 @@ enum { RECORD_PACKET = 1, RECORD_IDENTITY, RECORD_FRAGMENT, RECORD_HEAD, RECORD_
 #define RECORD_IS_SLAB 16    // of HEAD: from kmalloc, which the kernel counts as slab also where it takes whole pages
 
 #define HEAD_UNIT_BYTES 16
+#define CONTROL_MASK 63 // more than any offset in the 48 bytes of a control block
 
 struct record {
     u64 value;
@@ -174,13 +176,13 @@ static inline u64 put_head(struct scratch *x, struct cursor *s, struct output *o
 
 // One packet: its size, its head, what it carries. Its fragments and files are left to the next steps, so that the
 // verifier follows those loops once. Returns its frag list, NULL when it has none.
-static inline u64 visit(struct scratch *x, struct cursor *s, struct output *out, u64 item_flags)
+static inline u64 visit(struct scratch *x, struct cursor *s, struct output *out, u64 item_flags, u64 consumed)
 {
     u64 head = FIELD(u64, x->packet, PACKET_HEAD), end = FIELD(u32, x->packet, PACKET_END), bytes = end + SHARED_SIZE;
     u64 unreadable = IS_SET((u64)bpf_probe_read_kernel(x->shared, SHARED_SIZE, (void *)(head + end)));
     u64 is_unix = opaque(item_flags & ITEM_UNIX), is_member = IS_SET((u64)s->depth), is_own;
     u64 length = FIELD(u32, x->packet, PACKET_LENGTH);
-    length -= FIELD(u32, x->packet, PACKET_CONTROL + UNIX_CONSUMED) * is_unix;
+    length -= FIELD(u32, x->packet, PACKET_CONTROL + (consumed & CONTROL_MASK)) * IS_SET(consumed) * (1 - is_member);
     put(s, out, RECORD_IDENTITY, 0, s->count, s->current ^ (length << 32));
     keep_if(s, IS_LESS(s->count, IDENTITIES) * (1 - is_member));
     put(s, out, RECORD_SOCKET, 0, SOCKET_UNACCEPTED, FIELD(u64, x->packet, PACKET_SOCKET));
@@ -465,7 +467,7 @@ int walk(void *ctx)
         } else if (kind == KIND_PACKET_LIST && !s->depth && FIELD(u64, x->packet, PACKET_PREVIOUS) != s->previous) {
             status = STATUS_RACE; // taken from this queue, perhaps put on another
         } else {
-            u64 list = visit(x, s, out, item->flags), next = FIELD(u64, x->packet, PACKET_NEXT);
+            u64 list = visit(x, s, out, item->flags, item->consumed), next = FIELD(u64, x->packet, PACKET_NEXT);
             if (!s->depth) {
                 s->count++;
                 s->previous = current;

@@ -85,7 +85,8 @@ ITEM_DTYPE = np.dtype(
         ("kind", "u1"),
         ("flags", "u1"),
         ("order", "u1"),
-        ("unused", "u1", 5),
+        ("consumed", "u1"),
+        ("unused", "u1", 4),
     ]
 )
 RECORD_DTYPE = np.dtype([("value", "<u8"), ("item", "<u4"), ("type", "u1"), ("flags", "u1"), ("detail", "<u2")])
@@ -130,7 +131,6 @@ _FIELDS: tuple[Field, ...] = (
     ("SHARED_FRAGMENT_LIST", "skb_shared_info", "frag_list"),
     ("SHARED_FRAGMENTS", "skb_shared_info", "frags"),
     ("UNIX_FILES", "unix_skb_parms", "fp"),
-    ("UNIX_CONSUMED", "unix_skb_parms", "consumed"),
     ("SCM_COUNT", "scm_fp_list", "count"),
     ("SCM_FILES", "scm_fp_list", "fp"),
     ("FILE_OPERATIONS", "file", "f_op"),

@@ -56,7 +56,7 @@ AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_VSOCK = (
     socket.AF_VSOCK,
 )
 SOCK_STREAM, SOCK_DGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
-IPPROTO_TCP = socket.IPPROTO_TCP
+IPPROTO_TCP, IPPROTO_MPTCP = socket.IPPROTO_TCP, 262  # Python 3.11 has no name for it
 UDP_PROTOCOLS = (socket.IPPROTO_UDP, socket.IPPROTO_UDPLITE)
 USER_RING_BUFFER_TYPE = 31  # include/uapi/linux/bpf.h, BPF_MAP_TYPE_USER_RINGBUF: since 6.1
 TCP_LISTEN = 10  # include/net/tcp_states.h; UNIX and vsock use the same number
@@ -144,6 +144,7 @@ _FIELDS: tuple[Field, ...] = (
     ("UDP_READER_QUEUE", "udp_sock", "reader_queue"),
     ("UNIX_ADDRESS", "unix_sock", "addr"),
     ("UNIX_PEER", "unix_sock", "peer"),
+    ("UNIX_CONSUMED", "unix_skb_parms", "consumed"),
     ("UNIX_ADDRESS_LENGTH", "unix_address", "len"),
     ("UNIX_ADDRESS_NAME", "unix_address", "name"),
     ("NETLINK_PORT", "netlink_sock", "portid"),
@@ -172,6 +173,11 @@ _VIRTIO_VSOCK: tuple[Field, ...] = (
     ("VIRTIO_VSOCK_OWNER", "virtio_vsock_sock", "vsk"),
     ("VIRTIO_VSOCK_QUEUE", "virtio_vsock_sock", "rx_queue.qlen"),
 )
+# How much of a packet was read already: in its control block.
+_MPTCP_CONSUMED: tuple[Field, ...] = (("MPTCP_CONSUMED", "mptcp_skb_cb", "offset"),)
+_VSOCK_CONSUMED: tuple[Field, ...] = (
+    ("VSOCK_CONSUMED", "virtio_vsock_skb_cb", "offset"),
+)  # 6.7: before, it was cut off
 _SLAB: tuple[Field, ...] = (
     ("PROTO_SLAB", "proto", "slab"),
     ("KMEM_CACHE_NODE", "kmem_cache", "node"),
@@ -234,6 +240,8 @@ def socket_defines(btf: Btf) -> dict[str, int]:
         ("HAS_PACKET", _PACKET),
         ("HAS_VSOCK", _VSOCK),
         ("HAS_VIRTIO_VSOCK", _VIRTIO_VSOCK),
+        ("HAS_MPTCP_CONSUMED", _MPTCP_CONSUMED),
+        ("HAS_VSOCK_CONSUMED", _VSOCK_CONSUMED),
         ("HAS_SLAB", _SLAB),
         ("HAS_RING_BUFFER", _RING_BUFFER),
         ("HAS_PAGE_POOL", (("PAGE_POOL", "page" if btf.has_field("page", "pp") else "netmem_desc", "pp"), *_PAGE_POOL)),

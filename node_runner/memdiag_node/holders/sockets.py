@@ -480,6 +480,11 @@ def worklist(
     # A reader takes all that was received into its own queue at once: of these both are walked, its own first.
     is_inet = (rows["family"] == source.AF_INET) | (rows["family"] == source.AF_INET6)
     is_udp = is_inet & (rows["type"] == source.SOCK_DGRAM) & np.isin(rows["protocol"], source.UDP_PROTOCOLS)
+    is_mptcp = is_inet & (rows["protocol"] == source.IPPROTO_MPTCP)
+    consumed = np.select(
+        [is_unix, is_mptcp, rows["family"] == source.AF_VSOCK],
+        [offset["UNIX_CONSUMED"], offset.get("MPTCP_CONSUMED", 0), offset.get("VSOCK_CONSUMED", 0)],
+    )
     unread = np.where(is_udp, received + rows["reader_packets"], 0)
     plan: tuple[tuple[int, npt.NDArray[Any], Kind, str, int], ...] = (
         (READER, unread, Kind.PACKET_LIST, "UDP_READER_QUEUE", 0),
@@ -502,6 +507,8 @@ def worklist(
             rows["socket"][chosen] + np.uint64(offset[field_name]) if field_name else rows["vsock_queue"][chosen]
         )
         part["kind"], part["flags"] = kind, flags
+        if name == RECEIVE:
+            part["consumed"] = consumed[chosen]
         # A walk of a chain that leaves it by a race may go on for ever: it ends far beyond what was there.
         part["count"] = 2 * length[chosen].astype("<u4") + _MAX_GROWTH_PACKETS
         sockets.append(chosen)
