@@ -77,7 +77,7 @@ requirements: ## pin requirements/*.txt anew (needs uv)
 
 .PHONY: test
 test: prepare lint ## every tier of tests: unit, kernel, api, e2e, vm
-	@$(CLUSTER) prepare qemu-system-x86 e2fsprogs
+	@$(CLUSTER) prepare qemu-system-x86 e2fsprogs libfaketime
 	@$(CLUSTER) build --promtool
 	$(PYTEST) $(ARGS)
 
@@ -94,8 +94,23 @@ bench-trace: prepare venv ## what the trace costs, beside bcc's memleak; writes 
 bench-scan: prepare venv ## what a scan of 100,000 sockets costs, beside ss; writes docs/benchmarks.md
 	$(PY) tests/bench/scan_cost.py --write docs/benchmarks.md
 
+.PHONY: bench-operator
+bench-operator: prepare venv ## what the operator costs with 1,000 nodes and 200 diagnoses; writes docs/benchmarks.md
+	$(PY) tests/bench/operator_scale.py --write docs/benchmarks.md
+
+.PHONY: test-faults
+test-faults: prepare venv ## make every fault happen, print the fault table and write it into docs/reliability.md
+	@$(CLUSTER) prepare libfaketime
+	@$(CLUSTER) build
+	$(PYTEST) -m fault --write-faults=docs/reliability.md $(ARGS)
+
+.PHONY: fuzz
+fuzz: venv ## 10,000 hostile documents, the same in every run; prints how many were refused
+	MEMDIAG_FUZZ_EXAMPLES=10000 $(PYTEST) tests/unit/operator/test_hostile_documents.py --timeout=3600 $(ARGS)
+
 .PHONY: test-api test-e2e
 test-api test-e2e: test-%: prepare venv ## one tier (api: a kube-apiserver; e2e: the embedded cluster)
+	@$(CLUSTER) prepare libfaketime
 	@$(CLUSTER) build $(if $(filter api,$*),--promtool)
 	$(PYTEST) tests/$* $(ARGS)
 

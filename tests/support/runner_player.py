@@ -1,5 +1,6 @@
 """Plays runners where kwok plays kubelets: their documents get where the API server finds a container's log."""
 
+import itertools
 import sys
 import threading
 import time
@@ -9,6 +10,7 @@ from typing import Any
 
 from kubernetes import client, watch
 from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
 
 from memdiag_api.evidence import Evidence, VerdictKind
 from support.evidence import evidence_with
@@ -28,6 +30,7 @@ class RunnerPlayer:
         self._logs = logs
         self._pool = ThreadPoolExecutor(8)
         self._seen: set[str] = set()
+        self._numbers = itertools.count(1)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -44,7 +47,7 @@ class RunnerPlayer:
                 stream = watch.Watch().stream(pods, RUNNERS, timeout_seconds=30)  # type: ignore[no-untyped-call] # there
                 for event in stream:
                     self._look_at(event["object"])
-            except (ApiException, OSError):
+            except (ApiException, HTTPError, OSError):
                 time.sleep(0.2)
 
     def _look_at(self, pod: Any) -> None:
@@ -56,9 +59,8 @@ class RunnerPlayer:
 
     def _finish(self, pod: Any) -> None:
         meta = pod.metadata
-        number = len(self._seen)
         node, run = meta.annotations["memdiag.dev/node"], meta.labels["memdiag.dev/run-id"]
-        message, log = delivered(_evidence(node, run, leak=number % LEAK_EVERY == 0))
+        message, log = delivered(_evidence(node, run, leak=next(self._numbers) % LEAK_EVERY == 0))
         (self._logs / meta.name).write_bytes(log)
         ended = container({"terminated": {"exitCode": 0, "message": message, "finishedAt": now()}})
         try:

@@ -49,8 +49,13 @@ def gather(
 ) -> Snapshot | None:
     """The diagnosis `name` and what bears on it, without the fleet; None when it does not exist (any more)."""
     diagnosis = cache.diagnoses.get(name)
-    if diagnosis is None:
-        return None
+    return gather_about(kubernetes, cache, config, diagnosis, now) if diagnosis else None
+
+
+def gather_about(
+    kubernetes: KubernetesClient, cache: Cache, config: OperatorConfig, diagnosis: Diagnosis, now: datetime
+) -> Snapshot:
+    """`diagnosis` and what bears on it, without the fleet."""
     pods = _pods(kubernetes, cache, config, diagnosis)
     if starts_anew(diagnosis):
         return _with_candidates(kubernetes, Snapshot(diagnosis=diagnosis, pods=pods))
@@ -71,16 +76,22 @@ def _with_candidates(kubernetes: KubernetesClient, snapshot: Snapshot) -> Snapsh
     return replace(snapshot, target_pod=kubernetes.find_pod(pod.namespace, pod.name)) if pod else snapshot
 
 
-def with_fresh_nodes(kubernetes: KubernetesClient, cache: Cache, snapshot: Snapshot, names: Sequence[str]) -> Snapshot:
+def with_fresh_nodes(
+    kubernetes: KubernetesClient, cache: Cache, snapshot: Snapshot, names: Sequence[str], max_age_seconds: float
+) -> Snapshot:
     """`snapshot` with the nodes `names` as they are now: the pod is marked with their UID and boot ID."""
-    fresh = {name: _node(kubernetes, cache, name, max_age_seconds=0) for name in names}
+    fresh = {name: _node(kubernetes, cache, name, max_age_seconds) for name in names}
     known = {name: node for name, node in snapshot.nodes.items() if name not in fresh}
     return replace(snapshot, nodes=known | fresh)
 
 
-def gather_fleet(cache: Cache) -> Fleet:
-    """Everyone who holds or wants a slot."""
-    return Fleet(pods=cache.pods.all(), diagnoses=cache.diagnoses.all())
+def gather_fleet(cache: Cache, latest: Diagnosis | None = None) -> Fleet:
+    """Everyone who holds or wants a slot; `latest` instead of what the cache has of it."""
+    diagnoses = cache.diagnoses.all()
+    if latest:
+        others = (one for one in diagnoses if one.metadata.name != latest.metadata.name)
+        diagnoses = (*others, latest)
+    return Fleet(pods=cache.pods.all(), diagnoses=diagnoses)
 
 
 def unsettled_names(fleet: Fleet) -> Sequence[str]:
@@ -123,16 +134,21 @@ def _nodes(
 ) -> dict[str, Node | None]:
     """The nodes that matter now: of recent readings where a runner is, of any where one is waited for.
 
-    Where a runner has ended, its node is asked for anew: a reboot, if that was it, is as new as the pod's end.
+    Where a runner has ended without a word, its node is asked for anew: a reboot, if that was it, is as new.
     """
     max_ages_seconds = {
-        pod.metadata.annotations.get(naming.NODE_ANNOTATION): 0 if pod.is_terminal else config.sweep.idle_seconds
+        pod.metadata.annotations.get(naming.NODE_ANNOTATION): 0 if _ended_mute(pod) else config.sweep.idle_seconds
         for pod in pods
     }
     return {
         name: _node(kubernetes, cache, name, max_ages_seconds.get(name, ANY_AGE_SECONDS))
         for name in nodes_to_read(diagnosis, pods, config)
     }
+
+
+def _ended_mute(pod: Pod) -> bool:
+    terminated = pod.main_container and pod.main_container.state.terminated
+    return pod.is_terminal and not (terminated and terminated.message)
 
 
 def _node(kubernetes: KubernetesClient, cache: Cache, name: str, max_age_seconds: float) -> Node | None:

@@ -1,7 +1,8 @@
 """How far a run is, in steps coarse enough that telling it costs little.
 
 Every step is a write of the status, which everyone who watches receives. So the seconds of a trace are told in ticks:
-at most MAX_TICKS of them in a run, however many nodes it has, and never less than MIN_TICK_SECONDS apart on a node.
+USUAL_TICKS of them in a run, more only in a long one, where they come every LONG_TICK_SECONDS; the nodes of a run share
+them. A node's ticks are never less than MIN_TICK_SECONDS apart.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 
 from memdiag_api.diagnosis import RunStep
 
-MAX_TICKS = 20
+USUAL_TICKS = 5
+LONG_TICK_SECONDS = 90
 MIN_TICK_SECONDS = 5
 STARTING_PERCENT = 5
 COLLECTING_PERCENT = 95
@@ -31,7 +33,7 @@ DONE = Progress(RunStep.DONE, 100)
 
 def tick_seconds(window_seconds: int, nodes: int) -> int:
     """How much of a trace of `window_seconds` passes between two tellings, in a run on so many `nodes`."""
-    ticks = max(1, MAX_TICKS // max(1, nodes))
+    ticks = max(1, max(USUAL_TICKS, window_seconds // LONG_TICK_SECONDS) // max(1, nodes))
     return max(MIN_TICK_SECONDS, -(-window_seconds // ticks))
 
 

@@ -88,3 +88,16 @@ class Plan:
     report_cleanup: ReportCleanup | None = None
     announcements: tuple[Announcement, ...] = ()
     delete_diagnosis: bool = False
+
+    def then(self, later: "Plan") -> "Plan":
+        """This plan and a later one, made for the status that this one stores, as one: its status is written once."""
+        return Plan(
+            reports=self.reports + later.reports,
+            status=later.status or self.status,
+            launches=self.launches + later.launches,
+            stops=self.stops + later.stops,
+            removals=tuple(dict.fromkeys(self.removals + later.removals)),
+            report_cleanup=later.report_cleanup or self.report_cleanup,
+            announcements=self.announcements + later.announcements,
+            delete_diagnosis=self.delete_diagnosis or later.delete_diagnosis,
+        )

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -11,11 +12,12 @@ from memdiag_operator.cluster.apply import apply
 from memdiag_operator.cluster.cache import Cache
 from memdiag_operator.cluster.client import KubernetesClient
 from memdiag_operator.cluster.errors import ClusterError, ConflictError, NotFoundError
-from memdiag_operator.cluster.gather import gather, gather_fleet, reread, with_fresh_nodes
+from memdiag_operator.cluster.gather import gather, gather_about, gather_fleet, reread, with_fresh_nodes
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.objects import Diagnosis, Pod
-from memdiag_operator.decide.reconcile import nodes_to_launch_on, reconcile, wants_slot
+from memdiag_operator.decide.pace import is_only_progress
+from memdiag_operator.decide.reconcile import nodes_to_launch_on, reconcile, starts_anew, wants_slot
 from memdiag_operator.decide.run_progress import node_steps, run_begins
 from memdiag_operator.decide.snapshot import Plan, Snapshot
 from memdiag_operator.metrics import OperatorMetrics
@@ -48,6 +50,8 @@ class Reconciler:
         self._queued: set[str] = set()
         # Counting runners and adding one must not be interleaved.
         self._launch_lock = asyncio.Lock()
+        self._told_at: dict[str, float] = {}
+        """By UID: when a status was last written. Without it, after a restart, progress is told once too often."""
         self._woken: set[asyncio.Task[None]] = set()
 
     def saw_diagnosis(self, diagnosis: Diagnosis, *, deleted: bool) -> None:
@@ -55,6 +59,7 @@ class Reconciler:
         meta = diagnosis.metadata
         if deleted:
             self.cache.diagnoses.drop(meta.name, meta.uid)
+            self._told_at.pop(meta.uid, None)
         else:
             self.cache.diagnoses.put(diagnosis)
             self._wake(meta.name)
@@ -116,27 +121,51 @@ class Reconciler:
         logger.warning("diagnosis %s keeps changing: the next sweep goes on with it", name)
 
     async def _once(self, name: str, refusals: dict[str, str]) -> dict[str, str]:
+        began_at = time.monotonic()
         snapshot = await asyncio.to_thread(gather, self.kubernetes, self.cache, self.config, name, self.clock())
         if snapshot is None:
             return {}
-        of_run(snapshot.diagnosis.status.run_id)
+        before = snapshot.diagnosis
+        of_run(before.status.run_id)
+        begun = Plan()
+        if starts_anew(before):
+            begun, snapshot = await self._begin(snapshot)
         if refusals or not wants_slot(snapshot):
-            return await self._decide_and_apply(replace(snapshot, refusals=refusals))
+            return await self._decide_and_apply(before, begun, replace(snapshot, refusals=refusals))
         async with self._launch_lock:
-            snapshot = replace(snapshot, fleet=gather_fleet(self.cache))
+            snapshot = replace(snapshot, fleet=gather_fleet(self.cache, snapshot.diagnosis))
             names = nodes_to_launch_on(snapshot, self.config, self.clock())
-            snapshot = await asyncio.to_thread(with_fresh_nodes, self.kubernetes, self.cache, snapshot, names)
-            return await self._decide_and_apply(snapshot)
+            age_seconds = time.monotonic() - began_at
+            snapshot = await asyncio.to_thread(
+                with_fresh_nodes, self.kubernetes, self.cache, snapshot, names, age_seconds
+            )
+            return await self._decide_and_apply(before, begun, snapshot)
 
-    async def _decide_and_apply(self, snapshot: Snapshot) -> dict[str, str]:
-        plan = reconcile(snapshot, self.config, self.clock())
+    async def _begin(self, snapshot: Snapshot) -> tuple[Plan, Snapshot]:
+        """Begin a run, and see at once how it goes on, so that both become one write."""
+        now = self.clock()
+        begun = reconcile(snapshot, self.config, now)
+        diagnosis = snapshot.diagnosis.model_copy(update={"status": begun.status} if begun.status else {})
+        return begun, await asyncio.to_thread(gather_about, self.kubernetes, self.cache, self.config, diagnosis, now)
+
+    async def _decide_and_apply(self, before: Diagnosis, begun: Plan, snapshot: Snapshot) -> dict[str, str]:
+        """Carry out `begun` and what is to be done next; `before` is the diagnosis as it is stored."""
+        plan = begun.then(reconcile(snapshot, self.config, self.clock()))
         of_run(plan.status.run_id if plan.status else None)
+        if is_only_progress(before, plan) and self._told_lately(before.metadata.uid):
+            return {}
         refusals = await asyncio.to_thread(apply, self.kubernetes, self.cache, self.config, snapshot, plan)
-        self.metrics.applied(snapshot.diagnosis, plan)
-        _log(snapshot.diagnosis, plan)
+        if plan.status:
+            self._told_at[before.metadata.uid] = time.monotonic()
+        self.metrics.applied(before, plan)
+        _log(before, plan)
         if plan.launches or plan.removals:
             self.sweep_wanted.set()
         return refusals
+
+    def _told_lately(self, uid: str) -> bool:
+        """Whether the status was just written: the next sweep, one pace of progress later, tells the latest."""
+        return time.monotonic() - self._told_at.get(uid, float("-inf")) < self.config.sweep.active_seconds / 2
 
 
 def _log(diagnosis: Diagnosis, plan: Plan) -> None:

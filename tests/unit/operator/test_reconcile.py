@@ -130,9 +130,9 @@ def test_progress_is_told() -> None:
     assert plan.status
     assert plan.status.nodes
     assert plan.status.nodes.running == 1
-    assert condition(plan.status, ConditionType.RECONCILING)[2] == "tracing on node1: 10 s of 60 s"
-    assert (plan.status.progress_percent, plan.status.progress) == (20, "Tracing 20%")
-    assert (plan.status.results[0].step, plan.status.results[0].progress_percent) == (RunStep.TRACING, 20)
+    assert condition(plan.status, ConditionType.RECONCILING)[2] == "tracing on node1: 12 s of 60 s"
+    assert (plan.status.progress_percent, plan.status.progress) == (23, "Tracing 23%")
+    assert (plan.status.results[0].step, plan.status.results[0].progress_percent) == (RunStep.TRACING, 23)
     assert not plan.removals
     assert not plan.stops
     assert not plan.reports

@@ -83,7 +83,7 @@ def test_a_runner_at_work_is_found_and_not_started_twice() -> None:
     assert plan.removals == ()
     assert plan.status
     assert plan.status.run_id == one.status.run_id
-    assert (plan.status.target, plan.status.progress) == (NODE_NAME, "Tracing 20%")
+    assert (plan.status.target, plan.status.progress) == (NODE_NAME, "Tracing 23%")
     assert [(state.node_name, state.reason) for state in plan.status.node_states] == [(NODE_NAME, "Running")]
     assert succeeded(plan.status) == "Running"
 

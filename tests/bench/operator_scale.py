@@ -1,0 +1,327 @@
+"""What the operator costs on a large cluster: 1,000 nodes, 200 diagnoses.
+
+    python tests/bench/operator_scale.py [--nodes 1000] [--write docs/benchmarks.md]
+
+etcd, kube-apiserver and kube-scheduler are real. kwok plays the kubelets: it reports the nodes and brings pods to
+Running. What a runner would do then, a player does: it puts a framed evidence document where the API server finds the
+container's log, and reports the container as ended, with the termination message that goes with the document. So the
+operator reads results the way it always does: from the pod's status and by the log subresource, through the API server,
+from the kubelet's endpoint of the node. Requests are counted by the API server's audit log.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from kubernetes import client
+from kubernetes.config import new_client_from_config
+
+from local_cluster.paths import PROJECT
+from memdiag_api.diagnosis import GROUP, VERSION, MemoryDiagnosis
+from memdiag_api.report import MemoryDiagnosisReport
+from support import audit, kwok
+from support.benchmarks import machine, write_section
+from support.cluster import TestCluster, running_cluster
+from support.control_plane import ControlPlane
+from support.hollow_node import LOG_PORT, RUNNERS, log_endpoint
+from support.operator_process import OperatorProcess, running_operator
+from support.runner_player import HOLDERS, LEAK_EVERY, RUNNER_SECONDS, STACKS, RunnerPlayer
+
+NODES_PER_DIAGNOSIS = 5
+SLOTS = 30
+IDLE_SECONDS = 300
+ROUND_SECONDS = 1800
+ETCD_PUT_BYTES = "etcd_debugging_mvcc_total_put_size_in_bytes"
+ETCD_METRICS = "http://127.0.0.1:2379/metrics"
+
+
+@dataclass
+class Round:
+    """What one round has cost."""
+
+    diagnoses: int
+    node_runs: int
+    seconds: float
+    cpu_seconds: float
+    resident_mib: float
+    requests: Counter[str] = field(default_factory=Counter)
+    written_bytes: float = 0
+    stored_bytes: float = 0
+
+
+class Bench:
+    """A cluster of so many nodes, with the operator at work."""
+
+    def __init__(self, cluster: TestCluster, operator: OperatorProcess, audit_log: audit.AuditLog) -> None:
+        self._cluster = cluster
+        self._operator = operator
+        self._audit = audit_log
+        self._plane = ControlPlane(cluster)
+        self._custom = client.CustomObjectsApi(_admin(cluster))
+
+    def round(self, name: str, targets: list[dict[str, Any]], node_runs: int) -> Round:
+        """Take away what the last round left, ask for a diagnosis of each target at once, and wait for all to end."""
+        self._cluster.kubectl("delete", "memdiag,memdiagreport", "--all")
+        self._wait(lambda: self._finished() == 0)
+        start, written = self._audit.position(), self._written_bytes()
+        cpu, began = self._operator.cpu_seconds(), time.monotonic()
+        self._operator.forget_peak()
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda one: self._ask(f"{name}-{one[0]}", one[1]), enumerate(targets)))
+        self._wait(lambda: self._finished() == len(targets) and not self._pods())
+        done = Round(
+            diagnoses=len(targets),
+            node_runs=node_runs,
+            seconds=time.monotonic() - began,
+            cpu_seconds=self._operator.cpu_seconds() - cpu,
+            resident_mib=self._operator.peak_memory_bytes() / (1 << 20),
+            written_bytes=self._written_bytes() - written,
+            stored_bytes=self._stored_bytes(),
+        )
+        done.requests = self._audit.requests(start)
+        self._check(node_runs)
+        return done
+
+    def idle(self, seconds: int) -> tuple[float, float]:
+        """Requests and CPU seconds per minute when nothing is asked for, with the finished diagnoses still there."""
+        start, cpu = self._audit.position(), self._operator.cpu_seconds()
+        time.sleep(seconds)
+        minutes = seconds / 60
+        return self._audit.requests(start).total() / minutes, (self._operator.cpu_seconds() - cpu) / minutes
+
+    def _ask(self, name: str, target: dict[str, Any]) -> None:
+        body = {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": MemoryDiagnosis.KIND,
+            "metadata": {"name": name},
+            "spec": {"target": target, "duration": "5s", "activeDeadlineSeconds": 3600},
+        }
+        self._custom.create_cluster_custom_object(GROUP, VERSION, MemoryDiagnosis.PLURAL, body)
+
+    def _wait(self, done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + ROUND_SECONDS
+        while not done():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"not within {ROUND_SECONDS} s; the operator says:\n{self._operator.log[-4000:]}")
+            time.sleep(0.5)
+
+    def _finished(self) -> int:
+        text = self._cluster.kubectl("get", "memdiag", "-o", "jsonpath={.items[*].status.completionTime}")
+        return len(text.split())
+
+    def _pods(self) -> str:
+        return self._cluster.kubectl("-n", RUNNERS, "get", "pods", "-o", "name")
+
+    def _check(self, node_runs: int) -> None:
+        listed: Any = self._custom.list_cluster_custom_object(GROUP, VERSION, MemoryDiagnosis.PLURAL)
+        items = listed["items"]
+        counts = [one["status"]["nodes"] for one in items]
+        succeeded = sum(one.get("succeeded", 0) for one in counts)
+        if succeeded != node_runs:
+            told = {one["status"].get("summary", "") for one in items if one["status"]["nodes"].get("failed")}
+            raise RuntimeError(f"{succeeded} of {node_runs} node runs succeeded: {told}")
+
+    def _written_bytes(self) -> float:
+        """What etcd has been given to store since its start, all writers together."""
+        script = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read().decode())"
+        metrics = self._plane.inside(sys.executable, "-c", script, ETCD_METRICS)
+        return next(float(line.split()[1]) for line in metrics.splitlines() if line.startswith(ETCD_PUT_BYTES))
+
+    def _stored_bytes(self) -> int:
+        """Custom resources are stored as JSON, as the API server gives them."""
+        return sum(
+            len(self._cluster.kubectl("get", "--raw", f"/apis/{GROUP}/{VERSION}/{plural}"))
+            for plural in (MemoryDiagnosis.PLURAL, MemoryDiagnosisReport.PLURAL)
+        )
+
+
+@contextmanager
+def large_cluster(nodes: int, folder: Path) -> Iterator[Bench]:
+    """Real etcd, kube-apiserver and scheduler; nodes by kwok; runners by a Player; the operator as its own process."""
+    with ExitStack() as stack:
+        cluster = stack.enter_context(running_cluster("bench", "--api-only"))
+        plane = ControlPlane(cluster)
+        audit_log = audit.start(plane, folder)
+        scheduler = plane.pki / "scheduler.kubeconfig"
+        plane.start(
+            "kube-scheduler",
+            [str(plane.binaries / "kube-scheduler"), f"--kubeconfig={scheduler}", "--leader-elect=false"],
+        )
+        cluster.kubectl("apply", "--server-side", "-k", str(PROJECT / "manifests/overlays/embedded"))
+        cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        logs = folder / "logs"
+        logs.mkdir()
+        address = stack.enter_context(log_endpoint(cluster, logs))
+        plane.start(
+            "kwok",
+            [
+                *(str(kwok.provide()), f"--kubeconfig={cluster.kubeconfig}", "--manage-all-nodes"),
+                *(f"--node-ip={address}", f"--node-port={LOG_PORT}", "--node-lease-duration-seconds=600"),
+                "--server-address=127.0.0.1:10247",
+            ],
+        )
+        _create_nodes(cluster, nodes)
+        player = RunnerPlayer(_admin(cluster), logs)
+        stack.callback(player.stop)
+        config = {"runner": {"image": "memdiag.dev/node-runner:dev"}, "maxConcurrentRunners": SLOTS}
+        operator = stack.enter_context(running_operator(cluster, folder / "operator", config))
+        yield Bench(cluster, operator, audit_log)
+
+
+def _admin(cluster: TestCluster) -> client.ApiClient:
+    api: client.ApiClient = new_client_from_config(str(cluster.kubeconfig))  # type: ignore[no-untyped-call] # there
+    return api
+
+
+def _create_nodes(cluster: TestCluster, count: int) -> None:
+    core = client.CoreV1Api(_admin(cluster))
+
+    def create(number: int) -> None:
+        labels = {"kubernetes.io/os": "linux", "group": f"group-{number // NODES_PER_DIAGNOSIS}"}
+        resources = {"memory": "64Gi", "cpu": "16", "pods": "110"}
+        node: Any = {
+            "metadata": {"name": _node_name(number), "labels": labels},
+            "status": {"capacity": resources, "allocatable": resources},
+        }
+        core.create_node(node)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(create, range(count)))
+    deadline = time.monotonic() + ROUND_SECONDS
+    while True:
+        ready = cluster.kubectl(
+            "get", "nodes", "-o", 'jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}'
+        )
+        if ready.split().count("True") == count:
+            # The controller manager, which is not there, would do that.
+            cluster.kubectl("taint", "nodes", "--all", "node.kubernetes.io/not-ready-")
+            return
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{ready.split().count('True')} of {count} nodes are Ready")
+        time.sleep(1)
+
+
+def _node_name(number: int) -> str:
+    return f"node-{number:04}"
+
+
+def _one_node_each(count: int) -> list[dict[str, Any]]:
+    return [{"nodeName": _node_name(number)} for number in range(count)]
+
+
+def _several_nodes_each(count: int) -> list[dict[str, Any]]:
+    return [
+        {"nodeSelector": {"matchLabels": {"group": f"group-{number}"}}, "maxNodes": NODES_PER_DIAGNOSIS}
+        for number in range(count)
+    ]
+
+
+def measure(nodes: int, idle_seconds: int) -> str:
+    """Run the rounds, and the tables as Markdown."""
+    largest = nodes // NODES_PER_DIAGNOSIS
+    with tempfile.TemporaryDirectory() as name, large_cluster(nodes, Path(name)) as bench:
+        bench.round("warm-up", _one_node_each(5), 5)
+        rounds = []
+        for count in (largest // 4, largest // 2, largest):
+            rounds.append(bench.round(f"single-{count}", _one_node_each(count), count))
+            _tell(rounds[-1])
+        several = bench.round("several", _several_nodes_each(largest), largest * NODES_PER_DIAGNOSIS)
+        _tell(several)
+        idle_requests, idle_cpu = bench.idle(idle_seconds)
+    return _tables(nodes, [*rounds, several], idle_seconds, idle_requests, idle_cpu)
+
+
+def _tell(one: Round) -> None:
+    print(
+        f"{one.diagnoses} diagnoses, {one.node_runs} node runs: {one.seconds:.1f} s, "
+        f"{one.requests.total() / one.node_runs:.1f} requests each, {one.resident_mib:.0f} MiB",
+        file=sys.stderr,
+    )
+
+
+def _tables(nodes: int, rounds: list[Round], idle_seconds: int, idle_requests: float, idle_cpu: float) -> str:
+    single, several = rounds[-2], rounds[-1]
+    kinds = sorted(set(single.requests) | set(several.requests))
+    shares = [[kind, *(f"{one.requests[kind] / one.node_runs:.2f}" for one in (single, several))] for kind in kinds]
+    first, second, third = rounds[:3]
+    without_events = [
+        (one.requests.total() - one.requests["create events"]) / one.node_runs for one in (single, several)
+    ]
+    return f"""\
+{nodes} nodes, {SLOTS} runner slots; a runner works for {RUNNER_SECONDS:.0f} s and delivers {HOLDERS} holders and
+{STACKS} stacks; one run in {LEAK_EVERY} finds a leak.
+
+{_table(list(_COLUMNS), [[show(one) for show in _COLUMNS.values()] for one in rounds])}
+
+Twice the diagnoses take {second.seconds / first.seconds:.1f} and {third.seconds / second.seconds:.1f} times as long.
+Written are the bytes that etcd was given by all programs, the scheduler's and kwok's included.
+
+Without the events that people read, a node run takes {without_events[0]:.1f} requests in a diagnosis of one node and
+{without_events[1]:.1f} in one of {NODES_PER_DIAGNOSIS}. A trace of 60 s tells its progress by up to 4 more writes of
+the status.
+
+{_table(["requests per node run", "one node each", f"{NODES_PER_DIAGNOSIS} nodes each"], shares)}
+
+Idle for {idle_seconds} s, with the last round's diagnoses still there: {idle_requests:.1f} requests, watches among
+them, and {idle_cpu:.2f} s of CPU per minute.
+"""
+
+
+_COLUMNS: dict[str, Callable[[Round], str]] = {
+    "diagnoses": lambda one: str(one.diagnoses),
+    "node runs": lambda one: str(one.node_runs),
+    "seconds": lambda one: f"{one.seconds:.1f}",
+    "ms per node run": lambda one: f"{one.seconds / one.node_runs * 1000:.0f}",
+    "operator's CPU ms per node run": lambda one: f"{one.cpu_seconds / one.node_runs * 1000:.0f}",
+    "requests per node run": lambda one: f"{one.requests.total() / one.node_runs:.1f}",
+    "peak RSS, MiB": lambda one: f"{one.resident_mib:.0f}",
+    "events per s": lambda one: f"{one.requests['create events'] / one.seconds:.1f}",
+    "stored KiB per node run": lambda one: f"{one.stored_bytes / one.node_runs / 1024:.0f}",
+    "written KiB per node run": lambda one: f"{one.written_bytes / one.node_runs / 1024:.0f}",
+}
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> int:
+    """Measure and print; with --write, replace the section `The operator on a large cluster` of a Markdown file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--nodes", type=int, default=1000)
+    parser.add_argument("--idle-seconds", type=int, default=IDLE_SECONDS)
+    parser.add_argument("--write", type=Path)
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        print("a cluster needs root", file=sys.stderr)
+        return 2
+    text = f"{_EXPLANATION}\n{machine()}.\n\n{measure(options.nodes, options.idle_seconds)}"
+    print(text)
+    if options.write:
+        write_section(options.write, "The operator on a large cluster", text)
+    return 0
+
+
+_EXPLANATION = """\
+`make bench-operator` runs the operator against a real etcd, kube-apiserver and kube-scheduler. kwok plays the kubelets;
+what a runner leaves, a player puts where the API server finds a container's log and into the pod's status, so results
+are read as in production. All diagnoses of a round are created at once. Requests are counted by the API server's audit
+log; watches and lists are among them.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
