@@ -89,7 +89,7 @@ class OperatorMetrics:
         self._slots_limit = Gauge("memdiag_runner_slots_limit", "Runners that there may be at once.", registry=registry)
         self._last_sweep = Gauge(
             "memdiag_last_sweep_timestamp_seconds",
-            "When the operator last looked at the whole cluster and was answered; 0 before the first time.",
+            "When the operator last looked at everything, as long as the API server answers; 0 before the first time.",
             registry=registry,
         )
         self._announce_series()

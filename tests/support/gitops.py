@@ -13,15 +13,17 @@ HEALTH = (FOLDER / "argocd/health.lua").read_text()
 RERUN = (FOLDER / "argocd/rerun.lua").read_text()
 FLUX = yaml.safe_load((FOLDER / "flux/kustomization.yaml").read_text())["spec"]["healthCheckExprs"][0]
 
-# Argo CD's Lua is gopher-lua, which is Lua 5.1, with the base and table libraries and os.time, os.clock, os.date alone
-# (argo-cd: util/lua/lua.go, util/lua/oslib_safe.go). Strings lose their methods with their library.
+# Argo CD's Lua is gopher-lua, which is Lua 5.1, with the libraries base, package and table; os is to be required, and
+# is time and date alone (argo-cd: util/lua/lua.go, oslib_safe.go). Strings lose their methods with their library.
 _SANDBOX = """
+local safe = { time = os.time, date = os.date }
 getmetatable("").__index = nil
-local safe = { time = os.time, clock = os.clock, date = os.date }
-for _, name in ipairs({ "string", "math", "io", "debug", "coroutine", "package", "require", "dofile", "loadfile" }) do
+for _, name in ipairs({ "string", "math", "io", "debug", "coroutine", "os" }) do
   _G[name] = nil
+  package.loaded[name] = nil
 end
-os = safe
+package.preload.os = function() return safe end
+package.path, package.cpath = "", ""
 """
 
 

@@ -1,4 +1,4 @@
--- Health of a MemoryDiagnosis for Argo CD, which gives `obj` and opens no library but table and a part of os.
+-- Health of a MemoryDiagnosis for Argo CD, which gives `obj` and no library but table: strings have no methods here.
 -- argocd-cm.yaml beside this file carries it.
 
 local function health(status, message)

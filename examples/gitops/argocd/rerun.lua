@@ -1,4 +1,5 @@
 -- The action "rerun" of a MemoryDiagnosis in Argo CD: asks for another run.
+local os = require("os")
 if obj.metadata.annotations == nil then
   obj.metadata.annotations = {}
 end
