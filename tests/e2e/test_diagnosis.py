@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,3 +173,49 @@ def test_a_rerun_by_annotation_gives_a_new_run(planted: TestCluster, diagnosis: 
     again = json.loads(planted.kubectl("get", "memorydiagnosis", name, "-o", "json"))
     assert again["status"]["runID"] != diagnosis["status"]["runID"]
     assert condition(again, "LeakDetected")[0] == "True"
+
+
+def test_the_pod_that_is_asked_for_comes_first(planted: TestCluster) -> None:
+    answer = diagnose(planted, "of-pod", target={"podRef": {"namespace": "demo", "name": "slow-reader"}})
+    assert condition(answer, "Succeeded") == ("True", "Completed"), answer["status"]
+    (result,) = answer["status"]["results"]
+    shares = {(one["namespace"], one["pod"]): one["pinnedBytes"] for one in result["pinnedByPod"]}
+    assert result["targetPod"]["pinnedBytes"] == shares["demo", "slow-reader"]
+    assert result["targetPod"]["pinnedBytes"] > 100 * result["targetPod"]["unreadBytes"] > 0
+    assert result["topHolders"][0]["pod"] == "slow-reader"
+    assert answer["status"]["target"] == f"demo/slow-reader on {result['nodeName']}"
+    assert answer["status"]["summary"].startswith("Pod demo/slow-reader pins ")
+
+
+def test_a_pod_that_reads_is_told_apart_from_the_culprit_on_its_node(planted: TestCluster) -> None:
+    answer = diagnose(planted, "of-reader", target={"podRef": {"namespace": "demo", "name": "healthy-reader"}})
+    (result,) = answer["status"]["results"]
+    assert result["targetPod"]["name"] == "healthy-reader"
+    assert result["targetPod"]["pinnedBytes"] < 0.1 * result["pinnedBytes"]
+    assert "demo/slow-reader" in answer["status"]["suspect"]
+
+
+def test_a_run_on_nodes_by_label_is_seen_to_move(memdiag: TestCluster) -> None:
+    watch = subprocess.Popen(
+        [
+            *(memdiag.kubectl_binary, f"--kubeconfig={memdiag.kubeconfig}"),
+            *("get", "memdiag", "--watch", "--no-headers", "-o", "custom-columns=:.metadata.name,:.status.progress"),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        target = {"nodeSelector": {"matchLabels": {"kubernetes.io/os": "linux"}}, "maxNodes": 5}
+        answer = diagnose(memdiag, "by-label", target=target)
+    finally:
+        watch.terminate()
+        lines = watch.communicate()[0].splitlines()
+    assert condition(answer, "Succeeded") == ("True", "Completed"), answer["status"]
+    assert answer["status"]["target"] == "1 with kubernetes.io/os=linux"
+    assert [one["reason"] for one in answer["status"]["nodeStates"]] == ["Completed"]
+    steps = [line.split()[1] for line in lines if line.startswith("by-label ")]
+    assert [step for step in dict.fromkeys(steps) if step in ("Waiting", "Tracing", "Done")] == [
+        "Waiting",
+        "Tracing",
+        "Done",
+    ]
