@@ -11,9 +11,10 @@ from memdiag_api.evidence import Owner
 from memdiag_node.analyze.queues import coverage_of, holders_of
 from memdiag_node.analyze.summed_sockets import summed_sockets
 from memdiag_node.ebpf.queues import IS_DEVICE, IS_MEMBER, IS_USER, RECORD_DTYPE, UNREADABLE, RecordType, Status
-from memdiag_node.ebpf.sockets import FOUND_DTYPE, HAS_FILE, HAS_FIN, HAS_SOCKET, IS_ORPHANED
-from memdiag_node.ebpf.tally import BLOCK_DTYPE, Tally, unique_blocks
-from memdiag_node.holders.sockets import QUEUE_DTYPE, READER, RECEIVE, SOCKET_DTYPE, SocketScan
+from memdiag_node.ebpf.sockets import DESCRIPTION_DTYPE, FOUND_DTYPE, HAS_FILE, HAS_FIN, HAS_SOCKET, IS_ORPHANED
+from memdiag_node.ebpf.tally import BLOCK_DTYPE, TALLY_DTYPE, Tally, unique_blocks
+from memdiag_node.holders.sockets import QUEUE_DTYPE, READER, RECEIVE, SOCKET_DTYPE, SocketScan, worklist
+from memdiag_node.holders.walks import is_better
 
 PAGE = 4096
 Record = tuple[int, int, int, int, int]
@@ -154,6 +155,10 @@ def test_a_tcp_connection_is_stuck_when_nothing_was_copied(
         ([(RECEIVE, front(1, 2, 3, 4))], [(RECEIVE, front(1, 2, 3, 5))], False),
         ([(READER, front(1)), (RECEIVE, front(5))], [(READER, front(1)), (RECEIVE, front(5, 6))], True),
         ([(READER, front(1)), (RECEIVE, front(5))], [(READER, front(5)), (RECEIVE, front(6))], False),
+        ([(RECEIVE, front(1, 2))], [(READER, front(1, 2)), (RECEIVE, front(3))], True),
+        ([(READER, front(1)), (RECEIVE, front(5, 6))], [(READER, front(1, 5, 6)), (RECEIVE, front(7))], True),
+        ([(RECEIVE, front(1, 2))], [(READER, front(2)), (RECEIVE, front(3))], False),
+        ([(RECEIVE, front(1, 2))], [], False),
         ([], [(RECEIVE, front(1))], False),
     ],
 )
@@ -166,6 +171,60 @@ def test_another_socket_is_stuck_when_the_same_packets_wait_in_front(
     )
     (holder,) = holders_of(first, last, lambda pid: Owner(pid=pid, comm="x")).holders
     assert holder.stuck_seconds == (30 if stuck else None)
+
+
+def test_a_socket_that_was_seen_to_be_read_is_not_stuck() -> None:
+    queue = {"name": RECEIVE, "packets": 1, "identity": front(1)}
+    first, last = (scan_of(UDP, [queue], start=start) for start in (0, 31))
+    for read, stuck_seconds in (([], 30), ([8192], 30), ([4096], None)):
+        watched = replace(last, read=np.array(read, "<u8"))
+        (holder,) = holders_of(first, watched, lambda pid: Owner(pid=pid, comm="x")).holders
+        assert holder.stuck_seconds == stuck_seconds
+
+
+def test_a_raw_socket_of_tcps_packets_is_no_connection() -> None:
+    row = TCP | {"type": socket.SOCK_RAW}
+    (holder,) = holders_of(
+        None, scan_of(row, [{"name": RECEIVE, "packets": 1, "payload_bytes": 80}]), lambda _: None
+    ).holders
+    assert holder.unread_bytes == 80
+
+
+@pytest.mark.parametrize(
+    ("older", "newer", "better"),
+    [
+        ((5, 9, Status.RACE), (3, 3, Status.WHOLE), True),
+        ((5, 9, Status.RACE), (8, 9, Status.RACE), True),
+        ((5, 9, Status.RACE), (30, 9, Status.RACE), False),
+        ((0, 0, Status.FAULT), (0, 0, Status.FAULT), False),
+    ],
+)
+def test_of_several_walks_the_one_counts_that_saw_what_is_there(
+    older: tuple[int, int, Status], newer: tuple[int, int, Status], better: bool
+) -> None:
+    tables = np.zeros((2, 1), TALLY_DTYPE)
+    for table, (packets, expected, status) in zip(tables, (older, newer), strict=True):
+        table["packets"], table["expected"], table["status"] = packets, expected, status
+    assert is_better(*tables).tolist() == [better]
+
+
+def test_both_queues_of_a_udp_socket_are_walked_its_readers_first() -> None:
+    rows = np.zeros(4, DESCRIPTION_DTYPE)
+    rows["socket"] = 4096, 8192, 12288, 16384
+    rows["family"], rows["protocol"] = socket.AF_INET, socket.IPPROTO_UDP
+    rows["type"] = (socket.SOCK_DGRAM,) * 3 + (socket.SOCK_RAW,)
+    rows["receive_packets"], rows["reader_packets"] = (3, 0, 0, 3), (0, 2, 0, 0)
+    offset = {"SOCK_RECEIVE_QUEUE": 1, "UDP_READER_QUEUE": 2} | dict.fromkeys(
+        ("SOCK_WRITE_QUEUE", "SOCK_ERROR_QUEUE", "TCP_OUT_OF_ORDER", "SOCK_RETRANSMIT", "SOCK_BACKLOG_HEAD"), 0
+    )
+    numbers, names, items = worklist(rows, offset | {"LISTENER_ACCEPT_HEAD": 0, "UNIX_CONSUMED": 28})
+    assert list(zip(numbers.tolist(), names.tolist(), items["head"].tolist(), strict=True)) == [
+        (0, READER, 4098),
+        (0, RECEIVE, 4097),
+        (1, READER, 8194),
+        (1, RECEIVE, 8193),
+        (3, RECEIVE, 16385),
+    ]
 
 
 def test_a_fin_is_no_unread_byte_and_a_part_that_was_read_is_none_either() -> None:
