@@ -184,15 +184,18 @@ def _stack(number: int, stack: Stack, evidence: Evidence) -> Iterator[str]:
 
 
 def _ledger(evidence: Evidence) -> list[str]:
-    if evidence.ledger is None:
+    ledger = evidence.ledger
+    if ledger is None:
         return []
-    rows = [(line.name, format_bytes(line.size_bytes)) for line in evidence.ledger.lines if line.size_bytes]
-    rows.append(("Unexplained", format_bytes(evidence.ledger.unexplained_bytes)))
-    total = format_bytes(evidence.ledger.alloc_page_bytes)
-    lines = [f"WHAT HOLDS ALLOCPAGE   {total} in all", *_table(rows, right=(1,))]
+    parts = [(line.name, line.size_bytes) for line in ledger.lines if line.size_bytes]
+    parts.append(("Unexplained", ledger.unexplained_bytes))
+    rows = [(name, format_bytes(size), _percent(size, ledger.alloc_page_bytes)) for name, size in parts]
+    lines = [f"WHAT HOLDS ALLOCPAGE   {format_bytes(ledger.alloc_page_bytes)} in all", *_table(rows, right=(1, 2))]
+    if ledger.unexplained_bytes < 0:
+        lines += _wrapped("below zero: the lines are not read at the same moment, and came to more", "  ")
     lines += [
         f"  of it in container {share.container_id[:_CONTAINER_ID_SHOWN]}: {format_bytes(share.size_bytes)}"
-        for share in evidence.ledger.containers[:_CONTAINERS_SHOWN]
+        for share in ledger.containers[:_CONTAINERS_SHOWN]
     ]
     return lines
 

@@ -1,6 +1,6 @@
 """The report for a person: complete, the answer first, at most 100 columns wide."""
 
-from memdiag_api.evidence import Census, CensusShare, Check, CompoundBlocks, Need, NeedState
+from memdiag_api.evidence import Census, CensusShare, Check, CompoundBlocks, Ledger, LedgerLine, Need, NeedState
 from memdiag_node.render import render_report
 from support.evidence import MIB, evidence_with
 
@@ -37,6 +37,21 @@ def test_what_is_missing_is_said_with_its_remedy() -> None:
     assert "  missing: tracefs: not there. Mount it." in render_report(
         evidence_with().model_copy(update={"needs": [need]})
     )
+
+
+def test_the_ledger_shows_each_part_and_says_why_the_rest_can_be_below_zero() -> None:
+    ledger = Ledger(
+        alloc_page_bytes=100 * MIB,
+        lines=[LedgerLine(name="Sockets", size_bytes=104 * MIB), LedgerLine(name="Pipes", size_bytes=0)],
+        unexplained_bytes=-4 * MIB,
+    )
+    lines = render_report(evidence_with().model_copy(update={"ledger": ledger})).splitlines()
+    at = lines.index("WHAT HOLDS ALLOCPAGE   100 MiB in all")
+    assert [line.split() for line in lines[at + 1 : at + 3]] == [
+        ["Sockets", "104", "MiB", "104.0", "%"],
+        ["Unexplained", "-4.00", "MiB", "-4.0", "%"],
+    ]
+    assert "below zero" in lines[at + 3]
 
 
 def test_the_census_names_blocks_and_charges_that_are_large() -> None:
