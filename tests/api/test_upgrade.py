@@ -1,8 +1,10 @@
 """An upgrade in the middle of a run: the new definitions replace the old, the new operator carries on what it finds."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from local_cluster.paths import PROJECT
 from memdiag_operator.decide import naming
 from support.cluster import TestCluster
 from support.hollow_node import HollowNode, eventually, log_endpoint
+from support.kubernetes_objects import timestamp
 from support.operator_process import running_operator
 from support.operator_world import CONFIG, World, operator_world, sweep_away
 
@@ -37,6 +40,16 @@ def recorded(name: str) -> str:
     return (RELEASED / "objects" / f"{name}.json").read_text()
 
 
+def as_of_now(text: str, origin: datetime) -> str:
+    """A recorded text with its times moved so that `origin` is now: deadlines count from them."""
+    delta = datetime.now(UTC).replace(microsecond=0) - origin
+    return re.sub(
+        r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z",
+        lambda found: timestamp(datetime.fromisoformat(found[0]) + delta),
+        text,
+    )
+
+
 class Former:
     """What 0.1.0 left: its objects under the identities that this API server gives them."""
 
@@ -53,6 +66,8 @@ class Former:
         uid = created["metadata"]["uid"]
         runner = naming.child_name(name, uid, status.get("runID", ""), "node1")
         text = json.dumps({"status": status})
+        if "startTime" in status:
+            text = as_of_now(text, datetime.fromisoformat(status["startTime"]))
         for result in status.get("results", []):
             text = text.replace(result.get("podName") or runner, runner)
         self._cluster.kubectl("patch", "memdiag", name, "--type=merge", "--subresource=status", "-p", text)
@@ -90,6 +105,7 @@ def test_what_0_1_0_left_is_carried_on_under_the_new_definitions(
         old.store("finished", "diagnosis-finished")
         old.store("pending", "diagnosis-pending")
         old.store("suspended", "diagnosis-suspended")
+        before = json.loads(former.kubectl("get", "memdiag", "pending", "-o", "json"))["status"]
         finished = former.kubectl("get", "memdiag", "finished", "-o", "jsonpath={.status}")
 
         install(former, PROJECT / "crds")
@@ -105,7 +121,6 @@ def test_what_0_1_0_left_is_carried_on_under_the_new_definitions(
         assert [one["podName"] for one in world.reports("running")] == [runner]
 
         # Who waited gets the slot, in the run that it waited in.
-        before = json.loads(recorded("diagnosis-pending"))["status"]
         world.run(node)
         assert world.end("pending")[:2] == ("True", "Completed")
         after = world.read("pending")["status"]
