@@ -75,7 +75,7 @@ def phases(shared: World) -> dict[str, dict[str, Any]]:
     world.change("healthy", suspend=False)
     world.cluster.kubectl("annotate", "memdiag", "healthy", "memdiag.dev/requestedAt=2026-01-01")
     runner = node.runner()
-    eventually(lambda: world.condition("healthy")[0] == "Unknown")
+    eventually(lambda: world.condition("healthy")[1] == "Pending")
     seen["rerun begun"] = world.read("healthy")
     node.run(runner)
     world.deliver(node, runner, verdict=NO_LEAK)

@@ -31,14 +31,14 @@ class Judgement(NamedTuple):
 
 JUDGEMENTS = {
     "not seen by the operator": Judgement("Progressing", "has not seen this spec yet", "InProgress"),
-    "waiting": Judgement("Progressing", "node-a", "InProgress"),
+    "waiting": Judgement("Progressing", "runner", "InProgress"),
     "running": Judgement("Progressing", "tracing on node-a", "InProgress"),
     "done, no leak": Judgement("Healthy", "Nothing grows, nothing is stuck.", "Current"),
     "done, spec changed since": Judgement("Progressing", "has not seen this spec yet", "InProgress"),
     "done, rerun asked": Judgement("Progressing", "another run was asked for and has not begun yet", "InProgress"),
     "done, suspended": Judgement("Healthy", "Nothing grows, nothing is stuck.", "Current"),
     "suspended, rerun asked": Judgement("Suspended", "another run was asked for, and spec.suspend", "InProgress"),
-    "rerun begun": Judgement("Progressing", "node-a", "InProgress"),
+    "rerun begun": Judgement("Progressing", "runner", "InProgress"),
     "rerun done": Judgement("Healthy", "Nothing grows, nothing is stuck.", "Current"),
     "leak found": Judgement("Healthy", "suspect: nginx[4711] fd 11", "Current"),
     "gate failed": Judgement("Degraded", "LeakFound: failOn is LeakDetected", "Failed"),
