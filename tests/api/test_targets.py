@@ -72,7 +72,7 @@ def test_nodes_by_label_are_chosen_once_and_what_arrives_is_kept(world: World) -
     world.deliver(first, runner)
     eventually(lambda: world.condition("web", "LeakDetected")[0] == "True")
     assert world.condition("web")[0] == "Unknown"
-    assert world.read("web")["status"]["suspect"].startswith("nginx[4711]")
+    assert world.read("web")["status"]["suspect"].startswith("web-c: nginx[4711]")
 
     other = second.runner()
     second.run(other)

@@ -40,7 +40,7 @@ from memdiag_operator.decide.size import fit, most_telling
 from memdiag_operator.decide.slots import allot
 from memdiag_operator.decide.snapshot import Announcement, Plan, PodRemoval, ReportCleanup, Snapshot
 from memdiag_operator.decide.target import UNSETTLED, choose_nodes, run_states, spec_fault
-from memdiag_operator.decide.wording import run_sentence, weight_as_answer
+from memdiag_operator.decide.wording import run_sentence, run_suspect
 
 Findings = dict[ConditionType, Finding]
 
@@ -281,14 +281,13 @@ def _advance(snapshot: Snapshot, spec: MemoryDiagnosisSpec, config: OperatorConf
     results, shortened = fit(shown)
     left_off = any(step.is_settled and step.result not in shown for step in steps)
     percent, progress = of_run([step.progress for step in steps])
-    best = max(known, key=weight_as_answer)
     update = {
         "target": status.target or choose_nodes(spec.target, config.allowed_nodes).target,
         "nodes": _counts(states),
         "progress_percent": percent,
         "progress": progress,
         "node_states": states,
-        "suspect": best.suspect or None,
+        "suspect": run_suspect(known, states) or None,
         "results": results,
         "report_refs": _references(status.report_refs, steps, results),
         "truncated": shortened or left_off or status.truncated,

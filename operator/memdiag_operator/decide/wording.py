@@ -113,6 +113,13 @@ def run_sentence(results: Sequence[NodeResult], states: Sequence[NodeState]) -> 
     return clip(f"{found}. {sentence}", SUMMARY_LIMIT)
 
 
+def run_suspect(results: Sequence[NodeResult], states: Sequence[NodeState]) -> str:
+    """The prime suspect of a run on the nodes of `states`, with its node where there are several."""
+    best = max(results, key=weight_as_answer)
+    is_alone = len(states) == 1 or not best.suspect
+    return best.suspect if is_alone else clip(f"{best.node_name}: {best.suspect}", SUSPECT_LIMIT)
+
+
 def weight_as_answer(result: NodeResult) -> tuple[bool, bool, bool, int]:
     """Which node a reader wants to hear of first: a leak, a suspect, an answer; then the most allocpage."""
     kind = result.verdict.kind if result.verdict else None

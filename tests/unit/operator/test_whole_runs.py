@@ -80,6 +80,7 @@ def test_every_node_gets_its_runner_never_more_than_there_are_slots() -> None:
     assert status.summary
     assert status.summary.startswith("A leak on 1 of 10 nodes. On node node-004 kernel code holds 6.00 GiB")
     assert status.results[0].node_name == "node-004"
+    assert status.suspect == "node-004: nginx[4711] fd 11 (no pod): 3.00 MiB unread pins 5.00 GiB"
     assert {state.verdict for state in status.node_states} == {HEALTHY, VerdictKind.PINNED_BY_UNREAD_SOCKET}
 
 
