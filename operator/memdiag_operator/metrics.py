@@ -43,6 +43,8 @@ class OperatorMetrics:
     """What the operator has done, and how busy it is. May be told by any thread."""
 
     def __init__(self) -> None:
+        # A second series for every counter, which hardly anyone reads.
+        disable_created_metrics()  # type: ignore[no-untyped-call] # without types there
         self.registry = registry = CollectorRegistry()
         # Process memory, CPU and file descriptors, under the names that all exporters give them.
         ProcessCollector(registry=registry)
@@ -107,7 +109,6 @@ class OperatorMetrics:
 
     def serve(self, address: str, port: int) -> None:
         """Answer scrapes on a thread of its own, at any path, until the process ends. Raises OSError if it cannot."""
-        disable_created_metrics()  # type: ignore[no-untyped-call] # without types there
         start_http_server(port, address, self.registry)
 
     def limit(self, slots: int) -> None:

@@ -1,6 +1,8 @@
 """Metrics: what a plan, a sweep and a request count as, and that nothing of a user's choice becomes a label."""
 
+import re
 from itertools import product
+from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
@@ -150,6 +152,16 @@ def test_a_refused_report_is_counted_and_one_that_is_there_is_not() -> None:
     metrics.requested("create", "memorydiagnosisreports", "422")
     assert samples(metrics, "memdiag_reports_refused_total") == {(): 1}
     assert len(samples(metrics, "memdiag_api_requests_total")) == 5
+
+
+def test_every_metric_is_documented_and_every_documented_metric_exists() -> None:
+    page = (Path(__file__).parents[3] / "docs/observability.md").read_text()
+    documented = {
+        name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(memdiag_\w+)`", line)
+    }
+    text = generate_latest(OperatorMetrics().registry).decode()
+    exposed = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE memdiag_")}
+    assert documented == exposed
 
 
 REQUESTS = {
