@@ -6,12 +6,14 @@ written only over the version that was read, names of pods follow from the run, 
 absence of a pod is asked of the API server first (gather).
 """
 
+import pickle
 import threading
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from memdiag_operator.decide.objects import Diagnosis, Node, Pod
 
@@ -54,7 +56,7 @@ class Shelf(Generic[Item]):
                 self._deleted_uids.popitem(last=False)
             known = self._items.get(name)
             if known and known.metadata.uid == uid:
-                del self._items[name]
+                self._forget(name)
 
     def replace(self, items: Iterable[Item], version: str) -> None:
         """Take a whole list, read at the resource version `version`; what is newer than the list stays."""
@@ -62,7 +64,7 @@ class Shelf(Generic[Item]):
         with self._lock:
             for name, known in list(self._items.items()):
                 if name not in listed and not _is_newer(known.metadata.resource_version, version):
-                    del self._items[name]
+                    self._forget(name)
             for item in listed.values():
                 self._put(item)
             self.is_complete = True
@@ -72,7 +74,49 @@ class Shelf(Generic[Item]):
         known = self._items.get(meta.name)
         outdated = known and _is_newer(known.metadata.resource_version, meta.resource_version)
         if meta.uid not in self._deleted_uids and not outdated:
-            self._items[meta.name] = item
+            self._keep(item)
+
+    def _keep(self, item: Item) -> None:
+        self._items[item.metadata.name] = item
+
+    def _forget(self, name: str) -> None:
+        del self._items[name]
+
+
+class DiagnosisShelf(Shelf[Diagnosis]):
+    """Diagnoses. What finished ones found is packed until it is asked for: a cluster may keep thousands of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._packed: dict[str, bytes] = {}
+
+    def get(self, name: str) -> Diagnosis | None:
+        """The diagnosis `name` as a whole; None when there is none."""
+        with self._lock:
+            packed = self._packed.get(name)
+            if packed is None:
+                return self._items.get(name)
+        whole: Diagnosis = pickle.loads(zlib.decompress(packed))  # noqa: S301 - packed by _keep, in this process
+        return whole
+
+    def all(self) -> tuple[Diagnosis, ...]:
+        """Every diagnosis; of the finished ones without what they found."""
+        return super().all()
+
+    def _keep(self, item: Diagnosis) -> None:
+        name = item.metadata.name
+        self._packed.pop(name, None)
+        if item.is_finished:
+            self._packed[name] = zlib.compress(pickle.dumps(item))
+            item = item.model_copy(update={"status": item.status.model_copy(update=_NOTHING_FOUND)})
+        super()._keep(item)
+
+    def _forget(self, name: str) -> None:
+        super()._forget(name)
+        self._packed.pop(name, None)
+
+
+_NOTHING_FOUND: dict[str, Any] = {"results": [], "report_refs": [], "node_states": []}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +156,7 @@ class Cache:
     """All of it."""
 
     def __init__(self) -> None:
-        self.diagnoses: Shelf[Diagnosis] = Shelf()
+        self.diagnoses = DiagnosisShelf()
         self.pods: Shelf[Pod] = Shelf()
         self.nodes = NodeReadings()
 

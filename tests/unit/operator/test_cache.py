@@ -1,7 +1,9 @@
 """The cache of what the watches deliver: never older than what anyone has seen, and nothing deleted comes back."""
 
-from memdiag_operator.cluster.cache import FORGET_NODE_SECONDS, NodeReadings, Shelf
+from memdiag_api.diagnosis import NodeResult
+from memdiag_operator.cluster.cache import FORGET_NODE_SECONDS, DiagnosisShelf, NodeReadings, Shelf
 from memdiag_operator.decide.objects import Node, Pod
+from support.kubernetes_objects import NODE, NOW, diagnosis, running_status, timestamp
 
 
 def pod(name: str, version: int | str, *, uid: str = "") -> Pod:
@@ -54,6 +56,24 @@ def test_a_list_that_was_read_before_a_deletion_does_not_bring_the_object_back()
     pods.drop("a", "uid-of-a")
     pods.replace([pod("a", 3)], "10")
     assert versions(pods) == {}
+
+
+def test_what_a_finished_diagnosis_found_is_packed_and_comes_back_whole() -> None:
+    result = NodeResult(node_name=NODE, reason="Completed", message="x" * 1000)
+    working = diagnosis(status=running_status(result=result))
+    finished = diagnosis(status=running_status(result=result, completionTime=timestamp(NOW)))
+    shelf = DiagnosisShelf()
+    shelf.put(working)
+    assert shelf.all() == (working,)
+    shelf.put(finished)
+    (light,) = shelf.all()
+    assert not light.status.results
+    assert (light.metadata, light.spec, light.is_finished) == (finished.metadata, finished.spec, True)
+    whole = shelf.get(finished.metadata.name)
+    assert whole == finished
+    assert whole.status.model_fields_set == finished.status.model_fields_set
+    shelf.drop(finished.metadata.name, finished.metadata.uid)
+    assert (shelf.get(finished.metadata.name), shelf.all()) == (None, ())
 
 
 def test_nodes_are_good_for_as_long_as_the_reader_says() -> None:
