@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from local_cluster import debian, image_store, kubernetes_binaries, promtool, steps
 from local_cluster.cache import Cache
@@ -61,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         default=Cause.STOPPED,
         help="why nginx stops reading: stopped by a signal, or blocked in a handler (default: %(default)s)",
     )
+    case.add_argument("--owner-pid", type=int, help="the cluster may be removed once this process has ended")
+    case.add_argument("--outcome", type=Path, metavar="FILE", help="write what was measured to this file, as JSON")
     kubectl = add("kubectl", _kubectl, "run the cluster's kubectl as its admin")
     enter = add("enter", _enter, "run a command inside the node's namespaces")
     for command in (up, down, demo, case, kubectl, enter):
@@ -107,7 +110,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _case(options: argparse.Namespace) -> int:
     debian.install([*debian.CLUSTER_PACKAGES, *debian.IMAGE_PACKAGES, *debian.GUEST_PACKAGES])
-    run_case(Cluster(options.name), options.cause, keep=options.keep)
+    outcome = run_case(Cluster(options.name), options.cause, keep=options.keep, owner_pid=options.owner_pid)
+    if options.outcome:
+        outcome.save(options.outcome)
     return 0
 
 

@@ -1,20 +1,25 @@
-"""`make case`: the story that memdiag is made for, on a node in QEMU with a real network driver, and its answer.
+"""The case that memdiag is made for, on a node in QEMU with a real network driver: what happens, and what is measured.
 
 nginx stops reading. Clients outside the node send small pieces of uploads, each between two blocks of bulk that another
 program reads. The virtio-net driver takes blocks of 32 KiB for what arrives (drivers/net/virtio_net.c, add_recvbuf_
 mergeable): a piece of 140 bytes, unread, keeps the whole block in which it arrived.
+
+`make case` shows it (case_story.py has the words); a test judges the same Outcome (tests/vm/test_case.py).
 """
 
 import contextlib
 import enum
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
 
-from local_cluster import case_image, guest_node, kubernetes_binaries
+from local_cluster import case_image, case_story, guest_node, kubernetes_binaries
 from local_cluster.cluster import Cluster
 from local_cluster.demo import diagnosis, follow, install, kubectl
 from local_cluster.paths import PROJECT
@@ -26,11 +31,22 @@ EXAMPLE = PROJECT / "examples/case"
 NAME = "where-is-the-memory"
 PODS_TIMEOUT_SECONDS = 180
 UPLOADS = 8
-MIB = 1 << 20
+HTTP_PORT = 80
 
 # Sent before anybody asks; then on, slowly, while the diagnosis runs.
 PIECES_BEFORE, PIECES_PER_SECOND_BEFORE = 16_000, 1_000
 PIECES_PER_SECOND_DURING = 40
+
+# Free memory that no longer changes by more than this within a second is at rest.
+_AT_REST = """
+last=0
+for attempt in $(seq 30); do
+  sleep 1
+  now=$(awk '/^MemFree:/ { print $2 }' /proc/meminfo)
+  change=$((now - last)); last=$now
+  [ ${change#-} -lt 1024 ] && break
+done
+"""
 
 
 class Cause(enum.StrEnum):
@@ -41,12 +57,14 @@ class Cause(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What the node says of itself, in bytes."""
+class Moment:
+    """What the node itself says at one moment, in bytes."""
 
     free: int
     tcp: int
     """`mem` of TCP in /proc/net/sockstat: what the kernel charges to all TCP sockets."""
+    unread: Mapping[str, int]
+    """Unread bytes of each upload, by the worker's fd (in decimal), as ss has them."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +72,35 @@ class Outcome:
     """What one run of the case came to; all sizes in bytes."""
 
     ready_seconds: float
+    sent_before: int
+    """By the clients, when the diagnosis was asked for."""
     sent: int
+    """By the clients, when it had ended."""
     worker_pid: int
-    before: Memory
-    planted: Memory
-    tools: dict[str, str]
+    before: Moment
+    planted: Moment
+    tools: Mapping[str, str]
     """What the usual tools showed, by command line."""
     diagnosis: dict[str, Any]
+    diagnosis_seconds: float
     evidence: dict[str, Any]
     """The report's, of that diagnosis."""
-    full: Memory
+    full: Moment
     """When the diagnosis had ended, and the clients had stopped."""
-    after: Memory
+    after: Moment
     """When the worker had been killed."""
     rerun: dict[str, Any]
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        """What `save` wrote."""
+        fields = json.loads(file.read_text())
+        moments = {name: Moment(**fields[name]) for name in ("before", "planted", "full", "after")}
+        return cls(**(fields | moments))
+
+    def save(self, file: Path) -> None:
+        """Write it to `file`, as JSON."""
+        file.write_text(json.dumps(asdict(self), indent=1))
 
     @property
     def unread(self) -> int:
@@ -80,22 +113,42 @@ class Outcome:
         pinned: int = self.evidence["coverage"]["pinnedBytes"]
         return pinned
 
+    @property
+    def driver_stack(self) -> dict[str, Any]:
+        """The largest of the call stacks in the network driver."""
+        stacks = [one for one in self.evidence["stacks"] if any("[virtio_net]" in frame for frame in one["frames"])]
+        largest: dict[str, Any] = max(stacks, key=lambda one: one["outstandingBytes"])
+        return largest
+
+    @property
+    def join_share(self) -> float:
+        """The share of what that stack allocated in the window, and what was not freed, that lies in the sockets."""
+        share: float = self.driver_stack["explainedBytes"] / self.driver_stack["outstandingBytes"]
+        return share
+
     def _is_workers(self, holder: dict[str, Any]) -> bool:
         return any(owner["pid"] == self.worker_pid for owner in holder["owners"])
 
 
-def run_case(cluster: Cluster, cause: Cause, *, keep: bool) -> Outcome:
+def run_case(
+    cluster: Cluster,
+    cause: Cause,
+    *,
+    keep: bool = False,
+    owner_pid: int | None = None,
+    tell: Callable[[str], None] = case_story.say,
+) -> Outcome:
     """Bring up the cluster and its second node, let the story happen, diagnose it, mend it and diagnose again.
 
-    Raises StepError for a step that failed.
+    `owner_pid` as in Cluster.up; `tell` gets each part of the story as it happens. Raises StepError for a step that
+    failed.
     """
-    was_up = cluster.is_running()
-    if was_up:
+    if cluster.is_running():
         raise StepError(
             f"cluster {cluster.name} is running", remedy=f"python3 -m local_cluster down --name {cluster.name}"
         )
     try:
-        return _run(cluster, cause)
+        return _run(cluster, cause, owner_pid, tell)
     except StepError as failure:
         raise cluster.keep_log(failure) or failure from failure
     finally:
@@ -104,10 +157,10 @@ def run_case(cluster: Cluster, cause: Cause, *, keep: bool) -> Outcome:
                 cluster.down()
 
 
-def _run(cluster: Cluster, cause: Cause) -> Outcome:
+def _run(cluster: Cluster, cause: Cause, owner_pid: int | None, tell: Callable[[str], None]) -> Outcome:
     system = guest_node.provide_system(kubernetes_binaries.provide() / "kubelet")
     images = guest_node.provide_images([case_image.provide()])
-    cluster.up(api_only=False, owner_pid=None)
+    cluster.up(api_only=False, owner_pid=owner_pid)
     install(cluster)
     with step("second node, in QEMU") as current:
         ready_seconds = cluster.add_guest(system, images)
@@ -117,51 +170,57 @@ def _run(cluster: Cluster, cause: Cause) -> Outcome:
         pods = ["pod/nginx", "pod/healthy-reader", "pod/node-shell"]
         kubectl(cluster, "-n", "web", "wait", "--for=condition=Ready", *pods, f"--timeout={PODS_TIMEOUT_SECONDS}s")
     with _Sender.started(cluster) as sender:
-        return _story(cluster, cause, sender, ready_seconds)
+        return _story(cluster, cause, sender, ready_seconds, tell)
 
 
-def _story(cluster: Cluster, cause: Cause, sender: "_Sender", ready_seconds: float) -> Outcome:
-    _tell("The node is healthy: nginx takes uploads, and reads them as they come.")
-    before = _memory(cluster)
-    sender.do(f"open {UPLOADS}")
+def _story(
+    cluster: Cluster, cause: Cause, sender: "_Sender", ready_seconds: float, tell: Callable[[str], None]
+) -> Outcome:
+    tell(case_story.healthy())
     worker_pid = int(_on_node(cluster, "pgrep -f '[n]ginx: worker'"))
+    before = _moment(cluster, worker_pid)
+    sender.do(f"open {UPLOADS}")
     if cause is Cause.STOPPED:
         _on_node(cluster, f"kill -STOP {worker_pid}")
-        _tell(f"Its worker, process {worker_pid}, is stopped (SIGSTOP). It reads nothing more.")
     else:
         sender.do("get /report")
-        _tell(f"Somebody asks for /report, whose handler blocks. The worker, process {worker_pid}, reads nothing more.")
+    tell(case_story.reads_no_more(cause, worker_pid))
     with step("clients go on sending"):
-        sender.do(f"send {PIECES_PER_SECOND_BEFORE} {PIECES_BEFORE}")
-    planted = _memory(cluster)
-    _tell(f"Free memory fell by {_mib(before.free - planted.free)}, and TCP is charged {_mib(planted.tcp)}.")
-    tools = _look_with_usual_tools(cluster, worker_pid)
+        sent_before = _sent_bytes(sender.do(f"send {PIECES_PER_SECOND_BEFORE} {PIECES_BEFORE}"))
+    planted = _moment(cluster, worker_pid)
+    tell(case_story.memory_is_gone(before, planted))
+    with step("looked at with usual tools"):
+        tools = _usual_tools(cluster, worker_pid)
+    tell(case_story.tools_show(tools))
+
     sending = sender.begin(f"send {PIECES_PER_SECOND_DURING}")
-    print(f"$ kubectl apply -f {(EXAMPLE / 'memdiag.yaml').relative_to(PROJECT)}", flush=True)
+    tell(f"$ kubectl apply -f {(EXAMPLE / 'memdiag.yaml').relative_to(PROJECT)}")
+    asked = time.monotonic()
     kubectl(cluster, "apply", "-f", str(EXAMPLE / "memdiag.yaml"))
     follow(cluster)
+    diagnosis_seconds = time.monotonic() - asked
     found = diagnosis(cluster)
     sender.begin("stop")
-    sent = int(sender.end(sending).split()[0])
-    print("\n$ kubectl get memorydiagnoses")
-    print(kubectl(cluster, "get", "memorydiagnoses"))
-    print(render_status(found))
+    sent = _sent_bytes(sender.end(sending))
+    tell(f"\n$ kubectl get memorydiagnoses\n{kubectl(cluster, 'get', 'memorydiagnoses')}\n{render_status(found)}")
     evidence = _evidence(cluster, found)
-    full = _memory(cluster)
+    full = _moment(cluster, worker_pid)
+
     _on_node(cluster, f"kill -KILL {worker_pid}")
-    after = _memory(cluster)
-    _tell(f"The worker is killed, and {_mib(after.free - full.free)} of free memory come back at once.")
+    after = _moment(cluster, worker_pid)
+    tell(case_story.memory_is_back(full, after))
     request = f"after-{worker_pid}-was-killed"
-    print(f"$ kubectl annotate --overwrite memdiag {NAME} memdiag.dev/requestedAt={request}", flush=True)
+    tell(f"$ kubectl annotate --overwrite memdiag {NAME} memdiag.dev/requestedAt={request}")
     kubectl(cluster, "annotate", "--overwrite", "memdiag", NAME, f"memdiag.dev/requestedAt={request}")
     follow(cluster, request)
     rerun = diagnosis(cluster)
-    print(render_status(rerun))
+    tell(render_status(rerun))
     outcome = Outcome(
-        ready_seconds=ready_seconds, sent=sent, worker_pid=worker_pid, before=before, planted=planted, tools=tools,
-        diagnosis=found, evidence=evidence, full=full, after=after, rerun=rerun,
+        ready_seconds=ready_seconds, sent_before=sent_before, sent=sent, worker_pid=worker_pid, before=before,
+        planted=planted, tools=tools, diagnosis=found, diagnosis_seconds=diagnosis_seconds, evidence=evidence,
+        full=full, after=after, rerun=rerun,
     )  # fmt: skip
-    print(_beside_the_story(outcome))
+    tell(case_story.beside_the_story(outcome))
     return outcome
 
 
@@ -172,23 +231,7 @@ def _evidence(cluster: Cluster, found: dict[str, Any]) -> dict[str, Any]:
     return evidence
 
 
-def _beside_the_story(outcome: Outcome) -> str:
-    evidence, unread, pinned = outcome.evidence, outcome.unread, outcome.pinned
-    blocks, seconds = evidence["trace"]["outstandingBlocks"], evidence["window"]["tracedSeconds"]
-    rows = (
-        ("", "the story", "here"),
-        ("allocpage", "6 GB", _mib(evidence["breakdown"]["allocPageBytes"])),
-        ("unread in the worker's sockets", "3 MB", f"{unread / MIB:.2f} MiB"),
-        ("which pin", "gigabytes", _mib(pinned)),
-        ("bytes pinned by each unread one", "about 2000", f"{pinned / unread:.0f}"),
-        ("`tcp mem` at that moment", "125 MB", _mib(outcome.full.tcp)),
-        ("blocks allocated, not freed", "4,919 in 10 min", f"{blocks:,} in {seconds:.0f} s"),
-        ("found by", "an expert, by hand", "one kubectl apply"),
-    )
-    return "\n" + "\n".join(f"  {name:<34} {story:<20} {here}" for name, story, here in rows) + "\n"
-
-
-def _look_with_usual_tools(cluster: Cluster, worker_pid: int) -> dict[str, str]:
+def _usual_tools(cluster: Cluster, worker_pid: int) -> dict[str, str]:
     commands = (
         "top -b -n 1 -o %MEM | head -n 12",
         "free -m",
@@ -196,19 +239,25 @@ def _look_with_usual_tools(cluster: Cluster, worker_pid: int) -> dict[str, str]:
         "cat /proc/net/sockstat",
         f"nsenter --target {worker_pid} --net ss -tm state established",
     )
-    with step("looked at with usual tools"):
-        return {command: _on_node(cluster, command) for command in commands}
+    return {command: _on_node(cluster, command) for command in commands}
 
 
-def _memory(cluster: Cluster) -> Memory:
-    """The node's own figures, once they have come to rest."""
-    _on_node(cluster, "sleep 2")
+def _moment(cluster: Cluster, worker_pid: int) -> Moment:
+    """The node's own figures, once they have come to rest; without connections where the worker has ended."""
+    _on_node(cluster, _AT_REST)
     lines = _on_node(cluster, "grep MemFree /proc/meminfo; grep TCP: /proc/net/sockstat").splitlines()
-    return Memory(free=int(lines[0].split()[1]) * 1024, tcp=int(lines[1].split()[-1]) * 4096)
+    command = f"nsenter --target {worker_pid} --net ss -tnpH state established 'sport = :{HTTP_PORT}'"
+    connections = _on_node(cluster, f"test ! -d /proc/{worker_pid} || {command}").splitlines()
+    unread = {
+        found[1]: int(line.split()[0])
+        for line in connections
+        if (found := re.search(rf"pid={worker_pid},fd=(\d+)", line))
+    }
+    return Moment(free=int(lines[0].split()[1]) * 1024, tcp=int(lines[1].split()[-1]) * 4096, unread=unread)
 
 
 def _on_node(cluster: Cluster, command: str) -> str:
-    return kubectl(cluster, "-n", "web", "exec", "node-shell", "--", "sh", "-c", command).strip()
+    return kubectl(cluster, "-n", "web", "exec", "node-shell", "--", "sh", "-c", command).strip("\n")
 
 
 @dataclass(frozen=True)
@@ -264,9 +313,5 @@ def _pod_address(cluster: Cluster, name: str) -> str:
     return address
 
 
-def _tell(sentence: str) -> None:
-    print(f"\n  {sentence}\n", flush=True)
-
-
-def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / MIB:.0f} MiB"
+def _sent_bytes(answer: str) -> int:
+    return int(answer.split(maxsplit=1)[0])

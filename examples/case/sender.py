@@ -4,14 +4,16 @@ Usage: sender.py NGINX_ADDRESS HEALTHY_ADDRESS. It obeys lines on standard input
 
     open COUNT            open so many uploads, and wait until each has been accepted
     get PATH              ask nginx for PATH on a connection of its own, and do not wait for the answer
-    send PER_SECOND COUNT send so many pieces, to the uploads in turn
-    send PER_SECOND       send until the next line comes, which is then obeyed
+    send PER_SECOND COUNT send so many pieces, to the uploads in turn, and wait until they have arrived
+    send PER_SECOND       the same until the next line comes, which is then obeyed
 """
 
+import fcntl
 import itertools
 import select
 import socket
 import sys
+import termios
 import time
 
 # A packet of up to 128 bytes is copied out of the block that it arrived in; of a longer one the rest stays there.
@@ -19,6 +21,7 @@ PIECE = b"p" * 140
 # More than a block of 32 KiB, so that the next piece arrives in another one.
 BULK = b"b" * 65_536
 HTTP_PORT, HEALTHY_PORT = 80, 9001
+ARRIVAL_SECONDS = 30
 
 nginx, healthy_address = sys.argv[1:]
 uploads: list[socket.socket] = []
@@ -65,6 +68,11 @@ def get(path: str) -> str:
     return f"asked for {path}"
 
 
+def not_arrived_bytes(connection: socket.socket) -> int:
+    """What the other end has not acknowledged."""
+    return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
 def send(per_second: float, count: int | None) -> str:
     """Send pieces at an even pace, or as fast as the healthy reader reads; without `count`, until a line comes."""
     start = time.monotonic()
@@ -78,6 +86,10 @@ def send(per_second: float, count: int | None) -> str:
             refused += 1
         bulk.sendall(BULK)
         time.sleep(max(0.0, start + number / per_second - time.monotonic()))
+    for _ in range(ARRIVAL_SECONDS * 10):
+        if not any(map(not_arrived_bytes, uploads)):
+            break
+        time.sleep(0.1)
     return f"{sum(sent_bytes)} bytes sent so far, {refused} pieces refused"
 
 

@@ -13,11 +13,19 @@ from typing import Any
 from local_cluster import guest_disk, guest_kernel
 from local_cluster.paths import PROJECT
 from local_cluster.virtual_machine import KernelPanicError, VirtualMachine
+from support.guest_program import ECHO_ADDRESS, ECHO_PORT
 
 RESULT_BYTES = 32 << 20
 TIMEOUT_SECONDS = 600
 BOOT_ATTEMPTS = 2
 
+# A network that consists of an echo, made by QEMU: what is sent there comes back through the card's driver.
+_NETWORK_CARD = (
+    "-netdev",
+    f"user,id=link,restrict=on,guestfwd=tcp:{ECHO_ADDRESS}:{ECHO_PORT}-cmd:cat",
+    "-device",
+    "virtio-net-pci,netdev=link,romfile=",
+)
 _STARTED = "the guest's program starts"
 _START = f"""\
 #!/bin/sh
@@ -65,7 +73,11 @@ def run_guest(suite: str, work: Path) -> GuestRun:
     with results.open("wb") as file:
         file.truncate(RESULT_BYTES)
     machine = VirtualMachine(
-        kernel=kernel, disks=[root, sources, results], init=guest_disk.RUNNER_INIT, writable=frozenset({results})
+        kernel=kernel,
+        disks=[root, sources, results],
+        init=guest_disk.RUNNER_INIT,
+        writable=frozenset({results}),
+        devices=_NETWORK_CARD,
     )
     warnings: list[str] = []
     started = time.monotonic()

@@ -8,8 +8,11 @@ namespace of its own, and leaves out what only a reboot would undo.
 import contextlib
 import ctypes
 import errno
+import fcntl
+import functools
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -24,12 +27,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from planted.allocations import Allocator
-from planted.sockets import MIB, Planter
+from planted.sockets import MIB, Planter, inq, wait_for
 
 RUNNER = (sys.executable, "-m", "memdiag_node.cli")
 STUCK_MESSAGES, WINDOW_MESSAGES = 1_000, 2_000
 DATAGRAMS = 500
 PIPE_BYTES = 8 * MIB
+CARD_BYTES = 4 * MIB
+CARD, CARD_ADDRESS, CARD_NETMASK = "eth0", "10.0.2.15", "255.255.255.0"
+ECHO_SECONDS = 60
+ECHO_ADDRESS, ECHO_PORT = "10.0.2.100", 7  # in the network that QEMU makes up
 POD_UID = "8a3f0c1d-52b7-4b5c-9e0e-6f2d1a7c3b94"
 CONTAINER_ID = "4f1c" * 16
 
@@ -38,6 +45,8 @@ V2_CONTROLLERS = Path("/sys/fs/cgroup/cgroup.controllers")
 _SYS_BPF = 321  # x86-64
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
 _MS_BIND = 4096
+_SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK, _IFF_UP = 0x8914, 0x8916, 0x891C, 1
+_SO_RCVBUFFORCE = 33  # socket(7); Python has no name for it
 
 Report = dict[str, Any]
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -80,12 +89,15 @@ def describe_host() -> Report:
     }
 
 
-def planted_loads() -> Report:
-    """One connection that was stuck before, one that fills during the window, datagrams and pipes; then all let go."""
+def planted_loads(*, network_card: bool) -> Report:
+    """One connection that was stuck before, one that fills during the window, datagrams and pipes; then all let go.
+
+    With `network_card` also one that fills through the driver of a network card.
+    """
     truths: Report = {}
-    with pod_cgroup() as pod, Planter() as planter, Allocator() as allocator:
+    with pod_cgroup() as pod, Planter() as planter, Allocator() as allocator, contextlib.ExitStack() as kept:
         (pod / "cgroup.procs").write_text(str(planter.pid))
-        truths["pid"], truths["pipes_pid"] = planter.pid, allocator.pid
+        truths["pid"], truths["pipes_pid"], truths["card_pid"] = planter.pid, allocator.pid, os.getpid()
         truths["stuck"] = planter.plant("tcp_small_messages", STUCK_MESSAGES)
         truths["datagrams"] = planter.plant("udp6_large", DATAGRAMS // 10)
 
@@ -93,11 +105,36 @@ def planted_loads() -> Report:
             truths["window"] = planter.plant("tcp_small_messages", WINDOW_MESSAGES)
             truths["window_datagrams"] = planter.plant("udp_small", DATAGRAMS)
             truths["pipes_bytes"] = allocator.do("fill_pipes", PIPE_BYTES)
+            if network_card:
+                receiver = kept.enter_context(echoed(CARD_BYTES))
+                inode = os.fstat(receiver.fileno()).st_ino
+                truths["card"] = {"fd": receiver.fileno(), "inode": inode, "unread_bytes": CARD_BYTES}
 
-        report = measure("15s", while_tracing=plant)
+        # Exact figures need every event; an emulated CPU would exceed the usual budget.
+        report = measure("15s", "--cpu-budget-percent", "100", while_tracing=plant)
         for name in ("stuck", "window", "datagrams", "window_datagrams"):
             truths[name]["inode"] = planter.inode(truths[name]["fd"])
     return report | {"truths": truths}
+
+
+@contextlib.contextmanager
+def echoed(size_bytes: int) -> Iterator[socket.socket]:
+    """A connection through the network card with so many bytes unread."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 16 * size_bytes)
+        connection.connect((ECHO_ADDRESS, ECHO_PORT))
+        connection.sendall(b"e" * size_bytes)
+        wait_for(lambda: inq(connection) == size_bytes, "the echo", seconds=ECHO_SECONDS)
+        yield connection
+
+
+def bring_up_network_card() -> Report:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        for request, address in ((_SIOCSIFADDR, CARD_ADDRESS), (_SIOCSIFNETMASK, CARD_NETMASK)):
+            sockaddr = struct.pack("HH4s", socket.AF_INET, 0, socket.inet_aton(address))
+            fcntl.ioctl(control, request, struct.pack("16s24s", CARD.encode(), sockaddr))
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH22x", CARD.encode(), _IFF_UP))
+    return {}
 
 
 @contextlib.contextmanager
@@ -184,26 +221,31 @@ def deny_bpf() -> None:
             raise OSError(ctypes.get_errno(), "prctl")
 
 
-STEPS: dict[str, Callable[[], Report]] = {
-    "host": describe_host,
-    "preflight": lambda: runner("--preflight"),
-    "planted": planted_loads,
-    "no BTF": without_btf,
-    "no capabilities": without_capabilities,
-    "no bpf(2)": with_bpf_denied_by_seccomp,
-}
-# The planted loads are gone when these run.
-LAST_STEPS = {"no page flags": without_kpageflags}
-# From the first of these on there is no way back.
-LAST_STEPS_OF_GUESTS = {
-    "no page flags": locked_for_integrity_without_kpageflags,
-    "confidentiality": locked_for_confidentiality,
-}
+Steps = dict[str, Callable[[], Report]]
+
+
+def steps(*, own_kernel: bool) -> Steps:
+    """What is done, in this order."""
+    first: Steps = {
+        "host": describe_host,
+        "preflight": lambda: runner("--preflight"),
+        "planted": functools.partial(planted_loads, network_card=not own_kernel),
+        "no BTF": without_btf,
+        "no capabilities": without_capabilities,
+        "no bpf(2)": with_bpf_denied_by_seccomp,
+    }
+    if own_kernel:
+        return first | {"no page flags": without_kpageflags}
+    last: Steps = {  # from the first of these on there is no way back
+        "no page flags": locked_for_integrity_without_kpageflags,
+        "confidentiality": locked_for_confidentiality,
+    }
+    return {"network card": bring_up_network_card} | first | last
 
 
 def main(results: Path, *, own_kernel: bool) -> None:
     reports: Report = {}
-    for name, do in (STEPS | (LAST_STEPS if own_kernel else LAST_STEPS_OF_GUESTS)).items():
+    for name, do in steps(own_kernel=own_kernel).items():
         print(f"{name} ...", flush=True)
         started = time.monotonic()
         try:

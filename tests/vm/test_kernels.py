@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from memdiag_api.evidence import Check, Evidence, Holder, HolderKind, NeedState, Stack, Trend, VerdictKind
+from memdiag_api.evidence import Check, Context, Evidence, Holder, HolderKind, NeedState, Stack, Trend, VerdictKind
 from support.guest import GuestRun, run_guest, run_here
 from support.guest_program import CONTAINER_ID, POD_UID
 
 GUESTS = {"bookworm": "6.1.", "trixie": "6.12.", "sid": "7."}
 NATIVE = "native"
+WITH_PAGE_POOLS = {"sid"}  # whose virtio_net takes its buffers from page pools: Linux 7.1 or 7.2
 
 pytestmark = pytest.mark.timeout(900)  # the first test of each kernel boots it
 only_guests = pytest.mark.parametrize("suite", GUESTS, indirect=True)
@@ -111,6 +112,35 @@ def test_the_join_finds_what_was_sent_in_the_window(evidence: Evidence, truths: 
     assert stack.explained_bytes >= 0.95 * planted_bytes
     holder = evidence.holders[stack.held_by[0].holder]
     assert holder == holder_of(evidence, truths["window"])
+
+
+@only_guests
+def test_what_came_through_a_network_driver_is_found_with_the_drivers_stack(
+    evidence: Evidence, truths: dict[str, Any]
+) -> None:
+    holder = holder_of(evidence, truths["card"])
+    (owner,) = holder.owners
+    assert (owner.pid, owner.fds) == (truths["card_pid"], [truths["card"]["fd"]])
+    assert holder.unread_bytes == truths["card"]["unread_bytes"]
+    assert holder.pinned_bytes >= holder.unread_bytes
+    stacks = [one for one in evidence.stacks if through(one, "[virtio_net]")]
+    assert {one.context for one in stacks} == {Context.SOFTIRQ}
+    found_bytes = sum(
+        held.size_bytes for one in stacks for held in one.held_by if evidence.holders[held.holder] == holder
+    )
+    assert found_bytes >= 0.8 * holder.pinned_bytes
+
+
+@only_guests
+def test_where_the_driver_has_page_pools_they_are_listed_and_what_is_queued_is_taken_off(
+    evidence: Evidence, truths: dict[str, Any], suite: str
+) -> None:
+    pools = [one for one in evidence.holders if one.kind is HolderKind.PAGE_POOL and "of eth0" in one.description]
+    assert bool(pools) == (suite in WITH_PAGE_POOLS)
+    if pools:
+        (pool,) = pools
+        assert pool.pinned_bytes > 0  # buffers that wait for packets
+        assert pool.charge_bytes == pool.pinned_bytes + holder_of(evidence, truths["card"]).pinned_bytes
 
 
 def test_pipes_are_found_with_their_process_and_exact_bytes(evidence: Evidence, truths: dict[str, Any]) -> None:

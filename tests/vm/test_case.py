@@ -1,0 +1,139 @@
+"""The case that memdiag is made for: an nginx that reads no more, behind a real network driver, on a node in QEMU.
+
+What is true is told by others than memdiag: the clients' own count, ss, and free memory before and after the worker's
+end.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local_cluster.case import Outcome
+from local_cluster.paths import PROJECT
+from support.guest import GuestRun
+
+CASE_SECONDS = 1000
+BLOCK_BYTES = 32 << 10  # what the driver takes for what arrives
+
+pytestmark = pytest.mark.timeout(CASE_SECONDS + 200)  # the first test lets the whole story happen
+
+
+@pytest.fixture(scope="module")
+def outcome(guests: list[GuestRun], tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """What `make case` measured; its story is shown when a test fails."""
+    file: Path = tmp_path_factory.mktemp("case") / "outcome.json"
+    name = ["--name", f"case-{os.getpid()}", "--owner-pid", str(os.getpid())]
+    command = [sys.executable, "-m", "local_cluster", "case", *name, "--outcome", str(file)]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as case:
+        try:
+            story, _ = case.communicate(timeout=CASE_SECONDS)
+        except subprocess.TimeoutExpired:
+            case.terminate()  # it takes down what it started
+            story, _ = case.communicate()
+    print(story)
+    assert case.returncode == 0, story
+    return Outcome.load(file)
+
+
+def condition(diagnosis: dict[str, Any], kind: str) -> tuple[str, str]:
+    """Status and reason of a condition."""
+    found = next(one for one in diagnosis["status"]["conditions"] if one["type"] == kind)
+    return found["status"], found["reason"]
+
+
+@pytest.fixture(scope="module")
+def result(outcome: Outcome) -> dict[str, Any]:
+    """What the status says of the node."""
+    (result,) = outcome.diagnosis["status"]["results"]
+    found: dict[str, Any] = result
+    return found
+
+
+@pytest.fixture(scope="module")
+def holders(outcome: Outcome, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The worker's sockets among the status's top holders."""
+    return [one for one in result["topHolders"] if one.get("pid") == outcome.worker_pid]
+
+
+def test_few_unread_bytes_took_much_memory(outcome: Outcome) -> None:
+    """The premise: without it the other tests would show nothing."""
+    unread = sum(outcome.full.unread.values())
+    assert unread == outcome.sent
+    assert outcome.before.free - outcome.full.free > 20 * unread
+
+
+def test_the_status_says_that_a_stuck_socket_pins_memory(outcome: Outcome) -> None:
+    assert condition(outcome.diagnosis, "Succeeded") == ("True", "Completed")
+    assert condition(outcome.diagnosis, "LeakDetected") == ("True", "PinnedByUnreadSocket")
+
+
+def test_the_suspect_is_the_worker_in_its_pod_and_container(
+    outcome: Outcome, result: dict[str, Any], holders: list[dict[str, Any]]
+) -> None:
+    assert result["nodeName"] == "guest1"
+    assert all(
+        (one["namespace"], one["pod"], one["container"], one["comm"]) == ("web", "nginx", "server", "nginx")
+        for one in holders
+    )
+    words = ("web/nginx", "server", f"nginx[{outcome.worker_pid}]")
+    assert all(word in outcome.diagnosis["status"]["suspect"] for word in words), outcome.diagnosis["status"]["suspect"]
+    first = result["pinnedByPod"][0]
+    assert (first["namespace"], first["pod"], first["container"]) == ("web", "nginx", "server")
+
+
+def test_each_upload_is_named_by_its_fd_with_its_unread_bytes(outcome: Outcome, holders: list[dict[str, Any]]) -> None:
+    """The clients send on while sockets are looked at: what memdiag saw lies between before and after."""
+    found = {str(fd): one["unreadBytes"] for one in holders for fd in one["fds"]}
+    assert found.keys() == outcome.full.unread.keys()
+    assert all(outcome.planted.unread[fd] <= unread <= outcome.full.unread[fd] for fd, unread in found.items())
+    assert outcome.sent_before <= outcome.unread <= outcome.sent
+
+
+def test_allocpage_has_what_the_workers_end_gives_back(outcome: Outcome, result: dict[str, Any]) -> None:
+    (rerun,) = outcome.rerun["status"]["results"]
+    given_back = outcome.after.free - outcome.full.free
+    assert result["allocPageBytes"] - rerun["allocPageBytes"] == pytest.approx(given_back, rel=0.15)
+    assert outcome.pinned == pytest.approx(given_back, rel=0.15)
+
+
+def test_more_is_pinned_than_the_kernel_charges_and_much_more_than_is_unread(outcome: Outcome) -> None:
+    assert outcome.pinned > 20 * outcome.unread
+    assert outcome.pinned > outcome.full.tcp
+
+
+def test_the_drivers_receive_path_allocated_it_and_the_join_finds_it_in_the_sockets(
+    outcome: Outcome, result: dict[str, Any]
+) -> None:
+    stack = outcome.driver_stack
+    assert stack["context"] == "SoftIRQ"
+    assert any("virtnet_poll" in frame for frame in stack["frames"])
+    assert stack["outstandingBytes"] >= 100 * BLOCK_BYTES
+    assert outcome.join_share >= 0.8
+    (shown,) = [one for one in result["topStacks"] if one["frames"][0] == stack["frames"][0]]
+    assert sum(held["share"] for held in shown["heldBy"]) >= 0.8
+    assert all("web/nginx" in held["holder"] for held in shown["heldBy"])
+
+
+def test_usual_tools_show_nothing_of_that_size(outcome: Outcome) -> None:
+    """No process and no slab has what is missing: what the story's administrators saw."""
+    missing_mib = (outcome.before.free - outcome.planted.free) / 2**20
+    top, _, slabtop, sockstat, ss = outcome.tools.values()
+    processes = re.findall(r"^ *\d+ +\S+ +\S+ +\S+ +\d+ +(\d+) ", top, re.MULTILINE)
+    assert processes
+    assert max(map(int, processes)) / 1024 < missing_mib
+    slabs = re.search(r"Active / Total Size .*: [\d.]+K / ([\d.]+)K", slabtop)
+    assert slabs is not None
+    assert float(slabs[1]) / 1024 < missing_mib
+    assert "TCP: inuse" in sockstat
+    assert "skmem:(r" in ss
+
+
+def test_when_the_worker_is_gone_a_rerun_finds_no_leak(outcome: Outcome) -> None:
+    assert outcome.rerun["status"]["runID"] != outcome.diagnosis["status"]["runID"]
+    assert condition(outcome.rerun, "Succeeded") == ("True", "Completed")
+    assert condition(outcome.rerun, "LeakDetected") == ("False", "NoLeak"), outcome.rerun["status"]["summary"]
