@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -16,6 +17,7 @@ from support.cluster import TestCluster
 CLUSTER = "the cluster"
 EVERYWHERE = "all namespaces"
 NO_SUCH_OBJECT = "no-such-object"
+ATTEMPTS = 60
 _METHODS = {"create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE", "deletecollection": "DELETE"}
 _TYPES = {"PATCH": "application/merge-patch+json"}
 
@@ -108,20 +110,26 @@ class Attempts:
         return self.request(method, f"{'/'.join(parts)}?{query}")
 
     def request(self, method: str, path: str, headers: dict[str, str] | None = None) -> int:
-        """The status code of one request."""
-        answer = self._pool.request(
-            method,
-            self._server + path,
-            headers={
-                "Authorization": f"Bearer {self._token}",
-                "Content-Type": _TYPES.get(method, "application/json"),
-                **(headers or {}),
-            },
-            body=None if method == "GET" else b"{}",
-        )
+        """The status code of one request; a busy API server is asked again."""
+        status = HTTPStatus.TOO_MANY_REQUESTS
+        for _ in range(ATTEMPTS):
+            answer = self._pool.request(
+                method,
+                self._server + path,
+                headers={
+                    "Authorization": f"Bearer {self._token}",
+                    "Content-Type": _TYPES.get(method, "application/json"),
+                    **(headers or {}),
+                },
+                body=None if method == "GET" else b"{}",
+            )
+            status = HTTPStatus(answer.status)
+            if status != HTTPStatus.TOO_MANY_REQUESTS:
+                break
+            time.sleep(0.5)
         # Neither says anything about a right.
-        assert answer.status not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS), path
-        return answer.status
+        assert status not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS), path
+        return status
 
 
 def grouped(rights: Iterable[Right]) -> dict[tuple[str, str], set[str]]:
