@@ -268,8 +268,9 @@ def _tables(nodes: int, rounds: list[Round], idle_seconds: int, idle_requests: f
 
 {_table(list(_COLUMNS), [[show(one) for show in _COLUMNS.values()] for one in rounds])}
 
-Twice the diagnoses take {second.seconds / first.seconds:.1f} and {third.seconds / second.seconds:.1f} times as long.
-Written are the bytes that etcd was given by all programs, the scheduler's and kwok's included.
+Twice the diagnoses take the operator {second.cpu_seconds / first.cpu_seconds:.1f} and
+{third.cpu_seconds / second.cpu_seconds:.1f} times the CPU time. The seconds are those of the whole cluster on this
+machine. Written are the bytes that etcd was given by all programs, the scheduler's and kwok's included.
 
 Without the events that people read, a node run takes {without_events[0]:.1f} requests in a diagnosis of one node and
 {without_events[1]:.1f} in one of {NODES_PER_DIAGNOSIS}. A trace of 60 s tells its progress by up to 4 more writes of

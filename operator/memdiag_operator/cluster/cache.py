@@ -58,15 +58,19 @@ class Shelf(Generic[Item]):
             if known and known.metadata.uid == uid:
                 self._forget(name)
 
-    def replace(self, items: Iterable[Item], version: str) -> None:
-        """Take a whole list, read at the resource version `version`; what is newer than the list stays."""
-        listed = {item.metadata.name: item for item in items}
+    def replace(self, pages: Iterable[tuple[Iterable[Item], str]]) -> None:
+        """Take a whole list in pages, each with the list's resource version; what is newer than the list stays."""
+        listed: set[str] = set()
+        version = ""
+        for items, version in pages:  # noqa: B007 - the version of the last is that of all
+            with self._lock:
+                for item in items:
+                    listed.add(item.metadata.name)
+                    self._put(item)
         with self._lock:
             for name, known in list(self._items.items()):
                 if name not in listed and not _is_newer(known.metadata.resource_version, version):
                     self._forget(name)
-            for item in listed.values():
-                self._put(item)
             self.is_complete = True
 
     def _put(self, item: Item) -> None:

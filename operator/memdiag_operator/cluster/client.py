@@ -7,7 +7,7 @@ the parts that matter, which spares memory on large lists. Each request has a de
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 from kubernetes import client
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT_SECONDS = 10
 READ_TIMEOUT_SECONDS = 30
 PAGE_SIZE = 500
+# One may have 64 KiB, and takes several times that once it is parsed.
+DIAGNOSES_PAGE_SIZE = 50
 CONNECTIONS = 16
 
 # Events about cluster-scoped objects live here (kubernetes: apiserver validation of involvedObject).
@@ -77,7 +79,7 @@ Item = TypeVar("Item")
 
 
 class Listing(NamedTuple, Generic[Item]):
-    """A whole list, and the resource version at which it was read."""
+    """A list or a page of one, and the resource version at which it was read: all pages of a list have the same."""
 
     items: tuple[Item, ...]
     version: str
@@ -117,8 +119,8 @@ class KubernetesClient:
         )
         return _diagnosis(name, answer)
 
-    def list_diagnoses(self) -> Listing[Diagnosis]:
-        """All of them."""
+    def list_diagnoses(self) -> Iterator[Listing[Diagnosis]]:
+        """All of them, page by page: together they may be large."""
         return self._pages(
             DiagnosisList,
             "list MemoryDiagnoses",
@@ -126,6 +128,7 @@ class KubernetesClient:
             GROUP,
             VERSION,
             MemoryDiagnosis.PLURAL,
+            limit=DIAGNOSES_PAGE_SIZE,
         )
 
     def write_status(self, diagnosis: ObjectMeta, status: MemoryDiagnosisStatus) -> Diagnosis:
@@ -193,8 +196,8 @@ class KubernetesClient:
         answer = self._request(f"read pod {namespace}/{name}", self._core.read_namespaced_pod, name, namespace)
         return Pod.model_validate_json(answer)
 
-    def list_pods(self, namespace: str, label_selector: str) -> Listing[Pod]:
-        """The pods of a namespace that have these labels."""
+    def list_pods(self, namespace: str, label_selector: str) -> Iterator[Listing[Pod]]:
+        """The pods of a namespace that have these labels, page by page."""
         return self._pages(
             PodList,
             f"list pods in {namespace}",
@@ -205,27 +208,27 @@ class KubernetesClient:
 
     def find_pod(self, namespace: str, name: str) -> Pod | None:
         """One pod of any namespace, if it exists. By a list, which the operator may make for a node's pods anyway."""
-        found = self._pages(
+        found = self._whole(
             PodList,
             f"find pod {namespace}/{name}",
             self._core.list_namespaced_pod,
             namespace,
             field_selector=f"metadata.name={name}",
-        ).items
+        )
         return found[0] if found else None
 
     def list_nodes(self, label_selector: str) -> tuple[Node, ...]:
         """The nodes that have these labels."""
-        return self._pages(NodeList, "list nodes", self._core.list_node, label_selector=label_selector).items
+        return self._whole(NodeList, "list nodes", self._core.list_node, label_selector=label_selector)
 
     def list_pods_on_node(self, node_name: str) -> tuple[Pod, ...]:
         """The pods that are bound to a node, of all namespaces."""
-        return self._pages(
+        return self._whole(
             PodList,
             f"list the pods on node {node_name}",
             self._core.list_pod_for_all_namespaces,
             field_selector=f"spec.nodeName={node_name}",
-        ).items
+        )
 
     def create_pod(self, manifest: dict[str, Any]) -> Pod:
         """Create a pod."""
@@ -278,20 +281,27 @@ class KubernetesClient:
         action: str,
         method: Callable[..., Any],
         *args: Any,
+        limit: int = PAGE_SIZE,
         **kwargs: Any,
-    ) -> Listing[Any]:
-        items: list[Any] = []
+    ) -> Iterator[Listing[Any]]:
         token = ""
         while True:
             more = {"_continue": token} if token else {}
-            page = page_type.model_validate_json(
-                self._request(action, method, *args, limit=PAGE_SIZE, **more, **kwargs)
-            )
-            items += page.items
+            page = page_type.model_validate_json(self._request(action, method, *args, limit=limit, **more, **kwargs))
+            yield Listing(page.items, page.metadata.resource_version)
             token = page.metadata.continue_
             if not token:
-                # All pages are of one version, that of the first (Kubernetes API concepts, "Retrieving large results").
-                return Listing(tuple(items), page.metadata.resource_version)
+                return
+
+    def _whole(
+        self,
+        page_type: type[PodList] | type[NodeList],
+        action: str,
+        method: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Any, ...]:
+        return tuple(item for page in self._pages(page_type, action, method, *args, **kwargs) for item in page.items)
 
     def _request(self, action: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> bytes:
         timeout = (CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS)

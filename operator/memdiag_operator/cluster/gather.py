@@ -25,13 +25,13 @@ ANY_AGE_SECONDS = float("inf")
 
 def refill(kubernetes: KubernetesClient, cache: Cache, config: OperatorConfig) -> None:
     """Fill `cache` by whole lists. Pods come last: none that a diagnosis tells of may be missing."""
-    cache.diagnoses.replace(*kubernetes.list_diagnoses())
+    cache.diagnoses.replace(kubernetes.list_diagnoses())
     refill_pods(kubernetes, cache, config)
 
 
 def refill_pods(kubernetes: KubernetesClient, cache: Cache, config: OperatorConfig) -> None:
     """Fill the runner pods of `cache` by a whole list."""
-    cache.pods.replace(*kubernetes.list_pods(config.runner.namespace, naming.RUNNER_SELECTOR))
+    cache.pods.replace(kubernetes.list_pods(config.runner.namespace, naming.RUNNER_SELECTOR))
 
 
 def reread(kubernetes: KubernetesClient, cache: Cache, name: str) -> None:

@@ -9,7 +9,13 @@ from typing import Any
 import kopf
 
 from memdiag_api.diagnosis import GROUP
-from memdiag_operator.cluster.client import CONNECT_TIMEOUT_SECONDS, CONNECTIONS, READ_TIMEOUT_SECONDS, KubernetesClient
+from memdiag_operator.cluster.client import (
+    CONNECT_TIMEOUT_SECONDS,
+    CONNECTIONS,
+    DIAGNOSES_PAGE_SIZE,
+    READ_TIMEOUT_SECONDS,
+    KubernetesClient,
+)
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.handlers.reconciler import Reconciler
 from memdiag_operator.handlers.sweep import Sweep
@@ -79,6 +85,7 @@ async def start(settings: kopf.OperatorSettings, memo: OperatorMemo, **_: Any) -
     """Set kopf up and start to sweep."""
     settings.watching.server_timeout = WATCH_SECONDS
     settings.watching.client_timeout = WATCH_CLIENT_SECONDS
+    settings.watching.chunk_size = DIAGNOSES_PAGE_SIZE
     settings.watching.connect_timeout = CONNECT_TIMEOUT_SECONDS
     settings.networking.connect_timeout = CONNECT_TIMEOUT_SECONDS
     settings.networking.request_timeout = READ_TIMEOUT_SECONDS

@@ -46,7 +46,7 @@ def test_the_deletion_of_a_former_object_spares_the_one_that_has_its_name_now() 
 def test_a_list_takes_away_what_it_lacks_but_not_what_is_newer_than_it() -> None:
     pods = shelf(pod("lost", 3), pod("kept", 4), pod("later", 12), pod("changed", 11))
     assert not pods.is_complete
-    pods.replace([pod("kept", 4), pod("changed", 6), pod("missed", 8)], "10")
+    pods.replace([([pod("kept", 4), pod("changed", 6)], "10"), ([pod("missed", 8)], "10")])
     assert versions(pods) == {"kept": "4", "later": "12", "changed": "11", "missed": "8"}
     assert pods.is_complete
 
@@ -54,7 +54,7 @@ def test_a_list_takes_away_what_it_lacks_but_not_what_is_newer_than_it() -> None
 def test_a_list_that_was_read_before_a_deletion_does_not_bring_the_object_back() -> None:
     pods = shelf(pod("a", 3))
     pods.drop("a", "uid-of-a")
-    pods.replace([pod("a", 3)], "10")
+    pods.replace([([pod("a", 3)], "10")])
     assert versions(pods) == {}
 
 
