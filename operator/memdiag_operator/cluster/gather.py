@@ -58,21 +58,24 @@ def gather_about(
     """`diagnosis` and what bears on it, without the fleet."""
     pods = _pods(kubernetes, cache, config, diagnosis)
     if starts_anew(diagnosis):
-        return _with_candidates(kubernetes, Snapshot(diagnosis=diagnosis, pods=pods))
+        return _with_candidates(kubernetes, cache, Snapshot(diagnosis=diagnosis, pods=pods))
     nodes = _nodes(kubernetes, cache, config, diagnosis, pods)
     snapshot = Snapshot(diagnosis=diagnosis, nodes=nodes, pods=pods)
     outputs = {pod.metadata.name: _runner_output(kubernetes, pod) for pod in runners_to_read(snapshot, config, now)}
     return replace(snapshot, outputs=outputs)
 
 
-def _with_candidates(kubernetes: KubernetesClient, snapshot: Snapshot) -> Snapshot:
+def _with_candidates(kubernetes: KubernetesClient, cache: Cache, snapshot: Snapshot) -> Snapshot:
     """`snapshot` with what the nodes of a run that begins are chosen from."""
     spec = snapshot.diagnosis.spec
     if isinstance(spec, InvalidSpec) or spec_fault(spec):
         return snapshot
     selector, pod = spec.target.node_selector, spec.target.pod_ref
     if selector:
-        return replace(snapshot, selected=kubernetes.list_nodes(equality_selector(selector.match_labels)))
+        selected = kubernetes.list_nodes(equality_selector(selector.match_labels))
+        for node in selected[: spec.target.max_nodes]:  # mostly those that are then chosen: they come by name
+            cache.nodes.put(node)
+        return replace(snapshot, selected=selected)
     return replace(snapshot, target_pod=kubernetes.find_pod(pod.namespace, pod.name)) if pod else snapshot
 
 
