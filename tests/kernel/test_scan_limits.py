@@ -1,5 +1,6 @@
 """What a scan says of queues that change under it, and when its time or its memory runs out."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -61,6 +62,8 @@ def planter() -> Iterator[Planter]:
         yield child
 
 
+FAMILIES = {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK, socket.AF_PACKET, socket.AF_VSOCK}
+
 MOVING = [("udp_small", 3_000, 64), ("tcp_small_messages", 3_000, 17 * 64), ("unix_stream", 400, 30_000)]
 """A load whose walk takes many pieces, and how much to read so that a packet goes: TCP has merged up to 17 messages."""
 
@@ -92,15 +95,23 @@ def test_a_queue_that_changed_for_a_while_is_walked_again(
     inode = planter.inode(truth["fd"])
     begin = clock.calls
     whole = holder_of(scanner.scan(), inode)
+    undisturbed_calls = clock.calls - begin
     read: list[int] = []
 
-    def disturb(_: int) -> None:
-        if len(read) < calls_of_one_walk:
+    def disturb(call: int) -> None:
+        if call <= last_call:
             read.append(planter.plant("read_fd", truth["fd"], read_bytes)["read_bytes"])
 
-    calls_of_one_walk, clock.at_call = clock.calls - begin, disturb
-    holder = holder_of(scanner.scan(), inode)
-    assert clock.calls - begin > 2 * calls_of_one_walk
+    clock.at_call = disturb
+    for calls in range(
+        3, 100, 3
+    ):  # ever longer, until it reaches into the walk of that queue, which is then made again
+        begin, last_call = clock.calls, clock.calls + calls
+        holder = holder_of(scanner.scan(), inode)
+        if clock.calls - begin >= undisturbed_calls + 4:
+            break
+    else:
+        pytest.fail("no walk was made again")
     assert holder.socket is not None
     assert all(queue.complete for queue in holder.socket.queues)
     assert holder.unread_packets < whole.unread_packets
@@ -125,7 +136,9 @@ def test_under_heavy_traffic_no_figure_is_wrong(scanner: SocketScanner) -> None:
             assert said[0] == "ready"
             inode, waiting, size = map(int, said[1:])
             for _ in range(30):
-                described = holder_of(scanner.scan(), inode).socket
+                scan = scanner.scan()
+                assert set(scan.sockets["family"].tolist()) <= FAMILIES  # else freed memory was taken for a socket
+                described = holder_of(scan, inode).socket
                 assert described is not None
                 for queue in described.queues:
                     assert queue.packets <= waiting

@@ -76,7 +76,8 @@ enum { PHASE_START, PHASE_LIST, PHASE_DOWN, PHASE_VISIT, PHASE_RIGHT, PHASE_UP }
 #define STEP_RECORDS 64   // at most, of one step: a packet with all its fragments (MAX_SKB_FRAGS is at most 45)
 
 struct cursor {
-    u64 current, previous, last_page, files, first; // first: what the item's head led to when the walk began
+    u64 current, previous, last_page, files;
+    u64 first; // what the item's head led to when the walk began; of a table whether a chain was lost
     u64 resume[MAX_DEPTH]; // where the walk goes on after each open frag list
     u64 linear_to_page, socket_file_operations, net_operations; // facts, from user space; 0 when unknown
     u32 item, items, position, done;
@@ -372,13 +373,14 @@ int walk(void *ctx)
             if (current && !(current & 1)) { // in a chain; a nulls end marker is odd (include/linux/list_nulls.h)
                 u64 next = 0;
                 if (READ(next, current, 0)) {
-                    status = STATUS_FAULT;
+                    s->first = 1; // a socket that was freed meanwhile: the rest of its chain is lost, not that of the table
+                    s->current = 0;
                 } else {
                     put(s, out, RECORD_SOCKET, 0, SOCKET_LISTED, current - item->node);
                     s->current = next;
                 }
             } else if (s->count >= item->count) {
-                status = STATUS_WHOLE;
+                status = s->first ? STATUS_FAULT : STATUS_WHOLE;
             } else if (item->stride == 8 && s->count + 8 <= item->count &&
                        !bpf_probe_read_kernel(x->buckets, 64, (void *)(item->head + (u64)s->count * 8)) &&
                        (!x->buckets[0] || (x->buckets[0] & 1)) && (!x->buckets[1] || (x->buckets[1] & 1)) &&

@@ -12,7 +12,7 @@
 //   subjects       addresses to describe. Written by user space, 0 at the end.
 //   descriptions   one for each subject, at the same index. Written here, read by user space after each run.
 //   facts          what describing learns about this kernel on the way. Written here and read by user space, but for the
-//                  file operations of perf events and BPF maps.
+//                  operations of files of perf events and BPF maps, and of network namespaces.
 //   watched        sockets by address, written by user space; the value becomes 1 when one is read from.
 //   words          addresses, written by user space; each is replaced by what stands there, 0 if it can't be read.
 //
@@ -387,14 +387,19 @@ static inline void describe_vsock(struct description *row, u64 sk)
 
 static inline void describe_one(struct description *row, u64 sk)
 {
-    u64 socket = 0, file = 0, flags = 0, first = 0;
+    u64 socket = 0, file = 0, flags = 0, first = 0, operations = 0;
+    u32 references = 0;
     u16 wide = 0;
     __builtin_memset(row, 0, sizeof(*row));
     READ(row->state, sk, SOCK_STATE);
     if (row->state == TCP_TIME_WAIT || row->state == TCP_NEW_SYN_RECV)
         return; // not full sockets: they have no queues
-    if (READ(row->family, sk, SOCK_FAMILY))
-        return;
+    if (READ(row->family, sk, SOCK_FAMILY) || READ(references, sk, SOCK_REFERENCES) || !references)
+        return; // its memory stays readable after it was freed
+    READ(row->net, sk, SOCK_NET);
+    READ(operations, row->net, NET_OPERATIONS);
+    if (operations != fact(FACT_NET_OPERATIONS))
+        return; // ... and is used again for anything
     row->socket = sk; // only now: a description without it is none
     READ(wide, sk, SOCK_PROTOCOL);
     row->protocol = wide;
@@ -413,13 +418,7 @@ static inline void describe_one(struct description *row, u64 sk)
         row->flags |= IS_ORPHANED;
     if (flags & (1ULL << SOCK_DONE))
         row->flags |= HAS_FIN;
-    READ(row->net, sk, SOCK_NET);
     READ(row->netns, row->net, NET_INODE);
-    if (!fact(FACT_NET_OPERATIONS)) {
-        u64 operations = 0;
-        READ(operations, row->net, NET_OPERATIONS);
-        learn(FACT_NET_OPERATIONS, operations);
-    }
     READ(row->receive_packets, sk, SOCK_RECEIVE_QUEUE + QUEUE_LENGTH);
     READ(row->write_packets, sk, SOCK_WRITE_QUEUE + QUEUE_LENGTH);
     READ(row->error_packets, sk, SOCK_ERROR_QUEUE + QUEUE_LENGTH);

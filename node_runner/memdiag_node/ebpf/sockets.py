@@ -111,6 +111,7 @@ _FIELDS: tuple[Field, ...] = (
     ("SOCK_FAMILY", "sock", "__sk_common.skc_family"),
     ("SOCK_STATE", "sock", "__sk_common.skc_state"),
     ("SOCK_FLAGS", "sock", "__sk_common.skc_flags"),
+    ("SOCK_REFERENCES", "sock", "__sk_common.skc_refcnt"),
     ("SOCK_PROT", "sock", "__sk_common.skc_prot"),
     ("SOCK_NET", "sock", "__sk_common.skc_net"),
     ("SOCK_LOCAL_V4", "sock", "__sk_common.skc_rcv_saddr"),
@@ -225,6 +226,7 @@ _DEVICE_POOLS: tuple[Field, ...] = (  # 6.7, 083772c9f972
 )
 _PAGE_SIGNATURE: tuple[Field, ...] = (("PAGE_POOL_MAGIC", "page", "pp_magic"),)
 _POOL_PROVIDER: tuple[Field, ...] = (("POOL_PROVIDER", "page_pool", "mp_priv"),)  # 6.11: memory of devices or processes
+_OWN_NET: tuple[Field, ...] = (("TASK_NAMESPACES", "task_struct", "nsproxy"), ("NAMESPACES_NET", "nsproxy", "net_ns"))
 _FILE_TABLE: tuple[Field, ...] = (
     ("TASK_FILES", "task_struct", "files"),
     ("FILES_TABLE", "files_struct", "fdt"),
@@ -258,7 +260,7 @@ def socket_defines(btf: Btf) -> dict[str, int]:
     if "HAS_RING_BUFFER" in defines:
         defines["RING_BUFFER_TYPE"] = btf.enum_value("BPF_MAP_TYPE_RINGBUF")
         defines["USER_RING_BUFFER_TYPE"] = USER_RING_BUFFER_TYPE
-    defines |= offsets(btf, _FILE_TABLE)
+    defines |= offsets(btf, _FILE_TABLE) | offsets(btf, _OWN_NET)
     defines["SOCKET_INODE"] = (
         btf.offset_bytes("socket_alloc", "vfs_inode")
         - btf.offset_bytes("socket_alloc", "socket")
@@ -300,6 +302,7 @@ class SocketSource(ClosedOnExit):
             descriptions = self._object.mmap("descriptions", DESCRIPTION_DTYPE.itemsize * _BATCH)
             self._descriptions = np.frombuffer(descriptions, DESCRIPTION_DTYPE, _BATCH)
             self._facts = np.frombuffer(self._object.mmap("facts", 8 * len(_FACTS)), "<u8", len(_FACTS))
+            self.own_net = self._learn_net_operations()
             self.sees_perf_events = self._learn_file_operations()
         except BaseException:
             self.close()
@@ -319,6 +322,14 @@ class SocketSource(ClosedOnExit):
             if error.errno in (errno.EPERM, errno.EACCES):
                 raise
             self.missing_finders.append(kind)
+
+    def _learn_net_operations(self) -> int:
+        """Tell the describer by this process's network namespace what all have alike; gives its address."""
+        self.peek([1])  # whatever stands there: the run says which task this is
+        namespaces = int(self.peek([self.fact("current_task") + self.offset["TASK_NAMESPACES"]])[0])
+        net = int(self.peek([namespaces + self.offset["NAMESPACES_NET"]])[0])
+        self._facts[_FACTS.index("net_operations")] = self.peek([net + self.offset["NET_OPERATIONS"]])[0]
+        return net
 
     def _learn_file_operations(self) -> bool:
         """Tell the iterator what files of perf events and BPF maps look like, by one of each that this process has.

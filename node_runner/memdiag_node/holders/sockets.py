@@ -210,7 +210,6 @@ class _Scan:
         self._known = np.empty(0, "<u8")
         self._seen = 0
         self._not_reached = 0
-        self._nets = np.empty(0, "<u8")
         self._tables_read = False
         self._namespaces_walked = False
         self._namespaces_whole = True
@@ -268,7 +267,7 @@ class _Scan:
     def _in_tables(self) -> npt.NDArray[np.uint64]:
         """Sockets in the hash tables of every network namespace: also those that no fd and no listener leads to."""
         self._tables_read = True
-        nets = self._walker.net_items(int(self._nets[0])) if len(self._nets) else np.empty(0, ITEM_DTYPE)
+        nets = self._walker.net_items(self._source.own_net)
         if not len(nets):
             return np.empty(0, "<u8")
         found = self._walk(nets)
@@ -282,7 +281,6 @@ class _Scan:
         kept = []
         for number, rows in enumerate(self._source.describe(addresses), start=1):
             self._seen += len(rows)
-            self._nets = np.union1d(self._nets, rows["net"])
             rows = rows[is_busy(rows)]  # noqa: PLW2901 - the idle ones are counted, no more
             for row in rows[(rows["local_name_bytes"] > 0) | (rows["remote_name_bytes"] > 0)]:
                 self._names[int(row["socket"])] = (
@@ -387,8 +385,10 @@ class _Scan:
     def _not_seen(self, queues: npt.NDArray[np.void]) -> list[str]:
         notes = [f"this kernel does not list {kind} sockets that no fd holds" for kind in self._source.missing_finders]
         notes.append("raw, vsock and UDP-Lite sockets that no fd and no listener leads to")
-        others = "netlink" if self._namespaces_walked and self._namespaces_whole else "any"
+        others = "netlink" if self._namespaces_walked else "any"
         notes.append(f"{others} sockets of other network namespaces that no fd and no listener leads to")
+        if not self._namespaces_whole:
+            notes.append("a part of such sockets of any kind: the tables that they are in changed or were not reached")
         if not self._source.sees_perf_events:
             notes.append("ring buffers of perf events: this process may open none, so it cannot tell their files")
         if not self._source.fact("linear_to_page"):
