@@ -1,8 +1,10 @@
 """The fault table: each test that carries the mark `fault` is a row, with what it expected and what it saw.
 
-`pytest -m fault` prints it; `--write-faults=docs/reliability.md` also writes it there.
+`pytest -m fault` prints it; `--write-faults=docs/reliability.md` also writes it there. A run of some of the tests
+renews their rows and leaves the others.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ from support.benchmarks import write_section
 
 HEADING = "The fault table"
 NOT_RUN = "(not run)"
+_ROW = re.compile(r"\| (.+?) \| (\w+) \| `(\w+)` \| (.+) \|")
+_HEAD = ("| fault | tier | expected reason | seen |", "|---|---|---|---|")
 
 
 @dataclass(frozen=True, order=True)
@@ -62,9 +66,13 @@ def _seen(report: pytest.TestReport, row: Row) -> str:
 
 def as_text(rows: Iterable[Row]) -> str:
     """The table in Markdown."""
-    return "\n".join(["| fault | tier | expected reason | seen |", "|---|---|---|---|", *(row.line for row in rows)])
+    return "\n".join([*_HEAD, *(row.line for row in rows)])
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
-    """Write it as a section of a Markdown file."""
-    write_section(path, HEADING, as_text(rows))
+    """Write it as a section of a Markdown file; rows of tests that were not run stay as they are written there."""
+    written = {found.groups() for line in path.read_text().splitlines() if (found := _ROW.fullmatch(line))}
+    known = {row[:3]: Row(*row) for row in written}
+    run = {(row.fault, row.tier, row.expected): row for row in rows}
+    new = {place: row for place, row in run.items() if row.seen != NOT_RUN or place not in known}
+    write_section(path, HEADING, as_text(sorted((known | new).values())))
