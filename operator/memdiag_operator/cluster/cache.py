@@ -13,7 +13,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from memdiag_operator.decide.objects import Diagnosis, Node, Pod
 
@@ -76,8 +76,11 @@ class Shelf(Generic[Item]):
     def _put(self, item: Item) -> None:
         meta = item.metadata
         known = self._items.get(meta.name)
-        outdated = known and _is_newer(known.metadata.resource_version, meta.resource_version)
-        if meta.uid not in self._deleted_uids and not outdated:
+        if known and _is_newer(known.metadata.resource_version, meta.resource_version):
+            return
+        # What a write was answered comes once more by the watch.
+        is_known = known and meta.resource_version and known.metadata.resource_version == meta.resource_version
+        if meta.uid not in self._deleted_uids and not is_known:
             self._keep(item)
 
     def _keep(self, item: Item) -> None:
@@ -88,7 +91,7 @@ class Shelf(Generic[Item]):
 
 
 class DiagnosisShelf(Shelf[Diagnosis]):
-    """Diagnoses. What finished ones found is packed until it is asked for: a cluster may keep thousands of them."""
+    """Diagnoses. What they found is packed until it is asked for: a cluster may keep thousands of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,23 +107,21 @@ class DiagnosisShelf(Shelf[Diagnosis]):
         return whole
 
     def all(self) -> tuple[Diagnosis, ...]:
-        """Every diagnosis; of the finished ones without what they found."""
+        """Every diagnosis as it matters to others: without what it found."""
         return super().all()
 
     def _keep(self, item: Diagnosis) -> None:
-        name = item.metadata.name
+        name, status = item.metadata.name, item.status
         self._packed.pop(name, None)
-        if item.is_finished:
-            self._packed[name] = zlib.compress(pickle.dumps(item))
-            item = item.model_copy(update={"status": item.status.model_copy(update=_NOTHING_FOUND)})
+        # memdiag 0.1.0 had no nodeStates: how a run stood was in its results alone.
+        if status.node_states and any(result.verdict for result in status.results):
+            self._packed[name] = zlib.compress(pickle.dumps(item), level=1)
+            item = item.model_copy(update={"status": status.model_copy(update={"results": [], "report_refs": []})})
         super()._keep(item)
 
     def _forget(self, name: str) -> None:
         super()._forget(name)
         self._packed.pop(name, None)
-
-
-_NOTHING_FOUND: dict[str, Any] = {"results": [], "report_refs": [], "node_states": []}
 
 
 @dataclass(frozen=True, slots=True)

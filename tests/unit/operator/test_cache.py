@@ -1,6 +1,6 @@
 """The cache of what the watches deliver: never older than what anyone has seen, and nothing deleted comes back."""
 
-from memdiag_api.diagnosis import NodeResult
+from memdiag_api.diagnosis import NodeResult, VerdictSummary
 from memdiag_operator.cluster.cache import FORGET_NODE_SECONDS, DiagnosisShelf, NodeReadings, Shelf
 from memdiag_operator.decide.objects import Node, Pod
 from support.kubernetes_objects import NODE, NOW, diagnosis, running_status, timestamp
@@ -58,22 +58,40 @@ def test_a_list_that_was_read_before_a_deletion_does_not_bring_the_object_back()
     assert versions(pods) == {}
 
 
-def test_what_a_finished_diagnosis_found_is_packed_and_comes_back_whole() -> None:
-    result = NodeResult(node_name=NODE, reason="Completed", message="x" * 1000)
-    working = diagnosis(status=running_status(result=result))
-    finished = diagnosis(status=running_status(result=result, completionTime=timestamp(NOW)))
+def test_what_a_diagnosis_found_is_packed_and_comes_back_whole() -> None:
+    verdict = VerdictSummary(kind="NoLeak", confidence="High", sentence="x" * 100, advice="")
+    result = NodeResult(node_name=NODE, reason="Completed", verdict=verdict)
+    states = [{"nodeName": NODE, "reason": "Completed", "verdict": "NoLeak"}]
+    working = diagnosis(status=running_status())
     shelf = DiagnosisShelf()
     shelf.put(working)
     assert shelf.all() == (working,)
-    shelf.put(finished)
+
+    found = diagnosis(status=running_status(result=result, nodeStates=states, completionTime=timestamp(NOW)))
+    found = found.model_copy(update={"metadata": found.metadata.model_copy(update={"resource_version": "8"})})
+    shelf.put(found)
     (light,) = shelf.all()
     assert not light.status.results
-    assert (light.metadata, light.spec, light.is_finished) == (finished.metadata, finished.spec, True)
-    whole = shelf.get(finished.metadata.name)
-    assert whole == finished
-    assert whole.status.model_fields_set == finished.status.model_fields_set
-    shelf.drop(finished.metadata.name, finished.metadata.uid)
-    assert (shelf.get(finished.metadata.name), shelf.all()) == (None, ())
+    assert (light.metadata, light.spec, light.status.node_states) == (
+        found.metadata,
+        found.spec,
+        found.status.node_states,
+    )
+    assert light.is_finished
+    whole = shelf.get(found.metadata.name)
+    assert whole == found
+    assert whole.status.model_fields_set == found.status.model_fields_set
+
+    shelf.drop(found.metadata.name, found.metadata.uid)
+    assert (shelf.get(found.metadata.name), shelf.all()) == (None, ())
+
+
+def test_what_0_1_0_stored_stays_as_it_is() -> None:
+    verdict = VerdictSummary(kind="NoLeak", confidence="High", sentence="x", advice="")
+    old = diagnosis(status=running_status(result=NodeResult(node_name=NODE, reason="Completed", verdict=verdict)))
+    shelf = DiagnosisShelf()
+    shelf.put(old)
+    assert shelf.all() == (old,)
 
 
 def test_nodes_are_good_for_as_long_as_the_reader_says() -> None:
