@@ -18,6 +18,8 @@ from support.cluster import TestCluster
 
 NAMESPACE = "memdiag-system"
 START_SECONDS = 30
+DEPLOYED = {"MALLOC_ARENA_MAX": "2"}
+"""As manifests/base/operator/deployment.yaml sets it."""
 
 
 class OperatorProcess:
@@ -115,7 +117,7 @@ def running_operator(
                 *(sys.executable, "-m", "memdiag_operator"),
                 *(f"--config={folder / 'operator.yaml'}", f"--liveness={url}", f"--metrics={metrics}"),
             ],
-            env={**os.environ, **(environment or {}), "KUBECONFIG": str(kubeconfig)},
+            env={**os.environ, **DEPLOYED, **(environment or {}), "KUBECONFIG": str(kubeconfig)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
