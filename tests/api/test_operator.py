@@ -141,10 +141,10 @@ def cut_log(node: HollowNode, runner: str, run: str) -> None:
 
 
 def missing_log(node: HollowNode, runner: str, run: str) -> None:
-    message, log = delivered(evidence_of(node.name, run))
+    message, _ = delivered(evidence_of(node.name, run))
     node.run(runner)
-    node.finish(runner, message, log)
-    (node.logs / runner).unlink()
+    ended = container({"terminated": {"exitCode": 0, "message": message, "finishedAt": now()}})
+    node.say(runner, {"phase": "Succeeded", **ended})
 
 
 def forged_node(node: HollowNode, runner: str, run: str) -> None:
