@@ -20,6 +20,8 @@ from memdiag_operator.decide.reconcile import is_settled, nodes_to_read, runners
 from memdiag_operator.decide.snapshot import Fleet, RunnerOutput, Snapshot
 from memdiag_operator.decide.target import run_states, spec_fault
 
+# A parsed document may take 10 MiB; storing some results leads to the next look, which finds the others.
+RESULTS_AT_ONCE = 4
 ANY_AGE_SECONDS = float("inf")
 
 
@@ -61,8 +63,8 @@ def gather_about(
         return _with_candidates(kubernetes, cache, Snapshot(diagnosis=diagnosis, pods=pods))
     nodes = _nodes(kubernetes, cache, config, diagnosis, pods)
     snapshot = Snapshot(diagnosis=diagnosis, nodes=nodes, pods=pods)
-    outputs = {pod.metadata.name: _runner_output(kubernetes, pod) for pod in runners_to_read(snapshot, config, now)}
-    return replace(snapshot, outputs=outputs)
+    ended = runners_to_read(snapshot, config, now)[:RESULTS_AT_ONCE]
+    return replace(snapshot, outputs={pod.metadata.name: _runner_output(kubernetes, pod) for pod in ended})
 
 
 def _with_candidates(kubernetes: KubernetesClient, cache: Cache, snapshot: Snapshot) -> Snapshot:

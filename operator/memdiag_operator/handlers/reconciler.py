@@ -1,6 +1,7 @@
 """Gather, decide, apply: the loop behind every event and every sweep."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from memdiag_operator.run_log import about, of_run
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
+DIAGNOSES_WITH_RESULTS_AT_ONCE = 3
 
 
 class Reconciler:
@@ -50,6 +52,8 @@ class Reconciler:
         self._queued: set[str] = set()
         # Counting runners and adding one must not be interleaved.
         self._launch_lock = asyncio.Lock()
+        # Results are large while they are looked at.
+        self._results = asyncio.Semaphore(DIAGNOSES_WITH_RESULTS_AT_ONCE)
         self._told_at: dict[str, float] = {}
         """By UID: when a status was last written. Without it, after a restart, progress is told once too often."""
         self._woken: set[asyncio.Task[None]] = set()
@@ -100,13 +104,18 @@ class Reconciler:
 
     async def _reconcile_or_log(self, name: str) -> None:
         try:
-            await self._reconcile(name)
+            async with self._results if self._has_ended_runner(name) else contextlib.nullcontext():
+                await self._reconcile(name)
         except ClusterError as error:
             logger.warning("diagnosis %s has to wait for the next sweep: %s", name, error)
         except Exception:
             # A fault of the operator itself, met with one diagnosis: all others must go on.
             logger.exception("diagnosis %s has to wait: the operator met a fault of its own", name)
             self.metrics.faulted()
+
+    def _has_ended_runner(self, name: str) -> bool:
+        ended = (pod.metadata for pod in self.cache.pods.all() if pod.is_terminal)
+        return any(meta.annotations.get(naming.DIAGNOSIS_ANNOTATION) == name for meta in ended)
 
     async def _reconcile(self, name: str) -> None:
         for _ in range(ATTEMPTS):
