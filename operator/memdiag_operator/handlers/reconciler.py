@@ -27,6 +27,7 @@ from memdiag_operator.run_log import about, of_run
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
+DIAGNOSES_AT_ONCE = 8
 DIAGNOSES_WITH_RESULTS_AT_ONCE = 3
 
 
@@ -52,7 +53,8 @@ class Reconciler:
         self._queued: set[str] = set()
         # Counting runners and adding one must not be interleaved.
         self._launch_lock = asyncio.Lock()
-        # Results are large while they are looked at.
+        # A diagnosis that is looked at is large, and larger with the results that have just come.
+        self._looks = asyncio.Semaphore(DIAGNOSES_AT_ONCE)
         self._results = asyncio.Semaphore(DIAGNOSES_WITH_RESULTS_AT_ONCE)
         self._told_at: dict[str, float] = {}
         """By UID: when a status was last written. Without it, after a restart, progress is told once too often."""
@@ -104,7 +106,7 @@ class Reconciler:
 
     async def _reconcile_or_log(self, name: str) -> None:
         try:
-            async with self._results if self._has_ended_runner(name) else contextlib.nullcontext():
+            async with self._results if self._has_ended_runner(name) else contextlib.nullcontext(), self._looks:
                 await self._reconcile(name)
         except ClusterError as error:
             logger.warning("diagnosis %s has to wait for the next sweep: %s", name, error)
