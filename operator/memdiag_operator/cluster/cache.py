@@ -20,7 +20,7 @@ from memdiag_operator.decide.objects import Diagnosis, Node, Pod
 Item = TypeVar("Item", Diagnosis, Pod)
 
 REMEMBERED_DELETIONS = 4096
-FORGET_NODE_SECONDS = 1800.0
+FORGET_NODE_SECONDS = 300.0
 
 
 class Shelf(Generic[Item]):

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT_SECONDS = 10
 READ_TIMEOUT_SECONDS = 30
 PAGE_SIZE = 500
-# One may have 64 KiB, and takes several times that once it is parsed.
-DIAGNOSES_PAGE_SIZE = 50
+# One may have 64 KiB, and takes twenty times that while it is parsed.
+DIAGNOSES_PAGE_SIZE = 10
 CONNECTIONS = 16
 
 # Events about cluster-scoped objects live here (kubernetes: apiserver validation of involvedObject).

@@ -18,7 +18,7 @@ from memdiag_operator.handlers.reconciler import Reconciler
 
 logger = logging.getLogger(__name__)
 
-RELIST_SECONDS = 300.0
+RELIST_SECONDS = 600.0
 # A fleet at work asks for a sweep with every runner that comes or goes.
 SHORTEST_PAUSE_SECONDS = 0.2
 OVERDUE_FACTOR = 4
