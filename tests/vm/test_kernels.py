@@ -128,8 +128,7 @@ def test_what_came_through_a_network_driver_is_found_with_the_drivers_stack(
     found_bytes = sum(
         held.size_bytes for one in stacks for held in one.held_by if evidence.holders[held.holder] == holder
     )
-    # The rest lay ready before the window: in the driver's ring, and in its page pool where it has one.
-    assert found_bytes >= 0.5 * holder.pinned_bytes
+    assert found_bytes >= 0.8 * holder.pinned_bytes
 
 
 @only_guests
