@@ -96,7 +96,6 @@ def open_sandbox(cgroup: Cgroup, network: Network, private: Path) -> Sandbox:
     sandbox = Sandbox(_start_holder(cgroup))
     _connect(sandbox, network)
     _hide_machine_folders(sandbox, private)
-    _mount_tracefs(sandbox)
     return sandbox
 
 
@@ -158,13 +157,6 @@ def _hide_machine_folders(sandbox: Sandbox, private: Path) -> None:
         own = private / folder.lstrip("/")
         own.mkdir(parents=True)
         sandbox.run("mount", "--bind", own, folder)
-
-
-def _mount_tracefs(sandbox: Sandbox) -> None:
-    """Give the node a tracefs where the machine has none; seen inside only, so there is nothing to unmount."""
-    tracing = Path("/sys/kernel/tracing")
-    if tracing.is_dir() and not (tracing / "trace").exists():
-        sandbox.run("mount", "-t", "tracefs", "nodev", tracing)
 
 
 def _ip_json(what: str) -> list[dict[str, str]]:

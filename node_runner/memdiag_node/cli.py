@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
+from memdiag_api.capabilities import in_words
 from memdiag_api.evidence import Check, NeedState, RunnerError
 from memdiag_api.units import parse_duration_seconds
 from memdiag_node.analyze.document import keep
@@ -69,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="memdiag-node",
         description="Says where this machine's memory went: a breakdown, the kernel call stacks that took pages and "
-        "did not free them, and the sockets and processes that pin them. Needs root (or the capabilities BPF, PERFMON, "
-        "SYS_PTRACE, SYSLOG and DAC_READ_SEARCH). Changes nothing and leaves nothing behind.",
+        "did not free them, and the sockets and processes that pin them. Needs root, and "
+        f"of root's capabilities only {in_words()}. Changes nothing and leaves nothing behind.",
         epilog="Ctrl-C ends the trace early and reports what was traced until then.",
     )
     parser.add_argument(

@@ -3,6 +3,7 @@
 What a runner may do and on which image it runs is decided here and never in a custom resource.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -11,6 +12,8 @@ from pydantic import ConfigDict, Field, StringConstraints, ValidationError, mode
 
 from memdiag_api.diagnosis import LABEL_KEY_PATTERN, MAX_LABEL_KEY_LENGTH, LabelValue
 from memdiag_api.model import ApiModel
+
+DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 
 Word = Annotated[str, StringConstraints(min_length=1, max_length=253)]
 Seconds = Annotated[int, Field(ge=1, le=86400)]
@@ -62,6 +65,7 @@ class RunnerSettings(Settings):
     """How runner pods look."""
 
     image: Word
+    allow_tags: bool = Field(default=False, description="for images that are in no registry and so have no digest")
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     image_pull_secrets: tuple[Word, ...] = ()
     namespace: Word = "memdiag-runners"
@@ -75,10 +79,20 @@ class RunnerSettings(Settings):
         Seconds, Field(description="time to detach and to print a partial result when a runner is ended early")
     ] = 30
     privileged: bool = Field(
-        default=False, description="for hosts where the five capabilities do not suffice (docs/configuration.md)"
+        default=False, description="for hosts where three capabilities do not suffice (docs/configuration.md)"
     )
     app_armor_profile: Literal["RuntimeDefault", "Unconfined"] | None = None
     se_linux_type: str | None = None
+
+    @model_validator(mode="after")
+    def _image_cannot_be_exchanged(self) -> Self:
+        if not self.allow_tags and not DIGEST.search(self.image):
+            raise ValueError(
+                f"image {self.image} must be named by digest, NAME@sha256:<64 hex digits>, since a tag can be moved to "
+                "another image. `docker push` prints the digest, and so does `docker inspect --format "
+                "'{{index .RepoDigests 0}}' IMAGE`. For an image that is in no registry, set runner.allowTags"
+            )
+        return self
 
 
 class LabelRequirement(Settings):

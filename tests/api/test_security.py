@@ -3,10 +3,10 @@
 `MEMDIAG_WRITE_DOCS=1 pytest tests/api/test_security.py` writes them anew; else they are compared.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from copy import deepcopy
 from http import HTTPStatus
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from local_cluster.paths import PROJECT
-from memdiag_operator.decide.runner_pod import CAPABILITIES
+from memdiag_api.capabilities import RUNNER_CAPABILITIES
 from support.cluster import TestCluster
 from support.hollow_node import eventually
 from support.operator_process import kubeconfig_with_token
@@ -176,11 +176,8 @@ def security(**changes: Any) -> dict[str, Any]:
     return {"securityContext": {**runner_manifest()["spec"]["containers"][0]["securityContext"], **changes}}
 
 
-def writable_tracing() -> dict[str, Any]:
-    mounts = deepcopy(runner_manifest()["spec"]["containers"][0]["volumeMounts"])
-    for mount in mounts:
-        mount.pop("readOnly", None)
-    return {"volumeMounts": mounts}
+def with_capability(name: str) -> dict[str, Any]:
+    return runner_manifest(container=security(capabilities={"drop": ["ALL"], "add": [*RUNNER_CAPABILITIES, name]}))
 
 
 SECOND = {"name": "second", "image": IMAGE, "command": ["memdiag-node"]}
@@ -191,12 +188,19 @@ STOLEN: dict[str, tuple[dict[str, Any], str]] = {
         runner_manifest(containers=[*runner_manifest()["spec"]["containers"], SECOND | {"image": "evil/image:1"}]),
         "have no other image than",
     ),
+    "a second container with the right image": (
+        runner_manifest(containers=[*runner_manifest()["spec"]["containers"], SECOND]),
+        "a node runner is one container",
+    ),
     "an init container": (runner_manifest(initContainers=[SECOND]), "have no other image than"),
     "a shell in the right image": (
         runner_manifest(container={"command": ["sh", "-c", "id"]}),
-        "a node runner runs memdiag-node",
+        "a node runner is one container that runs memdiag-node",
     ),
-    "the image's own entry point": (runner_manifest(container={"command": []}), "a node runner runs memdiag-node"),
+    "the image's own entry point": (
+        runner_manifest(container={"command": []}),
+        "a node runner is one container that runs memdiag-node",
+    ),
     "a variable (LD_PRELOAD, PYTHONPATH)": (
         runner_manifest(container={"env": [{"name": "LD_PRELOAD", "value": "/tmp/x.so"}]}),
         "without variables, hooks and probes",
@@ -214,24 +218,39 @@ STOLEN: dict[str, tuple[dict[str, Any], str]] = {
         "a node runner has the service account memdiag-runner",
     ),
     "the service account's token": (runner_manifest(automountServiceAccountToken=True), "and not its token"),
-    "the host's network": (runner_manifest(hostNetwork=True), "no network, no other path"),
-    "the host's IPC": (runner_manifest(hostIPC=True), "no network, no other path"),
-    "the host's root": (runner_manifest(volumes=volumes({"hostPath": {"path": "/"}})), "no network, no other path"),
-    "the tracing directory, writable": (runner_manifest(container=writable_tracing()), "no network, no other path"),
-    "a Secret": (runner_manifest(volumes=volumes({"secret": {"secretName": "s"}})), "no network, no other path"),
+    "the host's network": (runner_manifest(hostNetwork=True), "no network, no IPC and no path"),
+    "the host's IPC": (runner_manifest(hostIPC=True), "no network, no IPC and no path"),
+    "the host's root": (
+        runner_manifest(volumes=volumes({"hostPath": {"path": "/"}})),
+        "no network, no IPC and no path",
+    ),
+    "a path of the host, to read": (
+        runner_manifest(volumes=volumes({"hostPath": {"path": "/sys/kernel/tracing", "type": "Directory"}})),
+        "no network, no IPC and no path",
+    ),
+    "a Secret": (runner_manifest(volumes=volumes({"secret": {"secretName": "s"}})), "no network, no IPC and no path"),
     "a projected token": (
         runner_manifest(volumes=volumes({"projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}})),
-        "no network, no other path",
+        "no network, no IPC and no path",
     ),
     "a privileged container": (
         runner_manifest(container={"securityContext": {"privileged": True}}),
-        "a node runner has five capabilities",
+        "drops all capabilities but",
     ),
-    "SYS_ADMIN": (
-        runner_manifest(container=security(capabilities={"drop": ["ALL"], "add": [*CAPABILITIES, "SYS_ADMIN"]})),
-        "a node runner has five capabilities",
+    **{
+        name: (with_capability(name), "drops all capabilities but")
+        for name in ("SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH", "NET_ADMIN")
+    },
+    "the runtime's default capabilities as well": (
+        runner_manifest(container=security(capabilities={"add": list(RUNNER_CAPABILITIES)})),
+        "drops all capabilities but",
     ),
-    "no security context": (runner_manifest(container={"securityContext": {}}), "a node runner has five capabilities"),
+    "no seccomp profile": (
+        runner_manifest(container=security(seccompProfile={"type": "Unconfined"})),
+        "has the runtime's seccomp profile",
+    ),
+    "no security context": (runner_manifest(container={"securityContext": {}}), "drops all capabilities but"),
+    "another runtime": (runner_manifest(runtimeClassName="other"), "has the node's default runtime"),
 }
 # What others with all rights try, as Kubernetes' own controllers do for them.
 OTHERS = {
@@ -250,12 +269,22 @@ def create(cluster: TestCluster, manifest: dict[str, Any], *options: str) -> str
     return cluster.try_kubectl(*command, input=json.dumps(manifest)).stderr
 
 
+OTHER_RUNTIME = {
+    "apiVersion": "node.k8s.io/v1",
+    "kind": "RuntimeClass",
+    "metadata": {"name": "other"},
+    "handler": "other",
+}
+
+
 @pytest.fixture(scope="module")
-def guarded(installed: TestCluster) -> TestCluster:
-    """The admission policies take effect a moment after they were applied."""
+def guarded(installed: TestCluster) -> Iterator[TestCluster]:
+    """The admission policies take effect a moment after they were applied. There is a second runtime to ask for."""
     eventually(lambda: "only the memdiag operator" in create(installed, runner_manifest()))
     eventually(lambda: "nobody runs a command" in run_in(installed, NO_POD, "exec"))
-    return installed
+    installed.kubectl("create", "-f", "-", input=json.dumps(OTHER_RUNTIME))
+    yield installed
+    installed.kubectl("delete", "runtimeclass", "other")
 
 
 @pytest.fixture(scope="module")
@@ -347,14 +376,34 @@ def test_the_policy_lets_in_privileged_runners_only_when_its_parameters_say_so(
     finally:
         guarded.kubectl(*patch, '{"data": {"privileged": null, "serviceAccountName": null}}')
         guarded.kubectl("-n", RUNNERS, "delete", "serviceaccount", "other")
-        eventually(lambda: "five capabilities" in create(operator, STOLEN["a privileged container"][0]))
+        eventually(lambda: "drops all capabilities but" in create(operator, STOLEN["a privileged container"][0]))
+
+
+def test_the_policy_lets_in_a_tag_only_when_its_parameters_say_so(guarded: TestCluster, operator: TestCluster) -> None:
+    """The overlay that is installed here is for images without a registry; that of a release is not."""
+    assert create(operator, runner_manifest()) == ""
+    patch = ("-n", RUNNERS, "patch", "configmap", "memdiag-runner-image", "--type=merge", "-p")
+    by_digest = f"registry.example.com/node-runner@sha256:{hashlib.sha256(b'an image').hexdigest()}"
+    try:
+        guarded.kubectl(*patch, '{"data": {"allowTags": null}}')
+        eventually(lambda: "is named by digest (NAME@sha256:...)" in create(operator, runner_manifest()))
+        guarded.kubectl(*patch, json.dumps({"data": {"image": by_digest}}))
+        eventually(lambda: create(operator, runner_manifest(container={"image": by_digest})) == "")
+    finally:
+        overlay = str(PROJECT / "manifests/overlays/embedded")
+        guarded.kubectl("apply", "--server-side", "--force-conflicts", "-k", overlay)
+        eventually(lambda: create(operator, runner_manifest()) == "")
 
 
 @pytest.mark.parametrize("overlay", ["release", "embedded"])
-def test_the_policy_lets_in_the_image_that_the_operator_uses(overlay: str) -> None:
+def test_the_policy_and_the_operator_are_told_the_same_of_the_image(overlay: str) -> None:
     folder = PROJECT / "manifests/overlays" / overlay
-    image = yaml.safe_load((folder / "operator.yaml").read_text())["runner"]["image"]
-    assert f"[image={image}]" in (folder / "kustomization.yaml").read_text()
+    runner = yaml.safe_load((folder / "operator.yaml").read_text())["runner"]
+    generators = yaml.safe_load((folder / "kustomization.yaml").read_text())["configMapGenerator"]
+    (literals,) = [one["literals"] for one in generators if one["name"] == "memdiag-runner-image"]
+    parameters = dict(literal.split("=", 1) for literal in literals)
+    assert parameters["image"] == runner["image"]
+    assert parameters.get("allowTags") == {True: "true", None: None}[runner.get("allowTags")]
 
 
 def test_the_operators_own_namespace_is_restricted_and_its_pod_fits_in(installed: TestCluster) -> None:

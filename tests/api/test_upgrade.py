@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from local_cluster.paths import PROJECT
 from memdiag_operator.decide import naming
@@ -16,7 +17,8 @@ from support.cluster import TestCluster
 from support.hollow_node import HollowNode, eventually, log_endpoint
 from support.kubernetes_objects import timestamp
 from support.operator_process import running_operator
-from support.operator_world import CONFIG, World, operator_world, sweep_away
+from support.operator_world import CONFIG, World, operator_world, pod_of, sweep_away
+from support.runner_manifest import runner_manifest
 
 RELEASED = PROJECT / "tests" / "fixtures" / "released" / "0.1.0"
 OPERATOR = "system:serviceaccount:memdiag-system:memdiag-operator"
@@ -85,7 +87,29 @@ class Former:
         text = text.replace(node_uid, self._node_uid).replace(owner_uid, owner["uid"])
         text = text.replace('"name": "where"', f'"name": "{diagnosis}"')
         text = text.replace('"memdiag.dev/diagnosis": "where"', f'"memdiag.dev/diagnosis": "{diagnosis}"')
-        self._cluster.kubectl("create", f"--as={OPERATOR}", "-f", "-", input=text)
+        with without_admission(self._cluster):
+            self._cluster.kubectl("create", f"--as={OPERATOR}", "-f", "-", input=text)
+
+
+@contextmanager
+def without_admission(cluster: TestCluster) -> Iterator[None]:
+    """What is created here was there before this version's admission policy, which lets in no such pod."""
+
+    def refusal() -> str:
+        """The policy's answer to another account's pod; empty while it is not in force."""
+        return cluster.try_kubectl(*dry_run, input=json.dumps(runner_manifest())).stderr
+
+    dry_run = ("-n", "memdiag-runners", "create", "--dry-run=server", "-f", "-")
+    binding = ("validatingadmissionpolicybinding", "memdiag-runners")
+    overlay = yaml.safe_load_all(cluster.kubectl("kustomize", str(PROJECT / "manifests/overlays/embedded")))
+    (applied,) = [one for one in overlay if (one["kind"].lower(), one["metadata"]["name"]) == binding]
+    cluster.kubectl("delete", *binding)
+    try:
+        eventually(lambda: refusal() == "")
+        yield
+    finally:
+        cluster.kubectl("apply", "--server-side", "-f", "-", input=json.dumps(applied))
+        eventually(lambda: "only the memdiag operator" in refusal())
 
 
 def test_what_0_1_0_left_is_carried_on_under_the_new_definitions(
@@ -134,6 +158,34 @@ def test_what_0_1_0_left_is_carried_on_under_the_new_definitions(
         eventually(lambda: world.read("finished")["status"].get("lastRun"))
         assert world.end("finished")[:2] == ("True", "Completed")
         assert world.read("finished")["status"]["lastRun"]["runID"] == json.loads(finished)["runID"]
+
+
+def test_a_runner_of_0_1_0_can_be_ended_early_under_the_new_admission_policy(
+    former: TestCluster, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """It has five capabilities and a path of the host, which this version's policy refuses to new pods."""
+    with ExitStack() as stack:
+        logs = tmp_path_factory.mktemp("logs")
+        address = stack.enter_context(log_endpoint(former, logs))
+        node = HollowNode(former, "node1", logs)
+        node.register(address, nodeInfo=json.loads(recorded("node"))["status"]["nodeInfo"])
+        uid = json.loads(former.kubectl("get", "node", "node1", "-o", "json"))["metadata"]["uid"]
+        old = Former(former, uid)
+        runner = old.store("running", "diagnosis-running")
+        old.start(runner, "running")
+        node.run(runner)
+        pod = json.loads(former.kubectl("-n", "memdiag-runners", "get", "pod", runner, "-o", "json"))
+        assert "SYS_PTRACE" in json.dumps(pod["spec"])
+        assert pod["spec"].get("activeDeadlineSeconds", 0) > 1
+
+        install(former, PROJECT / "crds")
+        operator = stack.enter_context(running_operator(former, tmp_path_factory.mktemp("operator"), CONFIG))
+        world = World(former, operator, logs, address)
+        former.kubectl("patch", "memdiag", "running", "--type=merge", "-p", '{"spec": {"terminate": true}}')
+        eventually(lambda: pod_of(world, runner)["spec"]["activeDeadlineSeconds"] == 1)
+        world.deliver(node, runner)
+        world.end("running")
+        eventually(lambda: world.pods() == [])
 
 
 def test_every_object_of_0_1_0_is_valid_under_the_new_definitions(installed: TestCluster) -> None:

@@ -178,7 +178,7 @@ def large_cluster(nodes: int, folder: Path) -> Iterator[Bench]:
         _create_nodes(cluster, nodes)
         player = RunnerPlayer(_admin(cluster), logs)
         stack.callback(player.stop)
-        config = {"runner": {"image": "memdiag.dev/node-runner:dev"}, "maxConcurrentRunners": SLOTS}
+        config = {"runner": {"image": "memdiag.dev/node-runner:dev", "allowTags": True}, "maxConcurrentRunners": SLOTS}
         operator = stack.enter_context(running_operator(cluster, folder / "operator", config))
         yield Bench(cluster, operator, audit_log)
 

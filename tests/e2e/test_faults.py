@@ -30,7 +30,7 @@ Record = Callable[[str, object], None]
 def install(cluster: TestCluster, folder: Path, runner: dict[str, Any]) -> None:
     """Install memdiag with these settings of its runners, and wait until its operator has them."""
     folder.mkdir()
-    config = {"runner": {"image": IMAGE, **runner}, "grace": GRACE, "sweep": {"activeSeconds": 1}}
+    config = {"runner": {"image": IMAGE, "allowTags": True, **runner}, "grace": GRACE, "sweep": {"activeSeconds": 1}}
     (folder / "operator.yaml").write_text(yaml.safe_dump(config))
     image = config["runner"]["image"]
     generators: list[dict[str, Any]] = [

@@ -77,6 +77,12 @@ class Planter:
         self._child.stdin.write(" ".join([load, *map(str, amounts)]) + "\n")
         return self._answer()
 
+    def become_user(self, uid: int) -> None:
+        """Let the child go on as another user, who may plant nothing more that needs root."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(f"become_user {uid}\n")
+        self._answer()
+
     def inode(self, fd: int) -> int:
         """The inode of the socket (or pipe) behind an fd of the child."""
         return Path(f"/proc/{self.pid}/fd/{fd}").stat().st_ino
@@ -855,11 +861,19 @@ def many_udp(amount: int) -> Truth:
     return {"sockets": amount, "packets": 2 * amount, "unread_bytes": 200 * amount}
 
 
+def become_user(uid: int) -> Truth:
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    return {}
+
+
 _LOADS: dict[str, Callable[..., Truth]] = {
     name: thing
     for name, thing in list(globals().items())
     if callable(thing) and name.split("_")[0].rstrip("6") in
-    ("tcp", "mptcp", "udp", "unix", "raw", "packet", "netlink", "pipe", "many", "shared", "read", "register", "vsock")
+    ("tcp", "mptcp", "udp", "unix", "raw", "packet", "netlink", "pipe", "many", "shared", "read", "register", "vsock",
+     "become")
     and not name.endswith("_pair")
 }  # fmt: skip
 

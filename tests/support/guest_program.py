@@ -20,14 +20,16 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from memdiag_api.capabilities import RUNNER_CAPABILITIES
 from planted.allocations import Allocator
 from planted.sockets import MIB, Planter, inq, wait_for
+from support.capabilities import only
 
 RUNNER = (sys.executable, "-m", "memdiag_node.cli")
 STUCK_MESSAGES, WINDOW_MESSAGES = 1_000, 2_000
@@ -37,6 +39,7 @@ CARD_BYTES = 4 * MIB
 CARD, CARD_ADDRESS, CARD_NETMASK = "eth0", "10.0.2.15", "255.255.255.0"
 ECHO_SECONDS = 60
 ECHO_ADDRESS, ECHO_PORT = "10.0.2.100", 7  # in the network that QEMU makes up
+PLANTER_UID = 12345
 POD_UID = "8a3f0c1d-52b7-4b5c-9e0e-6f2d1a7c3b94"
 CONTAINER_ID = "4f1c" * 16
 
@@ -52,13 +55,18 @@ Report = dict[str, Any]
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def runner(*arguments: str, while_tracing: Callable[[], None] | None = None, **popen: Any) -> Report:
-    """Run memdiag-node; what it said, its exit status, and when it said what."""
+def runner(
+    *arguments: str,
+    capabilities: Sequence[str] | None = RUNNER_CAPABILITIES,
+    while_tracing: Callable[[], None] | None = None,
+    **popen: Any,
+) -> Report:
+    """Run memdiag-node with these capabilities only; what it said, its exit status, and when it said what."""
     started = time.monotonic()
     said: list[tuple[float, str]] = []
-    process = subprocess.Popen(
-        [*RUNNER, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen
-    )
+    command = [*([] if capabilities is None else only(capabilities)), *RUNNER, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+    effective = ""
     assert process.stdout is not None
     assert process.stderr is not None
     output: list[str] = []
@@ -66,11 +74,25 @@ def runner(*arguments: str, while_tracing: Callable[[], None] | None = None, **p
     reader.start()
     for line in process.stderr:
         said.append((time.monotonic() - started, line.rstrip()))
-        if "tracing for" in line and while_tracing is not None:
-            while_tracing()
+        if "tracing for" in line:
+            effective = effective_capabilities(process.pid)
+            if while_tracing is not None:
+                while_tracing()
     reader.join()
     status = process.wait()
-    return {"status": status, "stdout": output[0], "stderr": said, "seconds": time.monotonic() - started}
+    return {
+        "status": status,
+        "stdout": output[0],
+        "stderr": said,
+        "seconds": time.monotonic() - started,
+        "effective_capabilities": effective,
+    }
+
+
+def effective_capabilities(pid: int) -> str:
+    """Those that a process has, as the kernel writes them (man 5 proc: CapEff)."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("CapEff:")]
+    return line.split()[1]
 
 
 def measure(duration: str, *arguments: str, while_tracing: Callable[[], None] | None = None) -> Report:
@@ -98,6 +120,7 @@ def planted_loads(*, network_card: bool) -> Report:
     with pod_cgroup() as pod, Planter() as planter, Allocator() as allocator, contextlib.ExitStack() as kept:
         (pod / "cgroup.procs").write_text(str(planter.pid))
         truths["pid"], truths["pipes_pid"], truths["card_pid"] = planter.pid, allocator.pid, os.getpid()
+        truths["comm"] = Path(f"/proc/{planter.pid}/comm").read_text().rstrip("\n")
         truths["stuck"] = planter.plant("tcp_small_messages", STUCK_MESSAGES)
         truths["datagrams"] = planter.plant("udp6_large", DATAGRAMS // 10)
 
@@ -109,6 +132,8 @@ def planted_loads(*, network_card: bool) -> Report:
                 receiver = kept.enter_context(echoed(CARD_BYTES))
                 inode = os.fstat(receiver.fileno()).st_ino
                 truths["card"] = {"fd": receiver.fileno(), "inode": inode, "unread_bytes": CARD_BYTES}
+            # A container's processes are usually another user's.
+            planter.become_user(PLANTER_UID)
 
         # Exact figures need every event; an emulated CPU would exceed the usual budget.
         report = measure("15s", "--cpu-budget-percent", "100", while_tracing=plant)
@@ -192,8 +217,16 @@ def lock_down(level: str) -> None:
     Path("/sys/kernel/security/lockdown").write_text(level)
 
 
-def without_capabilities() -> Report:
-    return runner("--preflight", user=65534, group=65534, extra_groups=[])
+def without_rights() -> Report:
+    return runner("--preflight", capabilities=None, user=65534, group=65534, extra_groups=[])
+
+
+def with_one_capability_less() -> Report:
+    """What preflight says without each of the capabilities."""
+    return {
+        name: runner("--preflight", capabilities=[one for one in RUNNER_CAPABILITIES if one != name])
+        for name in RUNNER_CAPABILITIES
+    }
 
 
 def with_bpf_denied_by_seccomp() -> Report:
@@ -231,7 +264,8 @@ def steps(*, own_kernel: bool) -> Steps:
         "preflight": lambda: runner("--preflight"),
         "planted": functools.partial(planted_loads, network_card=not own_kernel),
         "no BTF": without_btf,
-        "no capabilities": without_capabilities,
+        "no rights": without_rights,
+        "one capability less": with_one_capability_less,
         "no bpf(2)": with_bpf_denied_by_seccomp,
     }
     if own_kernel:

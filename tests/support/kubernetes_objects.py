@@ -17,7 +17,8 @@ RUN = naming.run_id(UID, "", None)
 NODE = "node1"
 NAME = "where"
 POD_NAME = naming.child_name(NAME, UID, RUN, NODE)
-CONFIG = OperatorConfig(runner=RunnerSettings(image="example/node-runner:1"))
+IMAGE = f"example/node-runner@sha256:{hashlib.sha256(b'an image').hexdigest()}"
+CONFIG = OperatorConfig(runner=RunnerSettings(image=IMAGE))
 
 
 def ago(seconds: float) -> datetime:

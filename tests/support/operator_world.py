@@ -18,7 +18,7 @@ from support.operator_process import OperatorProcess, running_operator
 
 IMAGE = "memdiag.dev/node-runner:dev"
 CONFIG: dict[str, Any] = {
-    "runner": {"image": IMAGE},
+    "runner": {"image": IMAGE, "allowTags": True},
     "sweep": {"activeSeconds": 1, "idleSeconds": 1},
     "grace": {
         "unschedulableSeconds": 1,

@@ -15,7 +15,7 @@ def runner_manifest(name: str = "tried", *, container: dict[str, Any] | None = N
     """One that nobody owns and no label tells of, with other values in its spec and in its container."""
     asked = diagnosis()
     assert isinstance(asked.spec, MemoryDiagnosisSpec)
-    config = OperatorConfig(runner=RunnerSettings(image=IMAGE))
+    config = OperatorConfig(runner=RunnerSettings(image=IMAGE, allow_tags=True))
     made = runner_pod(asked.metadata, asked.spec, run=RUN, node=node(), config=config, deadline_seconds=60)
     made["metadata"] = {"name": name, "namespace": made["metadata"]["namespace"]}
     made["spec"]["containers"][0].update(container or {})

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from memdiag_api.capabilities import RUNNER_CAPABILITIES
 from memdiag_api.evidence import Check, Context, Evidence, Holder, HolderKind, NeedState, Stack, Trend, VerdictKind
 from support.guest import GuestRun, run_guest, run_here
-from support.guest_program import CONTAINER_ID, POD_UID
+from support.guest_program import CONTAINER_ID, PLANTER_UID, POD_UID
 
 GUESTS = {"bookworm": "6.1.", "trixie": "6.12.", "sid": "7."}
 NATIVE = "native"
@@ -85,6 +86,17 @@ def test_the_guest_is_what_this_test_is_about(guest: GuestRun, suite: str) -> No
     assert "nokaslr" not in host["command_line"]
 
 
+# include/uapi/linux/capability.h
+CAPABILITY_BITS = {"SYSLOG": 34, "PERFMON": 38, "BPF": 39}
+
+
+def test_the_measurement_had_three_capabilities_and_no_more(guest: GuestRun) -> None:
+    """All other tests of this file judge what was found with these."""
+    assert set(RUNNER_CAPABILITIES) == set(CAPABILITY_BITS)
+    effective = int(step(guest, "planted")["effective_capabilities"], 16)
+    assert effective == sum(1 << bit for bit in CAPABILITY_BITS.values())
+
+
 def test_nothing_is_missing(guest: GuestRun) -> None:
     preflight = step(guest, "preflight")
     assert preflight["status"] == 0
@@ -98,9 +110,10 @@ def test_a_queue_is_found_with_its_process_fd_pod_and_exact_bytes(
 ) -> None:
     holder = holder_of(evidence, truths[name])
     (owner,) = holder.owners
-    assert (owner.pid, owner.fds, owner.pod_uid, owner.container_id) == (
-        truths["pid"], [truths[name]["fd"]], POD_UID, CONTAINER_ID,
+    assert (owner.pid, owner.uid, owner.fds, owner.pod_uid, owner.container_id) == (
+        truths["pid"], PLANTER_UID, [truths[name]["fd"]], POD_UID, CONTAINER_ID,
     )  # fmt: skip
+    assert owner.comm == truths["comm"]
     assert holder.unread_bytes == truths[name]["unread_bytes"]
     assert holder.pinned_bytes == pytest.approx(truths[name].get("pinned_bytes", holder.pinned_bytes), rel=0.02)
 
@@ -187,11 +200,25 @@ def test_without_btf_the_breakdown_remains_and_says_why(guest: GuestRun) -> None
     assert any("AllocPageTrace was not made" in note and "no BTF" in note for note in found.notes)
 
 
-def test_without_capabilities_it_says_which_ones(guest: GuestRun) -> None:
-    preflight = step(guest, "no capabilities")
+def test_without_rights_it_says_which_ones(guest: GuestRun) -> None:
+    preflight = step(guest, "no rights")
     assert preflight["status"] == 3
     assert "Missing   eBPF programs" in preflight["stdout"]
-    assert "capabilities BPF, PERFMON" in preflight["stdout"]
+    assert "capabilities BPF, PERFMON and SYSLOG" in preflight["stdout"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "unmet"),
+    [
+        ("BPF", {"eBPF programs": "Missing"}),
+        ("PERFMON", {"eBPF programs": "Missing"}),
+        ("SYSLOG", {"kernel symbols": "Degraded", "kernel log": "Degraded"}),
+    ],
+)
+def test_each_capability_is_needed(guest: GuestRun, capability: str, unmet: dict[str, str]) -> None:
+    preflight = step(guest, "one capability less")[capability]
+    lines = [line.partition(":")[0].split(maxsplit=1) for line in preflight["stdout"].splitlines() if line[0] != " "]
+    assert {name: state for state, name in lines if state != "Met"} == unmet, preflight["stdout"]
 
 
 def test_where_seccomp_denies_bpf_it_says_so(guest: GuestRun) -> None:

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+from memdiag_api.capabilities import in_words
 from memdiag_api.evidence import Check, Need, NeedState
 from memdiag_node.ebpf.btf import Btf, BtfError
 from memdiag_node.host import HostRoots
@@ -30,7 +31,7 @@ _READ_KERNEL = (
 # include/linux/proc_ns.h: PROC_PID_INIT_INO.
 _HOST_PID_NAMESPACE = 0xEFFFFFFC
 
-_CAPABILITIES = "run as root, or with the capabilities BPF, PERFMON, SYS_PTRACE, SYSLOG and DAC_READ_SEARCH"
+_CAPABILITIES = f"run as root with the capabilities {in_words()}"
 
 
 def needs(roots: HostRoots) -> list[Need]:
@@ -140,7 +141,7 @@ def _kallsyms(roots: HostRoots) -> Need:
         "kernel symbols",
         _TRACE,
         f"{path} hides every address. Call stacks have no function names, and cannot be told apart by context.",
-        "Run as root or with the capability SYSLOG, and set kernel.kptr_restrict to 0 or 1.",
+        "Run as root with the capability SYSLOG, and set kernel.kptr_restrict to 0 or 1.",
     )
 
 
@@ -154,7 +155,7 @@ def _kpageflags(roots: HostRoots) -> Need:
         _FRAMES,
         f"{path}: {reason}. What is outstanding is not checked against what the frames are used for, and page frames "
         "are not counted.",
-        "Run as root or with the capability DAC_READ_SEARCH, on a kernel built with CONFIG_PROC_PAGE_MONITOR.",
+        "Run as root, on a kernel built with CONFIG_PROC_PAGE_MONITOR.",
     )
 
 
@@ -167,8 +168,7 @@ def _kpagecgroup(roots: HostRoots) -> Need:
         "page charges",
         _FRAMES,
         f"{path}: {reason}. Which container is charged for kernel memory is not told.",
-        "Run as root or with the capability DAC_READ_SEARCH, on a kernel built with CONFIG_PROC_PAGE_MONITOR and "
-        "CONFIG_MEMCG.",
+        "Run as root, on a kernel built with CONFIG_PROC_PAGE_MONITOR and CONFIG_MEMCG.",
     )
 
 

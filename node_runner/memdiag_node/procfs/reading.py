@@ -151,7 +151,7 @@ def _vmallocinfo_need(roots: HostRoots) -> Need:
         NeedState.DEGRADED,
         detail=f"{problem}: kernel stacks are taken to be part of vmalloc; a kernel whose meminfo has VmallocUsed 0 "
         "(before 5.3) shows its vmalloc memory as AllocPage",
-        remedy="run as root, or with the capability DAC_READ_SEARCH",
+        remedy="run as root",
     )
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from memdiag_api.capabilities import RUNNER_CAPABILITIES
 from memdiag_api.diagnosis import API_VERSION, MemoryDiagnosis, MemoryDiagnosisSpec
 from memdiag_operator.config import MemoryLimit, OperatorConfig, RunnerSettings
 from memdiag_operator.decide import naming
@@ -9,16 +10,7 @@ from memdiag_operator.decide.objects import Node, ObjectMeta
 from memdiag_operator.decide.quantities import parse_byte_quantity
 
 CONTAINER_NAME = "node-runner"
-TRACING_PATH = "/sys/kernel/tracing"
 MEBIBYTE = 1024 * 1024
-
-CAPABILITIES = (
-    "BPF",  # load programs and maps
-    "PERFMON",  # attach them to tracepoints, read kernel memory in them
-    "SYS_PTRACE",  # see other users' file descriptors
-    "SYSLOG",  # kernel symbols (/proc/kallsyms)
-    "DAC_READ_SEARCH",  # other users' /proc files, /proc/kpageflags
-)
 
 
 def runner_pod(
@@ -67,7 +59,6 @@ def runner_pod(
             "containers": [_container(spec, run, node, config)],
             "volumes": [
                 {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": f"{settings.scratch_mebibytes}Mi"}},
-                {"name": "tracing", "hostPath": {"path": TRACING_PATH, "type": "Directory"}},
             ],
             **({"priorityClassName": settings.priority_class_name} if settings.priority_class_name else {}),
             **(
@@ -131,7 +122,6 @@ def _container(spec: MemoryDiagnosisSpec, run: str, node: Node, config: Operator
         "securityContext": _security_context(settings),
         "volumeMounts": [
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the pod's own, in memory
-            {"name": "tracing", "mountPath": TRACING_PATH, "readOnly": True},
         ],
     }
 
@@ -143,7 +133,7 @@ def _security_context(settings: RunnerSettings) -> dict[str, Any]:
     else:
         context |= {
             "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"], "add": list(CAPABILITIES)},
+            "capabilities": {"drop": ["ALL"], "add": list(RUNNER_CAPABILITIES)},
             "seccompProfile": {"type": "RuntimeDefault"},
         }
     if settings.app_armor_profile:

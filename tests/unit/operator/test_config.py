@@ -5,23 +5,42 @@ from pathlib import Path
 import pytest
 
 from memdiag_operator.config import DEFAULT_TOLERATIONS, ConfigError, Settings, load_config, parse_config
+from support.kubernetes_objects import IMAGE
 
 PROJECT = Path(__file__).parents[3]
 
 
 def test_an_image_is_enough() -> None:
-    config = parse_config("runner: {image: example/runner:1}")
-    assert config.runner.image == "example/runner:1"
+    config = parse_config(f"runner: {{image: '{IMAGE}'}}")
+    assert config.runner.image == IMAGE
     assert config.runner.namespace == "memdiag-runners"
     assert config.runner.tolerations == DEFAULT_TOLERATIONS
     assert config.max_concurrent_runners == 3
     assert not config.runner.privileged
 
 
-@pytest.mark.parametrize("overlay", ["release", "embedded"])
-def test_the_overlays_bring_a_configuration_that_the_operator_takes(overlay: str) -> None:
-    config = load_config(PROJECT / "manifests" / "overlays" / overlay / "operator.yaml")
+def test_the_embedded_overlay_brings_a_configuration_that_the_operator_takes() -> None:
+    config = load_config(PROJECT / "manifests/overlays/embedded/operator.yaml")
     assert config.runner.image.startswith("memdiag.dev/node-runner:")
+    assert config.runner.allow_tags
+
+
+def test_the_release_overlay_is_refused_until_the_images_digest_is_filled_in() -> None:
+    text = (PROJECT / "manifests/overlays/release/operator.yaml").read_text()
+    with pytest.raises(ConfigError, match="must be named by digest"):
+        parse_config(text)
+    filled_in = text.replace("sha256:REPLACE", IMAGE.partition("@")[2])
+    assert parse_config(filled_in).runner.image == f"registry.example.com/memdiag/node-runner@{IMAGE.partition('@')[2]}"
+
+
+@pytest.mark.parametrize("image", ["example/runner", "example/runner:1", "example/runner@sha256:12", f"{IMAGE}:1"])
+def test_an_image_that_can_be_exchanged_is_refused_and_the_message_says_how_to_get_the_digest(image: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(f"runner: {{image: '{image}'}}", source="operator.yaml")
+    assert f"operator.yaml: runner: Value error, image {image} must be named by digest" in str(caught.value)
+    assert "docker inspect --format" in str(caught.value)
+    assert "runner.allowTags" in str(caught.value)
+    assert parse_config(f"runner: {{image: '{image}', allowTags: true}}").runner.image == image
 
 
 @pytest.mark.parametrize(
@@ -77,7 +96,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_the_page_on_configuration_shows_every_setting_with_its_default() -> None:
     page = (PROJECT / "docs" / "configuration.md").read_text()
     shown = page.split("```yaml\n")[1].split("```")[0]
-    default = parse_config("runner: {image: memdiag.dev/node-runner:0.1.0}")
+    shown = shown.replace("registry.example.com/memdiag/node-runner@sha256:REPLACE", IMAGE)
+    default = parse_config(f"runner: {{image: '{IMAGE}'}}")
     assert parse_config(shown) == default
     missing = [name for name in setting_names(default) if f"{name}:" not in shown]
     assert missing == []

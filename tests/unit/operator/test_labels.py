@@ -14,7 +14,7 @@ NODES = {
 
 
 def allowed_nodes(text: str) -> AllowedNodes:
-    return parse_config(f"runner: {{image: a}}\nallowedNodes: {text}").allowed_nodes
+    return parse_config(f"runner: {{image: a, allowTags: true}}\nallowedNodes: {text}").allowed_nodes
 
 
 # Expectations are what `kubectl get nodes -l SELECTOR` lists (apimachinery: pkg/labels/selector.go).
