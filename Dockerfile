@@ -1,9 +1,22 @@
-# memdiag's two images: `--target operator` and `--target node-runner`.
+# memdiag's two images: `--target operator` and `--target node-runner`; `--target sbom` has their bills of materials only.
 #
 # Both run Debian's Python, because bcc is Debian's python3-bpfcc (the `bcc` on PyPI is another project). What changes
-# often comes last: a change of the source makes one small layer anew, and reinstalls nothing.
+# often comes last: a change of the source rebuilds one small layer, and reinstalls nothing.
+#
+# Arguments, which `make release-images` passes:
+#   BASE_IMAGE   the base image to build on, best by digest
+#   BASE_NAME    the name by which it was asked for
+#   BASE_DIGEST  its digest; a build without it fails
+#   VERSION      of memdiag
+#   REVISION     the commit that the images are built from
+#   SOURCE       where that commit can be found
 
 ARG BASE_IMAGE=debian:trixie-slim
+ARG BASE_NAME=${BASE_IMAGE}
+ARG BASE_DIGEST
+ARG VERSION
+ARG REVISION
+ARG SOURCE
 
 FROM ${BASE_IMAGE} AS python
 RUN apt-get update \
@@ -19,13 +32,15 @@ RUN python3 -m venv --without-pip /opt/memdiag
 
 FROM build AS operator-dependencies
 COPY requirements/operator.txt /requirements.txt
-RUN python3 -m pip --python /opt/memdiag install --no-cache-dir --require-hashes --only-binary :all: -r /requirements.txt \
+RUN python3 -m pip --python /opt/memdiag install --no-cache-dir --require-hashes --only-binary :all: --report /pip-report.json \
+        -r /requirements.txt \
     # the same client once more, for asyncio; the operator uses the other
     && rm -rf /opt/memdiag/lib/python3*/site-packages/kubernetes/aio
 
 FROM build AS node-runner-dependencies
 COPY requirements/node-runner.txt /requirements.txt
-RUN python3 -m pip --python /opt/memdiag install --no-cache-dir --require-hashes --only-binary :all: -r /requirements.txt \
+RUN python3 -m pip --python /opt/memdiag install --no-cache-dir --require-hashes --only-binary :all: --report /pip-report.json \
+        -r /requirements.txt \
     # bcc lies outside of the environment; numpy's own tests and headers are no use
     && sed -i 's/^include-system-site-packages = false/include-system-site-packages = true/' /opt/memdiag/pyvenv.cfg \
     && rm -rf /opt/memdiag/lib/python3*/site-packages/numpy/tests \
@@ -39,27 +54,79 @@ COPY node_runner /source/node_runner
 RUN python3 -m pip wheel --no-cache-dir --no-deps --no-build-isolation --no-index --wheel-dir /wheels /source
 RUN python3 -m pip --python /opt/memdiag install --no-deps --no-index --prefix /package /wheels/*.whl
 
-# --- the images ---
+# --- what lies in the images, and their bills of materials ---
 
-FROM python AS operator
-LABEL org.opencontainers.image.title="memdiag operator" \
-      org.opencontainers.image.description="Answers where a Kubernetes node's memory went" \
-      org.opencontainers.image.licenses="Apache-2.0"
+FROM python AS operator-files
 COPY --from=operator-dependencies /opt/memdiag /opt/memdiag
 COPY --from=package /package /opt/memdiag
-ENV PATH=/opt/memdiag/bin:/usr/bin:/bin PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-USER 65532:65532
-ENTRYPOINT ["memdiag-operator"]
 
-FROM python AS node-runner
-LABEL org.opencontainers.image.title="memdiag node runner" \
-      org.opencontainers.image.description="Measures where one Linux host's memory went, with eBPF" \
-      org.opencontainers.image.licenses="Apache-2.0"
+FROM python AS node-runner-files
 # Most of this image is LLVM, with which bcc compiles: libLLVM 130 MB, libclang 71 MB, libz3 28 MB.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3-bpfcc \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/cache/ldconfig /var/log/*
 COPY --from=node-runner-dependencies /opt/memdiag /opt/memdiag
 COPY --from=package /package /opt/memdiag
+
+FROM operator-files AS operator-sbom
+COPY tools/sbom.py /sbom.py
+COPY --from=operator-dependencies /pip-report.json /pip-report.json
+ARG VERSION
+ARG BASE_NAME
+ARG BASE_DIGEST
+RUN python3 /sbom.py --name=memdiag-operator --version="${VERSION}" --base-name="${BASE_NAME}" \
+        --base-digest="${BASE_DIGEST}" --pip-report=/pip-report.json \
+        --site-packages="$(echo /opt/memdiag/lib/python3*/site-packages)" > /sbom.json
+
+FROM node-runner-files AS node-runner-sbom
+COPY tools/sbom.py /sbom.py
+COPY --from=node-runner-dependencies /pip-report.json /pip-report.json
+ARG VERSION
+ARG BASE_NAME
+ARG BASE_DIGEST
+RUN python3 /sbom.py --name=memdiag-node-runner --version="${VERSION}" --base-name="${BASE_NAME}" \
+        --base-digest="${BASE_DIGEST}" --pip-report=/pip-report.json \
+        --site-packages="$(echo /opt/memdiag/lib/python3*/site-packages)" > /sbom.json
+
+FROM scratch AS sbom
+COPY --from=operator-sbom /sbom.json /operator.cdx.json
+COPY --from=node-runner-sbom /sbom.json /node-runner.cdx.json
+
+# --- the images ---
+
+FROM operator-files AS operator
+COPY --from=operator-sbom /sbom.json /opt/memdiag/sbom.cdx.json
+ENV PATH=/opt/memdiag/bin:/usr/bin:/bin PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+USER 65532:65532
+ENTRYPOINT ["memdiag-operator"]
+ARG VERSION
+ARG REVISION
+ARG SOURCE
+ARG BASE_NAME
+ARG BASE_DIGEST
+LABEL org.opencontainers.image.title="memdiag operator" \
+      org.opencontainers.image.description="Answers where a Kubernetes node's memory went" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.source="${SOURCE}" \
+      org.opencontainers.image.base.name="${BASE_NAME}" \
+      org.opencontainers.image.base.digest="${BASE_DIGEST}"
+
+FROM node-runner-files AS node-runner
+COPY --from=node-runner-sbom /sbom.json /opt/memdiag/sbom.cdx.json
 ENV PATH=/opt/memdiag/bin:/usr/sbin:/usr/bin:/sbin:/bin PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 ENTRYPOINT ["memdiag-node"]
+ARG VERSION
+ARG REVISION
+ARG SOURCE
+ARG BASE_NAME
+ARG BASE_DIGEST
+LABEL org.opencontainers.image.title="memdiag node runner" \
+      org.opencontainers.image.description="Measures where one Linux host's memory went, with eBPF" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.source="${SOURCE}" \
+      org.opencontainers.image.base.name="${BASE_NAME}" \
+      org.opencontainers.image.base.digest="${BASE_DIGEST}"

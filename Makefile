@@ -35,8 +35,13 @@ cluster-down: ## stop the embedded cluster and remove all that it left
 	@$(CLUSTER) down
 
 .PHONY: images
-images: prepare ## build the two container images (cached)
+images: prepare ## build the two container images (cached), and print where their bills of materials are
 	@$(CLUSTER) build
+
+.PHONY: release-images
+release-images: ## build a release for REPOSITORY=registry/path; BASE_IMAGE=, BUILDER=docker|buildah, SOURCE=https://...
+	@$(CLUSTER) release-images --repository=$(or $(REPOSITORY),$(error name the repository: REPOSITORY=registry/path)) \
+		$(if $(BASE_IMAGE),--base-image=$(BASE_IMAGE)) $(if $(BUILDER),--builder=$(BUILDER)) $(if $(SOURCE),--source=$(SOURCE))
 
 .PHONY: clean-cache
 clean-cache: ## empty the cache of Kubernetes binaries and images

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from local_cluster import debian, image_store, kubernetes_binaries, promtool, steps
+from local_cluster import debian, image_store, kubernetes_binaries, promtool, provenance, steps
 from local_cluster.cache import Cache
 from local_cluster.case import Cause, run_case
 from local_cluster.cluster import Cluster, all_clusters
 from local_cluster.demo import run_demo
 from local_cluster.paths import cache_root
+from local_cluster.release_images import BUILDERS, DEFAULT_BASE_IMAGE, Release
 from local_cluster.steps import StepError, step
 
 DEFAULT_NAME = "memdiag"
@@ -47,6 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("packages", nargs="*", metavar="PACKAGE", help="further packages to install")
     build = add("build", _build, "build the Kubernetes binaries and the images, unless they are cached")
     build.add_argument("--promtool", action="store_true", help="and promtool, with which alert rules are tested")
+    release = add("release-images", _release_images, "build the images of a release, for a registry")
+    release.add_argument("--repository", required=True, help="where they will be pushed, without the last part")
+    release.add_argument("--base-image", default=DEFAULT_BASE_IMAGE, help="(default: %(default)s)")
+    release.add_argument("--builder", choices=BUILDERS, default="docker", help="(default: %(default)s)")
+    release.add_argument("--source", help="where the sources are published (default: git's remote origin)")
+    release.add_argument("--sboms", type=Path, default=Path("dist"), help="folder for the bills of materials")
+    release.add_argument("words", nargs=argparse.REMAINDER, metavar="OPTION", help="further options of the builder")
     up = add("up", _up, "start a cluster, building what it needs")
     up.add_argument("--api-only", action="store_true", help="etcd and kube-apiserver only")
     up.add_argument("--owner-pid", type=int, help="the cluster may be removed once this process has ended")
@@ -82,9 +90,26 @@ def _prepare(options: argparse.Namespace) -> int:
 
 def _build(options: argparse.Namespace) -> int:
     kubernetes_binaries.provide()
-    image_store.provide()
+    images = image_store.provide()
+    print(f"what the images are made of: {images / image_store.SBOMS}")
     if options.promtool:
         promtool.provide()
+    return 0
+
+
+def _release_images(options: argparse.Namespace) -> int:
+    release = Release(
+        repository=options.repository,
+        base_image=options.base_image,
+        builder=options.builder,
+        source=options.source or provenance.source(),
+        sboms=options.sboms,
+        options=_after_dashes(options.words),
+    )
+    release.build()
+    print("Push them; their digests belong into manifests/overlays/release:")
+    for image in release.images().values():
+        print(f"  {options.builder} push {image}")
     return 0
 
 

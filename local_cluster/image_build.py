@@ -9,10 +9,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from local_cluster import registries
+from local_cluster import provenance, registries
 from local_cluster.cache import Cache, content_key
 from local_cluster.containerd import PAUSE_IMAGE
 from local_cluster.paths import PACKAGE, PROJECT
+from local_cluster.provenance import Base
 from local_cluster.shell import run
 
 OPERATOR_IMAGE = "memdiag.dev/operator:dev"
@@ -58,21 +59,35 @@ class ImageBuilder:
     def build(self) -> Path:
         """The archive with the pause image and one image for every target of the Dockerfile."""
         self._build_pause()
-        base = self._base_image()
-        context = self._copy_context()
-        machine = ["--isolation=chroot", "--network=host", *registries.mounts(self.work)]
+        context, arguments = self._prepare()
         for target, name in TARGETS.items():
-            self._build(name, context, f"--target={target}", f"--build-arg=BASE_IMAGE={base}", *machine)
+            self._build(name, context, f"--target={target}", *arguments)
         archive = self._archive([PAUSE_IMAGE, *TARGETS.values()])
         self._drop_old_layers()
         return archive
 
+    def build_sboms(self, folder: Path, *, from_cache: bool = True) -> None:
+        """Write the images' bills of materials to `folder`; not `from_cache`: everything is installed again for it."""
+        context, arguments = self._prepare()
+        output = f"--output=type=local,dest={folder}"
+        layers = "--layers" if from_cache else "--no-cache"
+        self._buildah("build", layers, "--pull=never", "--target=sbom", output, *arguments, str(context))
+
     def build_other(self, name: str, context: Path) -> Path:
         """The archive with one more image, of the Dockerfile in the folder `context`, on the same base system."""
-        base = self._base_image()
-        machine = ["--isolation=chroot", "--network=host", *registries.mounts(self.work)]
-        self._build(name, context, f"--build-arg=BASE_IMAGE={base}", *machine)
+        self._build(name, context, f"--build-arg=BASE_IMAGE={self._base_image()}", *self._machine())
         return self._archive([name])
+
+    def _prepare(self) -> tuple[Path, list[str]]:
+        """The build context, and the arguments that are the same for every target."""
+        name = self._base_image()
+        base = Base(name, name, self._buildah("images", "--format={{.Digest}}", name).strip())
+        told = provenance.build_arguments(base, revision=provenance.revision(), source=provenance.source())
+        return self._copy_context(), [*told, *self._machine()]
+
+    def _machine(self) -> list[str]:
+        """How to build on this machine, with its own package archives."""
+        return ["--isolation=chroot", "--network=host", *registries.mounts(self.work)]
 
     def _build_pause(self) -> None:
         context = self.work / "pause"
@@ -87,7 +102,7 @@ class ImageBuilder:
             return name
         folder, _ = self.cache.entry("base", base_key(), self._bootstrap)
         context = self.work / "base"
-        context.mkdir()
+        context.mkdir(exist_ok=True)
         (context / "Dockerfile").write_text("FROM scratch\nADD base.tar /\n")
         os.link(folder / "base.tar", context / "base.tar")
         self._build(name, context)

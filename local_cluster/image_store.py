@@ -1,5 +1,8 @@
 """The images as the node's containerd needs them: imported and unpacked once, then copied to every new cluster."""
 
+import json
+import re
+import shutil
 import subprocess
 import tempfile
 import time
@@ -13,6 +16,9 @@ from local_cluster.linked_copy import copy_tree
 from local_cluster.paths import cache_root
 from local_cluster.shell import run
 from local_cluster.steps import StepError, step
+
+SBOMS = "sbom"
+"""Beside the images in their folder: what each is made of, as TARGET.cdx.json."""
 
 # No garbage collection of its own accord: an import would lose the layers that it is about to use again.
 _STORE_CONFIG = """\
@@ -69,9 +75,28 @@ def copy_root(store: Path, image: str, target: Path, log: Path) -> None:
             run([*inside, socket, image, mounted, target], log=log)
 
 
+def image_labels(store: Path, image: str, log: Path) -> dict[str, str]:
+    """The labels of an image in `store` (see `provide`)."""
+    with tempfile.TemporaryDirectory(suffix=PARTIAL, dir=store.parent) as work:
+        own = Path(work) / "store"
+        copy_tree(store, own)  # even a look leaves its mark in containerd's database
+        with tempfile.TemporaryDirectory(prefix="memdiag-") as state, _containerd(own, Path(state), log) as socket:
+            ctr = ["ctr", f"--address={socket}", "--namespace=k8s.io"]
+            listing = run([*ctr, "images", "list", f"name=={image}"])
+            digest = re.search(r"sha256:[0-9a-f]{64}", listing)
+            if digest is None:
+                raise StepError(f"{image} is not among the images in {store}", log=log)
+            manifest = json.loads(run([*ctr, "content", "get", digest[0]]))
+            config = json.loads(run([*ctr, "content", "get", manifest["config"]["digest"]]))
+    labels: dict[str, str] = config["config"]["Labels"]
+    return labels
+
+
 def _fill(folder: Path, cache: Cache, log: Path) -> None:
     with tempfile.TemporaryDirectory(suffix=PARTIAL, dir=folder.parent) as work:
-        archive = image_build.ImageBuilder(cache, Path(work), log).build()
+        builder, sboms = image_build.ImageBuilder(cache, Path(work), log), Path(work) / "sbom"
+        archive = builder.build()
+        builder.build_sboms(sboms)
         _start_from_newest(folder)
         # Not below the cache: the path of a socket may be 107 bytes long.
         with tempfile.TemporaryDirectory(prefix="memdiag-") as state, _containerd(folder, Path(state), log) as socket:
@@ -80,6 +105,8 @@ def _fill(folder: Path, cache: Cache, log: Path) -> None:
             # A lease that is deleted synchronously makes containerd collect what no image uses any more.
             run([*ctr, "leases", "create", "--id=collect-garbage"], log=log)
             run([*ctr, "leases", "delete", "--sync", "collect-garbage"], log=log)
+        shutil.rmtree(folder / SBOMS, ignore_errors=True)  # of the store that this one began with
+        shutil.copytree(sboms, folder / SBOMS)
 
 
 def _start_from_newest(folder: Path) -> None:
