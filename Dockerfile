@@ -68,24 +68,32 @@ RUN apt-get update \
 COPY --from=node-runner-dependencies /opt/memdiag /opt/memdiag
 COPY --from=package /package /opt/memdiag
 
+# Everything that the labels say is in them as well: buildah takes a label from its cache whatever its argument is now,
+# unless what was copied before it differs.
 FROM operator-files AS operator-sbom
 COPY tools/sbom.py /sbom.py
 COPY --from=operator-dependencies /pip-report.json /pip-report.json
 ARG VERSION
+ARG REVISION
+ARG SOURCE
 ARG BASE_NAME
 ARG BASE_DIGEST
-RUN python3 /sbom.py --name=memdiag-operator --version="${VERSION}" --base-name="${BASE_NAME}" \
-        --base-digest="${BASE_DIGEST}" --pip-report=/pip-report.json \
+RUN python3 /sbom.py --name=memdiag-operator --version="${VERSION}" \
+        --revision="${REVISION}" --source="${SOURCE}" \
+        --base-name="${BASE_NAME}" --base-digest="${BASE_DIGEST}" --pip-report=/pip-report.json \
         --site-packages="$(echo /opt/memdiag/lib/python3*/site-packages)" > /sbom.json
 
 FROM node-runner-files AS node-runner-sbom
 COPY tools/sbom.py /sbom.py
 COPY --from=node-runner-dependencies /pip-report.json /pip-report.json
 ARG VERSION
+ARG REVISION
+ARG SOURCE
 ARG BASE_NAME
 ARG BASE_DIGEST
-RUN python3 /sbom.py --name=memdiag-node-runner --version="${VERSION}" --base-name="${BASE_NAME}" \
-        --base-digest="${BASE_DIGEST}" --pip-report=/pip-report.json \
+RUN python3 /sbom.py --name=memdiag-node-runner --version="${VERSION}" \
+        --revision="${REVISION}" --source="${SOURCE}" \
+        --base-name="${BASE_NAME}" --base-digest="${BASE_DIGEST}" --pip-report=/pip-report.json \
         --site-packages="$(echo /opt/memdiag/lib/python3*/site-packages)" > /sbom.json
 
 FROM scratch AS sbom

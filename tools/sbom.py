@@ -41,19 +41,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *debian_components(listing, release),
         *python_components(installed, read_wheel_hashes(options.pip_report.read_text())),
     ]
-    json.dump(document(options.name, options.version, components), sys.stdout, indent=1)
+    origin = {"revision": options.revision, "source": options.source}
+    json.dump(document(options.name, options.version, origin, components), sys.stdout, indent=1)
     print()
     return 0
 
 
-def document(name: str, version: str, components: Iterable[Component]) -> dict[str, Any]:
-    """The bill of materials of the image `name`."""
+def document(name: str, version: str, origin: Mapping[str, str], components: Iterable[Component]) -> dict[str, Any]:
+    """The bill of materials of the image `name`; `origin` is what the labels of the same names say."""
+    properties = [{"name": f"org.opencontainers.image.{key}", "value": value} for key, value in origin.items()]
+    image = {"bom-ref": name, "type": "container", "name": name, "version": version, "properties": properties}
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
-        "metadata": {"component": {"bom-ref": name, "type": "container", "name": name, "version": version}},
+        "metadata": {"component": image},
         "components": sorted(components, key=lambda one: str(one["bom-ref"])),
     }
 
@@ -132,6 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", required=True, help="the image's name")
     parser.add_argument("--version", required=True, help="the image's version")
+    parser.add_argument("--revision", required=True, help="the commit that it is built from")
+    parser.add_argument("--source", required=True, help="where that commit can be found")
     parser.add_argument("--base-name", required=True, help="the base image's name")
     parser.add_argument("--base-digest", required=True, help="the base image's digest")
     parser.add_argument("--site-packages", required=True, type=Path, help="where the Python packages are")

@@ -13,8 +13,8 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from local_cluster import image_build, image_store, provenance
-from local_cluster.paths import PROJECT
+from local_cluster import image_build, image_store, provenance, registries
+from local_cluster.paths import PROJECT, cache_root
 
 LABEL = "org.opencontainers.image"
 BUILD = """\
@@ -61,7 +61,10 @@ def test_labels_say_what_an_image_was_built_from(
     assert labels[f"{LABEL}.source"]
     assert labels[f"{LABEL}.base.name"] == f"localhost/memdiag-base:{image_build.base_key()}"
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", labels[f"{LABEL}.base.digest"])
-    (base,) = [one for one in json.loads(bills[target])["components"] if one["type"] == "container"]
+    bill = json.loads(bills[target])
+    told = {one["name"]: one["value"] for one in bill["metadata"]["component"]["properties"]}
+    assert told == {f"{LABEL}.{key}": labels[f"{LABEL}.{key}"] for key in ("revision", "source")}
+    (base,) = [one for one in bill["components"] if one["type"] == "container"]
     assert (base["name"], base["version"]) == (labels[f"{LABEL}.base.name"], labels[f"{LABEL}.base.digest"])
 
 
@@ -87,30 +90,105 @@ def test_the_bill_of_materials_lists_what_is_in_the_image(
 
 
 def test_a_second_build_from_another_checkout_has_the_same_packages(bills: dict[str, bytes], tmp_path: Path) -> None:
-    """Nothing comes from the cache but the base image. The package archives are an input too: when they have moved on
+    """Only the base image comes from the cache. The package archives are an input too: when they have moved on
     since the images were built, two builds of now are compared."""
-    again = built_in_another_checkout(tmp_path / "second")
-    if again != bills and {target: without_debian(bill) for target, bill in again.items()} == {
-        target: without_debian(bill) for target, bill in bills.items()
-    }:
-        assert built_in_another_checkout(tmp_path / "third") == again
-    else:
-        assert again == bills
+    first, second = components(bills), components(built_in_another_checkout(tmp_path / "second"))
+    if first != second and without_debian(first) == without_debian(second):
+        first = components(built_in_another_checkout(tmp_path / "third"))
+    assert first == second
 
 
-def without_debian(bill: bytes) -> list[dict[str, Any]]:
-    components: list[dict[str, Any]] = json.loads(bill)["components"]
-    return [one for one in components if not one["bom-ref"].startswith("pkg:deb/")]
+Components = dict[str, list[dict[str, Any]]]
+
+
+def components(bills: dict[str, bytes]) -> Components:
+    """What each image consists of, in the order of its bill of materials."""
+    return {target: json.loads(bill)["components"] for target, bill in bills.items()}
+
+
+def without_debian(components: Components) -> Components:
+    return {
+        target: [one for one in found if not one["bom-ref"].startswith("pkg:deb/")]
+        for target, found in components.items()
+    }
+
+
+def another_checkout(folder: Path) -> Path:
+    """The files that images are built from, and what builds them."""
+    for path in (*image_build.build_context(), Path(".dockerignore")):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(PROJECT / path, folder / path)
+    shutil.copytree(PROJECT / "local_cluster", folder / "local_cluster", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
 
 
 def built_in_another_checkout(folder: Path) -> dict[str, bytes]:
-    checkout, work, sboms = folder / "checkout", folder / "work", folder / "sboms"
-    for path in (*image_build.build_context(), Path(".dockerignore")):
-        (checkout / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(PROJECT / path, checkout / path)
-    shutil.copytree(PROJECT / "local_cluster", checkout / "local_cluster")
-    work.mkdir()
+    work, sboms = folder / "work", folder / "sboms"
+    work.mkdir(parents=True)
     command: list[str | Path] = [sys.executable, "-c", BUILD, work, sboms]
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=another_checkout(folder / "checkout"), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return {target: (sboms / f"{target}.cdx.json").read_bytes() for target in image_build.TARGETS}
+
+
+# --- make release-images ----------------------------------------------------------------------------------------------
+
+REPOSITORY, SOURCE = "localhost/released", "https://git.example.org/memdiag"
+
+
+@pytest.fixture
+def commit(tmp_path: Path) -> str:
+    """Of a checkout in tmp_path / "checkout" in which nothing is changed."""
+    identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    git: list[str | Path] = ["git", "-C", another_checkout(tmp_path / "checkout"), *identity]
+    for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message=all"]):
+        subprocess.run([*git, *words], check=True)
+    return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def in_buildahs_store(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command that sees what was built here before as its own."""
+    inside = ["unshare", "--mount", "--propagation=slave", "sh", "-c", 'mount --bind "$0" /var/lib && exec "$@"']
+    words: list[str | Path] = [*inside, cache_root() / "buildah", *command]
+    environment = {**os.environ, "STORAGE_DRIVER": "overlay"}
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def release_images(folder: Path, base: str) -> subprocess.CompletedProcess[str]:
+    options = ["--layers", "--pull=never", "--isolation=chroot", "--network=host", *registries.mounts(folder)]
+    named = [f"--repository={REPOSITORY}", f"--base-image={base}", f"--source={SOURCE}", f"--sboms={folder / 'dist'}"]
+    command = [sys.executable, "-m", "local_cluster", "release-images", "--builder=buildah", *named, "--", *options]
+    return in_buildahs_store(*command, cwd=folder / "checkout")
+
+
+def test_a_release_is_built_from_a_commit_on_a_base_image_whose_digest_is_known(
+    store: Path, bills: dict[str, bytes], commit: str, tmp_path: Path
+) -> None:
+    del store
+    done = release_images(tmp_path, f"localhost/memdiag-base:{image_build.base_key()}")
+    images = [f"{REPOSITORY}/{target}:{provenance.version()}" for target in image_build.TARGETS]
+    try:
+        assert done.returncode == 0, done.stderr
+        assert [line.split()[-1] for line in done.stdout.splitlines() if " push " in line] == images
+        for image in images:
+            inspected = json.loads(in_buildahs_store("buildah", "inspect", "--type=image", image).stdout)
+            labels = inspected["OCIv1"]["config"]["Labels"]
+            assert labels[f"{LABEL}.revision"] == commit
+            assert labels[f"{LABEL}.source"] == SOURCE
+            assert labels[f"{LABEL}.base.digest"] in bills["operator"].decode()
+        released = {target: (tmp_path / f"dist/{target}.cdx.json").read_bytes() for target in image_build.TARGETS}
+        assert components(released) == components(bills)
+        assert all(commit.encode() in bill for bill in released.values())
+    finally:
+        in_buildahs_store("buildah", "rmi", *images)
+
+
+def test_a_release_is_not_built_when_the_base_images_digest_cannot_be_told(commit: str, tmp_path: Path) -> None:
+    del commit
+    done = release_images(tmp_path, "localhost/no-such-base:1")
+    assert done.returncode != 0
+    assert "localhost/no-such-base:1" in done.stderr + done.stdout
+    assert "or name it by digest: BASE_IMAGE=NAME@sha256:..." in done.stderr + done.stdout
+    assert not (tmp_path / "dist").exists()

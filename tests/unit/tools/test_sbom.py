@@ -39,6 +39,7 @@ def bill(listing: str = LISTING, installed: list[tuple[str, str]] = INSTALLED) -
     return sbom.document(
         "memdiag-operator",
         "0.1.0",
+        {"revision": "0123abc", "source": "https://git.example.org/memdiag"},
         [
             *sbom.python_components(installed, sbom.read_wheel_hashes(PIP_REPORT)),
             *sbom.debian_components(listing, sbom.read_os_release(OS_RELEASE)),
@@ -90,7 +91,15 @@ def test_without_the_base_images_digest_there_is_none(
 ) -> None:
     report = tmp_path / "report.json"
     report.write_text(PIP_REPORT)
-    words = ["--name=a", "--version=1", "--base-name=debian", f"--site-packages={tmp_path}", f"--pip-report={report}"]
+    words = [
+        "--name=a",
+        "--version=1",
+        "--revision=0123",
+        "--source=here",
+        "--base-name=debian",
+        f"--site-packages={tmp_path}",
+        f"--pip-report={report}",
+    ]
     assert sbom.main([*words, f"--base-digest={digest}"]) == 1
     said = capsys.readouterr()
     assert said.out == ""
@@ -102,7 +111,14 @@ def test_of_this_machine_it_lists_every_package(tmp_path: Path, capsys: pytest.C
     report = tmp_path / "report.json"
     report.write_text(PIP_REPORT)
     site_packages = Path(pytest.__file__).parents[1]
-    words = ["--name=a", "--version=1", "--base-name=debian", f"--site-packages={site_packages}"]
+    words = [
+        "--name=a",
+        "--version=1",
+        "--revision=0123",
+        "--source=here",
+        "--base-name=debian",
+        f"--site-packages={site_packages}",
+    ]
     assert sbom.main([*words, f"--base-digest={BASE_DIGEST}", f"--pip-report={report}"]) == 0
     text = capsys.readouterr().out
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
