@@ -56,22 +56,24 @@ class ImageBuilder:
     work: Path
     log: Path
 
-    def build(self) -> Path:
-        """The archive with the pause image and one image for every target of the Dockerfile."""
+    def build(self, sboms: Path) -> Path:
+        """The archive with the pause image and one image for every target of the Dockerfile.
+
+        What each of these is made of is written to the new folder `sboms`, as TARGET.cdx.json.
+        """
         self._build_pause()
         context, arguments = self._prepare()
         for target, name in TARGETS.items():
             self._build(name, context, f"--target={target}", *arguments)
+        self._write_sboms(sboms, context, "--layers", *arguments)
         archive = self._archive([PAUSE_IMAGE, *TARGETS.values()])
         self._drop_old_layers()
         return archive
 
-    def build_sboms(self, folder: Path, *, from_cache: bool = True) -> None:
-        """Write the images' bills of materials to `folder`; not `from_cache`: everything is installed again for it."""
+    def build_sboms(self, folder: Path) -> None:
+        """Write the bills of materials as `build` does, of packages that are all installed again for it."""
         context, arguments = self._prepare()
-        output = f"--output=type=local,dest={folder}"
-        layers = "--layers" if from_cache else "--no-cache"
-        self._buildah("build", layers, "--pull=never", "--target=sbom", output, *arguments, str(context))
+        self._write_sboms(folder, context, "--no-cache", *arguments)
 
     def build_other(self, name: str, context: Path) -> Path:
         """The archive with one more image, of the Dockerfile in the folder `context`, on the same base system."""
@@ -136,6 +138,10 @@ class ImageBuilder:
 
     def _build(self, name: str, context: Path, *arguments: str) -> None:
         self._buildah("build", "--layers", "--pull=never", f"--tag={name}", *arguments, str(context))
+
+    def _write_sboms(self, folder: Path, context: Path, *arguments: str) -> None:
+        output = f"--output=type=local,dest={folder}"
+        self._buildah("build", "--pull=never", "--target=sbom", output, *arguments, str(context))
 
     def _archive(self, names: list[str]) -> Path:
         # One layout for all, so that layers they share are compressed and imported once.

@@ -95,8 +95,7 @@ def image_labels(store: Path, image: str, log: Path) -> dict[str, str]:
 def _fill(folder: Path, cache: Cache, log: Path) -> None:
     with tempfile.TemporaryDirectory(suffix=PARTIAL, dir=folder.parent) as work:
         builder, sboms = image_build.ImageBuilder(cache, Path(work), log), Path(work) / "sbom"
-        archive = builder.build()
-        builder.build_sboms(sboms)
+        archive = builder.build(sboms)
         _start_from_newest(folder)
         # Not below the cache: the path of a socket may be 107 bytes long.
         with tempfile.TemporaryDirectory(prefix="memdiag-") as state, _containerd(folder, Path(state), log) as socket:

@@ -24,7 +24,7 @@ from local_cluster.cache import Cache
 from local_cluster.image_build import ImageBuilder
 from local_cluster.paths import cache_root
 work, folder = map(Path, sys.argv[1:])
-ImageBuilder(Cache(cache_root()), work, work / "log").build_sboms(folder, from_cache=False)
+ImageBuilder(Cache(cache_root()), work, work / "log").build_sboms(folder)
 """
 
 pytestmark = pytest.mark.timeout(900)  # one test installs everything again
