@@ -334,6 +334,28 @@ def test_terminating_asks_the_runner_to_end_and_keeps_what_it_had(world: World) 
     assert len(world.reports("cut-short")) == 1
 
 
+@pytest.mark.fault("no result until the deadline", reason="DeadlineExceeded")
+def test_at_the_deadline_the_runner_is_asked_to_end_and_what_it_had_is_kept(
+    world: World, record_property: Callable[[str, object], None]
+) -> None:
+    node = world.node("node-a")
+    world.diagnose("late", "node-a", activeDeadlineSeconds=30)
+    runner = node.runner()
+    node.run(runner)
+    eventually(lambda: pod_of(world, runner)["spec"]["activeDeadlineSeconds"] == 1, timeout_seconds=60)
+    message, log = delivered(evidence_of("node-a", run_id(pod_of(world, runner))))
+    (node.logs / runner).write_bytes(log)
+    state = {"terminated": {"exitCode": 0, "message": message, "finishedAt": now()}}
+    node.say(runner, {"phase": "Failed", "reason": "DeadlineExceeded", **container(state)})
+    status, reason, told = world.end("late")
+    record_property("seen", reason)
+    assert (status, reason) == ("False", "DeadlineExceeded")
+    assert "is kept" in told
+    assert world.condition("late", "LeakDetected")[:2] == ("True", "PinnedByUnreadSocket")
+    assert len(world.reports("late")) == 1
+    eventually(lambda: world.pods() == [])
+
+
 def test_a_time_to_live_deletes_the_diagnosis(world: World) -> None:
     world.diagnose("brief", "no-such-node", ttlSecondsAfterFinished=0)
     eventually(lambda: "brief" not in world.cluster.kubectl("get", "memdiag", "-o", "name"))

@@ -96,13 +96,20 @@ class HollowNode:
         phase = "Succeeded" if exit_code == 0 else "Failed"
         self.say(pod, {"phase": phase, **container({"terminated": state})})
 
+    def stream(self, pod: str, *, total_bytes: int, chunk_bytes: int, pause_seconds: float) -> None:
+        """Let the node answer whoever asks for the log of `pod` with so many bytes, whatever was asked for."""
+        how = {"totalBytes": total_bytes, "chunkBytes": chunk_bytes, "pauseSeconds": pause_seconds}
+        (self.logs / f"{pod}.stream").write_text(json.dumps(how))
+
     def _find_runner(self) -> str:
         pods = json.loads(self.cluster.kubectl("-n", RUNNERS, "get", "pods", "-o", "json"))["items"]
         mine = [pod for pod in pods if pod["metadata"]["annotations"].get("memdiag.dev/node") == self.name]
         return next((pod["metadata"]["name"] for pod in mine if "deletionTimestamp" not in pod["metadata"]), "")
 
     def _patch(self, kind: str, name: str, patch: dict[str, Any], *options: str) -> None:
-        self.cluster.kubectl("patch", kind, name, "--type=merge", *options, "-p", json.dumps(patch))
+        # From its input: a node may report more than a command line can have.
+        options = ("--type=merge", "--patch-file=/dev/stdin", *options)
+        self.cluster.kubectl("patch", kind, name, *options, input=json.dumps(patch))
 
 
 def container(state: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from memdiag_operator.decide.conditions import (
     when_suspended,
     while_running,
 )
+from memdiag_operator.decide.deadline import deadline_seconds, shortfall
 from memdiag_operator.decide.node_run import NodeRun, Step
 from memdiag_operator.decide.objects import Diagnosis, InvalidSpec, Pod
 from memdiag_operator.decide.progress import DONE, WAITING, of_run
@@ -172,7 +173,9 @@ def _begin(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
     if choice.refusal:
         return replace(_refuse(snapshot, status, *choice.refusal, now), report_cleanup=cleanup)
     names = choice.node_names
-    message = f"the run on {_listed(names)} begins"
+    seconds = deadline_seconds(spec, len(names), config)
+    why = shortfall(spec, len(names), config, seconds)
+    message = f"the run on {_listed(names)} begins" + (f"; {why}" if why else "")
     percent, progress = of_run([WAITING] * len(names))
     shown = [
         NodeResult(
@@ -186,6 +189,7 @@ def _begin(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
     ]
     status = status.model_copy(
         update={
+            "active_deadline_seconds": seconds,
             "nodes": NodeCounts(total=len(names), pending=len(names)),
             "progress_percent": percent,
             "progress": progress,
@@ -234,7 +238,8 @@ def _report_cleanup(
 def _suspend(snapshot: Snapshot, now: datetime) -> Plan:
     """No runner and no clock: the deadline does not run, and a new run begins afterwards."""
     given_up: dict[str, object] = {"start_time": None, "results": [], "node_states": [], "nodes": None}
-    status = snapshot.diagnosis.status.model_copy(update=given_up | {"progress": None, "progress_percent": None})
+    given_up |= {"progress": None, "progress_percent": None, "active_deadline_seconds": None}
+    status = snapshot.diagnosis.status.model_copy(update=given_up)
     plan = _plan(snapshot, status, when_suspended(), now)
     return replace(plan, removals=_removals(snapshot.diagnosis, snapshot.pods))
 

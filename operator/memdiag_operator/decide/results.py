@@ -57,7 +57,8 @@ def receive(
     except ResultInvalidError as error:
         return Delivery(Reason.RESULT_INVALID, _clean(f"the result of node {node_name} is not accepted: {error}"))
     if pod.status.reason == "DeadlineExceeded":
-        return Delivery(Reason.DEADLINE_EXCEEDED, f"the runner on node {node_name} was ended by its deadline", evidence)
+        text = f"the runner on node {node_name} was ended by its deadline: what it had measured until then is kept"
+        return Delivery(Reason.DEADLINE_EXCEEDED, text, evidence)
     return Delivery(Reason.COMPLETED, "", evidence)
 
 
@@ -132,7 +133,8 @@ def _ended_at(pod: Pod, now: datetime) -> datetime | None:
     if not terminated or not terminated.finished_at or not created:
         return None
     took = terminated.finished_at - (terminated.started_at or terminated.finished_at)
-    by_duration = created + took
+    # No runner works for longer than its pod exists: who says so has no claim to be waited for.
+    by_duration = created + took if created + took <= now else created
     return terminated.finished_at if by_duration <= terminated.finished_at <= now else by_duration
 
 

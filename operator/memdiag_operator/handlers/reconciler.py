@@ -68,7 +68,7 @@ class Reconciler:
             self._told_at.pop(meta.uid, None)
         else:
             self.cache.diagnoses.put(diagnosis)
-            self._wake(meta.name)
+            self.wake(meta.name)
 
     def saw_pod(self, pod: Pod, *, deleted: bool) -> None:
         """A watch has delivered a runner pod."""
@@ -79,16 +79,17 @@ class Reconciler:
         else:
             self.cache.pods.put(pod)
         if name := meta.annotations.get(naming.DIAGNOSIS_ANNOTATION):
-            self._wake(name)
+            self.wake(name)
 
-    def _wake(self, name: str) -> None:
-        """Reconcile `name` soon, without keeping the watch waiting for it."""
+    def wake(self, name: str) -> asyncio.Task[None]:
+        """Reconcile `name` soon, without keeping the caller waiting for it."""
         task = asyncio.create_task(self.reconcile(name), name=f"reconcile {name}")
         self._woken.add(task)
         task.add_done_callback(self._woken.discard)
+        return task
 
     async def stop(self) -> None:
-        """Drop what events have asked for: the next operator finds it again."""
+        """Drop what events and sweeps have asked for: the next operator finds it again."""
         for task in self._woken:
             task.cancel()
         await asyncio.gather(*self._woken, return_exceptions=True)

@@ -242,6 +242,19 @@ ENDINGS = {
         Reason.DEADLINE_EXCEEDED,
         "(900 s); last seen: waiting in line",
     ),
+    "a slot that is won too late to measure": Ending(
+        world(diagnosis(status=running_status(result=IN_LINE, started=ago(826))), fleet=Fleet(pods=(), diagnoses=())),
+        Reason.DEADLINE_EXCEEDED,
+        "no runner is started for the 74 s that are left of activeDeadlineSeconds (900 s): it needs at least 75 s",
+    ),
+    "a start that takes until the deadline": Ending(
+        world(
+            diagnosis(status=running_status(started=ago(901))),
+            pods=(pod(phase="Pending", state=waiting("ContainerCreating"), age=30),),
+        ),
+        Reason.DEADLINE_EXCEEDED,
+        "last seen: the runner is being started",
+    ),
     "cannot be scheduled": Ending(
         world(pending(), pods=(pod(phase="Pending", conditions=UNFIT, age=61),)),
         Reason.UNSCHEDULABLE,
@@ -252,8 +265,8 @@ ENDINGS = {
         Reason.IMAGE_PULL,
         "Check runner.image",
     ),
-    "no end until the deadline": Ending(
-        world(diagnosis(status=running_status(started=ago(901))), pods=(pod(state=running(700)),)),
+    "no end although the deadline has asked for it": Ending(
+        world(diagnosis(status=running_status(started=ago(991))), pods=(pod(state=running(700), deadline_seconds=1),)),
         Reason.DEADLINE_EXCEEDED,
         "last seen: tracing on node1 is over",
     ),
@@ -412,6 +425,65 @@ def test_termination_asks_the_runner_to_end_once() -> None:
     assert plan.status.completion_time is None
     asked = pod(state=running(), deadline_seconds=1)
     assert plan_for(world(at_work(terminate=True), pods=(asked,))).stops == ()
+
+
+def test_at_the_deadline_the_runner_is_asked_to_end_and_waited_for() -> None:
+    overdue = at_work().model_copy(
+        update={"status": MemoryDiagnosisStatus.model_validate(running_status(started=ago(900)))}
+    )
+    plan = plan_for(world(overdue, pods=(pod(state=running(700)),)))
+    assert [one.name for one in plan.stops] == [POD_NAME]
+    assert plan.removals == ()
+    assert plan.status
+    assert plan.status.completion_time is None
+    assert "waiting for what the runner has measured" in condition(plan.status, ConditionType.RECONCILING)[2]
+    for asked in (pod(state=running(), deadline_seconds=1), DONE_POD):
+        again = plan_for(world(overdue, pods=(asked,)))
+        assert again.stops == ()
+        assert again.status
+        assert again.status.completion_time is None
+
+
+def test_what_the_runner_delivers_after_the_deadline_is_kept() -> None:
+    overdue = diagnosis(status=running_status(started=ago(950)))
+    cut_short = pod(phase="Failed", reason="DeadlineExceeded", state=terminated(MESSAGE), deadline_seconds=1)
+    plan = plan_for(world(overdue, pods=(cut_short,), outputs={POD_NAME: RunnerOutput(LOG)}))
+    assert plan.status
+    assert condition(plan.status, ConditionType.SUCCEEDED)[1] is Reason.DEADLINE_EXCEEDED
+    assert condition(plan.status, ConditionType.LEAK_DETECTED)[:2] == (
+        ConditionStatus.TRUE,
+        Reason.PINNED_BY_UNREAD_SOCKET,
+    )
+    assert len(plan.reports) == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "spec", "seconds", "told"),
+    [
+        pytest.param(1, {}, 900, "", id="one node"),
+        pytest.param(1, {"duration": "10m"}, 1260, "", id="a long window"),
+        pytest.param(90, {}, 5400, "", id="many nodes"),
+        pytest.param(1000, {"duration": "10m"}, 86400, "at least 210420 s", id="more than a run may take"),
+        pytest.param(90, {"activeDeadlineSeconds": 1800}, 1800, "allow at least 2700 s", id="too short"),
+        pytest.param(90, {"activeDeadlineSeconds": 2700}, 2700, "", id="just long enough"),
+        pytest.param(90, {"checks": ["Breakdown"]}, 1800, "", id="no window"),
+    ],
+)
+def test_the_default_deadline_grows_with_the_nodes(nodes: int, spec: dict[str, Any], seconds: int, told: str) -> None:
+    target = {"nodeSelector": {"matchLabels": {"pool": "web"}}, "maxNodes": nodes}
+    selected = tuple(node(f"node-{number}") for number in range(nodes))
+    plan = plan_for(replace(world(diagnosis(spec={"target": target, **spec})), selected=selected))
+    assert plan.status
+    assert plan.status.active_deadline_seconds == seconds
+    (started,) = plan.announcements
+    assert told in started.message
+    assert ("too short" in started.message) is bool(told)
+
+
+def test_a_run_of_0_1_0_has_the_deadline_of_its_spec() -> None:
+    one = diagnosis(spec={"activeDeadlineSeconds": 100}, status=running_status(started=ago(101)))
+    plan = plan_for(world(one))
+    assert condition(plan.status, ConditionType.SUCCEEDED)[1] is Reason.DEADLINE_EXCEEDED
 
 
 def test_a_request_reruns_a_finished_diagnosis_once() -> None:
