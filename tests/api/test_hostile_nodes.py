@@ -1,5 +1,6 @@
-"""Nodes that want to harm the operator, by all that a node has a say in: the logs and the status of its pods."""
+"""Nodes that harm the operator or others, by all that a node has a say in: logs, the status of pods, doing nothing."""
 
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -7,9 +8,9 @@ import yaml
 
 from local_cluster.paths import PROJECT
 from support.cluster import TestCluster
-from support.hollow_node import eventually
+from support.hollow_node import container, eventually, now
 from support.kubernetes_objects import delivered
-from support.operator_world import World, evidence_of, operator_world, pod_of, run_id, sweep_away
+from support.operator_world import CONFIG, World, evidence_of, operator_world, pod_of, run_id, sweep_away
 
 MEBIBYTE = 1024 * 1024
 SLOW_SECONDS = 120
@@ -21,9 +22,13 @@ STREAMS = {
 }
 
 
+SLOTS = 4
+
+
 @pytest.fixture(scope="module")
 def shared(installed: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with operator_world(installed, tmp_path_factory, maxConcurrentRunners=len(STREAMS) + 1) as started:
+    grace = CONFIG["grace"] | {"containerStartSeconds": 5}
+    with operator_world(installed, tmp_path_factory, maxConcurrentRunners=SLOTS, grace=grace) as started:
         yield started
 
 
@@ -102,3 +107,41 @@ def test_pods_with_an_enormous_status_cost_that_node_its_result(world: World) ->
     assert "larger than" in message
     assert world.operator.peak_memory_bytes() < memory_limit_bytes()
     world.cluster.kubectl("delete", "-n", "default", "pods", "--all", "--force", "--grace-period=0")
+
+
+def sandbox_fails(world: World, runner: str, message: str) -> None:
+    """What a kubelet says when the network plugin does not work: an event, and nothing in the pod's status."""
+    meta = pod_of(world, runner)["metadata"]
+    event = {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{runner}.1", "namespace": meta["namespace"]},
+        "involvedObject": {"kind": "Pod", "name": runner, "namespace": meta["namespace"], "uid": meta["uid"]},
+        "type": "Warning",
+        "reason": "FailedCreatePodSandBox",
+        "message": message,
+        "lastTimestamp": now(),
+    }
+    world.cluster.kubectl("create", "-f", "-", input=json.dumps(event))
+
+
+@pytest.mark.fault("nodes that start no container, as many as there are slots", reason="RunnerFailed")
+def test_nodes_that_start_nothing_free_their_slots_and_say_why(
+    world: World, record_property: Callable[[str, object], None]
+) -> None:
+    sick = [world.node(f"sick-{number}") for number in range(SLOTS)]
+    for node in sick:
+        world.diagnose(node.name, node.name, activeDeadlineSeconds=86400)
+        runner = node.runner()
+        node.bind(runner)
+        node.say(runner, {"phase": "Pending", **container({"waiting": {"reason": "ContainerCreating"}})})
+        sandbox_fails(world, runner, "plugin type=cilium failed\x1b[2J (add): no route to host")
+    good = world.node("good")
+    world.diagnose("good", "good")
+    world.run(good)
+    assert world.end("good")[:2] == ("True", "Completed")
+    for node in sick:
+        status, reason, message = world.end(node.name)
+        record_property("seen", reason)
+        assert (status, reason) == ("False", "RunnerFailed")
+        assert "ContainerCreating: FailedCreatePodSandBox: plugin type=cilium failed[2J (add): no route" in message

@@ -13,10 +13,10 @@ import pytest
 from memdiag_api.evidence import RunnerError, TerminationMessage
 from memdiag_operator.decide import naming
 from support.cluster import TestCluster
-from support.hollow_node import RUNNERS, HollowNode, container, eventually, now
+from support.hollow_node import RUNNERS, HollowNode, container, eventually, injector, now
 from support.kubernetes_objects import delivered
 from support.operator_process import OperatorProcess, running_operator
-from support.operator_world import CONFIG, World, evidence_of, operator_world, pod_of, run_id, sweep_away
+from support.operator_world import CONFIG, IMAGE, World, evidence_of, operator_world, pod_of, run_id, sweep_away
 from support.runner_manifest import runner_manifest
 
 OPERATOR = "system:serviceaccount:memdiag-system:memdiag-operator"
@@ -279,6 +279,62 @@ def test_a_pod_of_the_same_name_that_is_someone_elses_is_not_adopted(world: Worl
     status, reason, message = world.end("squatted")
     assert (status, reason) == ("False", "AdmissionDenied")
     assert "belongs to someone else" in message
+
+
+INJECTED = {"name": "sidecar", "image": IMAGE, "command": ["memdiag-node"]}
+"""What the admission policy lets in, so that only the operator can notice it."""
+
+
+@pytest.mark.fault("a sidecar is injected into the runner", reason="AdmissionDenied")
+def test_a_runner_that_a_webhook_has_changed_is_removed_and_the_change_is_told(
+    world: World, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    security = runner_manifest()["spec"]["containers"][0]["securityContext"]
+    patch = [{"op": "add", "path": "/spec/containers/-", "value": {**INJECTED, "securityContext": security}}]
+    world.node("node-a")
+    with injector(world.cluster, tmp_path / "patch.json", patch):
+        world.diagnose("injected", "node-a")
+        status, reason, message = world.end("injected")
+    record_property("seen", reason)
+    assert (status, reason) == ("False", "AdmissionDenied")
+    assert "container sidecar was added" in message
+    assert "exempt the namespace memdiag-runners" in message
+    eventually(lambda: all("deletionTimestamp" in pod["metadata"] for pod in world.pods()))
+
+
+def test_what_the_policy_refuses_after_a_webhook_says_so_too(world: World, tmp_path: Path) -> None:
+    value = [{"name": "LD_PRELOAD", "value": "/x.so"}]
+    world.node("node-a")
+    with injector(
+        world.cluster, tmp_path / "patch.json", [{"op": "add", "path": "/spec/containers/0/env", "value": value}]
+    ):
+        world.diagnose("injected", "node-a")
+        status, reason, message = world.end("injected")
+    assert (status, reason) == ("False", "AdmissionDenied")
+    assert "without variables, hooks and probes" in message
+    assert "exempt the namespace memdiag-runners" in message
+
+
+def orphan(world: World, pod: str) -> None:
+    """As the garbage collector does for `--cascade=orphan`: this API server has none."""
+    patch = json.dumps({"metadata": {"ownerReferences": None}})
+    world.cluster.kubectl("-n", RUNNERS, "patch", "pod", pod, "--type=merge", "-p", patch)
+    for report in json.loads(world.cluster.kubectl("get", "memdiagreport", "-o", "json"))["items"]:
+        world.cluster.kubectl("patch", "memdiagreport", report["metadata"]["name"], "--type=merge", "-p", patch)
+
+
+def test_a_diagnosis_that_leaves_its_runner_behind_leaves_nothing_at_work(world: World) -> None:
+    done, busy = world.node("done"), world.node("busy")
+    world.ask("orphaned", {"nodeSelector": {"matchLabels": {"kubernetes.io/os": "linux"}}, "maxNodes": 2})
+    world.run(done)
+    eventually(lambda: world.reports("orphaned"))
+    runner = busy.runner()
+    busy.run(runner)
+    orphan(world, runner)
+    world.cluster.kubectl("delete", "memdiag", "orphaned")
+    eventually(lambda: all("deletionTimestamp" in pod["metadata"] for pod in world.pods()))
+    eventually(lambda: world.reports("orphaned") == [])
+    assert "fault of" not in world.operator.log
 
 
 # --- what people change -----------------------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ class Runner:
     message: str
     log: bytes
     duration_seconds: int
+    is_stuck: bool = False
+    """Whether its container is never started."""
     stopped: datetime | None = None
     """When it was asked to end; it takes STOP_SECONDS for that."""
 
@@ -47,7 +49,7 @@ class Runner:
         cut_short = self.stopped is not None and now - self.stopped >= timedelta(seconds=STOP_SECONDS)
         started = self.created + timedelta(seconds=START_SECONDS)
         node_name = self.manifest["metadata"]["annotations"][naming.NODE_ANNOTATION]
-        if age < START_SECONDS:
+        if age < START_SECONDS or self.is_stuck:
             phase = "Pending"
             state: dict[str, dict[str, object]] = {"waiting": {"reason": "ContainerCreating"}}
         elif cut_short:
@@ -69,6 +71,9 @@ class Runner:
                 "status": {
                     "phase": phase,
                     "reason": "DeadlineExceeded" if phase == "Failed" else "",
+                    "conditions": [
+                        {"type": "PodScheduled", "status": "True", "lastTransitionTime": timestamp(self.created)}
+                    ],
                     "containerStatuses": [{"name": "node-runner", "state": state}],
                 },
             }
@@ -86,6 +91,8 @@ class Clockwork:
     config: OperatorConfig = CONFIG
     duration_seconds: int = 60
     target_pod: Pod | None = None
+    sick: frozenset[str] = frozenset()
+    """Nodes that start no container."""
     now: datetime = NOW
     runners: dict[str, Runner] = field(default_factory=dict)
     statuses: list[MemoryDiagnosisStatus] = field(default_factory=list)
@@ -146,7 +153,8 @@ class Clockwork:
             name, meta = manifest["metadata"]["name"], manifest["metadata"]
             found = self.evidence(meta["annotations"][naming.NODE_ANNOTATION], meta["labels"][naming.RUN_ID_LABEL])
             message, log = delivered(found) if found else ("", b"")
-            self.runners[name] = Runner(manifest, self.now, message, log, self.duration_seconds)
+            is_stuck = meta["annotations"][naming.NODE_ANNOTATION] in self.sick
+            self.runners[name] = Runner(manifest, self.now, message, log, self.duration_seconds, is_stuck)
         for stop in plan.stops:
             self.runners[stop.name].stopped = self.now
         for removal in plan.removals:

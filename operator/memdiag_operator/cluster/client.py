@@ -24,7 +24,7 @@ from memdiag_operator.cluster.answers import TimedOnceRetry, read_body
 from memdiag_operator.cluster.clock import ServerClock
 from memdiag_operator.cluster.errors import UnavailableError, UnreadableError, translated
 from memdiag_operator.cluster.requests import ObservedApiClient, RequestObserver, ignore
-from memdiag_operator.decide.objects import Diagnosis, KubernetesPart, Node, ObjectMeta, Pod
+from memdiag_operator.decide.objects import Diagnosis, Event, KubernetesPart, Node, ObjectMeta, Pod
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,8 @@ PAGE_SIZE = 500
 MAX_NODE_PODS_BYTES = 16 * 1024 * 1024
 # One may have 64 KiB, and takes twenty times that while it is parsed.
 DIAGNOSES_PAGE_SIZE = 10
+MAX_POD_EVENTS = 50
+MAX_POD_EVENTS_BYTES = 1024 * 1024
 CONNECTIONS = 16
 
 # Events about cluster-scoped objects live here (kubernetes: apiserver validation of involvedObject).
@@ -78,6 +80,13 @@ class NodeList(KubernetesPart):
 
     metadata: ListMeta = ListMeta()
     items: tuple[Node, ...]
+
+
+class EventList(KubernetesPart):
+    """A page of events."""
+
+    metadata: ListMeta = ListMeta()
+    items: tuple[Event, ...]
 
 
 class DiagnosisList(KubernetesPart):
@@ -252,8 +261,20 @@ class KubernetesClient:
             max_bytes=MAX_NODE_PODS_BYTES,
         )
 
-    def create_pod(self, manifest: dict[str, Any]) -> Pod:
-        """Create a pod."""
+    def list_pod_events(self, pod: ObjectMeta) -> tuple[Event, ...]:
+        """The first events about a pod: a kubelet repeats few, a hostile one may write any number."""
+        answer = self._request(
+            f"list the events of pod {pod.namespace}/{pod.name}",
+            self._core.list_namespaced_event,
+            pod.namespace,
+            field_selector=f"involvedObject.uid={pod.uid}",
+            limit=MAX_POD_EVENTS,
+            max_bytes=MAX_POD_EVENTS_BYTES,
+        )
+        return EventList.model_validate_json(answer).items
+
+    def create_pod(self, manifest: dict[str, Any]) -> tuple[Pod, dict[str, Any]]:
+        """Create a pod; it as it was created, in the parts that matter and as a whole."""
         meta = manifest["metadata"]
         answer = self._request(
             f"create pod {meta['namespace']}/{meta['name']}",
@@ -261,7 +282,7 @@ class KubernetesClient:
             meta["namespace"],
             manifest,
         )
-        return Pod.model_validate_json(answer)
+        return Pod.model_validate_json(answer), json.loads(answer)
 
     def set_pod_deadline(self, namespace: str, name: str, seconds: int) -> Pod:
         """Let the kubelet end a pod this long after its start: it keeps the pod, its log and its last words."""

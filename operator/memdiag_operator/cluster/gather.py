@@ -4,6 +4,7 @@ It comes from what the watches have delivered. The API server is asked for the r
 and pods that the cache lacks although the status says that they run.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,10 +17,12 @@ from memdiag_operator.cluster.errors import ClusterError, NotFoundError
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.labels import equality_selector
-from memdiag_operator.decide.objects import Diagnosis, InvalidSpec, Node, Pod
-from memdiag_operator.decide.reconcile import is_settled, nodes_to_read, runners_to_read, starts_anew
+from memdiag_operator.decide.objects import Diagnosis, Event, InvalidSpec, Node, Pod
+from memdiag_operator.decide.reconcile import is_settled, nodes_to_read, runners_to_read, slow_starters, starts_anew
 from memdiag_operator.decide.snapshot import Fleet, RunnerOutput, Snapshot
 from memdiag_operator.decide.target import run_states, spec_fault
+
+logger = logging.getLogger(__name__)
 
 # A parsed document may take 10 MiB; storing some results leads to the next look, which finds the others.
 RESULTS_AT_ONCE = 4
@@ -66,6 +69,8 @@ def gather_about(
         return _with_candidates(kubernetes, cache, Snapshot(diagnosis=diagnosis, pods=pods))
     nodes = _nodes(kubernetes, cache, config, diagnosis, pods)
     snapshot = Snapshot(diagnosis=diagnosis, nodes=nodes, pods=pods)
+    slow = slow_starters(snapshot, config, now)
+    snapshot = replace(snapshot, events={pod.metadata.name: _events(kubernetes, pod) for pod in slow})
     ended = runners_to_read(snapshot, config, now)
     return replace(snapshot, outputs=_runner_outputs(kubernetes, cache, ended))
 
@@ -169,6 +174,15 @@ def _node(kubernetes: KubernetesClient, cache: Cache, name: str, max_age_seconds
         return None
     cache.nodes.put(node)
     return node
+
+
+def _events(kubernetes: KubernetesClient, pod: Pod) -> tuple[Event, ...]:
+    try:
+        return kubernetes.list_pod_events(pod.metadata)
+    except ClusterError as error:
+        # They only explain: a run ends with its reason all the same.
+        logger.info("events of pod %s cannot be read: %s", pod.metadata.name, error)
+        return ()
 
 
 def _runner_outputs(kubernetes: KubernetesClient, cache: Cache, ended: Sequence[Pod]) -> dict[str, RunnerOutput]:

@@ -22,7 +22,7 @@ from memdiag_operator.decide.progress import COLLECTING, DONE, WAITING, Progress
 from memdiag_operator.decide.results import receive
 from memdiag_operator.decide.runner_pod import runner_pod
 from memdiag_operator.decide.runner_state import Broken, Finished, RunnerState, Starting, Window, Working, runner_state
-from memdiag_operator.decide.sanitize import clip
+from memdiag_operator.decide.sanitize import clean_text, clip
 from memdiag_operator.decide.slots import Allotment, Slot
 from memdiag_operator.decide.snapshot import PodRemoval, Snapshot
 from memdiag_operator.decide.target import UNSETTLED, node_objection
@@ -106,12 +106,22 @@ class NodeRun:
             return None
         seconds = window_seconds(self.spec)
         window = Window(seconds, tick_seconds(seconds, self.nodes_total))
-        return runner_state(self.pod, self.node, node_name=self.node_name, window=window, now=now, grace=config.grace)
+        return runner_state(
+            self.pod,
+            self.node,
+            node_name=self.node_name,
+            window=window,
+            now=now,
+            grace=config.grace,
+            events=self.snapshot.events.get(self.pod_name, ()),
+        )
 
     def step(self, config: OperatorConfig, now: datetime, allotment: Allotment | None) -> Step:
         """What is to be done on this node at `now`. Without an `allotment` nothing is launched."""
         if self.is_settled:
             return Step(self.state, self.stored)
+        if refusal := self.snapshot.refusals.get(self.pod_name):
+            return self._ended(Reason.ADMISSION_DENIED, refusal)
         match self.runner_state(config, now):
             case None:
                 return self._without_pod(config, now, allotment) if self.pod is None else self._unchanged()
@@ -129,9 +139,7 @@ class NodeRun:
 
     def _ended(self, reason: Reason, message: str) -> Step:
         return self._with_result(
-            NodeResult(
-                node_name=self.node_name, pod_name=self.pod_name, reason=reason, message=clip(message, MESSAGE_LIMIT)
-            )
+            NodeResult(node_name=self.node_name, pod_name=self.pod_name, reason=reason, message=_one_line(message))
         )
 
     def _with_result(self, result: NodeResult, report: dict[str, Any] | None = None) -> Step:
@@ -152,7 +160,7 @@ class NodeRun:
             node_name=self.node_name,
             pod_name=self.pod_name,
             reason=reason,
-            message=clip(message, MESSAGE_LIMIT),
+            message=_one_line(message),
             step=progress.step,
             progress_percent=progress.percent,
         )
@@ -214,8 +222,6 @@ class NodeRun:
 
     def _launch_or_wait(self, config: OperatorConfig, now: datetime, allotment: Allotment | None) -> Step:
         meta = self.snapshot.diagnosis.metadata
-        if refusal := self.snapshot.refusals.get(self.pod_name):
-            return self._ended(Reason.ADMISSION_DENIED, f"the API server refuses the runner pod: {refusal}")
         seconds = self._remaining_seconds(now)
         if seconds <= 0:
             return self._deadline_exceeded(config, self._last_message)
@@ -287,3 +293,8 @@ class NodeRun:
 
     def _remaining_seconds(self, now: datetime) -> int:
         return remaining_seconds(self.snapshot.diagnosis, now)
+
+
+def _one_line(message: str) -> str:
+    """`message` as it may be published: kubelets have a say in what the API server tells about pods and nodes."""
+    return clip(clean_text(" ".join(message.split())), MESSAGE_LIMIT)

@@ -35,7 +35,7 @@ from memdiag_operator.decide.deadline import deadline_seconds, shortfall
 from memdiag_operator.decide.node_run import NodeRun, Step
 from memdiag_operator.decide.objects import Diagnosis, InvalidSpec, Pod
 from memdiag_operator.decide.progress import DONE, WAITING, of_run
-from memdiag_operator.decide.runner_state import Finished
+from memdiag_operator.decide.runner_state import Finished, starts_slowly
 from memdiag_operator.decide.sanitize import clip
 from memdiag_operator.decide.size import fit, most_telling
 from memdiag_operator.decide.slots import allot
@@ -79,6 +79,15 @@ def runners_to_read(snapshot: Snapshot, config: OperatorConfig, now: datetime) -
         node_run.pod
         for node_run in _node_runs(snapshot)
         if node_run.pod and not node_run.is_settled and isinstance(node_run.runner_state(config, now), Finished)
+    ]
+
+
+def slow_starters(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> list[Pod]:
+    """Runner pods of this run that a kubelet should have started by now: their events say what is wrong."""
+    return [
+        node_run.pod
+        for node_run in _node_runs(snapshot)
+        if node_run.pod and not node_run.is_settled and starts_slowly(node_run.pod, now, config.grace)
     ]
 
 

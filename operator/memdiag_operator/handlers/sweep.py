@@ -57,6 +57,7 @@ class Sweep:
         reconciler = self._reconciler
         try:
             await self._relist()
+            await self._remove_orphans()
             looks = [reconciler.wake(name) for name in self._due()]
             if looks:
                 await asyncio.wait(looks, timeout=LOOKS_SECONDS)
@@ -81,6 +82,12 @@ class Sweep:
         except ClusterError as error:
             self._is_answered = False
             logger.warning("the cluster cannot be listed, the next sweep tries again: %s", error)
+
+    async def _remove_orphans(self) -> None:
+        try:
+            await self._reconciler.remove_orphans()
+        except ClusterError as error:
+            logger.warning("what deleted diagnoses have left cannot be removed yet: %s", error)
 
     def _due(self) -> list[str]:
         """The diagnoses to look at now: all that something is to be done for, those that merely wait less often."""

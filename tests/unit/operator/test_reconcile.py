@@ -235,7 +235,7 @@ ENDINGS = {
     "the API server refuses": Ending(
         world(pending(), refusals={POD_NAME: "violates PodSecurity"}),
         Reason.ADMISSION_DENIED,
-        "refuses the runner pod: violates PodSecurity",
+        "violates PodSecurity",
     ),
     "no slot until the deadline": Ending(
         world(diagnosis(status=running_status(result=IN_LINE, started=ago(901))), fleet=BUSY),

@@ -154,6 +154,20 @@ def test_a_runner_that_is_at_work_at_the_deadline_delivers_what_it_has() -> None
     assert clock.runners == {}
 
 
+def test_nodes_that_start_nothing_do_not_keep_others_from_theirs() -> None:
+    """As many sick nodes as there are slots, which they hold for the grace and no longer."""
+    clock = of_many(6, sick=frozenset({"node-000", "node-001", "node-002"}))
+    clock.run(600)
+    assert {state.node_name: state.reason for state in clock.status.node_states} == {
+        "node-000": "RunnerFailed",
+        "node-001": "RunnerFailed",
+        "node-002": "RunnerFailed",
+        "node-003": "Completed",
+        "node-004": "Completed",
+        "node-005": "Completed",
+    }
+
+
 def test_a_run_on_many_nodes_has_the_time_that_it_takes() -> None:
     """45 nodes by threes take more than the 900 s that are the default for one."""
     clock = of_many(45, spec={"activeDeadlineSeconds": 900})
