@@ -33,6 +33,8 @@ REQUESTED_AT_ANNOTATION = f"{GROUP}/requestedAt"
 DEFAULT_DEADLINE_SECONDS = 900
 MAX_DEADLINE_SECONDS = 86400
 
+MAX_HANDLED_REQUESTS = 10
+
 _RERUN_HINT = f"create a new MemoryDiagnosis, or set the annotation {REQUESTED_AT_ANNOTATION} to run this one again"
 
 _DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
@@ -375,7 +377,13 @@ class MemoryDiagnosisStatus(ApiModel):
     )
     run_id: ShortText | None = Field(default=None, description="the run; every rerun has another")
     last_handled_request: ShortText | None = Field(
-        default=None, description=f"The value of the annotation {REQUESTED_AT_ANNOTATION} that this run answers."
+        default=None,
+        description=f"The value of the annotation {REQUESTED_AT_ANNOTATION} that this run answers.",
+    )
+    handled_requests: list[ShortText] = Field(
+        default_factory=list,
+        max_length=MAX_HANDLED_REQUESTS,
+        description="Values of that annotation that had their run, the latest first: none of them begins another.",
     )
     start_time: datetime | None = Field(default=None, description="when the run began; absent while suspended")
     active_deadline_seconds: Count | None = Field(

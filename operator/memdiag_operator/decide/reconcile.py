@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 from memdiag_api.conditions import ConditionStatus, ConditionType, Reason
 from memdiag_api.diagnosis import (
+    MAX_HANDLED_REQUESTS,
     LastRun,
     MemoryDiagnosisSpec,
     MemoryDiagnosisStatus,
@@ -128,7 +129,7 @@ def starts_anew(diagnosis: Diagnosis) -> bool:
     if is_suspended(diagnosis):
         return False
     if diagnosis.is_finished:
-        return diagnosis.requested_at not in ("", status.last_handled_request)
+        return diagnosis.requested_at not in ("", *_handled_requests(status))
     if isinstance(diagnosis.spec, InvalidSpec):
         return status.start_time is None
     return status.start_time is None or not run_states(diagnosis)
@@ -162,6 +163,12 @@ def _node_runs(snapshot: Snapshot) -> list[NodeRun]:
     ]
 
 
+def _handled_requests(status: MemoryDiagnosisStatus) -> list[str]:
+    """Requests that had their run, the latest first; memdiag 0.1.0 remembered the last one only."""
+    last = [status.last_handled_request] if status.last_handled_request else []
+    return list(dict.fromkeys([*last, *status.handled_requests]))[:MAX_HANDLED_REQUESTS]
+
+
 def _begin(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
     """Choose the nodes, once for the whole run, and remember the run before."""
     diagnosis, spec = snapshot.diagnosis, snapshot.diagnosis.spec
@@ -169,6 +176,7 @@ def _begin(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
     status = MemoryDiagnosisStatus(
         run_id=naming.run_id(diagnosis.metadata.uid, requested_at, before.run_id),
         last_handled_request=requested_at or None,
+        handled_requests=_with_request(requested_at, before),
         start_time=now,
         last_run=_last_run(before),
         previous_run_ids=_previous_run_ids(before),
@@ -208,6 +216,11 @@ def _begin(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
     )
     plan = _plan(snapshot, status, while_running(Reason.PENDING, message, status.node_states), now)
     return replace(plan, report_cleanup=cleanup)
+
+
+def _with_request(requested_at: str, before: MemoryDiagnosisStatus) -> list[str]:
+    requests = [requested_at, *_handled_requests(before)] if requested_at else _handled_requests(before)
+    return list(dict.fromkeys(requests))[:MAX_HANDLED_REQUESTS]
 
 
 def _last_run(before: MemoryDiagnosisStatus) -> LastRun | None:

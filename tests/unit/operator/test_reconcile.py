@@ -498,6 +498,27 @@ def test_a_request_reruns_a_finished_diagnosis_once() -> None:
     assert not wants_slot(world(handled))
 
 
+def test_a_request_that_was_handled_is_remembered() -> None:
+    """GitOps puts Git's older value back over the one that asked for a run by hand."""
+    by_hand = plan_for(world(finished(annotations={"memdiag.dev/requestedAt": "by hand"}, lastHandledRequest="in Git")))
+    assert by_hand.status
+    assert by_hand.status.handled_requests == ["by hand", "in Git"]
+    handled = by_hand.status.to_json_object()["handledRequests"]
+    restored = finished(
+        annotations={"memdiag.dev/requestedAt": "in Git"}, lastHandledRequest="by hand", handledRequests=handled
+    )
+    assert plan_for(world(restored)).announcements == ()
+    assert is_settled(restored)
+
+
+def test_requests_are_remembered_up_to_a_number() -> None:
+    handled = [f"request {number}" for number in range(10)]
+    asked = {"memdiag.dev/requestedAt": "another"}
+    plan = plan_for(world(finished(annotations=asked, lastHandledRequest="request 0", handledRequests=handled)))
+    assert plan.status
+    assert plan.status.handled_requests == ["another", *handled[:9]]
+
+
 def test_a_request_that_is_taken_back_reruns_nothing() -> None:
     plan = plan_for(world(finished(lastHandledRequest="before")))
     assert plan.status is None or plan.status.run_id == RUN
