@@ -28,7 +28,9 @@ SLOTS = 4
 @pytest.fixture(scope="module")
 def shared(installed: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     grace = CONFIG["grace"] | {"containerStartSeconds": 5}
-    with operator_world(installed, tmp_path_factory, maxConcurrentRunners=SLOTS, grace=grace) as started:
+    runner = CONFIG["runner"] | {"terminationGraceSeconds": 2}
+    changes = {"maxConcurrentRunners": SLOTS, "grace": grace, "runner": runner}
+    with operator_world(installed, tmp_path_factory, **changes) as started:
         yield started
 
 

@@ -16,7 +16,7 @@ from support.cluster import TestCluster
 from support.hollow_node import RUNNERS, HollowNode, container, eventually, injector, now
 from support.kubernetes_objects import delivered
 from support.operator_process import OperatorProcess, running_operator
-from support.operator_world import CONFIG, IMAGE, World, evidence_of, operator_world, pod_of, run_id, sweep_away
+from support.operator_world import CONFIG, World, evidence_of, operator_world, pod_of, run_id, sweep_away
 from support.runner_manifest import runner_manifest
 
 OPERATOR = "system:serviceaccount:memdiag-system:memdiag-operator"
@@ -281,23 +281,19 @@ def test_a_pod_of_the_same_name_that_is_someone_elses_is_not_adopted(world: Worl
     assert "belongs to someone else" in message
 
 
-INJECTED = {"name": "sidecar", "image": IMAGE, "command": ["memdiag-node"]}
-"""What the admission policy lets in, so that only the operator can notice it."""
-
-
-@pytest.mark.fault("a sidecar is injected into the runner", reason="AdmissionDenied")
+@pytest.mark.fault("a webhook changes the runner's pod", reason="AdmissionDenied")
 def test_a_runner_that_a_webhook_has_changed_is_removed_and_the_change_is_told(
     world: World, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    security = runner_manifest()["spec"]["containers"][0]["securityContext"]
-    patch = [{"op": "add", "path": "/spec/containers/-", "value": {**INJECTED, "securityContext": security}}]
+    # The admission policy lets this in, so that only the operator can notice it.
+    patch = [{"op": "add", "path": "/spec/volumes/-", "value": {"name": "injected", "emptyDir": {}}}]
     world.node("node-a")
     with injector(world.cluster, tmp_path / "patch.json", patch):
         world.diagnose("injected", "node-a")
         status, reason, message = world.end("injected")
     record_property("seen", reason)
     assert (status, reason) == ("False", "AdmissionDenied")
-    assert "container sidecar was added" in message
+    assert "volume injected was added" in message
     assert "exempt the namespace memdiag-runners" in message
     eventually(lambda: all("deletionTimestamp" in pod["metadata"] for pod in world.pods()))
 

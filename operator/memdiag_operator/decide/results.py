@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from memdiag_api.conditions import Reason
 from memdiag_api.evidence import Evidence, RunnerError, TerminationMessage
 from memdiag_api.framing import FramingError, unframe
+from memdiag_api.process_name import MAX_COMM_LENGTH
 from memdiag_operator.config import GraceSettings
 from memdiag_operator.decide.objects import Pod, TerminatedState
-from memdiag_operator.decide.sanitize import clean_json, clean_text, clip
+from memdiag_operator.decide.sanitize import clean_json, clean_text, clip, clip_fields
 from memdiag_operator.decide.snapshot import RunnerOutput
 
 MESSAGE_LIMIT = 1024
@@ -27,6 +28,10 @@ _ERROR_REASONS = {
 }
 # The kubelet turned the pod away after the scheduler had placed it (kubernetes: pkg/kubelet/lifecycle/predicate.go).
 _REJECTED_PREFIXES = ("OutOf", "NodeAffinity", "UnexpectedAdmissionError", "InsufficientEphemeralStorage")
+
+
+# Shorter than the model says, which must read what former versions have stored.
+_FIELD_LIMITS = {"comm": MAX_COMM_LENGTH}
 
 
 class ResultInvalidError(ValueError):
@@ -94,7 +99,7 @@ def check_document(log: bytes, message: TerminationMessage, run: str, node_name:
     if evidence.host.node_name != node_name:
         raise ResultInvalidError(f"its document speaks of node {evidence.host.node_name!r}")
     _check_references(evidence)
-    return Evidence.model_validate(clean_json(evidence.to_json_object()))
+    return Evidence.model_validate(clip_fields(clean_json(evidence.to_json_object()), _FIELD_LIMITS))
 
 
 def _check_references(evidence: Evidence) -> None:

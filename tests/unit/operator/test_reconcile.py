@@ -160,7 +160,7 @@ def test_the_event_about_a_leak_names_the_suspect_and_what_to_do() -> None:
     plan = plan_for(world(at_work(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(LOG)}))
     assert plan.announcements[1].message == (
         "nginx[4711] fd 11 (no pod): 3.00 MiB unread pins 5.00 GiB. "
-        "Find out why it does not read, and restart or fix it."
+        "The node's runner says: Find out why it does not read, and restart or fix it."
     )
 
 
