@@ -55,7 +55,7 @@ def allot(fleet: Fleet, limit: int, now: datetime) -> Allotment:
 def holds_slot(pod: Pod, now: datetime) -> bool:
     """Whether a runner pod is at work, or about to be.
 
-    One that cannot be scheduled is not, nor one that has outlived its own deadline or its deletion: no kubelet is there to
+    One that cannot be scheduled is not, nor one that has outlived its deadline or its deletion: no kubelet is there to
     end it.
     """
     gone_at = pod.metadata.deletion_timestamp  # the API server adds the grace period
