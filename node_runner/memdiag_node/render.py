@@ -15,6 +15,7 @@ from memdiag_api.evidence import (
     TraceCounters,
     Verdict,
 )
+from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
 
 WIDTH = 100
@@ -115,7 +116,7 @@ def _holder_row(holder: Holder) -> tuple[str, ...]:
         format_bytes(holder.unread_bytes),
         format_bytes(holder.charge_bytes),
         f">={holder.stuck_seconds:.0f}s" if holder.stuck_seconds is not None else "-",
-        f"{owner.comm}[{owner.pid}]{more}" if owner else f"({holder.unowned_reason or 'nobody'})",
+        f"{shown_process(owner.comm, owner.pid)}{more}" if owner else f"({holder.unowned_reason or 'nobody'})",
         _fds(owner.fds) if owner else "-",
     )
 
@@ -171,7 +172,8 @@ def _stack(number: int, stack: Stack, evidence: Evidence) -> Iterator[str]:
     if stack.context is not Context.PROCESS:
         yield f"      in {stack.context.value} context: no process can be named"
     elif stack.processes:
-        named = ", ".join(f"{one.comm}[{one.pid}] {format_bytes(one.outstanding_bytes)}" for one in stack.processes[:3])
+        by = [(shown_process(one.comm, one.pid), one.outstanding_bytes) for one in stack.processes[:3]]
+        named = ", ".join(f"{process} {format_bytes(size_bytes)}" for process, size_bytes in by)
         yield from _wrapped(named, "      by ")
     for part in stack.held_by[:3]:
         if part.holder < len(evidence.holders):

@@ -30,6 +30,11 @@ API_VERSION = f"{GROUP}/{VERSION}"
 REQUESTED_AT_ANNOTATION = f"{GROUP}/requestedAt"
 """Set to a new value (a time, say) to run a finished diagnosis again."""
 
+DEFAULT_DEADLINE_SECONDS = 900
+MAX_DEADLINE_SECONDS = 86400
+
+MAX_HANDLED_REQUESTS = 10
+
 _RERUN_HINT = f"create a new MemoryDiagnosis, or set the annotation {REQUESTED_AT_ANNOTATION} to run this one again"
 
 _DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
@@ -167,9 +172,11 @@ class MemoryDiagnosisSpec(ApiModel):
         description="Of each CPU's time, what recording allocations may take; above it the trace thins out.",
         json_schema_extra=immutable("cpuBudgetPercent"),
     )
-    active_deadline_seconds: Annotated[int, Field(ge=30, le=86400)] = Field(
-        default=900,
-        description="The run ends as DeadlineExceeded when it has no result after this many seconds, waiting included.",
+    active_deadline_seconds: Annotated[int, Field(ge=30, le=MAX_DEADLINE_SECONDS)] = Field(
+        default=DEFAULT_DEADLINE_SECONDS,
+        description="After this many seconds, waiting included, nothing more is started, runners are asked to end, and "
+        "the run ends as DeadlineExceeded with what they have measured. The default grows with the number of nodes: "
+        "see status.activeDeadlineSeconds.",
         json_schema_extra=immutable("activeDeadlineSeconds"),
     )
     fail_on: FailOn = Field(
@@ -370,9 +377,18 @@ class MemoryDiagnosisStatus(ApiModel):
     )
     run_id: ShortText | None = Field(default=None, description="the run; every rerun has another")
     last_handled_request: ShortText | None = Field(
-        default=None, description=f"The value of the annotation {REQUESTED_AT_ANNOTATION} that this run answers."
+        default=None,
+        description=f"The value of the annotation {REQUESTED_AT_ANNOTATION} that this run answers.",
+    )
+    handled_requests: list[ShortText] = Field(
+        default_factory=list,
+        max_length=MAX_HANDLED_REQUESTS,
+        description="Values of that annotation that had their run, the latest first: none of them begins another.",
     )
     start_time: datetime | None = Field(default=None, description="when the run began; absent while suspended")
+    active_deadline_seconds: Count | None = Field(
+        default=None, description="how long this run may take from startTime on, computed when it began"
+    )
     completion_time: datetime | None = Field(default=None, description="when the run ended, in whatever way")
     target: ShortText | None = Field(default=None, description="What the run is about, as people read it.")
     nodes: NodeCounts | None = None

@@ -145,6 +145,39 @@ def test_argo_cds_action_runs_it_again(world: World) -> None:
     assert world.end("again")[:2] == ("True", "Completed")
 
 
+def test_git_may_put_its_older_request_back_after_a_rerun_by_hand(world: World) -> None:
+    """Argo CD's self-healing and Flux do, when somebody has used the action "rerun" or `kubectl annotate`."""
+    node = world.node("node-a")
+    manifest = {
+        "apiVersion": "memdiag.dev/v1alpha1",
+        "kind": "MemoryDiagnosis",
+        "metadata": {"name": "again", "annotations": {"memdiag.dev/requestedAt": "in Git"}},
+        "spec": {"target": {"nodeName": node.name}, "duration": "5s"},
+    }
+
+    def sync() -> None:
+        options = ("--server-side", "--force-conflicts", "--field-manager=gitops")
+        world.cluster.kubectl("apply", *options, "-f", "-", input=json.dumps(manifest))
+
+    sync()
+    world.run(node)
+    world.end("again")
+    world.cluster.kubectl("annotate", "--overwrite", "memdiag", "again", "memdiag.dev/requestedAt=by hand")
+    world.run(node)
+    eventually(lambda: len(world.reports("again")) == 2)
+    world.end("again")
+    run = world.read("again")["status"]["runID"]
+    sync()
+    world.change("again", ttlSecondsAfterFinished=3600)  # what the operator has seen of it, it has seen of the request
+    eventually(lambda: world.read("again")["status"]["observedGeneration"] == 2)
+    restored = world.read("again")
+    assert restored["metadata"]["annotations"] == {"memdiag.dev/requestedAt": "in Git"}
+    assert restored["status"]["runID"] == run
+    assert restored["status"]["handledRequests"] == ["by hand", "in Git"]
+    assert (argo_health(restored)[0], flux_status(restored)) == ("Healthy", "Current")
+    assert world.end("again")[:2] == ("True", "Completed")
+
+
 def test_a_sync_replaces_the_hook_and_each_one_is_a_run_of_its_own(world: World) -> None:
     """What Argo CD does by BeforeHookCreation, its hook finalizer included."""
     node = world.node("worker-3")

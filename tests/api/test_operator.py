@@ -13,7 +13,7 @@ import pytest
 from memdiag_api.evidence import RunnerError, TerminationMessage
 from memdiag_operator.decide import naming
 from support.cluster import TestCluster
-from support.hollow_node import RUNNERS, HollowNode, container, eventually, now
+from support.hollow_node import RUNNERS, HollowNode, container, eventually, injector, now
 from support.kubernetes_objects import delivered
 from support.operator_process import OperatorProcess, running_operator
 from support.operator_world import CONFIG, World, evidence_of, operator_world, pod_of, run_id, sweep_away
@@ -281,6 +281,58 @@ def test_a_pod_of_the_same_name_that_is_someone_elses_is_not_adopted(world: Worl
     assert "belongs to someone else" in message
 
 
+@pytest.mark.fault("a webhook changes the runner's pod", reason="AdmissionDenied")
+def test_a_runner_that_a_webhook_has_changed_is_removed_and_the_change_is_told(
+    world: World, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    # The admission policy lets this in, so that only the operator can notice it.
+    patch = [{"op": "add", "path": "/spec/volumes/-", "value": {"name": "injected", "emptyDir": {}}}]
+    world.node("node-a")
+    with injector(world.cluster, tmp_path / "patch.json", patch):
+        world.diagnose("injected", "node-a")
+        status, reason, message = world.end("injected")
+    record_property("seen", reason)
+    assert (status, reason) == ("False", "AdmissionDenied")
+    assert "volume injected was added" in message
+    assert "exempt the namespace memdiag-runners" in message
+    eventually(lambda: all("deletionTimestamp" in pod["metadata"] for pod in world.pods()))
+
+
+def test_what_the_policy_refuses_after_a_webhook_says_so_too(world: World, tmp_path: Path) -> None:
+    value = [{"name": "LD_PRELOAD", "value": "/x.so"}]
+    world.node("node-a")
+    with injector(
+        world.cluster, tmp_path / "patch.json", [{"op": "add", "path": "/spec/containers/0/env", "value": value}]
+    ):
+        world.diagnose("injected", "node-a")
+        status, reason, message = world.end("injected")
+    assert (status, reason) == ("False", "AdmissionDenied")
+    assert "without variables, hooks and probes" in message
+    assert "exempt the namespace memdiag-runners" in message
+
+
+def orphan(world: World, pod: str) -> None:
+    """As the garbage collector does for `--cascade=orphan`: this API server has none."""
+    patch = json.dumps({"metadata": {"ownerReferences": None}})
+    world.cluster.kubectl("-n", RUNNERS, "patch", "pod", pod, "--type=merge", "-p", patch)
+    for report in json.loads(world.cluster.kubectl("get", "memdiagreport", "-o", "json"))["items"]:
+        world.cluster.kubectl("patch", "memdiagreport", report["metadata"]["name"], "--type=merge", "-p", patch)
+
+
+def test_a_diagnosis_that_leaves_its_runner_behind_leaves_nothing_at_work(world: World) -> None:
+    done, busy = world.node("done"), world.node("busy")
+    world.ask("orphaned", {"nodeSelector": {"matchLabels": {"kubernetes.io/os": "linux"}}, "maxNodes": 2})
+    world.run(done)
+    eventually(lambda: world.reports("orphaned"))
+    runner = busy.runner()
+    busy.run(runner)
+    orphan(world, runner)
+    world.cluster.kubectl("delete", "memdiag", "orphaned")
+    eventually(lambda: all("deletionTimestamp" in pod["metadata"] for pod in world.pods()))
+    eventually(lambda: world.reports("orphaned") == [])
+    assert "fault of" not in world.operator.log
+
+
 # --- what people change -----------------------------------------------------------------------------------------------
 
 
@@ -332,6 +384,28 @@ def test_terminating_asks_the_runner_to_end_and_keeps_what_it_had(world: World) 
     assert world.end("cut-short")[:2] == ("False", "Terminated")
     assert world.read("cut-short")["status"]["results"][0]["verdict"]["kind"] == "PinnedByUnreadSocket"
     assert len(world.reports("cut-short")) == 1
+
+
+@pytest.mark.fault("no result until the deadline", reason="DeadlineExceeded")
+def test_at_the_deadline_the_runner_is_asked_to_end_and_what_it_had_is_kept(
+    world: World, record_property: Callable[[str, object], None]
+) -> None:
+    node = world.node("node-a")
+    world.diagnose("late", "node-a", activeDeadlineSeconds=30)
+    runner = node.runner()
+    node.run(runner)
+    eventually(lambda: pod_of(world, runner)["spec"]["activeDeadlineSeconds"] == 1, timeout_seconds=60)
+    message, log = delivered(evidence_of("node-a", run_id(pod_of(world, runner))))
+    (node.logs / runner).write_bytes(log)
+    state = {"terminated": {"exitCode": 0, "message": message, "finishedAt": now()}}
+    node.say(runner, {"phase": "Failed", "reason": "DeadlineExceeded", **container(state)})
+    status, reason, told = world.end("late")
+    record_property("seen", reason)
+    assert (status, reason) == ("False", "DeadlineExceeded")
+    assert "is kept" in told
+    assert world.condition("late", "LeakDetected")[:2] == ("True", "PinnedByUnreadSocket")
+    assert len(world.reports("late")) == 1
+    eventually(lambda: world.pods() == [])
 
 
 def test_a_time_to_live_deletes_the_diagnosis(world: World) -> None:

@@ -150,7 +150,7 @@ def rules() -> list[Rule]:
 
 def test_every_rule_says_why() -> None:
     """A right without a reason beside it does not get in."""
-    assert len(rules()) == 11
+    assert len(rules()) == 12
     for rule in rules():
         assert rule.reason, rule
 
@@ -316,6 +316,7 @@ def test_nobody_else_creates_a_pod_among_the_runners(guarded: TestCluster, attem
 
 
 NO_POD = "no-such-pod"
+EXCHANGED = "the image of a running node runner is not exchanged"
 
 
 def run_in(cluster: TestCluster, pod: str, how: str) -> str:
@@ -339,7 +340,7 @@ def test_a_runners_image_cannot_be_exchanged(
 ) -> None:
     cluster = {"admin": guarded, "operator": operator}[who]
     patch = json.dumps({"spec": {"containers": [{"name": "node-runner", "image": "evil/image:1"}]}})
-    assert "have no other image" in cluster.try_kubectl("-n", RUNNERS, "patch", "pod", started, "-p", patch).stderr
+    assert EXCHANGED in cluster.try_kubectl("-n", RUNNERS, "patch", "pod", started, "-p", patch).stderr
 
 
 def test_nothing_is_added_to_a_runner_not_even_by_an_admin(guarded: TestCluster, started: str) -> None:
@@ -355,6 +356,25 @@ def test_nobody_runs_a_command_in_a_runner_not_even_an_admin(guarded: TestCluste
 
 def test_the_operator_may_shorten_a_runners_time(operator: TestCluster, started: str) -> None:
     operator.kubectl("-n", RUNNERS, "patch", "pod", started, "-p", '{"spec": {"activeDeadlineSeconds": 1}}')
+
+
+def test_a_runner_of_a_former_image_is_ended_after_an_upgrade(
+    guarded: TestCluster, operator: TestCluster, started: str
+) -> None:
+    """Its image is not the policy's any more: it can be ended, and its image cannot be exchanged for the new one."""
+    patch = ("-n", RUNNERS, "patch", "configmap", "memdiag-runner-image", "--type=merge", "-p")
+    guarded.kubectl(*patch, '{"data": {"image": "memdiag.dev/node-runner:next"}}')
+    try:
+        eventually(
+            lambda: "have no other image than memdiag.dev/node-runner:next" in create(operator, runner_manifest())
+        )
+        operator.kubectl("-n", RUNNERS, "patch", "pod", started, "-p", '{"spec": {"activeDeadlineSeconds": 1}}')
+        other = {"spec": {"containers": [{"name": "node-runner", "image": "memdiag.dev/node-runner:next"}]}}
+        refused = operator.try_kubectl("-n", RUNNERS, "patch", "pod", started, "-p", json.dumps(other))
+        assert EXCHANGED in refused.stderr
+    finally:
+        guarded.kubectl(*patch, json.dumps({"data": {"image": IMAGE}}))
+        eventually(lambda: create(operator, runner_manifest()) == "")
 
 
 def test_an_admin_may_still_look_label_and_delete(guarded: TestCluster, started: str) -> None:
@@ -548,7 +568,7 @@ def tables() -> dict[str, str]:
             (
                 *(("the operator's token", what, f"…{said}…") for what, (_, said) in STOLEN.items()),
                 *(("others", what, "only the memdiag operator may create pods") for what in OTHERS),
-                ("anyone, an admin too", "exchange a runner's image", "…have no other image than…"),
+                ("anyone, an admin too", "exchange a runner's image", EXCHANGED),
                 ("anyone, an admin too", "`kubectl debug`", "nothing is added to a running node runner"),
                 ("anyone, an admin too", "`kubectl exec`, `kubectl attach`", "nobody runs a command in a node runner"),
             ),

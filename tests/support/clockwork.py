@@ -24,6 +24,7 @@ from support.evidence import evidence_with
 from support.kubernetes_objects import CONFIG, NOW, delivered, diagnosis, node, timestamp
 
 START_SECONDS = 3
+STOP_SECONDS = 5
 WEB = {"pool": "web"}
 HEALTHY = VerdictKind.NO_LEAK
 
@@ -37,15 +38,23 @@ class Runner:
     message: str
     log: bytes
     duration_seconds: int
+    is_stuck: bool = False
+    """Whether its container is never started."""
+    stopped: datetime | None = None
+    """When it was asked to end; it takes STOP_SECONDS for that."""
 
     def pod(self, now: datetime) -> Pod:
         """As the API server shows it at `now`."""
         age = (now - self.created).total_seconds()
+        cut_short = self.stopped is not None and now - self.stopped >= timedelta(seconds=STOP_SECONDS)
         started = self.created + timedelta(seconds=START_SECONDS)
         node_name = self.manifest["metadata"]["annotations"][naming.NODE_ANNOTATION]
-        if age < START_SECONDS:
+        if age < START_SECONDS or self.is_stuck:
             phase = "Pending"
             state: dict[str, dict[str, object]] = {"waiting": {"reason": "ContainerCreating"}}
+        elif cut_short:
+            ended = {"exitCode": 0, "reason": "Completed", "message": self.message, "finishedAt": timestamp(now)}
+            phase, state = "Failed", {"terminated": ended}
         elif age < START_SECONDS + self.duration_seconds:
             phase, state = "Running", {"running": {"startedAt": timestamp(started)}}
         else:
@@ -58,8 +67,15 @@ class Runner:
                     "uid": f"uid-of-{self.manifest['metadata']['name']}",
                     "creationTimestamp": timestamp(self.created),
                 },
-                "spec": {"nodeName": node_name, "activeDeadlineSeconds": 86400},
-                "status": {"phase": phase, "containerStatuses": [{"name": "node-runner", "state": state}]},
+                "spec": {"nodeName": node_name, "activeDeadlineSeconds": 1 if self.stopped else 86400},
+                "status": {
+                    "phase": phase,
+                    "reason": "DeadlineExceeded" if phase == "Failed" else "",
+                    "conditions": [
+                        {"type": "PodScheduled", "status": "True", "lastTransitionTime": timestamp(self.created)}
+                    ],
+                    "containerStatuses": [{"name": "node-runner", "state": state}],
+                },
             }
         )
 
@@ -75,6 +91,8 @@ class Clockwork:
     config: OperatorConfig = CONFIG
     duration_seconds: int = 60
     target_pod: Pod | None = None
+    sick: frozenset[str] = frozenset()
+    """Nodes that start no container."""
     now: datetime = NOW
     runners: dict[str, Runner] = field(default_factory=dict)
     statuses: list[MemoryDiagnosisStatus] = field(default_factory=list)
@@ -135,7 +153,10 @@ class Clockwork:
             name, meta = manifest["metadata"]["name"], manifest["metadata"]
             found = self.evidence(meta["annotations"][naming.NODE_ANNOTATION], meta["labels"][naming.RUN_ID_LABEL])
             message, log = delivered(found) if found else ("", b"")
-            self.runners[name] = Runner(manifest, self.now, message, log, self.duration_seconds)
+            is_stuck = meta["annotations"][naming.NODE_ANNOTATION] in self.sick
+            self.runners[name] = Runner(manifest, self.now, message, log, self.duration_seconds, is_stuck)
+        for stop in plan.stops:
+            self.runners[stop.name].stopped = self.now
         for removal in plan.removals:
             del self.runners[removal.name]
         working = [one for one in self.runners.values() if not one.pod(self.now).is_terminal]

@@ -1,5 +1,6 @@
 """A node without a kubelet: the test says what its pods do, the API server believes it."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from support.cluster import TestCluster
 
 RUNNERS = "memdiag-runners"
 LOG_PORT = 10250
+WEBHOOK_PORT = 10260
 TIMEOUT_SECONDS = 30
 Answer = TypeVar("Answer")
 
@@ -96,13 +98,20 @@ class HollowNode:
         phase = "Succeeded" if exit_code == 0 else "Failed"
         self.say(pod, {"phase": phase, **container({"terminated": state})})
 
+    def stream(self, pod: str, *, total_bytes: int, chunk_bytes: int, pause_seconds: float) -> None:
+        """Let the node answer whoever asks for the log of `pod` with so many bytes, whatever was asked for."""
+        how = {"totalBytes": total_bytes, "chunkBytes": chunk_bytes, "pauseSeconds": pause_seconds}
+        (self.logs / f"{pod}.stream").write_text(json.dumps(how))
+
     def _find_runner(self) -> str:
         pods = json.loads(self.cluster.kubectl("-n", RUNNERS, "get", "pods", "-o", "json"))["items"]
         mine = [pod for pod in pods if pod["metadata"]["annotations"].get("memdiag.dev/node") == self.name]
         return next((pod["metadata"]["name"] for pod in mine if "deletionTimestamp" not in pod["metadata"]), "")
 
     def _patch(self, kind: str, name: str, patch: dict[str, Any], *options: str) -> None:
-        self.cluster.kubectl("patch", kind, name, "--type=merge", *options, "-p", json.dumps(patch))
+        # From its input: a node may report more than a command line can have.
+        options = ("--type=merge", "--patch-file=/dev/stdin", *options)
+        self.cluster.kubectl("patch", kind, name, *options, input=json.dumps(patch))
 
 
 def container(state: dict[str, Any]) -> dict[str, Any]:
@@ -127,17 +136,47 @@ def now() -> str:
 @contextmanager
 def log_endpoint(cluster: TestCluster, logs: Path) -> Iterator[str]:
     """Serve the files in `logs` where a kubelet would; the address that nodes are to report."""
+    with _serving(cluster, "kubelet_logs.py", LOG_PORT, logs) as address:
+        yield address
+
+
+@contextmanager
+def injector(cluster: TestCluster, file: Path, patch: list[dict[str, Any]], namespace: str = RUNNERS) -> Iterator[None]:
+    """Have a webhook apply this JSON patch to every pod that is created in the namespace."""
+    file.write_text(json.dumps(patch))
+    certificate = base64.b64encode((cluster.kubeconfig.parent / "ca.crt").read_bytes()).decode()
+    with _serving(cluster, "injector.py", WEBHOOK_PORT, file) as address:
+        webhook = {
+            "name": "injector.example.com",
+            "admissionReviewVersions": ["v1"],
+            "sideEffects": "None",
+            "failurePolicy": "Fail",
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+            "clientConfig": {"url": f"https://{address}:{WEBHOOK_PORT}/", "caBundle": certificate},
+            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["CREATE"]}],
+        }
+        kind = "MutatingWebhookConfiguration"
+        meta = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": "injector"}}
+        cluster.kubectl("create", "-f", "-", input=json.dumps({**meta, "webhooks": [webhook]}))
+        try:
+            yield
+        finally:
+            cluster.kubectl("delete", kind, "injector")
+
+
+@contextmanager
+def _serving(cluster: TestCluster, script: str, port: int, file: Path) -> Iterator[str]:
+    """Run one of these scripts in the cluster's network; its address there."""
     made = Cluster(cluster.kubeconfig.parent.parent.name)
     pki = cluster.kubeconfig.parent
     record = made.record()
     assert record
     address = Network(record.slot).node_address
-    script = Path(__file__).with_name("kubelet_logs.py")
     server = subprocess.Popen(
         [
             *made.sandbox().enter(),
-            *(sys.executable, script, address, str(LOG_PORT)),
-            *(pki / "apiserver.crt", pki / "apiserver.key", logs),
+            *(sys.executable, Path(__file__).with_name(script), address, str(port)),
+            *(pki / "apiserver.crt", pki / "apiserver.key", file),
         ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -2,10 +2,16 @@
 
 Run as a script inside the cluster's namespaces: `kubelet_logs.py ADDRESS PORT CERTIFICATE KEY FOLDER`. The log of a pod
 is the file of its name in FOLDER. Kubernetes: pkg/kubelet/server/server.go, getContainerLogs.
+
+A file POD.stream makes it a hostile kubelet for that pod: {"totalBytes": N, "chunkBytes": N, "pauseSeconds": S} is sent
+whatever limitBytes says.
 """
 
+import json
 import ssl
 import sys
+import time
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +26,11 @@ class LogHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         url = urlsplit(self.path)
         pod = url.path.split("/")[3]
+        stream = self.folder / f"{pod}.stream"
+        if stream.exists():
+            with suppress(OSError):  # the reader has had enough
+                self._send(**json.loads(stream.read_text()))
+            return
         file = self.folder / pod
         if not file.exists():
             self.send_error(HTTPStatus.NOT_FOUND)
@@ -30,6 +41,14 @@ class LogHandler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(log)))
         self.end_headers()
         self.wfile.write(log)
+
+    def _send(self, *, totalBytes: int, chunkBytes: int, pauseSeconds: float) -> None:  # noqa: N803 - as in the file
+        self.send_response(HTTPStatus.OK)
+        self.end_headers()
+        for _ in range(totalBytes // chunkBytes):
+            self.wfile.write(b"x" * chunkBytes)
+            self.wfile.flush()
+            time.sleep(pauseSeconds)
 
 
 def main() -> None:

@@ -119,6 +119,7 @@ def pod(
     owner: str = UID,
     run: str = RUN,
     deleted: bool = False,
+    gone_at: datetime = NOW,
     annotations: dict[str, str] | None = None,
     deadline_seconds: int = 880,
 ) -> Pod:
@@ -139,7 +140,7 @@ def pod(
                     **(annotations or {}),
                 },
                 "ownerReferences": [{"uid": owner}],
-                **({"deletionTimestamp": timestamp(NOW)} if deleted else {}),
+                **({"deletionTimestamp": timestamp(gone_at)} if deleted else {}),
             },
             "spec": {"nodeName": node_name, "activeDeadlineSeconds": deadline_seconds},
             "status": {

@@ -23,7 +23,7 @@ CONFIG: dict[str, Any] = {
     "grace": {
         "unschedulableSeconds": 1,
         "imagePullSeconds": 1,
-        "containerStartSeconds": 1,
+        "containerStartSeconds": 30,  # longer than a test takes from a pod's binding to its next state
         "nodeNotReadySeconds": 1,
         "logSeconds": 2,
     },

@@ -13,7 +13,11 @@ if status.conditions == nil or status.observedGeneration ~= meta.generation then
 end
 
 local requested = meta.annotations and meta.annotations["memdiag.dev/requestedAt"]
-if requested and requested ~= "" and requested ~= status.lastHandledRequest then
+local handled = requested == nil or requested == "" or requested == status.lastHandledRequest
+for _, request in ipairs(status.handledRequests or {}) do
+  handled = handled or request == requested
+end
+if not handled then
   if suspended then
     return health("Suspended", "another run was asked for, and spec.suspend is true")
   end

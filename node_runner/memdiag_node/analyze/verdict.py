@@ -18,6 +18,7 @@ from memdiag_api.evidence import (
     Verdict,
     VerdictKind,
 )
+from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
 
 MIB = 1 << 20
@@ -261,7 +262,7 @@ def _process(holder: Holder) -> str:
     if not holder.owners:
         return "its peer"
     owner: Owner = holder.owners[0]
-    return f"{owner.comm}[{owner.pid}]"
+    return shown_process(owner.comm, owner.pid)
 
 
 def _fd(holder: Holder) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import TraceCounters
+from memdiag_api.process_name import MAX_COMM_LENGTH
 from memdiag_node.analyze.stacks import ALLOC_PAGE, memory_class, trim
 from memdiag_node.analyze.traced import BLOCK_DTYPE, GROUP_DTYPE, Charge, ContextCode, TracedProcess, TraceResult
 from memdiag_node.procfs.cgroup import ContainerIdentity, parse_cgroup
@@ -316,7 +317,10 @@ def _processes(
             identities[cgroup] = _identity(names[cgroup]) if cgroup in names else ContainerIdentity("", "")
         identity = identities[cgroup]
         process = TracedProcess(
-            int(info["key"]["tgid"]), printable(bytes(info["comm"]), 64), identity.container_id, identity.pod_uid
+            int(info["key"]["tgid"]),
+            printable(bytes(info["comm"]), MAX_COMM_LENGTH),
+            identity.container_id,
+            identity.pod_uid,
         )
         process_of[number] = numbers.setdefault(process, len(numbers))
     return process_of, list(numbers)

@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 from memdiag_api.evidence import Owner
+from memdiag_api.process_name import MAX_COMM_LENGTH
 from memdiag_node.procfs.cgroup import parse_cgroup
 from memdiag_node.procfs.status import parse_status
 from memdiag_node.procfs.text import printable
 
-_MAX_COMM_LENGTH = 256
 _MAX_COMMAND_LINE_LENGTH = 1024
 
 
@@ -33,7 +33,7 @@ def read_owner(proc: Path, pid: int) -> Owner | None:
         os.close(directory_fd)
     return Owner(
         pid=pid,
-        comm=printable(status.comm, _MAX_COMM_LENGTH),
+        comm=printable(status.comm, MAX_COMM_LENGTH),
         command_line=printable(arguments.rstrip(b"\0").replace(b"\0", b" "), _MAX_COMMAND_LINE_LENGTH),
         uid=status.uid,
         container_id=identity.container_id,

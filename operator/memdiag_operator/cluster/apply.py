@@ -16,19 +16,22 @@ from memdiag_operator.cluster.errors import (
 )
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide import naming
+from memdiag_operator.decide.mutation import mutations
 from memdiag_operator.decide.node_run import STOP_DEADLINE_SECONDS
-from memdiag_operator.decide.objects import ObjectMeta
+from memdiag_operator.decide.objects import ObjectMeta, Pod
 from memdiag_operator.decide.snapshot import Announcement, Plan, PodRemoval, ReportCleanup, Snapshot
 
 logger = logging.getLogger(__name__)
 
 REPORTER = "memdiag-operator"
+ADMISSION_POLICY = "ValidatingAdmissionPolicy 'memdiag-runners'"
+"""How the API server names manifests/base/node-runner/admission-policy.yaml when it refuses a pod."""
 
 
 def apply(
     kubernetes: KubernetesClient, cache: Cache, config: OperatorConfig, snapshot: Snapshot, plan: Plan
 ) -> dict[str, str]:
-    """Carry out `plan`. Answers, by pod name, why the API server refused to create a runner pod.
+    """Carry out `plan`. Answers, by pod name, why a runner pod was not created, or not as it was sent.
 
     What the API server answers goes to `cache`, so that the next decision knows of it before a watch tells.
     Raises ConflictError when the diagnosis has changed since `snapshot`: nothing but reports has been written then.
@@ -79,21 +82,41 @@ def _clean_up_reports(kubernetes: KubernetesClient, cleanup: ReportCleanup) -> N
 
 
 def _launch(kubernetes: KubernetesClient, cache: Cache, owner_uid: str, manifest: dict[str, Any]) -> str:
-    """Create a runner pod, or find it created; the refusal, if it is one."""
+    """Create a runner pod, or find it created; why there is none, if so."""
     namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
     try:
-        pod = kubernetes.create_pod(manifest)
+        pod, created = kubernetes.create_pod(manifest)
     except AlreadyExistsError:
         pod = kubernetes.read_pod(namespace, name)
         if not pod.metadata.is_owned_by(owner_uid):
-            return f"pod {namespace}/{name} exists and belongs to someone else: delete it"
+            return _refused(f"pod {namespace}/{name} exists and belongs to someone else: delete it")
     except NotFoundError:
-        return f"there is no namespace {namespace}: apply memdiag's manifests"
+        return _refused(f"there is no namespace {namespace}: apply memdiag's manifests")
     except RefusedError as error:
-        return str(error)
+        hint = f". {_exempt(namespace)}" if ADMISSION_POLICY in str(error) else ""
+        return _refused(f"{error}{hint}")
+    else:
+        if changed := mutations(manifest, created):
+            _remove_changed(kubernetes, pod)
+            return f"the runner pod was changed on its way and removed: {changed}. {_exempt(namespace)}"
     cache.pods.put(pod)
     logger.info("runner pod %s/%s is created", namespace, name)
     return ""
+
+
+def _refused(why: str) -> str:
+    return f"the API server refuses the runner pod: {why}"
+
+
+def _exempt(namespace: str) -> str:
+    return f"If a webhook adds to pods or changes them, exempt the namespace {namespace} from it"
+
+
+def _remove_changed(kubernetes: KubernetesClient, pod: Pod) -> None:
+    try:
+        kubernetes.delete_pod(pod.metadata.namespace, pod.metadata.name, pod.metadata.uid, force=False)
+    except (NotFoundError, ConflictError):
+        logger.info("runner pod %s is gone already", pod.metadata.name)
 
 
 def _stop(kubernetes: KubernetesClient, cache: Cache, config: OperatorConfig, pod: PodRemoval) -> None:

@@ -164,6 +164,16 @@ class Cache:
         self.diagnoses = DiagnosisShelf()
         self.pods: Shelf[Pod] = Shelf()
         self.nodes = NodeReadings()
+        self._failed_logs: frozenset[str] = frozenset()
+
+    def has_failed_log(self, pod_name: str) -> bool:
+        """Whether the last try to read the log of a runner pod has failed."""
+        return pod_name in self._failed_logs
+
+    def note_log(self, pod_name: str, *, failed: bool) -> None:
+        """Remember how a try to read the log of a runner pod ended."""
+        known = {name for name in self._failed_logs if self.pods.get(name)} - {pod_name}
+        self._failed_logs = frozenset(known | {pod_name} if failed else known)
 
     @property
     def is_complete(self) -> bool:

@@ -2,14 +2,17 @@
 
 The official client is synchronous: callers run these methods in threads. Answers are parsed straight from JSON into
 the parts that matter, which spares memory on large lists. Each request has a deadline of its own: the API's
-`timeout_seconds` bounds only the server (kubernetes-client/python#1402). Every answer tells the API server's time.
+`timeout_seconds` bounds only the server (kubernetes-client/python#1402). Every answer has a size limit, because nodes
+write parts of it: logs, and the status of pods. Every answer tells the API server's time.
 """
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
+import urllib3
 from kubernetes import client
 from kubernetes import config as kubernetes_config
 from pydantic import BeforeValidator, Field, ValidationError
@@ -17,18 +20,29 @@ from pydantic import BeforeValidator, Field, ValidationError
 from memdiag_api.diagnosis import API_VERSION, GROUP, VERSION, MemoryDiagnosis, MemoryDiagnosisStatus
 from memdiag_api.framing import MAX_LOG_BYTES
 from memdiag_api.report import MemoryDiagnosisReport
+from memdiag_operator.cluster.answers import TimedOnceRetry, read_body
 from memdiag_operator.cluster.clock import ServerClock
-from memdiag_operator.cluster.errors import UnreadableError, translated
+from memdiag_operator.cluster.errors import UnavailableError, UnreadableError, translated
 from memdiag_operator.cluster.requests import ObservedApiClient, RequestObserver, ignore
-from memdiag_operator.decide.objects import Diagnosis, KubernetesPart, Node, ObjectMeta, Pod
+from memdiag_operator.decide.objects import Diagnosis, Event, KubernetesPart, Node, ObjectMeta, Pod
 
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_SECONDS = 10
 READ_TIMEOUT_SECONDS = 30
+ANSWER_SECONDS = 60
+"""For a whole answer; READ_TIMEOUT_SECONDS is for the wait for its next bytes."""
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+LOG_READ_TIMEOUT_SECONDS = 10
+LOG_SECONDS = 20
+"""For a whole log, which has up to MAX_LOG_BYTES."""
 PAGE_SIZE = 500
+# For all pods of one node together: it writes their status, up to the 1.5 MiB that etcd takes, and makes mirror pods.
+MAX_NODE_PODS_BYTES = 16 * 1024 * 1024
 # One may have 64 KiB, and takes twenty times that while it is parsed.
 DIAGNOSES_PAGE_SIZE = 10
+MAX_POD_EVENTS = 50
+MAX_POD_EVENTS_BYTES = 1024 * 1024
 CONNECTIONS = 16
 
 # Events about cluster-scoped objects live here (kubernetes: apiserver validation of involvedObject).
@@ -68,6 +82,13 @@ class NodeList(KubernetesPart):
     items: tuple[Node, ...]
 
 
+class EventList(KubernetesPart):
+    """A page of events."""
+
+    metadata: ListMeta = ListMeta()
+    items: tuple[Event, ...]
+
+
 class DiagnosisList(KubernetesPart):
     """A page of diagnoses."""
 
@@ -83,6 +104,16 @@ class Listing(NamedTuple, Generic[Item]):
 
     items: tuple[Item, ...]
     version: str
+
+
+class Bounds(NamedTuple):
+    """How long an answer may take, and how much of it is read."""
+
+    read_timeout_seconds: float
+    """For the wait for its next bytes."""
+    seconds: float
+    """For all of it."""
+    size_bytes: int
 
 
 class KubernetesClient:
@@ -104,8 +135,7 @@ class KubernetesClient:
             kubernetes_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call] # untyped there
         except kubernetes_config.ConfigException:
             kubernetes_config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call] # as above
-        configuration.connection_pool_maxsize = CONNECTIONS
-        return cls(ObservedApiClient(configuration, observe))
+        return cls(ObservedApiClient(configured(configuration), observe))
 
     def read_diagnosis(self, name: str) -> Diagnosis:
         """One MemoryDiagnosis."""
@@ -228,10 +258,23 @@ class KubernetesClient:
             f"list the pods on node {node_name}",
             self._core.list_pod_for_all_namespaces,
             field_selector=f"spec.nodeName={node_name}",
+            max_bytes=MAX_NODE_PODS_BYTES,
         )
 
-    def create_pod(self, manifest: dict[str, Any]) -> Pod:
-        """Create a pod."""
+    def list_pod_events(self, pod: ObjectMeta) -> tuple[Event, ...]:
+        """The first events about a pod: a kubelet repeats few, a hostile one may write any number."""
+        answer = self._request(
+            f"list the events of pod {pod.namespace}/{pod.name}",
+            self._core.list_namespaced_event,
+            pod.namespace,
+            field_selector=f"involvedObject.uid={pod.uid}",
+            limit=MAX_POD_EVENTS,
+            max_bytes=MAX_POD_EVENTS_BYTES,
+        )
+        return EventList.model_validate_json(answer).items
+
+    def create_pod(self, manifest: dict[str, Any]) -> tuple[Pod, dict[str, Any]]:
+        """Create a pod; it as it was created, in the parts that matter and as a whole."""
         meta = manifest["metadata"]
         answer = self._request(
             f"create pod {meta['namespace']}/{meta['name']}",
@@ -239,7 +282,7 @@ class KubernetesClient:
             meta["namespace"],
             manifest,
         )
-        return Pod.model_validate_json(answer)
+        return Pod.model_validate_json(answer), json.loads(answer)
 
     def set_pod_deadline(self, namespace: str, name: str, seconds: int) -> Pod:
         """Let the kubelet end a pod this long after its start: it keeps the pod, its log and its last words."""
@@ -262,13 +305,17 @@ class KubernetesClient:
         return Pod.model_validate_json(answer) if json.loads(answer).get("kind") == "Pod" and not force else None
 
     def read_log(self, namespace: str, name: str) -> bytes:
-        """The start of a pod's log, as much of it as a framed document can take."""
-        return self._request(
+        """The start of a pod's log, as much of it as a framed document can take.
+
+        `limit_bytes` is only passed on to the kubelet, so it is a courtesy: the limit that holds is our own.
+        """
+        return self._body(
             f"read the log of pod {namespace}/{name}",
             self._core.read_namespaced_pod_log,
             name,
             namespace,
             limit_bytes=MAX_LOG_BYTES,
+            bounds=Bounds(LOG_READ_TIMEOUT_SECONDS, LOG_SECONDS, MAX_LOG_BYTES),
         )
 
     def create_event(self, manifest: dict[str, Any]) -> None:
@@ -282,12 +329,17 @@ class KubernetesClient:
         method: Callable[..., Any],
         *args: Any,
         limit: int = PAGE_SIZE,
+        max_bytes: int | None = None,
         **kwargs: Any,
     ) -> Iterator[Listing[Any]]:
-        token = ""
+        """Each page of a list; `max_bytes` is for all of them together."""
+        token, left_bytes = "", max_bytes
         while True:
             more = {"_continue": token} if token else {}
-            page = page_type.model_validate_json(self._request(action, method, *args, limit=limit, **more, **kwargs))
+            page_bytes = MAX_ANSWER_BYTES if left_bytes is None else left_bytes
+            body = self._request(action, method, *args, limit=limit, max_bytes=page_bytes, **more, **kwargs)
+            left_bytes = None if left_bytes is None else left_bytes - len(body)
+            page = page_type.model_validate_json(body)
             yield Listing(page.items, page.metadata.resource_version)
             token = page.metadata.continue_
             if not token:
@@ -303,13 +355,34 @@ class KubernetesClient:
     ) -> tuple[Any, ...]:
         return tuple(item for page in self._pages(page_type, action, method, *args, **kwargs) for item in page.items)
 
-    def _request(self, action: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> bytes:
-        timeout = (CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS)
+    def _request(
+        self,
+        action: str,
+        method: Callable[..., Any],
+        *args: Any,
+        max_bytes: int = MAX_ANSWER_BYTES,
+        **kwargs: Any,
+    ) -> bytes:
+        bounds = Bounds(READ_TIMEOUT_SECONDS, ANSWER_SECONDS, max_bytes + 1)
+        body = self._body(action, method, *args, bounds=bounds, **kwargs)
+        if len(body) > max_bytes:
+            raise UnavailableError(f"cannot {action}: the answer is larger than the {max_bytes} bytes allowed")
+        return body
+
+    def _body(self, action: str, method: Callable[..., Any], *args: Any, bounds: Bounds, **kwargs: Any) -> bytes:
+        timeout = (CONNECT_TIMEOUT_SECONDS, bounds.read_timeout_seconds)
+        end_at = time.monotonic() + bounds.seconds
         with translated(action):
             response = method(*args, _preload_content=False, _request_timeout=timeout, **kwargs)
-            body: bytes = response.data
             self.clock.observe(response.headers.get("Date"))
-            return body
+            return read_body(response, max_bytes=bounds.size_bytes, end_at=end_at)
+
+
+def configured(configuration: client.Configuration) -> client.Configuration:
+    """`configuration` with the connections and retries of this client."""
+    configuration.connection_pool_maxsize = CONNECTIONS
+    configuration.retries = TimedOnceRetry(urllib3.Retry.DEFAULT.total)
+    return configuration
 
 
 def _diagnosis(name: str, answer: bytes) -> Diagnosis:

@@ -4,6 +4,8 @@ It comes from what the watches have delivered. The API server is asked for the r
 and pods that the cache lacks although the status says that they run.
 """
 
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -15,13 +17,17 @@ from memdiag_operator.cluster.errors import ClusterError, NotFoundError
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.labels import equality_selector
-from memdiag_operator.decide.objects import Diagnosis, InvalidSpec, Node, Pod
-from memdiag_operator.decide.reconcile import is_settled, nodes_to_read, runners_to_read, starts_anew
+from memdiag_operator.decide.objects import Diagnosis, Event, InvalidSpec, Node, Pod
+from memdiag_operator.decide.reconcile import is_settled, nodes_to_read, runners_to_read, slow_starters, starts_anew
 from memdiag_operator.decide.snapshot import Fleet, RunnerOutput, Snapshot
 from memdiag_operator.decide.target import run_states, spec_fault
 
+logger = logging.getLogger(__name__)
+
 # A parsed document may take 10 MiB; storing some results leads to the next look, which finds the others.
 RESULTS_AT_ONCE = 4
+# After this long no further log is begun: what is there is decided on first.
+LOGS_SECONDS = 20.0
 ANY_AGE_SECONDS = float("inf")
 
 
@@ -63,8 +69,10 @@ def gather_about(
         return _with_candidates(kubernetes, cache, Snapshot(diagnosis=diagnosis, pods=pods))
     nodes = _nodes(kubernetes, cache, config, diagnosis, pods)
     snapshot = Snapshot(diagnosis=diagnosis, nodes=nodes, pods=pods)
-    ended = runners_to_read(snapshot, config, now)[:RESULTS_AT_ONCE]
-    return replace(snapshot, outputs={pod.metadata.name: _runner_output(kubernetes, pod) for pod in ended})
+    slow = slow_starters(snapshot, config, now)
+    snapshot = replace(snapshot, events={pod.metadata.name: _events(kubernetes, pod) for pod in slow})
+    ended = runners_to_read(snapshot, config, now)
+    return replace(snapshot, outputs=_runner_outputs(kubernetes, cache, ended))
 
 
 def _with_candidates(kubernetes: KubernetesClient, cache: Cache, snapshot: Snapshot) -> Snapshot:
@@ -168,12 +176,35 @@ def _node(kubernetes: KubernetesClient, cache: Cache, name: str, max_age_seconds
     return node
 
 
+def _events(kubernetes: KubernetesClient, pod: Pod) -> tuple[Event, ...]:
+    try:
+        return kubernetes.list_pod_events(pod.metadata)
+    except ClusterError as error:
+        # They only explain: a run ends with its reason all the same.
+        logger.info("events of pod %s cannot be read: %s", pod.metadata.name, error)
+        return ()
+
+
+def _runner_outputs(kubernetes: KubernetesClient, cache: Cache, ended: Sequence[Pod]) -> dict[str, RunnerOutput]:
+    """What some of the `ended` runners left. Those whose log could not be read before come last: others must not wait
+    for them."""
+    outputs: dict[str, RunnerOutput] = {}
+    end_at = time.monotonic() + LOGS_SECONDS
+    for pod in sorted(ended, key=lambda pod: cache.has_failed_log(pod.metadata.name)):
+        output = outputs[pod.metadata.name] = _runner_output(kubernetes, pod)
+        cache.note_log(pod.metadata.name, failed=output.log is None)
+        if time.monotonic() > end_at or sum(one.log is not None for one in outputs.values()) >= RESULTS_AT_ONCE:
+            break
+    return outputs
+
+
 def _runner_output(kubernetes: KubernetesClient, pod: Pod) -> RunnerOutput:
     # The node that the API server has bound the pod to, whatever anyone's document says.
     node_name = pod.spec.node_name
     try:
         log = kubernetes.read_log(pod.metadata.namespace, pod.metadata.name)
+        # A node writes the status of its pods: it may have made a list that cannot be read.
+        node_pods = kubernetes.list_pods_on_node(node_name) if node_name else ()
     except ClusterError as error:
         return RunnerOutput(log=None, log_error=str(error))
-    node_pods = kubernetes.list_pods_on_node(node_name) if node_name else ()
     return RunnerOutput(log=log, node_pods=node_pods)

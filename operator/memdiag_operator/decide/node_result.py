@@ -16,6 +16,7 @@ from memdiag_api.diagnosis import (
     VerdictSummary,
 )
 from memdiag_api.evidence import Evidence, Holder, NeedState, Owner, Stack
+from memdiag_api.process_name import shown_process
 from memdiag_api.report import MemoryDiagnosisReport
 from memdiag_api.units import format_bytes
 from memdiag_operator.decide import naming
@@ -167,7 +168,7 @@ def _stack_summary(stack: Stack, holders: list[HolderSummary]) -> StackSummary:
         outstanding_bytes=stack.outstanding_bytes,
         outstanding_blocks=stack.outstanding_blocks,
         growth_bytes_per_second=stack.growth_bytes_per_second,
-        processes=[clip(f"{one.comm}[{one.pid}]", SHORT) for one in stack.processes[:MAX_PROCESSES]],
+        processes=[shown_process(one.comm, one.pid) for one in stack.processes[:MAX_PROCESSES]],
         held_by=[
             StackHolder(
                 holder=clip(holder_line(holders[held.holder]), SHORT), size_bytes=held.size_bytes, share=held.share

@@ -1,29 +1,32 @@
 """One node's part of a run: from waiting for a slot to a stored result."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from memdiag_api.conditions import Reason
 from memdiag_api.diagnosis import MemoryDiagnosisSpec, NodeResult, NodeState
-from memdiag_api.evidence import Check
-from memdiag_api.units import parse_duration_seconds
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.attribution import attribute
+from memdiag_operator.decide.deadline import (
+    remaining_seconds,
+    run_deadline_seconds,
+    shortest_launch_seconds,
+    shortfall,
+    window_seconds,
+)
 from memdiag_operator.decide.node_result import node_result, report
 from memdiag_operator.decide.objects import Node, Pod
-from memdiag_operator.decide.progress import DONE, WAITING, Progress, tick_seconds
+from memdiag_operator.decide.progress import COLLECTING, DONE, WAITING, Progress, tick_seconds
 from memdiag_operator.decide.results import receive
 from memdiag_operator.decide.runner_pod import runner_pod
 from memdiag_operator.decide.runner_state import Broken, Finished, RunnerState, Starting, Window, Working, runner_state
-from memdiag_operator.decide.sanitize import clip
+from memdiag_operator.decide.sanitize import clean_text, clip
 from memdiag_operator.decide.slots import Allotment, Slot
 from memdiag_operator.decide.snapshot import PodRemoval, Snapshot
 from memdiag_operator.decide.target import UNSETTLED, node_objection
 
-# Checks that look twice, with spec.duration between.
-_WAITING_CHECKS = frozenset({Check.ALLOC_PAGE_TRACE, Check.SOCKET_QUEUES})
 MESSAGE_LIMIT = 1024
 STOP_DEADLINE_SECONDS = 1
 """A runner pod's deadline once it is asked to stop: the kubelet then ends it, and keeps its log and last words."""
@@ -101,15 +104,24 @@ class NodeRun:
         """How the runner pod stands; None without one, or when its node was not looked up."""
         if self.pod is None or not self.is_looked_up:
             return None
-        waits = any(check in _WAITING_CHECKS for check in self.spec.checks)
-        seconds = parse_duration_seconds(self.spec.duration) if waits else 0
+        seconds = window_seconds(self.spec)
         window = Window(seconds, tick_seconds(seconds, self.nodes_total))
-        return runner_state(self.pod, self.node, node_name=self.node_name, window=window, now=now, grace=config.grace)
+        return runner_state(
+            self.pod,
+            self.node,
+            node_name=self.node_name,
+            window=window,
+            now=now,
+            grace=config.grace,
+            events=self.snapshot.events.get(self.pod_name, ()),
+        )
 
     def step(self, config: OperatorConfig, now: datetime, allotment: Allotment | None) -> Step:
         """What is to be done on this node at `now`. Without an `allotment` nothing is launched."""
         if self.is_settled:
             return Step(self.state, self.stored)
+        if refusal := self.snapshot.refusals.get(self.pod_name):
+            return self._ended(Reason.ADMISSION_DENIED, refusal)
         match self.runner_state(config, now):
             case None:
                 return self._without_pod(config, now, allotment) if self.pod is None else self._unchanged()
@@ -117,9 +129,9 @@ class NodeRun:
                 return self._ended(reason, message)
             case Finished():
                 waiting = Working(f"the runner on node {self.node_name} has ended: waiting for its log")
-                return self._received(config, now) or self._still_at_it(waiting, now)
+                return self._received(config, now) or self._still_at_it(config, waiting, now)
             case Starting() | Working() as state:
-                return self._still_at_it(state, now)
+                return self._still_at_it(config, state, now)
 
     @property
     def _last_message(self) -> str:
@@ -127,9 +139,7 @@ class NodeRun:
 
     def _ended(self, reason: Reason, message: str) -> Step:
         return self._with_result(
-            NodeResult(
-                node_name=self.node_name, pod_name=self.pod_name, reason=reason, message=clip(message, MESSAGE_LIMIT)
-            )
+            NodeResult(node_name=self.node_name, pod_name=self.pod_name, reason=reason, message=_one_line(message))
         )
 
     def _with_result(self, result: NodeResult, report: dict[str, Any] | None = None) -> Step:
@@ -150,7 +160,7 @@ class NodeRun:
             node_name=self.node_name,
             pod_name=self.pod_name,
             reason=reason,
-            message=clip(message, MESSAGE_LIMIT),
+            message=_one_line(message),
             step=progress.step,
             progress_percent=progress.percent,
         )
@@ -162,17 +172,29 @@ class NodeRun:
             return Step(self.state, stored, Progress(stored.step, stored.progress_percent))
         return self._under_way(Reason(self.state.reason), self._last_message, WAITING)
 
-    def _still_at_it(self, state: Starting | Working, now: datetime) -> Step:
-        if self._remaining_seconds(now) <= 0:
-            return self._deadline_exceeded(state.message)
+    def _still_at_it(self, config: OperatorConfig, state: Starting | Working, now: datetime) -> Step:
         if isinstance(state, Starting):
+            if self._remaining_seconds(now) <= 0:
+                return self._deadline_exceeded(config, state.message)
             if self.spec.terminate:
                 return self._ended(Reason.TERMINATED, "ended by spec.terminate before the runner was at work")
             return self._under_way(Reason.PENDING, state.message, state.progress)
-        stop = None
-        if self.spec.terminate and self.pod and self.pod.spec.active_deadline_seconds != STOP_DEADLINE_SECONDS:
-            stop = PodRemoval(self.pod_name, self.pod.metadata.uid)
-        return self._under_way(Reason.RUNNING, state.message, state.progress, stop=stop)
+        overdue_seconds = -self._remaining_seconds(now)
+        if overdue_seconds < 0:
+            stop = self._stop() if self.spec.terminate else None
+            return self._under_way(Reason.RUNNING, state.message, state.progress, stop=stop)
+        if overdue_seconds > config.runner.termination_grace_seconds + config.grace.log_seconds:
+            return self._deadline_exceeded(config, state.message)
+        message = (
+            f"activeDeadlineSeconds ({self._deadline_seconds} s) are over: waiting for what the runner has measured"
+        )
+        return self._under_way(Reason.RUNNING, message, COLLECTING, stop=self._stop())
+
+    def _stop(self) -> PodRemoval | None:
+        """What asks the runner to end and to deliver what it has; None when that was done or it has ended."""
+        if self.pod is None or self.pod.is_terminal or self.pod.spec.active_deadline_seconds == STOP_DEADLINE_SECONDS:
+            return None
+        return PodRemoval(self.pod_name, self.pod.metadata.uid)
 
     def _without_pod(self, config: OperatorConfig, now: datetime, allotment: Allotment | None) -> Step:
         if self.state.reason == Reason.RUNNING:
@@ -200,11 +222,11 @@ class NodeRun:
 
     def _launch_or_wait(self, config: OperatorConfig, now: datetime, allotment: Allotment | None) -> Step:
         meta = self.snapshot.diagnosis.metadata
-        if refusal := self.snapshot.refusals.get(self.pod_name):
-            return self._ended(Reason.ADMISSION_DENIED, f"the API server refuses the runner pod: {refusal}")
         seconds = self._remaining_seconds(now)
         if seconds <= 0:
-            return self._deadline_exceeded(self._last_message)
+            return self._deadline_exceeded(config, self._last_message)
+        if seconds < shortest_launch_seconds(self.spec):
+            return self._too_late(config, seconds)
         slot = Slot(meta.uid, self.node_name)
         if allotment is None or (slot in allotment.admitted and self.node is None):
             return self._under_way(Reason.PENDING, self._last_message, WAITING)
@@ -249,12 +271,30 @@ class NodeRun:
         )
         return self._with_result(result, manifest)
 
-    def _deadline_exceeded(self, last_message: str) -> Step:
-        seconds = self.spec.active_deadline_seconds
-        text = f"no result within spec.activeDeadlineSeconds ({seconds} s); last seen: {last_message or 'nothing'}"
-        return self._ended(Reason.DEADLINE_EXCEEDED, text)
+    def _deadline_exceeded(self, config: OperatorConfig, last_message: str) -> Step:
+        text = f"no result within activeDeadlineSeconds ({self._deadline_seconds} s); last seen: "
+        return self._ended_late(config, text + (last_message or "nothing"))
+
+    def _too_late(self, config: OperatorConfig, seconds: int) -> Step:
+        needed = shortest_launch_seconds(self.spec)
+        text = (
+            f"no runner is started for the {seconds} s that are left of activeDeadlineSeconds "
+            f"({self._deadline_seconds} s): it needs at least {needed} s; last seen: {self._last_message or 'nothing'}"
+        )
+        return self._ended_late(config, text)
+
+    def _ended_late(self, config: OperatorConfig, text: str) -> Step:
+        why = shortfall(self.spec, self.nodes_total, config, self._deadline_seconds)
+        return self._ended(Reason.DEADLINE_EXCEEDED, f"{text}. {why}" if why else text)
+
+    @property
+    def _deadline_seconds(self) -> int:
+        return run_deadline_seconds(self.snapshot.diagnosis)
 
     def _remaining_seconds(self, now: datetime) -> int:
-        started = self.snapshot.diagnosis.status.start_time or now
-        deadline = started + timedelta(seconds=self.spec.active_deadline_seconds)
-        return int((deadline - now).total_seconds())
+        return remaining_seconds(self.snapshot.diagnosis, now)
+
+
+def _one_line(message: str) -> str:
+    """`message` as it may be published: kubelets have a say in what the API server tells about pods and nodes."""
+    return clip(clean_text(" ".join(message.split())), MESSAGE_LIMIT)

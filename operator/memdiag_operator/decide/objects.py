@@ -145,6 +145,21 @@ class Pod(KubernetesPart):
         return self.status.phase in (PodPhase.SUCCEEDED, PodPhase.FAILED)
 
 
+class Event(KubernetesPart):
+    """core/v1 Event about a pod; those of newer APIs have `event_time` alone."""
+
+    type: str = ""
+    reason: str = ""
+    message: str = ""
+    last_timestamp: datetime | None = None
+    event_time: datetime | None = None
+
+    @property
+    def seen_at(self) -> datetime | None:
+        """When it was last seen."""
+        return self.last_timestamp or self.event_time
+
+
 class NodeSystemInfo(KubernetesPart):
     """NodeSystemInfo."""
 

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 from memdiag_api.conditions import ConditionStatus, ConditionType, Reason
 from memdiag_api.diagnosis import (
+    MAX_HANDLED_REQUESTS,
     LastRun,
     MemoryDiagnosisSpec,
     MemoryDiagnosisStatus,
@@ -31,10 +32,11 @@ from memdiag_operator.decide.conditions import (
     when_suspended,
     while_running,
 )
+from memdiag_operator.decide.deadline import deadline_seconds, shortfall
 from memdiag_operator.decide.node_run import NodeRun, Step
 from memdiag_operator.decide.objects import Diagnosis, InvalidSpec, Pod
 from memdiag_operator.decide.progress import DONE, WAITING, of_run
-from memdiag_operator.decide.runner_state import Finished
+from memdiag_operator.decide.runner_state import Finished, starts_slowly
 from memdiag_operator.decide.sanitize import clip
 from memdiag_operator.decide.size import fit, most_telling
 from memdiag_operator.decide.slots import allot
@@ -81,6 +83,15 @@ def runners_to_read(snapshot: Snapshot, config: OperatorConfig, now: datetime) -
     ]
 
 
+def slow_starters(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> list[Pod]:
+    """Runner pods of this run that a kubelet should have started by now: their events say what is wrong."""
+    return [
+        node_run.pod
+        for node_run in _node_runs(snapshot)
+        if node_run.pod and not node_run.is_settled and starts_slowly(node_run.pod, now, config.grace)
+    ]
+
+
 def nodes_to_read(diagnosis: Diagnosis, pods: Iterable[Pod], config: OperatorConfig) -> list[str]:
     """Those of the run's nodes that a decision needs to know now: with a runner, or among the first in line for one.
 
@@ -118,7 +129,7 @@ def starts_anew(diagnosis: Diagnosis) -> bool:
     if is_suspended(diagnosis):
         return False
     if diagnosis.is_finished:
-        return diagnosis.requested_at not in ("", status.last_handled_request)
+        return diagnosis.requested_at not in ("", *_handled_requests(status))
     if isinstance(diagnosis.spec, InvalidSpec):
         return status.start_time is None
     return status.start_time is None or not run_states(diagnosis)
@@ -152,6 +163,12 @@ def _node_runs(snapshot: Snapshot) -> list[NodeRun]:
     ]
 
 
+def _handled_requests(status: MemoryDiagnosisStatus) -> list[str]:
+    """Requests that had their run, the latest first; memdiag 0.1.0 remembered the last one only."""
+    last = [status.last_handled_request] if status.last_handled_request else []
+    return list(dict.fromkeys([*last, *status.handled_requests]))[:MAX_HANDLED_REQUESTS]
+
+
 def _begin(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
     """Choose the nodes, once for the whole run, and remember the run before."""
     diagnosis, spec = snapshot.diagnosis, snapshot.diagnosis.spec
@@ -159,6 +176,7 @@ def _begin(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
     status = MemoryDiagnosisStatus(
         run_id=naming.run_id(diagnosis.metadata.uid, requested_at, before.run_id),
         last_handled_request=requested_at or None,
+        handled_requests=_with_request(requested_at, before),
         start_time=now,
         last_run=_last_run(before),
         previous_run_ids=_previous_run_ids(before),
@@ -172,7 +190,9 @@ def _begin(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
     if choice.refusal:
         return replace(_refuse(snapshot, status, *choice.refusal, now), report_cleanup=cleanup)
     names = choice.node_names
-    message = f"the run on {_listed(names)} begins"
+    seconds = deadline_seconds(spec, len(names), config)
+    why = shortfall(spec, len(names), config, seconds)
+    message = f"the run on {_listed(names)} begins" + (f"; {why}" if why else "")
     percent, progress = of_run([WAITING] * len(names))
     shown = [
         NodeResult(
@@ -186,6 +206,7 @@ def _begin(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
     ]
     status = status.model_copy(
         update={
+            "active_deadline_seconds": seconds,
             "nodes": NodeCounts(total=len(names), pending=len(names)),
             "progress_percent": percent,
             "progress": progress,
@@ -195,6 +216,11 @@ def _begin(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
     )
     plan = _plan(snapshot, status, while_running(Reason.PENDING, message, status.node_states), now)
     return replace(plan, report_cleanup=cleanup)
+
+
+def _with_request(requested_at: str, before: MemoryDiagnosisStatus) -> list[str]:
+    requests = [requested_at, *_handled_requests(before)] if requested_at else _handled_requests(before)
+    return list(dict.fromkeys(requests))[:MAX_HANDLED_REQUESTS]
 
 
 def _last_run(before: MemoryDiagnosisStatus) -> LastRun | None:
@@ -234,7 +260,8 @@ def _report_cleanup(
 def _suspend(snapshot: Snapshot, now: datetime) -> Plan:
     """No runner and no clock: the deadline does not run, and a new run begins afterwards."""
     given_up: dict[str, object] = {"start_time": None, "results": [], "node_states": [], "nodes": None}
-    status = snapshot.diagnosis.status.model_copy(update=given_up | {"progress": None, "progress_percent": None})
+    given_up |= {"progress": None, "progress_percent": None, "active_deadline_seconds": None}
+    status = snapshot.diagnosis.status.model_copy(update=given_up)
     plan = _plan(snapshot, status, when_suspended(), now)
     return replace(plan, removals=_removals(snapshot.diagnosis, snapshot.pods))
 

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from memdiag_api.conditions import Reason
 from memdiag_api.evidence import Evidence, RunnerError, TerminationMessage
 from memdiag_api.framing import FramingError, unframe
+from memdiag_api.process_name import MAX_COMM_LENGTH
 from memdiag_operator.config import GraceSettings
 from memdiag_operator.decide.objects import Pod, TerminatedState
-from memdiag_operator.decide.sanitize import clean_json, clean_text, clip
+from memdiag_operator.decide.sanitize import clean_json, clean_text, clip, clip_fields
 from memdiag_operator.decide.snapshot import RunnerOutput
 
 MESSAGE_LIMIT = 1024
@@ -27,6 +28,10 @@ _ERROR_REASONS = {
 }
 # The kubelet turned the pod away after the scheduler had placed it (kubernetes: pkg/kubelet/lifecycle/predicate.go).
 _REJECTED_PREFIXES = ("OutOf", "NodeAffinity", "UnexpectedAdmissionError", "InsufficientEphemeralStorage")
+
+
+# Shorter than the model says, which must read what former versions have stored.
+_FIELD_LIMITS = {"comm": MAX_COMM_LENGTH}
 
 
 class ResultInvalidError(ValueError):
@@ -57,7 +62,8 @@ def receive(
     except ResultInvalidError as error:
         return Delivery(Reason.RESULT_INVALID, _clean(f"the result of node {node_name} is not accepted: {error}"))
     if pod.status.reason == "DeadlineExceeded":
-        return Delivery(Reason.DEADLINE_EXCEEDED, f"the runner on node {node_name} was ended by its deadline", evidence)
+        text = f"the runner on node {node_name} was ended by its deadline: what it had measured until then is kept"
+        return Delivery(Reason.DEADLINE_EXCEEDED, text, evidence)
     return Delivery(Reason.COMPLETED, "", evidence)
 
 
@@ -93,7 +99,7 @@ def check_document(log: bytes, message: TerminationMessage, run: str, node_name:
     if evidence.host.node_name != node_name:
         raise ResultInvalidError(f"its document speaks of node {evidence.host.node_name!r}")
     _check_references(evidence)
-    return Evidence.model_validate(clean_json(evidence.to_json_object()))
+    return Evidence.model_validate(clip_fields(clean_json(evidence.to_json_object()), _FIELD_LIMITS))
 
 
 def _check_references(evidence: Evidence) -> None:
@@ -132,7 +138,8 @@ def _ended_at(pod: Pod, now: datetime) -> datetime | None:
     if not terminated or not terminated.finished_at or not created:
         return None
     took = terminated.finished_at - (terminated.started_at or terminated.finished_at)
-    by_duration = created + took
+    # No runner works for longer than its pod exists: who says so has no claim to be waited for.
+    by_duration = created + took if created + took <= now else created
     return terminated.finished_at if by_duration <= terminated.finished_at <= now else by_duration
 
 

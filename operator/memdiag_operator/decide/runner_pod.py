@@ -12,6 +12,21 @@ from memdiag_operator.decide.quantities import parse_byte_quantity
 CONTAINER_NAME = "node-runner"
 MEBIBYTE = 1024 * 1024
 
+# Sidecars and variables of others have no place in a runner, and the admission policy refuses them.
+INJECTOR_OPT_OUT_LABELS = {
+    "sidecar.istio.io/inject": "false",
+    "admission.datadoghq.com/enabled": "false",
+    "kuma.io/sidecar-injection": "disabled",
+}
+INJECTOR_OPT_OUT_ANNOTATIONS = {
+    "sidecar.istio.io/inject": "false",
+    "linkerd.io/inject": "disabled",
+    "vault.hashicorp.com/agent-inject": "false",
+    "dynatrace.com/inject": "false",
+    "oneagent.dynatrace.com/inject": "false",
+    "instrumentation.opentelemetry.io/inject-sdk": "false",
+}
+
 
 def runner_pod(
     diagnosis: ObjectMeta,
@@ -34,11 +49,13 @@ def runner_pod(
             "name": naming.child_name(diagnosis.name, diagnosis.uid, run, node_name),
             "namespace": settings.namespace,
             "labels": {
+                **INJECTOR_OPT_OUT_LABELS,
                 **naming.RUNNER_LABELS,
                 naming.DIAGNOSIS_UID_LABEL: diagnosis.uid,
                 naming.RUN_ID_LABEL: run,
             },
             "annotations": {
+                **INJECTOR_OPT_OUT_ANNOTATIONS,
                 naming.DIAGNOSIS_ANNOTATION: diagnosis.name,
                 naming.NODE_ANNOTATION: node_name,
                 naming.NODE_UID_ANNOTATION: node.metadata.uid,

@@ -1,18 +1,22 @@
 """How a runner pod stands: what the API server says about it, in the words of a run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from memdiag_api.conditions import Reason
 from memdiag_operator.config import GraceSettings
 from memdiag_operator.decide import naming
-from memdiag_operator.decide.objects import Node, Pod, PodPhase, WaitingState
+from memdiag_operator.decide.objects import Event, Node, Pod, PodPhase, WaitingState
 from memdiag_operator.decide.progress import COLLECTING, STARTING, Progress, tracing
 
 _PULL_FAILURES = frozenset({"ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable"})
 _PULL_IMPOSSIBLE = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 _SEEN_ENDS = frozenset({"Completed", "OOMKilled"})
 _START_FAILURES = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+# A start that takes longer is asked for its reason, which the status of a pod does not tell.
+SLOW_START_SECONDS = 10
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +62,19 @@ class Window:
 
 
 def runner_state(
-    pod: Pod, node: Node | None, *, node_name: str, window: Window, now: datetime, grace: GraceSettings
+    pod: Pod,
+    node: Node | None,
+    *,
+    node_name: str,
+    window: Window,
+    now: datetime,
+    grace: GraceSettings,
+    events: Sequence[Event] = (),
 ) -> RunnerState:
-    """How `pod`, the runner for `node_name`, stands at `now`; `node` is None when it does not exist any more."""
+    """How `pod`, the runner for `node_name`, stands at `now`; `node` is None when it does not exist any more.
+
+    `events`: those of the pod, when it is slow to start.
+    """
     if pod.is_terminal and not (_still_running(pod) and node):
         gone = "" if _has_ended_by_itself(pod) else _gone(pod, node, node_name)
         return Broken(Reason.NODE_LOST, gone) if gone else Finished()
@@ -70,7 +84,7 @@ def runner_state(
     if pod.metadata.deletion_timestamp and not pod.is_terminal:
         return Broken(Reason.RUNNER_EVICTED, _who_deletes(pod))
     if pod.status.phase is PodPhase.PENDING:
-        return _pending(pod, node_name, now, grace)
+        return _pending(pod, node_name, now, grace, events)
     return _at_work(pod, node_name, window, now)
 
 
@@ -118,19 +132,50 @@ def _who_deletes(pod: Pod) -> str:
     return f"runner pod {pod.metadata.name} is being deleted by someone else than the operator"
 
 
-def _pending(pod: Pod, node_name: str, now: datetime, grace: GraceSettings) -> RunnerState:
+def starts_slowly(pod: Pod, now: datetime, grace: GraceSettings) -> bool:
+    """Whether it has a node, and the kubelet does not get as far as its container."""
     scheduled = pod.condition("PodScheduled")
-    created = pod.metadata.creation_timestamp or now
+    if (
+        pod.status.phase is not PodPhase.PENDING
+        or not pod.spec.node_name
+        or (scheduled and scheduled.status == "False")
+    ):
+        return False
+    waiting = pod.main_container.state.waiting if pod.main_container else None
+    if waiting and waiting.reason in _PULL_IMPOSSIBLE | _PULL_FAILURES | _START_FAILURES:
+        return False
+    return _since_scheduled(pod, now) > timedelta(seconds=min(SLOW_START_SECONDS, grace.container_start_seconds))
+
+
+def _since_scheduled(pod: Pod, now: datetime) -> timedelta:
+    scheduled = pod.condition("PodScheduled")
+    return now - ((scheduled and scheduled.last_transition_time) or pod.metadata.creation_timestamp or now)
+
+
+def _pending(pod: Pod, node_name: str, now: datetime, grace: GraceSettings, events: Sequence[Event]) -> RunnerState:
+    scheduled = pod.condition("PodScheduled")
     if scheduled and scheduled.status == "False":
+        created = pod.metadata.creation_timestamp or now
         message = f"runner pod {pod.metadata.name} cannot be scheduled on node {node_name}: {scheduled.message}"
         if now - created > timedelta(seconds=grace.unschedulable_seconds):
             return Broken(Reason.UNSCHEDULABLE, message)
         return Starting(message)
-    since = (scheduled and scheduled.last_transition_time) or created
+    since = _since_scheduled(pod, now)
     waiting = pod.main_container.state.waiting if pod.main_container else None
-    if waiting:
-        return _container_waiting(waiting, node_name, now - since, grace)
-    return Starting(f"the runner is being started on node {node_name}")
+    if waiting and waiting.reason in _PULL_IMPOSSIBLE | _PULL_FAILURES | _START_FAILURES:
+        return _container_waiting(waiting, node_name, since, grace)
+    said = ": ".join(part for part in (waiting.reason if waiting else "", _last_words(events)) if part)
+    if pod.spec.node_name and since > timedelta(seconds=grace.container_start_seconds):
+        text = f"the runner's container was not started within {grace.container_start_seconds} s on node {node_name}"
+        return Broken(Reason.RUNNER_FAILED, f"{text}: {said or 'its kubelet says nothing about it'}")
+    return Starting(f"the runner is being started on node {node_name}" + (f" ({said})" if said else ""))
+
+
+def _last_words(events: Sequence[Event]) -> str:
+    """The latest warning; without any, the latest event: it says what is still going on."""
+    warnings = [event for event in events if event.type == "Warning"]
+    latest = max(warnings or events, key=lambda event: event.seen_at or _LONG_AGO, default=None)
+    return f"{latest.reason}: {latest.message}" if latest else ""
 
 
 def _container_waiting(waiting: WaitingState, node_name: str, since: timedelta, grace: GraceSettings) -> RunnerState:
@@ -142,11 +187,9 @@ def _container_waiting(waiting: WaitingState, node_name: str, since: timedelta, 
         )
         over = waiting.reason in _PULL_IMPOSSIBLE or since > timedelta(seconds=grace.image_pull_seconds)
         return Broken(Reason.IMAGE_PULL, message) if over else Starting(message)
-    if waiting.reason in _START_FAILURES:
-        message = f"the runner's container cannot be started on node {node_name}: {said}"
-        over = since > timedelta(seconds=grace.container_start_seconds)
-        return Broken(Reason.RUNNER_FAILED, message) if over else Starting(message)
-    return Starting(f"the runner is being started on node {node_name} ({waiting.reason})")
+    message = f"the runner's container cannot be started on node {node_name}: {said}"
+    over = since > timedelta(seconds=grace.container_start_seconds)
+    return Broken(Reason.RUNNER_FAILED, message) if over else Starting(message)
 
 
 def _at_work(pod: Pod, node_name: str, window: Window, now: datetime) -> Working:

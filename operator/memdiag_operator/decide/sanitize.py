@@ -6,13 +6,15 @@ Process names, paths and addresses are chosen by whoever runs on the node; termi
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 ADDRESS_PLACEHOLDER = "[address]"
 
 _ASCII_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# Kernel halves of the 64-bit address spaces that Linux runs on (x86-64, arm64, riscv64) start with ffff.
-_KERNEL_ADDRESS = re.compile(r"(?<![0-9a-f])(?:0x)?ffff[0-9a-f]{12}(?![0-9a-f])", re.IGNORECASE)
+# Kernel addresses: x86-64 with 5-level paging from ff00... on (direct map ff11, vmalloc ffa0, vmemmap ffd4), arm64 with
+# 52 bits from fff0..., all else from ffff... on. Longer hexadecimal words are hashes and ids.
+_KERNEL_ADDRESS = re.compile(r"(?<![0-9a-f])(?:0x)?ff[0-9a-f]{14}(?![0-9a-f])", re.IGNORECASE)
 
 
 def clean_text(text: str) -> str:
@@ -37,6 +39,22 @@ def clean_json(value: Any) -> Any:
             return {clean_text(key): clean_json(inner) for key, inner in value.items()}
         case list():
             return [clean_json(inner) for inner in value]
+        case _:
+            return value
+
+
+def clip_fields(value: Any, limits: Mapping[str, int]) -> Any:
+    """`value`, plain JSON, with the strings of these fields cut to their limits, wherever they are."""
+    match value:
+        case dict():
+            return {
+                key: clip(inner, limits[key])
+                if key in limits and isinstance(inner, str)
+                else clip_fields(inner, limits)
+                for key, inner in value.items()
+            }
+        case list():
+            return [clip_fields(inner, limits) for inner in value]
         case _:
             return value
 

@@ -55,9 +55,11 @@ def allot(fleet: Fleet, limit: int, now: datetime) -> Allotment:
 def holds_slot(pod: Pod, now: datetime) -> bool:
     """Whether a runner pod is at work, or about to be.
 
-    One that cannot be scheduled is not, nor one that has outlived its own deadline: no kubelet is there to end it.
+    One that cannot be scheduled is not, nor one that has outlived its deadline or its deletion: no kubelet is there to
+    end it.
     """
-    if pod.is_terminal:
+    gone_at = pod.metadata.deletion_timestamp  # the API server adds the grace period
+    if pod.is_terminal or (gone_at and now > gone_at):
         return False
     scheduled = pod.condition("PodScheduled")
     if scheduled and scheduled.status == "False":

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from memdiag_api.diagnosis import MemoryDiagnosisStatus
-from memdiag_operator.decide.objects import Diagnosis, Node, Pod
+from memdiag_operator.decide.objects import Diagnosis, Event, Node, Pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,12 @@ class Snapshot:
     """The runner pods that this diagnosis owns, of this run and of former ones."""
     outputs: Mapping[str, RunnerOutput] = field(default_factory=dict)
     """By pod name, for the pods that `runners_to_read` names."""
+    events: Mapping[str, tuple[Event, ...]] = field(default_factory=dict)
+    """By pod name, for the pods that `slow_starters` names."""
     fleet: Fleet | None = None
     """Read only when `wants_slot` says so; without it nothing is launched."""
     refusals: Mapping[str, str] = field(default_factory=dict)
-    """By pod name: why the API server refused to create it."""
+    """By pod name: why it was not created, or not as it was sent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,19 @@
 """Findings in words: the suspect's line, and the answer in one sentence."""
 
+import re
 from collections.abc import Sequence
 
 from memdiag_api.conditions import ConditionStatus
 from memdiag_api.diagnosis import HolderSummary, NodeResult, NodeState, PodReference, StackSummary
 from memdiag_api.evidence import VerdictKind
+from memdiag_api.process_name import quoted_unless, shown_process
 from memdiag_api.units import format_bytes
 from memdiag_operator.decide.leak import LEAK_STATUS
 from memdiag_operator.decide.sanitize import clip
 
 SUSPECT_LIMIT = 256
+NODE_SAYS = "The node's runner says: "
+"""Marks what a node chooses freely, where it stands beside what the API server knows."""
 SUMMARY_LIMIT = 1024
 _SUSPECT_FRAMES = 3
 _IN_WORDS = {
@@ -23,13 +27,24 @@ _IN_WORDS = {
 _ALLOCATOR_PREFIXES = ("__alloc_pages", "alloc_pages", "__get_free_pages", "get_free_pages", "__alloc_frozen_pages")
 
 
+# A line begins with the API server's name of a pod, or shows that it has none. Words of the node that do not look like
+# these are quoted, so that they do not pass for such a name.
+_PLAIN_PROTOCOL = re.compile(r"[A-Za-z0-9_-]*")
+_PLAIN_ADDRESS = re.compile(r"[A-Za-z0-9.:@*\[\]_%-]*")
+_PLAIN_REASON = re.compile(r"[A-Za-z0-9 ,.:;'_-]*")
+_PLAIN_SYMBOL = re.compile(r"[A-Za-z0-9_.$<>\[\] -]*")
+_PROTOCOL_LIMIT, _ADDRESS_LIMIT, _REASON_LIMIT, _SYMBOL_LIMIT = 16, 64, 100, 64
+
+
 def holder_line(holder: HolderSummary) -> str:
     """Whose a holder is, in a few words: `demo/slow-reader (container app, python3[4711] fd 7)`."""
     if not holder.pid:
-        what = " ".join(word for word in (holder.protocol or holder.kind.value, holder.local_address) if word)
-        return f"{what} ({holder.unowned_reason})"
+        protocol = quoted_unless(_PLAIN_PROTOCOL, holder.protocol, _PROTOCOL_LIMIT)
+        address = quoted_unless(_PLAIN_ADDRESS, holder.local_address, _ADDRESS_LIMIT)
+        what = " ".join(word for word in (protocol or holder.kind.value, address) if word)
+        return f"{what} ({quoted_unless(_PLAIN_REASON, holder.unowned_reason, _REASON_LIMIT)})"
     descriptors = ", ".join(str(fd) for fd in holder.fds[:4])
-    process = f"{holder.comm}[{holder.pid}]" + (f" fd {descriptors}" if descriptors else "")
+    process = shown_process(holder.comm, holder.pid) + (f" fd {descriptors}" if descriptors else "")
     if not holder.pod:
         return f"{process} (unattributed)" if holder.unowned_reason else f"{process} (no pod)"
     container = f"container {holder.container}, " if holder.container else ""
@@ -40,7 +55,8 @@ def stack_line(stack: StackSummary) -> str:
     """The callers closest to the allocation, without offsets: `skb_page_frag_refill < sk_page_frag_refill`."""
     names = [frame.partition("+")[0] for frame in stack.frames]
     telling = [name for name in names if not name.startswith(_ALLOCATOR_PREFIXES)] or names
-    return " < ".join(telling[:_SUSPECT_FRAMES]) or "unknown stack"
+    shown = [quoted_unless(_PLAIN_SYMBOL, name, _SYMBOL_LIMIT) for name in telling[:_SUSPECT_FRAMES]]
+    return " < ".join(shown) or "unknown stack"
 
 
 def suspect_line(holder: HolderSummary | None, stack: StackSummary | None) -> str:
@@ -58,12 +74,12 @@ def suspect_line(holder: HolderSummary | None, stack: StackSummary | None) -> st
 def advice(holder: HolderSummary | None, runner_advice: str) -> str:
     """What a person can do next: with the suspect's pod by name where it has one, else as the runner said it."""
     if holder is None or not holder.pod:
-        return runner_advice
+        return clip(f"{NODE_SAYS}{runner_advice}", SUMMARY_LIMIT) if runner_advice else ""
     container = f"container {holder.container} of " if holder.container else ""
     descriptors = ", ".join(str(fd) for fd in holder.fds[:4])
     stuck = f" for at least {holder.stuck_seconds:.0f} s" if holder.stuck_seconds else ""
     return clip(
-        f"Restart or fix {container}pod {holder.namespace}/{holder.pod}: {holder.comm}[{holder.pid}] has "
+        f"Restart or fix {container}pod {holder.namespace}/{holder.pod}: {shown_process(holder.comm, holder.pid)} has "
         f"{format_bytes(holder.unread_bytes)} unread on fd {descriptors}{stuck}, pinning "
         f"{format_bytes(holder.pinned_bytes)}. The memory comes back as soon as it reads or closes.",
         SUMMARY_LIMIT,
@@ -97,7 +113,8 @@ def _node_sentence(result: NodeResult) -> str:
         return clip(f"{result.reason}: {result.message}", SUMMARY_LIMIT)
     if not result.suspect:
         return clip(
-            f"Node {result.node_name}: {_IN_WORDS[result.verdict.kind]}. {result.verdict.sentence}", SUMMARY_LIMIT
+            f"Node {result.node_name}: {_IN_WORDS[result.verdict.kind]}. {NODE_SAYS}{result.verdict.sentence}",
+            SUMMARY_LIMIT,
         )
     held = f"kernel code holds {result.alloc_page} outside all accounts" if result.alloc_page else "memory is pinned"
     return clip(f"On node {result.node_name} {held}; suspect: {result.suspect}{_proof(result)}.", SUMMARY_LIMIT)

@@ -14,6 +14,7 @@ from memdiag_operator.cluster.cache import Cache
 from memdiag_operator.cluster.client import KubernetesClient
 from memdiag_operator.cluster.errors import ClusterError, ConflictError, NotFoundError
 from memdiag_operator.cluster.gather import gather, gather_about, gather_fleet, reread, with_fresh_nodes
+from memdiag_operator.cluster.orphans import orphans, remove_orphans
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.objects import Diagnosis, Pod
@@ -58,6 +59,8 @@ class Reconciler:
         self._results = asyncio.Semaphore(DIAGNOSES_WITH_RESULTS_AT_ONCE)
         self._told_at: dict[str, float] = {}
         """By UID: when a status was last written. Without it, after a restart, progress is told once too often."""
+        self._deleted_uids: set[str] = set()
+        """Diagnoses that were deleted: Kubernetes deletes their children, unless somebody asked for orphans."""
         self._woken: set[asyncio.Task[None]] = set()
 
     def saw_diagnosis(self, diagnosis: Diagnosis, *, deleted: bool) -> None:
@@ -66,9 +69,11 @@ class Reconciler:
         if deleted:
             self.cache.diagnoses.drop(meta.name, meta.uid)
             self._told_at.pop(meta.uid, None)
+            self._deleted_uids.add(meta.uid)
+            self.sweep_wanted.set()
         else:
             self.cache.diagnoses.put(diagnosis)
-            self._wake(meta.name)
+            self.wake(meta.name)
 
     def saw_pod(self, pod: Pod, *, deleted: bool) -> None:
         """A watch has delivered a runner pod."""
@@ -79,16 +84,24 @@ class Reconciler:
         else:
             self.cache.pods.put(pod)
         if name := meta.annotations.get(naming.DIAGNOSIS_ANNOTATION):
-            self._wake(name)
+            self.wake(name)
 
-    def _wake(self, name: str) -> None:
-        """Reconcile `name` soon, without keeping the watch waiting for it."""
+    def wake(self, name: str) -> asyncio.Task[None]:
+        """Reconcile `name` soon, without keeping the caller waiting for it."""
         task = asyncio.create_task(self.reconcile(name), name=f"reconcile {name}")
         self._woken.add(task)
         task.add_done_callback(self._woken.discard)
+        return task
+
+    async def remove_orphans(self) -> None:
+        """Remove what is left of deleted diagnoses. Raises ClusterError when that has to wait."""
+        uids = set(self._deleted_uids)
+        if uids or orphans(self.cache):
+            await asyncio.to_thread(remove_orphans, self.kubernetes, self.cache, uids)
+            self._deleted_uids -= uids
 
     async def stop(self) -> None:
-        """Drop what events have asked for: the next operator finds it again."""
+        """Drop what events and sweeps have asked for: the next operator finds it again."""
         for task in self._woken:
             task.cancel()
         await asyncio.gather(*self._woken, return_exceptions=True)

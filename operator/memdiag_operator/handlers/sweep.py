@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 RELIST_SECONDS = 600.0
 # A fleet at work asks for a sweep with every runner that comes or goes.
 SHORTEST_PAUSE_SECONDS = 0.2
+# A look that takes longer goes on by itself: a node that answers slowly must not keep the sweep from all others.
+LOOKS_SECONDS = 10.0
 OVERDUE_FACTOR = 4
 OVERDUE_MARGIN_SECONDS = 60
 
@@ -55,7 +57,10 @@ class Sweep:
         reconciler = self._reconciler
         try:
             await self._relist()
-            await asyncio.gather(*(reconciler.reconcile(name) for name in self._due()))
+            await self._remove_orphans()
+            looks = [reconciler.wake(name) for name in self._due()]
+            if looks:
+                await asyncio.wait(looks, timeout=LOOKS_SECONDS)
         except Exception:
             # One malformed object must not end the sweeps of all others.
             logger.exception("the sweep met a fault of the operator itself")
@@ -77,6 +82,12 @@ class Sweep:
         except ClusterError as error:
             self._is_answered = False
             logger.warning("the cluster cannot be listed, the next sweep tries again: %s", error)
+
+    async def _remove_orphans(self) -> None:
+        try:
+            await self._reconciler.remove_orphans()
+        except ClusterError as error:
+            logger.warning("what deleted diagnoses have left cannot be removed yet: %s", error)
 
     def _due(self) -> list[str]:
         """The diagnoses to look at now: all that something is to be done for, those that merely wait less often."""

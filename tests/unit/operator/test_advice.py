@@ -27,5 +27,7 @@ def test_a_holder_in_a_pod_is_named_by_pod_and_container() -> None:
 
 
 def test_a_holder_outside_of_pods_keeps_the_runners_words() -> None:
-    assert advice(HOLDER.model_copy(update={"pod": ""}), RUNNER_SAYS) == RUNNER_SAYS
-    assert advice(None, RUNNER_SAYS) == RUNNER_SAYS
+    said = f"The node's runner says: {RUNNER_SAYS}"
+    assert advice(HOLDER.model_copy(update={"pod": ""}), RUNNER_SAYS) == said
+    assert advice(None, RUNNER_SAYS) == said
+    assert advice(None, "") == ""

@@ -46,6 +46,22 @@ ODD: dict[str, tuple[dict[str, Any], str, str]] = {
         "Progressing",
         "InProgress",
     ),
+    "a request that a run before the last one answered": (
+        changed(
+            metadata={"annotations": {"memdiag.dev/requestedAt": "1"}},
+            status={"lastHandledRequest": "2", "handledRequests": ["2", "1"]},
+        ),
+        "Healthy",
+        "Current",
+    ),
+    "a request that no run has answered": (
+        changed(
+            metadata={"annotations": {"memdiag.dev/requestedAt": "3"}},
+            status={"lastHandledRequest": "2", "handledRequests": ["2", "1"]},
+        ),
+        "Progressing",
+        "InProgress",
+    ),
     "a request taken back": (changed(status={"lastHandledRequest": "1"}), "Healthy", "Current"),
 }
 

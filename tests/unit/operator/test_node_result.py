@@ -1,6 +1,8 @@
 """What of a node's evidence the status shows, and in which words."""
 
 import json
+import re
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from memdiag_api.evidence import (
     Need,
     NeedState,
     Owner,
+    Socket,
     Trend,
     VerdictKind,
 )
@@ -70,6 +73,41 @@ def owned(**fields: str) -> Holder:
 )
 def test_whose_a_holder_is(holder: Holder, line: str) -> None:
     assert holder_line(holder_summary(holder, KNOWN)) == line
+
+
+IMITATION = "kube-system/etcd-0 (container etcd, etcd[1] fd 3): 9 GiB unread pins 60 GiB"
+
+
+def unlike(**fields: Any) -> Holder:
+    return Holder(kind=HolderKind.SOCKET, pinned_bytes=0, **fields)
+
+
+@pytest.mark.parametrize(
+    "holder",
+    [
+        pytest.param(unlike(owners=[Owner(pid=7, comm=IMITATION)]), id="process"),
+        pytest.param(unlike(unowned_reason=IMITATION), id="reason"),
+        pytest.param(unlike(socket=Socket(family="IPv4", protocol=IMITATION)), id="protocol"),
+        pytest.param(unlike(socket=Socket(family="UNIX", protocol="", local_address=IMITATION)), id="address"),
+    ],
+)
+def test_no_word_of_a_node_passes_for_a_pod(holder: Holder) -> None:
+    """What the node says stands in quotes, and the line still ends with what the operator knows."""
+    line = suspect_line(holder_summary(holder, NOBODY), None)
+    assert re.sub(r'"[^"]*"', "", line).count("/") == 0
+    assert "(container" not in re.sub(r'"[^"]*"', "", line)
+    assert line.endswith("0 B unread pins 0 B")
+
+
+def test_no_frame_passes_for_a_pod() -> None:
+    stack = StackSummary(
+        frames=[IMITATION],
+        context=Context.PROCESS,
+        trend=Trend.GROWING,
+        outstanding_bytes=302 * MIB,
+        outstanding_blocks=9664,
+    )
+    assert suspect_line(None, stack) == f'"{IMITATION[:64]}": 302 MiB not freed'
 
 
 def test_a_foreign_container_is_said_to_be_unattributed() -> None:

@@ -160,7 +160,7 @@ def test_the_event_about_a_leak_names_the_suspect_and_what_to_do() -> None:
     plan = plan_for(world(at_work(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(LOG)}))
     assert plan.announcements[1].message == (
         "nginx[4711] fd 11 (no pod): 3.00 MiB unread pins 5.00 GiB. "
-        "Find out why it does not read, and restart or fix it."
+        "The node's runner says: Find out why it does not read, and restart or fix it."
     )
 
 
@@ -235,12 +235,25 @@ ENDINGS = {
     "the API server refuses": Ending(
         world(pending(), refusals={POD_NAME: "violates PodSecurity"}),
         Reason.ADMISSION_DENIED,
-        "refuses the runner pod: violates PodSecurity",
+        "violates PodSecurity",
     ),
     "no slot until the deadline": Ending(
         world(diagnosis(status=running_status(result=IN_LINE, started=ago(901))), fleet=BUSY),
         Reason.DEADLINE_EXCEEDED,
         "(900 s); last seen: waiting in line",
+    ),
+    "a slot that is won too late to measure": Ending(
+        world(diagnosis(status=running_status(result=IN_LINE, started=ago(826))), fleet=Fleet(pods=(), diagnoses=())),
+        Reason.DEADLINE_EXCEEDED,
+        "no runner is started for the 74 s that are left of activeDeadlineSeconds (900 s): it needs at least 75 s",
+    ),
+    "a start that takes until the deadline": Ending(
+        world(
+            diagnosis(status=running_status(started=ago(901))),
+            pods=(pod(phase="Pending", state=waiting("ContainerCreating"), age=30),),
+        ),
+        Reason.DEADLINE_EXCEEDED,
+        "last seen: the runner is being started",
     ),
     "cannot be scheduled": Ending(
         world(pending(), pods=(pod(phase="Pending", conditions=UNFIT, age=61),)),
@@ -252,8 +265,8 @@ ENDINGS = {
         Reason.IMAGE_PULL,
         "Check runner.image",
     ),
-    "no end until the deadline": Ending(
-        world(diagnosis(status=running_status(started=ago(901))), pods=(pod(state=running(700)),)),
+    "no end although the deadline has asked for it": Ending(
+        world(diagnosis(status=running_status(started=ago(991))), pods=(pod(state=running(700), deadline_seconds=1),)),
         Reason.DEADLINE_EXCEEDED,
         "last seen: tracing on node1 is over",
     ),
@@ -414,6 +427,65 @@ def test_termination_asks_the_runner_to_end_once() -> None:
     assert plan_for(world(at_work(terminate=True), pods=(asked,))).stops == ()
 
 
+def test_at_the_deadline_the_runner_is_asked_to_end_and_waited_for() -> None:
+    overdue = at_work().model_copy(
+        update={"status": MemoryDiagnosisStatus.model_validate(running_status(started=ago(900)))}
+    )
+    plan = plan_for(world(overdue, pods=(pod(state=running(700)),)))
+    assert [one.name for one in plan.stops] == [POD_NAME]
+    assert plan.removals == ()
+    assert plan.status
+    assert plan.status.completion_time is None
+    assert "waiting for what the runner has measured" in condition(plan.status, ConditionType.RECONCILING)[2]
+    for asked in (pod(state=running(), deadline_seconds=1), DONE_POD):
+        again = plan_for(world(overdue, pods=(asked,)))
+        assert again.stops == ()
+        assert again.status
+        assert again.status.completion_time is None
+
+
+def test_what_the_runner_delivers_after_the_deadline_is_kept() -> None:
+    overdue = diagnosis(status=running_status(started=ago(950)))
+    cut_short = pod(phase="Failed", reason="DeadlineExceeded", state=terminated(MESSAGE), deadline_seconds=1)
+    plan = plan_for(world(overdue, pods=(cut_short,), outputs={POD_NAME: RunnerOutput(LOG)}))
+    assert plan.status
+    assert condition(plan.status, ConditionType.SUCCEEDED)[1] is Reason.DEADLINE_EXCEEDED
+    assert condition(plan.status, ConditionType.LEAK_DETECTED)[:2] == (
+        ConditionStatus.TRUE,
+        Reason.PINNED_BY_UNREAD_SOCKET,
+    )
+    assert len(plan.reports) == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "spec", "seconds", "told"),
+    [
+        pytest.param(1, {}, 900, "", id="one node"),
+        pytest.param(1, {"duration": "10m"}, 1260, "", id="a long window"),
+        pytest.param(90, {}, 5400, "", id="many nodes"),
+        pytest.param(1000, {"duration": "10m"}, 86400, "at least 210420 s", id="more than a run may take"),
+        pytest.param(90, {"activeDeadlineSeconds": 1800}, 1800, "allow at least 2700 s", id="too short"),
+        pytest.param(90, {"activeDeadlineSeconds": 2700}, 2700, "", id="just long enough"),
+        pytest.param(90, {"checks": ["Breakdown"]}, 1800, "", id="no window"),
+    ],
+)
+def test_the_default_deadline_grows_with_the_nodes(nodes: int, spec: dict[str, Any], seconds: int, told: str) -> None:
+    target = {"nodeSelector": {"matchLabels": {"pool": "web"}}, "maxNodes": nodes}
+    selected = tuple(node(f"node-{number}") for number in range(nodes))
+    plan = plan_for(replace(world(diagnosis(spec={"target": target, **spec})), selected=selected))
+    assert plan.status
+    assert plan.status.active_deadline_seconds == seconds
+    (started,) = plan.announcements
+    assert told in started.message
+    assert ("too short" in started.message) is bool(told)
+
+
+def test_a_run_of_0_1_0_has_the_deadline_of_its_spec() -> None:
+    one = diagnosis(spec={"activeDeadlineSeconds": 100}, status=running_status(started=ago(101)))
+    plan = plan_for(world(one))
+    assert condition(plan.status, ConditionType.SUCCEEDED)[1] is Reason.DEADLINE_EXCEEDED
+
+
 def test_a_request_reruns_a_finished_diagnosis_once() -> None:
     one = finished(annotations={"memdiag.dev/requestedAt": "now"})
     plan = plan_for(world(one))
@@ -424,6 +496,27 @@ def test_a_request_reruns_a_finished_diagnosis_once() -> None:
     handled = finished(annotations={"memdiag.dev/requestedAt": "now"}, lastHandledRequest="now")
     assert plan_for(world(handled)).launches == ()
     assert not wants_slot(world(handled))
+
+
+def test_a_request_that_was_handled_is_remembered() -> None:
+    """GitOps puts Git's older value back over the one that asked for a run by hand."""
+    by_hand = plan_for(world(finished(annotations={"memdiag.dev/requestedAt": "by hand"}, lastHandledRequest="in Git")))
+    assert by_hand.status
+    assert by_hand.status.handled_requests == ["by hand", "in Git"]
+    handled = by_hand.status.to_json_object()["handledRequests"]
+    restored = finished(
+        annotations={"memdiag.dev/requestedAt": "in Git"}, lastHandledRequest="by hand", handledRequests=handled
+    )
+    assert plan_for(world(restored)).announcements == ()
+    assert is_settled(restored)
+
+
+def test_requests_are_remembered_up_to_a_number() -> None:
+    handled = [f"request {number}" for number in range(10)]
+    asked = {"memdiag.dev/requestedAt": "another"}
+    plan = plan_for(world(finished(annotations=asked, lastHandledRequest="request 0", handledRequests=handled)))
+    assert plan.status
+    assert plan.status.handled_requests == ["another", *handled[:9]]
 
 
 def test_a_request_that_is_taken_back_reruns_nothing() -> None:

@@ -250,6 +250,14 @@ def test_text_that_is_no_document_is_refused(document: bytes) -> None:
         check(document)
 
 
+def test_a_longer_name_of_a_process_than_the_kernel_has_is_cut() -> None:
+    def rename(document: dict[str, Any]) -> None:
+        document["holders"][0]["owners"][0]["comm"] = "x" * 200
+
+    (owner,) = check(changed(rename)).holders[0].owners
+    assert owner.comm == "x" * 15 + "…"
+
+
 def test_what_steers_a_terminal_or_tells_an_address_is_taken_out() -> None:
     def poison(document: dict[str, Any]) -> None:
         owner = document["holders"][0]["owners"][0]

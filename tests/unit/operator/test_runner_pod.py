@@ -41,6 +41,15 @@ def test_labels_and_annotations_of_the_diagnosis_are_not_copied() -> None:
     assert "argocd" not in str(pod)
 
 
+def test_injectors_are_asked_to_leave_it_alone() -> None:
+    meta = manifest()["metadata"]
+    assert meta["labels"]["sidecar.istio.io/inject"] == "false"
+    assert meta["labels"]["admission.datadoghq.com/enabled"] == "false"
+    assert meta["annotations"]["linkerd.io/inject"] == "disabled"
+    assert meta["annotations"]["vault.hashicorp.com/agent-inject"] == "false"
+    assert meta["annotations"]["oneagent.dynatrace.com/inject"] == "false"
+
+
 def test_the_command_line_says_what_to_measure() -> None:
     made = container(duration="90s", topN=5, checks=["Breakdown", "SocketQueues"])
     assert made["command"] == ["memdiag-node"]

@@ -6,8 +6,17 @@ import pytest
 
 from memdiag_api.conditions import Reason
 from memdiag_operator.decide import naming
-from memdiag_operator.decide.objects import Node, Pod
-from memdiag_operator.decide.runner_state import Broken, Finished, RunnerState, Starting, Window, Working, runner_state
+from memdiag_operator.decide.objects import Event, Node, Pod
+from memdiag_operator.decide.runner_state import (
+    Broken,
+    Finished,
+    RunnerState,
+    Starting,
+    Window,
+    Working,
+    runner_state,
+    starts_slowly,
+)
 from support.kubernetes_objects import CONFIG, NODE, NOW, ago, node, pod, running, terminated, timestamp, waiting
 
 UNFIT = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes: Insufficient cpu"}
@@ -18,8 +27,13 @@ EVICTED = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTa
 FORMER_BOOT = {naming.BOOT_ID_ANNOTATION: "boot-0"}
 
 
-def state_of(runner: Pod, where: Node | None) -> RunnerState:
-    return runner_state(runner, where, node_name=NODE, window=Window(60), now=NOW, grace=CONFIG.grace)
+def state_of(runner: Pod, where: Node | None, *events: Event) -> RunnerState:
+    window = Window(60)
+    return runner_state(runner, where, node_name=NODE, window=window, now=NOW, grace=CONFIG.grace, events=events)
+
+
+def event(reason: str, message: str = "", *, kind: str = "Warning", age: float = 5) -> Event:
+    return Event(type=kind, reason=reason, message=message, last_timestamp=ago(age))
 
 
 def placed(seconds: float) -> list[dict[str, str]]:
@@ -56,6 +70,12 @@ def placed(seconds: float) -> list[dict[str, str]]:
             node(),
             "no mount",
             id="create failed",
+        ),
+        pytest.param(
+            pod(phase="Pending", state=waiting("ContainerCreating"), age=500, conditions=placed(119)),
+            node(),
+            "ContainerCreating",
+            id="creating for a while",
         ),
         pytest.param(pod(phase="Pending"), node(ready="False", since=59), "being started", id="node briefly NotReady"),
     ],
@@ -142,6 +162,20 @@ def test_finished(runner: Pod, where: Node | None) -> None:
             id="image must be there and is not",
         ),
         pytest.param(
+            pod(phase="Pending", state=waiting("ContainerCreating"), age=500, conditions=placed(121)),
+            node(),
+            Reason.RUNNER_FAILED,
+            "not started within 120 s on node node1: ContainerCreating",
+            id="creating for too long",
+        ),
+        pytest.param(
+            pod(phase="Pending", age=500, conditions=placed(121)),
+            node(),
+            Reason.RUNNER_FAILED,
+            "its kubelet says nothing about it",
+            id="placed, and the kubelet says nothing",
+        ),
+        pytest.param(
             pod(phase="Pending", state=waiting("CreateContainerError", "no mount"), age=121),
             node(),
             Reason.RUNNER_FAILED,
@@ -201,3 +235,42 @@ def test_broken(runner: Pod, where: Node | None, reason: Reason, message: str) -
 
 def assert_matches(pattern: str, text: str) -> None:
     assert re.search(pattern, text), text
+
+
+SANDBOX = event("FailedCreatePodSandBox", "plugin type=cilium: no route")
+CREATING = pod(phase="Pending", state=waiting("ContainerCreating"), age=500, conditions=placed(60))
+
+
+@pytest.mark.parametrize(
+    ("events", "said"),
+    [
+        pytest.param((SANDBOX,), "ContainerCreating: FailedCreatePodSandBox: plugin type=cilium: no route", id="one"),
+        pytest.param((event("FailedMount", age=9), SANDBOX, event("Old", age=99)), "FailedCreatePodSandBox", id="last"),
+        pytest.param((SANDBOX, event("Pulling", kind="Normal", age=1)), "FailedCreatePodSandBox", id="warnings first"),
+        pytest.param((event("Pulling", "the image", kind="Normal"),), "Pulling: the image", id="slow registry"),
+        pytest.param((Event(type="Warning", reason="Undated"),), "Undated", id="no time"),
+    ],
+)
+def test_the_events_of_a_pod_say_why_it_does_not_start(events: tuple[Event, ...], said: str) -> None:
+    state = state_of(CREATING, node(), *events)
+    assert isinstance(state, Starting)
+    assert said in state.message
+    too_long = pod(phase="Pending", state=waiting("ContainerCreating"), age=500, conditions=placed(121))
+    over = state_of(too_long, node(), *events)
+    assert isinstance(over, Broken)
+    assert said in over.message
+
+
+@pytest.mark.parametrize(
+    ("runner", "slowly"),
+    [
+        pytest.param(CREATING, True, id="creating"),
+        pytest.param(pod(phase="Pending", conditions=placed(60)), True, id="no word of the kubelet"),
+        pytest.param(pod(phase="Pending", conditions=placed(9)), False, id="just placed"),
+        pytest.param(pod(phase="Pending", conditions=[UNFIT], node_name=""), False, id="unfit"),
+        pytest.param(pod(phase="Pending", state=waiting("ErrImagePull"), age=60), False, id="says why itself"),
+        pytest.param(pod(state=running(12), age=60), False, id="at work"),
+    ],
+)
+def test_who_is_asked_for_events(runner: Pod, slowly: bool) -> None:
+    assert starts_slowly(runner, NOW, CONFIG.grace) is slowly

@@ -138,6 +138,8 @@ def test_who_has_a_runner_waits_for_none() -> None:
         pytest.param(pod(phase="Failed"), False, id="failed"),
         pytest.param(pod(phase="Pending", conditions=UNFIT), False, id="cannot be scheduled"),
         pytest.param(pod(phase="Running", age=881), False, id="outlived its deadline"),
+        pytest.param(pod(phase="Pending", deleted=True), True, id="is being deleted"),
+        pytest.param(pod(phase="Pending", deleted=True, gone_at=ago(1)), False, id="should be gone"),
     ],
 )
 def test_what_holds_a_slot(runner: Pod, holds: bool) -> None:

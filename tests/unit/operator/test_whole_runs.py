@@ -138,9 +138,41 @@ def test_ending_a_run_early_keeps_what_has_come_and_starts_nothing_more() -> Non
     clock.store({"spec": {**stored, "terminate": True}})
     clock.run(120)
     reasons = [state.reason for state in clock.status.node_states]
-    assert reasons == ["Completed"] * 3 + ["Terminated"] * 6
-    assert condition(clock.status, ConditionType.SUCCEEDED)[1] == "PartialResults"
+    assert reasons == ["Terminated"] * 9
+    assert condition(clock.status, ConditionType.SUCCEEDED)[1] == "Terminated"
     assert len(clock.reports) == 3
+    assert sum(state.verdict is not None for state in clock.status.node_states) == 3
+
+
+def test_a_runner_that_is_at_work_at_the_deadline_delivers_what_it_has() -> None:
+    one = diagnosis(spec={"activeDeadlineSeconds": 100})
+    clock = Clockwork(one, {"node1": node()}, found_on, duration_seconds=600)
+    clock.run(200)
+    assert condition(clock.status, ConditionType.SUCCEEDED)[1] == "DeadlineExceeded"
+    assert clock.status.results[0].verdict
+    assert len(clock.reports) == 1
+    assert clock.runners == {}
+
+
+def test_nodes_that_start_nothing_do_not_keep_others_from_theirs() -> None:
+    """As many sick nodes as there are slots, which they hold for the grace and no longer."""
+    clock = of_many(6, sick=frozenset({"node-000", "node-001", "node-002"}))
+    clock.run(600)
+    assert {state.node_name: state.reason for state in clock.status.node_states} == {
+        "node-000": "RunnerFailed",
+        "node-001": "RunnerFailed",
+        "node-002": "RunnerFailed",
+        "node-003": "Completed",
+        "node-004": "Completed",
+        "node-005": "Completed",
+    }
+
+
+def test_a_run_on_many_nodes_has_the_time_that_it_takes() -> None:
+    """45 nodes by threes take more than the 900 s that are the default for one."""
+    clock = of_many(45, spec={"activeDeadlineSeconds": 900})
+    clock.run(7200, look_every_seconds=5)
+    assert condition(clock.status, ConditionType.SUCCEEDED)[1] == "Completed"
 
 
 def test_many_nodes_are_written_in_proportion_to_their_number() -> None:

@@ -1,0 +1,71 @@
+"""Removes what a diagnosis leaves when it is deleted without its children, as `kubectl delete --cascade=orphan` does.
+
+Usually Kubernetes' garbage collector follows the owner references. It takes them off what is orphaned, but the labels
+stay: they name the UID of the diagnosis, which never comes again.
+"""
+
+import logging
+from collections.abc import Iterable
+
+from memdiag_operator.cluster.cache import Cache
+from memdiag_operator.cluster.client import KubernetesClient
+from memdiag_operator.cluster.errors import ConflictError, NotFoundError, UnreadableError
+from memdiag_operator.decide import naming
+from memdiag_operator.decide.objects import Pod
+
+logger = logging.getLogger(__name__)
+
+
+def orphans(cache: Cache) -> list[Pod]:
+    """Runner pods whose diagnosis the cache does not have, and which nobody removes yet."""
+    if not cache.is_complete:
+        return []
+    living = {one.metadata.uid for one in cache.diagnoses.all()}
+    return [
+        pod
+        for pod in cache.pods.all()
+        if pod.metadata.labels.get(naming.DIAGNOSIS_UID_LABEL) not in living and not pod.metadata.deletion_timestamp
+    ]
+
+
+def remove_orphans(kubernetes: KubernetesClient, cache: Cache, deleted_uids: Iterable[str]) -> None:
+    """Remove runner pods whose diagnosis is gone, and the reports of the diagnoses `deleted_uids`.
+
+    Raises ClusterError when the API server does not answer.
+    """
+    for uid in deleted_uids:
+        kubernetes.delete_reports(f"{naming.DIAGNOSIS_UID_LABEL}={uid}")
+    for pod in orphans(cache):
+        meta = pod.metadata
+        if _is_gone(kubernetes, meta.annotations.get(naming.DIAGNOSIS_ANNOTATION, ""), _owner_uid(pod)):
+            _remove(kubernetes, cache, pod)
+
+
+def _owner_uid(pod: Pod) -> str:
+    return pod.metadata.labels.get(naming.DIAGNOSIS_UID_LABEL, "")
+
+
+def _is_gone(kubernetes: KubernetesClient, name: str, uid: str) -> bool:
+    """Whether the API server says so: the cache may be behind."""
+    if not name:
+        return True
+    try:
+        return kubernetes.read_diagnosis(name).metadata.uid != uid
+    except NotFoundError:
+        return True
+    except UnreadableError:  # it is there, as another version has stored it
+        return False
+
+
+def _remove(kubernetes: KubernetesClient, cache: Cache, pod: Pod) -> None:
+    meta = pod.metadata
+    logger.info("runner pod %s is removed: its diagnosis is gone", meta.name)
+    try:
+        kubernetes.delete_reports(f"{naming.DIAGNOSIS_UID_LABEL}={_owner_uid(pod)}")
+        leaving = kubernetes.delete_pod(meta.namespace, meta.name, meta.uid, force=False)
+    except (NotFoundError, ConflictError):
+        leaving = None
+    if leaving:
+        cache.pods.put(leaving)
+    else:
+        cache.pods.drop(meta.name, meta.uid)
