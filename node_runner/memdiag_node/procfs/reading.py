@@ -196,17 +196,12 @@ def _kernel_log_need() -> Need:
 
 def _stat_refresh_need(roots: HostRoots) -> Need:
     path = roots.proc / "sys/vm/stat_refresh"
-    try:
-        undisturbed = _undisturbed_cpu_count(roots)
-    except ProcFormatError as error:
-        undisturbed, reason = 1, f"which CPUs are isolated is unknown ({error})"
-    else:
-        reason = f"{undisturbed} CPUs are isolated or have no tick (nohz_full), and it would wait for them"
-    if undisturbed:
+    if undisturbed := _undisturbed_cpu_count(roots):
         return _need(
             str(path),
             NeedState.DEGRADED,
-            detail=f"it is not used: {reason}; counts that they keep to themselves are part of AllocPage's error",
+            detail=f"it is not used: {undisturbed} CPUs are isolated or have no tick (nohz_full), and it would wait "
+            "for them; counts that they keep to themselves are part of AllocPage's error",
             remedy="none is needed",
         )
     if fold_per_cpu_counts(roots):
@@ -276,15 +271,19 @@ def _sums_up_vmalloc(roots: HostRoots) -> bool:
 
 
 def _undisturbed_cpu_count(roots: HostRoots) -> int:
-    """CPUs that are isolated, or that have no tick, whichever are more: mostly they are the same."""
+    """CPUs that are isolated, or that have no tick, whichever are more: mostly they are the same.
+
+    All of them, where the kernel's list is not understood: to leave a CPU alone costs little.
+    """
     counts = [0]
     for name in ("isolated", "nohz_full"):
         path = roots.sys / "devices/system/cpu" / name
         try:
-            text = path.read_bytes()
+            counts.append(parse_undisturbed_cpu_count(path.read_bytes(), source=str(path)))
         except FileNotFoundError:  # a kernel without CONFIG_CPU_ISOLATION or CONFIG_NO_HZ_FULL
             continue
-        counts.append(parse_undisturbed_cpu_count(text, source=str(path)))
+        except (OSError, ProcFormatError):
+            counts.append(os.cpu_count() or 1)
     return max(counts)
 
 
