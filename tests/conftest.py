@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from support import fault_table
 
@@ -17,6 +18,10 @@ TESTS_ROOT = Path(__file__).parent
 # In the order in which they run: what measures the machine comes before the clusters that live on it until the end.
 TIERS = ("unit", "kernel", "api", "e2e", "vm")
 KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
+
+# By default Hypothesis asserts that an example takes less than 200 ms, and is found fast: a busy machine fails that.
+settings.register_profile("memdiag", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("memdiag")
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -19,6 +18,7 @@ from memdiag_node.host import HostRoots
 from memdiag_node.preflight import preflight
 from memdiag_node.publish import Output, publish, publish_failure
 from memdiag_node.run import Settings, UnsupportedError, measure
+from memdiag_node.time_budget import Stop
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -29,29 +29,37 @@ MAX_DURATION_SECONDS = 30 * 60
 LINE_END = "\n"
 MAX_TOP_N = 50
 MAX_CPU_BUDGET_PERCENT = 100
+MAX_GRACE_SECONDS = 86_400
 # Kubernetes: pod.spec.containers[].terminationMessagePath, by default.
 TERMINATION_LOG = Path("/dev/termination-log")
+# man 5 proc_pid_oom_score_adj: the highest.
+OOM_SCORE_ADJ, FIRST_TO_BE_KILLED = Path("/proc/self/oom_score_adj"), 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, publish, and say by the exit status if there is a result: 0 yes, 1 failed, 3 the host lacks a need."""
+    problem = _volunteer_for_the_oom_killer()
     options = _parser().parse_args(arguments)
     checks = tuple(dict.fromkeys(options.check or Check))
     termination_log = _termination_log(options)
     roots = HostRoots(proc=options.proc, sys=options.sys)
     if options.preflight:
         return _print_preflight(checks, roots)
-    stop = _stop_on_signals()
+    stop = _stop_on_signals(options.grace)
+    progress = _progress(quiet=options.quiet)
+    if problem:
+        progress(problem)
     settings = Settings(
         run_id=options.run_id,
         node_name=options.node_name,
         checks=checks,
         duration_seconds=options.duration,
         cpu_budget_share=options.cpu_budget_percent / 100,
+        report_arguments=options.report_arguments,
         thresholds=Thresholds(suspect_floor_bytes=options.suspect_mib * MIB, suspect_share=options.suspect_share),
     )
     try:
-        evidence = measure(settings, roots=roots, stop=stop, progress=_progress(quiet=options.quiet))
+        evidence = measure(settings, roots=roots, stop=stop, progress=progress)
     except UnsupportedError as error:
         print(f"memdiag-node: {error}", file=sys.stderr)
         publish_failure(options.run_id, RunnerError.KERNEL_UNSUPPORTED, str(error), termination_log)
@@ -100,6 +108,18 @@ def _parser() -> argparse.ArgumentParser:
         default=5,
         metavar="PERCENT",
         help="of each CPU's time, for recording allocations; above it the trace thins out and says so (default: 5)",
+    )
+    parser.add_argument(
+        "--grace",
+        type=_grace,
+        default=30,
+        metavar="SECONDS",
+        help="be done so soon after SIGTERM or Ctrl-C; what that leaves no time for is reported (default: 30)",
+    )
+    parser.add_argument(
+        "--report-arguments",
+        action="store_true",
+        help="report processes with their arguments, which may be passwords and tokens (default: the executable only)",
     )
     parser.add_argument("--preflight", action="store_true", help="only say what is needed and whether it is there")
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
@@ -154,15 +174,34 @@ def _percent(text: str) -> int:
     return int(text)
 
 
+def _grace(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_GRACE_SECONDS:
+        raise _Parsed(f"{text!r} is not a number of seconds from 1 to {MAX_GRACE_SECONDS}")
+    return int(text)
+
+
 def _top_n(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= MAX_TOP_N:
         raise _Parsed(f"{text!r} is not a number from 1 to {MAX_TOP_N}")
     return int(text)
 
 
-def _stop_on_signals() -> threading.Event:
-    """An event that SIGINT and SIGTERM set; a second one ends the process at once."""
-    stop = threading.Event()
+def _volunteer_for_the_oom_killer() -> str:
+    """Be the first that the kernel kills when memory runs out; gives what kept that from being set, if anything.
+
+    A node that is diagnosed is often at its last memory, and a pod with requests equal to limits comes with an
+    oom_score_adj of -997: without this another tenant would be killed for what the runner takes.
+    """
+    try:
+        OOM_SCORE_ADJ.write_text(str(FIRST_TO_BE_KILLED))
+    except OSError as error:
+        return f"{OOM_SCORE_ADJ}: {error.strerror}: when memory runs out, another process may be killed first"
+    return ""
+
+
+def _stop_on_signals(grace_seconds: float) -> Stop:
+    """What SIGINT and SIGTERM set; a second one ends the process at once."""
+    stop = Stop(grace_seconds)
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         if stop.is_set():

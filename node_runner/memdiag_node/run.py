@@ -1,10 +1,10 @@
 """One run from start to end: what is needed, the trace between two looks at the sockets, and what all of it says."""
 
-import threading
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -19,6 +19,7 @@ from memdiag_node.analyze.stacks import fold_stacks
 from memdiag_node.analyze.summed_sockets import summed_sockets
 from memdiag_node.analyze.traced import TraceResult
 from memdiag_node.analyze.verdict import Thresholds
+from memdiag_node.attempts import Attempts
 from memdiag_node.ebpf.btf import Btf
 from memdiag_node.ebpf.memory_cgroups import container_cgroups, memory_cgroup_layout
 from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
@@ -29,10 +30,11 @@ from memdiag_node.holders.sockets import SocketScan, SocketScanner, pinned_block
 from memdiag_node.host import HostRoots, read_host
 from memdiag_node.preflight import explain_missing, possible_checks, preflight
 from memdiag_node.procfs.cgroup import ContainerIdentity
-from memdiag_node.procfs.frame_census import FrameCensus, take_census
+from memdiag_node.procfs.frame_census import CENSUS_SECONDS, FrameCensus, take_census
 from memdiag_node.procfs.kpageflags import open_frame_table
 from memdiag_node.procfs.process import read_owner
 from memdiag_node.procfs.reading import MemoryReading, take_readings
+from memdiag_node.time_budget import Stop
 
 MAX_STACKS = 64
 MAX_HOLDERS = 256
@@ -40,12 +42,18 @@ MAX_SINGLE_SOCKETS = 192
 """Those beyond are summed up by process, which leaves room for that and for other holders."""
 MAX_CHARGES = 32
 _WAIT_STEP_SECONDS = 0.25
+# Of what is left of the grace period, when the run was asked to stop.
+_TALLY_SHARE, _CENSUS_SHARE = 0.4, 0.3
 
 Progress = Callable[[str], None]
 
 
 class UnsupportedError(RuntimeError):
     """None of the checks can be made here; the message names each missing need and its remedy."""
+
+
+class MeasurementError(RuntimeError):
+    """Every check failed after it had begun; the message says of each what it ran into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +67,26 @@ class Settings:
     cpu_budget_share: float = 0.05
     """Of each CPU's time, for recording allocations; above it the trace thins out."""
     thresholds: Thresholds = field(default_factory=Thresholds)
+    report_arguments: bool = False
+    """Whether processes are reported with their arguments, which may be passwords and tokens."""
 
 
-def measure(settings: Settings, *, roots: HostRoots, stop: threading.Event, progress: Progress) -> Evidence:
+def measure(settings: Settings, *, roots: HostRoots, stop: Stop, progress: Progress) -> Evidence:
     """Make the checks of `settings` that can be made here; `stop` ends the window early, with what there is until then.
 
-    Raises UnsupportedError when none of them can be made.
+    A check that fails on the way is reported as a missing need, and the others go on. Raises UnsupportedError when none
+    of them can be begun, MeasurementError when none came to an end.
     """
     needs = preflight(settings.checks, roots)
-    checks = possible_checks(settings.checks, needs)
-    if not checks:
+    attempts = Attempts(possible_checks(settings.checks, needs), progress)
+    if not attempts.checks:
         raise UnsupportedError(f"nothing can be measured here:\n{explain_missing(needs)}")
     start_time = datetime.now(UTC)
-    look = _look(settings, checks=checks, roots=roots, stop=stop, progress=progress)
+    look = _look(settings, attempts=attempts, roots=roots, stop=stop)
     progress("putting the findings together")
-    measured = _measurements(settings, checks=checks, needs=needs, roots=roots, look=look, start_time=start_time)
+    measured = _measurements(settings, attempts=attempts, needs=needs, roots=roots, look=look, start_time=start_time)
+    if not measured.checks:
+        raise MeasurementError(f"no check came to an end:\n{explain_missing(attempts.needs)}")
     return conclude(
         measured,
         run_id=settings.run_id,
@@ -99,45 +112,129 @@ class _Look:
     interrupted: bool = False
 
 
-def _look(
-    settings: Settings, *, checks: Sequence[Check], roots: HostRoots, stop: threading.Event, progress: Progress
-) -> _Look:
+def _look(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: Stop) -> _Look:
     look = _Look()
     with ExitStack() as attached:
-        scanner, trace, cgroup_layout = None, None, {}
-        if Check.BREAKDOWN in checks:
-            look.readings_before = take_readings(roots)
-        if Check.SOCKET_QUEUES in checks:
-            progress("looking at every socket")
-            btf = Btf.load(roots.sys)
-            cgroup_layout = memory_cgroup_layout(btf)
-            scanner = attached.enter_context(SocketScanner(btf=btf))
-            del btf  # it need not stay in memory
-            look.first_scan = scanner.watch(scanner.scan())
-        if Check.ALLOC_PAGE_TRACE in checks:
-            trace_settings = TraceSettings(settings.duration_seconds, cpu_budget_share=settings.cpu_budget_share)
-            trace = attached.enter_context(PageTrace(trace_settings, btf=Btf.load(roots.sys), roots=roots))
-        if scanner or trace:
-            progress(f"tracing for {settings.duration_seconds:.0f} s" if trace else "waiting for the second look")
-            look.interrupted = _wait(settings.duration_seconds, stop, trace)
+        if Check.BREAKDOWN in attempts.checks:
+            with attempts.step(Check.BREAKDOWN, "the first readings", optional=True):
+                look.readings_before = take_readings(roots)
+        sockets = _open_sockets(attached, attempts, roots, stop)
+        if sockets:
+            with attempts.step(Check.SOCKET_QUEUES, "the first look at every socket", optional=True):
+                look.first_scan = sockets.first_look()
+        trace = _open_trace(attached, attempts, settings, roots, stop)
+        if not attempts.checks:
+            raise UnsupportedError(f"nothing can be measured here:\n{explain_missing(attempts.needs)}")
+        if sockets or trace:
+            attempts.progress(
+                f"tracing for {settings.duration_seconds:.0f} s" if trace else "waiting for the second look"
+            )
+            look.interrupted = _wait(settings.duration_seconds, stop, trace, attempts)
         # The queues first, then the trace: what is freed between the two is missed by both, and nothing by one alone.
-        if scanner:
-            progress("looking at every socket again")
-            look.scan = scanner.scan()
-            look.others = other_holders(scanner, look.scan, _owner_of(roots))
+        if sockets:
+            attempts.progress("looking at every socket again")
+            with attempts.step(Check.SOCKET_QUEUES, "the last look at every socket"):
+                look.scan = sockets.scanner.scan()
+        if sockets and look.scan:
+            with attempts.step(Check.SOCKET_QUEUES, "the look at other holders", optional=True):
+                look.others = other_holders(sockets.scanner, look.scan, _owner_of(settings, roots))
         if trace:
-            look.trace = trace.finish()
-        if scanner and look.scan and look.others and look.trace:
-            look.others = add_traced(scanner.source, look.scan, look.others, look.trace.blocks)
-        if Check.BREAKDOWN in checks:
-            look.readings = take_readings(roots)
-            progress("counting page frames")
-            look.census = _count_frames(look, roots)
-            look.containers = container_cgroups(scanner.source, cgroup_layout) if scanner else {}
+            look.trace = _finish(trace, attempts, stop)
+        if sockets and look.scan and look.others and look.trace:
+            with attempts.step(Check.SOCKET_QUEUES, "the search for traced pages of page pools", optional=True):
+                look.others = add_traced(sockets.scanner.source, look.scan, look.others, look.trace.blocks)
+        if Check.BREAKDOWN in attempts.checks:
+            _count(look, sockets, attempts, roots, stop)
     return look
 
 
-def _count_frames(look: _Look, roots: HostRoots) -> FrameCensus | None:
+@dataclass(frozen=True, slots=True)
+class _Sockets:
+    """The socket scan, loaded, and what else is taken from the kernel with its programs."""
+
+    scanner: SocketScanner
+    cgroup_layout: dict[str, int]
+
+    def first_look(self) -> SocketScan:
+        """Scan, and watch until the next scan. Of the fds only the last look needs to know."""
+        scan = self.scanner.watch(self.scanner.scan())
+        return replace(scan, owners=scan.owners[:0].copy(), files=scan.files[:0].copy())
+
+
+def _open_sockets(attached: ExitStack, attempts: Attempts, roots: HostRoots, stop: Stop) -> _Sockets | None:
+    if Check.SOCKET_QUEUES not in attempts.checks:
+        return None
+    if stop.is_set():
+        attempts.skip(Check.SOCKET_QUEUES)
+        return None
+    attempts.progress("looking at every socket")
+    with attempts.step(Check.SOCKET_QUEUES, "loading its programs"):
+        btf = Btf.load(roots.sys)  # it need not stay in memory
+        layout = memory_cgroup_layout(btf)
+        return _Sockets(attached.enter_context(SocketScanner(btf=btf, stop=stop)), layout)
+    return None
+
+
+def _open_trace(
+    attached: ExitStack, attempts: Attempts, settings: Settings, roots: HostRoots, stop: Stop
+) -> PageTrace | None:
+    if Check.ALLOC_PAGE_TRACE not in attempts.checks:
+        return None
+    if stop.is_set():
+        attempts.skip(Check.ALLOC_PAGE_TRACE)
+        return None
+    with attempts.step(Check.ALLOC_PAGE_TRACE, "starting it"):
+        trace_settings = TraceSettings(settings.duration_seconds, cpu_budget_share=settings.cpu_budget_share)
+        return attached.enter_context(PageTrace(trace_settings, btf=Btf.load(roots.sys), roots=roots))
+    return None
+
+
+def _wait(duration_seconds: float, stop: Stop, trace: PageTrace | None, attempts: Attempts) -> bool:
+    """Let the window pass; True when it was ended early."""
+    end = time.monotonic() + duration_seconds
+    while (left := end - time.monotonic()) > 0:
+        if stop.is_set():
+            return True
+        time.sleep(min(left, _WAIT_STEP_SECONDS))
+        if trace:
+            is_on_time = False
+            with attempts.step(Check.ALLOC_PAGE_TRACE, "keeping it running until the window's end", optional=True):
+                trace.advance()
+                is_on_time = True
+            if not is_on_time:  # its slices would be wrong from now on
+                return True
+    return False
+
+
+def _finish(trace: PageTrace, attempts: Attempts, stop: Stop) -> TraceResult | None:
+    budget = stop.budget(math.inf, share=_TALLY_SHARE)
+    with attempts.step(Check.ALLOC_PAGE_TRACE, "reading it out"):
+        result = trace.finish(budget.late)
+        if budget.ran_out:
+            attempts.fail(
+                Check.ALLOC_PAGE_TRACE,
+                "the run was asked to stop: a part of what is outstanding was not checked against what the frames are "
+                "used for",
+                optional=True,
+                remedy="Allow a longer grace period (--grace; in a cluster, runner.terminationGraceSeconds).",
+            )
+        return result
+    return None
+
+
+def _count(look: _Look, sockets: _Sockets | None, attempts: Attempts, roots: HostRoots, stop: Stop) -> None:
+    """Read the counters at the end, and count page frames."""
+    with attempts.step(Check.BREAKDOWN, "the last readings", optional=bool(look.readings_before)):
+        look.readings = take_readings(roots)
+    attempts.progress("counting page frames")
+    with attempts.step(Check.BREAKDOWN, "the census of page frames", optional=True):
+        look.census = _count_frames(look, roots, stop)
+    if sockets:
+        with attempts.step(Check.BREAKDOWN, "the search for containers' cgroups", optional=True):
+            look.containers = container_cgroups(sockets.scanner.source, sockets.cgroup_layout)
+
+
+def _count_frames(look: _Look, roots: HostRoots, stop: Stop) -> FrameCensus | None:
     """None where the kernel does not show its frames: preflight has said so."""
     with ExitStack() as files:
         flags, charges = (open_frame_table(roots.proc / name, files) for name in ("kpageflags", "kpagecgroup"))
@@ -150,33 +247,22 @@ def _count_frames(look: _Look, roots: HostRoots) -> FrameCensus | None:
                 first_page=look.trace.first_page,
                 struct_page_bytes=look.trace.struct_page_bytes,
             )
-        return take_census(flags.frame_count(), flags.read, charges.read if charges else None, held=held)
-
-
-def _wait(duration_seconds: float, stop: threading.Event, trace: PageTrace | None) -> bool:
-    """Let the window pass; True when it was ended early."""
-    end = time.monotonic() + duration_seconds
-    while (left := end - time.monotonic()) > 0:
-        if stop.wait(min(left, _WAIT_STEP_SECONDS)):
-            return True
-        if trace:
-            trace.advance()
-    return False
+        late = stop.budget(CENSUS_SECONDS, share=_CENSUS_SHARE).late
+        return take_census(flags.frame_count(), flags.read, charges.read if charges else None, held=held, late=late)
 
 
 def _measurements(
     settings: Settings,
     *,
-    checks: Sequence[Check],
+    attempts: Attempts,
     needs: Sequence[Need],
     roots: HostRoots,
     look: _Look,
     start_time: datetime,
 ) -> Measurements:
-    holdings, coverage = _holdings(look, roots)
-    trace, stacks, blocks = _traced(look.trace)
     host = read_host(roots, settings.node_name)
-    return Measurements(
+    readings = look.readings or look.readings_before
+    measured = Measurements(
         host=host,
         window=Window(
             start_time=start_time,
@@ -185,27 +271,35 @@ def _measurements(
             traced_seconds=look.trace.traced_seconds if look.trace else 0,
             interrupted=look.interrupted,
         ),
-        checks=checks,
-        needs=needs,
-        breakdown=breakdown(look.readings, earlier=look.readings_before) if look.readings else None,
-        trace=trace,
-        stacks=stacks,
-        traced_blocks=blocks,
-        memory_classes=look.trace.memory_classes if look.trace else (),
-        census=census_of(look.census, look.containers, page_bytes=host.page_size_bytes) if look.census else None,
-        coverage=coverage,
-        holdings=holdings,
+        checks=(),
+        needs=(),
         struct_page_bytes=look.trace.struct_page_bytes if look.trace else 1,
     )
+    with attempts.step(Check.SOCKET_QUEUES, "describing the holders"):
+        holdings, coverage = _holdings(look, settings, roots)
+        measured = replace(measured, holdings=holdings, coverage=coverage)
+    with attempts.step(Check.ALLOC_PAGE_TRACE, "describing the stacks"):
+        trace, stacks, blocks = _traced(look.trace)
+        classes = look.trace.memory_classes if look.trace else ()
+        measured = replace(measured, trace=trace, stacks=stacks, traced_blocks=blocks, memory_classes=classes)
+    with attempts.step(Check.BREAKDOWN, "adding it up"):
+        if readings:
+            measured = replace(measured, breakdown=breakdown(readings, earlier=look.readings_before))
+    with attempts.step(Check.BREAKDOWN, "adding up the census", optional=True):
+        if look.census:
+            census = census_of(look.census, look.containers, page_bytes=host.page_size_bytes)
+            measured = replace(measured, census=census)
+    return replace(measured, checks=tuple(attempts.checks), needs=(*needs, *attempts.needs))
 
 
-def _holdings(look: _Look, roots: HostRoots) -> tuple[list[Holding], ScanCoverage | None]:
+def _holdings(look: _Look, settings: Settings, roots: HostRoots) -> tuple[list[Holding], ScanCoverage | None]:
     if look.scan is None:
         return [], None
 
-    sockets = holders_of(look.first_scan, look.scan, _owner_of(roots), limit=MAX_SINGLE_SOCKETS)
+    owner_of = _owner_of(settings, roots)
+    sockets = holders_of(look.first_scan, look.scan, owner_of, limit=MAX_SINGLE_SOCKETS)
     holdings = [Holding(holder, blocks) for holder, blocks in zip(sockets.holders, sockets.blocks, strict=True)]
-    holdings += [Holding(holder, blocks) for holder, blocks in summed_sockets(look.scan, sockets, _owner_of(roots))]
+    holdings += [Holding(holder, blocks) for holder, blocks in summed_sockets(look.scan, sockets, owner_of)]
     if look.others:
         holdings += [
             Holding(holder, blocks) for holder, blocks in zip(look.others.holders, look.others.blocks, strict=True)
@@ -214,8 +308,8 @@ def _holdings(look: _Look, roots: HostRoots) -> tuple[list[Holding], ScanCoverag
     return sorted(holdings, key=lambda one: -one.holder.pinned_bytes), coverage
 
 
-def _owner_of(roots: HostRoots) -> Callable[[int], Owner | None]:
-    return lambda pid: read_owner(roots.proc, pid)
+def _owner_of(settings: Settings, roots: HostRoots) -> Callable[[int], Owner | None]:
+    return lambda pid: read_owner(roots.proc, pid, with_arguments=settings.report_arguments)
 
 
 def _traced(result: TraceResult | None) -> tuple[Trace | None, list[Stack], npt.NDArray[np.void] | None]:

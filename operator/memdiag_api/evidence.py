@@ -87,7 +87,9 @@ class Owner(Record):
 
     pid: Count = Field(description="in the host's PID namespace")
     comm: Text = Field(description="the process's name, which it chooses itself")
-    command_line: LongText = Field(default="", description="the start of its command line")
+    command_line: LongText = Field(
+        default="", description="its executable; with its arguments only where the operator's configuration says so"
+    )
     uid: Count = Field(default=0, description="its user")
     container_id: Text = Field(default="", description="from its cgroup's path")
     pod_uid: Text = Field(default="", description="from its cgroup's path")

@@ -78,6 +78,9 @@ class RunnerSettings(Settings):
     termination_grace_seconds: Annotated[
         Seconds, Field(description="time to detach and to print a partial result when a runner is ended early")
     ] = 30
+    report_arguments: Annotated[
+        bool, Field(description="report processes with their arguments, which may be passwords and tokens")
+    ] = False
     privileged: bool = Field(
         default=False, description="for hosts where three capabilities do not suffice (docs/configuration.md)"
     )

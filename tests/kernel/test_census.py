@@ -1,6 +1,5 @@
 """The census of page frames against loads of known size: who is charged, and which blocks they are made of."""
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from memdiag_node.holders.sockets import SocketScanner
 from memdiag_node.host import HostRoots
 from memdiag_node.procfs.cgroup import ContainerIdentity
 from memdiag_node.run import Settings, measure
+from memdiag_node.time_budget import Stop
 from planted.memory import MIB, PlantedMemory
 from support.memory_cgroup import container_cgroup
 
@@ -26,7 +26,7 @@ FRAGMENT_ORDER = 3  # what the network stack cuts its fragments from has 32 KiB
 
 def evidence_of(*checks: Check, roots: HostRoots | None = None) -> Evidence:
     settings = Settings(run_id="census", node_name="here", checks=checks or tuple(Check), duration_seconds=1.0)
-    return measure(settings, roots=roots or HostRoots(), stop=threading.Event(), progress=lambda _: None)
+    return measure(settings, roots=roots or HostRoots(), stop=Stop(), progress=lambda _: None)
 
 
 def census_of(evidence: Evidence) -> Census:

@@ -46,6 +46,46 @@ def test_the_report_names_the_socket_its_process_and_its_bytes(unread_connection
     assert holder.stuck_seconds >= 2.5
 
 
+HOLDS_UNREAD_DATA = """
+import socket
+with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as sender:
+    receiver, _ = server.accept()
+    sender.sendall(b"x" * 50_000)
+    print(flush=True)
+    input()
+"""
+
+
+@pytest.fixture
+def process_with_a_secret() -> Iterator[subprocess.Popen[str]]:
+    """It holds unread data, and its arguments have a token."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS_UNREAD_DATA, "--token=SECRET"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.communicate("\n")
+
+
+@pytest.mark.parametrize("output", ["json", "framed", "text"])
+def test_arguments_of_processes_are_in_no_report(process_with_a_secret: subprocess.Popen[str], output: str) -> None:
+    done = run("--duration", "1s", "--check", "SocketQueues", "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert str(process_with_a_secret.pid) in done.stdout
+    assert "SECRET" not in done.stdout + done.stderr
+
+
+def test_arguments_are_reported_when_asked_for(process_with_a_secret: subprocess.Popen[str]) -> None:
+    done = run("--duration", "1s", "--check", "SocketQueues", "--output", "json", "--report-arguments")
+    owners = [owner for one in Evidence.model_validate_json(done.stdout).holders for owner in one.owners]
+    (mine,) = {owner.command_line for owner in owners if owner.pid == process_with_a_secret.pid}
+    assert mine.endswith("--token=SECRET")
+
+
 def test_the_text_report_has_every_part() -> None:
     done = run("--duration", "2s")
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,6 @@
 """The ledger and the join on planted loads: what grew in the window is named, by holder, stack, process, container."""
 
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from memdiag_api.evidence import Check, Evidence, HolderKind, VerdictKind
 from memdiag_node.host import HostRoots
 from memdiag_node.run import Settings, measure
+from memdiag_node.time_budget import Stop
 from planted.memory import MIB, PlantedMemory
 from support.memory_cgroup import ContainerCgroup, container_cgroup
 
@@ -52,7 +52,7 @@ def evidence(loads: dict[str, PlantedMemory], planted_bytes: dict[str, int]) -> 
             planted_bytes.update({kind: load.plant() for kind, load in loads.items()})
 
     settings = Settings(run_id="ledger", node_name="here", checks=tuple(Check), duration_seconds=6.0)
-    return measure(settings, roots=HostRoots(), stop=threading.Event(), progress=plant_when_tracing)
+    return measure(settings, roots=HostRoots(), stop=Stop(), progress=plant_when_tracing)
 
 
 def test_at_least_95_percent_of_the_growth_are_explained(evidence: Evidence) -> None:
@@ -116,7 +116,7 @@ def test_when_the_holders_are_gone_nothing_is_left(evidence: Evidence, loads: di
     for load in loads.values():
         load.release()
     settings = Settings(run_id="after", node_name="here", checks=tuple(Check), duration_seconds=2.0)
-    after = measure(settings, roots=HostRoots(), stop=threading.Event(), progress=lambda _: None)
+    after = measure(settings, roots=HostRoots(), stop=Stop(), progress=lambda _: None)
     assert after.verdict.kind is VerdictKind.NO_LEAK, after.verdict
     pids = {load.pid for load in loads.values()}
     assert not [one for one in after.holders if one.pinned_bytes > MIB and pids & {owner.pid for owner in one.owners}]
@@ -143,7 +143,7 @@ def test_packets_in_large_kmalloc_are_pinned_and_no_allocpage() -> None:
         for _ in range(LARGE_DATAGRAMS):
             sender.send(b"d" * LARGE_DATAGRAM_BYTES)
         inode = Path(f"/proc/self/fd/{receiver.fileno()}").stat().st_ino
-        evidence = measure(settings, roots=HostRoots(), stop=threading.Event(), progress=lambda _: None)
+        evidence = measure(settings, roots=HostRoots(), stop=Stop(), progress=lambda _: None)
     queued_bytes = LARGE_DATAGRAMS * LARGE_DATAGRAM_BYTES
     (holder,) = [one for one in evidence.holders if one.socket and one.socket.inode == inode]
     assert holder.pinned_bytes >= queued_bytes

@@ -1,6 +1,5 @@
 """Page pools under traffic through a network driver: veth with an XDP program copies each packet into its pool."""
 
-import threading
 import time
 from collections.abc import Iterator
 
@@ -12,6 +11,7 @@ from memdiag_node.holders.registry import other_holders
 from memdiag_node.holders.sockets import SocketScanner
 from memdiag_node.host import HostRoots
 from memdiag_node.run import Settings, measure
+from memdiag_node.time_budget import Stop
 from planted.memory import MIB
 from planted.veth_xdp import INTERFACE, XdpReceiver
 from support.sockets import holder_of, owner_of
@@ -78,7 +78,7 @@ def evidence() -> Evidence:
                 child.receive("fragments", 2 * DATAGRAMS)
 
         settings = Settings(run_id="pools", node_name="here", checks=tuple(Check), duration_seconds=3.0)
-        return measure(settings, roots=HostRoots(), stop=threading.Event(), progress=receive_when_tracing)
+        return measure(settings, roots=HostRoots(), stop=Stop(), progress=receive_when_tracing)
 
 
 def pool_of(evidence: Evidence) -> int:

@@ -13,6 +13,7 @@ from memdiag_node.ebpf.btf import Btf
 from memdiag_node.ebpf.sockets import SocketSource
 from memdiag_node.holders.registry import other_holders
 from memdiag_node.holders.sockets import SocketScanner
+from memdiag_node.time_budget import Stop
 from planted import traffic
 from planted.sockets import Planter
 from support.sockets import holder_of, owner_of, queue_of
@@ -40,7 +41,7 @@ def btf() -> Btf:
 @pytest.fixture(scope="module")
 def scanner_and_clock(btf: Btf) -> Iterator[tuple[SocketScanner, Clock]]:
     clock = Clock()
-    with SocketScanner(btf=btf, clock=clock) as scanner:
+    with SocketScanner(btf=btf, stop=Stop(clock=clock)) as scanner:
         yield scanner, clock
 
 
@@ -154,7 +155,7 @@ def test_an_address_that_is_none_hides_no_other_socket(btf: Btf, planter: Plante
     """A walk that races may come upon an empty pointer where a socket's should be."""
     inode = planter.inode(planter.plant("udp_small", 1)["fd"])
     with SocketSource(btf) as source:
-        held = np.unique(source.held()["socket"])
+        held = np.unique(np.concatenate([piece["socket"] for piece in source.held()]))
         (described,) = source.describe(np.concatenate([np.zeros(1, "<u8"), held]))
     assert inode in described["inode"]
     assert 0 not in described["socket"]

@@ -465,7 +465,7 @@ def test_a_vsock_socket(planter: Planter, scan: Callable[[], SocketScan]) -> Non
     """Where the kernel has no transport within the machine (vsock_loopback) it can hold nothing."""
     truth = planter.plant("vsock", 10_000)
     with SocketSource(Btf.load()) as source:
-        held = source.held()
+        held = np.concatenate(list(source.held()))
         mine = held[(held["pid"] == planter.pid) & (held["fd"] == truth["fd"])]
         (described,) = source.describe(mine["socket"].astype("<u8"))
     assert (described["family"][0], described["local_number"][0]) == (socket.AF_VSOCK, truth["port"])

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +9,7 @@ from memdiag_api.evidence import Check, Evidence, Trend, VerdictKind
 from memdiag_node.analyze.verdict import Thresholds
 from memdiag_node.host import HostRoots
 from memdiag_node.run import Settings, measure
+from memdiag_node.time_budget import Stop
 from planted import traffic
 
 DEFAULT = Thresholds()
@@ -33,7 +33,7 @@ def diagnose(seconds: float = 5.0, thresholds: Thresholds = DEFAULT) -> Evidence
     settings = Settings(
         run_id="verdict", node_name="here", checks=tuple(Check), duration_seconds=seconds, thresholds=thresholds
     )
-    return measure(settings, roots=HostRoots(), stop=threading.Event(), progress=lambda _: None)
+    return measure(settings, roots=HostRoots(), stop=Stop(), progress=lambda _: None)
 
 
 def test_a_busy_server_that_reads_is_no_suspect() -> None:

@@ -23,6 +23,11 @@ class ContainerCgroup:
         """Put a process into it: what it allocates from now on is charged to it."""
         (self.path / "cgroup.procs").write_text(str(pid))
 
+    def limit(self, size_bytes: int) -> None:
+        """Let its processes have no more together; beyond it the kernel kills one of them."""
+        files = [self.path / name for name in ("memory.limit_in_bytes", "memory.max")]
+        next(file for file in files if file.exists()).write_text(str(size_bytes))
+
 
 @contextmanager
 def container_cgroup() -> Iterator[ContainerCgroup]:

@@ -70,7 +70,9 @@ def breakdown(readings: Sequence[MemoryReading], *, earlier: Sequence[MemoryRead
         mem_total_bytes=median.meminfo.mem_total_bytes,
         classes=[MemoryClass(name=name, group=_GROUPS[name], size_bytes=size) for name, size in shown if size],
         alloc_page_bytes=sizes["AllocPage"],
-        alloc_page_error_bytes=_half_spread_bytes(in_order) + median.surroundings.first_chunk_error_bytes,
+        alloc_page_error_bytes=_half_spread_bytes(in_order)
+        + median.surroundings.first_chunk_error_bytes
+        + median.surroundings.unfolded_error_bytes,
         alloc_page_change_bytes=change_bytes,
     )
 

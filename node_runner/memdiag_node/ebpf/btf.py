@@ -135,6 +135,14 @@ class Btf:
                     return self._enumerator(kind, flag, entry)
         raise BtfError(f"{self._source}: no enumerator {name}")
 
+    def has_enumerator(self, name: str) -> bool:
+        """Whether any enum of this kernel has the enumerator."""
+        try:
+            self.enum_value(name)
+        except BtfError:
+            return False
+        return True
+
     @staticmethod
     def _enumerator(kind: int, signed: int, entry: tuple[int, ...]) -> int:
         if kind == _ENUM:

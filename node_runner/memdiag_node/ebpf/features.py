@@ -65,19 +65,19 @@ def _btf(roots: HostRoots) -> list[Need]:
     except (OSError, BtfError) as error:
         reason = f"{path}: {error.strerror or error}." if isinstance(error, OSError) else f"{error}."
         return [_missing("BTF", _BOTH, reason, "Boot a kernel that is built with CONFIG_DEBUG_INFO_BTF.")]
-    iterator = Need(name="BPF iterators", state=NeedState.MET, checks=list(_SOCKETS))
-    if not _has_struct(btf, "bpf_iter__task_file"):
-        iterator = _missing(
-            "BPF iterators", _SOCKETS, "The kernel cannot list the files of all tasks.", "Boot Linux 5.11 or later."
-        )
-    return [_met("BTF", _BOTH), iterator]
+    return [_met("BTF", _BOTH), _iterators(btf)]
 
 
-def _has_struct(btf: Btf, name: str) -> bool:
-    try:
-        return btf.size_bytes(name) > 0
-    except BtfError:
-        return False
+def _iterators(btf: Btf) -> Need:
+    """The iterator over all files (Linux 5.8) and the helper that gives the socket of a file (5.11)."""
+    lacks = ""
+    if not btf.has_struct("bpf_iter__task_file"):
+        lacks = "cannot list the files of all tasks"
+    elif not btf.has_enumerator("BPF_FUNC_sock_from_file"):
+        lacks = "does not let BPF iterators ask which socket a file is (bpf_sock_from_file)"
+    if lacks:
+        return _missing("BPF iterators", _SOCKETS, f"The kernel {lacks}.", "Boot Linux 5.11 or later.")
+    return _met("BPF iterators", _SOCKETS)
 
 
 def _programs() -> Need:

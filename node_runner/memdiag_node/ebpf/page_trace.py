@@ -9,7 +9,7 @@ import errno
 import mmap
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -173,10 +173,10 @@ class PageTrace:
             attached.config["slice"] = due
             self._make_room(attached)
 
-    def finish(self) -> TraceResult:
-        """Stop recording, read out, detach, and put it all together."""
+    def finish(self, late: Callable[[], bool] = lambda: False) -> TraceResult:
+        """Stop recording, read out, detach, and put it all together. Once it is `late`, see tally_frames."""
         try:
-            raw = self.read_out()
+            raw = self.read_out(late)
             symbols = self.symbols(raw)  # while the programs still have names
         finally:
             self.close()
@@ -190,8 +190,8 @@ class PageTrace:
         """The ContextCode of each stack."""
         return self._contexts.contexts(raw.stacks["value"]["address"])
 
-    def read_out(self) -> RawTrace:
-        """Stop recording, and read the tables. The maps last until `close`."""
+    def read_out(self, late: Callable[[], bool] = lambda: False) -> RawTrace:
+        """Stop recording, and read the tables. The maps last until `close`. Once it is `late`, see tally_frames."""
         attached = self._running()
         bpf = attached.bpf
         bpf.detach_raw_tracepoint(_ALLOC)
@@ -208,6 +208,7 @@ class PageTrace:
                 infos["key"]["order"],
                 flags.read if flags else lambda _, count: np.zeros(count, np.uint64),
                 charges.read if charges else None,
+                late=late,
             )
         bpf.detach_raw_tracepoint(_FREE)
         return RawTrace(

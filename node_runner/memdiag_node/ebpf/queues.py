@@ -6,7 +6,6 @@ The walker gives records in the order of the worklist; `analyze` code never sees
 import errno
 import itertools
 import mmap
-import time
 from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 
@@ -217,8 +216,7 @@ def _load_walk(defines: dict[str, int]) -> tuple[BpfObject, RunnableProgram]:
 class QueueWalker(ClosedOnExit):
     """The walking program, loaded once; a context manager. Raises BpfError when the kernel refuses it."""
 
-    def __init__(self, btf: Btf, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, btf: Btf) -> None:
         defines = queue_defines(btf)
         self._net_list = defines["NET_LIST"]
         self._has_tables, self._socket_node = "HAS_TABLES" in defines, defines.get("SOCK_NODE", 0)
@@ -261,7 +259,7 @@ class QueueWalker(ClosedOnExit):
         self,
         items: npt.NDArray[np.void],
         *,
-        deadline_seconds: float,
+        late: Callable[[], bool],
         linear_to_page: int = 0,
         socket_file_operations: int = 0,
         net_operations: int = 0,
@@ -269,7 +267,7 @@ class QueueWalker(ClosedOnExit):
         """Walk every item (ITEM_DTYPE) and give its records (RECORD_DTYPE), in the order of the items, in pieces.
 
         A piece is only valid until the next; its records name items by their index. Each item ends in one END record;
-        after the deadline (of this object's clock) the remaining ones have none. A fact that is 0 switches off what
+        once it is `late` the remaining ones have none. A fact that is 0 switches off what
         needs it: heads with pages of their own, files in flight, the list of namespaces.
         """
         for start in range(0, len(items), _WORK):
@@ -281,14 +279,14 @@ class QueueWalker(ClosedOnExit):
             cursor["socket_file_operations"] = socket_file_operations
             cursor["net_operations"] = net_operations
             self._cursor[:] = cursor
-            for piece in self._pieces(deadline_seconds):
+            for piece in self._pieces(late):
                 piece["item"] += start
                 yield piece
             if not self._cursor["done"][0]:
                 return
 
-    def _pieces(self, deadline_seconds: float) -> Iterator[npt.NDArray[np.void]]:
-        """The records of the batch that the cursor stands on, until it is done or the deadline passes."""
+    def _pieces(self, late: Callable[[], bool]) -> Iterator[npt.NDArray[np.void]]:
+        """The records of the batch that the cursor stands on, until it is done or it is late."""
         position, done = self._cursor["position"], self._cursor["done"]
         gathered = 0
         for run in itertools.count(1):
@@ -299,9 +297,9 @@ class QueueWalker(ClosedOnExit):
             self._gathered[gathered : gathered + count] = self._records[:count]
             gathered += count
             position[0] = 0
-            late = self._clock() >= deadline_seconds
-            if done[0] or late or gathered > _GATHER - _RECORDS:
+            is_late = late()
+            if done[0] or is_late or gathered > _GATHER - _RECORDS:
                 yield self._gathered[:gathered]
                 gathered = 0
-            if done[0] or late:
+            if done[0] or is_late:
                 return

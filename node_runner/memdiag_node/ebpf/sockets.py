@@ -366,19 +366,24 @@ class SocketSource(ClosedOnExit):
             values[start : start + len(piece)] = self._words[: len(piece)]
         return values
 
-    def held(self) -> npt.NDArray[np.void]:
-        """Every fd of every process that is a socket, a pipe, a perf event or a BPF map, as FOUND_DTYPE."""
-        return np.frombuffer(self._held.read(), FOUND_DTYPE)
+    def held(self) -> Iterator[npt.NDArray[np.void]]:
+        """Every fd of every process that is a socket, a pipe, a perf event or a BPF map, as FOUND_DTYPE, in pieces.
+
+        The kernel goes from process to process, by pid.
+        """
+        for piece in self._held.chunks():
+            yield np.frombuffer(piece, FOUND_DTYPE)
 
     def ring_buffer_maps(self) -> npt.NDArray[np.uint64]:
         """Addresses of the BPF maps that are ring buffers, with or without an fd."""
         read = self._ring_buffers.read() if self._ring_buffers else b""
         return np.frombuffer(read, FOUND_DTYPE)["socket"].astype("<u8")
 
-    def listed(self) -> npt.NDArray[np.uint64]:
-        """Addresses of the sockets of the caller's own network namespace, held or not."""
-        parts = [np.frombuffer(link.read(), FOUND_DTYPE)["socket"] for link in self._listed.values()]
-        return np.concatenate(parts) if parts else np.empty(0, "<u8")
+    def listed(self) -> Iterator[npt.NDArray[np.uint64]]:
+        """Addresses of the sockets of the caller's own network namespace, held or not, in pieces."""
+        for link in self._listed.values():
+            for piece in link.chunks():
+                yield np.frombuffer(piece, FOUND_DTYPE)["socket"]
 
     def describe(self, sockets: npt.NDArray[np.uint64]) -> Iterator[npt.NDArray[np.void]]:
         """Descriptions (DESCRIPTION_DTYPE) of these sockets, in pieces; none of what is no full socket."""

@@ -108,19 +108,23 @@ def tally_frames(
     orders: npt.NDArray[np.uint8],
     read_flags: ReadFrames,
     read_charges: ReadFrames | None = None,
+    *,
+    late: Callable[[], bool] = lambda: False,
 ) -> FrameTally:
     """Look at what every outstanding frame is used for.
 
     `frames` may change meanwhile, for blocks are freed: it is read before and after the flags, and only a frame that
     was out both times counts, for only then do the flags speak of the block that was traced. `orders` is by class
-    number; `read_flags` and `read_charges` give kpageflags and kpagecgroup of (first frame, number of frames).
+    number; `read_flags` and `read_charges` give kpageflags and kpagecgroup of (first frame, number of frames). Once it
+    is `late` both are left out, and frames count as if the kernel did not show their flags.
     """
     tally = FrameTally()
     for base in range(0, len(frames), _SCAN_FRAMES):
         before = np.array(frames[base : base + _SCAN_FRAMES])
         if not before.any():
             continue
-        kinds = classify(_read_runs(before, base, read_flags))
+        is_late = late()
+        kinds = np.zeros(len(before), np.uint8) if is_late else classify(_read_runs(before, base, read_flags))
         numbers = np.where(frames[base : base + _SCAN_FRAMES] == before, before & CLASS_MASK, 0)
         out = np.flatnonzero(numbers)
         cells = kinds[out].astype(np.int64) * CLASSES + numbers[out]
@@ -130,7 +134,7 @@ def tally_frames(
             part = _blocks(direct + base, numbers[direct], orders)
             tally.blocks += np.bincount(part["number"], minlength=CLASSES)
             tally.parts.append(part)
-            if read_charges is not None:
+            if read_charges is not None and not is_late:
                 _add_charges(tally.charged, part, base, _read_runs(before, base, read_charges))
     return tally
 

@@ -1,5 +1,6 @@
 """What a kind of holder gets to look with, and what it gives back."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
@@ -64,17 +65,21 @@ class HolderContext:
     found: list[Held] = field(default_factory=list)
     """What the kinds before this one have found."""
     not_seen: list[str] = field(default_factory=list)
-    """For the coverage: what the kinds could not see."""
+    """What the kinds could not see, in words; see `notes`."""
+    _left: Counter[str] = field(default_factory=Counter)
+    """What walks left out, by what it is."""
 
     def walk(self, items: npt.NDArray[np.void], subjects: str) -> Walked:
-        """Walk the items (ITEM_DTYPE); what is left unfinished is told in `not_seen`, as so many `subjects`."""
+        """Walk the items (ITEM_DTYPE); what is left unfinished is counted for `notes`, as so many `subjects`."""
         walked = self.walks.walk(items, max_blocks=self.scanner.max_blocks)
         for status, why in _UNFINISHED.items():
-            if count := walked.count(status):
-                self.not_seen.append(f"{count} {subjects} {why}")
-        if walked.blocks_left_out:
-            self.not_seen.append(f"{walked.blocks_left_out} blocks of {subjects} beyond those that may be kept")
+            self._left[f"{subjects} {why}"] += walked.count(status)
+        self._left[f"blocks of {subjects} beyond those that may be kept"] += walked.blocks_left_out
         return walked
+
+    def notes(self) -> list[str]:
+        """What the kinds could not see, for the coverage."""
+        return [*self.not_seen, *(f"{count} {what}" for what, count in self._left.items() if count)]
 
     def owners(self, pairs: Iterable[tuple[int, int]]) -> tuple[list[Owner], int]:
         """The processes of these (pid, fd) with their fds, and how many there are."""

@@ -26,6 +26,7 @@ from memdiag_node.holders.sockets import PINNED_DTYPE, SocketScan, pinned_blocks
 from memdiag_node.procfs.text import printable
 
 _MAX_ORDER = 16
+_STARTS = 4_096
 _NAME_BYTES = 16  # include/uapi/linux/if.h, IFNAMSIZ
 _SIGNATURE, _SIGNATURE_MASK = 0xDEAD_0000_0000_0040, 0xFFFF_0000_0000_007C
 """PP_SIGNATURE: include/linux/poison.h, CONFIG_ILLEGAL_POINTER_VALUE. The bits between may hold an index (6.16)."""
@@ -130,7 +131,8 @@ def network_devices(source: SocketSource, scan: SocketScan) -> npt.NDArray[np.ui
     at = source.offset
     if "HAS_DEVICES" not in at:
         return np.empty(0, "<u8")
-    own = np.unique(source.peek(np.unique(scan.owners["socket"]) + np.uint64(at["SOCK_NET"])))
+    # The namespaces are on one list: any socket leads to all of them.
+    own = np.unique(source.peek(np.unique(scan.owners["socket"][:_STARTS]) + np.uint64(at["SOCK_NET"])))
     own = own[own != 0]
     nets = np.union1d(own, list_entries(source, own[:1] + np.uint64(at["NET_LIST"])) - np.uint64(at["NET_LIST"]))
     operations = source.peek(nets + np.uint64(at["NET_OPERATIONS"]))

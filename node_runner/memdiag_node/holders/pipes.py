@@ -1,6 +1,7 @@
 """Pipes and FIFOs: pages that were written and not read (include/linux/pipe_fs_i.h)."""
 
 import numpy as np
+import numpy.typing as npt
 
 from memdiag_api.evidence import Holder, HolderKind
 from memdiag_node.ebpf.queues import ITEM_DTYPE, Kind
@@ -9,12 +10,29 @@ from memdiag_node.ebpf.tally import unique_blocks
 from memdiag_node.holders.context import Held, HolderContext
 from memdiag_node.holders.sockets import pinned_blocks
 
+_PIPES_AT_ONCE = 1 << 16
+"""What a walk came to takes some 150 bytes a pipe, also of the empty ones: a node may have millions."""
+
 
 def find(context: HolderContext) -> list[Held]:
     """Every pipe that an fd holds and that holds pages, with all its ends."""
-    fds = np.sort(context.scan.files[context.scan.files["kind"] == FOUND_PIPE], order=("socket", "pid", "fd"))
+    fds = context.scan.files[context.scan.files["kind"] == FOUND_PIPE]  # sorted by pipe, pid, fd
     addresses, first_fd = np.unique(fds["socket"], return_index=True)
     first_fd = np.append(first_fd, len(fds))
+    held = []
+    for start in range(0, len(addresses), _PIPES_AT_ONCE):
+        end = min(start + _PIPES_AT_ONCE, len(addresses))
+        held += _holders(context, fds, addresses[start:end], first_fd[start : end + 1])
+    return held
+
+
+def _holders(
+    context: HolderContext,
+    fds: npt.NDArray[np.void],
+    addresses: npt.NDArray[np.uint64],
+    first_fd: npt.NDArray[np.intp],
+) -> list[Held]:
+    """Those of the pipes at `addresses` that hold pages; fds[first_fd[n]:first_fd[n + 1]] are the fds of number n."""
     items = np.zeros(len(addresses), ITEM_DTYPE)
     items["head"], items["kind"] = addresses, Kind.PIPE
     walked = context.walk(items, "pipes")

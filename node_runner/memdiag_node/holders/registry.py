@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from memdiag_api.evidence import Owner
+from memdiag_node.attempts import first_line
 from memdiag_node.holders import packet_rings, page_pools, pipes, ring_buffers
 from memdiag_node.holders.context import Held, HolderContext, OtherHolders
 from memdiag_node.holders.sockets import SocketScan, SocketScanner
@@ -16,8 +17,12 @@ HOLDER_KINDS: tuple[Callable[[HolderContext], list[Held]], ...] = (
 
 
 def other_holders(scanner: SocketScanner, scan: SocketScan, owner_of: Callable[[int], Owner | None]) -> OtherHolders:
-    """What else holds blocks, as `scan` came upon it. Raises BpfError when the kernel stops answering."""
+    """What else holds blocks, as `scan` came upon it. A kind that fails is reported as not seen, with the reason."""
     context = HolderContext(scanner=scanner, scan=scan, owner_of=owner_of, walks=scanner.walks())
     for find in HOLDER_KINDS:
-        context.found.extend(find(context))
-    return OtherHolders.of(context.found, context.not_seen)
+        try:
+            context.found.extend(find(context))
+        except Exception as error:  # whatever one kind runs into, the others are looked for
+            kind = find.__module__.rpartition(".")[2].replace("_", " ")
+            context.not_seen.append(f"{kind}: {first_line(error)}")
+    return OtherHolders.of(context.found, context.notes())

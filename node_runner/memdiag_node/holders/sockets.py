@@ -8,7 +8,7 @@ import ctypes
 import mmap
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,9 @@ from memdiag_node.ebpf.loader import ClosedOnExit
 from memdiag_node.ebpf.queues import ITEM_DTYPE, ITEM_EMBRYOS, ITEM_UNIX, Found, Kind, QueueWalker, Status
 from memdiag_node.ebpf.sockets import DESCRIPTION_DTYPE, FOUND_DTYPE, SocketSource
 from memdiag_node.ebpf.tally import BLOCK_DTYPE, TALLY_DTYPE, bytes_by_owner, unfinished, unique_blocks
+from memdiag_node.holders.sightings import MAX_SIGHTINGS, Sightings, addresses_of, merged, not_in
 from memdiag_node.holders.walks import ATTEMPTS, Walked, Walks, is_better
+from memdiag_node.time_budget import Stop
 
 PINNED_DTYPE = np.dtype([("page", "<u8"), ("order", "u1"), ("slab", "?")])
 """One block, by the address of its first struct page: a key for the join, never published.
@@ -56,6 +58,9 @@ QUEUE_DTYPE = np.dtype(
 
 _MAX_ROUNDS = 16
 _DEFAULT_BUDGET_SECONDS = 20.0
+_LISTING_SECONDS, _CONFIRMING_SECONDS = 20.0, 20.0
+# Of what is left of the grace period, when the run was asked to stop.
+_LISTING_SHARE, _WALKING_SHARE, _CONFIRMING_SHARE, _OTHERS_SHARE = 0.15, 0.4, 0.2, 0.2
 _MAX_GROWTH_PACKETS = 4_096
 _MIN_TRUESIZE_BYTES = 512  # no packet is charged less: its struct, its head and the skb_shared_info in it
 _MIN_BLOCKS = 1 << 20
@@ -72,7 +77,7 @@ class SocketScan:
     names: dict[int, tuple[bytes, bytes]]
     """Local and remote name of UNIX sockets that have one, by socket address."""
     owners: npt.NDArray[np.void]
-    """FOUND_DTYPE: every fd of every process, sorted by socket address, also of sockets that are not kept."""
+    """OWNER_DTYPE: every fd of every process, sorted by socket address, also of sockets that are not kept."""
     holding: dict[int, tuple[int, int]]
     """For a socket that no fd holds: the socket it waits in (address), and how (ebpf.queues.Found)."""
     queues: npt.NDArray[np.void]
@@ -124,8 +129,10 @@ def pinned_blocks(blocks: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
 class SocketScanner(ClosedOnExit):
     """Loads the eBPF programs once, scans as often as asked; use as a context manager or call `close`.
 
-    A scan walks for `budget_seconds` of `clock`, and the other holders after it for as long again. It keeps up to
-    `max_blocks` blocks, 0 for a share of the node's RAM. What was not reached or not kept is told.
+    A scan walks for `budget_seconds`, and the other holders after it for as long again; listing the sockets before, and
+    looking at them a second time after, have budgets of their own. After a request to `stop` all of them are cut.
+    It keeps up to `max_blocks` blocks, 0 for a share of the node's RAM, and up to `max_sightings` fds. What was not
+    reached or not kept is reported.
 
     Raises BtfError or BpfError when this kernel or this process's rights do not allow it.
     """
@@ -136,16 +143,18 @@ class SocketScanner(ClosedOnExit):
         btf: Btf,
         budget_seconds: float = _DEFAULT_BUDGET_SECONDS,
         max_blocks: int = 0,
-        clock: Callable[[], float] = time.monotonic,
+        max_sightings: int = MAX_SIGHTINGS,
+        stop: Stop | None = None,
     ) -> None:
         _give_back_what_is_freed()
         self._budget_seconds = budget_seconds
         self._max_blocks = max_blocks or _default_max_blocks()
-        self._clock = clock
+        self._max_sightings = max_sightings
+        self._stop = stop or Stop()
         self._read_early: npt.NDArray[np.uint64] | None = None
         self._source = SocketSource(btf)
         try:
-            self._walker = QueueWalker(btf, clock=clock)
+            self._walker = QueueWalker(btf)
         except BaseException:
             self._source.close()
             raise
@@ -162,7 +171,7 @@ class SocketScanner(ClosedOnExit):
 
     def walks(self) -> Walks:
         """To walk something else than queues (holders.registry), with a budget that begins now."""
-        return Walks(self._source, self._walker, self._clock, self._clock() + self._budget_seconds)
+        return Walks(self._source, self._walker, self._stop.budget(self._budget_seconds, share=_OTHERS_SHARE))
 
     @property
     def max_blocks(self) -> int:
@@ -171,7 +180,8 @@ class SocketScanner(ClosedOnExit):
 
     def scan(self) -> SocketScan:
         """Look at every socket once. Raises BpfError when the kernel stops answering."""
-        scan = _Scan(self._source, self._walker, self.walks(), self._max_blocks).run()
+        sightings = Sightings(self._max_sightings)
+        scan = _Scan(self._source, self._walker, self._stop, self._budget_seconds, sightings, self._max_blocks).run()
         if self._read_early is None:
             return scan
         read = np.union1d(self._source.unwatch(), self._read_early)
@@ -201,15 +211,27 @@ class SocketScanner(ClosedOnExit):
 class _Scan:
     """The state of one scan."""
 
-    def __init__(self, sockets: SocketSource, walker: QueueWalker, walks: Walks, max_blocks: int) -> None:
+    def __init__(  # noqa: PLR0917 - its maker's own parts
+        self,
+        sockets: SocketSource,
+        walker: QueueWalker,
+        stop: Stop,
+        budget_seconds: float,
+        sightings: Sightings,
+        max_blocks: int,
+    ) -> None:
         self._source = sockets
         self._walker = walker
-        self._walks = walks
+        self._stop = stop
+        self._budget_seconds = budget_seconds
+        self._sightings = sightings
         self._max_blocks = max_blocks
         self._start_seconds = time.monotonic()
         self._known = np.empty(0, "<u8")
         self._seen = 0
         self._not_reached = 0
+        self._not_listed_after_pid: int | None = None
+        self._not_confirmed = 0
         self._tables_read = False
         self._namespaces_walked = False
         self._namespaces_whole = True
@@ -221,10 +243,12 @@ class _Scan:
         self._blocks_left_out = 0
 
     def run(self) -> SocketScan:
-        held = np.unique(self._source.held())
-        self._files = held[held["kind"] != source.FOUND_SOCKET]
-        owners = held[held["kind"] == source.FOUND_SOCKET]
-        candidates = np.unique(np.concatenate([owners["socket"], self._source.listed()]))
+        listed = self._list()
+        owners, self._files = self._sightings.owners(), self._sightings.files()
+        candidates = merged(addresses_of(owners), listed)
+        # The time to walk begins here: a node with millions of fds takes long to list.
+        budget = self._stop.budget(self._budget_seconds, share=_WALKING_SHARE)
+        self._walks = Walks(self._source, self._walker, budget)
         for _ in range(_MAX_ROUNDS):
             if not len(candidates):
                 break
@@ -233,12 +257,28 @@ class _Scan:
                 self._not_reached += len(candidates)
                 break
             if not self._tables_read:
-                candidates = np.union1d(candidates, np.setdiff1d(self._in_tables(), self._known))
+                candidates = merged(candidates, not_in(self._in_tables(), self._known))
         return self._result(owners)
+
+    def _list(self) -> npt.NDArray[np.uint64]:
+        """Take every fd that leads to a holder; gives the sockets of the own network namespace, held or not."""
+        budget = self._stop.budget(_LISTING_SECONDS, share=_LISTING_SHARE)
+        for records in self._source.held():
+            self._sightings.add(records)
+            if budget.late():
+                self._not_listed_after_pid = int(records["pid"][-1])
+                break
+        pieces = [np.empty(0, "<u8")]
+        if not budget.ran_out:
+            for piece in self._source.listed():
+                pieces.append(piece)
+                if budget.late():
+                    break
+        return np.concatenate(pieces)
 
     def _look_at(self, candidates: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """Describe these sockets, walk their queues, and give the sockets that this brought to light."""
-        self._known = np.union1d(self._known, candidates)
+        self._known = merged(self._known, candidates)
         rows = self._describe(candidates)
         rows = rows[np.argsort(-_likely_bytes(rows), kind="stable")]  # should time run out, the largest were reached
         base = sum(map(len, self._kept))
@@ -262,7 +302,7 @@ class _Scan:
         for finding in findings[findings["how"] != Found.LISTED]:
             address = int(finding["socket"])
             self._holding.setdefault(address, (int(addresses[socket[finding["item"]]]), int(finding["how"])))
-        return np.setdiff1d(findings["socket"], self._known)
+        return not_in(findings["socket"], self._known)
 
     def _in_tables(self) -> npt.NDArray[np.uint64]:
         """Sockets in the hash tables of every network namespace: also those that no fd and no listener leads to."""
@@ -365,11 +405,15 @@ class _Scan:
         )
 
     def _still_the_same(self, rows: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
-        """Describe the sockets anew and take over the newer counters; False for one that is gone, or another by now."""
+        """Describe the sockets again and take the newer counters; False for one that is gone, or another by now.
+
+        Those that the time does not reach count as they were seen first.
+        """
         alive = np.zeros(len(rows), bool)
         position = np.argsort(rows["socket"])
         ordered = rows["socket"][position]
-        for pieces in self._source.describe(ordered):
+        budget = self._stop.budget(_CONFIRMING_SECONDS, share=_CONFIRMING_SHARE)
+        for number, pieces in enumerate(self._source.describe(ordered), start=1):
             newer = _narrowed(pieces, SOCKET_DTYPE)
             index = position[np.searchsorted(ordered, newer["socket"])]
             same = np.ones(len(newer), bool)
@@ -380,6 +424,11 @@ class _Scan:
             same &= (older_inode == newer["inode"]) | (older_inode == 0) | (newer["inode"] == 0)
             alive[index] = same
             rows[index[same]] = newer[same]
+            if budget.late():
+                rest = position[number * source.DESCRIBED_AT_ONCE :]
+                alive[rest] = True
+                self._not_confirmed = len(rest)
+                break
         return alive
 
     def _not_seen(self, queues: npt.NDArray[np.void]) -> list[str]:
@@ -398,6 +447,13 @@ class _Scan:
         device = int(queues["device"].sum())
         if device:
             notes.append(f"{device} fragments in device memory, which is no RAM of this node")
+        if self._sightings.left_out:
+            notes.append(f"what only {self._sightings.left_out} fds lead to, beyond those that this scan may keep")
+        if self._not_listed_after_pid is not None:
+            after = f"processes after pid {self._not_listed_after_pid}"
+            notes.append(f"files of {after}, and sockets without an fd: the scan's time did not reach them")
+        if self._not_confirmed:
+            notes.append(f"whether {self._not_confirmed} sockets were still there at the end of the scan")
         if self._blocks_left_out:
             notes.append(f"{self._blocks_left_out} blocks beyond the {self._max_blocks} that this scan may keep")
         not_reached = int(np.count_nonzero(queues["status"] == Status.NOT_REACHED))

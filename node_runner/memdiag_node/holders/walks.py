@@ -1,6 +1,5 @@
 """Walking items of the worklist, and again those that changed under the walk, until the time is up."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy.typing as npt
 from memdiag_node.ebpf.queues import QueueWalker, Status
 from memdiag_node.ebpf.sockets import SocketSource
 from memdiag_node.ebpf.tally import Tally, unfinished
+from memdiag_node.time_budget import Budget
 
 ATTEMPTS = 5
 
@@ -46,16 +46,15 @@ class Walked:
 
 @dataclass(frozen=True, slots=True)
 class Walks:
-    """The means to walk, and when to stop: after `deadline_seconds` of `clock` what is left is not reached."""
+    """The means to walk, and the time for it: what is left when that is over is not reached."""
 
     source: SocketSource
     walker: QueueWalker
-    clock: Callable[[], float]
-    deadline_seconds: float
+    budget: Budget
 
     def late(self) -> bool:
         """Whether the time is up."""
-        return self.clock() >= self.deadline_seconds
+        return self.budget.late()
 
     def walk(self, items: npt.NDArray[np.void], *, max_blocks: int, attempts: int = ATTEMPTS) -> Walked:
         """Walk the items (ITEM_DTYPE), and again those that changed meanwhile or could not be read.
@@ -75,7 +74,7 @@ class Walks:
         tally = Tally(len(items), max_blocks=max_blocks)
         for records in self.walker.walk(
             items,
-            deadline_seconds=self.deadline_seconds,
+            late=self.late,
             linear_to_page=self.source.fact("linear_to_page"),
             socket_file_operations=self.source.fact("socket_file_operations"),
             net_operations=self.source.fact("net_operations"),

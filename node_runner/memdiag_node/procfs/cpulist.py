@@ -1,4 +1,4 @@
-"""CPU lists such as `0-3,8`, in /sys/devices/system/cpu/{online,possible} (kernel: admin-guide/cputopology.rst)."""
+"""CPU lists such as `0-3,8`, in /sys/devices/system/cpu (kernel: admin-guide/cputopology.rst)."""
 
 import re
 
@@ -19,3 +19,8 @@ def parse_cpu_count(text: bytes, *, source: str = "cpulist") -> int:
             raise ProcFormatError(source, 1, text, "a list of CPUs such as 0-3,8")
         count += last - first + 1
     return count
+
+
+def parse_undisturbed_cpu_count(text: bytes, *, source: str = "cpulist") -> int:
+    """As parse_cpu_count, for `isolated` and `nohz_full`: a kernel without such CPUs shows nothing, or `(null)`."""
+    return 0 if text.strip() in {b"", b"(null)"} else parse_cpu_count(text, source=source)

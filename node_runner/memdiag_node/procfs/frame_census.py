@@ -14,7 +14,8 @@ import numpy.typing as npt
 from memdiag_node.procfs.kpageflags import is_direct, is_head, is_tail
 
 ORDERS = 20
-DEFAULT_BUDGET_SECONDS = 30.0  # an idle CPU looks at 24 GiB in one
+CENSUS_SECONDS = 30.0
+"""What a census may take; an idle CPU looks at 24 GiB a second."""
 _PIECE_FRAMES = 1 << 16  # 256 MiB of memory, 512 KiB of flags; no compound block of kernel memory reaches across
 _RUN_FRAMES = 1 << 10
 
@@ -60,15 +61,17 @@ def take_census(
     read_charges: ReadFrames | None = None,
     *,
     held: npt.NDArray[np.void] | None = None,
-    budget_seconds: float = DEFAULT_BUDGET_SECONDS,
-    clock: Callable[[], float] = time.monotonic,
+    late: Callable[[], bool] = lambda: False,
 ) -> FrameCensus:
-    """Look at every frame once. `held` (HELD_DTYPE) are the frames of known holders, None when that is not known."""
+    """Look at every frame once, until it is `late`: asked before each piece.
+
+    `held` (HELD_DTYPE) are the frames of known holders, None when that is not known.
+    """
     census = FrameCensus(knows_charges=read_charges is not None, knows_holders=held is not None)
     holders = np.empty(0, HELD_DTYPE) if held is None else np.sort(held, order="frame")
-    started = clock()
+    started = time.monotonic()
     for base in range(0, frame_count, _PIECE_FRAMES):
-        if clock() - started > budget_seconds:
+        if late():
             census.scanned_share = base / frame_count
             break
         flags = read_flags(base, min(_PIECE_FRAMES, frame_count - base))
@@ -80,7 +83,7 @@ def take_census(
         if read_charges is not None:
             charges = _read_runs(direct, base, read_charges)
             _count_charged(census.charged, flags, direct, is_held, charges)
-    census.scan_seconds = clock() - started
+    census.scan_seconds = time.monotonic() - started
     return census
 
 

@@ -12,9 +12,10 @@ from memdiag_node.procfs.text import printable
 _MAX_COMMAND_LINE_LENGTH = 1024
 
 
-def read_owner(proc: Path, pid: int) -> Owner | None:
+def read_owner(proc: Path, pid: int, *, with_arguments: bool = False) -> Owner | None:
     """The process `pid` as it is now, or None when it is gone or hidden.
 
+    Its command line is its executable only, unless `with_arguments`: arguments may be passwords and tokens.
     Every file is read through one open directory, so all tell of the same process even if its pid is used again.
     Raises ProcFormatError when a file is not as the kernel writes it.
     """
@@ -27,6 +28,7 @@ def read_owner(proc: Path, pid: int) -> Owner | None:
         status = parse_status(_read(directory_fd, "status"), source=f"{directory}/status")
         identity = parse_cgroup(_read(directory_fd, "cgroup"), source=f"{directory}/cgroup")
         arguments = _read(directory_fd, "cmdline", 4 * _MAX_COMMAND_LINE_LENGTH)
+        command_line = _all_words(arguments) if with_arguments else _executable(directory_fd, arguments)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     finally:
@@ -34,11 +36,27 @@ def read_owner(proc: Path, pid: int) -> Owner | None:
     return Owner(
         pid=pid,
         comm=printable(status.comm, MAX_COMM_LENGTH),
-        command_line=printable(arguments.rstrip(b"\0").replace(b"\0", b" "), _MAX_COMMAND_LINE_LENGTH),
+        command_line=printable(command_line, _MAX_COMMAND_LINE_LENGTH),
         uid=status.uid,
         container_id=identity.container_id,
         pod_uid=identity.pod_uid,
     )
+
+
+def _all_words(arguments: bytes) -> bytes:
+    return arguments.rstrip(b"\0").replace(b"\0", b" ")
+
+
+def _executable(directory_fd: int, arguments: bytes) -> bytes:
+    """The path of the executable; where that may not be read (ptrace(2), access modes) the first word of its arguments.
+
+    Only up to a blank: a program that sets its title may have written all of its arguments there, in one string.
+    """
+    try:
+        return os.readlink(b"exe", dir_fd=directory_fd).removesuffix(b" (deleted)")
+    except OSError:
+        first = arguments.split(b"\0")[0].split()
+        return first[0] if first else b""
 
 
 def _read(directory_fd: int, name: str, max_bytes: int = -1) -> bytes:

@@ -1,6 +1,7 @@
 """/proc/vmallocinfo: one line per area of the kernel's vmalloc space (kernel: mm/vmalloc.c)."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from memdiag_node.procfs.errors import ProcFormatError
@@ -20,6 +21,15 @@ class VmallocInfo:
     vmalloc_pages: int
     has_stacks: bool
     """Whether kernel stacks are among them: not so on a kernel that takes its stacks from elsewhere (no VMAP_STACK)."""
+
+
+def has_stack(lines: Iterable[bytes]) -> bool:
+    """Whether any line is a kernel stack; what comes after the first one is not read."""
+    for line in lines:
+        area = _LINE.fullmatch(line.rstrip(b"\n"))
+        if area is not None and _STACK_CALLER.match(area["rest"]) and b" vmalloc" in area["rest"]:
+            return True
+    return False
 
 
 def parse_vmallocinfo(text: bytes, *, source: str = "vmallocinfo") -> VmallocInfo:

@@ -8,6 +8,7 @@ import pytest
 
 from memdiag_api.diagnosis import HolderSummary, NodeResult, NodeState, PodReference, StackSummary
 from memdiag_api.evidence import (
+    Check,
     ContainerShare,
     Context,
     Evidence,
@@ -108,6 +109,23 @@ def test_no_frame_passes_for_a_pod() -> None:
         outstanding_blocks=9664,
     )
     assert suspect_line(None, stack) == f'"{IMITATION[:64]}": 302 MiB not freed'
+
+
+def test_a_check_that_failed_on_the_node_is_part_of_the_coverage_of_a_completed_run() -> None:
+    need = Need(
+        name="page-allocation trace",
+        state=NeedState.MISSING,
+        checks=[Check.ALLOC_PAGE_TRACE],
+        detail="starting it failed: page_trace.bpf.c: the kernel refuses on_alloc: Permission denied",
+        remedy="Run memdiag-node by hand.",
+    )
+    whole = evidence_with()
+    verdict = whole.verdict.model_copy(update={"kind": VerdictKind.INCONCLUSIVE, "holder": None, "stack": None})
+    left = {"checks": [Check.BREAKDOWN], "needs": [need], "trace": None, "stacks": [], "holders": []}
+    result = result_of(whole.model_copy(update={**left, "verdict": verdict}))
+    assert result.reason == "Completed"
+    assert f"page-allocation trace missing: {need.detail}" in result.coverage
+    assert result.breakdown
 
 
 def test_a_foreign_container_is_said_to_be_unattributed() -> None:

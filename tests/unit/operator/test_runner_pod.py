@@ -59,6 +59,17 @@ def test_the_command_line_says_what_to_measure() -> None:
     assert "AllocPageTrace" not in line
 
 
+def test_the_runner_knows_how_long_it_has_after_a_request_to_stop() -> None:
+    config = with_runner(termination_grace_seconds=45)
+    assert manifest(config)["spec"]["terminationGracePeriodSeconds"] == 45
+    assert "--grace 45" in " ".join(container(config)["args"])
+
+
+def test_processes_are_reported_with_arguments_only_where_the_configuration_says_so() -> None:
+    assert "--report-arguments" not in container()["args"]
+    assert "--report-arguments" in container(with_runner(report_arguments=True))["args"]
+
+
 def test_it_has_three_capabilities_and_no_more() -> None:
     """SYS_PTRACE with the host's PIDs is root on the host; DAC_READ_SEARCH opens every file of it."""
     context = container()["securityContext"]

@@ -82,7 +82,7 @@ def test_without_charges_and_holders_it_says_that_it_does_not_know() -> None:
 def test_when_the_time_runs_out_it_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frame_census, "_PIECE_FRAMES", 8)
     ticks = itertools.count()
-    found = census(block(3) * 10, budget_seconds=3, clock=lambda: next(ticks))
+    found = census(block(3) * 10, late=lambda: next(ticks) >= 3)
     assert found.scanned_share == pytest.approx(0.3)
     assert by_order(found.blocks) == {3: 3}
 

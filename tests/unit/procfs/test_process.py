@@ -35,7 +35,7 @@ def hostile_process() -> Iterator[subprocess.Popen[str]]:
 
 
 def test_an_owner_is_named_without_its_control_characters(hostile_process: subprocess.Popen[str]) -> None:
-    owner = read_owner(PROC, hostile_process.pid)
+    owner = read_owner(PROC, hostile_process.pid, with_arguments=True)
     assert owner is not None
     assert (owner.pid, owner.uid) == (hostile_process.pid, os.getuid())
     assert owner.comm == r") R 1\n\n\x1b[2J"
@@ -64,10 +64,62 @@ def test_a_long_command_line_is_cut() -> None:
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        owner = read_owner(PROC, process.pid)
+        owner = read_owner(PROC, process.pid, with_arguments=True)
         process.communicate("\n")
     assert owner is not None
     assert len(owner.command_line) == 1024
+
+
+def test_without_being_asked_for_arguments_it_names_the_executable_only() -> None:
+    say_that_it_runs = "print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", say_that_it_runs, "--token=SECRET"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        owner = read_owner(PROC, process.pid)
+        process.communicate("\n")
+    assert owner is not None
+    assert owner.command_line == os.path.realpath(sys.executable)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (b"nginx\0--token=SECRET\0", "nginx"),
+        (b"nginx --token=SECRET", "nginx"),  # a program that has set its title, all in one string
+        (b"nginx: worker process\0\0\0", "nginx:"),
+        (b"\0--token=SECRET\0", ""),
+        (b" \t\0SECRET", ""),
+        (b"", ""),
+    ],
+)
+def test_where_the_executable_may_not_be_read_the_first_word_stands_for_it(
+    tmp_path: Path, arguments: bytes, shown: str
+) -> None:
+    process = tmp_path / "42"
+    process.mkdir()
+    (process / "status").write_bytes(b"Name:\tnginx\nUid:\t33\t33\t33\t33\n")
+    (process / "cgroup").write_bytes(b"0::/\n")
+    (process / "cmdline").write_bytes(arguments)
+    owner = read_owner(tmp_path, 42)
+    assert owner is not None
+    assert owner.command_line == shown
+
+
+def test_a_removed_executable_keeps_its_path(tmp_path: Path) -> None:
+    process = tmp_path / "42"
+    process.mkdir()
+    (process / "status").write_bytes(b"Name:\tnginx\nUid:\t33\t33\t33\t33\n")
+    (process / "cgroup").write_bytes(b"0::/\n")
+    (process / "cmdline").write_bytes(b"x\0--token=SECRET\0")
+    (process / "exe").symlink_to("/usr/sbin/nginx (deleted)")
+    owner = read_owner(tmp_path, 42)
+    assert owner is not None
+    assert owner.command_line == "/usr/sbin/nginx"
 
 
 def test_another_tree_than_the_live_one_is_read(tmp_path: Path) -> None:
@@ -76,7 +128,7 @@ def test_another_tree_than_the_live_one_is_read(tmp_path: Path) -> None:
     (process / "status").write_bytes(b"Name:\tnginx\nUid:\t33\t33\t33\t33\n")
     (process / "cmdline").write_bytes(b"nginx: worker process\0\0\0")
     (process / "cgroup").write_bytes(b"0::/docker/" + b"ab" * 32 + b"\n")
-    owner = read_owner(tmp_path, 42)
+    owner = read_owner(tmp_path, 42, with_arguments=True)
     assert owner is not None
     assert (owner.comm, owner.command_line, owner.uid) == ("nginx", "nginx: worker process", 33)
     assert owner.container_id == "ab" * 32

@@ -1,18 +1,24 @@
 """Reading the counters from a tree, and saying what is missing: with files that really are missing or unreadable."""
 
+import math
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from memdiag_api.evidence import Check, Need, NeedState
+from memdiag_node.analyze.breakdown import breakdown
 from memdiag_node.host import HostRoots, read_host
 from memdiag_node.procfs.balloon import balloon_stays_in_total
 from memdiag_node.procfs.errors import ProcFormatError
 from memdiag_node.procfs.reading import needs, read_surroundings, take_reading, take_readings
+from memdiag_node.procfs.vmallocinfo import has_stack
 from support.fixtures import RECORDED, RECORDED_IDS, roots_of
 
 LIVE = HostRoots()
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture
@@ -78,6 +84,71 @@ def test_a_missing_file_that_can_be_done_without_degrades(machine: Path, name: s
     surroundings = read_surroundings(roots_of(machine), kernel_log=None)
     assert surroundings.stacks_in_vmalloc
     assert take_reading(roots_of(machine), surroundings)
+
+
+@pytest.mark.parametrize("name", ["isolated", "nohz_full"])
+def test_counts_are_not_asked_for_where_cpus_are_not_to_be_disturbed(machine: Path, name: str) -> None:
+    """vm.stat_refresh waits for every CPU. A FIFO in its place shows whether anything opens it: it would wait, too."""
+    (machine / "sys/devices/system/cpu" / name).write_text("2-3\n")
+    refresh = machine / "proc/sys/vm/stat_refresh"
+    refresh.parent.mkdir(parents=True, exist_ok=True)
+    refresh.unlink(missing_ok=True)
+    os.mkfifo(refresh)
+    roots = roots_of(machine)
+    readings = take_readings(roots, count=3, gap_seconds=0)
+    found = need(roots, "stat_refresh")
+    assert found.state is NeedState.DEGRADED
+    assert "2 CPUs are isolated" in found.detail
+    assert readings[0].surroundings.undisturbed_cpus == 2
+    quiet = [replace(one, surroundings=replace(one.surroundings, undisturbed_cpus=0)) for one in readings]
+    extra_bytes = breakdown(readings).alloc_page_error_bytes - breakdown(quiet).alloc_page_error_bytes
+    assert extra_bytes == round(2 * 125 * math.sqrt(2 * 13 / 3)) * PAGE_BYTES
+
+
+@pytest.mark.parametrize("text", ["\n", "(null)\n", ""])
+def test_without_isolated_cpus_counts_are_asked_for(machine: Path, text: str) -> None:
+    for name in ("isolated", "nohz_full"):
+        (machine / "sys/devices/system/cpu" / name).write_text(text)
+    (machine / "proc/sys/vm").mkdir(parents=True, exist_ok=True)
+    (machine / "proc/sys/vm/stat_refresh").write_text("")
+    assert need(roots_of(machine), "stat_refresh").state is NeedState.MET
+    assert take_readings(roots_of(machine), count=1)[0].surroundings.undisturbed_cpus == 0
+
+
+def test_a_list_of_isolated_cpus_that_is_none_leaves_all_alone(machine: Path) -> None:
+    (machine / "sys/devices/system/cpu/isolated").write_text("all\n")
+    found = need(roots_of(machine), "stat_refresh")
+    assert found.state is NeedState.DEGRADED
+    assert read_surroundings(roots_of(machine), kernel_log=None).undisturbed_cpus == os.cpu_count()
+
+
+@pytest.mark.parametrize(("strings", "in_vmalloc"), [(b"\0stack\0stack_vm_area\0", True), (b"\0stack\0", False)])
+def test_where_stacks_are_is_known_from_btf_without_a_look_at_the_areas(
+    machine: Path, strings: bytes, in_vmalloc: bool
+) -> None:
+    (machine / "sys/kernel/btf").mkdir(parents=True)
+    (machine / "sys/kernel/btf/vmlinux").write_bytes(strings)
+    areas = machine / "proc/vmallocinfo"
+    areas.unlink()
+    os.mkfifo(areas)  # whoever opens it waits for ever
+    roots = roots_of(machine)
+    assert read_surroundings(roots, kernel_log=None).stacks_in_vmalloc is in_vmalloc
+    assert not [one for one in needs(roots) if one.name.endswith("vmallocinfo")]
+
+
+def test_this_kernels_btf_and_its_areas_agree_on_where_stacks_are(tmp_path: Path) -> None:
+    with Path("/proc/vmallocinfo").open("rb") as lines:
+        by_areas = has_stack(lines)
+    assert read_surroundings(LIVE, kernel_log=None).stacks_in_vmalloc is by_areas
+
+
+def test_of_the_areas_only_those_up_to_the_first_stack_are_read(machine: Path) -> None:
+    lines = (machine / "proc/vmallocinfo").read_bytes().splitlines(keepends=True)
+    read: list[bytes] = []
+    assert has_stack(read.append(line) or line for line in lines)  # type: ignore[func-returns-value] # append gives None
+    assert b" kernel_clone+" in read[-1]
+    assert not any(b" kernel_clone+" in line for line in read[:-1])
+    assert len(read) < len(lines)
 
 
 def test_a_huge_page_size_that_is_none_is_refused(machine: Path) -> None:

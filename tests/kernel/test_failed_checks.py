@@ -1,0 +1,256 @@
+"""What one check runs into does not cost what the others find: it is reported as a need of that check."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from memdiag_api.evidence import Check, Evidence, Need, NeedState
+from memdiag_node.ebpf import loader
+from memdiag_node.ebpf.loader import BpfError
+from memdiag_node.ebpf.page_trace import PageTrace
+from memdiag_node.holders.sockets import SocketScan, SocketScanner
+from memdiag_node.host import HostRoots
+from memdiag_node.procfs.kpageflags import FrameTable
+from memdiag_node.procfs.reading import MemoryReading, take_readings
+from memdiag_node.run import MeasurementError, Settings, UnsupportedError, measure
+from memdiag_node.time_budget import Stop
+
+WRITES_NOWHERE = "\n  volatile u64 *nowhere = (u64 *)bpf_ktime_get_ns();\n  *nowhere = 1;\n"
+"""The kernel's verifier refuses: "invalid mem access 'scalar'"."""
+
+RUNNER = """
+import sys
+from pathlib import Path
+from memdiag_node.ebpf import loader
+loader._SOURCES = Path({sources!r})
+from memdiag_node.cli import main
+sys.exit(main())
+"""
+
+
+def evidence_of(*checks: Check, roots: HostRoots | None = None) -> Evidence:
+    settings = Settings(run_id="failed", node_name="here", checks=checks or tuple(Check), duration_seconds=0.5)
+    return measure(settings, roots=roots or HostRoots(), stop=Stop(), progress=lambda _: None)
+
+
+def lacking(evidence: Evidence) -> Need:
+    """The only need that is missing."""
+    (need,) = [need for need in evidence.needs if need.state is NeedState.MISSING]
+    assert need.remedy
+    assert any(note.startswith(f"{need.checks[0].value} was not made: ") for note in evidence.notes)
+    return need
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Callable[[str, str], Path]:
+    """The programs' sources, with a line in one that the verifier refuses."""
+
+    def make(source: str, function: str) -> Path:
+        sources = Path(shutil.copytree(loader._SOURCES, tmp_path / "sources"))
+        text = (sources / source).read_text()
+        before, name, after = text.partition(f"int {function}(")
+        head, brace, body = after.partition("{")
+        assert brace
+        (sources / source).write_text(f"{before}{name}{head}{{{WRITES_NOWHERE}{body}")
+        return sources
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("source", "function", "failed"),
+    [
+        ("page_trace.bpf.c", "on_alloc", Check.ALLOC_PAGE_TRACE),
+        ("sockets.bpf.c", "describe", Check.SOCKET_QUEUES),
+    ],
+)
+def test_a_program_that_the_verifier_refuses_costs_its_own_check_only(
+    refused: Callable[[str, str], Path], source: str, function: str, failed: Check
+) -> None:
+    script = RUNNER.format(sources=str(refused(source, function)))
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--duration", "1s", "--output", "json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    evidence = Evidence.model_validate_json(done.stdout)
+    need = lacking(evidence)
+    assert need.checks == [failed]
+    assert f"{source}: the kernel refuses {function}: " in need.detail
+    assert "\n" not in need.detail
+    assert set(evidence.checks) == set(Check) - {failed}
+    assert evidence.breakdown is not None
+    assert (evidence.trace is None) == (failed is Check.ALLOC_PAGE_TRACE)
+    assert (evidence.coverage is None) == (failed is Check.SOCKET_QUEUES)
+    assert "invalid mem access" in done.stderr  # the verifier's own words, for a person
+
+
+def test_a_program_that_does_not_compile_costs_its_own_check_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = Path(shutil.copytree(loader._SOURCES, tmp_path / "sources"))
+    (sources / "page_trace.bpf.c").write_text("this is no C")
+    monkeypatch.setattr(loader, "_SOURCES", sources)
+    evidence = evidence_of(Check.BREAKDOWN, Check.ALLOC_PAGE_TRACE)
+    assert list(evidence.checks) == [Check.BREAKDOWN]
+    assert "page_trace.bpf.c does not compile" in lacking(evidence).detail
+
+
+@pytest.fixture
+def sys_with_btf(tmp_path: Path) -> Callable[[bytes, bytes], HostRoots]:
+    """A view of /sys whose BTF has another name in place of one: both of the same length."""
+
+    def make(name: bytes, other: bytes) -> HostRoots:
+        for path in Path("/sys").iterdir():
+            if path.name != "kernel":
+                (tmp_path / path.name).symlink_to(path)
+        (tmp_path / "kernel/btf").mkdir(parents=True)
+        for path in Path("/sys/kernel").iterdir():
+            if path.name != "btf":
+                (tmp_path / "kernel" / path.name).symlink_to(path)
+        btf = Path("/sys/kernel/btf/vmlinux").read_bytes()
+        assert len(name) == len(other)
+        assert btf.count(b"\0" + name + b"\0") == 1
+        (tmp_path / "kernel/btf/vmlinux").write_bytes(btf.replace(b"\0" + name + b"\0", b"\0" + other + b"\0"))
+        return HostRoots(sys=tmp_path)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("struct", "name", "failed"),
+    [
+        ("sock", b"sk_error_queue", Check.SOCKET_QUEUES),
+        ("cgroup_subsys_state", b"cgroup_subsys_state", Check.ALLOC_PAGE_TRACE),
+    ],
+)
+def test_a_kernel_without_a_field_lacks_the_check_that_needs_it(
+    sys_with_btf: Callable[[bytes, bytes], HostRoots], struct: str, name: bytes, failed: Check
+) -> None:
+    evidence = evidence_of(Check.BREAKDOWN, failed, roots=sys_with_btf(name, name[:-1] + b"?"))
+    assert list(evidence.checks) == [Check.BREAKDOWN]
+    need = lacking(evidence)
+    assert need.checks == [failed]
+    assert f"struct {struct}" in need.detail
+
+
+def test_without_the_helper_that_knows_sockets_the_scan_is_not_begun(
+    sys_with_btf: Callable[[bytes, bytes], HostRoots],
+) -> None:
+    """Linux 5.8 to 5.10: it has the iterator over files, and no bpf_sock_from_file."""
+    evidence = evidence_of(roots=sys_with_btf(b"BPF_FUNC_sock_from_file", b"BPF_FUNC_sock_from_fil?"))
+    assert set(evidence.checks) == {Check.BREAKDOWN, Check.ALLOC_PAGE_TRACE}
+    need = lacking(evidence)
+    assert (need.name, need.checks) == ("BPF iterators", [Check.SOCKET_QUEUES])
+    assert "bpf_sock_from_file" in need.detail
+
+
+def test_when_frame_0_cannot_be_found_the_trace_is_not_made(tmp_path: Path) -> None:
+    """A kpageflags that calls no frame anonymous: no place fits."""
+    for path in Path("/proc").iterdir():
+        if path.name != "kpageflags":
+            (tmp_path / path.name).symlink_to(path)
+    with FrameTable(Path("/proc/kpageflags")) as table:
+        size_bytes = 8 * table.frame_count()
+    with (tmp_path / "kpageflags").open("wb") as flags:
+        os.truncate(flags.fileno(), size_bytes)
+    evidence = evidence_of(Check.BREAKDOWN, Check.ALLOC_PAGE_TRACE, roots=HostRoots(proc=tmp_path))
+    assert list(evidence.checks) == [Check.BREAKDOWN]
+    assert "frame numbers of struct pages" in lacking(evidence).detail
+
+
+def raising(error: Exception) -> Callable[..., object]:
+    def fail(*_: object, **__: object) -> object:
+        raise error
+
+    return fail
+
+
+FULL = BpfError("page_trace.bpf.c: the map stacks cannot be written: Argument list too long", 7)
+
+
+def test_a_trace_that_cannot_be_read_out_leaves_the_breakdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PageTrace, "finish", raising(FULL))
+    evidence = evidence_of(Check.BREAKDOWN, Check.ALLOC_PAGE_TRACE)
+    assert list(evidence.checks) == [Check.BREAKDOWN]
+    assert lacking(evidence).detail == f"reading it out failed: {FULL}"
+
+
+def test_a_full_table_ends_the_window_and_keeps_what_was_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PageTrace, "advance", raising(FULL))
+    evidence = evidence_of(Check.BREAKDOWN, Check.ALLOC_PAGE_TRACE)
+    assert evidence.trace is not None
+    assert evidence.window.interrupted
+    (need,) = [need for need in evidence.needs if need.name == "page-allocation trace"]
+    assert need.state is NeedState.DEGRADED
+    assert str(FULL) in need.detail
+
+
+def test_a_last_scan_that_fails_leaves_the_breakdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    scan, scans = SocketScanner.scan, []
+
+    def fail_at_the_second(scanner: SocketScanner) -> SocketScan:
+        scans.append(scanner)
+        if len(scans) > 1:
+            raise BpfError("describe: the program cannot be run: Input/output error", 5)
+        return scan(scanner)
+
+    monkeypatch.setattr(SocketScanner, "scan", fail_at_the_second)
+    evidence = evidence_of(Check.BREAKDOWN, Check.SOCKET_QUEUES)
+    assert list(evidence.checks) == [Check.BREAKDOWN]
+    assert "the last look at every socket failed: describe: " in lacking(evidence).detail
+
+
+def test_other_holders_that_cannot_be_looked_for_are_reported_as_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SocketScanner, "max_blocks", property(raising(IndexError("out of bounds"))))
+    evidence = evidence_of(Check.SOCKET_QUEUES)
+    assert list(evidence.checks) == [Check.SOCKET_QUEUES]
+    assert evidence.coverage is not None
+    assert "pipes: IndexError: out of bounds" in evidence.coverage.not_seen
+
+
+def test_a_census_that_fails_leaves_the_breakdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FrameTable, "read", raising(OSError(5, "Input/output error")))
+    evidence = evidence_of(Check.BREAKDOWN)
+    assert evidence.breakdown is not None
+    assert evidence.census is None
+    (need,) = [need for need in evidence.needs if need.name == "breakdown"]
+    assert need.state is NeedState.DEGRADED
+    assert "the census of page frames failed: " in need.detail
+
+
+def test_when_the_last_readings_fail_the_first_ones_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[HostRoots] = []
+
+    def fail_at_the_second(roots: HostRoots) -> list[MemoryReading]:
+        calls.append(roots)
+        if len(calls) > 1:
+            raise OSError(5, "Input/output error")
+        return take_readings(roots)
+
+    monkeypatch.setattr("memdiag_node.run.take_readings", fail_at_the_second)
+    evidence = evidence_of(Check.BREAKDOWN)
+    assert list(evidence.checks) == [Check.BREAKDOWN]
+    assert evidence.breakdown is not None
+
+
+def test_when_nothing_can_be_begun_the_kernel_is_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = Path(shutil.copytree(loader._SOURCES, tmp_path / "sources"))
+    (sources / "page_trace.bpf.c").write_text("this is no C")
+    monkeypatch.setattr(loader, "_SOURCES", sources)
+    with pytest.raises(UnsupportedError, match=r"page-allocation trace: .* does not compile"):
+        evidence_of(Check.ALLOC_PAGE_TRACE)
+
+
+def test_when_nothing_comes_to_an_end_the_run_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PageTrace, "finish", raising(FULL))
+    with pytest.raises(MeasurementError, match="the map stacks cannot be written"):
+        evidence_of(Check.ALLOC_PAGE_TRACE)
