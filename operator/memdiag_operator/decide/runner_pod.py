@@ -114,6 +114,8 @@ def _container(spec: MemoryDiagnosisSpec, run: str, node: Node, config: Operator
             *("--cpu-budget-percent", str(spec.cpu_budget_percent)),
             *("--suspect-mib", str(thresholds.suspect_mebibytes)),
             *("--suspect-share", str(thresholds.suspect_share)),
+            *("--large-mib", str(thresholds.large_mebibytes)),
+            *("--large-share", str(thresholds.large_share)),
             "--quiet",
         ],
         "resources": {"requests": resources, "limits": resources},
