@@ -203,9 +203,10 @@ def _large(findings: Findings, thresholds: Thresholds, stuck: Sequence[int], dou
     limit_bytes = thresholds.large_bytes(findings.mem_total_bytes)
     candidates: list[LargePart | None] = [
         unheld(findings.breakdown, findings.held_bytes, findings.stacks, findings.census),
-        held(findings.holders, stuck, findings.pinned_together, findings.held_bytes),
         *other_classes(findings.breakdown),
     ]
+    if findings.held_bytes >= limit_bytes:
+        candidates.append(held(findings.holders, stuck, findings.pinned_together, findings.held_bytes))
     parts = sorted(
         (part for part in candidates if part and part.size_bytes >= limit_bytes), key=lambda part: -part.size_bytes
     )
