@@ -98,8 +98,8 @@ def held(
     first = max(group, key=lambda index: holders[index].pinned_bytes)
     return LargePart(
         held_bytes,
-        f"known holders keep {format_bytes(held_bytes)} of AllocPage; {_name(holders, first, group)} the most, "
-        f"{format_bytes(sizes[largest])}; whether that is needed, no check says",
+        f"known holders keep {format_bytes(held_bytes)} of AllocPage, {_name(holders, first, group)} the most "
+        f"({format_bytes(sizes[largest])}), and no check tells whether it is needed",
         advice="Look at the holders below: what they keep comes back when they read, send or close.",
         holder=first,
     )

@@ -251,8 +251,8 @@ def _no_leak(findings: Findings, thresholds: Thresholds, doubts: Sequence[Doubt]
         VerdictKind.NO_LEAK,
         Confidence.MEDIUM if doubts else Confidence.HIGH,
         f"No process, container or pod leaves {limit} or more pinned by unread data; no call stack keeps allocating "
-        f"{limit} or more without freeing; {large} or more that nothing explains is in no class that can "
-        f"leak{alloc_page}.",
+        f"{limit} or more without freeing; no class of memory that can leak has {large} or more without an explanation"
+        f"{alloc_page}.",
         reasons=[
             f"the window was {findings.window_seconds:.0f} s: a slower leak needs a longer window",
             *(doubt.sentence for doubt in doubts),
@@ -326,7 +326,9 @@ def _name(holder: Holder) -> str:
     if holder.owners:
         return f"{_process(holder)} {_fd(holder)}"
     subject = f"{holder.summed} sockets" if holder.summed > 1 else "a socket"
-    return f"{subject} that no process holds ({holder.unowned_reason})"
+    if holder.owners_total and not holder.unowned_reason:
+        return f"{subject} of a process that has ended"
+    return f"{subject} that no process holds ({holder.unowned_reason or 'why is not known'})"
 
 
 def _process(holder: Holder) -> str:

@@ -202,6 +202,16 @@ def test_a_socket_that_nobody_holds_is_named_by_its_reason() -> None:
     assert "not yet accepted" in verdict(holders=[holder(pid=None)]).sentence
 
 
+def test_sockets_of_a_process_that_has_ended_are_one_group() -> None:
+    """Its pid was seen, its name no more."""
+    ended = holder(pid=None, pinned=30 * MIB).model_copy(
+        update={"summed": 99, "owners_total": 1, "unowned_reason": "", "socket": None}
+    )
+    answer = verdict(holders=[ended])
+    assert answer.kind is VerdictKind.PINNED_BY_UNREAD_SOCKET
+    assert answer.sentence.startswith("99 sockets of a process that has ended: ")
+
+
 def test_a_queue_that_could_not_be_read_whole_lowers_the_confidence() -> None:
     assert verdict(holders=[holder(complete=False)]).confidence is Confidence.MEDIUM
 
@@ -346,14 +356,14 @@ POOL = Holder(
     [
         pytest.param(
             [holder(stuck=None, pinned=GIB), *[pipe(7, 600 * MIB) for _ in range(10)]],
-            "python3[7] in 10 pipes the most, 5.86 GiB",
+            "python3[7] in 10 pipes the most (5.86 GiB)",
             1,
             id="pipes of a process",
         ),
         pytest.param(
-            [holder(stuck=None, pinned=6 * GIB)], "nginx[4711] in a socket the most, 6.00 GiB", 0, id="queues"
+            [holder(stuck=None, pinned=6 * GIB)], "nginx[4711] in a socket the most (6.00 GiB)", 0, id="queues"
         ),
-        pytest.param([POOL], "page pool 3 of eth0 the most, 5.00 GiB", 0, id="page pool"),
+        pytest.param([POOL], "page pool 3 of eth0 the most (5.00 GiB)", 0, id="page pool"),
     ],
 )
 def test_much_that_is_held_and_not_stuck_forbids_a_no_and_names_the_largest_holder(
@@ -363,7 +373,7 @@ def test_much_that_is_held_and_not_stuck_forbids_a_no_and_names_the_largest_hold
     large = IDLE.breakdown.model_copy(update={"alloc_page_bytes": 6 * GIB})
     answer = verdict(breakdown=large, holders=holders, held_bytes=6 * GIB)
     assert answer.kind is VerdictKind.LARGE_BUT_UNEXPLAINED
-    assert answer.sentence.startswith(f"Known holders keep 6.00 GiB of AllocPage; {words}; ")
+    assert answer.sentence.startswith(f"Known holders keep 6.00 GiB of AllocPage, {words}, and ")
     assert answer.holder == named
 
 
