@@ -79,11 +79,13 @@ def trace_doubts(trace: Trace, breakdown: Breakdown | None, *, suspect_bytes: in
             f"the kernel skipped {missed} runs of the trace's programs, {missed / runs:.0%} of what they saw",
             forbids_no=missed >= _TELLING_MISSED_SHARE * runs,
         )
+    # What the trace missed is at most what the kernel's own counters have more, and at most what AllocPage grew beyond
+    # what the trace saw. AllocPage's first readings are older than the trace, by the time that loading it takes.
     grown_bytes = breakdown.alloc_page_change_bytes - breakdown.alloc_page_error_bytes if breakdown else 0
-    if grown_bytes - trace.outstanding_bytes >= suspect_bytes:
+    missed_bytes = min(counters.untraced_bytes, grown_bytes - trace.outstanding_bytes)
+    if missed_bytes >= suspect_bytes:
         yield Doubt(
-            f"AllocPage grew by {format_bytes(grown_bytes)} in the window, but the trace saw only "
-            f"{format_bytes(trace.outstanding_bytes)} that were not freed",
+            f"AllocPage grew by {format_bytes(grown_bytes)}, and the trace did not see {format_bytes(missed_bytes)} of it",
             forbids_no=True,
         )
     elif abs(counters.untraced_bytes) >= suspect_bytes:

@@ -445,7 +445,11 @@ GREW = IDLE.breakdown.model_copy(update={"alloc_page_change_bytes": 200 * MIB}) 
             {"trace": counters(lost_records=5_000, lost_record_bytes=20 * MIB)}, "20.0 MiB of them", id="records"
         ),
         pytest.param({"trace": counters(missed_runs=20_000)}, "skipped 20000 runs", id="program runs"),
-        pytest.param({"trace": counters(), "breakdown": GREW}, "the trace saw only 0 B", id="untraced growth"),
+        pytest.param(
+            {"trace": counters(untraced_bytes=150 * MIB), "breakdown": GREW},
+            "AllocPage grew by 200 MiB, and the trace did not see 150 MiB of it",
+            id="untraced growth",
+        ),
         pytest.param({"window_seconds": 0.4}, "the window of 0.4 s is too short", id="window"),
         pytest.param({"doubts": [Doubt("a probe failed", forbids_no=True)]}, "a probe failed", id="another's doubt"),
     ],
@@ -483,6 +487,7 @@ def test_small_losses_lower_the_confidence_of_a_no(changes: dict[str, object], w
         {"coverage": ScanCoverage(sockets=500, queues=90)},
         {"trace": counters(missed_runs=700)},
         {"trace": counters(untraced_bytes=2 * MIB)},
+        {"trace": counters(untraced_bytes=2 * MIB), "breakdown": GREW},  # before the trace began
         {"census": Census(compound=[])},
     ],
 )
