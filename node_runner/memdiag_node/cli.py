@@ -56,10 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         duration_seconds=options.duration,
         cpu_budget_share=options.cpu_budget_percent / 100,
         report_arguments=options.report_arguments,
-        thresholds=Thresholds(suspect_floor_bytes=options.suspect_mib * MIB, suspect_share=options.suspect_share),
+        thresholds=Thresholds(
+            suspect_floor_bytes=options.suspect_mib * MIB,
+            suspect_share=options.suspect_share,
+            large_floor_bytes=options.large_mib * MIB,
+            large_share=options.large_share,
+        ),
     )
     try:
         evidence = measure(settings, roots=roots, stop=stop, progress=progress)
+        if options.output is Output.TEXT:
+            evidence = keep(evidence, stacks=options.top_n, holders=options.top_n)
+        publish(evidence, options.output, sys.stdout.buffer, termination_log)
     except UnsupportedError as error:
         print(f"memdiag-node: {error}", file=sys.stderr)
         publish_failure(options.run_id, RunnerError.KERNEL_UNSUPPORTED, str(error), termination_log)
@@ -68,9 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failure = f"{type(error).__name__}: {str(error).partition(LINE_END)[0]}"  # a verifier's log has hundreds
         publish_failure(options.run_id, RunnerError.INTERNAL, failure, termination_log)
         raise
-    if options.output is Output.TEXT:
-        evidence = keep(evidence, stacks=options.top_n, holders=options.top_n)
-    publish(evidence, options.output, sys.stdout.buffer, termination_log)
     return EXIT_OK
 
 
@@ -141,6 +146,20 @@ def _parser() -> argparse.ArgumentParser:
         default=defaults.suspect_share,
         metavar="SHARE",
         help="nor is less than this share of the machine's memory (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--large-mib",
+        type=int,
+        default=defaults.large_floor_bytes // MIB,
+        metavar="MIB",
+        help="as much of a class of memory without an explanation rules out NoLeak (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--large-share",
+        type=float,
+        default=defaults.large_share,
+        metavar="SHARE",
+        help="or this share of the machine's memory, if that is more (default: %(default)s)",
     )
     parser.add_argument("--proc", type=Path, default=Path("/proc"), metavar="DIR", help="the host's /proc")
     parser.add_argument("--sys", type=Path, default=Path("/sys"), metavar="DIR", help="the host's /sys")

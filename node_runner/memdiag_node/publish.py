@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from memdiag_api.evidence import Evidence, RunnerError, TerminationMessage
 from memdiag_api.framing import frame
-from memdiag_node.analyze.document import encode, fit
+from memdiag_node.analyze.document import encode, publishable
 from memdiag_node.analyze.stacks import to_folded
 from memdiag_node.render import render_report
 
@@ -28,7 +28,8 @@ class Output(StrEnum):
 def publish(evidence: Evidence, output: Output, stream: BinaryIO, termination_log: Path | None = None) -> None:
     """Write `evidence` to `stream` and, where there is one, the pod's termination log.
 
-    Framed, the document is kept within its bound and wrapped as memdiag_api.framing says: that is how it leaves a pod.
+    Framed, the document is kept within its bound, checked as the operator checks it, and wrapped as memdiag_api.framing
+    says: that is how it leaves a pod. Raises DocumentError when it cannot be made to pass.
     """
     match output:
         case Output.TEXT:
@@ -38,7 +39,7 @@ def publish(evidence: Evidence, output: Output, stream: BinaryIO, termination_lo
         case Output.FOLDED:
             stream.write(to_folded(evidence.stacks).encode())
         case Output.FRAMED:
-            document = encode(fit(evidence))
+            document = publishable(evidence)
             _write_termination(termination_log, _delivered(evidence, document))
             stream.write(frame(document, evidence.run_id))
     stream.flush()

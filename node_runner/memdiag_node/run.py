@@ -304,7 +304,7 @@ def _holdings(look: _Look, settings: Settings, roots: HostRoots) -> tuple[list[H
         holdings += [
             Holding(holder, blocks) for holder, blocks in zip(look.others.holders, look.others.blocks, strict=True)
         ]
-    coverage = coverage_of(look.scan, look.others.not_seen if look.others else ())
+    coverage = coverage_of(look.scan, look.others.not_seen if look.others else (), first=look.first_scan)
     return sorted(holdings, key=lambda one: -one.holder.pinned_bytes), coverage
 
 

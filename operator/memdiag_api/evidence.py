@@ -343,6 +343,15 @@ class ScanCoverage(Record):
     queues: Count = Field(default=0, description="queues that were not empty")
     packets: Count = Field(default=0, description="packets in them")
     incomplete_queues: Count = Field(default=0, description="queues that could not be walked to their end")
+    sockets_not_reached: Count = Field(default=0, description="sockets that the scan's time did not reach")
+    queues_not_reached: Count = Field(default=0, description="queues that the scan's time did not reach")
+    blocks_not_kept: Count = Field(default=0, description="blocks of sockets beyond those that a scan may keep")
+    sees_linear_heads: bool = Field(
+        default=True, description="false: packets' linear heads that are pages of their own count as slab heads"
+    )
+    socket_tables_complete: bool = Field(
+        default=True, description="false: a part of the kernel's tables of sockets changed or was not reached"
+    )
     processes_unreadable: Count = Field(default=0, description="processes that refused even to be looked at")
     scan_seconds: float = Field(default=0, ge=0, allow_inf_nan=False, description="time that the scan took")
     pinned_bytes: ByteCount = Field(default=0, description="by all sockets, each block of the node counted once")
@@ -428,6 +437,15 @@ class Confidence(StrEnum):
     LOW = "Low"
 
 
+class SuspectScope(StrEnum):
+    """Whose stuck sockets a suspect is."""
+
+    PROCESS = "Process"
+    CONTAINER = "Container"
+    POD = "Pod"
+    NODE = "Node"
+
+
 class Verdict(Record):
     """The answer, what it rests on, and what a person can do next."""
 
@@ -441,6 +459,12 @@ class Verdict(Record):
     holder: Count | None = Field(default=None, description="index of the prime suspect in `holders`")
     stack: Count | None = Field(default=None, description="index of the prime suspect in `stacks`")
     suspect_bytes: ByteCount = 0
+    suspect_unread_bytes: ByteCount = Field(default=0, description="unread in all stuck sockets of the suspect")
+    scope: SuspectScope | None = Field(
+        default=None,
+        description="whose stuck sockets the suspect's figures sum up, `holder` among them; "
+        "null: the verdict is not about stuck sockets, or is of version 0.1.0, which means Process",
+    )
 
 
 class Evidence(Record):

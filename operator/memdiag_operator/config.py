@@ -124,6 +124,10 @@ class ThresholdSettings(Settings):
 
     suspect_mebibytes: Annotated[int, Field(ge=1, le=1 << 20)] = 16
     suspect_share: Annotated[float, Field(ge=0, le=1, description="of the node's memory")] = 0.001
+    large_mebibytes: Annotated[
+        int, Field(ge=1, le=1 << 20, description="of a class that nothing explains: from there on never NoLeak")
+    ] = 256
+    large_share: Annotated[float, Field(ge=0, le=1, description="of the node's memory")] = 0.02
 
 
 class GraceSettings(Settings):

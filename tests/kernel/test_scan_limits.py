@@ -197,6 +197,7 @@ def test_without_any_time_sockets_are_counted_and_all_is_told(btf: Btf, planter:
     (note,) = [note for note in coverage.not_seen if "sockets and" in note]
     words = note.split()
     assert coverage.sockets + int(words[0]) >= 6_000
+    assert (coverage.sockets_not_reached, coverage.queues_not_reached) == (int(words[0]), int(words[3]))
     assert int(words[0]) >= 3_000
     assert int(words[3]) + coverage.packets >= coverage.sockets * 0.9
     assert "any sockets of other network namespaces that no fd and no listener leads to" in coverage.not_seen
@@ -210,6 +211,7 @@ def test_blocks_beyond_the_bound_are_counted_not_kept(btf: Btf, planter: Planter
         scan = bound.scan()
     assert len(scan.blocks) <= 500
     assert any("blocks beyond the 500 that this scan may keep" in note for note in coverage_of(scan).not_seen)
+    assert coverage_of(scan).blocks_not_kept >= 2_000 - 500
     queue = queue_of(holder_of(scan, inode), "receive")
     assert (queue.packets, queue.complete) == (whole.packets, False)
     assert "could not be read or kept" in queue.missing

@@ -1,11 +1,63 @@
-"""The evidence document's last step: kept within its bound, largest findings first."""
+"""The evidence document's last step: kept within its bounds; what the verdict refers to stays, then the largest."""
 
 import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from memdiag_api.evidence import MAX_DOCUMENT_BYTES, Evidence
+from memdiag_api.document import DocumentError, read_document
+from memdiag_api.evidence import MAX_DOCUMENT_BYTES, Evidence, Holder, Owner, Stack, Verdict
 
+_MAX_PARTS = 16
+"""How many holders a stack, and how many stacks a holder lists."""
 _STEP = 0.75
 """How much of a list is kept at each try."""
+_SHORT_LIST, _SHORT_TEXT = 4, 256
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Stacks and holders of a document, and a verdict that refers to nothing else."""
+
+    stacks: list[Stack]
+    holders: list[Holder]
+    verdict: Verdict
+
+
+def keep_lists(
+    stacks: Sequence[Stack], holders: Sequence[Holder], verdict: Verdict, *, max_stacks: int, max_holders: int
+) -> Kept:
+    """As many of both, in the order that they have: what `verdict` refers to, then the first ones.
+
+    References go with what they refer to; those to what is left off are removed.
+    """
+    first_holders = [index for index in [verdict.holder] if index is not None and index < len(holders)]
+    first_stacks = [index for index in [verdict.stack] if index is not None and index < len(stacks)]
+    held_by = [part.holder for stack in first_stacks for part in stacks[stack].held_by[:1]]
+    filled_by = [part.stack for holder in first_holders for part in holders[holder].filled_by[:1]]
+    chosen_holders = _chosen(len(holders), max_holders, [*first_holders, *held_by])
+    chosen_stacks = _chosen(len(stacks), max_stacks, [*first_stacks, *filled_by])
+    holder_place = {old: new for new, old in enumerate(chosen_holders)}
+    stack_place = {old: new for new, old in enumerate(chosen_stacks)}
+    return Kept(
+        stacks=[_with_places(stacks[index], holder_place) for index in chosen_stacks],
+        holders=[_filled_by_places(holders[index], stack_place) for index in chosen_holders],
+        verdict=verdict.model_copy(
+            update={
+                "holder": None if verdict.holder is None else holder_place.get(verdict.holder),
+                "stack": None if verdict.stack is None else stack_place.get(verdict.stack),
+            }
+        ),
+    )
+
+
+def keep(evidence: Evidence, *, stacks: int, holders: int) -> Evidence:
+    """`evidence` with so many stacks and holders; `truncated` says when some were left off."""
+    if stacks >= len(evidence.stacks) and holders >= len(evidence.holders):
+        return evidence
+    kept = keep_lists(evidence.stacks, evidence.holders, evidence.verdict, max_stacks=stacks, max_holders=holders)
+    return evidence.model_copy(
+        update={"stacks": kept.stacks, "holders": kept.holders, "verdict": kept.verdict, "truncated": True}
+    )
 
 
 def encode(evidence: Evidence) -> bytes:
@@ -14,9 +66,10 @@ def encode(evidence: Evidence) -> bytes:
 
 
 def fit(evidence: Evidence, *, limit_bytes: int = MAX_DOCUMENT_BYTES) -> Evidence:
-    """`evidence` with its smallest stacks and holders left off until it fits; `truncated` says so.
+    """`evidence` within `limit_bytes`; `truncated` says when something was left off.
 
-    The verdict's own stack and holder are among the largest and stay.
+    The smallest stacks and holders go first, then details, then everything but the breakdown and the verdict. The
+    verdict's own stack and holder stay to the last.
     """
     while len(encode(evidence)) > limit_bytes and (len(evidence.holders) > 1 or len(evidence.stacks) > 1):
         evidence = keep(
@@ -24,30 +77,115 @@ def fit(evidence: Evidence, *, limit_bytes: int = MAX_DOCUMENT_BYTES) -> Evidenc
             stacks=max(1, int(len(evidence.stacks) * _STEP)),
             holders=max(1, int(len(evidence.holders) * _STEP)),
         )
+    if len(encode(evidence)) > limit_bytes:
+        evidence = _without_details(evidence)
+    if len(encode(evidence)) > limit_bytes:
+        evidence = bare(evidence, f"the document would have more than {limit_bytes} bytes")
     return evidence
 
 
-def keep(evidence: Evidence, *, stacks: int, holders: int) -> Evidence:
-    """The first `stacks` and `holders`, and no reference to one that is left off."""
-    if stacks >= len(evidence.stacks) and holders >= len(evidence.holders):
-        return evidence
+def publishable(evidence: Evidence) -> bytes:
+    """The document of `evidence` as it is published: within its bound, and accepted by the operator's own checks.
+
+    Should the whole not pass, which would be a fault of the runner, the breakdown and the verdict are published, with a
+    note that says why. Raises DocumentError when not even these pass.
+    """
+    try:
+        return _checked(fit(evidence))
+    except ValueError as error:  # what cannot be written as JSON raises others than DocumentError
+        return _checked(bare(evidence, f"the document fails its own check: {error}"))
+
+
+def bare(evidence: Evidence, reason: str) -> Evidence:
+    """The breakdown and the verdict of `evidence`, with a note that the rest was left off for `reason`."""
     verdict = evidence.verdict
     return evidence.model_copy(
         update={
-            "stacks": [
-                stack.model_copy(update={"held_by": [part for part in stack.held_by if part.holder < holders]})
-                for stack in evidence.stacks[:stacks]
-            ],
-            "holders": [
-                holder.model_copy(update={"filled_by": [part for part in holder.filled_by if part.stack < stacks]})
-                for holder in evidence.holders[:holders]
-            ],
+            "needs": [],
+            "stacks": [],
+            "holders": [],
+            "ledger": evidence.ledger and evidence.ledger.model_copy(update={"containers": []}),
+            "census": None,
+            "coverage": evidence.coverage and evidence.coverage.model_copy(update={"not_seen": []}),
+            "trace": evidence.trace and evidence.trace.model_copy(update={"charges": []}),
             "verdict": verdict.model_copy(
                 update={
-                    "stack": verdict.stack if (verdict.stack or 0) < stacks else None,
-                    "holder": verdict.holder if (verdict.holder or 0) < holders else None,
+                    "sentence": _writable(verdict.sentence),
+                    "advice": _writable(verdict.advice),
+                    "reasons": [_writable(text)[:_SHORT_TEXT] for text in verdict.reasons[:_SHORT_LIST]],
+                    "holder": None,
+                    "stack": None,
                 }
             ),
             "truncated": True,
+            "notes": [_writable(f"stacks, holders and details were left off: {reason}")[:_SHORT_TEXT]],
         }
     )
+
+
+def _checked(evidence: Evidence) -> bytes:
+    document = encode(evidence)
+    if len(document) > MAX_DOCUMENT_BYTES:
+        raise DocumentError(f"the document has {len(document)} bytes, {MAX_DOCUMENT_BYTES} are allowed")
+    read_document(document)
+    return document
+
+
+def _without_details(evidence: Evidence) -> Evidence:
+    """Every list and text short that is not a figure or a name."""
+    coverage, ledger, trace = evidence.coverage, evidence.ledger, evidence.trace
+    return evidence.model_copy(
+        update={
+            "needs": [
+                need.model_copy(update={"detail": need.detail[:_SHORT_TEXT], "remedy": need.remedy[:_SHORT_TEXT]})
+                for need in evidence.needs[:_SHORT_LIST]
+            ],
+            "holders": [
+                holder.model_copy(
+                    update={
+                        "description": holder.description[:_SHORT_TEXT],
+                        "owners": list(_short_owners(holder.owners)),
+                    }
+                )
+                for holder in evidence.holders
+            ],
+            "stacks": [
+                stack.model_copy(update={"processes": stack.processes[:_SHORT_LIST]}) for stack in evidence.stacks
+            ],
+            "census": None,
+            "coverage": coverage and coverage.model_copy(update={"not_seen": coverage.not_seen[:_SHORT_LIST]}),
+            "ledger": ledger and ledger.model_copy(update={"containers": ledger.containers[:_SHORT_LIST]}),
+            "trace": trace and trace.model_copy(update={"charges": trace.charges[:_SHORT_LIST]}),
+            "verdict": evidence.verdict.model_copy(
+                update={"reasons": [text[:_SHORT_TEXT] for text in evidence.verdict.reasons]}
+            ),
+            "notes": [note[:_SHORT_TEXT] for note in evidence.notes[:_SHORT_LIST]],
+            "truncated": True,
+        }
+    )
+
+
+def _short_owners(owners: Iterable[Owner]) -> Iterable[Owner]:
+    for owner in list(owners)[:_SHORT_LIST]:
+        yield owner.model_copy(update={"command_line": ""})
+
+
+def _writable(text: str) -> str:
+    """`text` without what UTF-8 cannot hold."""
+    return text.encode(errors="replace").decode()
+
+
+def _chosen(count: int, limit: int, first: Iterable[int]) -> list[int]:
+    """`limit` of `count` indexes in ascending order: `first`, then the smallest."""
+    wanted = [*(index for index in first if index < count), *range(count)]
+    return sorted(list(dict.fromkeys(wanted))[:limit])
+
+
+def _with_places(stack: Stack, place: dict[int, int]) -> Stack:
+    parts = [part.model_copy(update={"holder": place[part.holder]}) for part in stack.held_by if part.holder in place]
+    return stack.model_copy(update={"held_by": parts[:_MAX_PARTS]})
+
+
+def _filled_by_places(holder: Holder, place: dict[int, int]) -> Holder:
+    parts = [part.model_copy(update={"stack": place[part.stack]}) for part in holder.filled_by if part.stack in place]
+    return holder.model_copy(update={"filled_by": parts[:_MAX_PARTS]})

@@ -25,14 +25,15 @@ from memdiag_api.evidence import (
     Trace,
     Window,
 )
+from memdiag_node.analyze.document import keep_lists
+from memdiag_node.analyze.doubts import Doubt
 from memdiag_node.analyze.join import Join, Overlap, join_blocks, unique_bytes
-from memdiag_node.analyze.ledger import ledger_of
+from memdiag_node.analyze.ledger import held_bytes, ledger_of
 from memdiag_node.analyze.stacks import ALLOC_PAGE
 from memdiag_node.analyze.verdict import Findings, Thresholds, decide_verdict
 
-_MAX_PARTS = 16
-"""How many holders a stack, and how many stacks a holder lists."""
 _MAX_CONTAINERS = 64
+_MAX_NOTES, _MAX_NOTE = 32, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ class Measurements:
     """Largest pinned first."""
     struct_page_bytes: int = 64
     notes: Sequence[str] = field(default_factory=tuple)
+    doubts: Sequence[Doubt] = ()
+    """What the run did not see, where nothing else here says so: see analyze.doubts."""
 
 
 def conclude(
@@ -71,8 +74,8 @@ def conclude(
     """The evidence document of a run: every finding in the light of the others."""
     page_bytes = measured.host.page_size_bytes
     join = _join(measured)
-    listed = [one for one in join.overlaps if 0 <= one.stack < max_stacks and one.holder < max_holders]
-    of_stack, of_holder = _overlaps_by(listed, "stack"), _overlaps_by(listed, "holder")
+    overlaps = [one for one in join.overlaps if 0 <= one.stack < len(measured.stacks)]
+    of_stack, of_holder = _overlaps_by(overlaps, "stack"), _overlaps_by(overlaps, "holder")
     stacks = [
         _with_holders(stack, of_stack.get(index, []), join.explained_by_stack_bytes.get(index, 0))
         for index, stack in enumerate(measured.stacks)
@@ -89,15 +92,19 @@ def conclude(
             window_seconds=measured.window.traced_seconds or measured.window.requested_seconds,
             breakdown=measured.breakdown,
             census=measured.census,
+            coverage=measured.coverage,
+            trace=measured.trace,
             stacks=stacks,
             holders=holders,
-            explained_bytes=ledger.alloc_page_bytes - ledger.unexplained_bytes if ledger else 0,
+            held_bytes=held_bytes(ledger) if ledger else 0,
             pinned_together_bytes=lambda indexes: unique_bytes(
                 [measured.holdings[index].blocks for index in indexes], page_bytes=page_bytes
             ),
+            doubts=measured.doubts,
         ),
         thresholds,
     )
+    kept = keep_lists(stacks, holders, verdict, max_stacks=max_stacks, max_holders=max_holders)
     return Evidence(
         run_id=run_id,
         host=measured.host,
@@ -106,13 +113,13 @@ def conclude(
         needs=list(measured.needs),
         breakdown=measured.breakdown,
         trace=measured.trace,
-        stacks=stacks[:max_stacks],
+        stacks=kept.stacks,
         coverage=measured.coverage,
-        holders=holders[:max_holders],
+        holders=kept.holders,
         ledger=ledger,
         census=measured.census,
-        verdict=verdict,
-        notes=[*_narrower(measured), *measured.notes],
+        verdict=kept.verdict,
+        notes=[note[:_MAX_NOTE] for note in (*_narrower(measured), *measured.notes)][:_MAX_NOTES],
     )
 
 
@@ -137,7 +144,7 @@ def _overlaps_by(overlaps: Sequence[Overlap], side: Literal["stack", "holder"]) 
 def _with_holders(stack: Stack, overlaps: Sequence[Overlap], explained_bytes: int) -> Stack:
     parts = [
         HeldBy(holder=one.holder, size_bytes=one.size_bytes, share=_share(one.size_bytes, stack.outstanding_bytes))
-        for one in overlaps[:_MAX_PARTS]
+        for one in overlaps
     ]
     return stack.model_copy(update={"held_by": parts, "explained_bytes": min(explained_bytes, stack.outstanding_bytes)})
 
@@ -146,7 +153,7 @@ def _with_stacks(holding: Holding, overlaps: Sequence[Overlap], page_bytes: int)
     pinned_bytes = max(unique_bytes([holding.blocks], page_bytes=page_bytes), holding.holder.pinned_bytes)
     parts = [
         FilledBy(stack=one.stack, size_bytes=one.size_bytes, share=_share(one.size_bytes, pinned_bytes))
-        for one in overlaps[:_MAX_PARTS]
+        for one in overlaps
     ]
     return holding.holder.model_copy(update={"filled_by": parts})
 

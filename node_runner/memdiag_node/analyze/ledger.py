@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from memdiag_api.evidence import Breakdown, ContainerShare, HolderKind, Ledger, LedgerLine
 
+_WITHOUT_HOLDER = "TracedWithoutHolder"
+
 
 def ledger_of(
     breakdown: Breakdown,
@@ -22,10 +24,15 @@ def ledger_of(
     lines = [
         LedgerLine(name=f"{kind.value}s", size_bytes=size_bytes) for kind, size_bytes in held_by_kind_bytes.items()
     ]
-    lines.append(LedgerLine(name="TracedWithoutHolder", size_bytes=unheld_bytes))
+    lines.append(LedgerLine(name=_WITHOUT_HOLDER, size_bytes=unheld_bytes))
     return Ledger(
         alloc_page_bytes=breakdown.alloc_page_bytes,
         lines=sorted(lines, key=lambda line: -line.size_bytes),
         unexplained_bytes=breakdown.alloc_page_bytes - sum(line.size_bytes for line in lines),
         containers=list(containers),
     )
+
+
+def held_bytes(ledger: Ledger) -> int:
+    """The allocpage that is in known holders. What was only traced is explained by nobody."""
+    return sum(line.size_bytes for line in ledger.lines if line.name != _WITHOUT_HOLDER)

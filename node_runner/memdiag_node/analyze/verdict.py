@@ -1,8 +1,7 @@
 """The verdict: one rule for each answer, decided from the evidence alone. docs/verdicts.md says the same for users."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 from memdiag_api.evidence import (
     Breakdown,
@@ -10,20 +9,25 @@ from memdiag_api.evidence import (
     Check,
     Confidence,
     Holder,
-    HolderKind,
     Owner,
     Queue,
+    ScanCoverage,
     Stack,
+    SuspectScope,
+    Trace,
     Trend,
     Verdict,
     VerdictKind,
 )
 from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
+from memdiag_node.analyze.doubts import Doubt, census_doubts, check_doubts, scan_doubts, trace_doubts
+from memdiag_node.analyze.large import LargePart, held, other_classes, unheld
+from memdiag_node.analyze.stuck import StuckSockets, find_suspect, of_node, stuck_holders
 
 MIB = 1 << 20
-_MAX_PARTS = 4
-_PART_SHARE = 0.1
+_MAX_TEXT = 1024
+_MAX_REASONS = 16
 _ID_SHOWN = 12
 
 
@@ -31,14 +35,15 @@ _ID_SHOWN = 12
 class Thresholds:
     """From which size on a finding matters: the larger of a floor and a share of the node's memory.
 
-    The floors keep small machines quiet: a healthy node's queues and caches move by some MiB all the time. The shares
-    keep large ones quiet: 0.1 % of 512 GiB is what a busy server's queues hold in passing.
+    The floors keep small machines quiet: a healthy node's queues and caches move by some MiB all the time, and its
+    slab alone has 50 to 150 MiB. The shares keep large ones quiet: 0.1 % of 512 GiB is what a busy server's queues hold
+    in passing.
     """
 
     suspect_floor_bytes: int = 16 * MIB
     suspect_share: float = 0.001
-    large_floor_bytes: int = 1024 * MIB
-    large_share: float = 0.1
+    large_floor_bytes: int = 256 * MIB
+    large_share: float = 0.02
     stuck_floor_seconds: float = 1.0
 
     def suspect_bytes(self, mem_total_bytes: int) -> int:
@@ -46,7 +51,7 @@ class Thresholds:
         return max(self.suspect_floor_bytes, round(self.suspect_share * mem_total_bytes))
 
     def large_bytes(self, mem_total_bytes: int) -> int:
-        """Bytes from which on allocpage is large by itself."""
+        """Bytes of a class from which on nobody may say that there is no leak, unless a check explains them."""
         return max(self.large_floor_bytes, round(self.large_share * mem_total_bytes))
 
 
@@ -62,12 +67,16 @@ class Findings:
     """Time between the two looks at the sockets, about."""
     breakdown: Breakdown | None = None
     census: Census | None = None
+    coverage: ScanCoverage | None = None
+    trace: Trace | None = None
     stacks: Sequence[Stack] = field(default_factory=tuple)
     holders: Sequence[Holder] = field(default_factory=tuple)
-    explained_bytes: int = 0
-    """Of allocpage: known to be held by somebody."""
+    held_bytes: int = 0
+    """Of allocpage: known to be in a holder."""
     pinned_together_bytes: Callable[[Sequence[int]], int] | None = None
     """What these holders pin together, blocks that they share counted once; None: they share none."""
+    doubts: Sequence[Doubt] = ()
+    """What else the run did not see, beside what `checks`, `coverage`, `trace` and `census` say."""
 
     def pinned_together(self, holders: Sequence[int]) -> int:
         """Bytes that the holders with these indexes pin together."""
@@ -77,80 +86,71 @@ class Findings:
 
 
 def decide_verdict(findings: Findings, thresholds: Thresholds) -> Verdict:
-    """The first rule that applies: a stuck socket, a growing stack, a large remainder, no leak."""
+    """The first rule that applies: a leak, a reason why none can be ruled out, no leak."""
+    stuck = stuck_holders(findings.holders, thresholds.stuck_floor_seconds)
+    doubts = list(_doubts(findings, thresholds, stuck))
     return (
-        _pinned(findings, thresholds)
+        _pinned(findings, thresholds, stuck)
         or _growing(findings, thresholds)
-        or _large(findings, thresholds)
-        or _nothing_found(findings, thresholds)
+        or _pinned_by_many(findings, thresholds, stuck)
+        or _large(findings, thresholds, stuck, doubts)
+        or _doubtful(doubts)
+        or _no_leak(findings, thresholds, doubts)
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _StuckOwner:
-    """The stuck sockets of one process, and what they pin together."""
-
-    holders: tuple[int, ...]
-    pinned_bytes: int
-    unread_bytes: int
-    stuck_seconds: float
-
-
-def _stuck_owners(findings: Findings, thresholds: Thresholds) -> list[_StuckOwner]:
-    def pid(index: int) -> int:
-        owners = findings.holders[index].owners
-        return owners[0].pid if owners else 0
-
-    stuck = [
-        index
-        for index, holder in enumerate(findings.holders)
-        if holder.kind is HolderKind.SOCKET and (holder.stuck_seconds or 0) >= thresholds.stuck_floor_seconds
-    ]
-    groups = [tuple(group) for _, group in groupby(sorted(stuck, key=lambda index: (pid(index), index)), key=pid)]
-    owners = [
-        _StuckOwner(
-            holders=tuple(sorted(group, key=lambda index: _by_weight(findings.holders[index]))),
-            pinned_bytes=findings.pinned_together(group),
-            unread_bytes=sum(findings.holders[index].unread_bytes for index in group),
-            stuck_seconds=min(findings.holders[index].stuck_seconds or 0 for index in group),
+def _doubts(findings: Findings, thresholds: Thresholds, stuck: Sequence[int]) -> Iterable[Doubt]:
+    """Everything that the run did not see, what forbids a "no" first."""
+    suspect_bytes = thresholds.suspect_bytes(findings.mem_total_bytes)
+    doubts = list(
+        check_doubts(
+            findings.checks,
+            window_seconds=findings.window_seconds,
+            stuck_seconds=thresholds.stuck_floor_seconds,
         )
-        for group in groups
-    ]
-    return sorted(owners, key=lambda owner: -owner.pinned_bytes)
+    )
+    if findings.coverage:
+        holders = [findings.holders[index] for index in stuck]
+        doubts += scan_doubts(findings.coverage, holders, suspect_bytes=suspect_bytes)
+    if findings.trace:
+        doubts += trace_doubts(findings.trace, findings.breakdown, suspect_bytes=suspect_bytes)
+    if findings.census:
+        doubts += census_doubts(findings.census)
+    if findings.interrupted:
+        doubts.append(Doubt("the window was ended early", forbids_no=False))
+    doubts += findings.doubts
+    return sorted(doubts, key=lambda doubt: not doubt.forbids_no)
 
 
-def _by_weight(holder: Holder) -> tuple[bool, int]:
-    """A single socket before many that are summed up: it can be named."""
-    return holder.summed > 1, -holder.pinned_bytes
+def _confidence(findings: Findings, *, is_complete: bool = True) -> Confidence:
+    """Of a leak that was found."""
+    is_whole = is_complete and not findings.interrupted and set(findings.checks) >= set(Check)
+    return Confidence.HIGH if is_whole else Confidence.MEDIUM
 
 
-def _pinned(findings: Findings, thresholds: Thresholds) -> Verdict | None:
+def _pinned(findings: Findings, thresholds: Thresholds, stuck: Sequence[int]) -> Verdict | None:
     limit_bytes = thresholds.suspect_bytes(findings.mem_total_bytes)
-    suspects = [owner for owner in _stuck_owners(findings, thresholds) if owner.pinned_bytes >= limit_bytes]
-    if not suspects:
+    suspect = find_suspect(findings.holders, stuck, findings.pinned_together, limit_bytes)
+    if suspect is None:
         return None
-    suspect = suspects[0]
     index = suspect.holders[0]
     holder = findings.holders[index]
-    others = sum(findings.holders[one].summed for one in suspect.holders[1:])
-    who = _who(holder) + (f" and {others} more of its sockets" if others else "")
-    unread, pinned = format_bytes(suspect.unread_bytes), format_bytes(suspect.pinned_bytes)
+    pinned = format_bytes(suspect.pinned_bytes)
     incomplete = [queue for one in suspect.holders for queue in _queues(findings.holders[one]) if not queue.complete]
     main_stack = holder.filled_by[0].stack if holder.filled_by else None
-    return Verdict(
-        kind=VerdictKind.PINNED_BY_UNREAD_SOCKET,
-        confidence=Confidence.MEDIUM if incomplete or findings.interrupted else Confidence.HIGH,
-        sentence=f"{who}: {unread} unread for at least {suspect.stuck_seconds:.0f} s pins {pinned}.",
+    return _verdict(
+        VerdictKind.PINNED_BY_UNREAD_SOCKET,
+        _confidence(findings, is_complete=not incomplete),
+        f"{_who(suspect, findings.holders)} pins {pinned}.",
         reasons=[
             f"nothing was read in the meantime, and {pinned} are pinned: a suspect from {format_bytes(limit_bytes)} on",
             f"each unread byte keeps {suspect.pinned_bytes / max(1, suspect.unread_bytes):.0f} bytes from being freed",
             *_filled_by(holder, findings.stacks),
         ],
-        advice=f"Find out why {_process(holder)} does not read {_fd(holder)}, and restart or fix it: "
-        f"the memory comes back as soon as it reads or closes.",
+        advice=_advice(suspect, holder),
         holder=index,
         stack=main_stack,
-        suspect_bytes=suspect.pinned_bytes,
+        suspect=suspect,
     )
 
 
@@ -161,10 +161,10 @@ def _growing(findings: Findings, thresholds: Thresholds) -> Verdict | None:
             continue
         size, rate = format_bytes(stack.outstanding_bytes), format_bytes(stack.growth_bytes_per_second)
         frame = stack.frames[0] if stack.frames else "an unknown stack"
-        return Verdict(
-            kind=VerdictKind.GROWING_KERNEL_ALLOCATION,
-            confidence=Confidence.MEDIUM if findings.interrupted else Confidence.HIGH,
-            sentence=f"Allocations through {frame} grow by {rate}/s: {size} were not freed in the window.",
+        return _verdict(
+            VerdictKind.GROWING_KERNEL_ALLOCATION,
+            _confidence(findings),
+            f"Allocations through {frame} grow by {rate}/s: {size} were not freed in the window.",
             reasons=[
                 f"{size} outstanding, a suspect from {format_bytes(limit_bytes)} on, born all through the window",
                 f"growth {rate}/s, give or take {format_bytes(stack.growth_error_bytes_per_second)}/s",
@@ -177,73 +177,114 @@ def _growing(findings: Findings, thresholds: Thresholds) -> Verdict | None:
     return None
 
 
-def _large(findings: Findings, thresholds: Thresholds) -> Verdict | None:
-    if findings.breakdown is None:
+def _pinned_by_many(findings: Findings, thresholds: Thresholds, stuck: Sequence[int]) -> Verdict | None:
+    """Stuck sockets that have nothing in common but the node: much is pinned, and nobody is the suspect."""
+    limit = thresholds.suspect_bytes(findings.mem_total_bytes)
+    together = of_node(findings.holders, stuck, findings.pinned_together)
+    if together.pinned_bytes < limit:
         return None
-    limit_bytes = thresholds.large_bytes(findings.mem_total_bytes)
-    alloc_page_bytes = findings.breakdown.alloc_page_bytes
-    unexplained_bytes = alloc_page_bytes - findings.explained_bytes
-    if unexplained_bytes < limit_bytes:
-        return None
-    return Verdict(
-        kind=VerdictKind.LARGE_BUT_UNEXPLAINED,
-        confidence=Confidence.MEDIUM,
-        sentence=f"Allocpage has {format_bytes(alloc_page_bytes)}; {format_bytes(unexplained_bytes)} of it are neither "
-        f"held by a known holder nor growing now.",
-        reasons=[
-            f"unexplained allocpage matters from {format_bytes(limit_bytes)} on",
-            *(_where(findings.census, unexplained_bytes) if findings.census else ()),
-        ],
-        advice="It was allocated before the window. Trace for longer while the workload runs, so that growth shows, "
-        "or look at what drivers and other kernel users preallocate.",
-        suspect_bytes=unexplained_bytes,
+    index = together.holders[0]
+    largest = findings.holders[index]
+    return _verdict(
+        VerdictKind.INCONCLUSIVE,
+        Confidence.LOW,
+        f"{together.sockets} stuck sockets of the node together pin {format_bytes(together.pinned_bytes)} of AllocPage "
+        f"with {format_bytes(together.unread_bytes)} unread, but no process, container or pod pins "
+        f"{format_bytes(limit)} or more; the most, {format_bytes(largest.pinned_bytes)}: {_name(largest)}.",
+        reasons=[f"nothing was read from any of them for at least {together.stuck_seconds:.0f} s"],
+        advice="Look at the holders below: find out whether their processes read late, or not at all.",
+        holder=index,
+        suspect=together,
     )
 
 
-def _where(census: Census, unexplained_bytes: int) -> Iterator[str]:
-    """What the census says of the unexplained part: bounds from above, those that are a tenth of it or more."""
-    parts = [
-        (blocks.size_bytes - blocks.held_bytes, f"are blocks of order {blocks.order}")
-        for blocks in census.compound
-        if blocks.held_bytes is not None
+def _large(findings: Findings, thresholds: Thresholds, stuck: Sequence[int], doubts: Sequence[Doubt]) -> Verdict | None:
+    if findings.breakdown is None:
+        return None
+    limit_bytes = thresholds.large_bytes(findings.mem_total_bytes)
+    candidates: list[LargePart | None] = [
+        unheld(findings.breakdown, findings.held_bytes, findings.stacks, findings.census),
+        *other_classes(findings.breakdown),
     ]
-    parts += [
-        (
-            share.single_bytes + share.compound_bytes - share.held_bytes,
-            f"are charged to container {share.container_id[:_ID_SHOWN]}",
-        )
-        for share in census.charged or ()
-        if share.container_id and share.held_bytes is not None
-    ]
-    for size_bytes, what in sorted(parts, reverse=True)[:_MAX_PARTS]:
-        if size_bytes >= _PART_SHARE * unexplained_bytes:
-            yield f"at most {format_bytes(size_bytes)} of it {what} and in no known holder"
+    if findings.held_bytes >= limit_bytes:
+        candidates.append(held(findings.holders, stuck, findings.pinned_together, findings.held_bytes))
+    parts = sorted(
+        (part for part in candidates if part and part.size_bytes >= limit_bytes), key=lambda part: -part.size_bytes
+    )
+    if not parts:
+        return None
+    sentence = "; ".join(part.sentence for part in parts)
+    return _verdict(
+        VerdictKind.LARGE_BUT_UNEXPLAINED,
+        Confidence.MEDIUM,
+        sentence[:1].upper() + sentence[1:] + ".",
+        reasons=[
+            f"memory without an explanation matters from {format_bytes(limit_bytes)} of a class on",
+            *(reason for part in parts for reason in part.reasons),
+            *(doubt.sentence for doubt in doubts),
+        ],
+        advice=parts[0].advice,
+        holder=next((part.holder for part in parts if part.holder is not None), None),
+        stack=next((part.stack for part in parts if part.stack is not None), None),
+        suspect_bytes=parts[0].size_bytes,
+    )
 
 
-def _nothing_found(findings: Findings, thresholds: Thresholds) -> Verdict:
+def _doubtful(doubts: Sequence[Doubt]) -> Verdict | None:
+    grave = [doubt.sentence for doubt in doubts if doubt.forbids_no]
+    if not grave:
+        return None
+    return _verdict(
+        VerdictKind.INCONCLUSIVE,
+        Confidence.LOW,
+        f"No leak was found, but one cannot be ruled out: {'; '.join(grave)}.",
+        reasons=[doubt.sentence for doubt in doubts if not doubt.forbids_no],
+        advice="See the needs below for what is missing, or run again with every check, at a quieter time.",
+    )
+
+
+def _no_leak(findings: Findings, thresholds: Thresholds, doubts: Sequence[Doubt]) -> Verdict:
     limit = format_bytes(thresholds.suspect_bytes(findings.mem_total_bytes))
-    looked_for = []
-    if Check.SOCKET_QUEUES in findings.checks and findings.window_seconds >= thresholds.stuck_floor_seconds:
-        looked_for.append(f"no process leaves {limit} or more pinned by unread data")
-    if Check.ALLOC_PAGE_TRACE in findings.checks:
-        looked_for.append(f"no call stack keeps allocating {limit} or more without freeing")
-    if findings.breakdown is not None:
-        looked_for.append(f"allocpage has {format_bytes(findings.breakdown.alloc_page_bytes)}")
-    if not looked_for:
-        return Verdict(
-            kind=VerdictKind.INCONCLUSIVE,
-            confidence=Confidence.LOW,
-            sentence="None of the checks that were asked for could be made.",
-            advice="See the needs below: each says what is missing and how to mend it.",
-        )
-    complete = {Check.SOCKET_QUEUES, Check.ALLOC_PAGE_TRACE} <= set(findings.checks)
-    confidence = Confidence.LOW if not complete else Confidence.MEDIUM if findings.interrupted else Confidence.HIGH
-    sentence = "; ".join(looked_for)
+    large = format_bytes(thresholds.large_bytes(findings.mem_total_bytes))
+    breakdown = findings.breakdown
+    alloc_page = f"; allocpage has {format_bytes(breakdown.alloc_page_bytes)}" if breakdown else ""
+    return _verdict(
+        VerdictKind.NO_LEAK,
+        Confidence.MEDIUM if doubts else Confidence.HIGH,
+        f"No process, container or pod leaves {limit} or more pinned by unread data; no call stack keeps allocating "
+        f"{limit} or more without freeing; no class of memory that can leak has {large} or more without an explanation"
+        f"{alloc_page}.",
+        reasons=[
+            f"the window was {findings.window_seconds:.0f} s: a slower leak needs a longer window",
+            *(doubt.sentence for doubt in doubts),
+        ],
+    )
+
+
+def _verdict(
+    kind: VerdictKind,
+    confidence: Confidence,
+    sentence: str,
+    *,
+    reasons: Sequence[str] = (),
+    advice: str = "",
+    holder: int | None = None,
+    stack: int | None = None,
+    suspect: StuckSockets | None = None,
+    suspect_bytes: int = 0,
+) -> Verdict:
+    """A verdict whose texts are within the document's bounds, whatever names they are made of."""
     return Verdict(
-        kind=VerdictKind.NO_LEAK,
+        kind=kind,
         confidence=confidence,
-        sentence=sentence[:1].upper() + sentence[1:] + ".",
-        reasons=[f"the window was {findings.window_seconds:.0f} s: a slower leak needs a longer window"],
+        sentence=sentence[:_MAX_TEXT],
+        reasons=[reason[:_MAX_TEXT] for reason in reasons[:_MAX_REASONS]],
+        advice=advice[:_MAX_TEXT],
+        holder=holder,
+        stack=stack,
+        suspect_bytes=suspect.pinned_bytes if suspect else suspect_bytes,
+        suspect_unread_bytes=suspect.unread_bytes if suspect else 0,
+        scope=suspect.scope if suspect else None,
     )
 
 
@@ -251,16 +292,47 @@ def _queues(holder: Holder) -> Sequence[Queue]:
     return holder.socket.queues if holder.socket else ()
 
 
-def _who(holder: Holder) -> str:
+def _who(suspect: StuckSockets, holders: Sequence[Holder]) -> str:
+    """Whose unread data it is, how much, and for how long."""
+    first = holders[suspect.holders[0]]
+    unread = f"{format_bytes(suspect.unread_bytes)} unread for at least {suspect.stuck_seconds:.0f} s"
+    if suspect.scope is SuspectScope.PROCESS:
+        others = suspect.sockets - first.summed
+        more = f" and {others} more of its sockets" if others else ""
+        return f"{_name(first)}{more}: {unread}"
+    return (
+        f"{_group(suspect, first)}, {suspect.sockets} sockets of {suspect.processes} processes, the most in "
+        f"{_name(first)}: {unread}"
+    )
+
+
+def _group(suspect: StuckSockets, first: Holder) -> str:
+    owner = first.owners[0]
+    if suspect.scope is SuspectScope.CONTAINER:
+        return f"container {owner.container_id[:_ID_SHOWN]}"
+    return f"pod {owner.pod_uid}"
+
+
+def _advice(suspect: StuckSockets, first: Holder) -> str:
+    if not first.owners:
+        return "No process can be restarted for it: find out what its peer still sends, and end that connection there."
+    if suspect.scope is SuspectScope.PROCESS:
+        who = f"why {_process(first)} does not read {_fd(first)}, and restart or fix it"
+    else:
+        who = f"why the processes of {_group(suspect, first)} do not read their sockets, and restart or fix them"
+    return f"Find out {who}: the memory comes back as soon as they are read or closed."
+
+
+def _name(holder: Holder) -> str:
     if holder.owners:
         return f"{_process(holder)} {_fd(holder)}"
     subject = f"{holder.summed} sockets" if holder.summed > 1 else "a socket"
-    return f"{subject} that no process holds ({holder.unowned_reason})"
+    if holder.owners_total and not holder.unowned_reason:
+        return f"{subject} of a process that has ended"
+    return f"{subject} that no process holds ({holder.unowned_reason or 'why is not known'})"
 
 
 def _process(holder: Holder) -> str:
-    if not holder.owners:
-        return "its peer"
     owner: Owner = holder.owners[0]
     return shown_process(owner.comm, owner.pid)
 
@@ -268,7 +340,7 @@ def _process(holder: Holder) -> str:
 def _fd(holder: Holder) -> str:
     if holder.summed > 1:
         return f"{holder.summed} of its sockets"
-    fds = holder.owners[0].fds if holder.owners else []
+    fds = holder.owners[0].fds
     return "fd " + ",".join(map(str, fds[:3])) if fds else "its socket"
 
 

@@ -90,6 +90,14 @@ class SocketScan:
     files: npt.NDArray[np.void] = field(default_factory=lambda: np.empty(0, FOUND_DTYPE))
     """FOUND_DTYPE: every fd of every process that is a pipe, a perf event or a BPF map, for the other holders."""
     not_seen: list[str] = field(default_factory=list)
+    sockets_not_reached: int = 0
+    """Sockets that were known and not looked at, because the time ran out."""
+    blocks_not_kept: int = 0
+    """Blocks beyond those that the scan may keep."""
+    sees_linear_heads: bool = True
+    """False where linear heads that are pages of their own cannot be told from slab."""
+    tables_complete: bool = True
+    """False when a part of the kernel's tables of sockets changed or was not reached."""
     read: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, "<u8"))
     """Addresses of sockets that were watched until this scan (SocketScanner.watch), and read from."""
     start_seconds: float = 0
@@ -400,6 +408,10 @@ class _Scan:
             pinned_bytes=int(pinned),
             files=self._files,
             not_seen=self._not_seen(queues),
+            sockets_not_reached=self._not_reached,
+            blocks_not_kept=self._blocks_left_out,
+            sees_linear_heads=bool(self._source.fact("linear_to_page")),
+            tables_complete=self._namespaces_whole,
             start_seconds=self._start_seconds,
             end_seconds=time.monotonic(),
         )

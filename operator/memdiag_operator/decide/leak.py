@@ -1,7 +1,7 @@
 """What a verdict says about LeakDetected."""
 
 from memdiag_api.conditions import ConditionStatus
-from memdiag_api.evidence import VerdictKind
+from memdiag_api.evidence import Check, Confidence, Evidence, Verdict, VerdictKind
 
 LEAK_STATUS = {
     VerdictKind.PINNED_BY_UNREAD_SOCKET: ConditionStatus.TRUE,
@@ -12,3 +12,19 @@ LEAK_STATUS = {
 }
 # Of several nodes' answers the most telling one stands for all.
 WEIGHT = {ConditionStatus.TRUE: 2, ConditionStatus.UNKNOWN: 1, ConditionStatus.FALSE: 0}
+
+
+def verdict_of(evidence: Evidence) -> Verdict:
+    """The runner's verdict. A NoLeak that rests on fewer checks than it takes becomes Inconclusive.
+
+    Runners of version 0.1.0 said NoLeak also without their leak checks, and the runner's image is configured apart from
+    the operator's.
+    """
+    verdict = evidence.verdict
+    missing = [check.value for check in Check if check not in evidence.checks]
+    if verdict.kind is not VerdictKind.NO_LEAK or not missing:
+        return verdict
+    sentence = f"No leak was found, but one cannot be ruled out without {' and '.join(missing)}."
+    return verdict.model_copy(
+        update={"kind": VerdictKind.INCONCLUSIVE, "confidence": Confidence.LOW, "sentence": sentence}
+    )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from memdiag_api.conditions import Reason
+from memdiag_api.conditions import ConditionStatus, Reason
 from memdiag_api.diagnosis import (
     API_VERSION,
     HolderSummary,
@@ -15,12 +15,13 @@ from memdiag_api.diagnosis import (
     TargetPod,
     VerdictSummary,
 )
-from memdiag_api.evidence import Evidence, Holder, NeedState, Owner, Stack
+from memdiag_api.evidence import Evidence, Holder, NeedState, Owner, Stack, SuspectScope
 from memdiag_api.process_name import shown_process
 from memdiag_api.report import MemoryDiagnosisReport
 from memdiag_api.units import format_bytes
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.attribution import Attribution
+from memdiag_operator.decide.leak import LEAK_STATUS, verdict_of
 from memdiag_operator.decide.objects import ObjectMeta
 from memdiag_operator.decide.runner_pod import owner_reference
 from memdiag_operator.decide.sanitize import clip
@@ -48,8 +49,11 @@ def node_result(
     """
     holders = [holder_summary(holder, attribution) for holder in evidence.holders]
     stacks = [_stack_summary(stack, holders) for stack in evidence.stacks]
-    trace, breakdown, verdict = evidence.trace, evidence.breakdown, evidence.verdict
-    suspect = None if verdict.holder is None else _whole_suspect(evidence, verdict.holder, holders)
+    trace, breakdown, verdict = evidence.trace, evidence.breakdown, verdict_of(evidence)
+    # What a verdict names that finds no leak is no suspect.
+    found = verdict if LEAK_STATUS[verdict.kind] is ConditionStatus.TRUE else None
+    suspect = _whole_suspect(evidence, found.holder, holders) if found and found.holder is not None else None
+    stack = stacks[found.stack] if found and found.stack is not None else None
     of_pod = [at for at, one in enumerate(holders) if highlighted and _is_of(one, highlighted)]
     target_pod = (
         _target_pod(evidence, attribution, highlighted, [holders[at] for at in of_pod]) if highlighted else None
@@ -63,9 +67,9 @@ def node_result(
             kind=verdict.kind,
             confidence=verdict.confidence,
             sentence=verdict.sentence,
-            advice=advice(suspect, verdict.advice),
+            advice=advice(suspect, verdict.advice, scope=verdict.scope),
         ),
-        suspect=suspect_line(suspect, None if verdict.stack is None else stacks[verdict.stack]),
+        suspect=suspect_line(suspect, stack, scope=verdict.scope),
         **({"target_pod": target_pod} if target_pod else {}),
         mem_total_bytes=evidence.host.mem_total_bytes,
         alloc_page=format_bytes(breakdown.alloc_page_bytes) if breakdown else "",
@@ -138,18 +142,36 @@ def holder_summary(holder: Holder, attribution: Attribution) -> HolderSummary:
 
 
 def _whole_suspect(evidence: Evidence, index: int, holders: list[HolderSummary]) -> HolderSummary:
-    """The prime suspect with all of its process's stuck holders: the verdict's bytes are those of the process."""
-    suspect = holders[index]
-    same = [one for one in holders if one.stuck_seconds and one.pid == suspect.pid] if suspect.pid else []
-    if suspect not in same:
+    """The prime suspect with all stuck sockets that the verdict sums up: of its process, its container or its pod.
+
+    A socket without a process has nothing in common with others: it stands for itself.
+    """
+    verdict, suspect, owners = evidence.verdict, holders[index], evidence.holders[index].owners
+    if not owners or not suspect.stuck_seconds:
         return suspect
+    same = [
+        holders[number]
+        for number, one in enumerate(evidence.holders)
+        if one.stuck_seconds and one.owners and _key(one.owners[0], verdict.scope) == _key(owners[0], verdict.scope)
+    ]
     return suspect.model_copy(
         update={
-            "fds": sorted({fd for one in same for fd in one.fds})[:MAX_FDS],
-            "unread_bytes": sum(one.unread_bytes for one in same),
-            "pinned_bytes": evidence.verdict.suspect_bytes or suspect.pinned_bytes,
+            "fds": sorted({fd for one in same if one.pid == suspect.pid for fd in one.fds})[:MAX_FDS],
+            "unread_bytes": verdict.suspect_unread_bytes or sum(one.unread_bytes for one in same),
+            "pinned_bytes": verdict.suspect_bytes or suspect.pinned_bytes,
         }
     )
+
+
+def _key(owner: Owner, scope: SuspectScope | None) -> object:
+    """What the sockets of a suspect have in common."""
+    match scope:
+        case SuspectScope.CONTAINER:
+            return owner.container_id
+        case SuspectScope.POD:
+            return owner.pod_uid
+        case _:
+            return owner.pid
 
 
 def _unowned_reason(holder: Holder, owner: Owner | None, *, is_named: bool) -> str:

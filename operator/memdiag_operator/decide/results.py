@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from pydantic import ValidationError
 
 from memdiag_api.conditions import Reason
+from memdiag_api.document import DocumentError, first_fault, read_document
 from memdiag_api.evidence import Evidence, RunnerError, TerminationMessage
 from memdiag_api.framing import FramingError, unframe
 from memdiag_api.process_name import MAX_COMM_LENGTH
@@ -77,7 +78,7 @@ def parse_termination_message(text: str, run: str) -> TerminationMessage | None:
     try:
         message = TerminationMessage.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise ResultInvalidError(f"its termination message is malformed ({_first_fault(error)})") from error
+        raise ResultInvalidError(f"its termination message is malformed ({first_fault(error)})") from error
     if message.run_id != run:
         raise ResultInvalidError(f"its termination message speaks of run {message.run_id!r}, this is {run!r}")
     return TerminationMessage.model_validate(clean_json(message.to_json_object()))
@@ -89,31 +90,14 @@ def check_document(log: bytes, message: TerminationMessage, run: str, node_name:
     Raises ResultInvalidError, which repeats the essence from the termination message.
     """
     try:
-        evidence = Evidence.model_validate_json(unframe(log, message), strict=True)
-    except FramingError as error:
+        evidence = read_document(unframe(log, message))
+    except (FramingError, DocumentError) as error:
         raise ResultInvalidError(f"{error}. {_essence(message)}") from error
-    except ValidationError as error:
-        raise ResultInvalidError(f"its document is malformed ({_first_fault(error)}). {_essence(message)}") from error
     if evidence.run_id != run:
         raise ResultInvalidError(f"its document speaks of run {evidence.run_id!r}, this is {run!r}")
     if evidence.host.node_name != node_name:
         raise ResultInvalidError(f"its document speaks of node {evidence.host.node_name!r}")
-    _check_references(evidence)
     return Evidence.model_validate(clip_fields(clean_json(evidence.to_json_object()), _FIELD_LIMITS))
-
-
-def _check_references(evidence: Evidence) -> None:
-    stacks, holders = len(evidence.stacks), len(evidence.holders)
-    referred_holders = [held.holder for stack in evidence.stacks for held in stack.held_by]
-    referred_stacks = [filled.stack for holder in evidence.holders for filled in holder.filled_by]
-    if evidence.verdict.holder is not None:
-        referred_holders.append(evidence.verdict.holder)
-    if evidence.verdict.stack is not None:
-        referred_stacks.append(evidence.verdict.stack)
-    if any(index >= holders for index in referred_holders):
-        raise ResultInvalidError("its document refers to a holder that it does not list")
-    if any(index >= stacks for index in referred_stacks):
-        raise ResultInvalidError("its document refers to a stack that it does not list")
 
 
 def _without_log(
@@ -185,12 +169,6 @@ def _essence(message: TerminationMessage) -> str:
         return "Its termination message names no verdict."
     suspect = f", suspect {message.suspect}" if message.suspect else ""
     return f"Its termination message, unproven, says {message.verdict}{suspect}."
-
-
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(str(part) for part in fault["loc"])
-    return f"{place}: {fault['msg']}" if place else fault["msg"]
 
 
 def _clean(text: str) -> str:

@@ -131,6 +131,8 @@ def _container(spec: MemoryDiagnosisSpec, run: str, node: Node, config: Operator
             *("--cpu-budget-percent", str(spec.cpu_budget_percent)),
             *("--suspect-mib", str(thresholds.suspect_mebibytes)),
             *("--suspect-share", str(thresholds.suspect_share)),
+            *("--large-mib", str(thresholds.large_mebibytes)),
+            *("--large-share", str(thresholds.large_share)),
             *("--grace", str(settings.termination_grace_seconds)),
             *(("--report-arguments",) if settings.report_arguments else ()),
             "--quiet",

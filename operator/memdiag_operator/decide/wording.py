@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from memdiag_api.conditions import ConditionStatus
 from memdiag_api.diagnosis import HolderSummary, NodeResult, NodeState, PodReference, StackSummary
-from memdiag_api.evidence import VerdictKind
+from memdiag_api.evidence import SuspectScope, VerdictKind
 from memdiag_api.process_name import quoted_unless, shown_process
 from memdiag_api.units import format_bytes
-from memdiag_operator.decide.leak import LEAK_STATUS
+from memdiag_operator.decide.leak import LEAK_STATUS, WEIGHT
 from memdiag_operator.decide.sanitize import clip
 
 SUSPECT_LIMIT = 256
@@ -19,10 +19,11 @@ _SUSPECT_FRAMES = 3
 _IN_WORDS = {
     VerdictKind.PINNED_BY_UNREAD_SOCKET: "unread data pins memory",
     VerdictKind.GROWING_KERNEL_ALLOCATION: "kernel allocations grow",
-    VerdictKind.LARGE_BUT_UNEXPLAINED: "much kernel memory, but no culprit seen",
+    VerdictKind.LARGE_BUT_UNEXPLAINED: "much memory that no check explains",
     VerdictKind.NO_LEAK: "no leak found",
     VerdictKind.INCONCLUSIVE: "inconclusive",
 }
+_OF_SEVERAL = (SuspectScope.CONTAINER, SuspectScope.POD)
 # Where every allocation passes through: it says nothing about who asked.
 _ALLOCATOR_PREFIXES = ("__alloc_pages", "alloc_pages", "__get_free_pages", "get_free_pages", "__alloc_frozen_pages")
 
@@ -36,8 +37,11 @@ _PLAIN_SYMBOL = re.compile(r"[A-Za-z0-9_.$<>\[\] -]*")
 _PROTOCOL_LIMIT, _ADDRESS_LIMIT, _REASON_LIMIT, _SYMBOL_LIMIT = 16, 64, 100, 64
 
 
-def holder_line(holder: HolderSummary) -> str:
-    """Whose a holder is, in a few words: `demo/slow-reader (container app, python3[4711] fd 7)`."""
+def holder_line(holder: HolderSummary, *, scope: SuspectScope | None = None) -> str:
+    """Whose a holder is, in a few words: `demo/slow-reader (container app, python3[4711] fd 7)`.
+
+    `scope`: more than this process is meant, and this is the one with the most.
+    """
     if not holder.pid:
         protocol = quoted_unless(_PLAIN_PROTOCOL, holder.protocol, _PROTOCOL_LIMIT)
         address = quoted_unless(_PLAIN_ADDRESS, holder.local_address, _ADDRESS_LIMIT)
@@ -45,9 +49,11 @@ def holder_line(holder: HolderSummary) -> str:
         return f"{what} ({quoted_unless(_PLAIN_REASON, holder.unowned_reason, _REASON_LIMIT)})"
     descriptors = ", ".join(str(fd) for fd in holder.fds[:4])
     process = shown_process(holder.comm, holder.pid) + (f" fd {descriptors}" if descriptors else "")
+    if scope in _OF_SEVERAL:
+        process += " and others"
     if not holder.pod:
         return f"{process} (unattributed)" if holder.unowned_reason else f"{process} (no pod)"
-    container = f"container {holder.container}, " if holder.container else ""
+    container = f"container {holder.container}, " if holder.container and scope is not SuspectScope.POD else ""
     return f"{holder.namespace}/{holder.pod} ({container}{process})"
 
 
@@ -59,11 +65,11 @@ def stack_line(stack: StackSummary) -> str:
     return " < ".join(shown) or "unknown stack"
 
 
-def suspect_line(holder: HolderSummary | None, stack: StackSummary | None) -> str:
+def suspect_line(holder: HolderSummary | None, stack: StackSummary | None, *, scope: SuspectScope | None = None) -> str:
     """The prime suspect in one short line: the holder if there is one, else the stack; empty without either."""
     if holder:
         pins = f"{format_bytes(holder.unread_bytes)} unread pins {format_bytes(holder.pinned_bytes)}"
-        return clip(f"{holder_line(holder)}: {pins}", SUSPECT_LIMIT)
+        return clip(f"{holder_line(holder, scope=scope)}: {pins}", SUSPECT_LIMIT)
     if stack:
         rate = f", growing {format_bytes(stack.growth_bytes_per_second)}/s" if stack.growth_bytes_per_second > 0 else ""
         grew = f"{format_bytes(stack.outstanding_bytes)} not freed{rate}"
@@ -71,17 +77,21 @@ def suspect_line(holder: HolderSummary | None, stack: StackSummary | None) -> st
     return ""
 
 
-def advice(holder: HolderSummary | None, runner_advice: str) -> str:
+def advice(holder: HolderSummary | None, runner_advice: str, *, scope: SuspectScope | None = None) -> str:
     """What a person can do next: with the suspect's pod by name where it has one, else as the runner said it."""
     if holder is None or not holder.pod:
         return clip(f"{NODE_SAYS}{runner_advice}", SUMMARY_LIMIT) if runner_advice else ""
-    container = f"container {holder.container} of " if holder.container else ""
+    container = f"container {holder.container} of " if holder.container and scope is not SuspectScope.POD else ""
     descriptors = ", ".join(str(fd) for fd in holder.fds[:4])
     stuck = f" for at least {holder.stuck_seconds:.0f} s" if holder.stuck_seconds else ""
+    process = shown_process(holder.comm, holder.pid)
+    who = f"{process} and others have" if scope in _OF_SEVERAL else f"{process} has"
+    where = "" if scope in _OF_SEVERAL else f" on fd {descriptors}"
+    back = "they read or close" if scope in _OF_SEVERAL else "it reads or closes"
     return clip(
-        f"Restart or fix {container}pod {holder.namespace}/{holder.pod}: {shown_process(holder.comm, holder.pid)} has "
-        f"{format_bytes(holder.unread_bytes)} unread on fd {descriptors}{stuck}, pinning "
-        f"{format_bytes(holder.pinned_bytes)}. The memory comes back as soon as it reads or closes.",
+        f"Restart or fix {container}pod {holder.namespace}/{holder.pod}: {who} "
+        f"{format_bytes(holder.unread_bytes)} unread{where}{stuck}, pinning "
+        f"{format_bytes(holder.pinned_bytes)}. The memory comes back as soon as {back}.",
         SUMMARY_LIMIT,
     )
 
@@ -125,8 +135,14 @@ def run_sentence(results: Sequence[NodeResult], states: Sequence[NodeState]) -> 
     sentence = node_sentence(max(results, key=weight_as_answer))
     if len(states) == 1:
         return sentence
-    leaks = sum(state.verdict is not None and LEAK_STATUS[state.verdict] is ConditionStatus.TRUE for state in states)
-    found = f"A leak on {leaks} of {len(states)} nodes" if leaks else f"{len(states)} nodes, no leak found"
+    answers = [LEAK_STATUS[state.verdict] for state in states if state.verdict]
+    leaks, noes = answers.count(ConditionStatus.TRUE), answers.count(ConditionStatus.FALSE)
+    if leaks:
+        found = f"A leak on {leaks} of {len(states)} nodes"
+    elif noes == len(states):
+        found = f"{len(states)} nodes, no leak found"
+    else:
+        found = f"{len(states)} nodes, no leak on {noes} of them, not known on {len(states) - noes}"
     return clip(f"{found}. {sentence}", SUMMARY_LIMIT)
 
 
@@ -137,11 +153,10 @@ def run_suspect(results: Sequence[NodeResult], states: Sequence[NodeState]) -> s
     return best.suspect if is_alone else clip(f"{best.node_name}: {best.suspect}", SUSPECT_LIMIT)
 
 
-def weight_as_answer(result: NodeResult) -> tuple[bool, bool, bool, int]:
-    """Which node a reader wants to hear of first: a leak, a suspect, an answer; then the most allocpage."""
-    kind = result.verdict.kind if result.verdict else None
-    is_leak = kind is not None and LEAK_STATUS[kind] is ConditionStatus.TRUE
-    return is_leak, bool(result.suspect), kind is not None, result.alloc_page_bytes or 0
+def weight_as_answer(result: NodeResult) -> tuple[int, bool, int]:
+    """Which node a reader wants to hear of first: a leak, a doubt, none, no answer; then the most allocpage."""
+    weight = WEIGHT[LEAK_STATUS[result.verdict.kind]] if result.verdict else -1
+    return weight, bool(result.suspect), result.alloc_page_bytes or 0
 
 
 def _proof(result: NodeResult) -> str:

@@ -21,6 +21,7 @@ from memdiag_api.evidence import (
     Stack,
     Trace,
     TraceCounters,
+    VerdictKind,
     Window,
 )
 from memdiag_node.analyze.findings import Holding, Measurements, conclude
@@ -113,6 +114,16 @@ def evidence_of(
         struct_page_bytes=STRUCT_PAGE,
     )
     return conclude(measured, run_id="run", thresholds=Thresholds(), max_stacks=max_stacks, max_holders=max_holders)
+
+
+def test_what_was_traced_and_has_no_holder_is_not_explained() -> None:
+    """30 GiB that a driver took at once in the window: neither held nor growing, and more than a "no" can bear."""
+    gib, order = 1 << 30, 18
+    traced = tuple((number << order, order, 0) for number in range(30))
+    evidence = evidence_of([], alloc_page_bytes=31 * gib, traced=traced)
+    assert lines_of(evidence)["TracedWithoutHolder"] == 30 * gib // PAGE
+    assert evidence.verdict.kind is VerdictKind.LARGE_BUT_UNEXPLAINED
+    assert "31.0 GiB of it are neither held by a known holder" in evidence.verdict.sentence
 
 
 def lines_of(evidence: Evidence) -> dict[str, int]:

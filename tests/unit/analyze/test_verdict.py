@@ -15,14 +15,20 @@ from memdiag_api.evidence import (
     FilledBy,
     Holder,
     HolderKind,
+    MemoryClass,
     Owner,
     Queue,
+    ScanCoverage,
     Socket,
     Stack,
+    SuspectScope,
+    Trace,
+    TraceCounters,
     Trend,
     Verdict,
     VerdictKind,
 )
+from memdiag_node.analyze.doubts import Doubt
 from memdiag_node.analyze.verdict import MIB, Findings, Thresholds, decide_verdict
 
 GIB = 1024 * MIB
@@ -102,8 +108,87 @@ def test_many_small_stuck_sockets_of_one_process_are_judged_together() -> None:
     assert answer.suspect_bytes == 27 * MIB
 
 
-def test_stuck_sockets_of_different_processes_are_judged_apart() -> None:
-    assert verdict(holders=[holder(pid=pid, pinned=9 * MIB) for pid in (1, 2, 3)]).kind is VerdictKind.NO_LEAK
+def of(
+    *, pid: int = 1, container: str = "", pod: str = "", pinned: int = 9 * MIB, comm: str = "worker", summed: int = 1
+) -> Holder:
+    """A stuck socket of a process in a container and a pod."""
+    owner = Owner(pid=pid, comm=comm, fds=[3], container_id=container, pod_uid=pod)
+    return holder(pinned=pinned).model_copy(update={"owners": [owner], "summed": summed})
+
+
+def unowned(*, pinned: int, summed: int = 1) -> Holder:
+    """Stuck sockets that no process holds."""
+    return holder(pid=None, pinned=pinned).model_copy(update={"summed": summed})
+
+
+WORKERS = [of(pid=100 + n, container="c0ffee" * 8, pod="pod-1", pinned=16 * MIB) for n in range(500)]
+
+
+@pytest.mark.parametrize(
+    ("holders", "scope", "suspect_bytes", "words"),
+    [
+        pytest.param(
+            WORKERS, SuspectScope.CONTAINER, 500 * 16 * MIB, "container c0ffeec0ffee, 500 sockets of 500", id="workers"
+        ),
+        pytest.param(
+            [of(pid=n, container=f"c{n}", pod="pod-1") for n in (1, 2, 3)],
+            SuspectScope.POD,
+            27 * MIB,
+            "pod pod-1, 3 sockets of 3 processes",
+            id="three containers of a pod",
+        ),
+        pytest.param(
+            [*WORKERS, of(pid=100, container="c0ffee" * 8, pinned=20 * MIB)],
+            SuspectScope.CONTAINER,
+            500 * 16 * MIB + 20 * MIB,
+            "container c0ffeec0ffee",
+            id="one worker above the limit does not hide the others",
+        ),
+        pytest.param(
+            [of(pid=1, container="c", pinned=60 * MIB), of(pid=2, container="c"), of(pid=3, container="c")],
+            SuspectScope.PROCESS,
+            60 * MIB,
+            "worker[1] fd 3: ",
+            id="the process that has the most of its container",
+        ),
+        pytest.param(
+            [unowned(pinned=30 * MIB)], SuspectScope.PROCESS, 30 * MIB, "a socket that no process holds", id="unowned"
+        ),
+    ],
+)
+def test_the_suspect_is_the_smallest_group_that_pins_much(
+    holders: list[Holder], scope: SuspectScope, suspect_bytes: int, words: str
+) -> None:
+    answer = verdict(holders=holders)
+    assert (answer.kind, answer.scope) == (VerdictKind.PINNED_BY_UNREAD_SOCKET, scope), answer.sentence
+    members = len(holders) if scope is not SuspectScope.PROCESS else 1
+    assert (answer.suspect_bytes, answer.suspect_unread_bytes) == (suspect_bytes, 3 * MIB * members)
+    assert answer.sentence[0].isalpha()
+    assert words in answer.sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "holders"),
+    [
+        ("processes of the host", [of(pid=pid) for pid in (1, 2, 3)]),
+        ("pods", [of(pid=pid, container=f"c{pid}", pod=f"pod-{pid}") for pid in (1, 2, 3)]),
+        ("an orphan and a socket of the kernel", [unowned(pinned=15 * MIB), unowned(pinned=12 * MIB)]),
+        ("a sum of sockets without a process", [unowned(pinned=27 * MIB, summed=300)]),
+    ],
+)
+def test_stuck_sockets_with_nothing_in_common_have_no_suspect_and_forbid_a_no(name: str, holders: list[Holder]) -> None:
+    answer = verdict(holders=holders)
+    assert (answer.kind, answer.scope) == (VerdictKind.INCONCLUSIVE, SuspectScope.NODE), name
+    assert "stuck sockets of the node together pin 27.0 MiB of AllocPage" in answer.sentence
+    assert answer.holder == 0
+
+
+def test_stuck_sockets_that_pin_little_together_are_no_leak() -> None:
+    assert verdict(holders=[of(pid=pid, pinned=5 * MIB) for pid in (1, 2, 3)]).kind is VerdictKind.NO_LEAK
+
+
+def test_nobody_is_told_to_restart_a_process_that_is_not_there() -> None:
+    assert "No process can be restarted" in verdict(holders=[unowned(pinned=GIB)]).advice
 
 
 def test_the_process_that_pins_most_is_named_first() -> None:
@@ -115,6 +200,16 @@ def test_the_process_that_pins_most_is_named_first() -> None:
 
 def test_a_socket_that_nobody_holds_is_named_by_its_reason() -> None:
     assert "not yet accepted" in verdict(holders=[holder(pid=None)]).sentence
+
+
+def test_sockets_of_a_process_that_has_ended_are_one_group() -> None:
+    """Its pid was seen, its name no more."""
+    ended = holder(pid=None, pinned=30 * MIB).model_copy(
+        update={"summed": 99, "owners_total": 1, "unowned_reason": "", "socket": None}
+    )
+    answer = verdict(holders=[ended])
+    assert answer.kind is VerdictKind.PINNED_BY_UNREAD_SOCKET
+    assert answer.sentence.startswith("99 sockets of a process that has ended: ")
 
 
 def test_a_queue_that_could_not_be_read_whole_lowers_the_confidence() -> None:
@@ -145,8 +240,9 @@ def test_a_growing_stack_is_a_leak_from_a_size_on(outstanding: int, trend: Trend
     ("alloc_page", "explained", "kind"),
     [
         (2 * GIB, 0, VerdictKind.LARGE_BUT_UNEXPLAINED),
-        (2 * GIB, 1 * GIB, VerdictKind.NO_LEAK),
-        (1 * GIB, 0, VerdictKind.NO_LEAK),
+        (400 * MIB, 0, VerdictKind.LARGE_BUT_UNEXPLAINED),
+        (400 * MIB, 200 * MIB, VerdictKind.NO_LEAK),
+        (300 * MIB, 0, VerdictKind.NO_LEAK),
     ],
 )
 def test_large_allocpage_is_reported_when_nobody_is_known_to_hold_it(
@@ -154,7 +250,7 @@ def test_large_allocpage_is_reported_when_nobody_is_known_to_hold_it(
 ) -> None:
     assert IDLE.breakdown is not None
     large = IDLE.breakdown.model_copy(update={"alloc_page_bytes": alloc_page})
-    assert verdict(breakdown=large, explained_bytes=explained).kind is kind
+    assert verdict(breakdown=large, held_bytes=explained).kind is kind
 
 
 def test_many_small_stuck_sockets_of_one_process_count_together() -> None:
@@ -190,21 +286,225 @@ def test_a_large_remainder_says_where_at_most_it_can_be() -> None:
     unplaced = census.model_copy(
         update={"compound": [CompoundBlocks(order=3, blocks=0, size_bytes=GIB)], "charged": None}
     )
-    assert len(verdict(breakdown=large, census=unplaced).reasons) == 1
+    assert len(verdict(breakdown=large, census=unplaced).reasons) == 1  # the threshold
+
+
+def test_a_census_that_was_cut_short_bounds_only_what_it_looked_at() -> None:
+    """On a node of 64 GiB, of which the census saw a quarter: the whole may have four times as much."""
+    census = Census(
+        compound=[CompoundBlocks(order=3, blocks=0, size_bytes=GIB, held_bytes=0)], charged=[], scanned_share=0.25
+    )
+    assert IDLE.breakdown is not None
+    large = IDLE.breakdown.model_copy(update={"alloc_page_bytes": 20 * GIB})
+    answer = verdict(breakdown=large, census=census)
+    assert answer.reasons[1:] == [
+        "in the 25% of page frames that were looked at, at most 1.00 GiB of it are blocks of order 3 and in no known "
+        "holder",
+        "the census looked at 25% of the page frames",
+    ]
+
+
+def with_class(name: str, size_bytes: int) -> Breakdown:
+    assert IDLE.breakdown is not None
+    classes = [MemoryClass(name=name, group="Kernel", size_bytes=size_bytes)]
+    return IDLE.breakdown.model_copy(update={"classes": classes})
+
+
+@pytest.mark.parametrize("name", ["SUnreclaim", "Vmalloc", "Percpu", "Shmem"])
+def test_a_large_class_that_no_check_looks_into_forbids_a_no(name: str) -> None:
+    answer = verdict(breakdown=with_class(name, 5 * GIB))
+    assert answer.kind is VerdictKind.LARGE_BUT_UNEXPLAINED
+    assert answer.sentence == f"{name} has 5.00 GiB that no check explains."
+    assert answer.advice
+    assert answer.suspect_bytes == 5 * GIB
+    assert verdict(breakdown=with_class(name, 320 * MIB)).kind is VerdictKind.NO_LEAK  # 2 % of 16 GiB are 328 MiB
+
+
+@pytest.mark.parametrize("name", ["AnonPages", "FileCache", "SReclaimable", "PageTables", "MemFree"])
+def test_a_class_that_is_somebodys_or_comes_back_does_not(name: str) -> None:
+    assert verdict(breakdown=with_class(name, 12 * GIB)).kind is VerdictKind.NO_LEAK
+
+
+def test_all_large_classes_are_named_the_largest_first() -> None:
+    assert IDLE.breakdown is not None
+    classes = [
+        MemoryClass(name=name, group="Kernel", size_bytes=size)
+        for name, size in (("Vmalloc", GIB), ("SUnreclaim", 3 * GIB))
+    ]
+    both = IDLE.breakdown.model_copy(update={"classes": classes, "alloc_page_bytes": 2 * GIB})
+    assert verdict(breakdown=both).sentence == (
+        "SUnreclaim has 3.00 GiB that no check explains; AllocPage has 2.00 GiB; 2.00 GiB of it are neither held by a "
+        "known holder nor growing now; Vmalloc has 1.00 GiB that no check explains."
+    )
+
+
+def pipe(pid: int, pinned: int) -> Holder:
+    owner = Owner(pid=pid, comm="python3", fds=[5])
+    return Holder(kind=HolderKind.PIPE, owners=[owner], owners_total=1, pinned_bytes=pinned)
+
+
+POOL = Holder(
+    kind=HolderKind.PAGE_POOL,
+    description="page pool 3 of eth0",
+    unowned_reason="the kernel's own",
+    pinned_bytes=5 * GIB,
+)
+
+
+@pytest.mark.parametrize(
+    ("holders", "words", "named"),
+    [
+        pytest.param(
+            [holder(stuck=None, pinned=GIB), *[pipe(7, 600 * MIB) for _ in range(10)]],
+            "python3[7] in 10 pipes the most (5.86 GiB)",
+            1,
+            id="pipes of a process",
+        ),
+        pytest.param(
+            [holder(stuck=None, pinned=6 * GIB)], "nginx[4711] in a socket the most (6.00 GiB)", 0, id="queues"
+        ),
+        pytest.param([POOL], "page pool 3 of eth0 the most (5.00 GiB)", 0, id="page pool"),
+    ],
+)
+def test_much_that_is_held_and_not_stuck_forbids_a_no_and_names_the_largest_holder(
+    holders: list[Holder], words: str, named: int
+) -> None:
+    assert IDLE.breakdown is not None
+    large = IDLE.breakdown.model_copy(update={"alloc_page_bytes": 6 * GIB})
+    answer = verdict(breakdown=large, holders=holders, held_bytes=6 * GIB)
+    assert answer.kind is VerdictKind.LARGE_BUT_UNEXPLAINED
+    assert answer.sentence.startswith(f"Known holders keep 6.00 GiB of AllocPage, {words}, and ")
+    assert answer.holder == named
+
+
+def test_what_was_taken_in_the_window_is_named_by_its_call_stack() -> None:
+    assert IDLE.breakdown is not None
+    large = IDLE.breakdown.model_copy(update={"alloc_page_bytes": 4 * GIB})
+    answer = verdict(breakdown=large, stacks=[stack(outstanding=3 * GIB, trend=Trend.PINNED)])
+    assert answer.kind is VerdictKind.LARGE_BUT_UNEXPLAINED
+    assert "3.00 GiB of it were allocated in the window through skb_page_frag_refill+0x10" in answer.reasons
+    assert answer.stack == 0
 
 
 def test_without_any_check_it_is_inconclusive() -> None:
     assert verdict(checks=(), breakdown=None).kind is VerdictKind.INCONCLUSIVE
 
 
-def test_a_narrower_look_is_less_sure() -> None:
-    assert verdict(checks=(Check.BREAKDOWN,)).confidence is Confidence.LOW
-    assert verdict(interrupted=True).confidence is Confidence.MEDIUM
+@pytest.mark.parametrize("missing", list(Check))
+def test_no_leak_takes_every_check(missing: Check) -> None:
+    checks = tuple(check for check in Check if check is not missing)
+    answer = verdict(checks=checks, breakdown=None if missing is Check.BREAKDOWN else IDLE.breakdown)
+    assert (answer.kind, answer.confidence) == (VerdictKind.INCONCLUSIVE, Confidence.LOW)
+    assert f"{missing} was not made" in answer.sentence
+
+
+def test_the_breakdown_alone_is_inconclusive() -> None:
+    answer = verdict(checks=(Check.BREAKDOWN,))
+    assert answer.kind is VerdictKind.INCONCLUSIVE
+    assert "AllocPageTrace and SocketQueues were not made" in answer.sentence
+
+
+def counters(**changes: int) -> Trace:
+    return Trace(
+        outstanding_bytes=0,
+        outstanding_blocks=0,
+        slice_seconds=3,
+        counters=TraceCounters.model_validate({"events_seen": 100_000, **changes}),
+    )
+
+
+GREW = IDLE.breakdown.model_copy(update={"alloc_page_change_bytes": 200 * MIB}) if IDLE.breakdown else None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        pytest.param(
+            {"coverage": ScanCoverage(sockets_not_reached=900_000, queues_not_reached=12)},
+            "did not reach 900000 sockets and 12 queues",
+            id="sockets",
+        ),
+        pytest.param({"coverage": ScanCoverage(queues_not_reached=1)}, "0 sockets and 1 queues", id="queues"),
+        pytest.param(
+            {"coverage": ScanCoverage(blocks_not_kept=5)}, "5 blocks of sockets were not counted", id="blocks"
+        ),
+        pytest.param(
+            {"coverage": ScanCoverage(incomplete_queues=2), "holders": [holder(pinned=MIB, complete=False)]},
+            "2 queues could not be walked to their end, 1 of them of stuck sockets",
+            id="a stuck queue",
+        ),
+        pytest.param(
+            {
+                "coverage": ScanCoverage(sees_linear_heads=False),
+                "holders": [holder(pinned=0).model_copy(update={"unread_packets": 5_000})],
+            },
+            "linear heads",
+            id="packets whose heads cannot be seen",
+        ),
+        pytest.param(
+            {"trace": counters(lost_records=5_000, lost_record_bytes=20 * MIB)}, "20.0 MiB of them", id="records"
+        ),
+        pytest.param({"trace": counters(missed_runs=20_000)}, "skipped 20000 runs", id="program runs"),
+        pytest.param(
+            {"trace": counters(untraced_bytes=150 * MIB), "breakdown": GREW},
+            "AllocPage grew by 200 MiB, and the trace did not see 150 MiB of it",
+            id="untraced growth",
+        ),
+        pytest.param({"window_seconds": 0.4}, "the window of 0.4 s is too short", id="window"),
+        pytest.param({"doubts": [Doubt("a probe failed", forbids_no=True)]}, "a probe failed", id="another's doubt"),
+    ],
+)
+def test_losses_that_may_hide_a_leak_forbid_a_no(changes: dict[str, object], words: str) -> None:
+    answer = verdict(**changes)
+    assert (answer.kind, answer.confidence) == (VerdictKind.INCONCLUSIVE, Confidence.LOW), answer.sentence
+    assert words in answer.sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        pytest.param({"interrupted": True}, "ended early", id="early end"),
+        pytest.param({"coverage": ScanCoverage(incomplete_queues=3)}, "3 queues", id="queues that are read"),
+        pytest.param({"coverage": ScanCoverage(sees_linear_heads=False)}, "linear heads", id="heads, nothing stuck"),
+        pytest.param({"coverage": ScanCoverage(socket_tables_complete=False)}, "tables of sockets", id="orphans"),
+        pytest.param({"trace": counters(lost_records=9, lost_record_bytes=MIB)}, "9 allocations", id="few records"),
+        pytest.param({"trace": counters(lost_stacks=9)}, "9 allocations have no call stack", id="stacks"),
+        pytest.param({"trace": counters(missed_runs=2_000)}, "2% of what they saw", id="some runs"),
+        pytest.param({"trace": counters(untraced_bytes=500 * MIB)}, "differ by 500 MiB", id="untraced"),
+        pytest.param({"census": Census(compound=[], scanned_share=0.4)}, "40% of the page frames", id="frames"),
+        pytest.param({"doubts": [Doubt("a symbol is missing", forbids_no=False)]}, "a symbol", id="another's doubt"),
+    ],
+)
+def test_small_losses_lower_the_confidence_of_a_no(changes: dict[str, object], words: str) -> None:
+    answer = verdict(**changes)
+    assert (answer.kind, answer.confidence) == (VerdictKind.NO_LEAK, Confidence.MEDIUM)
+    assert any(words in reason for reason in answer.reasons), answer.reasons
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"coverage": ScanCoverage(sockets=500, queues=90)},
+        {"trace": counters(missed_runs=700)},
+        {"trace": counters(untraced_bytes=2 * MIB)},
+        {"trace": counters(untraced_bytes=2 * MIB), "breakdown": GREW},  # before the trace began
+        {"census": Census(compound=[])},
+    ],
+)
+def test_what_every_healthy_run_misses_is_no_doubt(changes: dict[str, object]) -> None:
+    assert verdict(**changes).confidence is Confidence.HIGH
+
+
+def test_a_leak_is_less_sure_where_not_all_was_looked_at() -> None:
+    assert verdict(holders=[holder()], checks=(Check.SOCKET_QUEUES,)).confidence is Confidence.MEDIUM
+    assert verdict(holders=[holder()], interrupted=True).confidence is Confidence.MEDIUM
 
 
 def test_what_matters_grows_with_the_machine() -> None:
     assert THRESHOLDS.suspect_bytes(2 * GIB) == 16 * MIB
     assert THRESHOLDS.suspect_bytes(1000 * GIB) == 1000 * GIB // 1000
+    assert THRESHOLDS.large_bytes(2 * GIB) == 256 * MIB
+    assert THRESHOLDS.large_bytes(1000 * GIB) == 20 * GIB
 
 
 def test_blocks_that_a_process_s_sockets_share_count_once() -> None:

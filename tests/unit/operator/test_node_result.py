@@ -19,6 +19,7 @@ from memdiag_api.evidence import (
     NeedState,
     Owner,
     Socket,
+    SuspectScope,
     Trend,
     VerdictKind,
 )
@@ -143,6 +144,83 @@ def test_the_suspect_is_all_stuck_sockets_of_its_process() -> None:
     evidence = template.model_copy(update={"holders": [one, other, moving], "verdict": verdict})
     assert result_of(evidence).suspect == (
         "demo/slow-reader (container app, python3[4711] fd 5, 7): 4.00 MiB unread pins 262 MiB"
+    )
+
+
+def test_two_unowned_sockets_are_not_one_suspect() -> None:
+    one = Holder(kind=HolderKind.SOCKET, unowned_reason="orphaned", unread_bytes=MIB, pinned_bytes=40 * MIB)
+    one = one.model_copy(update={"stuck_seconds": 60.0})
+    template = evidence_with()
+    verdict = template.verdict.model_copy(update={"holder": 0, "suspect_bytes": 40 * MIB})
+    evidence = template.model_copy(update={"holders": [one, one], "verdict": verdict})
+    assert result_of(evidence).suspect == "Socket (orphaned): 1.00 MiB unread pins 40.0 MiB"
+
+
+@pytest.mark.parametrize(
+    ("scope", "who"),
+    [
+        (SuspectScope.CONTAINER, "demo/slow-reader (container app, python3[4711] fd 7 and others)"),
+        (SuspectScope.POD, "demo/slow-reader (python3[4711] fd 7 and others)"),
+    ],
+)
+def test_the_suspect_may_be_all_processes_of_a_container_or_a_pod(scope: SuspectScope, who: str) -> None:
+    one = owned(container_id=CONTAINER, pod_uid="pod-uid")
+    other = one.model_copy(update={"owners": [one.owners[0].model_copy(update={"pid": 4712, "fds": [5]})]})
+    template = evidence_with()
+    changes = {"holder": 0, "suspect_bytes": 9000 * MIB, "suspect_unread_bytes": 700 * MIB, "scope": scope}
+    verdict = template.verdict.model_copy(update=changes)
+    result = result_of(template.model_copy(update={"holders": [one, other], "verdict": verdict}))
+    assert result.suspect == f"{who}: 700 MiB unread pins 8.79 GiB"
+    assert result.verdict
+    assert "python3[4711] and others have 700 MiB unread for at least 60 s, pinning 8.79 GiB" in result.verdict.advice
+
+
+@pytest.mark.parametrize("kind", [VerdictKind.LARGE_BUT_UNEXPLAINED, VerdictKind.INCONCLUSIVE])
+def test_what_a_verdict_without_a_leak_names_is_no_suspect(kind: VerdictKind) -> None:
+    template = evidence_with(holders=12)
+    verdict = template.verdict.model_copy(update={"kind": kind, "holder": 11, "stack": None})
+    result = result_of(template.model_copy(update={"verdict": verdict}), top_n=3)
+    assert result.suspect == ""
+    assert result.top_holders[-1].pid == 4711 + 11
+
+
+@pytest.mark.parametrize("missing", list(Check))
+def test_no_leak_of_a_runner_that_made_fewer_checks_is_inconclusive(missing: Check) -> None:
+    """As runners of version 0.1.0 said it."""
+    template = evidence_with()
+    verdict = template.verdict.model_copy(update={"kind": VerdictKind.NO_LEAK, "holder": None, "stack": None})
+    whole = template.model_copy(update={"verdict": verdict})
+    fewer = whole.model_copy(update={"checks": [check for check in Check if check is not missing]})
+    assert [found.verdict.kind for one in (whole, fewer) if (found := result_of(one)).verdict] == [
+        VerdictKind.NO_LEAK,
+        VerdictKind.INCONCLUSIVE,
+    ]
+    answer = result_of(fewer).verdict
+    assert answer is not None
+    assert f"without {missing}" in answer.sentence
+
+
+def test_several_nodes_have_no_leak_only_if_each_says_so() -> None:
+    def found(node: str, kind: VerdictKind) -> NodeResult:
+        template = evidence_with()
+        verdict = template.verdict.model_copy(
+            update={"kind": kind, "holder": None, "stack": None, "sentence": f"It is {kind}."}
+        )
+        evidence = template.model_copy(update={"verdict": verdict})
+        return node_result(evidence, NOBODY, node_name=node, pod_name=POD_NAME, top_n=3)
+
+    def sentence(*kinds: VerdictKind) -> str:
+        results = [found(f"n{number}", kind) for number, kind in enumerate(kinds)]
+        states = [
+            NodeState(node_name=one.node_name, reason=one.reason, verdict=one.verdict.kind if one.verdict else None)
+            for one in results
+        ]
+        return run_sentence(results, states)
+
+    no, unknown = VerdictKind.NO_LEAK, VerdictKind.LARGE_BUT_UNEXPLAINED
+    assert sentence(no, no).startswith("2 nodes, no leak found. Node n0: no leak found.")
+    assert sentence(no, unknown, no).startswith(
+        "3 nodes, no leak on 2 of them, not known on 1. Node n1: much memory that no check explains. "
     )
 
 
@@ -280,7 +358,9 @@ def test_a_failed_node_is_summed_up_by_its_reason() -> None:
     ]
     assert run_sentence([lost, found], states).startswith("A leak on 1 of 2 nodes. On node node1")
     healthy = states[1].model_copy(update={"verdict": VerdictKind.NO_LEAK})
-    assert run_sentence([lost], [states[0], healthy]).startswith("2 nodes, no leak found. NodeLost")
+    assert run_sentence([lost], [states[0], healthy]).startswith(
+        "2 nodes, no leak on 1 of them, not known on 1. NodeLost"
+    )
 
 
 def test_the_report_has_it_all_and_belongs_to_the_diagnosis() -> None:

@@ -70,6 +70,16 @@ def test_processes_are_reported_with_arguments_only_where_the_configuration_says
     assert "--report-arguments" in container(with_runner(report_arguments=True))["args"]
 
 
+def test_thresholds_of_the_configuration_reach_the_runner() -> None:
+    thresholds = CONFIG.thresholds.model_copy(update={"large_mebibytes": 512, "large_share": 0.05})
+    made = diagnosis()
+    assert isinstance(made.spec, MemoryDiagnosisSpec)
+    config = CONFIG.model_copy(update={"thresholds": thresholds})
+    pod = runner_pod(made.metadata, made.spec, run=RUN, node=node(), config=config, deadline_seconds=1)
+    line = " ".join(pod["spec"]["containers"][0]["args"])
+    assert "--suspect-mib 16 --suspect-share 0.001 --large-mib 512 --large-share 0.05" in line
+
+
 def test_it_has_three_capabilities_and_no_more() -> None:
     """SYS_PTRACE with the host's PIDs is root on the host; DAC_READ_SEARCH opens every file of it."""
     context = container()["securityContext"]
