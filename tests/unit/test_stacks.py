@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memdiag_api.evidence import Context, Stack
-from memdiag_node.analyze.stacks import NO_STACK, function_name, memory_class, to_folded, trim
+from memdiag_node.analyze.stacks import NO_STACK, first_name, function_name, memory_class, to_folded, trim
 
 OUTER = ("vfs_write+0x400", "ksys_write+0xc3", "do_syscall_64+0x71")
 
@@ -17,7 +17,9 @@ OUTER = ("vfs_write+0x400", "ksys_write+0xc3", "do_syscall_64+0x71")
         (("bpf_prog_6deef7357e7b4530_on_alloc+0x33 [bpf]", "bpf_trace_run4+0x81", "__alloc_pages+0x5", *OUTER), OUTER),
         (("bpf_dispatcher_xdp+0x4bfd [bpf]", "bpf_trace_run4+0x10d", "alloc_pages_noprof+0x4c", *OUTER), OUTER),
         (("receive+0x9 [virtio_net]", "bpf_trace_run4+0x10d", "refill+0x4c", *OUTER), ("refill+0x4c", *OUTER)),
-        (("unknown", "__traceiter_mm_page_alloc+0x3", "alloc_pages_noprof+0x1", *OUTER), OUTER),
+        (("unnamed#0a1b2c3d", "__traceiter_mm_page_alloc+0x3", "alloc_pages_noprof+0x1", *OUTER), OUTER),
+        (("unnamed#0a1b2c3d", "unnamed#4e5f6071"), ("unnamed#0a1b2c3d", "unnamed#4e5f6071")),
+        (("bpf_trace_run4+0x10d", "alloc_pages_noprof+0x4c", "unnamed#0a1b2c3d", *OUTER), ("unnamed#0a1b2c3d", *OUTER)),
         (("refill+0xa1", "alloc_pages_noprof+0x1"), ("refill+0xa1", "alloc_pages_noprof+0x1")),
         (("receive_mergeable+0x10 [virtio_net]", *OUTER), ("receive_mergeable+0x10 [virtio_net]", *OUTER)),
         (("__alloc_pages+0x1", "alloc_pages+0x2"), ("alloc_pages+0x2",)),
@@ -35,7 +37,7 @@ def test_noise_is_removed_from_the_inner_end_only(frames: tuple[str, ...], trimm
         ("__alloc_pages_slowpath.constprop.0+0x9", "__alloc_pages_slowpath"),
         ("receive_mergeable+0x10 [virtio_net]", "receive_mergeable"),
         ("kmalloc_large_node_noprof.cold+0x1", "kmalloc_large_node"),
-        ("unknown", "unknown"),
+        ("unnamed#0a1b2c3d", "unnamed#0a1b2c3d"),
     ],
 )
 def test_function_name(frame: str, name: str) -> None:
@@ -84,3 +86,17 @@ def test_what_an_interrupt_interrupted_is_no_part_of_the_stack() -> None:
         "driver_irq+0x2",
         "common_interrupt+0x79",
     )
+
+
+@pytest.mark.parametrize(
+    ("frames", "name"),
+    [
+        (OUTER, "vfs_write+0x400"),
+        (("unnamed#0a1b2c3d", *OUTER), "vfs_write+0x400"),
+        (("unnamed#0a1b2c3d", "unnamed#4e5f6071"), None),
+        (NO_STACK, None),
+        ((), None),
+    ],
+)
+def test_first_name(frames: tuple[str, ...], name: str | None) -> None:
+    assert first_name(frames) == name

@@ -19,6 +19,7 @@ from memdiag_api.evidence import (
     VerdictKind,
 )
 from memdiag_api.units import format_bytes
+from memdiag_node.analyze.stacks import first_name
 
 MIB = 1 << 20
 _MAX_PARTS = 4
@@ -156,10 +157,10 @@ def _pinned(findings: Findings, thresholds: Thresholds) -> Verdict | None:
 def _growing(findings: Findings, thresholds: Thresholds) -> Verdict | None:
     limit_bytes = thresholds.suspect_bytes(findings.mem_total_bytes)
     for index, stack in enumerate(findings.stacks):
-        if stack.trend is not Trend.GROWING or stack.outstanding_bytes < limit_bytes:
+        frame = first_name(stack.frames)
+        if stack.trend is not Trend.GROWING or stack.outstanding_bytes < limit_bytes or frame is None:
             continue
         size, rate = format_bytes(stack.outstanding_bytes), format_bytes(stack.growth_bytes_per_second)
-        frame = stack.frames[0] if stack.frames else "an unknown stack"
         return Verdict(
             kind=VerdictKind.GROWING_KERNEL_ALLOCATION,
             confidence=Confidence.MEDIUM if findings.interrupted else Confidence.HIGH,
@@ -236,7 +237,9 @@ def _nothing_found(findings: Findings, thresholds: Thresholds) -> Verdict:
             advice="See the needs below: each says what is missing and how to mend it.",
         )
     complete = {Check.SOCKET_QUEUES, Check.ALLOC_PAGE_TRACE} <= set(findings.checks)
-    confidence = Confidence.LOW if not complete else Confidence.MEDIUM if findings.interrupted else Confidence.HIGH
+    unnamed_bytes = sum(stack.outstanding_bytes for stack in findings.stacks if first_name(stack.frames) is None)
+    is_judged = complete and unnamed_bytes < thresholds.suspect_bytes(findings.mem_total_bytes)
+    confidence = Confidence.LOW if not is_judged else Confidence.MEDIUM if findings.interrupted else Confidence.HIGH
     sentence = "; ".join(looked_for)
     return Verdict(
         kind=VerdictKind.NO_LEAK,

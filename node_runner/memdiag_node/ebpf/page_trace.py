@@ -22,7 +22,7 @@ from memdiag_node.analyze.traced import BLOCK_DTYPE, ContextCode, TraceResult
 from memdiag_node.ebpf import trace_tables as tables
 from memdiag_node.ebpf.btf import Btf
 from memdiag_node.ebpf.loader import BpfError, BpfObject, ProgramInfo, ProgramInfoLayout
-from memdiag_node.ebpf.symbols import ContextFinder, symbolise
+from memdiag_node.ebpf.symbols import SymbolReader, Symbols
 from memdiag_node.ebpf.trace_tables import RawTrace
 from memdiag_node.host import HostRoots
 from memdiag_node.procfs.kpageflags import FrameTable, is_anonymous, open_frame_table, parse_frame_count
@@ -110,6 +110,7 @@ class PageTrace:
         self._roots = roots
         self._struct_page_bytes = btf.size_bytes("page")
         self._attached: _Attached | None = None
+        self._symbol_reader: SymbolReader | None = None
         self._retired: dict[int, tuple[float, float]] = {}
         self._unused = np.zeros(0, np.uint32)
         self._slice = 0
@@ -133,9 +134,13 @@ class PageTrace:
         if self._attached is not None:
             self._attached.bpf.close()
             self._attached = None
+        if self._symbol_reader is not None:
+            self._symbol_reader.close()
+            self._symbol_reader = None
 
     def _start(self) -> None:
-        self._contexts = ContextFinder.read(self._roots.proc)
+        self._symbol_reader = _open_symbol_reader()
+        self._symbols = Symbols(self._symbol_reader.lines if self._symbol_reader else None)
         with ExitStack() as files:
             flags = open_frame_table(self._roots.proc / "kpageflags", files)
             frame_count = flags.frame_count() if flags else self._frame_count_of_zones()
@@ -177,18 +182,18 @@ class PageTrace:
         """Stop recording, read out, detach, and put it all together."""
         try:
             raw = self.read_out()
-            symbols = self.symbols(raw)  # while the programs still have names
+            symbols, contexts = self.symbols(raw), self.contexts(raw)  # while the programs still have names
         finally:
             self.close()
-        return tables.decode(raw, symbols, self.contexts(raw))
+        return tables.decode(raw, symbols, contexts)
 
     def symbols(self, raw: RawTrace) -> dict[int, str]:
         """A text for each address that the decoding needs."""
-        return symbolise(self._roots.proc, tables.outstanding_addresses(raw))
+        return self._symbols.texts(tables.outstanding_addresses(raw))
 
     def contexts(self, raw: RawTrace) -> npt.NDArray[np.uint8]:
         """The ContextCode of each stack."""
-        return self._contexts.contexts(raw.stacks["value"]["address"])
+        return self._symbols.contexts(raw.stacks["value"]["address"])
 
     def read_out(self) -> RawTrace:
         """Stop recording, and read the tables. The maps last until `close`."""
@@ -251,7 +256,7 @@ class PageTrace:
         entries = attached.bpf.read_map("stacks", tables.STACK_ENTRY_DTYPE)
         new = entries[entries["value"]["context"] == ContextCode.UNKNOWN]
         if len(new):
-            new["value"]["context"] = self._contexts.contexts(new["value"]["address"])
+            new["value"]["context"] = self._symbols.contexts(new["value"]["address"])
             attached.bpf.update("stacks", new["key"], new["value"])
 
     def _make_room(self, attached: _Attached) -> None:
@@ -315,6 +320,14 @@ class PageTrace:
                 f"the frame numbers of struct pages cannot be told: {len(starts)} starts fit {len(pages)} own pages"
             )
         return starts[0]
+
+
+def _open_symbol_reader() -> SymbolReader | None:
+    """None where the kernel refuses the program: stacks have no names then, and their bytes are right all the same."""
+    try:
+        return SymbolReader()
+    except BpfError:
+        return None
 
 
 def _lock(memory: mmap.mmap) -> bool:

@@ -1,5 +1,6 @@
 """Every rule of the verdict, a row for each way that the evidence can look."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,7 @@ from memdiag_api.evidence import (
     Verdict,
     VerdictKind,
 )
+from memdiag_node.analyze.stacks import NO_STACK
 from memdiag_node.analyze.verdict import MIB, Findings, Thresholds, decide_verdict
 
 GIB = 1024 * MIB
@@ -55,9 +57,9 @@ def holder(
     )
 
 
-def stack(*, outstanding: int, trend: Trend) -> Stack:
+def stack(*, outstanding: int, trend: Trend, frames: Sequence[str] = ("skb_page_frag_refill+0x10",)) -> Stack:
     return Stack(
-        frames=["skb_page_frag_refill+0x10"],
+        frames=list(frames),
         context=Context.PROCESS,
         outstanding_bytes=outstanding,
         outstanding_blocks=1,
@@ -139,6 +141,18 @@ def test_the_join_is_among_the_reasons() -> None:
 )
 def test_a_growing_stack_is_a_leak_from_a_size_on(outstanding: int, trend: Trend, kind: VerdictKind) -> None:
     assert verdict(stacks=[stack(outstanding=outstanding, trend=trend)]).kind is kind
+
+
+@pytest.mark.parametrize("frames", [("unnamed#0a1b2c3d", "unnamed#4e5f6071"), NO_STACK, ()])
+def test_what_has_no_name_is_not_called_growing_and_leaves_doubt(frames: Sequence[str]) -> None:
+    answer = verdict(stacks=[stack(outstanding=5 * GIB, trend=Trend.GROWING, frames=frames)])
+    assert (answer.kind, answer.confidence) == (VerdictKind.NO_LEAK, Confidence.LOW)
+
+
+def test_a_growing_stack_is_named_by_its_innermost_name() -> None:
+    frames = ("unnamed#0a1b2c3d", "skb_page_frag_refill+0x10")
+    answer = verdict(stacks=[stack(outstanding=5 * GIB, trend=Trend.GROWING, frames=frames)])
+    assert answer.sentence.startswith("Allocations through skb_page_frag_refill+0x10 grow")
 
 
 @pytest.mark.parametrize(
