@@ -199,6 +199,31 @@ def test_a_steady_leak_grows_and_one_filling_is_pinned(btf: Btf) -> None:
     assert pinned.trend is Trend.PINNED
 
 
+def test_a_steady_leak_grows_at_its_rate_when_the_window_ends_early_and_the_trace_goes_on(btf: Btf) -> None:
+    with Allocator() as leaking, running_trace(btf, 10.0) as trace:
+
+        def leak_for(seconds: float, *, in_window: bool) -> int:
+            leaked_bytes = 0
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                leaked_bytes += leaking.do("fill_pipes", MIB // 2)
+                if in_window:
+                    trace.advance()
+                time.sleep(0.05)
+            return leaked_bytes
+
+        started = time.monotonic()
+        leaked_bytes = leak_for(4.0, in_window=True)
+        rate = leaked_bytes / (time.monotonic() - started)
+        begun = trace._slice + 1
+        leak_for(3.0, in_window=False)
+        result = trace.finish()
+    leak = next(one for one in stacks_with(result, "anon_pipe_write") if one.outstanding_bytes >= leaked_bytes)
+    assert len(leak.births_bytes) == begun < 20
+    assert leak.trend is Trend.GROWING
+    assert leak.growth_bytes_per_second == pytest.approx(rate, rel=0.25)
+
+
 def test_churn_leaves_nothing_and_its_life_is_short(btf: Btf) -> None:
     with Allocator() as child, running_trace(btf, 2.0) as trace:
         kept_bytes = child.do("fill_pipes", 64 * 1024)  # so that the stack is in the result

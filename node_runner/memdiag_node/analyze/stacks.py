@@ -124,7 +124,8 @@ def _stack(trace: TraceResult, index: int) -> Stack:
     by_order = np.bincount(groups["order"], group_blocks).tolist()
     growth = growth_of(
         births,
-        slice_seconds=trace.traced_seconds / trace.slices,
+        slice_seconds=trace.slice_seconds,
+        last_slice_seconds=trace.last_slice_seconds,
         blocks=int(groups["blocks"].sum()),
         error_bytes=error_bytes,
     )

@@ -226,7 +226,7 @@ class PageTrace:
             first_page=self._first_page,
             struct_page_bytes=self._struct_page_bytes,
             page_bytes=mmap.PAGESIZE,
-            slices=self._settings.slices,
+            slices=self._slice + 1,
             slice_seconds=self._settings.slice_seconds,
             traced_seconds=traced_seconds,
             allocator_pages=allocator_pages,
