@@ -317,8 +317,8 @@ def test_pages_that_a_pool_takes_in_bulk_are_seen_by_the_pool(btf: Btf) -> None:
     with running_trace(btf) as trace:
         receive_and_drop(1 << 14)
         raw = trace.read_out()
+        result = trace_tables.decode(raw, trace.symbols(raw), trace.contexts(raw))
     assert raw.counter("pool_pages") >= 64
-    result = trace_tables.decode(raw, trace.symbols(raw), trace.contexts(raw))
     assert sum(stack.outstanding_bytes for stack in stacks_with(result, "page_pool_alloc_netmems")) == 0
 
 

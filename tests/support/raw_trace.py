@@ -73,7 +73,7 @@ def record() -> None:
                 time.sleep(0.4)
                 trace.advance()
             raw = trace.read_out()
-        save(raw, trace.symbols(raw), trace.contexts(raw).tolist(), RECORDED)
+            save(raw, trace.symbols(raw), trace.contexts(raw).tolist(), RECORDED)
 
 
 if __name__ == "__main__":

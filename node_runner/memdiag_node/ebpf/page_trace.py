@@ -182,7 +182,7 @@ class PageTrace:
         return tables.decode(raw, symbols, contexts)
 
     def symbols(self, raw: RawTrace) -> dict[int, str]:
-        """A text for each address that the decoding needs."""
+        """A text for each address that the decoding needs. To be asked for before `close`, as `contexts`."""
         return self._symbols.texts(tables.outstanding_addresses(raw))
 
     def contexts(self, raw: RawTrace) -> npt.NDArray[np.uint8]:

@@ -47,7 +47,7 @@ class SymbolReader(ClosedOnExit):
             batch = addresses[start : start + _ADDRESSES]
             self._addresses[: len(batch)] = batch
             self._addresses[len(batch) :] = 0
-            lines += self._iterator.read().decode(errors="backslashreplace").splitlines()
+            lines += self._iterator.read().decode(errors="backslashreplace").split("\n")[:-1]
         if len(lines) != len(addresses):
             raise BpfError(f"{_SOURCE}: {len(lines)} lines for {len(addresses)} addresses")
         return lines
