@@ -154,6 +154,7 @@ def test_blocks_are_charged_by_their_first_frame() -> None:
     assert tally.charged == {77: 9, 78: 1}
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=2048, max_size=2048), st.integers(0, 10))
 def test_any_frame_table_is_tallied_whole(entries: bytes, order: int) -> None:
     frames = np.frombuffer(entries, np.uint16)
