@@ -83,6 +83,15 @@ def first_name(frames: Sequence[str]) -> str | None:
     return next(named, None)
 
 
+def lacks_names(stacks: Sequence[Stack], limit_bytes: int) -> bool:
+    """Whether `limit_bytes` or more is in stacks without names, or the kernel gave no name at all.
+
+    Then a leak may go unnoticed: without names, the stacks of interrupts differ by what they interrupted.
+    """
+    unnamed = [stack.outstanding_bytes for stack in stacks if first_name(stack.frames) is None]
+    return bool(unnamed) and (len(unnamed) == len(stacks) or sum(unnamed) >= limit_bytes)
+
+
 def trim(frames: Sequence[str]) -> tuple[str, ...]:
     """Remove the tracer's and the page allocator's own frames, and what an interrupt interrupted; never all frames."""
     names = [function_name(frame) for frame in frames]

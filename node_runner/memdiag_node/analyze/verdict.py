@@ -19,7 +19,7 @@ from memdiag_api.evidence import (
     VerdictKind,
 )
 from memdiag_api.units import format_bytes
-from memdiag_node.analyze.stacks import first_name
+from memdiag_node.analyze.stacks import first_name, lacks_names
 
 MIB = 1 << 20
 _MAX_PARTS = 4
@@ -237,8 +237,7 @@ def _nothing_found(findings: Findings, thresholds: Thresholds) -> Verdict:
             advice="See the needs below: each says what is missing and how to mend it.",
         )
     complete = {Check.SOCKET_QUEUES, Check.ALLOC_PAGE_TRACE} <= set(findings.checks)
-    unnamed_bytes = sum(stack.outstanding_bytes for stack in findings.stacks if first_name(stack.frames) is None)
-    is_judged = complete and unnamed_bytes < thresholds.suspect_bytes(findings.mem_total_bytes)
+    is_judged = complete and not lacks_names(findings.stacks, thresholds.suspect_bytes(findings.mem_total_bytes))
     confidence = Confidence.LOW if not is_judged else Confidence.MEDIUM if findings.interrupted else Confidence.HIGH
     sentence = "; ".join(looked_for)
     return Verdict(

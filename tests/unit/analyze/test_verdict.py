@@ -149,6 +149,22 @@ def test_what_has_no_name_is_not_called_growing_and_leaves_doubt(frames: Sequenc
     assert (answer.kind, answer.confidence) == (VerdictKind.NO_LEAK, Confidence.LOW)
 
 
+@pytest.mark.parametrize(
+    ("unnamed_bytes", "named", "confidence"),
+    [
+        (4096, 0, Confidence.LOW),  # the kernel gives no names: a leak may be split over many stacks
+        (4096, 1, Confidence.HIGH),
+        (15 * MIB, 1, Confidence.HIGH),
+        (20 * MIB, 1, Confidence.LOW),
+    ],
+)
+def test_no_leak_is_not_sure_without_names(unnamed_bytes: int, named: int, confidence: Confidence) -> None:
+    stacks = [stack(outstanding=unnamed_bytes // 2, trend=Trend.UNCLEAR, frames=(f"unnamed#{n}",)) for n in range(2)]
+    stacks += [stack(outstanding=4096, trend=Trend.UNCLEAR)] * named
+    answer = verdict(stacks=stacks)
+    assert (answer.kind, answer.confidence) == (VerdictKind.NO_LEAK, confidence)
+
+
 def test_a_growing_stack_is_named_by_its_innermost_name() -> None:
     frames = ("unnamed#0a1b2c3d", "skb_page_frag_refill+0x10")
     answer = verdict(stacks=[stack(outstanding=5 * GIB, trend=Trend.GROWING, frames=frames)])
