@@ -43,6 +43,7 @@ PLANTER_UID = 12345
 POD_UID = "8a3f0c1d-52b7-4b5c-9e0e-6f2d1a7c3b94"
 CONTAINER_ID = "4f1c" * 16
 
+KPTR_RESTRICT = Path("/proc/sys/kernel/kptr_restrict")
 V2_CONTROLLERS = Path("/sys/fs/cgroup/cgroup.controllers")
 
 _SYS_BPF = 321  # x86-64
@@ -279,6 +280,8 @@ def steps(*, own_kernel: bool) -> Steps:
 
 def main(results: Path, *, own_kernel: bool) -> None:
     reports: Report = {}
+    if not own_kernel:
+        KPTR_RESTRICT.write_text("2")  # as hardened nodes have it: names must not depend on it
     for name, do in steps(own_kernel=own_kernel).items():
         print(f"{name} ...", flush=True)
         started = time.monotonic()

@@ -62,17 +62,21 @@ def load(directory: Path = RECORDED) -> tuple[RawTrace, dict[int, str], list[int
 
 
 def record() -> None:
-    planted = Allocator(), PlantedMemory("packet_ring", 4 << 20), PlantedMemory("page_tables", 1 << 20)
-    with planted[0] as child, planted[1] as ring, planted[2] as page_tables:
-        with PageTrace(TraceSettings(duration_seconds=4), btf=Btf.load(), roots=HostRoots()) as trace:
-            ring.plant()
-            page_tables.plant()
-            child.do("churn_pipes", 2000)
-            for _ in range(8):
-                child.do("fill_pipes", 512 << 10)
-                time.sleep(0.4)
-                trace.advance()
-            raw = trace.read_out()
+    settings = TraceSettings(duration_seconds=4)
+    with (
+        Allocator() as child,
+        PlantedMemory("packet_ring", 4 << 20) as ring,
+        PlantedMemory("page_tables", 1 << 20) as page_tables,
+        PageTrace(settings, btf=Btf.load(), roots=HostRoots()) as trace,
+    ):
+        ring.plant()
+        page_tables.plant()
+        child.do("churn_pipes", 2000)
+        for _ in range(8):
+            child.do("fill_pipes", 512 << 10)
+            time.sleep(0.4)
+            trace.advance()
+        raw = trace.read_out()
         save(raw, trace.symbols(raw), trace.contexts(raw).tolist(), RECORDED)
 
 

@@ -1,7 +1,7 @@
 """The runner on every kernel that Debian has, and on the machine's own: the same planted loads, the same figures, and
 what a kernel withholds.
 
-Each guest has cgroup v2, randomised kernel bases, no kernel headers and no tracefs. What runs there is
+Each guest has cgroup v2, randomised and hidden kernel addresses, no kernel headers and no tracefs. What runs there is
 tests/support/guest_program.py; here stands what must be true of it.
 """
 

@@ -13,6 +13,9 @@ rule looks at what is left of the two older ones; docs/trace.md shows it with ex
 
 Growth is what is left of the two older thirds over their time: bytes that were allocated and stay, per second. Its
 error is the standard error of the mean over their slices, and the error of thinned figures on top.
+
+Only slices that have begun are judged. The last of them may be shorter than the others, when the window ended early, or
+longer, since the trace goes on while the holders are looked at. Being young, it is no part of the rate.
 """
 
 import math
@@ -40,38 +43,52 @@ class Growth:
     trend: Trend
 
 
-def growth_of(births_bytes: Sequence[float], *, slice_seconds: float, blocks: int, error_bytes: float = 0.0) -> Growth:
-    """Judge outstanding bytes by time of birth: one value for each slice of the window, oldest first.
+def growth_of(
+    births_bytes: Sequence[float],
+    *,
+    slice_seconds: float,
+    last_slice_seconds: float,
+    blocks: int,
+    error_bytes: float = 0.0,
+) -> Growth:
+    """Judge outstanding bytes by time of birth: one value for each slice that has begun, oldest first.
 
-    `error_bytes` is the standard error of their sum, 0 when every block was recorded.
+    `slice_seconds` is the length of every slice but the last. `error_bytes` is the standard error of the sum, 0 when
+    every block was recorded.
     """
     third = len(births_bytes) // 3
     if len(births_bytes) < _MIN_SLICES or slice_seconds <= 0:
         return Growth(0.0, 0.0, Trend.UNCLEAR)
     oldest, middle = births_bytes[:third], births_bytes[third : 2 * third]
     older = [*oldest, *middle]
-    total = math.fsum(births_bytes)
-    older_share = math.fsum(older) / total if total else 0.0
+    older_bytes, total = math.fsum(older), math.fsum(births_bytes)
+    # A long last slice must not make a steady leak look like churn: that rule cuts it to the length of the others.
+    excess = births_bytes[-1] * max(0.0, 1 - slice_seconds / last_slice_seconds) if last_slice_seconds else 0.0
+    older_share = _share(older_bytes, total)
     rate = fmean(older) / slice_seconds
     scatter = stdev(older) / math.sqrt(len(older)) / slice_seconds
     thinning = error_bytes * math.sqrt(older_share) / (len(older) * slice_seconds)
     error = math.hypot(scatter, thinning)
-    return Growth(rate, error, _trend(oldest, middle, older_share, blocks, rate, error))
-
-
-def _trend(  # noqa: PLR0917 - the rule's own inputs
-    oldest: Sequence[float], middle: Sequence[float], older_share: float, blocks: int, rate: float, error: float
-) -> Trend:
     if blocks < _MIN_BLOCKS:
-        return Trend.UNCLEAR
-    if older_share < _CHURN_SHARE:
-        return Trend.CHURN
+        trend = Trend.UNCLEAR
+    elif _share(older_bytes, total - excess) < _CHURN_SHARE:
+        trend = Trend.CHURN
+    elif _is_growing(oldest, middle) and rate > _ERRORS * error:
+        trend = Trend.GROWING
+    elif older_share >= _PINNED_SHARE and _filled(older) < _FILLED_SLICES:
+        trend = Trend.PINNED
+    else:
+        trend = Trend.UNCLEAR
+    return Growth(rate, error, trend)
+
+
+def _share(part: float, whole: float) -> float:
+    return min(1.0, part / whole) if whole > 0 else 0.0
+
+
+def _is_growing(oldest: Sequence[float], middle: Sequence[float]) -> bool:
     everywhere = _filled(oldest) >= _FILLED_SLICES and _filled(middle) >= _FILLED_SLICES
-    if everywhere and fmean(oldest) >= _FLATNESS * fmean(middle) and rate > _ERRORS * error:
-        return Trend.GROWING
-    if older_share >= _PINNED_SHARE and _filled([*oldest, *middle]) < _FILLED_SLICES:
-        return Trend.PINNED
-    return Trend.UNCLEAR
+    return everywhere and fmean(oldest) >= _FLATNESS * fmean(middle)
 
 
 def _filled(births_bytes: Sequence[float]) -> float:

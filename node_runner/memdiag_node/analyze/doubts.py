@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from memdiag_api.evidence import Breakdown, Census, Check, Holder, ScanCoverage, Trace
+from memdiag_api.evidence import Breakdown, Census, Check, Holder, ScanCoverage, Stack, Trace
 from memdiag_api.units import format_bytes
+from memdiag_node.analyze.stacks import lacks_names
 
 LARGEST_FRAGMENT_BYTES = 32 << 10
 """What the network stack allocates at once for fragments and heads: the most that one packet of any size can pin."""
@@ -85,7 +86,8 @@ def trace_doubts(trace: Trace, breakdown: Breakdown | None, *, suspect_bytes: in
     missed_bytes = min(counters.untraced_bytes, grown_bytes - trace.outstanding_bytes)
     if missed_bytes >= suspect_bytes:
         yield Doubt(
-            f"AllocPage grew by {format_bytes(grown_bytes)}, and the trace did not see {format_bytes(missed_bytes)} of it",
+            f"AllocPage grew by {format_bytes(grown_bytes)}, and the trace did not see "
+            f"{format_bytes(missed_bytes)} of it",
             forbids_no=True,
         )
     elif abs(counters.untraced_bytes) >= suspect_bytes:
@@ -93,6 +95,14 @@ def trace_doubts(trace: Trace, breakdown: Breakdown | None, *, suspect_bytes: in
             f"the trace and the kernel's own counters of allocations differ by "
             f"{format_bytes(abs(counters.untraced_bytes))}",
             forbids_no=False,
+        )
+
+
+def name_doubts(stacks: Sequence[Stack], *, suspect_bytes: int) -> Iterator[Doubt]:
+    """Without function names, stacks of one leak cannot be told to be the same."""
+    if lacks_names(stacks, suspect_bytes):
+        yield Doubt(
+            "the kernel gave no names for call stacks, so a leak may be spread over many of them", forbids_no=True
         )
 
 

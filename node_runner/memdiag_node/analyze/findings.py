@@ -29,7 +29,7 @@ from memdiag_node.analyze.document import keep_lists
 from memdiag_node.analyze.doubts import Doubt
 from memdiag_node.analyze.join import Join, Overlap, join_blocks, unique_bytes
 from memdiag_node.analyze.ledger import held_bytes, ledger_of
-from memdiag_node.analyze.stacks import ALLOC_PAGE
+from memdiag_node.analyze.stacks import ALLOC_PAGE, first_name
 from memdiag_node.analyze.verdict import Findings, Thresholds, decide_verdict
 
 _MAX_CONTAINERS = 64
@@ -119,7 +119,9 @@ def conclude(
         ledger=ledger,
         census=measured.census,
         verdict=kept.verdict,
-        notes=[note[:_MAX_NOTE] for note in (*_narrower(measured), *measured.notes)][:_MAX_NOTES],
+        notes=[note[:_MAX_NOTE] for note in (*_narrower(measured), *_unnamed(measured.stacks), *measured.notes)][
+            :_MAX_NOTES
+        ],
     )
 
 
@@ -215,6 +217,14 @@ def _narrower(measured: Measurements) -> list[str]:
         if need.state is NeedState.MISSING
         for check in need.checks
     ]
+
+
+def _unnamed(stacks: Sequence[Stack]) -> list[str]:
+    """What it costs that the kernel gave no names for whole stacks."""
+    unnamed = sum(first_name(stack.frames) is None for stack in stacks)
+    if not unnamed:
+        return []
+    return [f"{unnamed} of {len(stacks)} call stacks have no function names: they are not judged, and name no process"]
 
 
 def _share(part_bytes: int, whole_bytes: int) -> float:

@@ -1,6 +1,7 @@
 """Call stacks made fit to read: trimmed, classed, folded.
 
-A frame is text: `symbol+0x1f`, or `symbol+0x1f [module]`; innermost first.
+A frame is text: `symbol+0x1f`, `symbol+0x1f [module]`, or `unnamed#1a2b3c4d` where the kernel gives no name for its
+address; innermost first.
 """
 
 import re
@@ -13,7 +14,7 @@ from memdiag_api.evidence import AllocatingProcess, Context, Stack
 from memdiag_node.analyze.births import growth_of, median_life_seconds
 from memdiag_node.analyze.traced import ContextCode, TraceResult
 
-UNKNOWN_FRAME = "unknown"
+UNNAMED_PREFIX = "unnamed#"
 _FOLDED_SEPARATOR = re.compile(r"[;\s]")
 _MAX_FRAMES = 64
 _MAX_FRAME_LENGTH = 256
@@ -34,7 +35,7 @@ _TRACER = re.compile(r"bpf_trace_run\d+|__bpf_trace_\w+|__traceiter_\w+|perf_tra
 _TRACER_FRAMES = 12
 # Then the page allocator's: up to the first frame that is none of them.
 _ALLOCATOR = re.compile(
-    r"unknown|__alloc_pages(_nodemask|_slowpath|_internal)?|__alloc_frozen_pages|alloc_frozen_pages"
+    r"__alloc_pages(_nodemask|_slowpath|_internal)?|__alloc_frozen_pages|alloc_frozen_pages"
     r"|alloc_pages(_mpol|_vma|_current|_node|_preferred_many)?|alloc_pages_(bulk|exact)\w*|alloc_page_interleave"
     r"|__folio_alloc|folio_alloc|vma_alloc_folio|__get_free_pages?|get_free_pages|get_zeroed_page"
 )
@@ -57,8 +58,10 @@ _INTERRUPT = (
     r"(__)?sysvec_\w+|(__)?common_interrupt|handle_irq_event\w*|__handle_irq_event_percpu|handle_percpu_devid_\w+"
     r"|hrtimer_interrupt|exc_nmi|do_nmi|__flush_smp_call_function_queue|el[01]\w*_interrupt|gic_handle_irq"
 )
-SOFTIRQ_FUNCTIONS = re.compile(_SOFTIRQ.encode())
-INTERRUPT_FUNCTIONS = re.compile(_INTERRUPT.encode())
+_CONTEXT_FUNCTIONS = (
+    (re.compile(_SOFTIRQ), ContextCode.SOFTIRQ),
+    (re.compile(_INTERRUPT), ContextCode.INTERRUPT),
+)
 # What is outside of these was merely interrupted: it has no part in the allocation.
 _INTERRUPT_ENTRY = re.compile(f"{_SOFTIRQ}|{_INTERRUPT}")
 
@@ -66,6 +69,27 @@ _INTERRUPT_ENTRY = re.compile(f"{_SOFTIRQ}|{_INTERRUPT}")
 def function_name(frame: str) -> str:
     """The function of a frame, without offset, module and compiler's suffixes."""
     return _SUFFIX.sub("", frame.split("+", 1)[0])
+
+
+def interrupt_context(frame: str) -> ContextCode | None:
+    """The context that a function sets for everything that it calls; None for all other functions."""
+    name = function_name(frame)
+    return next((context for pattern, context in _CONTEXT_FUNCTIONS if pattern.fullmatch(name)), None)
+
+
+def first_name(frames: Sequence[str]) -> str | None:
+    """The innermost frame that has a name; None when the stack has none, or was not recorded."""
+    named = (frame for frame in frames if not frame.startswith(UNNAMED_PREFIX) and frame not in NO_STACK)
+    return next(named, None)
+
+
+def lacks_names(stacks: Sequence[Stack], limit_bytes: int) -> bool:
+    """Whether `limit_bytes` or more is in stacks without names, or the kernel gave no name at all.
+
+    Then a leak may go unnoticed: without names, the stacks of interrupts differ by what they interrupted.
+    """
+    unnamed = [stack.outstanding_bytes for stack in stacks if first_name(stack.frames) is None]
+    return bool(unnamed) and (len(unnamed) == len(stacks) or sum(unnamed) >= limit_bytes)
 
 
 def trim(frames: Sequence[str]) -> tuple[str, ...]:
@@ -109,7 +133,8 @@ def _stack(trace: TraceResult, index: int) -> Stack:
     by_order = np.bincount(groups["order"], group_blocks).tolist()
     growth = growth_of(
         births,
-        slice_seconds=trace.traced_seconds / trace.slices,
+        slice_seconds=trace.slice_seconds,
+        last_slice_seconds=trace.last_slice_seconds,
         blocks=int(groups["blocks"].sum()),
         error_bytes=error_bytes,
     )

@@ -84,7 +84,9 @@ class TraceResult:
     """By container, largest first: recorded blocks, not scaled. What is not listed is charged to nobody known."""
     counters: TraceCounters
     slices: int
+    """Those that had begun when the trace ended."""
     slice_seconds: float
+    """The length of every slice but the last."""
     traced_seconds: float
     page_bytes: int
     struct_page_bytes: int
@@ -93,6 +95,11 @@ class TraceResult:
     outstanding_bytes: int
     """Allocpage only: without the stacks of other memory classes, and without what was set aside."""
     outstanding_blocks: int
+
+    @property
+    def last_slice_seconds(self) -> float:
+        """The length of the last slice: it is cut short by an early end, and lasts until the trace is read out."""
+        return max(0.0, self.traced_seconds - (self.slices - 1) * self.slice_seconds)
 
     def groups_of(self, stack: int) -> npt.NDArray[np.void]:
         """The groups of one stack."""

@@ -21,8 +21,16 @@ from memdiag_api.evidence import (
 )
 from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
-from memdiag_node.analyze.doubts import Doubt, census_doubts, check_doubts, scan_doubts, trace_doubts
+from memdiag_node.analyze.doubts import (
+    Doubt,
+    census_doubts,
+    check_doubts,
+    name_doubts,
+    scan_doubts,
+    trace_doubts,
+)
 from memdiag_node.analyze.large import LargePart, held, other_classes, unheld
+from memdiag_node.analyze.stacks import first_name
 from memdiag_node.analyze.stuck import StuckSockets, find_suspect, of_node, stuck_holders
 
 MIB = 1 << 20
@@ -114,6 +122,7 @@ def _doubts(findings: Findings, thresholds: Thresholds, stuck: Sequence[int]) ->
         doubts += scan_doubts(findings.coverage, holders, suspect_bytes=suspect_bytes)
     if findings.trace:
         doubts += trace_doubts(findings.trace, findings.breakdown, suspect_bytes=suspect_bytes)
+    doubts += name_doubts(findings.stacks, suspect_bytes=suspect_bytes)
     if findings.census:
         doubts += census_doubts(findings.census)
     if findings.interrupted:
@@ -157,10 +166,10 @@ def _pinned(findings: Findings, thresholds: Thresholds, stuck: Sequence[int]) ->
 def _growing(findings: Findings, thresholds: Thresholds) -> Verdict | None:
     limit_bytes = thresholds.suspect_bytes(findings.mem_total_bytes)
     for index, stack in enumerate(findings.stacks):
-        if stack.trend is not Trend.GROWING or stack.outstanding_bytes < limit_bytes:
+        frame = first_name(stack.frames)
+        if stack.trend is not Trend.GROWING or stack.outstanding_bytes < limit_bytes or frame is None:
             continue
         size, rate = format_bytes(stack.outstanding_bytes), format_bytes(stack.growth_bytes_per_second)
-        frame = stack.frames[0] if stack.frames else "an unknown stack"
         return _verdict(
             VerdictKind.GROWING_KERNEL_ALLOCATION,
             _confidence(findings),

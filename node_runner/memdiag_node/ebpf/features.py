@@ -40,7 +40,6 @@ def needs(roots: HostRoots) -> list[Need]:
         _bcc(),
         *_btf(roots),
         _programs(),
-        _kallsyms(roots),
         _kpageflags(roots),
         _kpagecgroup(roots),
         _host_pids(roots),
@@ -65,7 +64,7 @@ def _btf(roots: HostRoots) -> list[Need]:
     except (OSError, BtfError) as error:
         reason = f"{path}: {error.strerror or error}." if isinstance(error, OSError) else f"{error}."
         return [_missing("BTF", _BOTH, reason, "Boot a kernel that is built with CONFIG_DEBUG_INFO_BTF.")]
-    return [_met("BTF", _BOTH), _iterators(btf)]
+    return [_met("BTF", _BOTH), _iterators(btf), _symbols(roots, btf)]
 
 
 def _iterators(btf: Btf) -> Need:
@@ -127,22 +126,17 @@ def load_program(code: bytes) -> int:
     return 0
 
 
-def _kallsyms(roots: HostRoots) -> Need:
-    path = roots.proc / "kallsyms"
-    try:
-        with path.open("rb") as lines:
-            visible = any(int(line.split(maxsplit=1)[0], 16) for _, line in zip(range(1000), lines, strict=False))
-    except OSError as error:
-        detail = f"{path}: {error.strerror}. Call stacks have no function names."
-        return _degraded("kernel symbols", _TRACE, detail, "Boot a kernel that is built with CONFIG_KALLSYMS.")
-    if visible:
+def _symbols(roots: HostRoots, btf: Btf) -> Need:
+    """Names come from the kernel's own tables, by an iterator: kernel.kptr_restrict does not matter."""
+    if not (roots.proc / "kallsyms").exists():
+        detail, remedy = "The kernel has no symbol table.", "Boot a kernel that is built with CONFIG_KALLSYMS."
+    elif not btf.has_struct("bpf_iter__bpf_map"):
+        detail, remedy = "The kernel has no BPF iterators, which read its symbol table.", "Boot Linux 5.9 or later."
+    else:
         return _met("kernel symbols", _TRACE)
-    return _degraded(
-        "kernel symbols",
-        _TRACE,
-        f"{path} hides every address. Call stacks have no function names, and cannot be told apart by context.",
-        "Run as root with the capability SYSLOG, and set kernel.kptr_restrict to 0 or 1.",
-    )
+    effect = "Call stacks have no function names, no context and no processes, and those of vmalloc and per-CPU memory "
+    effect += "count as allocpage."
+    return _degraded("kernel symbols", _TRACE, f"{detail} {effect}", remedy)
 
 
 def _kpageflags(roots: HostRoots) -> Need:

@@ -1,14 +1,22 @@
 """Linked lists of the kernel, walked word by word."""
 
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
-
-from memdiag_node.ebpf.sockets import SocketSource
 
 _MAX_LIST = 1 << 16
 
 
-def list_entries(source: SocketSource, heads: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+class KernelMemory(Protocol):
+    """Reads words of kernel memory."""
+
+    def peek(self, addresses: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+        """The 8 bytes at each address; 0 where they cannot be read."""
+        ...
+
+
+def list_entries(source: KernelMemory, heads: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """All entries of the lists that begin at `heads`, list_head or hlist_head: both begin with the next one."""
     found = [np.empty(0, "<u8")]
     entries = source.peek(heads)

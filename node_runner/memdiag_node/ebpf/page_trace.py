@@ -4,7 +4,6 @@
 from filling up, and reads it out. docs/trace.md explains the design and its costs.
 """
 
-import ctypes
 import errno
 import mmap
 import os
@@ -21,11 +20,12 @@ import numpy.typing as npt
 from memdiag_node.analyze.traced import BLOCK_DTYPE, ContextCode, TraceResult
 from memdiag_node.ebpf import trace_tables as tables
 from memdiag_node.ebpf.btf import Btf
+from memdiag_node.ebpf.first_page import alignment_bytes, find_first_page, only_possible_start, traced_own_pages
 from memdiag_node.ebpf.loader import BpfError, BpfObject, ProgramInfo, ProgramInfoLayout
-from memdiag_node.ebpf.symbols import ContextFinder, symbolise
+from memdiag_node.ebpf.symbols import SymbolReader, Symbols
 from memdiag_node.ebpf.trace_tables import RawTrace
 from memdiag_node.host import HostRoots
-from memdiag_node.procfs.kpageflags import FrameTable, is_anonymous, open_frame_table, parse_frame_count
+from memdiag_node.procfs.kpageflags import FrameTable, open_frame_table, parse_frame_count
 from memdiag_node.procfs.pgalloc import parse_allocated_pages
 
 __all__ = ["BLOCK_DTYPE", "MAX_SLICES", "PageTrace", "TraceResult", "TraceSettings"]
@@ -38,12 +38,6 @@ _BIRTHS = 16384
 _ALLOC, _FREE, _POOL_HOLD = "mm_page_alloc", "mm_page_free", "page_pool_state_hold"
 # Tables are made smaller by what nothing uses any more from this share of their room on.
 _CROWDED = 0.5
-# Where frame 0's struct page lies, as far as its address is known beforehand: the kernel aligns it to that much (arm64;
-# x86-64 to 1 GiB).
-_FIRST_PAGE_ALIGNMENT_BYTES = 1 << 24
-_LARGEST_ALIGNMENT_BYTES = 1 << 30
-_CALIBRATION_SHARE = 0.9
-_CALIBRATION_PAGES = 128
 # How often new stacks are looked at. Until then, a stack of an interrupt takes a class for each process that it hits.
 _TELL_SECONDS = 1.0
 # A program that is detached may still run to its end on another CPU.
@@ -110,6 +104,7 @@ class PageTrace:
         self._roots = roots
         self._struct_page_bytes = btf.size_bytes("page")
         self._attached: _Attached | None = None
+        self._symbol_reader: SymbolReader | None = None
         self._retired: dict[int, tuple[float, float]] = {}
         self._unused = np.zeros(0, np.uint32)
         self._slice = 0
@@ -133,9 +128,13 @@ class PageTrace:
         if self._attached is not None:
             self._attached.bpf.close()
             self._attached = None
+        if self._symbol_reader is not None:
+            self._symbol_reader.close()
+            self._symbol_reader = None
 
     def _start(self) -> None:
-        self._contexts = ContextFinder.read(self._roots.proc)
+        self._symbol_reader = _open_symbol_reader()
+        self._symbols = Symbols(self._symbol_reader.lines if self._symbol_reader else None)
         with ExitStack() as files:
             flags = open_frame_table(self._roots.proc / "kpageflags", files)
             frame_count = flags.frame_count() if flags else self._frame_count_of_zones()
@@ -177,18 +176,18 @@ class PageTrace:
         """Stop recording, read out, detach, and put it all together. Once it is `late`, see tally_frames."""
         try:
             raw = self.read_out(late)
-            symbols = self.symbols(raw)  # while the programs still have names
+            symbols, contexts = self.symbols(raw), self.contexts(raw)  # while the programs still have names
         finally:
             self.close()
-        return tables.decode(raw, symbols, self.contexts(raw))
+        return tables.decode(raw, symbols, contexts)
 
     def symbols(self, raw: RawTrace) -> dict[int, str]:
-        """A text for each address that the decoding needs."""
-        return symbolise(self._roots.proc, tables.outstanding_addresses(raw))
+        """A text for each address that the decoding needs. To be asked for before `close`, as `contexts`."""
+        return self._symbols.texts(tables.outstanding_addresses(raw))
 
     def contexts(self, raw: RawTrace) -> npt.NDArray[np.uint8]:
         """The ContextCode of each stack."""
-        return self._contexts.contexts(raw.stacks["value"]["address"])
+        return self._symbols.contexts(raw.stacks["value"]["address"])
 
     def read_out(self, late: Callable[[], bool] = lambda: False) -> RawTrace:
         """Stop recording, and read the tables. The maps last until `close`. Once it is `late`, see tally_frames."""
@@ -222,7 +221,7 @@ class PageTrace:
             first_page=self._first_page,
             struct_page_bytes=self._struct_page_bytes,
             page_bytes=mmap.PAGESIZE,
-            slices=self._settings.slices,
+            slices=self._slice + 1,
             slice_seconds=self._settings.slice_seconds,
             traced_seconds=traced_seconds,
             allocator_pages=allocator_pages,
@@ -252,7 +251,7 @@ class PageTrace:
         entries = attached.bpf.read_map("stacks", tables.STACK_ENTRY_DTYPE)
         new = entries[entries["value"]["context"] == ContextCode.UNKNOWN]
         if len(new):
-            new["value"]["context"] = self._contexts.contexts(new["value"]["address"])
+            new["value"]["context"] = self._symbols.contexts(new["value"]["address"])
             attached.bpf.update("stacks", new["key"], new["value"])
 
     def _make_room(self, attached: _Attached) -> None:
@@ -283,58 +282,21 @@ class PageTrace:
             bpf.delete_keys("stacks", stacks[~np.isin(stacks, needed)])
 
     def _find_first_page(self, attached: _Attached, flags: FrameTable | None, frame_count: int) -> int:
-        """The address of frame 0's struct page.
-
-        Addresses of struct pages are a linear function of frame numbers, whose start is random and shown nowhere. So
-        this process touches some pages, sees their struct pages' addresses, and tries every start that the kernel may
-        have chosen: kpageflags must call all of these frames anonymous, and, once they are locked, locked. Without
-        kpageflags, the start is told where only one is possible.
-        """
         own = _view(attached.bpf, "own_pages", np.dtype("<u8"), tables.OWN_PAGES + 1)
         attached.config["own_pid"] = os.getpid()
-        attached.bpf.attach_raw_tracepoint(_ALLOC, "on_own_alloc")
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        with mmap.mmap(-1, _CALIBRATION_PAGES * mmap.PAGESIZE, flags=private) as memory:
-            memory.madvise(mmap.MADV_NOHUGEPAGE)
-            memory[:: mmap.PAGESIZE] = b"\1" * _CALIBRATION_PAGES
-            attached.bpf.detach_raw_tracepoint(_ALLOC)
-            pages = np.array(own[1 : 1 + int(own[0])])
-
-            def fits(first_page: int, *, locked: bool) -> bool:
-                frames = ((pages - np.uint64(first_page)) // np.uint64(self._struct_page_bytes)).tolist()
-                found = np.concatenate([flags.read(frame, 1) for frame in frames if flags])
-                return int(is_anonymous(found, locked=locked).sum()) >= _CALIBRATION_SHARE * len(pages)
-
-            alignment = _FIRST_PAGE_ALIGNMENT_BYTES if flags else _LARGEST_ALIGNMENT_BYTES
-            starts = _first_pages(pages, self._struct_page_bytes, frame_count, alignment)
-            if flags:
-                starts = [start for start in starts if fits(start, locked=False)]
-            if flags and _lock(memory):
-                starts = [start for start in starts if fits(start, locked=True)]
-        if len(starts) != 1:
-            raise BpfError(
-                f"the frame numbers of struct pages cannot be told: {len(starts)} starts fit {len(pages)} own pages"
-            )
-        return starts[0]
+        own_pages = traced_own_pages(attached.bpf, own, tracepoint=_ALLOC, function="on_own_alloc")
+        machine = {"frame_count": frame_count, "struct_page_bytes": self._struct_page_bytes}
+        if flags is None:
+            return only_possible_start(own_pages, **machine)
+        return find_first_page(own_pages, flags.read, alignment=alignment_bytes(), **machine)
 
 
-def _lock(memory: mmap.mmap) -> bool:
-    """Lock the pages of a mapping into memory; False where that is not allowed (RLIMIT_MEMLOCK)."""
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    status: int = ctypes.CDLL(None).mlock(ctypes.c_void_p(address), ctypes.c_size_t(len(memory)))
-    return status == 0
-
-
-def _first_pages(
-    pages: npt.NDArray[np.uint64], struct_page_bytes: int, frame_count: int, alignment_bytes: int
-) -> list[int]:
-    """Starts that put all of `pages` inside the machine's frames."""
-    if not len(pages):
-        return []
-    lowest, highest = int(pages.min()), int(pages.max())
-    start = lowest - lowest % alignment_bytes
-    end = max(0, highest - frame_count * struct_page_bytes)
-    return list(range(start, end, -alignment_bytes))
+def _open_symbol_reader() -> SymbolReader | None:
+    """None where the kernel refuses the program: stacks have no names then, and their bytes are right all the same."""
+    try:
+        return SymbolReader()
+    except BpfError:
+        return None
 
 
 def _view(bpf: BpfObject, name: str, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:

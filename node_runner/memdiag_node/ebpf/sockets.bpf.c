@@ -11,8 +11,8 @@
 //
 //   subjects       addresses to describe. Written by user space, 0 at the end.
 //   descriptions   one for each subject, at the same index. Written here, read by user space after each run.
-//   facts          what describing learns about this kernel on the way. Written here and read by user space, but for the
-//                  operations of files of perf events and BPF maps, and of network namespaces.
+//   facts          what is known about this kernel: what describing learns on the way, and what user space tells, which are
+//                  the operations of files of perf events and BPF maps, and of network namespaces, and the linear map.
 //   watched        sockets by address, written by user space; the value becomes 1 when one is read from.
 //   words          addresses, written by user space; each is replaced by what stands there, 0 if it can't be read.
 //
@@ -83,8 +83,6 @@ struct description {
 enum {
     FACT_SOCKET_FILE_OPERATIONS,
     FACT_LINEAR_TO_PAGE,
-    FACT_AGREEMENTS,
-    FACT_DISAGREEMENTS,
     FACT_NET_OPERATIONS,
     FACT_CURRENT_TASK,
     FACT_PERF_FILE_OPERATIONS,
@@ -238,50 +236,6 @@ int bpf_iter__bpf_map(struct bpf_iter__bpf_map *ctx)
     return 0;
 }
 #endif
-
-// A partly used slab tells where the linear map and the page array stand: it is a struct page, and its first free object
-// is an address inside the block of that page. Both bases are random on most kernels.
-//   linear_to_page = page array - (linear map >> PAGE_SHIFT) * sizeof(struct page), so page(a) = it + (a >> PAGE_SHIFT) * size
-static inline void calibrate(u64 sk)
-{
-#ifdef HAS_SLAB
-    u64 protocol = 0, cache = 0, list = 0;
-    if (fact(FACT_AGREEMENTS) > 15)
-        return;
-    READ(protocol, sk, SOCK_PROT);
-    READ(cache, protocol, PROTO_SLAB);
-    _Pragma("nounroll") for (int hop = 0; hop < 8; hop++)
-    {
-        u64 node = 0, slab = 0, owner = 0, free = 0, flags = 0;
-        u8 order = 0;
-        if (!cache)
-            break;
-        READ(node, cache, KMEM_CACHE_NODE);
-        READ(slab, node, KMEM_CACHE_NODE_PARTIAL);
-        if (node && slab && slab != node + KMEM_CACHE_NODE_PARTIAL) {
-            slab -= SLAB_LIST;
-            READ(owner, slab, SLAB_CACHE);
-            READ(free, slab, SLAB_FREELIST);
-            READ(flags, slab, PAGE_FLAGS);
-            if (flags & (1ULL << PG_HEAD))
-                READ(order, slab, PAGE_ORDER);
-            if (owner == cache && free) {
-                u64 first = (free >> PAGE_SHIFT) & ~((1ULL << (order & 31)) - 1);
-                u64 base = slab - first * PAGE_STRUCT_SIZE;
-                u64 known = fact(FACT_LINEAR_TO_PAGE);
-                if (!known)
-                    learn(FACT_LINEAR_TO_PAGE, base);
-                if (!known || known == base)
-                    learn(FACT_AGREEMENTS, fact(FACT_AGREEMENTS) + 1);
-                else
-                    learn(FACT_DISAGREEMENTS, fact(FACT_DISAGREEMENTS) + 1);
-            }
-        }
-        READ(list, cache, KMEM_CACHE_LIST);
-        cache = list ? list - KMEM_CACHE_LIST : 0;
-    }
-#endif
-}
 
 // The bound name of a UNIX socket, without its address family. Returns its length in bytes, 0 when it has none.
 static inline u8 read_unix_name(u64 sk, u8 *name)
@@ -443,7 +397,6 @@ static inline void describe_one(struct description *row, u64 sk)
         describe_packet(row, sk);
     else if (row->family == AF_VSOCK)
         describe_vsock(row, sk);
-    calibrate(sk);
 }
 
 int describe(void *ctx)

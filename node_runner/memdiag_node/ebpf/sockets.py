@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from memdiag_node.ebpf.btf import Btf
 from memdiag_node.ebpf.layout import Field, block_layout, offsets, optional_offsets
+from memdiag_node.ebpf.linear_map import linear_to_page, slab_layout
 from memdiag_node.ebpf.loader import BpfError, BpfObject, ClosedOnExit, IteratorLink
 from memdiag_node.ebpf.perf_event import open_idle_perf_event
 
@@ -66,7 +67,7 @@ DESCRIBED_AT_ONCE = 2_048
 """Sockets that `SocketSource.describe` describes between two pieces of its answer."""
 _FINDERS = ("tcp", "udp", "unix", "netlink")
 _FACTS = (
-    *("socket_file_operations", "linear_to_page", "agreements", "disagreements", "net_operations"),
+    *("socket_file_operations", "linear_to_page", "net_operations"),
     *("current_task", "perf_file_operations", "map_file_operations"),
 )
 _WORDS = 512
@@ -113,6 +114,7 @@ _FIELDS: tuple[Field, ...] = (
     ("SOCK_FLAGS", "sock", "__sk_common.skc_flags"),
     ("SOCK_REFERENCES", "sock", "__sk_common.skc_refcnt"),
     ("SOCK_PROT", "sock", "__sk_common.skc_prot"),
+    ("PROTO_SLAB", "proto", "slab"),
     ("SOCK_NET", "sock", "__sk_common.skc_net"),
     ("SOCK_LOCAL_V4", "sock", "__sk_common.skc_rcv_saddr"),
     ("SOCK_REMOTE_V4", "sock", "__sk_common.skc_daddr"),
@@ -179,15 +181,6 @@ _MPTCP_CONSUMED: tuple[Field, ...] = (("MPTCP_CONSUMED", "mptcp_skb_cb", "offset
 _VSOCK_CONSUMED: tuple[Field, ...] = (
     ("VSOCK_CONSUMED", "virtio_vsock_skb_cb", "offset"),
 )  # 6.7: before, it was cut off
-_SLAB: tuple[Field, ...] = (
-    ("PROTO_SLAB", "proto", "slab"),
-    ("KMEM_CACHE_NODE", "kmem_cache", "node"),
-    ("KMEM_CACHE_LIST", "kmem_cache", "list"),
-    ("KMEM_CACHE_NODE_PARTIAL", "kmem_cache_node", "partial"),
-    ("SLAB_LIST", "slab", "slab_list"),
-    ("SLAB_CACHE", "slab", "slab_cache"),
-    ("SLAB_FREELIST", "slab", "freelist"),
-)
 _RING_BUFFER: tuple[Field, ...] = (
     ("MAP_TYPE", "bpf_map", "map_type"),
     ("MAP_ID", "bpf_map", "id"),
@@ -244,7 +237,6 @@ def socket_defines(btf: Btf) -> dict[str, int]:
         ("HAS_VIRTIO_VSOCK", _VIRTIO_VSOCK),
         ("HAS_MPTCP_CONSUMED", _MPTCP_CONSUMED),
         ("HAS_VSOCK_CONSUMED", _VSOCK_CONSUMED),
-        ("HAS_SLAB", _SLAB),
         ("HAS_RING_BUFFER", _RING_BUFFER),
         ("HAS_PAGE_POOL", (("PAGE_POOL", "page" if btf.has_field("page", "pp") else "netmem_desc", "pp"), *_PAGE_POOL)),
         ("HAS_DEVICES", _DEVICES),
@@ -260,7 +252,7 @@ def socket_defines(btf: Btf) -> dict[str, int]:
     if "HAS_RING_BUFFER" in defines:
         defines["RING_BUFFER_TYPE"] = btf.enum_value("BPF_MAP_TYPE_RINGBUF")
         defines["USER_RING_BUFFER_TYPE"] = USER_RING_BUFFER_TYPE
-    defines |= offsets(btf, _FILE_TABLE) | offsets(btf, _OWN_NET)
+    defines |= offsets(btf, _FILE_TABLE) | offsets(btf, _OWN_NET) | slab_layout(btf)
     defines["SOCKET_INODE"] = (
         btf.offset_bytes("socket_alloc", "vfs_inode")
         - btf.offset_bytes("socket_alloc", "socket")
@@ -304,6 +296,8 @@ class SocketSource(ClosedOnExit):
             self._facts = np.frombuffer(self._object.mmap("facts", 8 * len(_FACTS)), "<u8", len(_FACTS))
             self.own_net = self._learn_net_operations()
             self.sees_perf_events = self._learn_file_operations()
+            if "HAS_SLAB" in self.offset:
+                self._facts[_FACTS.index("linear_to_page")] = linear_to_page(self, self.offset, cache=self._any_cache())
         except BaseException:
             self.close()
             raise
@@ -348,11 +342,21 @@ class SocketSource(ClosedOnExit):
         return True
 
     def _learn(self, fact: str, fd: int) -> None:
+        self._facts[_FACTS.index(fact)] = self._follow(fd, "FILE_OPERATIONS")
+
+    def _any_cache(self) -> int:
+        """A kmem_cache: that of this process's own UNIX socket."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as own:
+            return self._follow(own.fileno(), "FILE_PRIVATE", "SOCKET_SK", "SOCK_PROT", "PROTO_SLAB")
+
+    def _follow(self, fd: int, *fields: str) -> int:
+        """Where pointers lead from the struct file of one of this process's fds, by names of offsets."""
         self.peek([1])  # whatever stands there: the run says which task this is
         at = self.fact("current_task") + self.offset["TASK_FILES"]
-        for step in (self.offset["FILES_TABLE"], self.offset["TABLE_FILES"], 8 * fd, self.offset["FILE_OPERATIONS"]):
+        steps = (self.offset["FILES_TABLE"], self.offset["TABLE_FILES"], 8 * fd)
+        for step in (*steps, *(self.offset[name] for name in fields)):
             at = int(self.peek([at])[0]) + step
-        self._facts[_FACTS.index(fact)] = self.peek([at])[0]
+        return int(self.peek([at])[0])
 
     def peek(self, addresses: npt.ArrayLike) -> npt.NDArray[np.uint64]:
         """The 8 bytes at each address of kernel memory; 0 where they cannot be read."""
@@ -422,11 +426,5 @@ class SocketSource(ClosedOnExit):
         return read
 
     def fact(self, name: str) -> int:
-        """Something learned about this kernel while describing; 0 when it is not known.
-
-        `linear_to_page` is only known when all slabs that were looked at agree on it.
-        """
-        value = int(self._facts[_FACTS.index(name)])
-        if name == "linear_to_page" and int(self._facts[_FACTS.index("disagreements")]):
-            return 0
-        return value
+        """Something learned about this kernel; 0 when it is not known."""
+        return int(self._facts[_FACTS.index(name)])

@@ -313,7 +313,7 @@ def _processes(
     numbers: dict[TracedProcess, int] = {}
     identities: dict[int, ContainerIdentity] = {}
     for number in np.flatnonzero((stack_of >= 0) & (raw.infos["key"]["tgid"] > 0)).tolist():
-        if context_of[stack_of[number]] > ContextCode.PROCESS:
+        if context_of[stack_of[number]] != ContextCode.PROCESS:
             continue
         info = raw.infos[number]
         cgroup = int(info["cgroup"])

@@ -15,7 +15,7 @@ from memdiag_node.procfs.errors import ProcFormatError
 _ENTRY_BYTES = 8
 # Bit numbers: kernel, include/uapi/linux/kernel-page-flags.h. Stable, unlike the kernel's own page flags.
 _LOCKED, _UPTODATE, _LRU, _SLAB, _WRITEBACK, _BUDDY, _ANON = 0, 3, 5, 7, 8, 10, 12
-_SWAPCACHE, _SWAPBACKED, _HUGE, _UNEVICTABLE, _OFFLINE, _ZERO, _PGTABLE, _MLOCKED = 13, 14, 17, 18, 23, 24, 26, 33
+_SWAPCACHE, _SWAPBACKED, _HUGE, _UNEVICTABLE, _OFFLINE, _ZERO, _PGTABLE = 13, 14, 17, 18, 23, 24, 26
 _HEAD, _TAIL, _HWPOISON, _NOPAGE, _RESERVED = 15, 16, 19, 20, 32
 
 
@@ -64,10 +64,9 @@ def classify(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
     return kinds
 
 
-def is_anonymous(flags: npt.NDArray[np.uint64], *, locked: bool) -> npt.NDArray[np.bool_]:
-    """Whether each frame is anonymous user memory, and locked into memory (mlock) or not, as asked."""
-    wanted = _mask(_ANON, _MLOCKED) if locked else _mask(_ANON)
-    found: npt.NDArray[np.bool_] = (flags & _mask(_ANON, _SLAB, _BUDDY, _MLOCKED)) == wanted
+def is_anonymous(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Whether each frame is anonymous user memory."""
+    found: npt.NDArray[np.bool_] = (flags & _mask(_ANON, _SLAB, _BUDDY)) == _mask(_ANON)
     return found
 
 

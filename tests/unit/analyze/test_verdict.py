@@ -1,5 +1,6 @@
 """Every rule of the verdict, a row for each way that the evidence can look."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -29,6 +30,7 @@ from memdiag_api.evidence import (
     VerdictKind,
 )
 from memdiag_node.analyze.doubts import Doubt
+from memdiag_node.analyze.stacks import NO_STACK
 from memdiag_node.analyze.verdict import MIB, Findings, Thresholds, decide_verdict
 
 GIB = 1024 * MIB
@@ -61,9 +63,9 @@ def holder(
     )
 
 
-def stack(*, outstanding: int, trend: Trend) -> Stack:
+def stack(*, outstanding: int, trend: Trend, frames: Sequence[str] = ("skb_page_frag_refill+0x10",)) -> Stack:
     return Stack(
-        frames=["skb_page_frag_refill+0x10"],
+        frames=list(frames),
         context=Context.PROCESS,
         outstanding_bytes=outstanding,
         outstanding_blocks=1,
@@ -234,6 +236,34 @@ def test_the_join_is_among_the_reasons() -> None:
 )
 def test_a_growing_stack_is_a_leak_from_a_size_on(outstanding: int, trend: Trend, kind: VerdictKind) -> None:
     assert verdict(stacks=[stack(outstanding=outstanding, trend=trend)]).kind is kind
+
+
+@pytest.mark.parametrize("frames", [("unnamed#0a1b2c3d", "unnamed#4e5f6071"), NO_STACK, ()])
+def test_what_has_no_name_is_not_called_growing_and_leaves_doubt(frames: Sequence[str]) -> None:
+    answer = verdict(stacks=[stack(outstanding=5 * GIB, trend=Trend.GROWING, frames=frames)])
+    assert (answer.kind, answer.confidence) == (VerdictKind.INCONCLUSIVE, Confidence.LOW)
+    assert "the kernel gave no names for call stacks" in answer.sentence
+
+
+@pytest.mark.parametrize(
+    ("unnamed_bytes", "named", "kind"),
+    [
+        (4096, 0, VerdictKind.INCONCLUSIVE),  # the kernel gives no names: a leak may be split over many stacks
+        (4096, 1, VerdictKind.NO_LEAK),
+        (15 * MIB, 1, VerdictKind.NO_LEAK),
+        (20 * MIB, 1, VerdictKind.INCONCLUSIVE),
+    ],
+)
+def test_without_names_nobody_says_that_there_is_no_leak(unnamed_bytes: int, named: int, kind: VerdictKind) -> None:
+    stacks = [stack(outstanding=unnamed_bytes // 2, trend=Trend.UNCLEAR, frames=(f"unnamed#{n}",)) for n in range(2)]
+    stacks += [stack(outstanding=4096, trend=Trend.UNCLEAR)] * named
+    assert verdict(stacks=stacks).kind is kind
+
+
+def test_a_growing_stack_is_named_by_its_innermost_name() -> None:
+    frames = ("unnamed#0a1b2c3d", "skb_page_frag_refill+0x10")
+    answer = verdict(stacks=[stack(outstanding=5 * GIB, trend=Trend.GROWING, frames=frames)])
+    assert answer.sentence.startswith("Allocations through skb_page_frag_refill+0x10 grow")
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memdiag_api.evidence import Context, Stack
-from memdiag_node.analyze.stacks import fold_stacks
+from memdiag_node.analyze.stacks import first_name, fold_stacks
 from memdiag_node.analyze.traced import TraceResult
 from memdiag_node.ebpf import trace_tables as tables
+from memdiag_node.ebpf.symbols import Symbols
 from memdiag_node.procfs.kpageflags import FrameKind
 from support.raw_trace import load
 
@@ -77,10 +78,25 @@ def test_damaged_tables_give_a_result(data: st.DataObject) -> None:
             text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
         damaged[name] = table
     raw = dataclasses.replace(raw, **damaged)
-    symbols = {address: symbols.get(address, "unknown") for address in tables.outstanding_addresses(raw)}
+    symbols = {address: symbols.get(address, "unnamed#0a1b2c3d") for address in tables.outstanding_addresses(raw)}
     result = tables.decode(raw, symbols, np.array(contexts, np.uint8))
     for stack in fold_stacks(result, 64):
         assert stack.outstanding_bytes >= 0
+
+
+def test_without_any_name_stacks_stay_apart_and_no_process_is_named(recorded: TraceResult) -> None:
+    raw, _, _ = load()
+    symbols = Symbols(None)
+    result = tables.decode(
+        raw, symbols.texts(tables.outstanding_addresses(raw)), symbols.contexts(raw.stacks["value"]["address"])
+    )
+    assert len(result.stacks) >= len(recorded.stacks) > 1
+    assert result.groups["frames"].sum() == recorded.groups["frames"].sum()
+    assert recorded.processes
+    assert not result.processes
+    for stack in fold_stacks(result, 64):
+        assert first_name(stack.frames) is None
+        assert (stack.context, stack.processes) == (Context.MIXED, [])
 
 
 def flags_of(kinds: dict[int, int]) -> tables.ReadFrames:
@@ -138,6 +154,7 @@ def test_blocks_are_charged_by_their_first_frame() -> None:
     assert tally.charged == {77: 9, 78: 1}
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=2048, max_size=2048), st.integers(0, 10))
 def test_any_frame_table_is_tallied_whole(entries: bytes, order: int) -> None:
     frames = np.frombuffer(entries, np.uint16)

@@ -36,10 +36,9 @@ def test_kind(flags: int, kind: FrameKind) -> None:
     assert classify(np.array([flags], np.uint64)).tolist() == [kind]
 
 
-def test_locked_anonymous_memory_is_told_from_other() -> None:
+def test_anonymous_memory_is_told_from_other() -> None:
     flags = np.array([0x5868, 0x200045868, 0x201080, 0x0], np.uint64)
-    assert is_anonymous(flags, locked=False).tolist() == [True, False, False, False]
-    assert is_anonymous(flags, locked=True).tolist() == [False, True, False, False]
+    assert is_anonymous(flags).tolist() == [True, True, False, False]
 
 
 def test_a_table_is_read_by_frame_and_ends_where_memory_ends(tmp_path: Path) -> None:

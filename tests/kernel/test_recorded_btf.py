@@ -1,0 +1,38 @@
+"""Programs built for a recorded kernel: this kernel's verifier takes them, whatever their offsets mean here."""
+
+from pathlib import Path
+
+from memdiag_node.ebpf.btf import Btf
+from memdiag_node.ebpf.loader import BpfObject
+from memdiag_node.ebpf.queues import queue_defines
+from memdiag_node.ebpf.sockets import SocketSource, socket_defines
+from tools.cut_btf import LAYOUTS, CuttableBtf
+
+RECORDED = Path(__file__).parents[1] / "fixtures/btf/linux-5.10-x86_64.btf"
+RUNNING = Path("/sys/kernel/btf/vmlinux")
+STEPS = 16
+
+
+def test_the_programs_for_linux_5_10_pass_the_verifier() -> None:
+    """None of them is run."""
+    btf = Btf.parse(RECORDED.read_bytes())
+    for source, defines, programs in (
+        ("sockets.bpf.c", socket_defines(btf), ("describe", "peek")),
+        ("queues.bpf.c", {**queue_defines(btf), "STEPS": STEPS}, ("walk",)),
+    ):
+        with BpfObject(source, defines) as loaded:
+            for program in programs:
+                loaded.runnable(program)
+
+
+def test_a_cut_blob_answers_as_the_whole() -> None:
+    whole = CuttableBtf.parse(RUNNING.read_bytes())
+    answers = [layout(whole) for layout in LAYOUTS]
+    cut = Btf.parse(whole.cut())
+    assert [layout(cut) for layout in LAYOUTS] == answers
+
+
+def test_slabs_of_this_kernel_agree_on_the_linear_map() -> None:
+    """So packet heads, packet rings and perf buffers are seen from the first look on."""
+    with SocketSource(Btf.load()) as source:
+        assert source.fact("linear_to_page") != 0
