@@ -25,6 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from memdiag_api.units import format_bytes
 from support.benchmarks import machine, write_section
 
 HERE = Path(__file__).parent
@@ -39,7 +40,6 @@ LOAD_NAMES = {
 }
 GOALS = {"faults": 1.15, "files": 1.15, "pipes": 1.3, "loopback": 1.15, "processes": 1.3}
 NONE, OURS, MEMLEAK, NAIVE = "no tracer", "memdiag", "memleak", "naive"
-MIB = 1 << 20
 
 
 @dataclass(slots=True)
@@ -156,9 +156,9 @@ def report(result: Rounds, tracers: Sequence[str]) -> str:
     shares = [note["sampled_share"] for note in notes]
     lines += [
         "",
-        f"memdiag's process: {worst['rss_bytes'] / MIB:.0f} MiB resident while it traces, "
-        f"{worst['peak_rss_bytes'] / MIB:.0f} MiB at most (the compiler at its start); "
-        f"its maps: {worst['table_bytes'] / MIB:.0f} MiB. Recorded share of what the movable filter lets through: "
+        f"memdiag's process: {format_bytes(worst['rss_bytes'])} resident while it traces, "
+        f"{format_bytes(worst['peak_rss_bytes'])} at most (the compiler at its start); "
+        f"its maps: {format_bytes(worst['table_bytes'])}. Recorded share of what the movable filter lets through: "
         f"{min(shares):.1%} to {max(shares):.1%}. Blocks lost: {worst['lost']:.0f}; runs missed: "
         f"{worst['missed_runs']:.0f}.",
     ]

@@ -5,6 +5,8 @@ import platform
 import re
 from pathlib import Path
 
+from memdiag_api.units import format_bytes
+
 _TITLE = "# Benchmarks\n"
 
 
@@ -12,8 +14,8 @@ def machine() -> str:
     """One line on where this was measured."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30)
-    return f"Linux {platform.release()}, {os.cpu_count()} CPUs ({model}), {memory:.0f} GiB"
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return f"Linux {platform.release()}, {os.cpu_count()} CPUs ({model}), {format_bytes(memory_bytes)}"
 
 
 def write_section(path: Path, heading: str, text: str) -> None:
