@@ -20,7 +20,6 @@ from memdiag_node.publish import Output, publish, publish_failure
 from memdiag_node.run import Settings, UnsupportedError, measure
 
 EXIT_OK = 0
-EXIT_FAILED = 1
 EXIT_UNSUPPORTED = 3
 """2 is argparse's, for a command line that is not understood."""
 
