@@ -26,7 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from memdiag_api.units import format_bytes
-from support.benchmarks import machine, write_section
+from support.benchmarks import machine, with_tracefs, write_section
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -63,21 +63,16 @@ def headers() -> Path | None:
 
 
 def private(command: Sequence[str]) -> list[str]:
-    """The command, in a mount namespace with tracefs and with header links where bcc looks for them."""
+    """The command, with tracefs and with header links where bcc looks for them, in a mount namespace of its own."""
     tree = headers()
     common = str(tree).replace("-amd64", "-common")
-    steps = [
-        "mount --make-rprivate /",
-        "mount -t tracefs tracefs /sys/kernel/tracing",
-        "mount -t debugfs debugfs /sys/kernel/debug",
+    links = [
         "mount -t tmpfs tmpfs /lib/modules",
         "mkdir -p /lib/modules/$(uname -r)",
         f"ln -s {tree} /lib/modules/$(uname -r)/build",
         f"ln -s {common} /lib/modules/$(uname -r)/source",
-        'exec "$@"',
     ]
-    script = " && ".join(steps)
-    return ["unshare", "--mount", "sh", "-c", script, "sh", *command]
+    return with_tracefs(command, setup=links)
 
 
 @contextmanager
