@@ -14,6 +14,7 @@ from memdiag_node.holders import walks
 from memdiag_node.procfs import reading
 from memdiag_node.run import MAX_SINGLE_SOCKETS
 from memdiag_operator.config import SweepSettings
+from memdiag_operator.decide import progress
 from memdiag_operator.handlers import sweep
 
 WORDS = {"four": 4, "five": 5, "nine": 9, "ten": 10}
@@ -37,6 +38,10 @@ THRESHOLDS, TRACE = Thresholds(), TraceSettings(duration_seconds=60)
         ("verdicts", r"suspect size \| \S+ MiB, or (\S+) %", THRESHOLDS.suspect_share * 100),
         ("verdicts", r"large size \| (\S+) GiB", THRESHOLDS.large_floor_bytes / MIB / 1024),
         ("verdicts", r"large size \| \S+ GiB, or (\S+) %", THRESHOLDS.large_share * 100),
+        ("conditions", r"during a trace (\S+), in one longer", progress.USUAL_TICKS),
+        ("conditions", r"longer than (\S+) minutes", progress.USUAL_TICKS * progress.LONG_TICK_SECONDS / 60),
+        ("conditions", r"one every (\S+) seconds", progress.LONG_TICK_SECONDS),
+        ("conditions", r"never less than (\S+) seconds apart", progress.MIN_TICK_SECONDS),
         ("trace", r"window is cut into (\S+) slices", TRACE.slices),
         ("trace", r"\((\S+) % of each CPU by default\)", TRACE.cpu_budget_share * 100),
         ("trace", r"([0-9,]+) stacks at a time", page_trace._STACKS),
