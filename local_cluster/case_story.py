@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from memdiag_api.units import format_bytes
+
 if TYPE_CHECKING:
     from local_cluster.case import Cause, Moment, Outcome
 
-MIB = 1 << 20
 _WIDTH = 118
 _LINES_OF_A_TOOL = 17
 
@@ -33,8 +34,8 @@ def reads_no_more(cause: "Cause", worker_pid: int) -> str:
 def memory_is_gone(before: "Moment", planted: "Moment") -> str:
     """What an administrator notices."""
     return sentence(
-        f"Free memory fell by {mib(before.free - planted.free)}, and TCP is charged {mib(planted.tcp)}. What the usual "
-        f"tools show:"
+        f"Free memory fell by {format_bytes(before.free - planted.free)}, and TCP is charged "
+        f"{format_bytes(planted.tcp)}. What the usual tools show:"
     )
 
 
@@ -49,7 +50,8 @@ def tools_show(answers: Mapping[str, str]) -> str:
 
 def memory_is_back(full: "Moment", after: "Moment") -> str:
     """The worker's death proves that it was the worker."""
-    return sentence(f"The worker is killed, and {mib(after.free - full.free)} of free memory come back at once.")
+    freed_bytes = after.free - full.free
+    return sentence(f"The worker is killed, and {format_bytes(freed_bytes)} of free memory come back at once.")
 
 
 def beside_the_story(outcome: "Outcome") -> str:
@@ -58,11 +60,11 @@ def beside_the_story(outcome: "Outcome") -> str:
     blocks, seconds = evidence["trace"]["outstandingBlocks"], evidence["window"]["tracedSeconds"]
     rows = (
         ("", "the story", "here"),
-        ("allocpage", "6 GB", mib(evidence["breakdown"]["allocPageBytes"])),
-        ("unread in the worker's sockets", "3 MB", f"{unread / MIB:.2f} MiB"),
-        ("which pin", "gigabytes", mib(pinned)),
+        ("allocpage", "6 GB", format_bytes(evidence["breakdown"]["allocPageBytes"])),
+        ("unread in the worker's sockets", "3 MB", format_bytes(unread)),
+        ("which pin", "gigabytes", format_bytes(pinned)),
         ("bytes pinned by each unread one", "about 2000", f"{pinned / unread:.0f}"),
-        ("`tcp mem` at that moment", "125 MB", mib(outcome.full.tcp)),
+        ("`tcp mem` at that moment", "125 MB", format_bytes(outcome.full.tcp)),
         ("blocks allocated, not freed", "4,919 in 10 min", f"{blocks:,} in {seconds:.0f} s"),
         ("of them found in the sockets", "", f"{outcome.join_share:.0%}"),
         ("node Ready after power on", "", f"{outcome.ready_seconds:.0f} s"),
@@ -75,8 +77,3 @@ def beside_the_story(outcome: "Outcome") -> str:
 def sentence(text: str) -> str:
     """Set apart from the output of commands."""
     return f"\n  {text}\n"
-
-
-def mib(size_bytes: int) -> str:
-    """A size for people."""
-    return f"{size_bytes / MIB:.0f} MiB"

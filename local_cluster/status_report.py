@@ -3,6 +3,8 @@
 import textwrap
 from typing import Any
 
+from memdiag_api.units import format_bytes
+
 WIDTH = 100
 _FRAMES_SHOWN = 6
 
@@ -23,22 +25,22 @@ def _result(result: dict[str, Any]) -> list[str]:
         lines += [f"  Verdict: {verdict['kind']} (confidence: {verdict['confidence'].lower()})"]
         lines += _wrapped(verdict["sentence"], "  ") + _wrapped(verdict.get("advice", ""), "  Next: ")
     if "allocPageBytes" in result:
-        total, alloc = _size(result["memTotalBytes"]), _size(result["allocPageBytes"])
-        change = _size(result.get("allocPageChangeBytes", 0))
+        total, alloc = format_bytes(result["memTotalBytes"]), format_bytes(result["allocPageBytes"])
+        change = format_bytes(result.get("allocPageChangeBytes", 0))
         lines.append(f"  Memory {total}; allocpage {alloc}, changed by {change} in the window")
         groups: dict[str, int] = {}
         for one in result.get("breakdown", []):
             groups[one["group"]] = groups.get(one["group"], 0) + one["sizeBytes"]
-        lines.append("  " + ", ".join(f"{name.lower()} {_size(size)}" for name, size in groups.items()))
+        lines.append("  " + ", ".join(f"{name.lower()} {format_bytes(size)}" for name, size in groups.items()))
     outstanding = result.get("outstandingBytes", 0)
     if outstanding:
         explained = result.get("explainedBytes", 0)
         lines.append(
-            f"  {_size(outstanding)} were allocated in the window and not freed; {explained / outstanding:.0%} of it "
-            f"was found, page by page, in holders"
+            f"  {format_bytes(outstanding)} were allocated in the window and not freed; {explained / outstanding:.0%} "
+            f"of it was found, page by page, in holders"
         )
     by_pod = [
-        f"{one['namespace']}/{one['pod']} ({one['container']}) {_size(one['pinnedBytes'])}"
+        f"{one['namespace']}/{one['pod']} ({one['container']}) {format_bytes(one['pinnedBytes'])}"
         for one in result.get("pinnedByPod", [])
         if one.get("pod")
     ]
@@ -57,7 +59,7 @@ def _holders(holders: list[dict[str, Any]]) -> list[str]:
         words = (pod, who or one.get("unownedReason"), one.get("protocol") or one["kind"], one.get("localAddress"))
         what = " ".join(word for word in words if word)
         stuck = f", stuck for at least {one['stuckSeconds']:.0f} s" if "stuckSeconds" in one else ""
-        sizes = f"{_size(one['pinnedBytes']):>9} pinned by {_size(one.get('unreadBytes', 0))} unread"
+        sizes = f"{format_bytes(one['pinnedBytes']):>9} pinned by {format_bytes(one.get('unreadBytes', 0))} unread"
         lines += _wrapped(f"{what}{stuck}", f"    {sizes}: ", indent=14)
     return lines
 
@@ -66,18 +68,11 @@ def _stacks(stacks: list[dict[str, Any]]) -> list[str]:
     lines = ["  Call stacks:"] if stacks else []
     for one in stacks:
         by = f" by {one['processes'][0]}" if one.get("processes") else f" in {one['context']} context"
-        lines.append(f"    {_size(one['outstandingBytes']):>9} {one['trend'].lower()}{by}")
+        lines.append(f"    {format_bytes(one['outstandingBytes']):>9} {one['trend'].lower()}{by}")
         lines += _wrapped(" < ".join(one["frames"][:_FRAMES_SHOWN]), "              ")
         for held in one.get("heldBy", []):
             lines += _wrapped(held["holder"], f"              {held['share']:.0%} in ")
     return lines
-
-
-def _size(size_bytes: float) -> str:
-    value, units = float(size_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while abs(value) >= 1000 and len(units) > 1:  # noqa: PLR2004 - as memdiag_api.units: never four digits
-        value, units = value / 1024, units[1:]
-    return f"{value:.3g} {units[0]}"
 
 
 def _wrapped(text: str, prefix: str, *, indent: int | None = None) -> list[str]:

@@ -21,7 +21,6 @@ from memdiag_node.run import Settings, UnsupportedError, measure
 from memdiag_node.time_budget import Stop
 
 EXIT_OK = 0
-EXIT_FAILED = 1
 EXIT_UNSUPPORTED = 3
 """2 is argparse's, for a command line that is not understood."""
 

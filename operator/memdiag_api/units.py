@@ -3,9 +3,8 @@
 import re
 
 _DURATION = re.compile(r"(?:(?P<hours>\d{1,4})h)?(?:(?P<minutes>\d{1,5})m)?(?:(?P<seconds>\d{1,6})s)?")
-# 1000 KiB reads better as 0.98 MiB: four digits never stand before the point.
-_UNIT_LIMIT = 1000
-_BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_MAX_DIGITS = 3
+_BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB")
 
 
 def parse_duration_seconds(text: str) -> int:
@@ -21,15 +20,15 @@ def parse_duration_seconds(text: str) -> int:
 
 
 def format_bytes(size_bytes: float) -> str:
-    """`size_bytes` in the largest binary unit that leaves at least 1, in three significant digits: 5.86 GiB, 0 B."""
+    """`size_bytes` in binary units with at most three digits, counted after rounding: 5.86 GiB, 0.98 MiB, 0 B.
+
+    What no 64-bit counter reaches is `over 999 ZiB`: a rate in a hostile document may be any finite number.
+    """
     value = float(size_bytes)
     for unit in _BINARY_UNITS:
-        if abs(value) < _UNIT_LIMIT or unit == _BINARY_UNITS[-1]:
-            break
+        for decimals in (0,) if unit == "B" else (2, 1, 0):
+            number = f"{value:z.{decimals}f}"
+            if sum(map(str.isdigit, number)) <= _MAX_DIGITS:
+                return f"{number} {unit}"
         value /= 1024
-    digits = 0 if unit == "B" else max(0, 2 - _integer_digits(value) + 1)
-    return f"{value:.{digits}f} {unit}"
-
-
-def _integer_digits(value: float) -> int:
-    return len(str(int(abs(value))))
+    return f"{'over ' if value > 0 else 'under -'}999 {_BINARY_UNITS[-1]}"

@@ -232,7 +232,7 @@ def rebooted_and_told(world: World, node: HollowNode, runner: str) -> None:
     node.run(runner)
     eventually(lambda: states(world, "gone")["web-a"] == "Running")
     node.report(world.address, nodeInfo=boot("second"))
-    node.finish(runner, "", b"", exit_code=255, reason="Unknown")
+    node.finish_after_reboot(runner)
 
 
 def replaced(world: World, node: HollowNode, runner: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from memdiag_api.units import format_bytes
 from memdiag_node.analyze.queues import coverage_of, holders_of
 from memdiag_node.ebpf.btf import Btf
 from memdiag_node.holders.registry import other_holders
@@ -36,10 +37,10 @@ def _seconds(action: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def _resident_mib(field: str) -> int:
+def _resident_bytes(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
-            return int(line.split()[1]) // 1024
+            return int(line.split()[1]) * 1024
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
@@ -47,13 +48,13 @@ def measure(sockets: int) -> str:
     """Plant, scan, and the table as Markdown."""
     with Planter() as child, SocketScanner(btf=Btf.load()) as scanner:
         truth = child.plant("many_udp", sockets)
-        loading_mib, before_mib = _resident_mib("VmHWM"), _resident_mib("VmRSS")
+        loading_bytes, before_bytes = _resident_bytes("VmHWM"), _resident_bytes("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # from here on the highest is the scans' (man 5 proc)
         scan_seconds = _seconds(scanner.scan)
         first, last = scanner.scan(), scanner.scan()
         analysis_seconds = _seconds(lambda: holders_of(first, last, lambda _: None))
         others_seconds = _seconds(lambda: other_holders(scanner, last, lambda _: None))
-        highest_mib = _resident_mib("VmHWM")
+        highest_bytes = _resident_bytes("VmHWM")
         namespace = ["nsenter", f"--net=/proc/{child.pid}/ns/net"]
         ss_seconds = _seconds(
             lambda: subprocess.run([*namespace, "ss", "-tunapm"], stdout=subprocess.DEVNULL, check=True)
@@ -72,9 +73,9 @@ def measure(sockets: int) -> str:
 | pipes, packet rings, page pools, ring buffers | {others_seconds:.2f} |
 | `ss -tunapm` | {ss_seconds:.2f} |
 
-A scan takes {scan_seconds / ss_seconds:.2f} times what ss takes. Resident memory: {loading_mib} MiB at most while the
-programs are compiled and loaded, {before_mib} MiB before the scans, {highest_mib} MiB at most while two scans are
-held and compared.
+A scan takes {scan_seconds / ss_seconds:.2f} times what ss takes. Resident memory: {format_bytes(loading_bytes)} at most
+while the programs are compiled and loaded, {format_bytes(before_bytes)} before the scans, {format_bytes(highest_bytes)}
+at most while two scans are held and compared.
 """
 
 

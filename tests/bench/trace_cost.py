@@ -25,7 +25,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.benchmarks import machine, write_section
+from memdiag_api.units import format_bytes
+from support.benchmarks import machine, with_tracefs, write_section
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -39,7 +40,6 @@ LOAD_NAMES = {
 }
 GOALS = {"faults": 1.15, "files": 1.15, "pipes": 1.3, "loopback": 1.15, "processes": 1.3}
 NONE, OURS, MEMLEAK, NAIVE = "no tracer", "memdiag", "memleak", "naive"
-MIB = 1 << 20
 
 
 @dataclass(slots=True)
@@ -63,21 +63,16 @@ def headers() -> Path | None:
 
 
 def private(command: Sequence[str]) -> list[str]:
-    """The command, in a mount namespace with tracefs and with header links where bcc looks for them."""
+    """The command, with tracefs and with header links where bcc looks for them, in a mount namespace of its own."""
     tree = headers()
     common = str(tree).replace("-amd64", "-common")
-    steps = [
-        "mount --make-rprivate /",
-        "mount -t tracefs tracefs /sys/kernel/tracing",
-        "mount -t debugfs debugfs /sys/kernel/debug",
+    links = [
         "mount -t tmpfs tmpfs /lib/modules",
         "mkdir -p /lib/modules/$(uname -r)",
         f"ln -s {tree} /lib/modules/$(uname -r)/build",
         f"ln -s {common} /lib/modules/$(uname -r)/source",
-        'exec "$@"',
     ]
-    script = " && ".join(steps)
-    return ["unshare", "--mount", "sh", "-c", script, "sh", *command]
+    return with_tracefs(command, setup=links)
 
 
 @contextmanager
@@ -156,9 +151,9 @@ def report(result: Rounds, tracers: Sequence[str]) -> str:
     shares = [note["sampled_share"] for note in notes]
     lines += [
         "",
-        f"memdiag's process: {worst['rss_bytes'] / MIB:.0f} MiB resident while it traces, "
-        f"{worst['peak_rss_bytes'] / MIB:.0f} MiB at most (the compiler at its start); "
-        f"its maps: {worst['table_bytes'] / MIB:.0f} MiB. Recorded share of what the movable filter lets through: "
+        f"memdiag's process: {format_bytes(worst['rss_bytes'])} resident while it traces, "
+        f"{format_bytes(worst['peak_rss_bytes'])} at most (the compiler at its start); "
+        f"its maps: {format_bytes(worst['table_bytes'])}. Recorded share of what the movable filter lets through: "
         f"{min(shares):.1%} to {max(shares):.1%}. Blocks lost: {worst['lost']:.0f}; runs missed: "
         f"{worst['missed_runs']:.0f}.",
     ]

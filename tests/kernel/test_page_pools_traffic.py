@@ -1,5 +1,8 @@
 """Page pools under traffic through a network driver: veth with an XDP program copies each packet into its pool."""
 
+import os
+import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -14,11 +17,13 @@ from memdiag_node.run import Settings, measure
 from memdiag_node.time_budget import Stop
 from planted.memory import MIB
 from planted.veth_xdp import INTERFACE, XdpReceiver
+from support.machine_noise import Noise, measure_alloc_page_noise
 from support.sockets import holder_of, owner_of
 
 DATAGRAMS, STREAM_BYTES = 20_000, 20 * MIB
 CACHED_BYTES = 2 * MIB  # a pool of veth keeps 256 pages in its ring and 128 at hand, and waits for some from the driver
 SETTLE_SECONDS = 60.0
+WINDOW_SECONDS = 3.0
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +40,23 @@ def look(scanner: SocketScanner, child: XdpReceiver, fd: int) -> tuple[Holder, H
     return holder_of(scan, child.inode(fd)), pool
 
 
+def free_deferred_packets() -> None:
+    """Have each CPU free the packets that others have left to it; it does so whenever it receives something.
+
+    A packet that was read on another CPU than it came on is handed back to that one (net/core/skbuff.c,
+    skb_attempt_defer_free): until then it keeps its pages, up to 17 each. A busy machine moves the reader about.
+    """
+    allowed = os.sched_getaffinity(0)
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.bind(("127.0.0.1", 0))
+            for cpu in allowed:
+                os.sched_setaffinity(0, {cpu})
+                sender.sendto(b"any", sender.getsockname())
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 @pytest.mark.parametrize(("load", "amount"), [("datagrams", DATAGRAMS), ("stream", STREAM_BYTES)])
 def test_what_waits_in_the_socket_is_the_sockets_and_the_rest_the_pools(
     scanner: SocketScanner, load: str, amount: int
@@ -43,14 +65,16 @@ def test_what_waits_in_the_socket_is_the_sockets_and_the_rest_the_pools(
         truth = child.receive(load, amount)
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:  # the last packets may still be on their way
-            socket, pool = look(scanner, child, truth["fd"])
-            if socket.unread_bytes == truth["unread_bytes"] or time.monotonic() > deadline:
+            free_deferred_packets()
+            held, pool = look(scanner, child, truth["fd"])
+            settled = held.unread_bytes == truth["unread_bytes"] and pool.pinned_bytes <= CACHED_BYTES
+            if settled or time.monotonic() > deadline:
                 break
             time.sleep(0.2)
-    assert socket.unread_bytes == truth["unread_bytes"]
-    assert socket.pinned_bytes >= socket.unread_bytes
+    assert held.unread_bytes == truth["unread_bytes"]
+    assert held.pinned_bytes >= held.unread_bytes
     assert pool.kind is HolderKind.PAGE_POOL
-    assert pool.charge_bytes - pool.pinned_bytes == socket.pinned_bytes
+    assert pool.charge_bytes - pool.pinned_bytes == held.pinned_bytes
     assert pool.pinned_bytes <= CACHED_BYTES
 
 
@@ -62,22 +86,41 @@ def test_when_the_socket_is_read_the_pool_gives_its_pages_back(scanner: SocketSc
         # A socket that is empty leads to no pool; one of a few bytes more does.
         child.receive("datagrams", 2)
         name = f" of {INTERFACE}, interface {child.interface_index} "
-        found = other_holders(scanner, scanner.scan(), owner_of).holders
-    (empty,) = [one for one in found if name in one.description]
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            free_deferred_packets()
+            found = other_holders(scanner, scanner.scan(), owner_of).holders
+            (empty,) = [one for one in found if name in one.description]
+            if empty.charge_bytes <= CACHED_BYTES or time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
     assert full.charge_bytes >= STREAM_BYTES
     assert empty.charge_bytes <= CACHED_BYTES
 
 
 @pytest.fixture(scope="module")
-def evidence() -> Evidence:
+def noise_before() -> Noise:
+    return measure_alloc_page_noise(WINDOW_SECONDS)
+
+
+@pytest.fixture(scope="module")
+def noise(noise_before: Noise, evidence: Evidence) -> Noise:
+    """Of the machine, before the window and after it."""
+    assert evidence
+    return max(noise_before, measure_alloc_page_noise(WINDOW_SECONDS), key=lambda noise: noise.moved_bytes)
+
+
+@pytest.fixture(scope="module")
+def evidence(noise_before: Noise) -> Evidence:
     """Of a window in which packets came that wait in no socket: fragments whose rest never comes."""
+    assert noise_before
     with XdpReceiver() as child:
 
         def receive_when_tracing(progress: str) -> None:
             if progress.startswith("tracing"):
                 child.receive("fragments", 2 * DATAGRAMS)
 
-        settings = Settings(run_id="pools", node_name="here", checks=tuple(Check), duration_seconds=3.0)
+        settings = Settings(run_id="pools", node_name="here", checks=tuple(Check), duration_seconds=WINDOW_SECONDS)
         return measure(settings, roots=HostRoots(), stop=Stop(), progress=receive_when_tracing)
 
 
@@ -93,7 +136,7 @@ def test_a_pool_that_only_the_trace_leads_to_is_found_and_named(evidence: Eviden
     assert pool.pinned_bytes == pytest.approx(DATAGRAMS * 4096, rel=0.05)  # two packets share a page
 
 
-def test_pages_that_a_pool_took_in_the_window_are_its_own_and_counted_once(evidence: Evidence) -> None:
+def test_pages_that_a_pool_took_in_the_window_are_its_own_and_counted_once(evidence: Evidence, noise: Noise) -> None:
     """The stack's blocks are found in the pool, so the ledger does not list them without a holder as well."""
     assert evidence.ledger is not None
     assert evidence.breakdown is not None
@@ -105,6 +148,7 @@ def test_pages_that_a_pool_took_in_the_window_are_its_own_and_counted_once(evide
     assert pool.filled_by[0].share > 0.9
     lines = {line.name: line.size_bytes for line in evidence.ledger.lines}
     assert lines["PagePools"] >= pool.pinned_bytes
-    assert lines["TracedWithoutHolder"] < 0.1 * pool.pinned_bytes
+    tolerated_bytes = noise.tolerated_bytes(0.1 * pool.pinned_bytes)
+    assert lines["TracedWithoutHolder"] <= tolerated_bytes, str(noise)
     growth_bytes = evidence.breakdown.alloc_page_change_bytes
-    assert growth_bytes == pytest.approx(pool.pinned_bytes, rel=0.1)
+    assert growth_bytes == pytest.approx(pool.pinned_bytes, abs=tolerated_bytes), str(noise)

@@ -17,9 +17,10 @@ import pytest
 
 from memdiag_api.evidence import Context, Stack, Trend
 from memdiag_node.analyze.stacks import fold_stacks
+from memdiag_node.analyze.traced import TraceResult
 from memdiag_node.ebpf import trace_tables
 from memdiag_node.ebpf.btf import Btf
-from memdiag_node.ebpf.page_trace import PageTrace, TraceResult, TraceSettings
+from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
 from memdiag_node.host import HostRoots
 from planted.allocations import MIB, PAGE_BYTES, Allocator
 from planted.memory import PlantedMemory

@@ -5,12 +5,14 @@
     spread    400 connections that each have 80 KiB that nobody reads
     growing   a new pipe of 1 MiB, filled and never read, 20 times a second
     moving    a socket whose datagrams are read and sent anew without end, and connections that come and go
+    noise     pipes, anonymous memory and a loopback connection, filled and let go of without end: a busy neighbour
 
 Each prints `ready` and, where it has one, the fd of interest, and goes on until it is ended.
 """
 
 import fcntl
 import os
+import random
 import socket
 import struct
 import sys
@@ -27,6 +29,7 @@ _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # socket(7); Python has no name for t
 PIPES_PER_SECOND = 20
 SPREAD_CONNECTIONS, SPREAD_BYTES = 400, 80 * 1024
 DATAGRAMS, DATAGRAM_BYTES = 2_000, 1_000
+NOISE_BYTES = 64 * MIB  # all pipes of one user may have that much, unless it is root (pipe-user-pages-soft)
 
 
 def _connected() -> tuple[socket.socket, socket.socket]:
@@ -133,12 +136,38 @@ def _moving() -> None:
     _exchange(moving)
 
 
+def _noise() -> None:
+    """Moves up to NOISE_BYTES each of kernel and user memory, at random, and 64 KiB to 4 MiB of a TCP queue."""
+    sender, receiver = _connected()
+    sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 8 * MIB)
+    receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 8 * MIB)
+    print("ready", flush=True)
+    choose = random.Random(os.getpid())
+    while True:
+        pipes = []
+        for _ in range(choose.randrange(NOISE_BYTES // MIB)):
+            reader, writer = os.pipe()
+            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, MIB)
+            os.write(writer, b"x" * MIB)
+            pipes += [reader, writer]
+        memory = b"x" * choose.randrange(NOISE_BYTES)
+        queued_bytes = choose.randrange(1, 64) * 65_536
+        sender.sendall(b"x" * queued_bytes)
+        time.sleep(choose.random() / 2)
+        while queued_bytes > 0:
+            queued_bytes -= len(receiver.recv(MIB))
+        del memory
+        for fd in pipes:
+            os.close(fd)
+
+
 KINDS: dict[str, Callable[[], None]] = {
     "healthy": _healthy,
     "stuck": _stuck,
     "spread": _spread,
     "growing": _growing,
     "moving": _moving,
+    "noise": _noise,
 }
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 import os
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
+
+from memdiag_api.units import format_bytes
 
 _TITLE = "# Benchmarks\n"
 
@@ -12,8 +15,22 @@ def machine() -> str:
     """One line on where this was measured."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30)
-    return f"Linux {platform.release()}, {os.cpu_count()} CPUs ({model}), {memory:.0f} GiB"
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return f"Linux {platform.release()}, {os.cpu_count()} CPUs ({model}), {format_bytes(memory_bytes)}"
+
+
+def with_tracefs(command: Sequence[str], setup: Sequence[str] = ()) -> list[str]:
+    """The command with tracefs and debugfs mounted, after the shell commands `setup`.
+
+    It runs in a mount namespace of its own, so what is mounted for it goes with it. What the machine has mounted
+    already, as systemd does everywhere, is used as it is: the kernel refuses to mount it there a second time.
+    """
+    mounts = [
+        f"{{ grep -qs ' {place} {kind} ' /proc/self/mounts || mount -t {kind} {kind} {place}; }}"
+        for place, kind in (("/sys/kernel/debug", "debugfs"), ("/sys/kernel/tracing", "tracefs"))
+    ]
+    script = " && ".join(["mount --make-rprivate /", *mounts, *setup, 'exec "$@"'])
+    return ["unshare", "--mount", "sh", "-c", script, "sh", *command]
 
 
 def write_section(path: Path, heading: str, text: str) -> None:

@@ -72,7 +72,7 @@ class HollowNode:
         self.cluster.kubectl("delete", "node", self.name)
 
     def runner(self) -> str:
-        """Wait for a runner pod that is meant for this node; its name."""
+        """Wait for a runner pod for this node that has not ended; its name."""
         return eventually(self._find_runner)
 
     def bind(self, pod: str, namespace: str = RUNNERS) -> None:
@@ -94,9 +94,14 @@ class HollowNode:
     def finish(self, pod: str, message: str, log: bytes, *, exit_code: int = 0, **terminated: Any) -> None:
         """Say that a runner has ended, with this termination message and log."""
         (self.logs / pod).write_bytes(log)
-        state = {"exitCode": exit_code, "message": message, "finishedAt": now(), **terminated}
-        phase = "Succeeded" if exit_code == 0 else "Failed"
-        self.say(pod, {"phase": phase, **container({"terminated": state})})
+        self.say(pod, ended(message, exit_code, **terminated))
+
+    def finish_after_reboot(self, pod: str) -> None:
+        """Say that a runner did not survive the node's reboot, unless the operator has deleted it by now."""
+        options = ["--type=merge", "--subresource=status", f"--namespace={RUNNERS}"]
+        patch = json.dumps({"status": ended("", 255, reason="Unknown")})
+        done = self.cluster.try_kubectl("patch", "pod", pod, *options, "-p", patch)
+        assert done.returncode == 0 or "(NotFound)" in done.stderr, done.stderr
 
     def stream(self, pod: str, *, total_bytes: int, chunk_bytes: int, pause_seconds: float) -> None:
         """Let the node answer whoever asks for the log of `pod` with so many bytes, whatever was asked for."""
@@ -105,13 +110,34 @@ class HollowNode:
 
     def _find_runner(self) -> str:
         pods = json.loads(self.cluster.kubectl("-n", RUNNERS, "get", "pods", "-o", "json"))["items"]
-        mine = [pod for pod in pods if pod["metadata"]["annotations"].get("memdiag.dev/node") == self.name]
-        return next((pod["metadata"]["name"] for pod in mine if "deletionTimestamp" not in pod["metadata"]), "")
+        return live_runner(pods, self.name)
 
     def _patch(self, kind: str, name: str, patch: dict[str, Any], *options: str) -> None:
         # From its input: a node may report more than a command line can have.
         options = ("--type=merge", "--patch-file=/dev/stdin", *options)
         self.cluster.kubectl("patch", kind, name, *options, input=json.dumps(patch))
+
+
+def live_runner(pods: list[dict[str, Any]], node_name: str) -> str:
+    """The name of the runner pod for this node that has not ended and is not being deleted; empty if there is none.
+
+    The operator writes the end of a run into the status before it deletes the pod. So after a run has ended, its pod
+    may still be there: it cannot be bound a second time.
+    """
+    for pod in pods:
+        meta = pod["metadata"]
+        if meta["annotations"].get("memdiag.dev/node") != node_name or "deletionTimestamp" in meta:
+            continue
+        if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
+            name: str = meta["name"]
+            return name
+    return ""
+
+
+def ended(message: str, exit_code: int, **terminated: Any) -> dict[str, Any]:
+    """The status of a runner pod that has ended."""
+    state = {"exitCode": exit_code, "message": message, "finishedAt": now(), **terminated}
+    return {"phase": "Succeeded" if exit_code == 0 else "Failed", **container({"terminated": state})}
 
 
 def container(state: dict[str, Any]) -> dict[str, Any]:

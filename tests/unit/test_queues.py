@@ -290,7 +290,7 @@ def test_the_largest_come_first_and_the_rest_is_counted() -> None:
     found = holders_of(None, last, lambda _: None, limit=2)
     assert [holder.socket.inode for holder in found.holders if holder.socket] == [2, 3]
     assert [blocks["page"].tolist() for blocks in found.blocks] == [[128], [192]]
-    assert found.total == 3
+    assert found.rest.tolist() == [0]
 
 
 def test_what_is_beyond_the_listed_is_summed_up_by_process_stuck_sockets_apart() -> None:

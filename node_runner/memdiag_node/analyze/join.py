@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-UNKNOWN_STACK = -1
-
 
 @dataclass(frozen=True, slots=True)
 class Overlap:

@@ -54,8 +54,6 @@ class SocketHolders:
 
     holders: list[Holder]
     blocks: list[npt.NDArray[np.void]]
-    total: int
-    """Sockets that hold anything, also those beyond the listed."""
     rest: npt.NDArray[np.intp]
     """Numbers of the sockets beyond the listed (analyze.summed_sockets)."""
     stuck: npt.NDArray[np.bool_]
@@ -87,7 +85,6 @@ def holders_of(
     return SocketHolders(
         holders=[_holder(last, number, owner_of, seconds if stuck[number] else None) for number in top],
         blocks=[last.blocks_of(number) for number in top],
-        total=len(order),
         rest=order[limit:],
         stuck=stuck,
         stuck_seconds=seconds,

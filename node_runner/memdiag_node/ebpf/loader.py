@@ -62,7 +62,6 @@ class ProgramInfoLayout:
     size_bytes: int
     id: int | None
     recursion_misses: int | None
-    run_count: int | None
     run_time_ns: int | None
 
     @classmethod
@@ -76,7 +75,6 @@ class ProgramInfoLayout:
             size_bytes=btf.size_bytes("bpf_prog_info"),
             id=offset("id"),
             recursion_misses=offset("recursion_misses"),  # since Linux 5.12
-            run_count=offset("run_cnt"),
             run_time_ns=offset("run_time_ns"),
         )
 
@@ -88,7 +86,6 @@ class ProgramInfo:
     function: str
     program_id: int
     recursion_misses: int
-    run_count: int
     run_seconds: float
 
 
@@ -337,7 +334,6 @@ class BpfObject(ClosedOnExit):
             function=function,
             program_id=field(layout.id, 4),
             recursion_misses=field(layout.recursion_misses, 8),
-            run_count=field(layout.run_count, 8),
             run_seconds=field(layout.run_time_ns, 8) / 1e9,
         )
 

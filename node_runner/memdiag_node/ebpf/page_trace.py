@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_node.analyze.traced import BLOCK_DTYPE, ContextCode, TraceResult
+from memdiag_node.analyze.traced import ContextCode, TraceResult
 from memdiag_node.ebpf import trace_tables as tables
 from memdiag_node.ebpf.btf import Btf
 from memdiag_node.ebpf.first_page import alignment_bytes, find_first_page, only_possible_start, traced_own_pages
@@ -27,8 +27,6 @@ from memdiag_node.ebpf.trace_tables import RawTrace
 from memdiag_node.host import HostRoots
 from memdiag_node.procfs.kpageflags import FrameTable, open_frame_table, parse_frame_count
 from memdiag_node.procfs.pgalloc import parse_allocated_pages
-
-__all__ = ["BLOCK_DTYPE", "MAX_SLICES", "PageTrace", "TraceResult", "TraceSettings"]
 
 MAX_SLICES = 64
 

@@ -61,16 +61,14 @@ enum { FOUND_SOCKET, FOUND_PIPE, FOUND_PERF_EVENT, FOUND_BPF_MAP };
 struct description {
     u64 socket;
     u64 inode;
-    u64 net;
-    u64 peer;
     u64 peer_inode;
     u64 vsock_queue; // address of the transport's own receive queue, 0 when there is none
     u64 rx_ring, tx_ring; // addresses of a packet socket's block vectors, 0 when there is none
     u32 netns; // inode number
     u32 receive_packets, write_packets, error_packets, reader_packets, vsock_packets;
-    u32 receive_charge_bytes, write_queued_bytes, write_charge_bytes, backlog_bytes;
-    u32 copied_seq, received_seq, written_seq, acknowledged_seq;
-    u32 unaccepted, unaccepted_limit;
+    u32 receive_charge_bytes, write_queued_bytes, backlog_bytes;
+    u32 copied_seq, received_seq;
+    u32 unaccepted;
     u32 rx_ring_blocks, rx_ring_order, tx_ring_blocks, tx_ring_order;
     u32 local_number, remote_number; // port, netlink port id or group, interface index
     u32 local_cid, remote_cid;       // vsock
@@ -280,8 +278,6 @@ static inline void describe_inet(struct description *row, u64 sk)
         }
         READ(row->copied_seq, sk, TCP_COPIED_SEQ);
         READ(row->received_seq, sk, TCP_RCV_NXT);
-        READ(row->written_seq, sk, TCP_WRITE_SEQ);
-        READ(row->acknowledged_seq, sk, TCP_SND_UNA);
         READ(first, sk, TCP_OUT_OF_ORDER);
         if (first)
             row->present |= PRESENT_OUT_OF_ORDER;
@@ -293,13 +289,13 @@ static inline void describe_inet(struct description *row, u64 sk)
 
 static inline void describe_unix(struct description *row, u64 sk)
 {
-    u64 socket = 0;
+    u64 peer = 0, socket = 0;
     row->local_name_bytes = read_unix_name(sk, row->local_name);
-    READ(row->peer, sk, UNIX_PEER);
-    if (!row->peer)
+    READ(peer, sk, UNIX_PEER);
+    if (!peer)
         return;
-    row->remote_name_bytes = read_unix_name(row->peer, row->remote_name);
-    READ(socket, row->peer, SOCK_SOCKET);
+    row->remote_name_bytes = read_unix_name(peer, row->remote_name);
+    READ(socket, peer, SOCK_SOCKET);
     if (socket)
         READ(row->peer_inode, socket, SOCKET_INODE);
 }
@@ -341,7 +337,7 @@ static inline void describe_vsock(struct description *row, u64 sk)
 
 static inline void describe_one(struct description *row, u64 sk)
 {
-    u64 socket = 0, file = 0, flags = 0, first = 0, operations = 0;
+    u64 net = 0, socket = 0, file = 0, flags = 0, first = 0, operations = 0;
     u32 references = 0;
     u16 wide = 0;
     __builtin_memset(row, 0, sizeof(*row));
@@ -350,8 +346,8 @@ static inline void describe_one(struct description *row, u64 sk)
         return; // not full sockets: they have no queues
     if (READ(row->family, sk, SOCK_FAMILY) || READ(references, sk, SOCK_REFERENCES) || !references)
         return; // its memory stays readable after it was freed
-    READ(row->net, sk, SOCK_NET);
-    READ(operations, row->net, NET_OPERATIONS);
+    READ(net, sk, SOCK_NET);
+    READ(operations, net, NET_OPERATIONS);
     if (operations != fact(FACT_NET_OPERATIONS))
         return; // ... and is used again for anything
     row->socket = sk; // only now: a description without it is none
@@ -372,18 +368,15 @@ static inline void describe_one(struct description *row, u64 sk)
         row->flags |= IS_ORPHANED;
     if (flags & (1ULL << SOCK_DONE))
         row->flags |= HAS_FIN;
-    READ(row->netns, row->net, NET_INODE);
+    READ(row->netns, net, NET_INODE);
     READ(row->receive_packets, sk, SOCK_RECEIVE_QUEUE + QUEUE_LENGTH);
     READ(row->write_packets, sk, SOCK_WRITE_QUEUE + QUEUE_LENGTH);
     READ(row->error_packets, sk, SOCK_ERROR_QUEUE + QUEUE_LENGTH);
     READ(row->receive_charge_bytes, sk, SOCK_RECEIVE_CHARGE);
     READ(row->write_queued_bytes, sk, SOCK_WRITE_QUEUED);
-    READ(row->write_charge_bytes, sk, SOCK_WRITE_CHARGE);
     READ(row->backlog_bytes, sk, SOCK_BACKLOG_LENGTH);
-    if (row->state == TCP_LISTEN) { // a child keeps its listener's figures
+    if (row->state == TCP_LISTEN) // a child keeps its listener's figure
         READ(row->unaccepted, sk, SOCK_UNACCEPTED);
-        READ(row->unaccepted_limit, sk, SOCK_UNACCEPTED_LIMIT);
-    }
     READ(first, sk, SOCK_BACKLOG_HEAD);
     if (first)
         row->present |= PRESENT_BACKLOG;

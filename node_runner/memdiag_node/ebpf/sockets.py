@@ -24,11 +24,11 @@ FOUND_DTYPE = np.dtype([("socket", "<u8"), ("pid", "<u4"), ("fd", "<u4"), ("pipe
 FOUND_SOCKET, FOUND_PIPE, FOUND_PERF_EVENT, FOUND_BPF_MAP = range(4)
 
 NAME_BYTES = 108
-_ADDRESSES = ("socket", "inode", "net", "peer", "peer_inode", "vsock_queue", "rx_ring", "tx_ring")
+_ADDRESSES = ("socket", "inode", "peer_inode", "vsock_queue", "rx_ring", "tx_ring")
 _NUMBERS = (
     *("netns", "receive_packets", "write_packets", "error_packets", "reader_packets", "vsock_packets"),
-    *("receive_charge_bytes", "write_queued_bytes", "write_charge_bytes", "backlog_bytes"),
-    *("copied_seq", "received_seq", "written_seq", "acknowledged_seq", "unaccepted", "unaccepted_limit"),
+    *("receive_charge_bytes", "write_queued_bytes", "backlog_bytes"),
+    *("copied_seq", "received_seq", "unaccepted"),
     *("rx_ring_blocks", "rx_ring_order", "tx_ring_blocks", "tx_ring_order"),
     *("local_number", "remote_number", "local_cid", "remote_cid"),
 )
@@ -131,9 +131,7 @@ _FIELDS: tuple[Field, ...] = (
     ("SOCK_BACKLOG_HEAD", "sock", "sk_backlog.head"),
     ("SOCK_BACKLOG_LENGTH", "sock", "sk_backlog.len"),
     ("SOCK_WRITE_QUEUED", "sock", "sk_wmem_queued"),
-    ("SOCK_WRITE_CHARGE", "sock", "sk_wmem_alloc"),
     ("SOCK_UNACCEPTED", "sock", "sk_ack_backlog"),
-    ("SOCK_UNACCEPTED_LIMIT", "sock", "sk_max_ack_backlog"),
     ("QUEUE_LENGTH", "sk_buff_head", "qlen"),
     ("NET_INODE", "net", "ns.inum"),
     ("NET_OPERATIONS", "net", "ns.ops"),
@@ -141,8 +139,6 @@ _FIELDS: tuple[Field, ...] = (
     ("LISTENER_ACCEPT_HEAD", "inet_connection_sock", "icsk_accept_queue.rskq_accept_head"),
     ("TCP_COPIED_SEQ", "tcp_sock", "copied_seq"),
     ("TCP_RCV_NXT", "tcp_sock", "rcv_nxt"),
-    ("TCP_WRITE_SEQ", "tcp_sock", "write_seq"),
-    ("TCP_SND_UNA", "tcp_sock", "snd_una"),
     ("TCP_OUT_OF_ORDER", "tcp_sock", "out_of_order_queue"),
     ("UDP_READER_QUEUE", "udp_sock", "reader_queue"),
     ("UNIX_ADDRESS", "unix_sock", "addr"),

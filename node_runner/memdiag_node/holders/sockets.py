@@ -37,9 +37,8 @@ READABLE = (RECEIVE, READER)
 
 _NAMES = ("local_name", "remote_name", "unused")
 _FOR_THE_WALK = (
-    *("net", "peer", "vsock_queue", "receive_packets", "write_packets", "error_packets", "reader_packets"),
-    *("vsock_packets", "receive_charge_bytes", "write_queued_bytes", "write_charge_bytes", "backlog_bytes"),
-    *("written_seq", "acknowledged_seq", "unaccepted_limit"),
+    *("vsock_queue", "receive_packets", "write_packets", "error_packets", "reader_packets"),
+    *("vsock_packets", "receive_charge_bytes", "write_queued_bytes", "backlog_bytes"),
 )
 
 

@@ -45,10 +45,3 @@ class ServerClock:
             known = self._epoch_at_monotonic_zero
             seconds = self._wall_clock() if known is None else known + self._monotonic()
         return datetime.fromtimestamp(int(seconds), UTC)
-
-    @property
-    def skew_seconds(self) -> float:
-        """How much this machine's wall clock is ahead of the API server's; 0 before the first answer."""
-        with self._lock:
-            known = self._epoch_at_monotonic_zero
-            return 0.0 if known is None else self._wall_clock() - (known + self._monotonic())

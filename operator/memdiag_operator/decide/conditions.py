@@ -105,11 +105,11 @@ def _leak(states: Sequence[NodeState], summary: str) -> Finding:
 
 
 def _leak_so_far(states: Sequence[NodeState]) -> Finding | None:
-    leaks = [state for state in states if state.verdict and LEAK_STATUS[state.verdict] is ConditionStatus.TRUE]
-    if not leaks:
-        return None
-    told = f"Found on {leaks[0].node_name} already; {_so_far(states)}"
-    return Finding(ConditionStatus.TRUE, Reason(leaks[0].verdict or ""), told)
+    for state in states:
+        if state.verdict and LEAK_STATUS[state.verdict] is ConditionStatus.TRUE:
+            message = f"Found on {state.node_name} already; {_so_far(states)}"
+            return Finding(ConditionStatus.TRUE, Reason(state.verdict.value), message)
+    return None
 
 
 def _so_far(states: Sequence[NodeState]) -> str:

@@ -175,25 +175,10 @@ class NodeStatus(KubernetesPart):
     node_info: NodeSystemInfo = NodeSystemInfo()
 
 
-class Taint(KubernetesPart):
-    """Taint."""
-
-    key: str
-    effect: str = ""
-
-
-class NodeSpec(KubernetesPart):
-    """NodeSpec."""
-
-    unschedulable: bool = False
-    taints: tuple[Taint, ...] = ()
-
-
 class Node(KubernetesPart):
     """A node."""
 
     metadata: ObjectMeta
-    spec: NodeSpec = NodeSpec()
     status: NodeStatus = NodeStatus()
 
     @property

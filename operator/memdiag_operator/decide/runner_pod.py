@@ -102,8 +102,8 @@ def owner_reference(diagnosis: ObjectMeta) -> dict[str, Any]:
 def memory_limit_bytes(node_capacity_bytes: int, limit: MemoryLimit) -> int:
     """A runner's memory on a node with `node_capacity_bytes` of RAM, in whole MiB.
 
-    The base is the interpreter, the compiler at load time and the memory-backed /tmp; the share is the table that
-    has one byte per page frame (0.024 % of RAM) and the records of outstanding blocks.
+    The base is the interpreter, the compiler at load time and the memory-backed /tmp; the share is the trace's table of
+    two bytes per page frame (0.05 % of RAM).
     """
     exact = (limit.base_mebibytes * MEBIBYTE + limit.node_share * node_capacity_bytes) * limit.safety_factor
     return -(-int(exact) // MEBIBYTE) * MEBIBYTE

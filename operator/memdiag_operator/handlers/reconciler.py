@@ -4,9 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
 from weakref import WeakValueDictionary
 
 from memdiag_operator.cluster.apply import apply
@@ -40,14 +38,13 @@ class Reconciler:
         kubernetes: KubernetesClient,
         config: OperatorConfig,
         metrics: OperatorMetrics,
-        clock: Callable[[], datetime] | None = None,
     ) -> None:
         self.kubernetes = kubernetes
         self.config = config
         self.metrics = metrics
         self.cache = Cache()
-        self.clock = clock or kubernetes.clock.now
-        """The API server's time, unless a test has one of its own."""
+        self.clock = kubernetes.clock.now
+        """The API server's time."""
         self.sweep_wanted = asyncio.Event()
         """Set when a run has begun, whose progress is to be told, or a slot may have become free for another."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()

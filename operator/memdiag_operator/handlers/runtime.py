@@ -21,9 +21,12 @@ from memdiag_operator.handlers.reconciler import Reconciler
 from memdiag_operator.handlers.sweep import Sweep
 from memdiag_operator.metrics import OperatorMetrics
 
-# A watch that the network has silently lost is noticed after this long.
+# The API server ends a watch after this long, and it is opened again.
 WATCH_SECONDS = 300
 WATCH_CLIENT_SECONDS = WATCH_SECONDS + 30
+# A watch that delivered nothing for this long is taken for lost and opened again. The API server sends a bookmark every
+# minute (bookmarkFrequency in its watch cache), so a working one is never silent for so long.
+WATCH_SILENCE_SECONDS = 70
 # kopf has a task for each object that an event has come for. While it waits for another, it keeps the whole of the last
 # one in memory; as it only hands events on, it need not wait.
 WORKER_IDLE_SECONDS = 0.05
@@ -34,8 +37,6 @@ IDENTITY = "memdiag-operator"
 class OperatorMemo:
     """What handlers share. kopf hands each of them a shallow copy."""
 
-    config: OperatorConfig
-    kubernetes: KubernetesClient
     reconciler: Reconciler
     sweep: Sweep
     background: list[asyncio.Task[None]] = field(default_factory=list)
@@ -62,7 +63,7 @@ async def _operate(
         identity=IDENTITY,  # type: ignore[arg-type] # a NewType of str that kopf keeps to itself
         namespaces=[config.runner.namespace],
         liveness_endpoint=liveness_endpoint,
-        memo=OperatorMemo(config, kubernetes, reconciler, Sweep(reconciler)),
+        memo=OperatorMemo(reconciler, Sweep(reconciler)),
     )
 
 
@@ -84,8 +85,15 @@ def _api_server_address() -> str:
 @kopf.on.startup()
 async def start(settings: kopf.OperatorSettings, memo: OperatorMemo, **_: Any) -> None:
     """Set kopf up and start to sweep."""
+    configure(settings)
+    memo.background.append(asyncio.create_task(memo.sweep.run(), name="sweep"))
+
+
+def configure(settings: kopf.OperatorSettings) -> None:
+    """Set what this operator relies on; everything else stays kopf's default."""
     settings.watching.server_timeout = WATCH_SECONDS
     settings.watching.client_timeout = WATCH_CLIENT_SECONDS
+    settings.watching.inactivity_timeout = WATCH_SILENCE_SECONDS
     settings.watching.chunk_size = DIAGNOSES_PAGE_SIZE
     settings.watching.connect_timeout = CONNECT_TIMEOUT_SECONDS
     settings.networking.connect_timeout = CONNECT_TIMEOUT_SECONDS
@@ -98,7 +106,6 @@ async def start(settings: kopf.OperatorSettings, memo: OperatorMemo, **_: Any) -
     settings.persistence.finalizer = f"{GROUP}/operator"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP)
     settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=GROUP)
-    memo.background.append(asyncio.create_task(memo.sweep.run(), name="sweep"))
 
 
 @kopf.on.cleanup()

@@ -1,0 +1,93 @@
+"""How far the rest of the machine moves what a test judges.
+
+Some bounds are about the whole machine: allocpage and free memory move with every process on it. A test of such a bound
+first measures how far the figure moves by itself, over as long as the test takes and without the test's load. Where
+that alone is more than the test may be off by, nothing can be judged: the test fails and says so.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from memdiag_api.units import format_bytes
+from memdiag_node.analyze.breakdown import breakdown
+from memdiag_node.host import HostRoots
+from memdiag_node.procfs.reading import take_readings
+
+_SAMPLES_PER_SECOND = 4
+_REST_SECONDS = 0.5
+_RESTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """How far `what` moved within `seconds`, without the test's load."""
+
+    what: str
+    moved_bytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.what} moved by {format_bytes(self.moved_bytes)} in {self.seconds:.1f} s without the test's load"
+
+    def tolerated_bytes(self, tolerance_bytes: float) -> float:
+        """What a figure may be off by: `tolerance_bytes`, and what the machine moves it by itself.
+
+        Fails the test where the latter is more than the former: then the figure says nothing about the load.
+        """
+        if self.moved_bytes > tolerance_bytes:
+            raise too_busy(f"{self}, and the test tells no more than {format_bytes(tolerance_bytes)} apart")
+        return tolerance_bytes + self.moved_bytes
+
+
+def too_busy(reason: str) -> BaseException:
+    """To raise where what a test would judge is not its load: the test fails, and is not skipped."""
+    return pytest.fail.Exception(f"machine too busy to judge: {reason}", pytrace=False)
+
+
+def noise_of(what: str, readings_bytes: Sequence[int], seconds: float) -> Noise:
+    """The largest distance between any two of the readings."""
+    return Noise(what, max(readings_bytes) - min(readings_bytes), seconds)
+
+
+def measure_noise(what: str, read_bytes: Callable[[], int], seconds: float) -> Noise:
+    """Read the figure again and again for `seconds`."""
+    start = time.monotonic()
+    readings, elapsed = [read_bytes()], 0.0
+    while elapsed < seconds:
+        time.sleep(min(1 / _SAMPLES_PER_SECOND, seconds - elapsed))
+        readings.append(read_bytes())
+        elapsed = time.monotonic() - start
+    return noise_of(what, readings, elapsed)
+
+
+def change_by(action: Callable[[], object], read_bytes: Callable[[], int], *, quiet_bytes: float) -> int | None:
+    """How far `action` moves a figure; None when the machine moves it by more than `quiet_bytes` just before or after.
+
+    The kernel frees some things only some time after their process has ended, so wait until the figure is at rest.
+    """
+    earlier = read_bytes()
+    time.sleep(_REST_SECONDS)
+    before = read_bytes()
+    if abs(before - earlier) > quiet_bytes:
+        return None
+    action()
+    last = read_bytes()
+    for _ in range(_RESTS):
+        time.sleep(_REST_SECONDS)
+        now = read_bytes()
+        if abs(now - last) <= quiet_bytes:
+            return now - before
+        last = now
+    return None
+
+
+def measure_alloc_page_noise(seconds: float) -> Noise:
+    """How far allocpage moves."""
+    return measure_noise("allocpage", _alloc_page_bytes, seconds)
+
+
+def _alloc_page_bytes() -> int:
+    return breakdown(take_readings(HostRoots())).alloc_page_bytes

@@ -1,0 +1,30 @@
+"""What the demo prints of a diagnosis."""
+
+import subprocess
+import sys
+
+from local_cluster.paths import PROJECT
+from local_cluster.status_report import render_status
+
+NEARLY_A_GIB = 1_048_156_570  # 999.6 MiB
+
+
+def test_sizes_are_written_as_everywhere_else() -> None:
+    result = {
+        "nodeName": "here",
+        "memTotalBytes": 24 << 30,
+        "allocPageBytes": NEARLY_A_GIB,
+        "topHolders": [{"kind": "Pipe", "pinnedBytes": 5 << 20, "unreadBytes": 999}],
+    }
+    text = render_status({"status": {"results": [result]}})
+    assert "Memory 24.0 GiB; allocpage 0.98 GiB, changed by 0 B in the window" in text
+    assert "5.00 MiB pinned by 999 B unread" in text
+
+
+def test_it_needs_nothing_installed() -> None:
+    """`make demo` runs with Debian's Python: no site-packages, no environment."""
+    program = "import local_cluster.__main__, local_cluster.status_report, memdiag_api.units as u; print(u.__file__)"
+    run = subprocess.run(
+        [sys.executable, "-S", "-c", program], cwd=PROJECT, env={}, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == str(PROJECT / "operator/memdiag_api/units.py")
