@@ -1,6 +1,6 @@
 """The verdict: one rule for each answer, decided from the evidence alone. docs/verdicts.md says the same for users."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from memdiag_api.evidence import (
@@ -96,19 +96,19 @@ class Findings:
 def decide_verdict(findings: Findings, thresholds: Thresholds) -> Verdict:
     """The first rule that applies: a leak, a reason why none can be ruled out, no leak."""
     stuck = stuck_holders(findings.holders, thresholds.stuck_floor_seconds)
-    doubts = list(_doubts(findings, thresholds, stuck))
+    together = of_node(findings.holders, stuck, findings.pinned_together)
+    doubts = _doubts(findings, thresholds, together)
     return (
         _pinned(findings, thresholds, stuck)
         or _growing(findings, thresholds)
-        or _pinned_by_many(findings, thresholds, stuck)
-        or _large(findings, thresholds, stuck, doubts)
-        or _doubtful(doubts)
+        or _large(findings, thresholds, together, doubts)
+        or _doubtful(findings, thresholds, together, doubts)
         or _no_leak(findings, thresholds, doubts)
     )
 
 
-def _doubts(findings: Findings, thresholds: Thresholds, stuck: Sequence[int]) -> Iterable[Doubt]:
-    """Everything that the run did not see, what forbids a "no" first."""
+def _doubts(findings: Findings, thresholds: Thresholds, together: StuckSockets) -> list[Doubt]:
+    """Everything that keeps the run from saying "no" with confidence, what forbids it first."""
     suspect_bytes = thresholds.suspect_bytes(findings.mem_total_bytes)
     doubts = list(
         check_doubts(
@@ -117,8 +117,10 @@ def _doubts(findings: Findings, thresholds: Thresholds, stuck: Sequence[int]) ->
             stuck_seconds=thresholds.stuck_floor_seconds,
         )
     )
+    if together.pinned_bytes >= suspect_bytes:
+        doubts.append(_pinned_by_many(together, suspect_bytes))
     if findings.coverage:
-        holders = [findings.holders[index] for index in stuck]
+        holders = [findings.holders[index] for index in together.holders]
         doubts += scan_doubts(findings.coverage, holders, suspect_bytes=suspect_bytes)
     if findings.trace:
         doubts += trace_doubts(findings.trace, findings.breakdown, suspect_bytes=suspect_bytes)
@@ -129,6 +131,16 @@ def _doubts(findings: Findings, thresholds: Thresholds, stuck: Sequence[int]) ->
         doubts.append(Doubt("the window was ended early", forbids_no=False))
     doubts += findings.doubts
     return sorted(doubts, key=lambda doubt: not doubt.forbids_no)
+
+
+def _pinned_by_many(together: StuckSockets, limit_bytes: int) -> Doubt:
+    """Stuck sockets that have nothing in common but the node: much is pinned, and nobody is the suspect."""
+    return Doubt(
+        f"{together.sockets} stuck sockets of the node together pin {format_bytes(together.pinned_bytes)} of AllocPage "
+        f"with {format_bytes(together.unread_bytes)} unread for at least {together.stuck_seconds:.0f} s, but those of "
+        f"no process, container or pod pin {format_bytes(limit_bytes)}",
+        forbids_no=True,
+    )
 
 
 def _confidence(findings: Findings, *, is_complete: bool = True) -> Confidence:
@@ -186,28 +198,9 @@ def _growing(findings: Findings, thresholds: Thresholds) -> Verdict | None:
     return None
 
 
-def _pinned_by_many(findings: Findings, thresholds: Thresholds, stuck: Sequence[int]) -> Verdict | None:
-    """Stuck sockets that have nothing in common but the node: much is pinned, and nobody is the suspect."""
-    limit = thresholds.suspect_bytes(findings.mem_total_bytes)
-    together = of_node(findings.holders, stuck, findings.pinned_together)
-    if together.pinned_bytes < limit:
-        return None
-    index = together.holders[0]
-    largest = findings.holders[index]
-    return _verdict(
-        VerdictKind.INCONCLUSIVE,
-        Confidence.LOW,
-        f"{together.sockets} stuck sockets of the node together pin {format_bytes(together.pinned_bytes)} of AllocPage "
-        f"with {format_bytes(together.unread_bytes)} unread, but no process, container or pod pins "
-        f"{format_bytes(limit)} or more; the most, {format_bytes(largest.pinned_bytes)}: {_name(largest)}.",
-        reasons=[f"nothing was read from any of them for at least {together.stuck_seconds:.0f} s"],
-        advice="Look at the holders below: find out whether their processes read late, or not at all.",
-        holder=index,
-        suspect=together,
-    )
-
-
-def _large(findings: Findings, thresholds: Thresholds, stuck: Sequence[int], doubts: Sequence[Doubt]) -> Verdict | None:
+def _large(
+    findings: Findings, thresholds: Thresholds, together: StuckSockets, doubts: Sequence[Doubt]
+) -> Verdict | None:
     if findings.breakdown is None:
         return None
     limit_bytes = thresholds.large_bytes(findings.mem_total_bytes)
@@ -215,8 +208,9 @@ def _large(findings: Findings, thresholds: Thresholds, stuck: Sequence[int], dou
         unheld(findings.breakdown, findings.held_bytes, findings.stacks, findings.census),
         *other_classes(findings.breakdown),
     ]
-    if findings.held_bytes >= limit_bytes:
-        candidates.append(held(findings.holders, stuck, findings.pinned_together, findings.held_bytes))
+    not_stuck_bytes = findings.held_bytes - together.pinned_bytes
+    if not_stuck_bytes >= limit_bytes:
+        candidates.append(held(findings.holders, together.holders, findings.pinned_together, not_stuck_bytes))
     parts = sorted(
         (part for part in candidates if part and part.size_bytes >= limit_bytes), key=lambda part: -part.size_bytes
     )
@@ -239,16 +233,25 @@ def _large(findings: Findings, thresholds: Thresholds, stuck: Sequence[int], dou
     )
 
 
-def _doubtful(doubts: Sequence[Doubt]) -> Verdict | None:
+def _doubtful(
+    findings: Findings, thresholds: Thresholds, together: StuckSockets, doubts: Sequence[Doubt]
+) -> Verdict | None:
     grave = [doubt.sentence for doubt in doubts if doubt.forbids_no]
     if not grave:
         return None
+    is_pinned = together.pinned_bytes >= thresholds.suspect_bytes(findings.mem_total_bytes)
+    largest = together.holders[0] if is_pinned else None
+    named = "" if largest is None else f" One of the largest is {_name(findings.holders[largest])}."
     return _verdict(
         VerdictKind.INCONCLUSIVE,
         Confidence.LOW,
-        f"No leak was found, but one cannot be ruled out: {'; '.join(grave)}.",
+        f"No leak was found, but one cannot be ruled out: {'; '.join(grave)}.{named}",
         reasons=[doubt.sentence for doubt in doubts if not doubt.forbids_no],
-        advice="See the needs below for what is missing, or run again with every check, at a quieter time.",
+        advice="Look at the holders below: find out whether their processes read late, or not at all."
+        if is_pinned
+        else "See the needs below for what is missing, or run again with every check, at a quieter time.",
+        holder=largest,
+        suspect=together if is_pinned else None,
     )
 
 

@@ -185,6 +185,16 @@ def test_stuck_sockets_with_nothing_in_common_have_no_suspect_and_forbid_a_no(na
     assert answer.holder == 0
 
 
+def test_many_stuck_sockets_do_not_hide_a_large_class() -> None:
+    """And what they pin is not called held and not stuck."""
+    large = with_class("SUnreclaim", 9 * GIB).model_copy(update={"alloc_page_bytes": 8 * GIB})
+    holders = [of(pid=pid, container=f"c{pid}", pod=f"pod-{pid}", pinned=16 * MIB) for pid in range(1, 500)]
+    answer = verdict(holders=holders, breakdown=large, held_bytes=8 * GIB)
+    assert answer.kind is VerdictKind.LARGE_BUT_UNEXPLAINED
+    assert answer.sentence == "SUnreclaim has 9.00 GiB that no check explains."
+    assert any("499 stuck sockets of the node together pin 7.80 GiB of AllocPage" in one for one in answer.reasons)
+
+
 def test_stuck_sockets_that_pin_little_together_are_no_leak() -> None:
     assert verdict(holders=[of(pid=pid, pinned=5 * MIB) for pid in (1, 2, 3)]).kind is VerdictKind.NO_LEAK
 
