@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from memdiag_api.evidence import Check, Need, NeedState
+from memdiag_node.analyze.doubts import Doubt
 from memdiag_node.ebpf.btf import BtfError
 from memdiag_node.ebpf.loader import BpfError
 from memdiag_node.procfs.errors import ProcFormatError
@@ -43,6 +44,14 @@ class Attempts:
     def skip(self, check: Check) -> None:
         """A request to stop came before the first step of `check`."""
         self.fail(check, "the run was asked to stop before it began", remedy="Run it again.")
+
+    def doubts(self) -> list[Doubt]:
+        """What failed in checks that went on. A leak check that was not made whole cannot say that there is no leak."""
+        return [
+            Doubt(f"{need.name}: {need.detail}", forbids_no=Check.BREAKDOWN not in need.checks)
+            for need in self.needs
+            if need.state is NeedState.DEGRADED
+        ]
 
     def fail(self, check: Check, why: str, *, optional: bool = False, remedy: str = _REMEDY) -> None:
         """Note what went wrong; unless it was `optional`, the check is no longer made."""

@@ -289,7 +289,7 @@ def _measurements(
         if look.census:
             census = census_of(look.census, look.containers, page_bytes=host.page_size_bytes)
             measured = replace(measured, census=census)
-    return replace(measured, checks=tuple(attempts.checks), needs=(*needs, *attempts.needs))
+    return replace(measured, checks=tuple(attempts.checks), needs=(*needs, *attempts.needs), doubts=attempts.doubts())
 
 
 def _holdings(look: _Look, settings: Settings, roots: HostRoots) -> tuple[list[Holding], ScanCoverage | None]:

@@ -343,6 +343,12 @@ class ScanCoverage(Record):
     queues: Count = Field(default=0, description="queues that were not empty")
     packets: Count = Field(default=0, description="packets in them")
     incomplete_queues: Count = Field(default=0, description="queues that could not be walked to their end")
+    is_compared: bool = Field(
+        default=True, description="false: there was no earlier look to compare with, so no socket was found stuck"
+    )
+    lists_every_fd: bool = Field(
+        default=True, description="false: time or room did not suffice to list every fd and every socket without one"
+    )
     sockets_not_reached: Count = Field(default=0, description="sockets that the scan's time did not reach")
     queues_not_reached: Count = Field(default=0, description="queues that the scan's time did not reach")
     blocks_not_kept: Count = Field(default=0, description="blocks of sockets beyond those that a scan may keep")

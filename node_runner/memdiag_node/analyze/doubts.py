@@ -37,6 +37,10 @@ def check_doubts(checks: Sequence[Check], *, window_seconds: float, stuck_second
 
 def scan_doubts(coverage: ScanCoverage, stuck: Sequence[Holder], *, suspect_bytes: int) -> Iterator[Doubt]:
     """Losses of the socket scan. `stuck`: the stuck sockets that it found, which may pin more than was seen."""
+    if not coverage.is_compared:
+        yield Doubt("the first look at the sockets failed, so none could be found stuck", forbids_no=True)
+    if not coverage.lists_every_fd:
+        yield Doubt("the scan could not list every fd and every socket without one", forbids_no=True)
     if coverage.sockets_not_reached or coverage.queues_not_reached:
         yield Doubt(
             f"the scan's time did not reach {coverage.sockets_not_reached} sockets and "

@@ -105,6 +105,8 @@ def coverage_of(
         queues=len(walked),
         packets=int(walked["packets"].sum()),
         incomplete_queues=int(np.count_nonzero((walked["status"] != Status.WHOLE) | (walked["unreadable"] > 0))),
+        is_compared=first is not None,
+        lists_every_fd=all(scan.lists_every_fd for scan in scans),
         sockets_not_reached=max(scan.sockets_not_reached for scan in scans),
         queues_not_reached=max(_not_reached(scan) for scan in scans),
         blocks_not_kept=last.blocks_not_kept,

@@ -89,6 +89,8 @@ class SocketScan:
     files: npt.NDArray[np.void] = field(default_factory=lambda: np.empty(0, FOUND_DTYPE))
     """FOUND_DTYPE: every fd of every process that is a pipe, a perf event or a BPF map, for the other holders."""
     not_seen: list[str] = field(default_factory=list)
+    lists_every_fd: bool = True
+    """False when the time or the room did not suffice to list every fd, or every socket without one."""
     sockets_not_reached: int = 0
     """Sockets that were known and not looked at, because the time ran out."""
     blocks_not_kept: int = 0
@@ -238,6 +240,7 @@ class _Scan:
         self._seen = 0
         self._not_reached = 0
         self._not_listed_after_pid: int | None = None
+        self._is_listed_whole = True
         self._not_confirmed = 0
         self._tables_read = False
         self._namespaces_walked = False
@@ -281,6 +284,7 @@ class _Scan:
                 pieces.append(piece)
                 if budget.late():
                     break
+        self._is_listed_whole = not budget.ran_out
         return np.concatenate(pieces)
 
     def _look_at(self, candidates: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -407,6 +411,7 @@ class _Scan:
             pinned_bytes=int(pinned),
             files=self._files,
             not_seen=self._not_seen(queues),
+            lists_every_fd=self._is_listed_whole and not self._sightings.left_out,
             sockets_not_reached=self._not_reached,
             blocks_not_kept=self._blocks_left_out,
             sees_linear_heads=bool(self._source.fact("linear_to_page")),

@@ -464,6 +464,8 @@ GREW = IDLE.breakdown.model_copy(update={"alloc_page_change_bytes": 200 * MIB}) 
             "did not reach 900000 sockets and 12 queues",
             id="sockets",
         ),
+        pytest.param({"coverage": ScanCoverage(is_compared=False)}, "the first look at the sockets failed", id="look"),
+        pytest.param({"coverage": ScanCoverage(lists_every_fd=False)}, "could not list every fd", id="fds"),
         pytest.param({"coverage": ScanCoverage(queues_not_reached=1)}, "0 sockets and 1 queues", id="queues"),
         pytest.param(
             {"coverage": ScanCoverage(blocks_not_kept=5)}, "5 blocks of sockets were not counted", id="blocks"
