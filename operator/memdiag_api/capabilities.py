@@ -6,7 +6,7 @@ Everything else that it reads belongs to root, and it runs as root.
 RUNNER_CAPABILITIES = (
     "BPF",  # load programs and maps
     "PERFMON",  # let them read kernel memory, attach them to tracepoints and iterators
-    "SYSLOG",  # addresses in /proc/kallsyms; the kernel log
+    "SYSLOG",  # the kernel log, for the size of the first per-CPU chunk
 )
 
 

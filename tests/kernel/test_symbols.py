@@ -1,6 +1,8 @@
 """Names of kernel addresses where /proc/kallsyms hides them, and a trace on a kernel that gives none."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +16,19 @@ from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
 from memdiag_node.ebpf.symbols import SymbolReader, Symbols
 from memdiag_node.host import HostRoots
 from planted.allocations import MIB, Allocator
+from support.capabilities import only
 
 KALLSYMS = Path("/proc/kallsyms")
 KPTR_RESTRICT = Path("/proc/sys/kernel/kptr_restrict")
 SETTINGS = TraceSettings(duration_seconds=2.0, cpu_budget_share=0)
 LOOKED_UP = 500
+NAME_OF = """
+import sys
+from memdiag_node.ebpf.symbols import SymbolReader, Symbols
+address = int(sys.argv[1]) + 1
+with SymbolReader() as reader:
+    print(Symbols(reader.lines).texts([address])[address])
+"""
 
 
 def functions() -> dict[int, set[str]]:
@@ -54,6 +64,18 @@ def test_names_do_not_depend_on_kptr_restrict(hidden_addresses: dict[int, set[st
     wrong = {texts[start + 1] for start in starts if texts[start + 1].split("+")[0] not in hidden_addresses[start]}
     assert not wrong
     assert {text.split("+")[1] for text in texts.values()} == {"0x1"}
+
+
+def test_names_need_no_more_than_the_capabilities_of_every_program(hidden_addresses: dict[int, set[str]]) -> None:
+    start = next(address for address, names in hidden_addresses.items() if "vfs_write" in names)
+    done = subprocess.run(
+        [*only(["BPF", "PERFMON"]), sys.executable, "-c", NAME_OF, str(start)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().split("+")[0] in hidden_addresses[start]
 
 
 def test_a_trace_under_kptr_restrict_names_functions_and_processes(hidden_addresses: dict[int, set[str]]) -> None:
