@@ -124,7 +124,8 @@ def _look(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: Sto
                 look.first_scan = sockets.first_look()
         trace = _open_trace(attached, attempts, settings, roots, stop)
         if not attempts.checks:
-            raise UnsupportedError(f"nothing can be measured here:\n{explain_missing(attempts.needs)}")
+            failure = MeasurementError if stop.is_set() else UnsupportedError
+            raise failure(f"nothing can be measured here:\n{explain_missing(attempts.needs)}")
         if sockets or trace:
             attempts.progress(
                 f"tracing for {settings.duration_seconds:.0f} s" if trace else "waiting for the second look"
