@@ -175,6 +175,20 @@ def test_a_node_whose_pods_cannot_be_read_costs_only_its_own_result() -> None:
     assert "larger than" in output.log_error
 
 
+def test_events_that_may_not_be_read_are_done_without() -> None:
+    """A role of a former version does not allow it."""
+
+    def forbidden(request: BaseHTTPRequestHandler) -> None:
+        body = json.dumps({"kind": "Status", "reason": "Forbidden", "message": "no"}).encode()
+        request.send_response(403)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
+
+    with answering(forbidden) as kubernetes:
+        assert gather._events(kubernetes, pod()) == ()
+
+
 # --- others are not kept waiting --------------------------------------------------------------------------------------
 
 
