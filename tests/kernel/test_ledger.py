@@ -133,8 +133,10 @@ def test_each_stack_is_held_by_the_right_kind(
     stack = next(one for one in evidence.stacks if any(function in frame for frame in one.frames))
     assert stack.held_by
     assert evidence.holders[stack.held_by[0].holder].kind is KINDS[kind]
-    unexplained_bytes = stack.outstanding_bytes - stack.explained_bytes
-    assert unexplained_bytes <= noise.tolerated_bytes(0.05 * planted_bytes[kind]), str(noise)
+    unexplained_bytes, tolerance_bytes = stack.outstanding_bytes - stack.explained_bytes, 0.05 * planted_bytes[kind]
+    # Other processes may have come the same way: only then does it matter what the machine does.
+    if unexplained_bytes > tolerance_bytes:
+        assert unexplained_bytes <= noise.tolerated_bytes(tolerance_bytes), str(noise)
 
 
 def test_when_the_holders_are_gone_nothing_is_left(evidence: Evidence, loads: dict[str, PlantedMemory]) -> None:
