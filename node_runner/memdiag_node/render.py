@@ -259,10 +259,14 @@ def _counters(counters: TraceCounters) -> list[str]:
     )
     if counters.events_sampled_out:
         text = f"{counters.sampled_share:.0%} were recorded, to keep within the CPU budget; figures are scaled"
+        if counters.large_sampled_out:
+            text += f"; {counters.large_sampled_out} blocks of several pages were left out, far above the budget"
         lines += _wrapped(text, "  thinned out: ")
     losses = {
         "stacks could not be stored": counters.lost_stacks,
         f"blocks found a table full ({format_bytes(counters.lost_record_bytes)} still out)": counters.lost_records,
+        "blocks were recorded without their process": counters.unnamed_blocks,
+        "times a memory cgroup's name found a table full": counters.lost_cgroups,
         "runs of a program were skipped by the kernel": counters.missed_runs,
     }
     for what, count in losses.items():

@@ -1,6 +1,7 @@
 """One run from start to end: what is needed, the trace between two looks at the sockets, and what all of it says."""
 
 import math
+import mmap
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -32,6 +33,7 @@ from memdiag_node.preflight import explain_missing, possible_checks, preflight
 from memdiag_node.procfs.cgroup import ContainerIdentity
 from memdiag_node.procfs.frame_census import CENSUS_SECONDS, FrameCensus, take_census
 from memdiag_node.procfs.kpageflags import open_frame_table
+from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.process import read_owner
 from memdiag_node.procfs.reading import MemoryReading, take_readings
 from memdiag_node.time_budget import Stop
@@ -131,7 +133,7 @@ def _look(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: Sto
                 f"tracing for {settings.duration_seconds:.0f} s" if trace else "waiting for the second look"
             )
             look.interrupted = _wait(settings.duration_seconds, stop, trace, attempts)
-        # The queues first, then the trace: what is freed between the two is missed by both, and nothing by one alone.
+        _end_window(trace, attempts)
         if sockets:
             attempts.progress("looking at every socket again")
             with attempts.step(Check.SOCKET_QUEUES, "the last look at every socket"):
@@ -207,6 +209,17 @@ def _wait(duration_seconds: float, stop: Stop, trace: PageTrace | None, attempts
     return False
 
 
+def _end_window(trace: PageTrace | None, attempts: Attempts) -> None:
+    """Have the trace record nothing new, before the holders are looked at; it sees what is freed until its own end.
+
+    So a block that a holder shows and that is outstanding at the end was that holder's: it was not freed and allocated
+    again in between.
+    """
+    if trace:
+        with attempts.step(Check.ALLOC_PAGE_TRACE, "ending its window", optional=True):
+            trace.stop_recording()
+
+
 def _finish(trace: PageTrace, attempts: Attempts, stop: Stop) -> TraceResult | None:
     budget = stop.budget(math.inf, share=_TALLY_SHARE)
     with attempts.step(Check.ALLOC_PAGE_TRACE, "reading it out"):
@@ -249,7 +262,8 @@ def _count_frames(look: _Look, roots: HostRoots, stop: Stop) -> FrameCensus | No
                 struct_page_bytes=look.trace.struct_page_bytes,
             )
         late = stop.budget(CENSUS_SECONDS, share=_CENSUS_SHARE).late
-        return take_census(flags.frame_count(), flags.read, charges.read if charges else None, held=held, late=late)
+        ranges = read_memory_map(roots.proc, roots.sys, page_bytes=mmap.PAGESIZE)
+        return take_census(ranges, flags.read, charges.read if charges else None, held=held, late=late)
 
 
 def _measurements(

@@ -214,6 +214,15 @@ class TraceCounters(Record):
     lost_stacks: Count = Field(default=0, description="blocks whose stack could not be stored")
     lost_records: Count = Field(default=0, description="blocks that found a table full")
     lost_record_bytes: ByteCount = 0
+    large_sampled_out: Count = Field(
+        default=0, description="of those, blocks of more than one page; left out only far above the budget"
+    )
+    unnamed_blocks: Count = Field(
+        default=0, description="blocks recorded with their stack but without their process: no class was left for it"
+    )
+    lost_cgroups: Count = Field(
+        default=0, description="times that a memory cgroup's name found a table full: its processes name no container"
+    )
     missed_runs: Count = Field(default=0, description="program runs that the kernel skipped (recursion)")
     untraced_bytes: SignedByteCount = Field(
         default=0, description="growth of allocpage in the window that no traced event explains"

@@ -1,5 +1,6 @@
 """What one check runs into does not cost what the others find: it is reported as a need of that check."""
 
+import mmap
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from memdiag_node.ebpf.page_trace import PageTrace
 from memdiag_node.holders.sockets import SocketScan, SocketScanner
 from memdiag_node.host import HostRoots
 from memdiag_node.procfs.kpageflags import FrameTable
+from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.reading import MemoryReading, take_readings
 from memdiag_node.run import MeasurementError, Settings, UnsupportedError, measure
 from memdiag_node.time_budget import Stop
@@ -158,8 +160,7 @@ def test_when_frame_0_cannot_be_found_the_trace_is_not_made(tmp_path: Path) -> N
     for path in Path("/proc").iterdir():
         if path.name != "kpageflags":
             (tmp_path / path.name).symlink_to(path)
-    with FrameTable(Path("/proc/kpageflags")) as table:
-        size_bytes = 8 * table.frame_count()
+    size_bytes = 8 * read_memory_map(Path("/proc"), Path("/sys"), page_bytes=mmap.PAGESIZE)[-1].end
     with (tmp_path / "kpageflags").open("wb") as flags:
         os.truncate(flags.fileno(), size_bytes)
     evidence = evidence_of(Check.BREAKDOWN, Check.ALLOC_PAGE_TRACE, roots=HostRoots(proc=tmp_path))

@@ -328,7 +328,7 @@ def proc_without(tmp_path: Path) -> Callable[[str], HostRoots]:
     """A view of /proc that lacks one file."""
 
     def make(missing: str) -> HostRoots:
-        for name in {"kpageflags", "kpagecgroup", "vmstat", "zoneinfo"} - {missing}:
+        for name in {"kpageflags", "kpagecgroup", "meminfo", "vmstat", "zoneinfo"} - {missing}:
             (tmp_path / name).symlink_to(f"/proc/{name}")
         return HostRoots(proc=tmp_path)
 

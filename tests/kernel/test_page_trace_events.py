@@ -3,6 +3,7 @@
 They are attached to nothing, so no other event touches their tables.
 """
 
+import contextlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,14 +14,16 @@ from memdiag_api.evidence import TraceCounters
 from memdiag_node.analyze.traced import BLOCK_DTYPE, GROUP_DTYPE, TraceResult
 from memdiag_node.ebpf import page_trace, trace_tables
 from memdiag_node.ebpf.btf import Btf
+from memdiag_node.ebpf.frame_layout import FrameLayout
 from memdiag_node.ebpf.loader import BpfObject
 from memdiag_node.procfs.kpageflags import FrameKind
+from memdiag_node.procfs.memory_map import SECTION_FRAMES, FrameRange
 from support.bpf import run_raw_tracepoint
 
 FIRST_PAGE = 0xFFFFEA0000000000
 UNMOVABLE, MOVABLE = 0, 1
-CHUNKS = 64
-FRAMES = CHUNKS * 1024
+LAYOUT = FrameLayout([FrameRange(0, 2 * SECTION_FRAMES), FrameRange(7 * SECTION_FRAMES, 8 * SECTION_FRAMES)])
+FRAMES = LAYOUT.entries
 KERNEL = 0xCC0
 
 
@@ -33,13 +36,31 @@ class Machine:
         self.config = page_trace._view(bpf, "config", trace_tables.CONFIG_DTYPE, 1)
         self.frames = page_trace._view(bpf, "frames", np.dtype("<u2"), FRAMES)
         self.infos = page_trace._view(bpf, "class_info", trace_tables.CLASS_INFO_DTYPE, trace_tables.CLASSES)
-        self.config["first_page"], self.config["frames"] = FIRST_PAGE, FRAMES
-        bpf.push("spare_classes", np.arange(trace_tables.FIRST_CLASS, trace_tables.CLASSES, dtype="<u4"))
-        self._programs = {name: bpf.load_raw_tracepoint(name) for name in ("on_alloc", "on_free")}
+        sections = page_trace._view(bpf, "sections", np.dtype("<u8"), LAYOUT.sections)
+        sections[:] = LAYOUT.index()
+        self.config["first_page"], self.config["end_frame"] = FIRST_PAGE, LAYOUT.end_frame
+        self.config["ceiling_permille"] = 1000
+        page_trace._push_numbers(bpf, np.arange(trace_tables.FIRST_CLASS, trace_tables.CLASSES, dtype="<u4"))
+        programs = ("on_alloc", "on_nested_alloc", "on_free")
+        self._programs = {name: bpf.load_raw_tracepoint(name) for name in programs}
 
-    def alloc(self, frame: int, order: int = 0, migratetype: int = UNMOVABLE, flags: int = KERNEL) -> None:
+    def alloc(
+        self,
+        frame: int,
+        order: int = 0,
+        migratetype: int = UNMOVABLE,
+        flags: int = KERNEL,
+        *,
+        program: str = "on_alloc",
+    ) -> None:
         page = FIRST_PAGE + frame * self._struct_page_bytes
-        run_raw_tracepoint(self._programs["on_alloc"], page, order, flags, migratetype)
+        run_raw_tracepoint(self._programs[program], page, order, flags, migratetype)
+
+    def set_on_every_cpu(self, table: str, value: npt.NDArray[np.void], key: int = 0) -> None:
+        """Overwrite an entry of a per-CPU array."""
+        values = np.tile(value, len(self.bpf.read_per_cpu(table, value.dtype, key)))
+        keys = np.array([key], "<u4")
+        self.bpf.update(table, keys, values.view((np.void, values.nbytes)))
 
     def free(self, frame: int, order: int = 0) -> None:
         run_raw_tracepoint(self._programs["on_free"], FIRST_PAGE + frame * self._struct_page_bytes, order)
@@ -51,16 +72,26 @@ class Machine:
 
     def tally(self) -> trace_tables.FrameTally:
         orders = np.array(self.infos["key"]["order"])
-        return trace_tables.tally_frames(self.frames, orders, lambda _, frames: np.zeros(frames, np.uint64))
+        return trace_tables.tally_frames(
+            self.frames, orders, lambda _, frames: np.zeros(frames, np.uint64), layout=LAYOUT
+        )
 
     def counter(self, name: str) -> int:
         return int(self.bpf.read_per_cpu("cpu", trace_tables.CPU_DTYPE)[name].sum())
 
 
+def interrupted_scratch(machine: Machine, levels: int) -> None:
+    """Have the tables look as they do while programs in this many levels are interrupted, on every CPU."""
+    for level in range(levels):
+        machine.set_on_every_cpu("scratch", np.array([(1,)], trace_tables.SCRATCH_DTYPE), level)
+
+
 @pytest.fixture
 def machine() -> Iterator[Machine]:
     btf = Btf.load()
-    with BpfObject("page_trace.bpf.c", {**page_trace._layout(btf), "CHUNKS": CHUNKS}) as bpf:
+    with BpfObject(
+        "page_trace.bpf.c", {**page_trace._layout(btf), "SECTIONS": LAYOUT.sections, "CHUNKS": LAYOUT.chunks}
+    ) as bpf:
         yield Machine(bpf, btf.size_bytes("page"))
 
 
@@ -120,8 +151,20 @@ def test_a_failed_allocation_is_ignored(machine: Machine) -> None:
     assert machine.counter("lost_blocks") == 0
 
 
-def test_frames_beyond_the_table_are_counted_as_lost(machine: Machine) -> None:
-    machine.alloc(FRAMES + 5, 2)
+def test_frames_behind_a_hole_are_recorded_and_freed(machine: Machine) -> None:
+    machine.alloc(7 * SECTION_FRAMES + 64, 3)
+    assert machine.outstanding(2 * SECTION_FRAMES + 64, 8) == machine.outstanding(0, FRAMES) == 8
+    (block,) = machine.tally().parts[0]
+    assert int(block["frame"]) == 7 * SECTION_FRAMES + 64
+    machine.free(7 * SECTION_FRAMES + 64, 3)
+    assert machine.outstanding(0, FRAMES) == 0
+
+
+@pytest.mark.parametrize("frame", [3 * SECTION_FRAMES, 8 * SECTION_FRAMES, (1 << 40) - 4, -64])
+def test_frames_outside_memory_are_counted_as_lost(machine: Machine, frame: int) -> None:
+    machine.alloc(frame, 2)
+    machine.free(frame, 2)
+    assert not machine.frames.any()
     assert machine.counter("lost_blocks") == 1
     assert machine.counter("lost_pages") == 4
 
@@ -137,16 +180,62 @@ def test_slices_and_orders_make_classes_of_their_own(machine: Machine) -> None:
     ]
 
 
+def take_all_numbers(machine: Machine, queue: str) -> None:
+    table = machine.bpf.table(queue)
+    with contextlib.suppress(KeyError):
+        while True:
+            table.pop()
+
+
+def test_when_no_class_is_left_for_processes_their_stacks_are_kept(machine: Machine) -> None:
+    take_all_numbers(machine, "spare_classes")
+    for frame in range(64, 68):
+        machine.alloc(frame)
+    assert machine.outstanding(64, 4) == 4
+    used = machine.infos[machine.infos["allocated_pages"] > 0]
+    assert set(used["key"]["tgid"].tolist()) == {0}
+    assert all(used["key"]["stack"] != 0)
+    assert (machine.counter("unnamed_blocks"), machine.counter("lost_blocks")) == (4, 0)
+
+
 def test_when_no_class_is_left_blocks_are_out_but_lost(machine: Machine) -> None:
-    queue = machine.bpf.table("spare_classes")
-    for _ in range(trace_tables.CLASSES - trace_tables.FIRST_CLASS):
-        queue.pop()
+    take_all_numbers(machine, "spare_classes")
+    take_all_numbers(machine, "reserve_classes")
     machine.alloc(64, 2)
     assert set(machine.frames[64:68].tolist()) == {trace_tables.CLASS_LOST}
     assert machine.counter("lost_blocks") == 1
 
 
-def test_high_orders_are_never_thinned(machine: Machine) -> None:
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_what_interrupts_another_program_is_recorded_with_its_stack(machine: Machine, levels: int) -> None:
+    interrupted_scratch(machine, levels)
+    machine.alloc(64, 2)
+    assert machine.outstanding(64, 4) == 4
+    assert machine.counter("nested") == 1
+    (used,) = machine.infos[machine.infos["allocated_pages"] > 0]
+    assert used["key"]["stack"] != 0
+
+
+def test_beyond_the_last_level_blocks_are_out_but_lost(machine: Machine) -> None:
+    interrupted_scratch(machine, 4)
+    machine.alloc(64, 2)
+    assert set(machine.frames[64:68].tolist()) == {trace_tables.CLASS_LOST}
+    assert (machine.counter("interrupted"), machine.counter("lost_blocks")) == (1, 1)
+
+
+def test_an_allocation_that_interrupts_the_program_is_left_to_the_second_one(machine: Machine) -> None:
+    """The kernel would not run on_alloc a second time on that CPU."""
+    machine.alloc(64, 2, program="on_nested_alloc")
+    assert not machine.frames.any()
+    in_alloc = machine.bpf.read_per_cpu("cpu", trace_tables.CPU_DTYPE)[:1]
+    in_alloc["in_alloc"] = 1
+    machine.set_on_every_cpu("cpu", in_alloc)
+    machine.alloc(64, 2, program="on_nested_alloc")
+    assert machine.outstanding(64, 4) == 4
+    assert machine.counter("nested_allocs") == 1
+
+
+def test_high_orders_are_not_thinned_below_the_ceiling(machine: Machine) -> None:
     machine.config["budget_permille"] = 1
     for frame in range(8192):
         machine.alloc(frame % 4096)
@@ -156,6 +245,25 @@ def test_high_orders_are_never_thinned(machine: Machine) -> None:
     assert thinned_before > 0
     assert machine.counter("thinned_events") == thinned_before
     assert machine.outstanding(16384, 1600) == 1600
+
+
+def test_a_storm_of_high_orders_is_held_to_the_ceiling(machine: Machine) -> None:
+    machine.config["budget_permille"], machine.config["ceiling_permille"] = 1, 4
+    for block in range(8000):
+        machine.alloc(8 * (block % 4000), 1 + block % 3)
+    thinned = machine.counter("thinned_large_events")
+    assert thinned == machine.counter("thinned_events")
+    assert 4000 <= thinned < 8000
+    assert int((machine.frames == trace_tables.CLASS_THINNED_LARGE).sum()) > 0
+
+
+def test_a_cgroup_that_finds_no_room_is_counted(machine: Machine) -> None:
+    names = np.zeros(page_trace._CGROUPS, trace_tables.CGROUP_ENTRY_DTYPE)
+    names["key"] = np.arange(1, len(names) + 1) + (1 << 60)
+    machine.bpf.update("cgroups", names["key"], names["value"])
+    machine.alloc(64)
+    assert machine.outstanding(64, 1) == 1
+    assert machine.counter("lost_cgroups") == 1
 
 
 def test_a_rare_kind_of_allocation_stays_whole_under_a_storm_of_another(machine: Machine) -> None:
@@ -173,11 +281,10 @@ def estimate(machine: Machine, slice_number: int) -> tuple[float, float]:
     """Frames of the blocks of a slice, as the trace estimates them, and their standard error."""
     frames = machine.tally().by_kind[FrameKind.DIRECT]
     used = np.flatnonzero(frames[trace_tables.FIRST_CLASS :]) + trace_tables.FIRST_CLASS
-    weights = trace_tables.calibrated_weights(
-        machine.infos["key"]["level"][used], frames[used], int(frames[trace_tables.CLASS_THINNED])
-    )
+    weights = trace_tables.class_weights(machine.infos["key"][used], frames[used], frames)
     groups = np.zeros(len(used), GROUP_DTYPE)
     groups["slice"], groups["frames"], groups["weight"] = machine.infos["key"]["slice"][used], frames[used], weights
+    groups["order"] = machine.infos["key"]["order"][used]
     of_slice = groups[groups["slice"] == slice_number]
     return float((of_slice["frames"] * of_slice["weight"]).sum()), result_of(groups).error_bytes(of_slice)
 
@@ -203,15 +310,17 @@ def result_of(groups: npt.NDArray[np.void]) -> TraceResult:
     )
 
 
-def test_thinned_figures_are_within_their_stated_uncertainty(machine: Machine) -> None:
+@pytest.mark.parametrize("orders", [(0,), (1, 2, 3)], ids=["order 0", "orders 1 to 3"])
+def test_thinned_figures_are_within_their_stated_uncertainty(machine: Machine, orders: tuple[int, ...]) -> None:
     """100 repetitions of one load: nearly always within two standard errors of the truth, and right on average."""
-    machine.config["budget_permille"] = 30
-    truth, within_two, within_three, deviations = 500, 0, 0, []
+    machine.config["budget_permille"] = machine.config["ceiling_permille"] = 30
+    blocks = [(8 * number, orders[number % len(orders)], number % 4 == 0) for number in range(2000)]
+    truth, within_two, within_three, deviations = sum(1 << order for _, order, chosen in blocks if chosen), 0, 0, []
     for _ in range(100):
         machine.frames[:] = 0
-        for frame in range(2000):
-            machine.config["slice"] = frame % 4 == 0
-            machine.alloc(frame)
+        for frame, order, chosen in blocks:
+            machine.config["slice"] = chosen
+            machine.alloc(frame, order)
         estimated, error = estimate(machine, 1)
         within_two += abs(estimated - truth) <= 2 * error
         within_three += abs(estimated - truth) <= 3 * error

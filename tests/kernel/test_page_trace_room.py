@@ -5,46 +5,64 @@ import time
 
 import pytest
 
-from memdiag_api.evidence import TraceCounters
 from memdiag_node.analyze.stacks import fold_stacks
 from memdiag_node.ebpf import trace_tables
 from memdiag_node.ebpf.btf import Btf
 from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
+from memdiag_node.ebpf.trace_tables import RawTrace
 from memdiag_node.host import HostRoots
 from planted.allocations import MIB, Allocator
 
-CLASSES = 4096
-SETTINGS = TraceSettings(duration_seconds=12, slices=60, cpu_budget_share=0.0)
-PROCESSES_A_SLICE = 20  # each allocates by some twenty stacks, in classes of its own
 PLANTED_BYTES = 8 * MIB
+PROCESSES_A_STEP = 20  # each allocates by some twenty stacks, in classes of its own
+STEPS = 60
+
+# By default there are 20 slices of 3 s, and 32,760 classes.
+SHORT_SLICES = TraceSettings(duration_seconds=12, slices=60, cpu_budget_share=0.0)
+ONE_LONG_SLICE = TraceSettings(duration_seconds=600, slices=1, cpu_budget_share=0.0)
 
 
-def trace_a_fork_storm() -> tuple[int, TraceCounters]:
-    """Bytes that were seen of pipes that were filled before the storm, and the counters."""
-    with PageTrace(SETTINGS, btf=Btf.load(), roots=HostRoots()) as trace, Allocator() as child:
+def trace_a_fork_storm(settings: TraceSettings) -> tuple[int, RawTrace]:
+    """Bytes that were seen of pipes that were filled before the storm, and the tables."""
+    with PageTrace(settings, btf=Btf.load(), roots=HostRoots()) as trace, Allocator() as child:
         assert child.do("fill_pipes", PLANTED_BYTES) == PLANTED_BYTES
-        for _ in range(SETTINGS.slices):
-            for _ in range(PROCESSES_A_SLICE):
+        for _ in range(STEPS):
+            for _ in range(PROCESSES_A_STEP):
                 subprocess.run(["/bin/true"], check=True)
-            time.sleep(SETTINGS.slice_seconds / 2)
+            time.sleep(0.1)
             trace.advance()
-        result = trace.finish()
+        raw = trace.read_out()
+        result = trace_tables.decode(raw, trace.symbols(raw), trace.contexts(raw))
         pid = child.pid
-    seen = sum(
-        process.outstanding_bytes
+    stacks = [
+        stack
         for stack in fold_stacks(result, len(result.stacks))
-        for process in stack.processes
-        if process.pid == pid and any("pipe_write" in frame for frame in stack.frames)
-    )
-    return seen, result.counters
+        if any("pipe_write" in frame for frame in stack.frames)
+    ]
+    return sum(one.outstanding_bytes for stack in stacks for one in stack.processes if one.pid == pid), raw
 
 
+@pytest.mark.parametrize("settings", [SHORT_SLICES, ONE_LONG_SLICE], ids=["short slices", "one long slice"])
 @pytest.mark.parametrize("makes_room", [True, False])
-def test_classes_that_nothing_uses_make_room_for_new_ones(makes_room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without that, the same storm fills the table: so it is a storm that needs it."""
-    monkeypatch.setattr(trace_tables, "CLASSES", CLASSES)
+def test_classes_that_nothing_uses_make_room_for_new_ones(
+    settings: TraceSettings, makes_room: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without that, processes lose their names: so it is a storm that needs it."""
+    classes = 4096
+    monkeypatch.setattr(trace_tables, "CLASSES", classes)
     if not makes_room:
         monkeypatch.setattr(PageTrace, "_make_room", lambda *_: None)
-    seen_bytes, counters = trace_a_fork_storm()
-    assert (counters.lost_records == 0) is makes_room
+    seen_bytes, raw = trace_a_fork_storm(settings)
+    assert (raw.counter("unnamed_blocks") == 0) is makes_room
+    assert (raw.counter("taken_classes") > classes) is makes_room
+    assert (raw.counter("lost_blocks"), raw.counter("lost_stacks")) == (0, 0)
     assert seen_bytes == pytest.approx(PLANTED_BYTES, rel=0.02)
+
+
+def test_a_storm_beyond_all_classes_loses_no_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 forks a second in a slice of 90 s are 900,000 classes, 27 times as many as there are; here likewise."""
+    classes = 1024
+    monkeypatch.setattr(trace_tables, "CLASSES", classes)
+    _, raw = trace_a_fork_storm(ONE_LONG_SLICE)
+    assert raw.counter("unnamed_blocks") > 0
+    assert (raw.counter("lost_blocks"), raw.counter("lost_stacks")) == (0, 0)

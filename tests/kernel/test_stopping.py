@@ -1,5 +1,6 @@
 """A run that is asked to stop is done within its grace period, however slow the node is."""
 
+import mmap
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from memdiag_api.evidence import Check, Evidence, NeedState
 from memdiag_node.ebpf.sockets import SocketSource
 from memdiag_node.host import HostRoots
 from memdiag_node.procfs.kpageflags import FrameTable
+from memdiag_node.procfs.memory_map import frames_in, read_memory_map
 from memdiag_node.run import Settings, measure
 from memdiag_node.time_budget import Stop
 
@@ -42,8 +44,8 @@ class Clock:
 
 
 def frame_count() -> int:
-    with FrameTable(HostRoots().proc / "kpageflags") as table:
-        return table.frame_count()
+    roots = HostRoots()
+    return frames_in(read_memory_map(roots.proc, roots.sys, page_bytes=mmap.PAGESIZE))
 
 
 def test_on_a_large_node_every_step_is_cut_to_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ _FRAGMENT_BYTES, _MORE_FRAGMENTS = 1200, 0x2000  # a multiple of 8; IP_MF of inc
 _HERE, _THERE, _PEER, _PORT = "10.99.0.1", "10.99.0.2", "xdp-sender", 4242
 _CLONE_NEWNET = 0x40000000
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SIOCINQ = 32, 33, 0x541B  # socket(7), tcp(7)
+_SO_MAX_PACING_RATE, _PACED_BYTES_PER_SECOND = 47, 8 << 20
 _BUFFER_BYTES = 1 << 30
 
 Truth = dict[str, Any]
@@ -92,10 +93,17 @@ def _datagrams(amount: int) -> Truth:
     return {"fd": receiver.fileno(), "packets": amount, "unread_bytes": amount * DATAGRAM_BYTES}
 
 
-def _stream(amount: int) -> Truth:
+def _paced_stream(amount: int) -> Truth:
+    """As _stream, but sent by a timer's interrupts, whatever its CPU is doing."""
+    return _stream(amount, pacing_bytes_per_second=_PACED_BYTES_PER_SECOND)
+
+
+def _stream(amount: int, *, pacing_bytes_per_second: int | None = None) -> Truth:
     """Bytes of one connection."""
     listener = _receiver(socket.SOCK_STREAM)
     sender = _sender(socket.SOCK_STREAM)
+    if pacing_bytes_per_second is not None:
+        sender.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, pacing_bytes_per_second)
     receiver, _ = listener.accept()
     _kept.append(receiver)
     sender.sendall(b"s" * amount)
@@ -180,6 +188,7 @@ def _ip(*words: str, namespace_of: int = 0) -> None:
 _LOADS: dict[str, Callable[[int], Truth]] = {
     "datagrams": _datagrams,
     "stream": _stream,
+    "paced_stream": _paced_stream,
     "fragments": _fragments,
     "drain": _drain,
 }

@@ -11,10 +11,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from memdiag_node.ebpf.btf import Btf
 from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
-from memdiag_node.ebpf.trace_tables import FrameTally, RawTrace
+from memdiag_node.ebpf.trace_tables import CPU_DTYPE, FrameTally, RawTrace
 from memdiag_node.host import HostRoots
 from planted.allocations import Allocator
 from planted.memory import PlantedMemory
@@ -53,12 +54,21 @@ def load(directory: Path = RECORDED) -> tuple[RawTrace, dict[int, str], list[int
             charged={int(key): value for key, value in text["charged"].items()},
         )
         raw = RawTrace(
-            **{name: arrays[name] for name in _ARRAYS},
+            **{name: arrays[name] for name in _ARRAYS if name != "cpus"},
+            cpus=_with_newer_counters(arrays["cpus"]),
             **{name: text[name] for name in _NUMBERS},
             retired={int(key): tuple(value) for key, value in text["retired"].items()},
             tally=tally,
         )
     return raw, {int(address): symbol for address, symbol in text["symbols"].items()}, text["contexts"]
+
+
+def _with_newer_counters(cpus: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """The recorded counters; 0 for those that the program did not have then."""
+    result = np.zeros(len(cpus), CPU_DTYPE)
+    for name in set(cpus.dtype.names or ()) & set(CPU_DTYPE.names or ()):
+        result[name] = cpus[name]
+    return result
 
 
 def record() -> None:

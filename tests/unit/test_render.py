@@ -1,6 +1,16 @@
 """The report for a person: complete, the answer first, at most 100 columns wide."""
 
-from memdiag_api.evidence import Census, CensusShare, Check, CompoundBlocks, Ledger, LedgerLine, Need, NeedState
+from memdiag_api.evidence import (
+    Census,
+    CensusShare,
+    Check,
+    CompoundBlocks,
+    Ledger,
+    LedgerLine,
+    Need,
+    NeedState,
+    TraceCounters,
+)
 from memdiag_node.render import render_report
 from support.evidence import MIB, evidence_with
 
@@ -81,3 +91,19 @@ def test_an_interrupted_run_says_so() -> None:
     evidence = evidence_with()
     window = evidence.window.model_copy(update={"interrupted": True})
     assert "Ended early: 60 s were asked for" in render_report(evidence.model_copy(update={"window": window}))
+
+
+def test_what_the_trace_lost_or_left_out_is_said() -> None:
+    evidence = evidence_with()
+    assert evidence.trace
+    said_nothing = render_report(evidence)
+    counters = TraceCounters(
+        events_sampled_out=9, large_sampled_out=4, sampled_share=0.5, unnamed_blocks=7, lost_cgroups=3
+    )
+    report = render_report(
+        evidence.model_copy(update={"trace": evidence.trace.model_copy(update={"counters": counters})})
+    )
+    for text in ("4 blocks of several pages were left out", "7 blocks were recorded without their process"):
+        assert text in " ".join(report.split())
+        assert text not in " ".join(said_nothing.split())
+    assert "lost: 3 times a memory cgroup's name found a table full" in report

@@ -141,7 +141,7 @@ def test_what_came_through_a_network_driver_is_found_with_the_drivers_stack(
     found_bytes = sum(
         held.size_bytes for one in stacks for held in one.held_by if evidence.holders[held.holder] == holder
     )
-    assert found_bytes >= 0.8 * holder.pinned_bytes
+    assert found_bytes >= 0.95 * holder.pinned_bytes
 
 
 @only_guests
@@ -153,7 +153,8 @@ def test_where_the_driver_has_page_pools_they_are_listed_and_what_is_queued_is_t
     if pools:
         (pool,) = pools
         assert pool.pinned_bytes > 0  # buffers that wait for packets
-        assert pool.charge_bytes == pool.pinned_bytes + holder_of(evidence, truths["card"]).pinned_bytes
+        queued_bytes = sum(holder_of(evidence, truths[name]).pinned_bytes for name in ("card", "ring"))
+        assert pool.charge_bytes == pool.pinned_bytes + queued_bytes
 
 
 def test_pipes_are_found_with_their_process_and_exact_bytes(evidence: Evidence, truths: dict[str, Any]) -> None:
@@ -174,7 +175,7 @@ def test_pipes_are_traced(evidence: Evidence, truths: dict[str, Any]) -> None:
 def test_nothing_was_lost(evidence: Evidence) -> None:
     assert evidence.trace is not None
     counters = evidence.trace.counters
-    assert (counters.lost_records, counters.lost_stacks) == (0, 0)
+    assert (counters.lost_records, counters.lost_stacks, counters.unnamed_blocks, counters.lost_cgroups) == (0, 0, 0, 0)
 
 
 @only_guests  # on the machine itself queues of others may change while they are walked

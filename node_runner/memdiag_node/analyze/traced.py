@@ -110,13 +110,23 @@ class TraceResult:
         """The standard error of the scaled bytes of `groups`: the truth is within two of it 95 times in 100.
 
         Each block of a thinned kind was recorded with the probability 1 / weight, whatever happened to the others, so
-        a recorded one adds weight * (weight - 1) to the variance of its sum. But the sum over all stacks is known
-        exactly; a stack with a share of it has only the rest of that variance.
+        a recorded one adds frames^2 * weight * (weight - 1) to the variance of its sum. But the sum over all stacks is
+        known exactly, for order 0 and for the orders above it; a stack with a share of it has only the rest of that
+        variance.
         """
-        frames, weight = groups["frames"], groups["weight"]
-        all_thinned = float(np.sum(self.groups["frames"] * (self.groups["weight"] - 1)))
-        if not all_thinned:
-            return 0.0
-        share = float(np.sum(frames * (weight - 1))) / all_thinned
-        variance = float(np.sum(frames * weight * (weight - 1))) * max(0.0, 1 - share)
+        variance = sum(
+            _variance(groups[(groups["order"] > 0) == is_large], self.groups[(self.groups["order"] > 0) == is_large])
+            for is_large in (False, True)
+        )
         return self.page_bytes * math.sqrt(variance)
+
+
+def _variance(groups: npt.NDArray[np.void], every: npt.NDArray[np.void]) -> float:
+    """In frames^2, of the scaled sum of `groups`, where the sum of `every` group is known exactly."""
+    all_thinned = float(np.sum(every["frames"] * (every["weight"] - 1)))
+    if not all_thinned:
+        return 0.0
+    frames, weight = groups["frames"].astype(np.float64), groups["weight"]
+    share = float(np.sum(frames * (weight - 1))) / all_thinned
+    block_frames = np.exp2(groups["order"].astype(np.float64))
+    return float(np.sum(frames * block_frames * weight * (weight - 1))) * max(0.0, 1 - share)

@@ -174,7 +174,7 @@ class BpfObject(ClosedOnExit):
             module.cleanup()
 
     def attach_raw_tracepoint(self, tracepoint: str, function: str) -> None:
-        """Run `function` at each hit of a raw tracepoint.
+        """Run `function` at each hit of a raw tracepoint, after those that were attached to it before.
 
         Raises BpfError, with errno ENOENT when the kernel has no such tracepoint.
         """
@@ -184,17 +184,17 @@ class BpfObject(ClosedOnExit):
             code = ctypes.get_errno() if link_fd == -1 else -link_fd
         if link_fd < 0:
             raise _error(f"{self._source}: {function} cannot be attached to the tracepoint {tracepoint}", code)
-        self._module.raw_tracepoint_fds[tracepoint.encode()] = link_fd
+        self._module.raw_tracepoint_fds[f"{tracepoint} {function}".encode()] = link_fd
 
     def load_raw_tracepoint(self, function: str) -> int:
         """Have the kernel check a raw tracepoint program; gives its file descriptor. Raises BpfError."""
         return self._load(function, self._bcc.BPF.RAW_TRACEPOINT)
 
     def detach_raw_tracepoint(self, tracepoint: str) -> None:
-        """Stop what `attach_raw_tracepoint` started, if it did; the maps stay readable."""
-        link_fd = self._module.raw_tracepoint_fds.pop(tracepoint.encode(), None)
-        if link_fd is not None:
-            os.close(link_fd)
+        """Stop every function that `attach_raw_tracepoint` started there, if any; the maps stay readable."""
+        links = self._module.raw_tracepoint_fds
+        for key in [key for key in links if key.startswith(f"{tracepoint} ".encode())]:
+            os.close(links.pop(key))
 
     def attach_iterator(self, function: str, *, map_name: str | None = None) -> IteratorLink:
         """Attach a `bpf_iter__*` function; one over a map's elements is told which map. Raises BpfError."""

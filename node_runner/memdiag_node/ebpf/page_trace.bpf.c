@@ -6,35 +6,47 @@
 // right by its next allocation.
 //
 //   config       where frame 0's struct page lies, the time slice, the budget. Written by user space.
-//   frames       chunks of 1024 frames. Written here, read by user space through a mapping.
-//   classes      what identifies a class -> its number. Filled here, thinned out by user space between two slices.
+//   sections     section of frames -> 1 + its place in `frames`; 0 for a hole. Written by user space.
+//   frames       chunks of 1024 frames, those of memory only. Written here, read by user space through a mapping.
+//   classes      what identifies a class -> its number. Filled here; user space removes those with nothing outstanding.
 //   spare_classes  numbers that are free. Filled by user space.
+//   reserve_classes  the last of these, for classes without a process: a storm of new processes leaves them alone.
 //   class_info   by number: identity, pages allocated so far, and who allocated first. Written here.
 //   stacks       hash of the addresses -> the addresses and the context. Filled here; user space adds the context, and
 //                removes those that no class needs.
-//   cgroups      kernfs id of a memory cgroup -> names on its path. Filled here.
-//   births       frame -> when it was allocated, for one block in 16. Filled on alloc, emptied on free.
+//   cgroups      kernfs id of a memory cgroup -> names on its path. Filled here; user space removes those that no class has.
+//   births       place in `frames` -> when it was allocated, for one block in 16. Filled on alloc, emptied on free.
 //   lives        (stack, bucket of the life's logarithm) -> blocks of `births` that were freed. Filled here.
-//   cpu          per CPU: counters that only grow, the governor's state, and room to build a stack in.
+//   cpu          per CPU: counters that only grow, and the governor's state.
+//   scratch      per CPU and nesting level: room to build a stack in. A program that interrupts another one on the same CPU
+//                uses the next level.
 //   own_pages    struct page addresses of pages that `own_pid` allocated: user space finds frame 0 with them.
+//
+// A CPU does not run a program again while it already runs it (Linux 6.1): the kernel refuses and counts that run. An
+// interrupt during on_alloc would so hide its own allocations. on_nested_alloc, a second program on the same tracepoint,
+// records those.
 //
 // mm_page_alloc(page, order, gfp, migratetype): include/trace/events/kmem.h. `page` is NULL when the allocation failed.
 //
-// Given by the loader, all integers: STRUCT_PAGE_BYTES, MIGRATE_MOVABLE, CHUNKS, CLASSES, STACKS, BIRTHS, and offsets in
-// bytes from BTF: TASK_GROUP_LEADER, TASK_COMM, TASK_CGROUPS, CSS_SET_MEMORY, CSS_CGROUP, CGROUP_NODE, NODE_ID, NODE_NAME,
-// NODE_PARENT, POOL_ORDER.
+// Given by the loader, all integers: STRUCT_PAGE_BYTES, MIGRATE_MOVABLE, SECTIONS, CHUNKS, CLASSES, RESERVE, STACKS,
+// CGROUPS, BIRTHS, and offsets in bytes from BTF: TASK_GROUP_LEADER, TASK_COMM, TASK_CGROUPS, CSS_SET_MEMORY, CSS_CGROUP,
+// CGROUP_NODE, NODE_ID, NODE_NAME, NODE_PARENT, POOL_ORDER.
 
+#define SECTION_FRAMES (1 << 15)
 #define CHUNK_FRAMES 1024
+#define NO_PLACE (~0ULL)
 #define MAX_ORDER 10
 #define STACK_FRAMES 64
 #define CGROUP_LEVELS 5
 #define CGROUP_NAME_BYTES 160
 #define OWN_PAGES 256
+#define NESTING 4  // on_alloc, on_nested_alloc, on_pool_hold; before Linux 6.1 also each of them in itself
 
 // Classes with a meaning of their own.
 #define CLASS_MOVABLE 1   // user memory, by the movable filter
 #define CLASS_THINNED 2   // not recorded, by the governor
-#define CLASS_LOST 3      // no class was left, or the program was interrupted by itself
+#define CLASS_LOST 3      // no class was left, or no level of `scratch`
+#define CLASS_THINNED_LARGE 4  // as CLASS_THINNED, of orders above 0
 #define TIMED 0x8000      // this block is in `births`
 
 // What a stack says of the context it ran in. User space looks at new stacks between two slices.
@@ -48,9 +60,11 @@
 
 struct config {
   u64 first_page;      // address of frame 0's struct page
-  u64 frames;          // frames that `frames` has room for
+  u64 end_frame;       // the first one behind all memory
   u32 slice;
   u32 budget_permille; // of one CPU's time; 0: no thinning
+  u32 ceiling_permille; // likewise; above it, orders above 0 are thinned too
+  u32 reserved;
   u64 own_pid;
 };
 
@@ -71,29 +85,36 @@ struct cell { u32 round; u16 count; u16 level; };  // one kind of allocation
 struct cpu_state {
   // counters
   u64 events, pages, movable_events, movable_pages, thinned_events, thinned_pages;
-  u64 lost_stacks, lost_blocks, lost_pages, interrupted, frees, pool_events, pool_pages;
+  u64 lost_stacks, lost_blocks, lost_pages, interrupted, nested, nested_allocs, frees, pool_events, pool_pages;
+  u64 taken_classes, unnamed_blocks, thinned_large_events, known_cgroups, lost_cgroups;
   u64 timed_events, timed_ns, timed_frees, timed_free_ns;
   // governor
-  u64 since_ns, recorded, skipped, event_ns, round, random;
-  u32 more, less;
-  struct cell cells[GOVERNOR_CELLS];
-  // room
-  u64 busy;
+  u64 since_ns, recorded, skipped, event_ns, round;
+  u32 more, less, more_large, less_large;
+  struct cell cells[GOVERNOR_CELLS], large_cells[GOVERNOR_CELLS];
+  u64 in_alloc;  // on_alloc runs on this CPU
+};
+
+struct scratch {
+  u64 busy, random;
   struct class_info info;
   struct cgroup_path path;
   struct stack stack;
 };
 
 BPF_F_TABLE("array", u32, struct config, config, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u64, sections, SECTIONS, BPF_F_MMAPABLE);  // the kernel rounds entries up to 8 bytes
 BPF_F_TABLE("array", u32, struct chunk, frames, CHUNKS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct class_info, class_info, CLASSES, BPF_F_MMAPABLE);
 BPF_F_TABLE("hash", struct class_key, u32, classes, CLASSES, 0);
 BPF_QUEUE(spare_classes, u32, CLASSES);
+BPF_QUEUE(reserve_classes, u32, RESERVE);
 BPF_F_TABLE("hash", u64, struct stack, stacks, STACKS, 0);
-BPF_F_TABLE("hash", u64, struct cgroup_path, cgroups, 512, 0);
+BPF_F_TABLE("hash", u64, struct cgroup_path, cgroups, CGROUPS, 0);
 BPF_F_TABLE("hash", u32, u64, births, BIRTHS, 0);
 BPF_F_TABLE("hash", struct life_key, u64, lives, 4096, 0);
 BPF_PERCPU_ARRAY(cpu, struct cpu_state, 1);
+BPF_PERCPU_ARRAY(scratch, struct scratch, NESTING);
 BPF_F_TABLE("array", u32, u64, own_pages, OWN_PAGES + 1, BPF_F_MMAPABLE);
 
 // Keeps the compiler from replacing a loop's counter by another: the verifier follows the bound of this one.
@@ -101,7 +122,17 @@ BPF_F_TABLE("array", u32, u64, own_pages, OWN_PAGES + 1, BPF_F_MMAPABLE);
 
 #define READ(target, base, offset) bpf_probe_read_kernel(&(target), sizeof(target), (void *)((u64)(base) + (offset)))
 
-static inline u64 frame_of(struct config *settings, u64 page) { return (page - settings->first_page) / STRUCT_PAGE_BYTES; }
+// Where a frame stands in `frames`; NO_PLACE where there was no memory when the trace started.
+static inline u64 place_of(struct config *settings, u64 page) {
+  u64 frame = (page - settings->first_page) / STRUCT_PAGE_BYTES;
+  if (frame >= settings->end_frame)
+    return NO_PLACE;
+  u32 section = frame / SECTION_FRAMES;
+  u64 *number = sections.lookup(&section);
+  if (!number || !*number)
+    return NO_PLACE;
+  return (*number - 1) * SECTION_FRAMES + frame % SECTION_FRAMES;
+}
 
 // Give every frame of a block its class; the block is aligned, so from order 2 on it is whole 64-bit words.
 static inline void set_class(struct chunk *chunk, u32 first, u32 order, u64 class) {
@@ -122,9 +153,9 @@ static inline void set_class(struct chunk *chunk, u32 first, u32 order, u64 clas
   }
 }
 
-// Build the stack in `state` and remember it. Returns its hash, 0 when it could not be stored.
-static inline u64 intern_stack(void *ctx, struct cpu_state *state, u32 *context) {
-  struct stack *stack = &state->stack;
+// Build the stack in `room` and remember it. Returns its hash, 0 when it could not be stored.
+static inline u64 intern_stack(void *ctx, struct cpu_state *state, struct scratch *room, u32 *context) {
+  struct stack *stack = &room->stack;
   *context = CONTEXT_UNKNOWN;
   s64 bytes = bpf_get_stack(ctx, stack->address, sizeof(stack->address), 0);
   if (bytes <= 0) {
@@ -156,28 +187,37 @@ static inline u64 intern_stack(void *ctx, struct cpu_state *state, u32 *context)
 }
 
 // Remember the names on the path of a memory cgroup, so that it can be told whose it was when it is gone.
-static inline void intern_cgroup(struct cpu_state *state, u64 node, u64 id) {
+static inline void intern_cgroup(struct cpu_state *state, struct scratch *room, u64 node, u64 id) {
   if (cgroups.lookup(&id))
     return;
 #pragma clang loop unroll(disable)
   for (u32 level = 0; level < CGROUP_LEVELS; level++) {
     u64 name = 0;
-    state->path.name[level][0] = 0;
+    room->path.name[level][0] = 0;
     if (!node)
       continue;
     READ(name, node, NODE_NAME);
-    bpf_probe_read_kernel_str(state->path.name[level], CGROUP_NAME_BYTES, (void *)name);
+    bpf_probe_read_kernel_str(room->path.name[level], CGROUP_NAME_BYTES, (void *)name);
     READ(node, node, NODE_PARENT);
   }
-  cgroups.update(&id, &state->path);
+  if (cgroups.update(&id, &room->path))
+    state->lost_cgroups++;
+  else
+    state->known_cgroups++;
 }
 
-// A number for a class that was not seen before. Returns CLASS_LOST when none is left.
-static inline u32 new_class(struct cpu_state *state, struct class_key *key) {
+// A free number for a class, 0 when none is left.
+static inline u32 take_number(struct cpu_state *state, struct class_key *key) {
   u32 number = 0;
-  if (spare_classes.pop(&number))
-    return CLASS_LOST;
-  struct class_info *info = &state->info;
+  if (spare_classes.pop(&number) && (key->tgid || reserve_classes.pop(&number)))
+    return 0;
+  state->taken_classes++;
+  return number;
+}
+
+// Make a class that was not seen before, with a free number. Returns its number, or that of another CPU that was faster.
+static inline u32 new_class(struct cpu_state *state, struct scratch *room, struct class_key *key, u32 number) {
+  struct class_info *info = &room->info;
   __builtin_memset(info, 0, sizeof(*info));
   info->key = *key;
   if (key->tgid) {
@@ -190,11 +230,16 @@ static inline u32 new_class(struct cpu_state *state, struct class_key *key) {
     READ(node, cgroup, CGROUP_NODE);
     READ(info->cgroup, node, NODE_ID);
     if (info->cgroup)
-      intern_cgroup(state, node, info->cgroup);
+      intern_cgroup(state, room, node, info->cgroup);
   }
   class_info.update(&number, info);
-  if (classes.insert(key, &number)) {  // another CPU was faster, or the table is full
-    spare_classes.push(&number, 0);
+  if (classes.insert(key, &number)) {
+    info->allocated_pages = 0;
+    if (number >= CLASSES - RESERVE)
+      reserve_classes.push(&number, 0);
+    else
+      spare_classes.push(&number, 0);
+    state->taken_classes--;
     u32 *other = classes.lookup(key);
     return other ? *other : CLASS_LOST;
   }
@@ -212,18 +257,22 @@ static inline u32 log2_floor(u64 value) {
 }
 
 // Random bits, half as dear as the helper's: a linear congruential generator, of which the upper bits are good.
-static inline u32 random_bits(struct cpu_state *state) {
-  state->random = state->random * 6364136223846793005ULL + 1442695040888963407ULL;
-  return state->random >> 40;
+static inline u32 random_bits(struct scratch *room) {
+  room->random = room->random * 6364136223846793005ULL + 1442695040888963407ULL;
+  return room->random >> 40;
+}
+
+static inline void compare(u64 cost, u64 allowed, u32 *more, u32 *less) {
+  *more = cost > allowed ? 1 + log2_floor(cost / allowed) : 0;
+  *less = allowed > 3 * cost ? log2_floor(allowed / cost) : 0;
 }
 
 // Compare what the recorded events of this round cost with what its time allows: thin out more, or less.
 static inline void govern(struct config *settings, struct cpu_state *state) {
   u64 now = bpf_ktime_get_ns();
-  u64 cost = state->recorded * state->event_ns * 1000 + 1;
-  u64 allowed = (now - state->since_ns) * settings->budget_permille + 1;
-  state->more = cost > allowed ? 1 + log2_floor(cost / allowed) : 0;
-  state->less = allowed > 3 * cost ? log2_floor(allowed / cost) : 0;
+  u64 cost = state->recorded * state->event_ns * 1000 + 1, passed = now - state->since_ns;
+  compare(cost, passed * settings->budget_permille + 1, &state->more, &state->less);
+  compare(cost, passed * settings->ceiling_permille + 1, &state->more_large, &state->less_large);
   state->recorded = 0;
   state->skipped = 0;
   state->since_ns = now;
@@ -232,10 +281,10 @@ static inline void govern(struct config *settings, struct cpu_state *state) {
 
 // How much a kind of allocation is thinned out: one in 2^level is recorded. Only kinds that made an eighth of the last
 // round or more are thinned further: a rare one stays whole.
-static inline u32 level_of(struct cpu_state *state, struct cell *cell) {
+static inline u32 level_of(struct cpu_state *state, struct cell *cell, u32 more, u32 less) {
   if (cell->round != (u32)state->round) {
-    u32 level = cell->level + (cell->count >= GOVERNOR_EVENTS / 8 ? state->more : 0);
-    level = level > state->less ? level - state->less : 0;
+    u32 level = cell->level + (cell->count >= GOVERNOR_EVENTS / 8 ? more : 0);
+    level = level > less ? level - less : 0;
     cell->level = level > MAX_LEVEL ? MAX_LEVEL : level;
     cell->count = 0;
     cell->round = state->round;
@@ -244,37 +293,42 @@ static inline u32 level_of(struct cpu_state *state, struct cell *cell) {
 }
 
 // The class of a block that the movable filter lets through. `flags` tells kinds of allocation apart for the governor.
-static inline u32 classify(void *ctx, struct config *settings, struct cpu_state *state, u64 order, u64 flags, u64 frame) {
+static inline u32 classify(void *ctx, struct config *settings, struct cpu_state *state, struct scratch *room, u64 order,
+                           u64 flags, u64 place) {
   u32 level = 0;
   if (settings->budget_permille) {
-    if (order == 0) {
-      struct cell *cell = &state->cells[((u32)flags * 0x9E3779B1U) >> 26 & (GOVERNOR_CELLS - 1)];
-      level = level_of(state, cell);
-      if (level && random_bits(state) & ((1 << level) - 1)) {
-        state->thinned_events++;
-        state->thinned_pages++;
-        if (++state->skipped >= GOVERNOR_EVENTS)
-          govern(settings, state);
-        return CLASS_THINNED;
-      }
-      cell->count++;
+    u32 slot = (((u32)flags ^ (u32)order << 27) * 0x9E3779B1U) >> 26 & (GOVERNOR_CELLS - 1);
+    struct cell *cell = order ? &state->large_cells[slot] : &state->cells[slot];
+    level = order ? level_of(state, cell, state->more_large, state->less_large)
+                  : level_of(state, cell, state->more, state->less);
+    if (level && random_bits(room) & ((1 << level) - 1)) {
+      state->thinned_events++;
+      state->thinned_pages += 1 << order;
+      if (order)
+        state->thinned_large_events++;
+      if (++state->skipped >= GOVERNOR_EVENTS)
+        govern(settings, state);
+      return order ? CLASS_THINNED_LARGE : CLASS_THINNED;
     }
+    cell->count++;
     if (++state->recorded >= GOVERNOR_EVENTS)
       govern(settings, state);
   }
 
   u32 context;
-  u64 hash = intern_stack(ctx, state, &context);
+  u64 hash = intern_stack(ctx, state, room, &context);
   struct class_key key = {.stack = hash, .slice = settings->slice, .order = order, .level = level};
   if (context <= CONTEXT_PROCESS)
     key.tgid = bpf_get_current_pid_tgid() >> 32;
   u32 *known = classes.lookup(&key);
-  u32 number = known ? *known : new_class(state, &key);
-  if (number == CLASS_LOST && key.tgid) {  // rather forget the process than the stack
+  u32 spare = known ? 0 : take_number(state, &key);
+  if (!known && !spare && key.tgid) {  // rather forget the process than the stack
     key.tgid = 0;
+    state->unnamed_blocks++;
     known = classes.lookup(&key);
-    number = known ? *known : CLASS_LOST;
+    spare = known ? 0 : take_number(state, &key);
   }
+  u32 number = known ? *known : spare ? new_class(state, room, &key, spare) : CLASS_LOST;
   struct class_info *info = class_info.lookup(&number);
   if (!info || number == CLASS_LOST) {
     state->lost_blocks++;
@@ -283,8 +337,8 @@ static inline u32 classify(void *ctx, struct config *settings, struct cpu_state 
   }
   lock_xadd(&info->allocated_pages, 1 << order);
   lock_xadd(&info->allocated_blocks, 1);
-  if (!(random_bits(state) & 15)) {
-    u32 key32 = frame;
+  if (!(random_bits(room) & 15)) {
+    u32 key32 = place;
     u64 now = bpf_ktime_get_ns();
     if (!births.update(&key32, &now))
       number |= TIMED;
@@ -292,62 +346,102 @@ static inline u32 classify(void *ctx, struct config *settings, struct cpu_state 
   return number;
 }
 
-static inline u32 recorded_class(void *ctx, struct config *settings, struct cpu_state *state, u64 order, u64 flags, u64 frame) {
-  if (state->busy) {
+// Classify in the first level of `scratch` that no interrupted run on this CPU uses. What happens between the look and the
+// claim does no harm: an interrupt leaves its levels free again before it returns.
+static inline u32 recorded_class(void *ctx, struct config *settings, struct cpu_state *state, u64 order, u64 flags, u64 place) {
+  struct scratch *room = 0;
+  u32 level = 0;
+#pragma unroll
+  for (u32 i = 0; i < NESTING; i++) {
+    if (level == i) {
+      room = scratch.lookup(&level);
+      if (!room)
+        return CLASS_LOST;
+      if (room->busy)
+        level++;
+    }
+  }
+  if (level == NESTING || !room) {
     state->interrupted++;
+    state->lost_blocks++;
+    state->lost_pages += 1 << order;
     return CLASS_LOST;
   }
-  state->busy = 1;
-  u64 start = 0;
+  room->busy = 1;
+  if (level)
+    state->nested++;
+  u64 start = 0, nested = state->nested;
   if (!(state->recorded & 31))
     start = bpf_ktime_get_ns();
-  u32 class = classify(ctx, settings, state, order, flags, frame);
-  if (start && class != CLASS_THINNED)
+  u32 class = classify(ctx, settings, state, room, order, flags, place);
+  if (start && class != CLASS_THINNED && class != CLASS_THINNED_LARGE && nested == state->nested)  // an interrupt's time is not this event's
     state->event_ns = (7 * state->event_ns + bpf_ktime_get_ns() - start) >> 3;
-  state->busy = 0;
+  room->busy = 0;
   return class;
 }
 
-int on_alloc(struct bpf_raw_tracepoint_args *ctx) {
-  u32 zero = 0;
-  u64 page = ctx->args[0], order = ctx->args[1], start = 0;
-  struct config *settings = config.lookup(&zero);
-  struct cpu_state *state = cpu.lookup(&zero);
-  if (!page || !settings || !state)
-    return 0;
-  if (!(state->events++ & (TIME_ONE_IN - 1)))
-    start = bpf_ktime_get_ns();
+static inline void record_alloc(struct bpf_raw_tracepoint_args *ctx, struct config *settings, struct cpu_state *state) {
+  u64 page = ctx->args[0], order = ctx->args[1];
+  state->events++;
   state->pages += 1ULL << (order & 31);
-  u64 frame = frame_of(settings, page);
-  u32 chunk_number = frame / CHUNK_FRAMES;
+  u64 place = place_of(settings, page);
+  u32 chunk_number = place / CHUNK_FRAMES;
   struct chunk *chunk = frames.lookup(&chunk_number);
-  if (!chunk || frame >= settings->frames || order > MAX_ORDER) {
+  if (!chunk || order > MAX_ORDER) {
     state->lost_blocks++;
     state->lost_pages += 1ULL << (order & 31);
-    return 0;
+    return;
   }
   u32 class = CLASS_MOVABLE;
   if (ctx->args[3] == MIGRATE_MOVABLE) {
     state->movable_events++;
     state->movable_pages += 1 << order;
   } else {
-    class = recorded_class(ctx, settings, state, order, ctx->args[2], frame);
+    class = recorded_class(ctx, settings, state, order, ctx->args[2], place);
   }
-  set_class(chunk, frame, order, class);
+  set_class(chunk, place, order, class);
+}
+
+int on_alloc(struct bpf_raw_tracepoint_args *ctx) {
+  u32 zero = 0;
+  u64 start = 0;
+  struct config *settings = config.lookup(&zero);
+  struct cpu_state *state = cpu.lookup(&zero);
+  if (!ctx->args[0] || !settings || !state)
+    return 0;
+  state->in_alloc = 1;
+  if (!(state->events & (TIME_ONE_IN - 1)))
+    start = bpf_ktime_get_ns();
+  record_alloc(ctx, settings, state);
   if (start) {
     state->timed_events++;
     state->timed_ns += bpf_ktime_get_ns() - start;
   }
+  state->in_alloc = 0;
+  return 0;
+}
+
+// Runs after on_alloc for every event: finds it still running only where the kernel refused to run it for this event.
+int on_nested_alloc(struct bpf_raw_tracepoint_args *ctx) {
+  u32 zero = 0;
+  struct cpu_state *state = cpu.lookup(&zero);
+  if (!state || !state->in_alloc)
+    return 0;
+  struct config *settings = config.lookup(&zero);
+  if (!ctx->args[0] || !settings)
+    return 0;
+  state->nested_allocs++;
+  record_alloc(ctx, settings, state);
   return 0;
 }
 
 // A block of `births` was freed: how long did it live? Buckets are quarters of an octave of microseconds.
-static inline void record_life(u32 frame, u32 number) {
-  u64 *born = births.lookup(&frame);
+static inline void record_life(u32 place, u32 number) {
+  u64 *born = births.lookup(&place);
   if (!born)
     return;
   u64 microseconds = (bpf_ktime_get_ns() - *born) / 1000 + 1;
-  births.delete(&frame);
+  births.delete(&place);
   u32 octave = log2_floor(microseconds);
   u32 quarter = octave >= 2 ? (microseconds >> (octave - 2)) & 3 : (microseconds << (2 - octave)) & 3;
   struct class_info *info = class_info.lookup(&number);
@@ -370,16 +464,16 @@ int on_free(struct bpf_raw_tracepoint_args *ctx) {
     return 0;
   if (!(state->frees++ & (TIME_ONE_IN - 1)))
     start = bpf_ktime_get_ns();
-  u64 frame = frame_of(settings, ctx->args[0]);
-  u32 chunk_number = frame / CHUNK_FRAMES;
+  u64 place = place_of(settings, ctx->args[0]);
+  u32 chunk_number = place / CHUNK_FRAMES;
   struct chunk *chunk = frames.lookup(&chunk_number);
   if (!chunk || order > MAX_ORDER)
     return 0;
-  u32 class = chunk->class[frame & (CHUNK_FRAMES - 1)];
+  u32 class = chunk->class[place & (CHUNK_FRAMES - 1)];
   if (class || order)
-    set_class(chunk, frame, order, 0);
+    set_class(chunk, place, order, 0);
   if (class & TIMED)
-    record_life(frame, class & ~TIMED);
+    record_life(place, class & ~TIMED);
   if (start) {
     state->timed_frees++;
     state->timed_free_ns += bpf_ktime_get_ns() - start;
@@ -395,17 +489,17 @@ int on_pool_hold(struct bpf_raw_tracepoint_args *ctx) {
   struct cpu_state *state = cpu.lookup(&zero);
   if (!page || page & 1 || !settings || !state)  // a low bit marks memory of a device
     return 0;
-  u64 frame = frame_of(settings, page);
-  u32 chunk_number = frame / CHUNK_FRAMES;
+  u64 place = place_of(settings, page);
+  u32 chunk_number = place / CHUNK_FRAMES;
   struct chunk *chunk = frames.lookup(&chunk_number);
-  if (!chunk || frame >= settings->frames || chunk->class[frame & (CHUNK_FRAMES - 1)])
+  if (!chunk || chunk->class[place & (CHUNK_FRAMES - 1)])
     return 0;
   READ(order, ctx->args[0], POOL_ORDER);
   if (order > MAX_ORDER)
     return 0;
   state->pool_events++;
   state->pool_pages += 1 << order;
-  set_class(chunk, frame, order, recorded_class(ctx, settings, state, order, 0, frame));
+  set_class(chunk, place, order, recorded_class(ctx, settings, state, order, 0, place));
   return 0;
 }
 

@@ -21,23 +21,34 @@ from memdiag_node.analyze.traced import ContextCode, TraceResult
 from memdiag_node.ebpf import trace_tables as tables
 from memdiag_node.ebpf.btf import Btf
 from memdiag_node.ebpf.first_page import alignment_bytes, find_first_page, only_possible_start, traced_own_pages
+from memdiag_node.ebpf.frame_layout import FrameLayout, oversize
 from memdiag_node.ebpf.loader import BpfError, BpfObject, ProgramInfo, ProgramInfoLayout
 from memdiag_node.ebpf.symbols import SymbolReader, Symbols
 from memdiag_node.ebpf.trace_tables import RawTrace
 from memdiag_node.host import HostRoots
-from memdiag_node.procfs.kpageflags import FrameTable, open_frame_table, parse_frame_count
+from memdiag_node.procfs.kpageflags import FrameTable, open_frame_table
+from memdiag_node.procfs.meminfo import parse_meminfo
+from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.pgalloc import parse_allocated_pages
 
 MAX_SLICES = 64
 
 _SOURCE = "page_trace.bpf.c"
 _STACKS = 8192
+_CGROUPS = 2048
 _BIRTHS = 16384
 _ALLOC, _FREE, _POOL_HOLD = "mm_page_alloc", "mm_page_free", "page_pool_state_hold"
-# Tables are made smaller by what nothing uses any more from this share of their room on.
+# From this share of their room on, tables are made smaller by what nothing uses any more.
 _CROWDED = 0.5
+# A class that was removed may still be marked on a block by a CPU that had just looked it up.
+_REST_SECONDS = 0.5
+# Looking through all frames for classes in use may take this share of the runner's time.
+_MAX_LOOKING_SHARE = 0.2
+_RESTING_DTYPE = np.dtype([("number", "<u4"), ("until", "<f8")])
 # How often new stacks are looked at. Until then, a stack of an interrupt takes a class for each process that it hits.
 _TELL_SECONDS = 1.0
+# Of the budget: above this, orders above 0 are thinned out too.
+_CEILING_FACTOR = 4
 # A program that is detached may still run to its end on another CPU.
 _SETTLE_SECONDS = 0.05
 
@@ -72,20 +83,55 @@ class _Attached:
     infos: npt.NDArray[np.void]
 
     @classmethod
-    def load(cls, layout: Mapping[str, int], frame_count: int) -> Self:
+    def load(cls, defines: Mapping[str, int], layout: FrameLayout) -> Self:
         """Compile for this kernel, with room for its frames."""
-        chunks = -(-frame_count // tables.CHUNK_FRAMES)
-        bpf = BpfObject(_SOURCE, {**layout, "CHUNKS": chunks})
+        bpf = BpfObject(_SOURCE, {**defines, "SECTIONS": layout.sections, "CHUNKS": layout.chunks})
         try:
+            _view(bpf, "sections", np.dtype("<u8"), layout.sections)[:] = layout.index()
             return cls(
                 bpf,
                 config=_view(bpf, "config", tables.CONFIG_DTYPE, 1),
-                frames=_view(bpf, "frames", np.dtype("<u2"), chunks * tables.CHUNK_FRAMES),
+                frames=_view(bpf, "frames", np.dtype("<u2"), layout.entries),
                 infos=_view(bpf, "class_info", tables.CLASS_INFO_DTYPE, tables.CLASSES),
             )
         except BaseException:
             bpf.close()
             raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """The time in which allocations were recorded, once it is over."""
+
+    end: float
+    seconds: float
+    allocator_pages: int
+
+
+class _Idle:
+    """What a hash table has and no class refers to any more, to be removed once the table is crowded."""
+
+    def __init__(self, capacity: int, entry: np.dtype[Any]) -> None:
+        self.removed = 0
+        """Entries so far."""
+        self._crowded = _CROWDED * capacity
+        self._seen_idle = np.zeros(0, np.uint64)
+        self._forgotten = np.zeros(0, entry)
+
+    def forget(self, bpf: BpfObject, name: str, entries: npt.NDArray[np.void], used: npt.NDArray[np.uint64]) -> None:
+        """Remove what was idle at two looks in a row; put back what a class got hold of at the last moment.
+
+        `entries` is the table now, `used` the keys that classes refer to.
+        """
+        gone = self._forgotten[~np.isin(self._forgotten["key"], entries["key"])]
+        missing = gone[np.isin(gone["key"], used)]
+        bpf.update(name, missing["key"], missing["value"])
+        idle = entries[~np.isin(entries["key"], used)]
+        is_due = np.isin(idle["key"], self._seen_idle) & (len(entries) >= self._crowded)
+        self._forgotten = idle[is_due]
+        self._seen_idle = idle["key"].copy()
+        bpf.delete_keys(name, self._forgotten["key"])
+        self.removed += len(self._forgotten) - len(missing)
 
 
 class PageTrace:
@@ -97,16 +143,21 @@ class PageTrace:
     def __init__(self, settings: TraceSettings, *, btf: Btf, roots: HostRoots) -> None:
         # What is needed of `btf` is taken here, so that it need not stay in memory.
         self._settings = settings
-        self._layout = _layout(btf)
+        self._defines = _layout(btf)
         self._program_info_layout = ProgramInfoLayout.of(btf)
         self._roots = roots
         self._struct_page_bytes = btf.size_bytes("page")
         self._attached: _Attached | None = None
         self._symbol_reader: SymbolReader | None = None
         self._retired: dict[int, tuple[float, float]] = {}
-        self._unused = np.zeros(0, np.uint32)
+        self._resting = np.zeros(0, _RESTING_DTYPE)
+        self._returned_classes = 0
+        self._next_look = 0.0
+        self._idle_stacks = _Idle(_STACKS, tables.STACK_ENTRY_DTYPE)
+        self._idle_cgroups = _Idle(_CGROUPS, tables.CGROUP_ENTRY_DTYPE)
         self._slice = 0
         self._told = 0.0
+        self._window: _Window | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -135,20 +186,22 @@ class PageTrace:
         self._symbols = Symbols(self._symbol_reader.lines if self._symbol_reader else None)
         with ExitStack() as files:
             flags = open_frame_table(self._roots.proc / "kpageflags", files)
-            frame_count = flags.frame_count() if flags else self._frame_count_of_zones()
-            attached = self._attached = _Attached.load(self._layout, frame_count)
-            attached.bpf.push("spare_classes", np.arange(tables.FIRST_CLASS, tables.CLASSES, dtype="<u4"))
-            self._first_page = self._find_first_page(attached, flags, frame_count)
+            layout = self._layout = self._frame_layout()
+            attached = self._attached = _Attached.load(self._defines, layout)
+            _push_numbers(attached.bpf, np.arange(tables.FIRST_CLASS, tables.CLASSES, dtype="<u4"))
+            self._first_page = self._find_first_page(attached, flags, layout.end_frame)
         attached.config["first_page"] = self._first_page
-        attached.config["frames"] = frame_count
+        attached.config["end_frame"] = layout.end_frame
         attached.config["budget_permille"] = round(self._settings.cpu_budget_share * 1000)
-        for program in ("on_free", "on_alloc", "on_pool_hold"):
+        attached.config["ceiling_permille"] = round(_CEILING_FACTOR * self._settings.cpu_budget_share * 1000)
+        for program in ("on_free", "on_alloc", "on_nested_alloc", "on_pool_hold"):
             # Before any is attached: the trace is not to find the memory of its own programs.
             attached.bpf.load_raw_tracepoint(program)
         # Frees first: a block whose free nobody watched would count as outstanding.
         attached.bpf.attach_raw_tracepoint(_FREE, "on_free")
         self._pages_at_start = self._allocator_pages()
         attached.bpf.attach_raw_tracepoint(_ALLOC, "on_alloc")
+        attached.bpf.attach_raw_tracepoint(_ALLOC, "on_nested_alloc")
         try:
             attached.bpf.attach_raw_tracepoint(_POOL_HOLD, "on_pool_hold")
         except BpfError as error:
@@ -157,18 +210,37 @@ class PageTrace:
         self._started = time.monotonic()
 
     def advance(self) -> None:
-        """Move on to the time slice that is due, and keep room in the tables. To be called about once a second."""
+        """Move on to the time slice that is due, and keep room in the tables. To be called each quarter of a second."""
         attached = self._running()
         elapsed = time.monotonic() - self._started
         if elapsed - self._told >= _TELL_SECONDS:
             self._told = elapsed
-            self._tell_contexts(attached)
+            self._look_at_names(attached)
         due = int(elapsed / self._settings.slice_seconds)
         due = min(due, self._settings.slices - 1)
         if due != self._slice:
             self._slice = due
             attached.config["slice"] = due
-            self._make_room(attached)
+            self._forget_births(attached)
+        self._make_room(attached)
+
+    def stop_recording(self) -> None:
+        """End the window: new allocations are not recorded, frees still are. Idempotent.
+
+        What is outstanding at the end was then allocated before this call and not freed since. So whatever is looked at
+        in between, a block that it shows is still the same block at the end.
+        """
+        self._stop_recording()
+
+    def _stop_recording(self) -> _Window:
+        attached = self._running()
+        if self._window is not None:
+            return self._window
+        attached.bpf.detach_raw_tracepoint(_ALLOC)
+        attached.bpf.detach_raw_tracepoint(_POOL_HOLD)
+        end = time.monotonic()
+        self._window = _Window(end, end - self._started, self._allocator_pages() - self._pages_at_start)
+        return self._window
 
     def finish(self, late: Callable[[], bool] = lambda: False) -> TraceResult:
         """Stop recording, read out, detach, and put it all together. Once it is `late`, see tally_frames."""
@@ -191,11 +263,8 @@ class PageTrace:
         """Stop recording, and read the tables. The maps last until `close`. Once it is `late`, see tally_frames."""
         attached = self._running()
         bpf = attached.bpf
-        bpf.detach_raw_tracepoint(_ALLOC)
-        bpf.detach_raw_tracepoint(_POOL_HOLD)
-        traced_seconds = time.monotonic() - self._started
-        allocator_pages = self._allocator_pages() - self._pages_at_start
-        time.sleep(_SETTLE_SECONDS)
+        window = self._stop_recording()
+        time.sleep(max(0.0, window.end + _SETTLE_SECONDS - time.monotonic()))
         infos = np.array(attached.infos)
         with ExitStack() as files:
             flags = open_frame_table(self._roots.proc / "kpageflags", files)
@@ -206,24 +275,27 @@ class PageTrace:
                 flags.read if flags else lambda _, count: np.zeros(count, np.uint64),
                 charges.read if charges else None,
                 late=late,
+                layout=self._layout,
             )
         bpf.detach_raw_tracepoint(_FREE)
+        cpus = bpf.read_per_cpu("cpu", tables.CPU_DTYPE)
+        misses = {info.function: info.recursion_misses for info in bpf.program_infos(self._program_info_layout)}
         return RawTrace(
             infos=infos,
             stacks=bpf.read_map("stacks", tables.STACK_ENTRY_DTYPE),
             cgroups=bpf.read_map("cgroups", tables.CGROUP_ENTRY_DTYPE),
             lives=bpf.read_map("lives", tables.LIFE_ENTRY_DTYPE),
             retired=self._retired,
-            cpus=bpf.read_per_cpu("cpu", tables.CPU_DTYPE),
+            cpus=cpus,
             tally=tally,
             first_page=self._first_page,
             struct_page_bytes=self._struct_page_bytes,
             page_bytes=mmap.PAGESIZE,
             slices=self._slice + 1,
             slice_seconds=self._settings.slice_seconds,
-            traced_seconds=traced_seconds,
-            allocator_pages=allocator_pages,
-            recursion_misses=sum(info.recursion_misses for info in bpf.program_infos(self._program_info_layout)),
+            traced_seconds=window.seconds,
+            allocator_pages=window.allocator_pages,
+            recursion_misses=tables.missed_runs(misses, nested_allocs=int(cpus["nested_allocs"].sum())),
             table_bytes=bpf.map_bytes(),
         )
 
@@ -236,48 +308,77 @@ class PageTrace:
             raise BpfError("the trace is not running")
         return self._attached
 
-    def _frame_count_of_zones(self) -> int:
-        path = self._roots.proc / "zoneinfo"
-        return parse_frame_count(path.read_bytes(), source=str(path))
+    def _frame_layout(self) -> FrameLayout:
+        meminfo = self._roots.proc / "meminfo"
+        layout = FrameLayout(read_memory_map(self._roots.proc, self._roots.sys, page_bytes=mmap.PAGESIZE))
+        total_bytes = parse_meminfo(meminfo.read_bytes(), source=str(meminfo)).mem_total_bytes
+        problem = oversize(layout, mem_total_bytes=total_bytes, page_bytes=mmap.PAGESIZE)
+        if problem:
+            raise BpfError(problem)
+        return layout
 
     def _allocator_pages(self) -> int:
         path = self._roots.proc / "vmstat"
         return parse_allocated_pages(path.read_bytes(), source=str(path))
 
-    def _tell_contexts(self, attached: _Attached) -> None:
-        """Add the context to stacks that are new: from then on, interrupts name no process."""
-        entries = attached.bpf.read_map("stacks", tables.STACK_ENTRY_DTYPE)
-        new = entries[entries["value"]["context"] == ContextCode.UNKNOWN]
+    def _look_at_names(self, attached: _Attached) -> None:
+        """Add the context to new stacks: from then on, interrupts name no process. Forget what no class has."""
+        bpf = attached.bpf
+        stacks = bpf.read_map("stacks", tables.STACK_ENTRY_DTYPE)
+        new = stacks[stacks["value"]["context"] == ContextCode.UNKNOWN]
         if len(new):
             new["value"]["context"] = self._symbols.contexts(new["value"]["address"])
-            attached.bpf.update("stacks", new["key"], new["value"])
+            bpf.update("stacks", new["key"], new["value"])
+        used = attached.infos[attached.infos["allocated_pages"] > 0]
+        self._idle_stacks.forget(bpf, "stacks", stacks, np.unique(used["key"]["stack"]))
+        known = int(bpf.read_per_cpu("cpu", tables.CPU_DTYPE)["known_cgroups"].sum()) - self._idle_cgroups.removed
+        if known >= _CROWDED * _CGROUPS:
+            cgroups = bpf.read_map("cgroups", tables.CGROUP_ENTRY_DTYPE)
+            self._idle_cgroups.forget(bpf, "cgroups", cgroups, np.unique(used["cgroup"]))
+
+    def _forget_births(self, attached: _Attached) -> None:
+        """Forget the oldest births, so that blocks that are never freed do not keep out those that are."""
+        births = attached.bpf.read_map("births", tables.BIRTH_ENTRY_DTYPE)
+        surplus = len(births) - int(_CROWDED * _BIRTHS)
+        if surplus > 0:
+            oldest = np.argsort(births["value"], kind="stable")[:surplus]
+            attached.bpf.delete_keys("births", births["key"][oldest])
 
     def _make_room(self, attached: _Attached) -> None:
-        """Give numbers of classes that have nothing outstanding to new classes, and forget stacks that no class has.
+        """Give numbers of classes that have nothing outstanding to new classes.
 
-        A class of an earlier slice gets no new blocks, but a CPU may be about to mark one with it. So its number rests
-        until the next slice, and goes to another class only if it is still without frames then.
+        A CPU may be about to mark a block with a class that it looked up before. So the number of a removed class rests
+        for a while, and goes to another class only if it is still without frames then.
         """
-        bpf, infos = attached.bpf, attached.infos
-        classes = bpf.read_map("classes", tables.CLASS_ENTRY_DTYPE)
-        if len(classes) + len(self._unused) < _CROWDED * tables.CLASSES:
+        bpf = attached.bpf
+        taken = int(bpf.read_per_cpu("cpu", tables.CPU_DTYPE)["taken_classes"].sum()) - self._returned_classes
+        started = time.monotonic()
+        if taken < _CROWDED * (tables.CLASSES - tables.reserved_classes()) or started < self._next_look:
             return
         frames = tables.frames_by_class(attached.frames)
-        rested = self._unused[frames[self._unused] == 0]
-        for info in infos[rested]:
-            pages, blocks = self._retired.get(int(info["key"]["stack"]), (0.0, 0.0))
-            weight = 2.0 ** int(info["key"]["level"])
-            totals = pages + weight * int(info["allocated_pages"]), blocks + weight * int(info["allocated_blocks"])
-            self._retired[int(info["key"]["stack"])] = totals
-        infos[rested] = np.zeros(1, tables.CLASS_INFO_DTYPE)
-        bpf.push("spare_classes", rested)
-        idle = (frames[classes["value"]] == 0) & (classes["key"]["slice"] < self._slice)
+        ready = (self._resting["until"] <= started) & (frames[self._resting["number"]] == 0)
+        self._return_numbers(attached, self._resting["number"][ready])
+        classes = bpf.read_map("classes", tables.CLASS_ENTRY_DTYPE)
+        idle = frames[classes["value"]] == 0
         bpf.delete_keys("classes", classes["key"][idle])
-        self._unused = np.concatenate((self._unused[frames[self._unused] > 0], classes["value"][idle]))
-        stacks = bpf.read_map("stacks", tables.STACK_ENTRY_DTYPE)["key"]
-        if len(stacks) >= _CROWDED * _STACKS:
-            needed = infos["key"]["stack"][infos["allocated_pages"] > 0]
-            bpf.delete_keys("stacks", stacks[~np.isin(stacks, needed)])
+        removed = np.zeros(int(idle.sum()), _RESTING_DTYPE)
+        removed["number"], removed["until"] = classes["value"][idle], time.monotonic() + _REST_SECONDS
+        self._resting = np.concatenate((self._resting[~ready], removed))
+        self._next_look = started + (time.monotonic() - started) / _MAX_LOOKING_SHARE
+
+    def _return_numbers(self, attached: _Attached, numbers: npt.NDArray[np.uint32]) -> None:
+        """Hand out numbers of classes that are gone again; what they allocated stays counted by stack."""
+        infos = attached.infos[numbers]
+        weights = np.exp2(infos["key"]["level"].astype(np.float64))
+        stacks, where = np.unique(infos["key"]["stack"], return_inverse=True)
+        pages = np.bincount(where.reshape(-1), weights * infos["allocated_pages"], minlength=len(stacks))
+        blocks = np.bincount(where.reshape(-1), weights * infos["allocated_blocks"], minlength=len(stacks))
+        for stack, more_pages, more_blocks in zip(stacks.tolist(), pages.tolist(), blocks.tolist(), strict=True):
+            old_pages, old_blocks = self._retired.get(stack, (0.0, 0.0))
+            self._retired[stack] = old_pages + more_pages, old_blocks + more_blocks
+        attached.infos[numbers] = np.zeros(1, tables.CLASS_INFO_DTYPE)
+        _push_numbers(attached.bpf, numbers)
+        self._returned_classes += len(numbers)
 
     def _find_first_page(self, attached: _Attached, flags: FrameTable | None, frame_count: int) -> int:
         own = _view(attached.bpf, "own_pages", np.dtype("<u8"), tables.OWN_PAGES + 1)
@@ -297,6 +398,13 @@ def _open_symbol_reader() -> SymbolReader | None:
         return None
 
 
+def _push_numbers(bpf: BpfObject, numbers: npt.NDArray[np.uint32]) -> None:
+    """Make class numbers free, each in the queue that it belongs to."""
+    is_reserved = numbers >= tables.CLASSES - tables.reserved_classes()
+    bpf.push("spare_classes", numbers[~is_reserved])
+    bpf.push("reserve_classes", numbers[is_reserved])
+
+
 def _view(bpf: BpfObject, name: str, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
     return np.frombuffer(bpf.mmap(name, dtype.itemsize * count), dtype, count)
 
@@ -309,7 +417,9 @@ def _layout(btf: Btf) -> dict[str, int]:
         "STRUCT_PAGE_BYTES": btf.size_bytes("page"),
         "MIGRATE_MOVABLE": btf.enum_value("MIGRATE_MOVABLE"),
         "CLASSES": tables.CLASSES,
+        "RESERVE": tables.reserved_classes(),
         "STACKS": _STACKS,
+        "CGROUPS": _CGROUPS,
         "BIRTHS": _BIRTHS,
         "TASK_GROUP_LEADER": btf.offset_bytes("task_struct", "group_leader"),
         "TASK_COMM": btf.offset_bytes("task_struct", "comm"),

@@ -13,6 +13,7 @@ from memdiag_api.evidence import TraceCounters
 from memdiag_api.process_name import MAX_COMM_LENGTH
 from memdiag_node.analyze.stacks import ALLOC_PAGE, memory_class, trim
 from memdiag_node.analyze.traced import BLOCK_DTYPE, GROUP_DTYPE, Charge, ContextCode, TracedProcess, TraceResult
+from memdiag_node.ebpf.frame_layout import FrameLayout
 from memdiag_node.procfs.cgroup import ContainerIdentity, parse_cgroup
 from memdiag_node.procfs.kpageflags import FrameKind, classify
 from memdiag_node.procfs.text import printable
@@ -21,13 +22,23 @@ from memdiag_node.procfs.text import printable
 CHUNK_FRAMES = 1024
 STACK_FRAMES = 64
 OWN_PAGES = 256
-CLASS_MOVABLE, CLASS_THINNED, CLASS_LOST, FIRST_CLASS = 1, 2, 3, 8
+CLASS_MOVABLE, CLASS_THINNED, CLASS_LOST, CLASS_THINNED_LARGE, FIRST_CLASS = 1, 2, 3, 4, 8
 CLASS_MASK = 0x7FFF
 CLASSES = 1 << 15
+RESERVED_SHARE = 0.25
+"""Of the class numbers: for stacks without a process. The highest ones."""
 CGROUP_LEVELS, CGROUP_NAME_BYTES = 5, 160
 
 CONFIG_DTYPE = np.dtype(
-    [("first_page", "<u8"), ("frames", "<u8"), ("slice", "<u4"), ("budget_permille", "<u4"), ("own_pid", "<u8")]
+    [
+        ("first_page", "<u8"),
+        ("end_frame", "<u8"),
+        ("slice", "<u4"),
+        ("budget_permille", "<u4"),
+        ("ceiling_permille", "<u4"),
+        ("reserved", "<u4"),
+        ("own_pid", "<u8"),
+    ]
 )
 CLASS_KEY_DTYPE = np.dtype(
     [("stack", "<u8"), ("tgid", "<u4"), ("slice", "u1"), ("order", "u1"), ("level", "u1"), ("reserved", "u1")]
@@ -45,28 +56,27 @@ CLASS_ENTRY_DTYPE = np.dtype([("key", CLASS_KEY_DTYPE), ("value", "<u4")])
 STACK_DTYPE = np.dtype([("context", "<u4"), ("frames", "<u4"), ("address", "<u8", (STACK_FRAMES,))])
 STACK_ENTRY_DTYPE = np.dtype([("key", "<u8"), ("value", STACK_DTYPE)])
 CGROUP_ENTRY_DTYPE = np.dtype([("key", "<u8"), ("value", f"S{CGROUP_NAME_BYTES}", (CGROUP_LEVELS,))])
+BIRTH_ENTRY_DTYPE = np.dtype([("key", "<u4"), ("value", "<u8")])
 LIFE_KEY_DTYPE = np.dtype([("stack", "<u8"), ("bucket", "<u8")])
 LIFE_ENTRY_DTYPE = np.dtype([("key", LIFE_KEY_DTYPE), ("value", "<u8")])
 _COUNTERS = (
     *("events", "pages", "movable_events", "movable_pages", "thinned_events", "thinned_pages"),
-    *("lost_stacks", "lost_blocks", "lost_pages", "interrupted", "frees", "pool_events", "pool_pages"),
+    *("lost_stacks", "lost_blocks", "lost_pages", "interrupted", "nested", "nested_allocs"),
+    *("frees", "pool_events", "pool_pages", "taken_classes", "unnamed_blocks"),
+    *("thinned_large_events", "known_cgroups", "lost_cgroups"),
     *("timed_events", "timed_ns", "timed_frees", "timed_free_ns"),
 )
-_GOVERNOR_BYTES = 6 * 8 + 2 * 4 + 64 * 8
-CPU_DTYPE = np.dtype(
+_GOVERNOR_BYTES = 5 * 8 + 4 * 4 + 2 * 64 * 8
+CPU_DTYPE = np.dtype([*((name, "<u8") for name in _COUNTERS), ("governor", f"V{_GOVERNOR_BYTES}"), ("in_alloc", "<u8")])
+SCRATCH_DTYPE = np.dtype(
     {
-        "names": _COUNTERS,
-        "formats": ["<u8"] * len(_COUNTERS),
-        "itemsize": 8 * len(_COUNTERS)
-        + _GOVERNOR_BYTES
-        + 8
-        + CLASS_INFO_DTYPE.itemsize
-        + CGROUP_LEVELS * CGROUP_NAME_BYTES
-        + STACK_DTYPE.itemsize,
+        "names": ["busy"],
+        "formats": ["<u8"],
+        "itemsize": 2 * 8 + CLASS_INFO_DTYPE.itemsize + CGROUP_LEVELS * CGROUP_NAME_BYTES + STACK_DTYPE.itemsize,
     }
 )
 
-_OUT_DTYPE = np.dtype([("frame", "<u4"), ("number", "<u2"), ("frames", "<u2")])
+_OUT_DTYPE = np.dtype([("frame", "<u8"), ("number", "<u2"), ("frames", "<u2")])
 _SCAN_FRAMES = 1 << 18
 _LIFE_BUCKETS = 4 * 64
 _MAX_LEVEL = 15
@@ -110,22 +120,24 @@ def tally_frames(
     read_charges: ReadFrames | None = None,
     *,
     late: Callable[[], bool] = lambda: False,
+    layout: FrameLayout,
 ) -> FrameTally:
     """Look at what every outstanding frame is used for.
 
     `frames` may change meanwhile, for blocks are freed: it is read before and after the flags, and only a frame that
     was out both times counts, for only then do the flags speak of the block that was traced. `orders` is by class
     number; `read_flags` and `read_charges` give kpageflags and kpagecgroup of (first frame, number of frames). Once it
-    is `late` both are left out, and frames count as if the kernel did not show their flags.
+    is `late` both are left out, and frames count as if the kernel did not show their flags. `layout` says which frame
+    an entry of `frames` is.
     """
     tally = FrameTally()
-    for base in range(0, len(frames), _SCAN_FRAMES):
-        before = np.array(frames[base : base + _SCAN_FRAMES])
+    for place, base, count in layout.runs(_SCAN_FRAMES):
+        before = np.array(frames[place : place + count])
         if not before.any():
             continue
         is_late = late()
         kinds = np.zeros(len(before), np.uint8) if is_late else classify(_read_runs(before, base, read_flags))
-        numbers = np.where(frames[base : base + _SCAN_FRAMES] == before, before & CLASS_MASK, 0)
+        numbers = np.where(frames[place : place + count] == before, before & CLASS_MASK, 0)
         out = np.flatnonzero(numbers)
         cells = kinds[out].astype(np.int64) * CLASSES + numbers[out]
         tally.by_kind += np.bincount(cells, minlength=tally.by_kind.size).reshape(tally.by_kind.shape)
@@ -159,11 +171,17 @@ def _add_charges(
             charged[inode] = charged.get(inode, 0) + int(count)
 
 
+def reserved_classes() -> int:
+    """How many class numbers are kept for stacks without a process."""
+    return int(CLASSES * RESERVED_SHARE)
+
+
 def frames_by_class(frames: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:
-    """How many frames are out, by class number."""
+    """How many frames are out, by class number; only of classes that blocks were recorded in."""
     counts = np.zeros(CLASSES, np.int64)
     for start in range(0, len(frames), _SCAN_FRAMES):
-        counts += np.bincount(frames[start : start + _SCAN_FRAMES] & CLASS_MASK, minlength=CLASSES)
+        part = frames[start : start + _SCAN_FRAMES]
+        counts += np.bincount(part[part >= FIRST_CLASS] & CLASS_MASK, minlength=CLASSES)
     return counts
 
 
@@ -218,11 +236,21 @@ class RawTrace:
     allocator_pages: int
     """Pages that the page allocator handed out in the window, by its own counters."""
     recursion_misses: int
+    """Runs that the kernel refused, and that no other program made up for."""
     table_bytes: int
 
     def counter(self, name: str) -> int:
         """A counter's sum over all CPUs."""
         return int(self.cpus[name].sum())
+
+
+def missed_runs(recursion_misses: Mapping[str, int], *, nested_allocs: int) -> int:
+    """Events that no program saw, from the kernel's count for each program.
+
+    An event that finds on_alloc running is left to on_nested_alloc, which counts those that it took.
+    """
+    others = sum(count for name, count in recursion_misses.items() if name in {"on_free", "on_pool_hold"})
+    return others + max(0, recursion_misses.get("on_alloc", 0) - nested_allocs)
 
 
 def outstanding_addresses(raw: RawTrace) -> set[int]:
@@ -239,9 +267,7 @@ def decode(raw: RawTrace, symbols: Mapping[int, str], contexts: npt.NDArray[np.u
     """
     direct = np.where(raw.infos["allocated_pages"] > 0, raw.tally.by_kind[FrameKind.DIRECT], 0)
     key = raw.infos["key"]
-    weights = calibrated_weights(
-        np.minimum(key["level"], _MAX_LEVEL), direct, int(raw.tally.by_kind[FrameKind.DIRECT, CLASS_THINNED])
-    )
+    weights = class_weights(key, direct, raw.tally.by_kind[FrameKind.DIRECT])
     stack_of, texts = _fold(raw, symbols, contexts, direct)
     stack_bytes = np.zeros(len(texts))
     used = (stack_of >= 0) & (direct > 0)
@@ -422,6 +448,16 @@ def _decoded_blocks(
     return blocks
 
 
+def class_weights(
+    key: npt.NDArray[np.void], direct: npt.NDArray[np.int64], by_class: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """The weight of each class: orders above 0 are thinned by a rule of their own, and so are counted apart."""
+    levels = np.minimum(key["level"], _MAX_LEVEL)
+    small = calibrated_weights(np.where(key["order"] == 0, levels, 0), direct, int(by_class[CLASS_THINNED]))
+    large = calibrated_weights(np.where(key["order"] > 0, levels, 0), direct, int(by_class[CLASS_THINNED_LARGE]))
+    return np.where(key["order"] == 0, small, large)
+
+
 def calibrated_weights(
     levels: npt.NDArray[np.uint8], frames: npt.NDArray[np.int64], thinned_frames: int
 ) -> npt.NDArray[np.float64]:
@@ -441,8 +477,10 @@ def _frames_by_class(raw: RawTrace, groups: npt.NDArray[np.void], memory_classes
     by_stack = np.bincount(groups["stack"], groups["frames"] * groups["weight"], minlength=len(memory_classes))
     direct = raw.tally.by_kind[FrameKind.DIRECT]
     frames = {ALLOC_PAGE: float(direct[CLASS_LOST])}
-    if not (groups["weight"] > 1).any():
-        frames[ALLOC_PAGE] += float(direct[CLASS_THINNED])  # none of its kind was recorded
+    is_thinned = groups["weight"] > 1
+    for number, is_kind in ((CLASS_THINNED, groups["order"] == 0), (CLASS_THINNED_LARGE, groups["order"] > 0)):
+        if not (is_thinned & is_kind).any():
+            frames[ALLOC_PAGE] += float(direct[number])  # none of its kind was recorded
     for stack, name in enumerate(memory_classes):
         frames[name] = frames.get(name, 0.0) + float(by_stack[stack])
     return frames
@@ -472,9 +510,12 @@ def _counters(raw: RawTrace, groups: npt.NDArray[np.void], memory_classes: list[
         events_seen=events,
         events_filtered=movable,
         events_sampled_out=thinned,
+        large_sampled_out=raw.counter("thinned_large_events"),
         lost_stacks=raw.counter("lost_stacks"),
         lost_records=raw.counter("lost_blocks"),
         lost_record_bytes=int(raw.tally.by_kind[FrameKind.DIRECT][CLASS_LOST]) * page_bytes,
+        unnamed_blocks=raw.counter("unnamed_blocks"),
+        lost_cgroups=raw.counter("lost_cgroups"),
         missed_runs=raw.recursion_misses + raw.counter("interrupted"),
         untraced_bytes=(raw.allocator_pages - traced_pages) * page_bytes,
         movable_outstanding_bytes=int(raw.tally.by_kind[:, CLASS_MOVABLE].sum()) * page_bytes,

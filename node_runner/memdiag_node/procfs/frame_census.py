@@ -5,13 +5,14 @@ snapshot: what is allocated and freed meanwhile may be counted in part.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.procfs.kpageflags import is_direct, is_head, is_tail
+from memdiag_node.procfs.memory_map import FrameRange, frames_in
 
 ORDERS = 20
 CENSUS_SECONDS = 30.0
@@ -51,30 +52,32 @@ class FrameCensus:
     knows_charges: bool = False
     knows_holders: bool = False
     scanned_share: float = 1.0
-    """Of all frames; below 1 when the time ran out."""
+    """Of all frames of memory; below 1 when the time ran out."""
     scan_seconds: float = 0.0
 
 
 def take_census(
-    frame_count: int,
+    ranges: Sequence[FrameRange],
     read_flags: ReadFrames,
     read_charges: ReadFrames | None = None,
     *,
     held: npt.NDArray[np.void] | None = None,
     late: Callable[[], bool] = lambda: False,
 ) -> FrameCensus:
-    """Look at every frame once, until it is `late`: asked before each piece.
+    """Look at every frame of `ranges` once, until it is `late`: asked before each piece.
 
     `held` (HELD_DTYPE) are the frames of known holders, None when that is not known.
     """
     census = FrameCensus(knows_charges=read_charges is not None, knows_holders=held is not None)
     holders = np.empty(0, HELD_DTYPE) if held is None else np.sort(held, order="frame")
     started = time.monotonic()
-    for base in range(0, frame_count, _PIECE_FRAMES):
+    looked_at = 0
+    for base, count in _pieces(ranges):
         if late():
-            census.scanned_share = base / frame_count
+            census.scanned_share = looked_at / frames_in(ranges)
             break
-        flags = read_flags(base, min(_PIECE_FRAMES, frame_count - base))
+        looked_at += count
+        flags = read_flags(base, count)
         direct = is_direct(flags)
         if not direct.any():
             continue
@@ -85,6 +88,13 @@ def take_census(
             _count_charged(census.charged, flags, direct, is_held, charges)
     census.scan_seconds = time.monotonic() - started
     return census
+
+
+def _pieces(ranges: Sequence[FrameRange]) -> Iterator[tuple[int, int]]:
+    """(First frame, number of frames)."""
+    for one in ranges:
+        for first in range(one.first, one.end, _PIECE_FRAMES):
+            yield first, min(_PIECE_FRAMES, one.end - first)
 
 
 def _held_mask(held: npt.NDArray[np.void], base: int, frames: int) -> npt.NDArray[np.bool_]:

@@ -10,8 +10,6 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_node.procfs.errors import ProcFormatError
-
 _ENTRY_BYTES = 8
 # Bit numbers: kernel, include/uapi/linux/kernel-page-flags.h. Stable, unlike the kernel's own page flags.
 _LOCKED, _UPTODATE, _LRU, _SLAB, _WRITEBACK, _BUDDY, _ANON = 0, 3, 5, 7, 8, 10, 12
@@ -91,26 +89,6 @@ def is_tail(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     return found
 
 
-def parse_frame_count(text: bytes, *, source: str = "zoneinfo") -> int:
-    """The end of memory in frames, from /proc/zoneinfo: for a machine that does not show kpageflags.
-
-    Raises ProcFormatError when no zone says where it starts and how far it spans.
-    """
-    end, spanned = 0, 0
-    for number, line in enumerate(text.splitlines(), start=1):
-        words = line.split()
-        if words[:1] in ([b"spanned"], [b"start_pfn:"]):
-            if len(words) < 2 or not words[1].isdigit():  # noqa: PLR2004 - a name and its number
-                raise ProcFormatError(source, number, line, "a number of frames")
-            if words[0] == b"spanned":
-                spanned = int(words[1])
-            elif spanned:
-                end = max(end, int(words[1]) + spanned)
-    if not end:
-        raise ProcFormatError(source, 0, text, "zones with `spanned` and `start_pfn`")
-    return end
-
-
 class FrameTable:
     """A file of /proc with 64 bits for each frame: kpageflags, or kpagecgroup (inode of the cgroup that is charged)."""
 
@@ -144,17 +122,6 @@ class FrameTable:
             position += len(part)
         data = b"".join(parts)
         return np.frombuffer(data, "<u8", count=len(data) // _ENTRY_BYTES)
-
-    def frame_count(self) -> int:
-        """The number of frames that the file has entries for: the end of memory, holes included."""
-        low, high = 0, 1 << 52
-        while low < high:
-            middle = (low + high) // 2
-            if len(self.read(middle, 1)):
-                low = middle + 1
-            else:
-                high = middle
-        return low
 
 
 def open_frame_table(path: Path, files: ExitStack) -> FrameTable | None:

@@ -270,6 +270,8 @@ def _coverage(evidence: Evidence) -> Iterator[str]:
             {
                 "allocations without a stack": evidence.trace.counters.lost_stacks,
                 "allocations that found a table full": evidence.trace.counters.lost_records,
+                "allocations without their process": evidence.trace.counters.unnamed_blocks,
+                "memory cgroups whose name found a table full": evidence.trace.counters.lost_cgroups,
                 "runs of the trace program that the kernel skipped": evidence.trace.counters.missed_runs,
             }
         )

@@ -1,6 +1,7 @@
 """The decoder on a recorded trace, and on damaged tables: it must not trust what a map holds."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,10 @@ from memdiag_api.evidence import Context, Stack
 from memdiag_node.analyze.stacks import first_name, fold_stacks
 from memdiag_node.analyze.traced import TraceResult
 from memdiag_node.ebpf import trace_tables as tables
+from memdiag_node.ebpf.frame_layout import FrameLayout
 from memdiag_node.ebpf.symbols import Symbols
 from memdiag_node.procfs.kpageflags import FrameKind
+from memdiag_node.procfs.memory_map import SECTION_FRAMES, FrameRange
 from support.raw_trace import load
 
 MIB = 1 << 20
@@ -99,6 +102,17 @@ def test_without_any_name_stacks_stay_apart_and_no_process_is_named(recorded: Tr
         assert (stack.context, stack.processes) == (Context.MIXED, [])
 
 
+def tally_frames(
+    frames: npt.NDArray[np.uint16],
+    orders: npt.NDArray[np.uint8],
+    read_flags: tables.ReadFrames,
+    read_charges: tables.ReadFrames | None = None,
+    ranges: Sequence[FrameRange] = (),
+) -> tables.FrameTally:
+    layout = FrameLayout(ranges or [FrameRange(0, len(frames))])
+    return tables.tally_frames(frames, orders, read_flags, read_charges, layout=layout)
+
+
 def flags_of(kinds: dict[int, int]) -> tables.ReadFrames:
     def read(first: int, count: int) -> npt.NDArray[np.uint64]:
         return np.array([kinds.get(frame, 0) for frame in range(first, first + count)], np.uint64)
@@ -120,17 +134,35 @@ def test_frames_of_a_block_are_put_together_and_neighbours_kept_apart() -> None:
     frames[24] = 11
     frames[25] = 11 | 0x8000  # timed, else the same
     frames[2048:2052] = 10
-    tally = tables.tally_frames(frames, orders_of(c10=3, c11=0), flags_of({}))
+    tally = tally_frames(frames, orders_of(c10=3, c11=0), flags_of({}))
     (part,) = tally.parts
     assert part.tolist() == [(8, 10, 8), (16, 10, 5), (24, 11, 1), (25, 11, 1), (2048, 10, 4)]
     assert (tally.blocks[10], tally.blocks[11]) == (3, 2)
+
+
+def test_frames_behind_a_hole_keep_their_number() -> None:
+    last_section = (1 << 46) // PAGE_BYTES - SECTION_FRAMES  # the end of a 46-bit address space
+    frames = np.zeros(2 * SECTION_FRAMES, np.uint16)
+    frames[8:10] = 10
+    frames[SECTION_FRAMES + 6 : SECTION_FRAMES + 8] = 10
+    asked: list[int] = []
+
+    def read(first: int, count: int) -> npt.NDArray[np.uint64]:
+        asked.append(count)
+        return np.zeros(count, np.uint64)
+
+    ranges = [FrameRange(0, SECTION_FRAMES), FrameRange(last_section, last_section + SECTION_FRAMES)]
+    tally = tally_frames(frames, orders_of(c10=1), read, ranges=ranges)
+    blocks = [tuple(block) for part in tally.parts for block in part.tolist()]
+    assert blocks == [(8, 10, 2), (last_section + 6, 10, 2)]
+    assert sum(asked) <= 2 * SECTION_FRAMES
 
 
 def test_frames_that_are_something_else_are_set_aside() -> None:
     frames = np.zeros(1024, np.uint16)
     frames[0:4] = 12
     frames[4:8] = tables.CLASS_MOVABLE
-    tally = tables.tally_frames(frames, orders_of(c12=0), flags_of({0: SLAB_FLAG, 1: SLAB_FLAG, 5: 1 << 12}))
+    tally = tally_frames(frames, orders_of(c12=0), flags_of({0: SLAB_FLAG, 1: SLAB_FLAG, 5: 1 << 12}))
     assert tally.by_kind[FrameKind.SLAB, 12] == tally.by_kind[FrameKind.DIRECT, 12] == 2
     assert tally.by_kind[FrameKind.USER_MEMORY, tables.CLASS_MOVABLE] == 1
     assert tally.blocks[12] == 2
@@ -143,14 +175,14 @@ def test_a_frame_that_is_freed_while_its_flags_are_read_does_not_count() -> None
         frames[100:200] = 0
         return np.zeros(count, np.uint64)
 
-    assert tables.tally_frames(frames, orders_of(c12=0), read).by_kind.sum() == 1024 - 100
+    assert tally_frames(frames, orders_of(c12=0), read).by_kind.sum() == 1024 - 100
 
 
 def test_blocks_are_charged_by_their_first_frame() -> None:
     frames = np.zeros(1024, np.uint16)
     frames[8:16] = 10
     frames[32:34] = 11
-    tally = tables.tally_frames(frames, orders_of(c10=3, c11=0), flags_of({}), flags_of({8: 77, 32: 77, 33: 78}))
+    tally = tally_frames(frames, orders_of(c10=3, c11=0), flags_of({}), flags_of({8: 77, 32: 77, 33: 78}))
     assert tally.charged == {77: 9, 78: 1}
 
 
@@ -159,9 +191,29 @@ def test_blocks_are_charged_by_their_first_frame() -> None:
 def test_any_frame_table_is_tallied_whole(entries: bytes, order: int) -> None:
     frames = np.frombuffer(entries, np.uint16)
     orders = np.full(tables.CLASSES, order, np.uint8)
-    tally = tables.tally_frames(frames, orders, flags_of({}))
+    tally = tally_frames(frames, orders, flags_of({}))
     assert tally.by_kind.sum() == np.count_nonzero(frames & tables.CLASS_MASK)
     assert sum(int(part["frames"].sum()) for part in tally.parts) == tally.by_kind[0, tables.FIRST_CLASS :].sum()
+
+
+def test_orders_above_0_are_weighed_by_what_was_left_out_of_them() -> None:
+    raw, symbols, contexts = load()
+    infos = raw.infos.copy()
+    infos["key"]["level"] = np.where(infos["key"]["order"] > 0, 2, infos["key"]["level"])
+    by_kind = raw.tally.by_kind.copy()
+    before = tables.decode(raw, symbols, np.array(contexts, np.uint8))
+    large = infos["key"]["order"] > 0
+    recorded = int(by_kind[FrameKind.DIRECT][large & (infos["allocated_pages"] > 0)].sum())
+    by_kind[FrameKind.DIRECT, tables.CLASS_THINNED_LARGE] = 2 * recorded
+    raw = dataclasses.replace(raw, infos=infos, tally=dataclasses.replace(raw.tally, by_kind=by_kind))
+    result = tables.decode(raw, symbols, np.array(contexts, np.uint8))
+    groups = result.groups[result.groups["frames"] > 0]
+    assert groups["weight"][groups["order"] > 0] == pytest.approx(3.0)
+    ring = stack_with(result, "packet_set_ring")
+    assert ring.outstanding_bytes == 3 * 4 * MIB
+    assert ring.error_bytes >= 0
+    pipes, pipes_before = stack_with(result, "anon_pipe_write"), stack_with(before, "anon_pipe_write")
+    assert (pipes.outstanding_bytes, pipes.error_bytes) == (pipes_before.outstanding_bytes, pipes_before.error_bytes)
 
 
 def test_weights_are_moved_to_give_the_exact_sum() -> None:

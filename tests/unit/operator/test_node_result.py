@@ -322,9 +322,12 @@ def test_what_is_not_covered_is_said() -> None:
     missing = Need(name="kallsyms", state=NeedState.MISSING, checks=[], detail="not readable")
     evidence = evidence_with()
     assert evidence.coverage
+    assert evidence.trace
+    counters = evidence.trace.counters.model_copy(update={"unnamed_blocks": 12, "lost_cgroups": 2})
     evidence = evidence.model_copy(
         update={
             "needs": [missing],
+            "trace": evidence.trace.model_copy(update={"counters": counters}),
             "window": evidence.window.model_copy(update={"interrupted": True}),
             "coverage": evidence.coverage.model_copy(update={"incomplete_queues": 3, "not_seen": ["vsock"]}),
             "notes": ["a note"],
@@ -333,6 +336,8 @@ def test_what_is_not_covered_is_said() -> None:
     assert result_of(evidence).coverage == [
         "kallsyms missing: not readable",
         "ended early: the figures cover 60 s",
+        "12 allocations without their process",
+        "2 memory cgroups whose name found a table full",
         "3 queues that could not be walked to their end",
         "not seen on this kernel: vsock",
         "a note",

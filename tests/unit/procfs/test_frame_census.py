@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from memdiag_node.procfs import frame_census
 from memdiag_node.procfs.frame_census import HELD_DTYPE, ORDERS, ChargedFrames, FrameCensus, take_census
+from memdiag_node.procfs.memory_map import FrameRange
 
 HEAD, TAIL, FREE, SLAB, ANON_HEAD, NO_PAGE, RESERVED, PLAIN = (
     0x8000,
@@ -32,7 +33,7 @@ def census(
 ) -> FrameCensus:
     words, inodes = np.array(flags, "<u8"), None if charges is None else np.array(charges, "<u8")
     return take_census(
-        len(words),
+        [FrameRange(0, len(words))],
         lambda first, count: words[first : first + count],
         None if inodes is None else lambda first, count: inodes[first : first + count],
         held=None if held is None else np.array(held, HELD_DTYPE),
@@ -72,6 +73,20 @@ def test_what_known_holders_have_is_told_apart() -> None:
     assert by_order(found.frames) == {3: 16}
     assert by_order(found.held_frames) == {3: 8}
     assert found.charged == {9: ChargedFrames(single=2, compound=16, held=9)}
+
+
+def test_holes_between_memory_are_not_read() -> None:
+    far = 1 << 40  # frames: the top of a 52-bit address space
+    read: list[tuple[int, int]] = []
+
+    def flags(first: int, count: int) -> npt.NDArray[np.uint64]:
+        read.append((first, count))
+        return np.array([*block(3), *[FREE] * (count - 8)], "<u8")
+
+    found = take_census([FrameRange(0, 64), FrameRange(far, far + 64)], flags)
+    assert read == [(0, 64), (far, 64)]
+    assert by_order(found.blocks) == {3: 2}
+    assert found.scanned_share == 1
 
 
 def test_without_charges_and_holders_it_says_that_it_does_not_know() -> None:

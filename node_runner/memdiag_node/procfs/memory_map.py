@@ -1,0 +1,91 @@
+"""Which page frames are RAM (kernel: drivers/base/memory.c, mm/vmstat.c).
+
+The number of the last frame says little: memory of devices (HMM, persistent memory) may lie at the top of the physical
+address space, and there may be large holes between banks.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from memdiag_node.procfs.errors import ProcFormatError
+
+SECTION_FRAMES = 1 << 15
+"""Ranges start and end at multiples of this: 128 MiB, a memory section of x86-64."""
+
+_BLOCK = re.compile(r"memory(\d{1,12})")
+_ZONE = re.compile(rb"Node +\d+, zone +(\S+)")
+_DEVICE_ZONE = b"Device"
+
+
+class FrameRange(NamedTuple):
+    """Frames from `first` on, up to but without `end`."""
+
+    first: int
+    end: int
+
+
+def read_memory_map(proc: Path, sys: Path, *, page_bytes: int) -> list[FrameRange]:
+    """The frames of the machine's memory, ascending: of memory blocks that are online, else of the zones.
+
+    /sys/devices/system/memory needs CONFIG_MEMORY_HOTPLUG. Raises OSError or ProcFormatError when /proc/zoneinfo does
+    not say it either.
+    """
+    folder = sys / "devices/system/memory"
+    try:
+        blocks = _online_blocks(folder, page_bytes)
+    except OSError:
+        blocks = []
+    if blocks:
+        return _whole_sections(blocks)
+    path = proc / "zoneinfo"
+    return parse_zone_ranges(path.read_bytes(), source=str(path))
+
+
+def parse_zone_ranges(text: bytes, *, source: str = "zoneinfo") -> list[FrameRange]:
+    """The frames that the zones of /proc/zoneinfo span, without those of devices.
+
+    Raises ProcFormatError when no zone says where it starts and how far it spans.
+    """
+    ranges: list[FrameRange] = []
+    zone, spanned = b"", 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split()
+        if match := _ZONE.match(line):
+            zone, spanned = match[1], 0
+        elif words[:1] in ([b"spanned"], [b"start_pfn:"]):
+            if len(words) < 2 or not words[1].isdigit():  # noqa: PLR2004 - a name and its number
+                raise ProcFormatError(source, number, line, "a number of frames")
+            if words[0] == b"spanned":
+                spanned = int(words[1])
+            elif spanned and zone != _DEVICE_ZONE:
+                ranges.append(FrameRange(int(words[1]), int(words[1]) + spanned))
+    if not ranges:
+        raise ProcFormatError(source, 0, text, "zones with `spanned` and `start_pfn`")
+    return _whole_sections(ranges)
+
+
+def frames_in(ranges: Iterable[FrameRange]) -> int:
+    """How many frames these are."""
+    return sum(one.end - one.first for one in ranges)
+
+
+def _online_blocks(folder: Path, page_bytes: int) -> list[FrameRange]:
+    """Memory blocks in use. Memory of devices has none."""
+    block_frames = int((folder / "block_size_bytes").read_text(), 16) // page_bytes
+    numbers = [int(match[1]) for entry in folder.iterdir() if (match := _BLOCK.fullmatch(entry.name))]
+    online = [number for number in sorted(numbers) if (folder / f"memory{number}/online").read_text().strip() == "1"]
+    return [FrameRange(number * block_frames, (number + 1) * block_frames) for number in online]
+
+
+def _whole_sections(ranges: Iterable[FrameRange]) -> list[FrameRange]:
+    """These ranges, rounded out to whole sections, in order; those that touch are one."""
+    merged: list[FrameRange] = []
+    for one in sorted(ranges):
+        first, end = one.first // SECTION_FRAMES * SECTION_FRAMES, -(-one.end // SECTION_FRAMES) * SECTION_FRAMES
+        if merged and first <= merged[-1].end:
+            merged[-1] = FrameRange(merged[-1].first, max(end, merged[-1].end))
+        else:
+            merged.append(FrameRange(first, end))
+    return merged

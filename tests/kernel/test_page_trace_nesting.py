@@ -1,0 +1,47 @@
+"""Interrupts that allocate while the trace's own programs run on that CPU: what they allocate keeps its stack.
+
+A timer's interrupts send a TCP stream through a veth pair, whose receiving end takes its pages from a page pool. On the
+same CPU, pipes are filled and emptied without a pause, so that the program runs there for much of the time.
+"""
+
+import os
+import threading
+
+from memdiag_node.analyze.stacks import fold_stacks
+from memdiag_node.ebpf import trace_tables
+from memdiag_node.ebpf.btf import Btf
+from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
+from memdiag_node.host import HostRoots
+from planted.allocations import MIB, Allocator
+from planted.veth_xdp import XdpReceiver
+
+STREAM_BYTES = 24 * MIB
+SETTINGS = TraceSettings(duration_seconds=10, cpu_budget_share=0.0)
+
+
+def is_driver(frame: str) -> bool:
+    return frame.startswith("veth_")
+
+
+def test_pages_that_interrupts_take_while_the_program_runs_keep_their_stack() -> None:
+    cpu = {min(os.sched_getaffinity(0))}
+    trace = PageTrace(SETTINGS, btf=Btf.load(), roots=HostRoots())
+    with Allocator() as churning, XdpReceiver() as receiver, trace:
+        os.sched_setaffinity(churning.pid, cpu)
+        os.sched_setaffinity(receiver.pid, cpu)
+        receiving = threading.Thread(target=receiver.receive, args=("paced_stream", STREAM_BYTES))
+        receiving.start()
+        while receiving.is_alive():
+            churning.do("churn_pipes", 100)
+            trace.advance()
+        receiving.join()
+        misses = {info.function: info.recursion_misses for info in trace.program_infos()}
+        raw = trace.read_out()
+        result = trace_tables.decode(raw, trace.symbols(raw), trace.contexts(raw))
+    stacks = fold_stacks(result, len(result.stacks))
+    found_bytes = sum(one.outstanding_bytes for one in stacks if any(map(is_driver, one.frames)))
+    assert raw.counter("nested") > 0, "no interrupt hit the program: this load does not show what the test is about"
+    assert (raw.counter("interrupted"), result.counters.lost_records) == (0, 0)
+    assert raw.counter("nested_allocs") >= misses["on_alloc"], "allocations that no program saw"
+    assert misses["on_pool_hold"] == 0
+    assert found_bytes >= STREAM_BYTES, [(one.outstanding_bytes, one.frames[:8]) for one in stacks[:8]]
