@@ -33,6 +33,7 @@ class Reason(StrEnum):
     """Why a condition has its status."""
 
     # Succeeded
+    LIMIT_REACHED = "LimitReached"
     PENDING = "Pending"
     RUNNING = "Running"
     COMPLETED = "Completed"

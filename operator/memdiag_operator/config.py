@@ -147,6 +147,26 @@ class SweepSettings(Settings):
     active_seconds: Annotated[Seconds, Field(description="while a run is unfinished: the pace of its progress")] = 5
 
 
+class LimitSettings(Settings):
+    """How much the operator takes on at the same time, and how much it stores."""
+
+    unfinished_diagnoses: Annotated[
+        int, Field(ge=1, le=5000, description="that have begun and not ended; further ones wait before they begin")
+    ] = 500
+    # The largest diagnosis, target.maxNodes = 1000, must fit when it is alone.
+    node_runs: Annotated[int, Field(ge=1000, le=200_000, description="nodes of unfinished diagnoses, together")] = (
+        20_000
+    )
+    stored_reports_mebibytes: Annotated[
+        int, Field(ge=1, le=8192, description="MemoryDiagnosisReports in the whole cluster; above it the oldest go")
+    ] = 256
+
+    @property
+    def stored_reports_bytes(self) -> int:
+        """The budget for reports."""
+        return self.stored_reports_mebibytes << 20
+
+
 class OperatorConfig(Settings):
     """The whole file."""
 
@@ -156,6 +176,7 @@ class OperatorConfig(Settings):
     keep_reports_of_runs: Annotated[
         int, Field(ge=0, le=20, description="ended runs of a diagnosis whose reports stay when it is run again")
     ] = 3
+    limits: LimitSettings = LimitSettings()
     thresholds: ThresholdSettings = ThresholdSettings()
     grace: GraceSettings = GraceSettings()
     sweep: SweepSettings = SweepSettings()

@@ -20,8 +20,10 @@ from prometheus_client import (
 from memdiag_api.conditions import Reason
 from memdiag_api.evidence import VerdictKind
 from memdiag_api.report import MemoryDiagnosisReport
+from memdiag_operator.decide.limits import Load
 from memdiag_operator.decide.objects import Diagnosis
-from memdiag_operator.decide.run_progress import FleetLoad, run_begins, run_end
+from memdiag_operator.decide.run_progress import run_begins, run_end
+from memdiag_operator.decide.slots import Allotment
 from memdiag_operator.decide.snapshot import Plan
 
 VERDICTS = (*(Reason(kind.value) for kind in VerdictKind), Reason.NO_RESULT, Reason.PARTIAL_RESULTS)
@@ -29,7 +31,10 @@ VERDICTS = (*(Reason(kind.value) for kind in VerdictKind), Reason.NO_RESULT, Rea
 FAILURES = tuple(
     reason
     for reason in Reason
-    if reason not in {Reason.PENDING, Reason.RUNNING, Reason.SUSPENDED, Reason.COMPLETED, *VERDICTS}
+    if (
+        reason not in {Reason.PENDING, Reason.LIMIT_REACHED, Reason.RUNNING, Reason.SUSPENDED, Reason.COMPLETED}
+        and reason not in VERDICTS
+    )
     or reason is Reason.PARTIAL_RESULTS
 )
 """Reasons of Succeeded after a run that did not succeed."""
@@ -89,6 +94,23 @@ class OperatorMetrics:
         self._queue = Gauge("memdiag_queue_length", "Node runs that have no runner yet.", registry=registry)
         self._slots_used = Gauge("memdiag_runner_slots_used", "Runners at work or about to be.", registry=registry)
         self._slots_limit = Gauge("memdiag_runner_slots_limit", "Runners that there may be at once.", registry=registry)
+        self._unfinished = Gauge(
+            "memdiag_unfinished_diagnoses", "Diagnoses that have begun a run and not ended it.", registry=registry
+        )
+        self._unfinished_nodes = Gauge(
+            "memdiag_unfinished_node_runs", "Node runs of unfinished diagnoses that have not ended.", registry=registry
+        )
+        self._held_back = Gauge(
+            "memdiag_held_back_diagnoses", "Diagnoses that wait for the limits to let them begin.", registry=registry
+        )
+        self._reports = Gauge(
+            "memdiag_stored_reports_bytes", "What all reports take in etcd, roughly.", registry=registry
+        )
+        self._runs_deleted = Counter(
+            "memdiag_runs_without_reports",
+            "Ended runs whose reports were deleted to keep to limits.storedReportsMebibytes.",
+            registry=registry,
+        )
         self._last_sweep = Gauge(
             "memdiag_last_sweep_timestamp_seconds",
             "When the operator last looked at everything, as long as the API server answers; 0 before the first time.",
@@ -128,11 +150,19 @@ class OperatorMetrics:
         for reason in end.node_reasons:
             self._node_results.labels(reason).inc()
 
-    def swept(self, load: FleetLoad, timestamp_seconds: float) -> None:
+    def swept(self, allotment: Allotment, load: Load, held_back: int, timestamp_seconds: float) -> None:
         """The whole cluster has been looked at, at this time (seconds since the epoch)."""
-        self._queue.set(load.queue_length)
-        self._slots_used.set(load.slots_used)
+        self._queue.set(allotment.queue_length)
+        self._slots_used.set(allotment.slots_used)
+        self._unfinished.set(load.diagnoses)
+        self._unfinished_nodes.set(load.node_runs)
+        self._held_back.set(held_back)
         self._last_sweep.set(timestamp_seconds)
+
+    def counted_reports(self, stored_bytes: int, deleted_runs: int) -> None:
+        """All reports take so much, after those of so many runs were deleted."""
+        self._reports.set(stored_bytes)
+        self._runs_deleted.inc(deleted_runs)
 
     def requested(self, verb: str, resource: str, code: str) -> None:
         """The API server has answered, or has not: `code` is then `none`."""

@@ -6,9 +6,11 @@ killed; the operator is killed at each of its requests; its clock is wrong by ho
 
 import json
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -493,3 +495,37 @@ def stored(world: World, target: dict[str, Any]) -> bool:
     except AssertionError:
         return False
     return True
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Overlap:
+    """How many requests were under way at the same time."""
+
+    now: int = 0
+    most: int = 0
+    total: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def pause(self) -> None:
+        """Be under way for a while."""
+        with self.lock:
+            self.now, self.total = self.now + 1, self.total + 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.5)
+        with self.lock:
+            self.now -= 1
+
+
+def test_runs_that_choose_from_all_nodes_begin_one_after_the_other(bad_day: Stage) -> None:
+    """A list of thousands of nodes takes much memory: the operator must not have several at once."""
+    lists = Overlap()
+    bad_day.proxy.set(Fault(503, ("GET",), "^/api/v1/nodes$", times=4, then=lists.pause))
+    names = [f"of-many-{number}" for number in range(4)]
+    for name in names:
+        bad_day.world.ask(name, {"nodeSelector": {"matchLabels": {"pool": "none"}}, "maxNodes": 1000})
+    for name in names:
+        assert bad_day.world.end(name)[:2] == ("False", "NodeNotFound")
+    assert (lists.total, lists.most) == (4, 1)

@@ -10,7 +10,8 @@ import yaml
 
 from local_cluster.paths import PROJECT
 from memdiag_api.crd import custom_resource_definitions
-from support.clockwork import largest_run, size_bytes
+from memdiag_operator.decide.pace import size_bytes
+from support.clockwork import largest_run
 from support.cluster import TestCluster
 
 NAME = "rules"

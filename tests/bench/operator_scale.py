@@ -1,6 +1,6 @@
-"""What the operator costs on a large cluster: 1,000 nodes, 200 diagnoses.
+"""What the operator costs on a large cluster: 1,000 nodes, 200 diagnoses, and one diagnosis of all nodes.
 
-    python tests/bench/operator_scale.py [--nodes 1000] [--write docs/benchmarks.md]
+    python tests/bench/operator_scale.py [--nodes 1000] [--diagnoses 200] [--write docs/benchmarks.md]
 
 etcd, kube-apiserver and kube-scheduler are real. kwok plays the kubelets: it reports the nodes and brings pods to
 Running. What a runner would do then, a player does: it puts a framed evidence document where the API server finds the
@@ -10,37 +10,51 @@ from the kubelet's endpoint of the node. Requests are counted by the API server'
 """
 
 import argparse
+import json
 import os
 import re
 import sys
 import tempfile
+import threading
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kubernetes import client
+from kubernetes import client, watch
+from kubernetes.client.exceptions import ApiException
 from kubernetes.config import new_client_from_config
+from urllib3.exceptions import HTTPError
 
 from local_cluster.paths import PROJECT
 from memdiag_api.diagnosis import GROUP, VERSION, MemoryDiagnosis
 from memdiag_api.report import MemoryDiagnosisReport
+from memdiag_operator.cluster.cache import Cache
+from memdiag_operator.cluster.gather import gather_fleet
+from memdiag_operator.decide.objects import Diagnosis
+from memdiag_operator.decide.slots import allot
 from support import audit, kwok
 from support.benchmarks import machine, write_section
 from support.cluster import TestCluster, running_cluster
 from support.control_plane import ControlPlane
-from support.hollow_node import LOG_PORT, RUNNERS, log_endpoint
+from support.hollow_node import LOG_PORT, RUNNERS, log_endpoint, now
 from support.operator_process import OperatorProcess, running_operator
 from support.runner_player import HOLDERS, LEAK_EVERY, RUNNER_SECONDS, STACKS, RunnerPlayer
 
 NODES_PER_DIAGNOSIS = 5
+BUDGET_MIB = 24
+"""For stored reports: less than what the run on all nodes would store."""
+QUEUED_DIAGNOSES, QUEUED_NODES = 100, 1000
 SLOTS = 30
 IDLE_SECONDS = 300
 ROUND_SECONDS = 1800
@@ -60,6 +74,11 @@ class Round:
     requests: Counter[str] = field(default_factory=Counter)
     written_bytes: float = 0
     stored_bytes: float = 0
+    report_bytes: float = 0
+    status_bytes: int = 0
+    """Of all versions of all diagnoses' statuses."""
+    last_status_bytes: int = 0
+    """Of the largest one at the end."""
 
 
 class Bench:
@@ -71,6 +90,7 @@ class Bench:
         self._audit = audit_log
         self._plane = ControlPlane(cluster)
         self._custom = client.CustomObjectsApi(_admin(cluster))
+        self._statuses = StatusReader(_admin(cluster))
 
     def round(self, name: str, targets: list[dict[str, Any]], node_runs: int) -> Round:
         """Take away what the last round left, ask for a diagnosis of each target at once, and wait for all to end."""
@@ -80,6 +100,7 @@ class Bench:
         start, written = self._audit.position(), self._written_bytes()
         cpu, began = self._operator.cpu_seconds(), time.monotonic()
         self._operator.forget_peak()
+        self._statuses.read_bytes = 0
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda one: self._ask(f"{name}-{one[0]}", one[1]), enumerate(targets)))
         self._wait(lambda: self._finished() - finished == len(targets) and not self._pods())
@@ -90,7 +111,10 @@ class Bench:
             cpu_seconds=self._operator.cpu_seconds() - cpu,
             resident_mib=self._operator.peak_memory_bytes() / (1 << 20),
             written_bytes=self._written_bytes() - written,
-            stored_bytes=self._stored_bytes(),
+            stored_bytes=sum(map(self._stored_bytes, (MemoryDiagnosis.PLURAL, MemoryDiagnosisReport.PLURAL))),
+            report_bytes=self._stored_bytes(MemoryDiagnosisReport.PLURAL),
+            status_bytes=self._statuses.read_bytes,
+            last_status_bytes=max(_size_bytes(one["status"]) for one in self._diagnoses()),
         )
         done.requests = self._audit.requests(start)
         self._check(node_runs)
@@ -128,8 +152,7 @@ class Bench:
         return self._cluster.kubectl("-n", RUNNERS, "get", "pods", "-o", "name")
 
     def _check(self, node_runs: int) -> None:
-        listed: Any = self._custom.list_cluster_custom_object(GROUP, VERSION, MemoryDiagnosis.PLURAL)
-        items = listed["items"]
+        items = self._diagnoses()
         counts = [one["status"]["nodes"] for one in items]
         succeeded = sum(one.get("succeeded", 0) for one in counts)
         if succeeded != node_runs:
@@ -142,12 +165,42 @@ class Bench:
         metrics = self._plane.inside(sys.executable, "-c", script, ETCD_METRICS)
         return next(float(line.split()[1]) for line in metrics.splitlines() if line.startswith(ETCD_PUT_BYTES))
 
-    def _stored_bytes(self) -> int:
+    def _diagnoses(self) -> list[dict[str, Any]]:
+        listed: Any = self._custom.list_cluster_custom_object(GROUP, VERSION, MemoryDiagnosis.PLURAL)
+        items: list[dict[str, Any]] = listed["items"]
+        return items
+
+    def _stored_bytes(self, plural: str) -> int:
         """Custom resources are stored as JSON, as the API server gives them."""
-        return sum(
-            len(self._cluster.kubectl("get", "--raw", f"/apis/{GROUP}/{VERSION}/{plural}"))
-            for plural in (MemoryDiagnosis.PLURAL, MemoryDiagnosisReport.PLURAL)
-        )
+        return len(self._cluster.kubectl("get", "--raw", f"/apis/{GROUP}/{VERSION}/{plural}"))
+
+
+class StatusReader:
+    """Sums up what is written as statuses: a watch brings every version."""
+
+    def __init__(self, api: client.ApiClient) -> None:
+        self._custom = client.CustomObjectsApi(api)
+        self.read_bytes = 0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        version: str | None = None
+        while True:
+            listing = self._custom.list_cluster_custom_object
+            try:
+                stream = watch.Watch().stream(  # type: ignore[no-untyped-call] # there
+                    listing, GROUP, VERSION, MemoryDiagnosis.PLURAL, resource_version=version, timeout_seconds=300
+                )
+                for event in stream:
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    if event["type"] == "MODIFIED":
+                        self.read_bytes += _size_bytes(event["object"]["status"])
+            except (ApiException, HTTPError, OSError):
+                time.sleep(0.2)
+
+
+def _size_bytes(document: dict[str, Any]) -> int:
+    return len(json.dumps(document, separators=(",", ":")).encode())
 
 
 @contextmanager
@@ -178,7 +231,11 @@ def large_cluster(nodes: int, folder: Path) -> Iterator[Bench]:
         _create_nodes(cluster, nodes)
         player = RunnerPlayer(_admin(cluster), logs)
         stack.callback(player.stop)
-        config = {"runner": {"image": "memdiag.dev/node-runner:dev", "allowTags": True}, "maxConcurrentRunners": SLOTS}
+        config: dict[str, object] = {
+            "runner": {"image": "memdiag.dev/node-runner:dev", "allowTags": True},
+            "maxConcurrentRunners": SLOTS,
+            "limits": {"storedReportsMebibytes": BUDGET_MIB},
+        }
         operator = stack.enter_context(running_operator(cluster, folder / "operator", config))
         yield Bench(cluster, operator, audit_log)
 
@@ -231,19 +288,83 @@ def _several_nodes_each(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def measure(nodes: int, idle_seconds: int) -> str:
+def _all_nodes(count: int) -> list[dict[str, Any]]:
+    return [{"nodeSelector": {"matchLabels": {"kubernetes.io/os": "linux"}}, "maxNodes": count}]
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What it takes to decide who gets a slot, with very many waiting."""
+
+    cache_mib: float
+    milliseconds: dict[int, float]
+    """CPU time, by the number of slots."""
+
+    @classmethod
+    def measure(cls) -> "Queue":
+        """In this process: the operator's cache, and its decision from what that holds."""
+        tracemalloc.start()
+        cache = Cache()
+        for number in range(QUEUED_DIAGNOSES):
+            cache.diagnoses.put(_waiting(number))
+        cache_mib = tracemalloc.get_traced_memory()[0] / (1 << 20)
+        tracemalloc.stop()
+        return cls(cache_mib, {slots: _allotment_milliseconds(cache, slots) for slots in (SLOTS, 1000)})
+
+
+def _allotment_milliseconds(cache: Cache, slots: int) -> float:
+    times = []
+    for _ in range(9):
+        began = time.process_time()
+        allotment = allot(gather_fleet(cache), slots, datetime.now(UTC))
+        times.append((time.process_time() - began) * 1000)
+        if allotment.queue_length != QUEUED_DIAGNOSES * QUEUED_NODES or len(allotment.admitted) != slots:
+            raise RuntimeError(f"{len(allotment.admitted)} of {allotment.queue_length} are admitted")
+    return median(times)
+
+
+def _waiting(number: int) -> Diagnosis:
+    """A diagnosis of many nodes that has just begun; all want the same nodes."""
+    target = _all_nodes(QUEUED_NODES)[0]
+    states = [{"nodeName": f"{_node_name(node)}.example.internal", "reason": "Pending"} for node in range(QUEUED_NODES)]
+    status = {"observedGeneration": 1, "runID": f"run-{number}", "startTime": now(), "nodeStates": states}
+    meta = {"name": f"queued-{number}", "uid": f"uid-{number}", "generation": 1}
+    return Diagnosis.model_validate({"metadata": meta, "spec": {"target": target}, "status": status})
+
+
+def measure(nodes: int, diagnoses: int, idle_seconds: int) -> str:
     """Run the rounds, and the tables as Markdown."""
-    largest = nodes // NODES_PER_DIAGNOSIS
+    queue = Queue.measure()
     with tempfile.TemporaryDirectory() as name, large_cluster(nodes, Path(name)) as bench:
         bench.round("warm-up", _one_node_each(5), 5)
         rounds = []
-        for count in (largest // 4, largest // 2, largest):
+        for count in (diagnoses // 4, diagnoses // 2, diagnoses):
             rounds.append(bench.round(f"single-{count}", _one_node_each(count), count))
             _tell(rounds[-1])
-        several = bench.round("several", _several_nodes_each(largest), largest * NODES_PER_DIAGNOSIS)
+        several = bench.round("several", _several_nodes_each(diagnoses), diagnoses * NODES_PER_DIAGNOSIS)
         _tell(several)
         idle_requests, idle_cpu = bench.idle(idle_seconds)
-    return _tables(nodes, [*rounds, several], idle_seconds, idle_requests, idle_cpu)
+        whole = bench.round("all", _all_nodes(nodes), nodes)
+        _tell(whole)
+    tables = _tables(nodes, [*rounds, several, whole], idle_seconds, idle_requests, idle_cpu)
+    return f"{tables}\n{_bounds(queue, several, whole)}"
+
+
+def _bounds(queue: Queue, several: Round, whole: Round) -> str:
+    steps = 2 * whole.node_runs
+    return f"""\
+**What bounds it** ([limits](configuration.md#limits)). Who gets a slot is decided from {QUEUED_DIAGNOSES} diagnoses of
+{QUEUED_NODES} nodes each in {queue.milliseconds[SLOTS]:.1f} ms of CPU time with {SLOTS} slots and in
+{queue.milliseconds[1000]:.1f} ms with 1,000; the cache of these diagnoses takes {queue.cache_mib:.1f} MiB.
+
+The run on {whole.node_runs} nodes wrote {whole.status_bytes / (1 << 20):.1f} MiB of statuses in
+{whole.requests["update memorydiagnoses/status"]} writes, its status having {whole.last_status_bytes / 1024:.0f} KiB at
+the end. To write that at both turns of each node would take {steps * whole.last_status_bytes / (1 << 20):.0f} MiB.
+
+The budget for reports was {BUDGET_MIB} MiB. After the diagnoses of {NODES_PER_DIAGNOSIS} nodes, which delivered
+{several.node_runs} results, {several.report_bytes / (1 << 20):.1f} MiB were stored; after the run on all nodes
+{whole.report_bytes / (1 << 20):.1f} MiB.
+"""
 
 
 def _tell(one: Round) -> None:
@@ -255,13 +376,11 @@ def _tell(one: Round) -> None:
 
 
 def _tables(nodes: int, rounds: list[Round], idle_seconds: int, idle_requests: float, idle_cpu: float) -> str:
-    single, several = rounds[-2], rounds[-1]
-    kinds = sorted(set(single.requests) | set(several.requests))
-    shares = [[kind, *(f"{one.requests[kind] / one.node_runs:.2f}" for one in (single, several))] for kind in kinds]
+    single, several, whole = rounds[-3:]
+    kinds = sorted(set(single.requests) | set(several.requests) | set(whole.requests))
+    shares = [[kind, *(f"{one.requests[kind] / one.node_runs:.2f}" for one in rounds[-3:])] for kind in kinds]
     first, second, third = rounds[:3]
-    without_events = [
-        (one.requests.total() - one.requests["create events"]) / one.node_runs for one in (single, several)
-    ]
+    without_events = [(one.requests.total() - one.requests["create events"]) / one.node_runs for one in rounds[-3:]]
     return f"""\
 {nodes} nodes, {SLOTS} runner slots; a runner works for {RUNNER_SECONDS:.0f} s and delivers {HOLDERS} holders and
 {STACKS} stacks; one run in {LEAK_EVERY} finds a leak.
@@ -272,14 +391,14 @@ Twice the diagnoses take the operator {second.cpu_seconds / first.cpu_seconds:.1
 {third.cpu_seconds / second.cpu_seconds:.1f} times the CPU time. The seconds are those of the whole cluster on this
 machine. Written are the bytes that etcd was given by all programs, the scheduler's and kwok's included.
 
-Without the events that people read, a node run takes {without_events[0]:.1f} requests in a diagnosis of one node and
-{without_events[1]:.1f} in one of {NODES_PER_DIAGNOSIS}. A trace of 60 s tells its progress by up to 4 more writes of
-the status.
+Without the events that people read, a node run takes {without_events[0]:.1f} requests in a diagnosis of one node,
+{without_events[1]:.1f} in one of {NODES_PER_DIAGNOSIS} and {without_events[2]:.1f} in one of all nodes. A trace of 60 s
+tells its progress by up to 4 more writes of the status.
 
-{_table(["requests per node run", "one node each", f"{NODES_PER_DIAGNOSIS} nodes each"], shares)}
+{_table(["requests per node run", "one node each", f"{NODES_PER_DIAGNOSIS} nodes each", "all nodes"], shares)}
 
-Idle for {idle_seconds} s, with the last round's diagnoses still there: {idle_requests:.1f} requests, watches among
-them, and {idle_cpu:.2f} s of CPU per minute.
+Idle for {idle_seconds} s, with the diagnoses of {NODES_PER_DIAGNOSIS} nodes still there: {idle_requests:.1f} requests,
+watches among them, and {idle_cpu:.2f} s of CPU per minute.
 """
 
 
@@ -306,13 +425,14 @@ def main() -> int:
     """Measure and print; with --write, replace the section `The operator on a large cluster` of a Markdown file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--nodes", type=int, default=1000)
+    parser.add_argument("--diagnoses", type=int, default=200)
     parser.add_argument("--idle-seconds", type=int, default=IDLE_SECONDS)
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
     if os.geteuid() != 0:
         print("a cluster needs root", file=sys.stderr)
         return 2
-    text = f"{_EXPLANATION}\n{machine()}.\n\n{measure(options.nodes, options.idle_seconds)}"
+    text = f"{_EXPLANATION}\n{machine()}.\n\n{measure(options.nodes, options.diagnoses, options.idle_seconds)}"
     print(text)
     if options.write:
         write_section(options.write, "The operator on a large cluster", text)

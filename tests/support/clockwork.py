@@ -1,6 +1,5 @@
 """A run from its begin to its end by the decisions alone: a clock, and pods that do as a good kubelet's would."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -11,6 +10,7 @@ from memdiag_api.evidence import Evidence, VerdictKind
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.objects import Diagnosis, Node, Pod
+from memdiag_operator.decide.pace import may_wait
 from memdiag_operator.decide.reconcile import (
     nodes_to_launch_on,
     nodes_to_read,
@@ -19,9 +19,10 @@ from memdiag_operator.decide.reconcile import (
     starts_anew,
     wants_slot,
 )
-from memdiag_operator.decide.snapshot import Fleet, Plan, ReportCleanup, RunnerOutput, Snapshot
+from memdiag_operator.decide.slots import allot
+from memdiag_operator.decide.snapshot import Plan, ReportCleanup, RunnerOutput, Snapshot
 from support.evidence import evidence_with
-from support.kubernetes_objects import CONFIG, NOW, delivered, diagnosis, node, timestamp
+from support.kubernetes_objects import CONFIG, NOW, delivered, diagnosis, fleet, node, timestamp
 
 START_SECONDS = 3
 STOP_SECONDS = 5
@@ -97,6 +98,10 @@ class Clockwork:
     runners: dict[str, Runner] = field(default_factory=dict)
     statuses: list[MemoryDiagnosisStatus] = field(default_factory=list)
     """Every status that was written."""
+    draft: MemoryDiagnosisStatus | None = None
+    """Decided and not written yet."""
+    written: datetime | None = None
+    """When the latest status was."""
     reports: list[str] = field(default_factory=list)
     cleanups: list[ReportCleanup] = field(default_factory=list)
     most_runners: int = 0
@@ -122,18 +127,32 @@ class Clockwork:
     def _look(self) -> None:
         snapshot = self._snapshot()
         if wants_slot(snapshot):
-            snapshot = replace(snapshot, fleet=Fleet(pods=snapshot.pods, diagnoses=(self.diagnosis,)))
-            wanted = nodes_to_launch_on(snapshot, self.config, self.now)
-            snapshot = replace(snapshot, nodes={**snapshot.nodes, **self._read(wanted)})
-        self._apply(reconcile(snapshot, self.config, self.now))
+            everyone = fleet(snapshot.pods, (snapshot.diagnosis,))
+            snapshot = replace(snapshot, allotment=allot(everyone, self.config.max_concurrent_runners, self.now))
+            snapshot = replace(snapshot, nodes={**snapshot.nodes, **self._read(nodes_to_launch_on(snapshot))})
+        plan = reconcile(snapshot, self.config, self.now)
+        decided = plan.status or self.draft
+        since_seconds = (self.now - self.written).total_seconds() if self.written else float("inf")
+        if decided and may_wait(snapshot, decided, since_seconds, self.now):
+            self.draft, plan = decided, replace(plan, status=None)
+        elif decided:
+            self.draft, plan = None, replace(plan, status=decided)
+        self._apply(plan)
+
+    def restart_operator(self) -> None:
+        """Forget what only the operator knows."""
+        self.draft = self.written = None
 
     def _snapshot(self) -> Snapshot:
         pods = tuple(runner.pod(self.now) for runner in self.runners.values())
         if starts_anew(self.diagnosis):
             selected = tuple(self.nodes.values())
             return Snapshot(diagnosis=self.diagnosis, pods=pods, selected=selected, target_pod=self.target_pod)
-        names = nodes_to_read(self.diagnosis, pods, self.config)
-        snapshot = Snapshot(diagnosis=self.diagnosis, nodes=self._read(names), pods=pods)
+        diagnosis, stored = self.diagnosis, None
+        if self.draft:
+            diagnosis, stored = diagnosis.model_copy(update={"status": self.draft}), diagnosis.status
+        names = nodes_to_read(diagnosis, pods, self.config)
+        snapshot = Snapshot(diagnosis=diagnosis, stored=stored, nodes=self._read(names), pods=pods)
         ended = runners_to_read(snapshot, self.config, self.now)
         outputs = {pod.metadata.name: RunnerOutput(self.runners[pod.metadata.name].log) for pod in ended}
         return replace(snapshot, outputs=outputs)
@@ -147,6 +166,7 @@ class Clockwork:
             self.cleanups.append(plan.report_cleanup)
         if plan.status:
             self.statuses.append(plan.status)
+            self.written = self.now
             stored = plan.status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
             self.store({"status": stored})
         for manifest in plan.launches:
@@ -168,11 +188,6 @@ class Clockwork:
         for key, value in change.items():
             document[key] = {**document[key], **value} if key == "metadata" else value
         self.diagnosis = Diagnosis.model_validate(document)
-
-
-def size_bytes(status: MemoryDiagnosisStatus) -> int:
-    """What it takes in etcd, roughly: its JSON."""
-    return len(json.dumps(status.to_json_object(), separators=(",", ":")).encode())
 
 
 def found_on(node_name: str, run: str, kind: VerdictKind = HEALTHY, *, finds: int = 1) -> Evidence:

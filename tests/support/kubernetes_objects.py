@@ -1,6 +1,7 @@
 """Kubernetes objects as the API server gives them, for tests of decisions: ordinary ones, changed where a test says."""
 
 import hashlib
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,6 +10,8 @@ from memdiag_api.evidence import Evidence, TerminationMessage
 from memdiag_api.framing import frame
 from memdiag_operator.config import OperatorConfig, RunnerSettings
 from memdiag_operator.decide import naming
+from memdiag_operator.decide.claims import claim_of
+from memdiag_operator.decide.fleet import Fleet
 from memdiag_operator.decide.objects import Diagnosis, Node, Pod
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -19,6 +22,11 @@ NAME = "where"
 POD_NAME = naming.child_name(NAME, UID, RUN, NODE)
 IMAGE = f"example/node-runner@sha256:{hashlib.sha256(b'an image').hexdigest()}"
 CONFIG = OperatorConfig(runner=RunnerSettings(image=IMAGE))
+
+
+def fleet(pods: Iterable[Pod] = (), diagnoses: Iterable[Diagnosis] = ()) -> Fleet:
+    """A cluster with these runner pods and diagnoses."""
+    return Fleet(pods=tuple(pods), claims=tuple(map(claim_of, diagnoses)))
 
 
 def ago(seconds: float) -> datetime:

@@ -20,6 +20,7 @@ from memdiag_operator.decide.mutation import mutations
 from memdiag_operator.decide.node_run import STOP_DEADLINE_SECONDS
 from memdiag_operator.decide.objects import ObjectMeta, Pod
 from memdiag_operator.decide.snapshot import Announcement, Plan, PodRemoval, ReportCleanup, Snapshot
+from memdiag_operator.decide.stored_reports import runs_to_delete, stored_report, unfinished_runs
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +39,11 @@ def apply(
     """
     meta = snapshot.diagnosis.metadata
     for manifest in plan.reports:
-        _create_report(kubernetes, manifest)
+        _create_report(kubernetes, cache, manifest)
     if plan.status:
         cache.diagnoses.put(kubernetes.write_status(meta, plan.status))
+    elif plan.confirm:
+        kubernetes.confirm_version(meta)
     refusals = {
         manifest["metadata"]["name"]: refusal
         for manifest in plan.launches
@@ -51,7 +54,7 @@ def apply(
     for pod in plan.removals:
         _remove(kubernetes, cache, config, pod)
     if plan.report_cleanup:
-        _clean_up_reports(kubernetes, plan.report_cleanup)
+        _clean_up_reports(kubernetes, cache, plan.report_cleanup)
     run = plan.status.run_id if plan.status else snapshot.diagnosis.status.run_id
     for announcement in plan.announcements:
         _announce(kubernetes, meta, run or "", announcement)
@@ -60,9 +63,11 @@ def apply(
     return refusals
 
 
-def _create_report(kubernetes: KubernetesClient, manifest: dict[str, Any]) -> None:
+def _create_report(kubernetes: KubernetesClient, cache: Cache, manifest: dict[str, Any]) -> None:
     try:
         kubernetes.create_report(manifest)
+        made = ObjectMeta.model_validate(manifest["metadata"])
+        cache.reports.put(stored_report(made.model_copy(update={"creation_timestamp": kubernetes.clock.now()})))
     except AlreadyExistsError:
         # An operator before this one got as far as that; the same run on the same node has the same evidence.
         logger.info("report %s is there already", manifest["metadata"]["name"])
@@ -71,14 +76,32 @@ def _create_report(kubernetes: KubernetesClient, manifest: dict[str, Any]) -> No
         logger.error("report %s is refused: %s", manifest["metadata"]["name"], error)  # noqa: TRY400 - not our fault
 
 
-def _clean_up_reports(kubernetes: KubernetesClient, cleanup: ReportCleanup) -> None:
+def delete_old_reports(kubernetes: KubernetesClient, cache: Cache, budget_bytes: int) -> int:
+    """Delete the reports of the oldest runs until the others fit into `budget_bytes`; how many runs that were."""
+    unfinished = unfinished_runs(cache.diagnoses.claims())
+    runs = list(runs_to_delete(cache.reports.all(), unfinished, budget_bytes))
+    for run in runs:
+        selector = f"{naming.DIAGNOSIS_UID_LABEL}={run.diagnosis_uid},{naming.RUN_ID_LABEL}={run.run_id}"
+        kubernetes.delete_reports(selector)
+        cache.reports.drop(run.__eq__)
+        logger.info("reports of run %s are deleted: the oldest go when there are too many", run.run_id)
+    return len(runs)
+
+
+def _clean_up_reports(kubernetes: KubernetesClient, cache: Cache, cleanup: ReportCleanup) -> None:
     kept = ",".join(cleanup.kept_runs)
     selector = f"{naming.DIAGNOSIS_UID_LABEL}={cleanup.diagnosis_uid},{naming.RUN_ID_LABEL} notin ({kept})"
     try:
         kubernetes.delete_reports(selector)
+        cache.reports.drop(
+            lambda run: run.diagnosis_uid == cleanup.diagnosis_uid and run.run_id not in cleanup.kept_runs
+        )
     except ClusterError as error:
         # They are deleted with the next run, or with the diagnosis.
         logger.warning("reports of former runs stay: %s", error)
+        return
+    uid, kept_runs = cleanup.diagnosis_uid, cleanup.kept_runs
+    cache.reports.drop(lambda run: run.diagnosis_uid == uid and run.run_id not in kept_runs)
 
 
 def _launch(kubernetes: KubernetesClient, cache: Cache, owner_uid: str, manifest: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ write parts of it: logs, and the status of pods. Every answer tells the API serv
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 import urllib3
@@ -22,9 +22,10 @@ from memdiag_api.framing import MAX_LOG_BYTES
 from memdiag_api.report import MemoryDiagnosisReport
 from memdiag_operator.cluster.answers import TimedOnceRetry, read_body
 from memdiag_operator.cluster.clock import ServerClock
-from memdiag_operator.cluster.errors import UnavailableError, UnreadableError, translated
+from memdiag_operator.cluster.errors import ConflictError, UnavailableError, UnreadableError, translated
 from memdiag_operator.cluster.requests import ObservedApiClient, RequestObserver, ignore
 from memdiag_operator.decide.objects import Diagnosis, Event, KubernetesPart, Node, ObjectMeta, Pod
+from memdiag_operator.decide.stored_reports import StoredReport, stored_report
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,12 @@ MAX_NODE_PODS_BYTES = 16 * 1024 * 1024
 DIAGNOSES_PAGE_SIZE = 10
 MAX_POD_EVENTS = 50
 MAX_POD_EVENTS_BYTES = 1024 * 1024
+# A node that holds many images has 20 KiB and more, and some ten times that while it is parsed.
+NODES_PAGE_SIZE = 100
 CONNECTIONS = 16
+
+ONLY_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+ONLY_METADATA_OF_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 # Events about cluster-scoped objects live here (kubernetes: apiserver validation of involvedObject).
 EVENT_NAMESPACE = "default"
@@ -87,6 +93,19 @@ class EventList(KubernetesPart):
 
     metadata: ListMeta = ListMeta()
     items: tuple[Event, ...]
+
+
+class PartialObject(KubernetesPart):
+    """metav1.PartialObjectMetadata."""
+
+    metadata: ObjectMeta
+
+
+class PartialObjectList(KubernetesPart):
+    """metav1.PartialObjectMetadataList."""
+
+    metadata: ListMeta = ListMeta()
+    items: tuple[PartialObject, ...]
 
 
 class DiagnosisList(KubernetesPart):
@@ -183,6 +202,23 @@ class KubernetesClient:
         )
         return _diagnosis(diagnosis.name, answer)
 
+    def confirm_version(self, diagnosis: ObjectMeta) -> None:
+        """Ask whether a MemoryDiagnosis is still what was read as `diagnosis`; ConflictError when it is not."""
+        name = diagnosis.name
+        found = PartialObject.model_validate_json(
+            self._request(
+                f"read MemoryDiagnosis {name}",
+                self._custom.get_cluster_custom_object,
+                GROUP,
+                VERSION,
+                MemoryDiagnosis.PLURAL,
+                name,
+                _headers={"Accept": ONLY_METADATA},
+            )
+        ).metadata
+        if (found.uid, found.resource_version) != (diagnosis.uid, diagnosis.resource_version):
+            raise ConflictError(f"MemoryDiagnosis {name} has changed since it was read")
+
     def delete_diagnosis(self, diagnosis: ObjectMeta) -> None:
         """Delete exactly the object that was read as `diagnosis`."""
         self._request(
@@ -205,6 +241,19 @@ class KubernetesClient:
             MemoryDiagnosisReport.PLURAL,
             manifest,
         )
+
+    def list_reports(self) -> Iterator[StoredReport]:
+        """Every MemoryDiagnosisReport without what it says, which would be up to 256 KiB of each."""
+        pages = self._pages(
+            PartialObjectList,
+            "list MemoryDiagnosisReports",
+            self._custom.list_cluster_custom_object,
+            GROUP,
+            VERSION,
+            MemoryDiagnosisReport.PLURAL,
+            headers={"Accept": ONLY_METADATA_OF_LIST},
+        )
+        return (stored_report(item.metadata) for page in pages for item in page.items)
 
     def delete_reports(self, label_selector: str) -> None:
         """Delete all reports that have these labels."""
@@ -249,7 +298,9 @@ class KubernetesClient:
 
     def list_nodes(self, label_selector: str) -> tuple[Node, ...]:
         """The nodes that have these labels."""
-        return self._whole(NodeList, "list nodes", self._core.list_node, label_selector=label_selector)
+        return self._whole(
+            NodeList, "list nodes", self._core.list_node, label_selector=label_selector, limit=NODES_PAGE_SIZE
+        )
 
     def list_pods_on_node(self, node_name: str) -> tuple[Pod, ...]:
         """The pods that are bound to a node, of all namespaces."""
@@ -324,18 +375,21 @@ class KubernetesClient:
 
     def _pages(
         self,
-        page_type: type[PodList] | type[NodeList] | type[DiagnosisList],
+        page_type: type[PodList] | type[NodeList] | type[DiagnosisList] | type[PartialObjectList],
         action: str,
         method: Callable[..., Any],
         *args: Any,
         limit: int = PAGE_SIZE,
         max_bytes: int | None = None,
+        headers: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> Iterator[Listing[Any]]:
         """Each page of a list; `max_bytes` is for all of them together."""
         token, left_bytes = "", max_bytes
         while True:
-            more = {"_continue": token} if token else {}
+            more: dict[str, Any] = {"_continue": token} if token else {}
+            if headers:
+                more["_headers"] = dict(headers)  # the client adds to it
             page_bytes = MAX_ANSWER_BYTES if left_bytes is None else left_bytes
             body = self._request(action, method, *args, limit=limit, max_bytes=page_bytes, **more, **kwargs)
             left_bytes = None if left_bytes is None else left_bytes - len(body)

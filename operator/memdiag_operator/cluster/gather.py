@@ -16,10 +16,12 @@ from memdiag_operator.cluster.client import KubernetesClient
 from memdiag_operator.cluster.errors import ClusterError, NotFoundError
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide import naming
+from memdiag_operator.decide.fleet import Fleet
 from memdiag_operator.decide.labels import equality_selector
 from memdiag_operator.decide.objects import Diagnosis, Event, InvalidSpec, Node, Pod
-from memdiag_operator.decide.reconcile import is_settled, nodes_to_read, runners_to_read, slow_starters, starts_anew
-from memdiag_operator.decide.snapshot import Fleet, RunnerOutput, Snapshot
+from memdiag_operator.decide.reconcile import nodes_to_read, runners_to_read, slow_starters, starts_anew
+from memdiag_operator.decide.snapshot import RunnerOutput, Snapshot
+from memdiag_operator.decide.stored_reports import stored_bytes, unfinished_runs
 from memdiag_operator.decide.target import run_states, spec_fault
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,11 @@ def refill_pods(kubernetes: KubernetesClient, cache: Cache, config: OperatorConf
     cache.pods.replace(kubernetes.list_pods(config.runner.namespace, naming.RUNNER_SELECTOR))
 
 
+def refill_reports(kubernetes: KubernetesClient, cache: Cache) -> None:
+    """Fill the list of reports of `cache`, without what they say."""
+    cache.reports.replace(kubernetes.list_reports())
+
+
 def reread(kubernetes: KubernetesClient, cache: Cache, name: str) -> None:
     """Read the diagnosis `name` anew, because a write has shown that the cached one is not the latest."""
     known = cache.diagnoses.get(name)
@@ -53,11 +60,29 @@ def reread(kubernetes: KubernetesClient, cache: Cache, name: str) -> None:
 
 
 def gather(
-    kubernetes: KubernetesClient, cache: Cache, config: OperatorConfig, name: str, now: datetime
+    kubernetes: KubernetesClient,
+    cache: Cache,
+    config: OperatorConfig,
+    name: str,
+    now: datetime,
+    *,
+    limit_reached: str = "",
 ) -> Snapshot | None:
-    """The diagnosis `name` and what bears on it, without the fleet; None when it does not exist (any more)."""
-    diagnosis = cache.diagnoses.get(name)
-    return gather_about(kubernetes, cache, config, diagnosis, now) if diagnosis else None
+    """The diagnosis `name` and what bears on it, without the fleet; None when it does not exist (any more).
+
+    `limit_reached`: why it may not begin a run, which then needs no nodes.
+    """
+    stored = cache.diagnoses.get(name)
+    if stored is None:
+        return None
+    if limit_reached and starts_anew(stored):
+        pods = _pods(kubernetes, cache, config, stored)
+        return Snapshot(diagnosis=stored, pods=pods, limit_reached=limit_reached)
+    draft = cache.diagnoses.draft(stored)
+    if draft is None:
+        return gather_about(kubernetes, cache, config, stored, now)
+    diagnosis = stored.model_copy(update={"status": draft})
+    return replace(gather_about(kubernetes, cache, config, diagnosis, now), stored=stored.status)
 
 
 def gather_about(
@@ -72,7 +97,16 @@ def gather_about(
     slow = slow_starters(snapshot, config, now)
     snapshot = replace(snapshot, events={pod.metadata.name: _events(kubernetes, pod) for pod in slow})
     ended = runners_to_read(snapshot, config, now)
-    return replace(snapshot, outputs=_runner_outputs(kubernetes, cache, ended))
+    if not ended:
+        return snapshot
+    outputs = _runner_outputs(kubernetes, cache, ended)
+    return replace(snapshot, outputs=outputs, report_room_bytes=_report_room_bytes(cache, config))
+
+
+def _report_room_bytes(cache: Cache, config: OperatorConfig) -> int:
+    """What the budget leaves for reports of unfinished runs: those of others give way to them."""
+    used = stored_bytes(cache.reports.all(), unfinished_runs(cache.diagnoses.claims()))
+    return max(0, config.limits.stored_reports_bytes - used)
 
 
 def _with_candidates(kubernetes: KubernetesClient, cache: Cache, snapshot: Snapshot) -> Snapshot:
@@ -98,23 +132,15 @@ def with_fresh_nodes(
     return replace(snapshot, nodes=known | fresh)
 
 
-def gather_fleet(cache: Cache, latest: Diagnosis | None = None) -> Fleet:
-    """Everyone who holds or wants a slot; `latest` instead of what the cache has of it."""
-    diagnoses = cache.diagnoses.all()
-    if latest:
-        others = (one for one in diagnoses if one.metadata.name != latest.metadata.name)
-        diagnoses = (*others, latest)
-    return Fleet(pods=cache.pods.all(), diagnoses=diagnoses)
+def gather_fleet(cache: Cache) -> Fleet:
+    """Everyone who holds or wants a slot."""
+    return Fleet(pods=cache.pods.all(), claims=cache.diagnoses.claims())
 
 
 def unsettled_names(fleet: Fleet) -> Sequence[str]:
     """The diagnoses that something is still to be done for: an unfinished run, a time to live, a pod to remove."""
-    with_pods = {owner.uid for pod in fleet.pods for owner in pod.metadata.owner_references}
-    return [
-        diagnosis.metadata.name
-        for diagnosis in fleet.diagnoses
-        if not is_settled(diagnosis) or diagnosis.metadata.uid in with_pods
-    ]
+    owners = fleet.owners
+    return [claim.name for claim in fleet.claims if not claim.is_settled or claim.uid in owners]
 
 
 def _pods(kubernetes: KubernetesClient, cache: Cache, config: OperatorConfig, diagnosis: Diagnosis) -> tuple[Pod, ...]:

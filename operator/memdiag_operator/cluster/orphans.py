@@ -20,7 +20,7 @@ def orphans(cache: Cache) -> list[Pod]:
     """Runner pods whose diagnosis the cache does not have, and which nobody removes yet."""
     if not cache.is_complete:
         return []
-    living = {one.metadata.uid for one in cache.diagnoses.all()}
+    living = {claim.uid for claim in cache.diagnoses.claims()}
     return [
         pod
         for pod in cache.pods.all()

@@ -53,6 +53,30 @@ def while_running(reason: Reason, message: str, states: Sequence[NodeState] = ()
     }
 
 
+def while_held_back(message: str, previous: Sequence[Condition], *, is_rerun: bool) -> dict[ConditionType, Finding]:
+    """Conditions of a run that may not begin yet; before a rerun, the last run's answer stays."""
+    if not is_rerun:
+        return while_running(Reason.LIMIT_REACHED, message)
+    return as_they_were(previous) | {
+        ConditionType.RECONCILING: Finding(ConditionStatus.TRUE, Reason.LIMIT_REACHED, message),
+        ConditionType.STALLED: Finding(ConditionStatus.FALSE, Reason.LIMIT_REACHED),
+    }
+
+
+def after_the_end(previous: Sequence[Condition]) -> dict[ConditionType, Finding]:
+    """Conditions of a run that has ended before, and of which no rerun is asked for (any more)."""
+    findings = as_they_were(previous)
+    held_back = findings.get(ConditionType.RECONCILING)
+    if held_back is None or held_back.reason is not Reason.LIMIT_REACHED:
+        return findings
+    return findings | _ended(findings[ConditionType.SUCCEEDED])
+
+
+def as_they_were(previous: Sequence[Condition]) -> dict[ConditionType, Finding]:
+    """The findings that conditions were made from."""
+    return {one.type: Finding(one.status, one.reason, one.message) for one in previous}
+
+
 def when_suspended() -> dict[ConditionType, Finding]:
     """Conditions of a diagnosis that waits for a person."""
     message = "spec.suspend is true: set it to false to run."
@@ -80,10 +104,12 @@ def when_finished(
     """Conditions of a run whose nodes have all ended; `failures` says of nodes without a result what happened there."""
     leak = _leak(states, summary)
     succeeded = _succeeded(states, fail_on, leak, summary, failures)
+    return {ConditionType.SUCCEEDED: succeeded, ConditionType.LEAK_DETECTED: leak} | _ended(succeeded)
+
+
+def _ended(succeeded: Finding) -> dict[ConditionType, Finding]:
     ended_well = succeeded.status is ConditionStatus.TRUE
     return {
-        ConditionType.SUCCEEDED: succeeded,
-        ConditionType.LEAK_DETECTED: leak,
         ConditionType.RECONCILING: Finding(ConditionStatus.FALSE, succeeded.reason),
         # Nothing more happens by itself: kstatus, and so Flux and kubectl's waiters, read this as "failed".
         ConditionType.STALLED: Finding(

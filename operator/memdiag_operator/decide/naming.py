@@ -17,6 +17,8 @@ DIAGNOSIS_ANNOTATION = f"{GROUP}/diagnosis"
 NODE_ANNOTATION = f"{GROUP}/node"
 NODE_UID_ANNOTATION = f"{GROUP}/node-uid"
 BOOT_ID_ANNOTATION = f"{GROUP}/boot-id"
+SIZE_ANNOTATION = f"{GROUP}/size-bytes"
+"""On a report: what it takes in etcd, so that a list of metadata tells the size of all."""
 
 RUNNER_LABELS = {MANAGED_BY_LABEL: MANAGED_BY, COMPONENT_LABEL: RUNNER_COMPONENT}
 RUNNER_SELECTOR = ",".join(f"{key}={value}" for key, value in RUNNER_LABELS.items())

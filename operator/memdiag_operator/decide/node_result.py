@@ -25,6 +25,7 @@ from memdiag_operator.decide.leak import LEAK_STATUS, verdict_of
 from memdiag_operator.decide.objects import ObjectMeta
 from memdiag_operator.decide.runner_pod import owner_reference
 from memdiag_operator.decide.sanitize import clip
+from memdiag_operator.decide.stored_reports import size_of
 from memdiag_operator.decide.wording import advice, holder_line, suspect_line, target_pod_sentence
 
 SHORT, SENTENCE = 256, 1024
@@ -100,7 +101,7 @@ def report(
         containers=attribution.identities(_container_ids(evidence))[:MAX_CONTAINERS],
         evidence=evidence,
     )
-    return {
+    manifest: dict[str, Any] = {
         "apiVersion": API_VERSION,
         "kind": MemoryDiagnosisReport.KIND,
         "metadata": {
@@ -114,6 +115,8 @@ def report(
         },
         **body.to_json_object(),
     }
+    manifest["metadata"]["annotations"] = {naming.SIZE_ANNOTATION: str(size_of(manifest))}
+    return manifest
 
 
 def holder_summary(holder: Holder, attribution: Attribution) -> HolderSummary:

@@ -231,8 +231,7 @@ class NodeRun:
         if allotment is None or (slot in allotment.admitted and self.node is None):
             return self._under_way(Reason.PENDING, self._last_message, WAITING)
         if slot not in allotment.admitted or self.node is None:
-            why = allotment.waiting.get(slot, "this run is not in the queue yet")
-            return self._under_way(Reason.PENDING, f"waiting for a slot: {why}", WAITING)
+            return self._under_way(Reason.PENDING, f"waiting for a slot: {allotment.why_not(slot)}", WAITING)
         manifest = runner_pod(meta, self.spec, run=self.run_id, node=self.node, config=config, deadline_seconds=seconds)
         message = f"runner pod {self.pod_name} is created"
         return self._under_way(Reason.PENDING, message, WAITING, launch=manifest)

@@ -7,9 +7,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 
-from memdiag_api.diagnosis import REQUESTED_AT_ANNOTATION, MemoryDiagnosisSpec, MemoryDiagnosisStatus
+from memdiag_api.diagnosis import GROUP, REQUESTED_AT_ANNOTATION, MemoryDiagnosisSpec, MemoryDiagnosisStatus
 from memdiag_api.model import ApiModel
 
 
@@ -203,10 +203,16 @@ def _spec_or_fault(value: Any) -> Any:
         return InvalidSpec(message="; ".join(faults))
 
 
+def _without_others_marks(meta: ObjectMeta) -> ObjectMeta:
+    """`meta` without labels and annotations of others: they may be large, and thousands of diagnoses are cached."""
+    own = {key: value for key, value in meta.annotations.items() if key.startswith(f"{GROUP}/")}
+    return meta.model_copy(update={"labels": {}, "annotations": own})
+
+
 class Diagnosis(KubernetesPart):
     """A stored MemoryDiagnosis."""
 
-    metadata: ObjectMeta
+    metadata: Annotated[ObjectMeta, AfterValidator(_without_others_marks)]
     spec: Annotated[MemoryDiagnosisSpec | InvalidSpec, BeforeValidator(_spec_or_fault)]
     status: MemoryDiagnosisStatus = Field(default_factory=MemoryDiagnosisStatus)
 

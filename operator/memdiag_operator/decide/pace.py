@@ -1,42 +1,94 @@
 """What may wait: a look at a diagnosis whose place in the queue is all that can change, a telling of mere progress."""
 
-from datetime import datetime
+from collections.abc import Iterable
+from datetime import datetime, timedelta
 
 from memdiag_api.diagnosis import MemoryDiagnosisStatus
-from memdiag_operator.decide.objects import Diagnosis
-from memdiag_operator.decide.slots import allot
-from memdiag_operator.decide.snapshot import Fleet, Plan
+from memdiag_operator.decide import naming
+from memdiag_operator.decide.fleet import Fleet
+from memdiag_operator.decide.objects import Diagnosis, Pod
+from memdiag_operator.decide.slots import Allotment
+from memdiag_operator.decide.snapshot import Plan, Snapshot
+from memdiag_operator.decide.target import UNSETTLED
+
+LARGE_STATUS_BYTES = 16 * 1024
+"""Smaller ones are written as soon as they change."""
+BYTES_PER_SECOND = 4 * 1024
+SLOWER_AFTER = timedelta(hours=1)
+PAUSE_WITH_SLOT_SECONDS = 15.0
 
 
-def only_waiting(fleet: Fleet, limit: int, now: datetime) -> frozenset[str]:
-    """UIDs of the diagnoses that have no runner pod and get no slot at `now`.
+def only_waiting(fleet: Fleet, allotment: Allotment) -> frozenset[str]:
+    """UIDs of the diagnoses that have no runner pod and get no slot.
 
     A free slot wakes the one that gets it. The others would all write how the queue has moved: with every run that
     ends, as many writes as diagnoses wait.
     """
-    allotment = allot(fleet, limit, now)
     admitted = {slot.diagnosis_uid for slot in allotment.admitted}
-    with_pods = {owner.uid for pod in fleet.pods for owner in pod.metadata.owner_references}
-    return frozenset(slot.diagnosis_uid for slot in allotment.waiting) - admitted - with_pods
+    return allotment.waiting - admitted - fleet.owners
 
 
 def is_only_progress(diagnosis: Diagnosis, plan: Plan) -> bool:
     """Whether all that `plan` does is to tell how far the run of `diagnosis` is: nothing depends on when it is told."""
     if plan.status is None or plan != Plan(status=plan.status):
         return False
-    return _milestones(diagnosis.status) == _milestones(plan.status)
+    before, after = diagnosis.status, plan.status
+    return _milestones(before) == _milestones(after) and _answers(before) == _answers(after)
+
+
+def may_wait(snapshot: Snapshot, decided: MemoryDiagnosisStatus, since_write_seconds: float, now: datetime) -> bool:
+    """Whether the status `decided` may be written later: so large a one costs etcd, and all who watch, too much.
+
+    What is left unwritten is how single nodes stand. It is lost with the operator, and decided again from their pods.
+    """
+    stored = snapshot.stored or snapshot.diagnosis.status
+    if _milestones(stored) != _milestones(decided):
+        return False
+    seconds = pause_seconds(size_bytes(decided), now - (stored.start_time or now))
+    if _keeps_slots(snapshot.pods, stored, decided):
+        seconds = min(seconds, PAUSE_WITH_SLOT_SECONDS)
+    return since_write_seconds < seconds
+
+
+def pause_seconds(status_bytes: int, run_age: timedelta) -> float:
+    """How much time is to pass between two writes of a status of this size.
+
+    They come to BYTES_PER_SECOND at first and to ever less in a run that takes hours: 30 MiB in eight of them.
+    """
+    if status_bytes < LARGE_STATUS_BYTES:
+        return 0.0
+    return status_bytes / BYTES_PER_SECOND * (1 + run_age / SLOWER_AFTER)
+
+
+def size_bytes(status: MemoryDiagnosisStatus) -> int:
+    """What it takes in etcd, roughly: its JSON."""
+    return len(status.model_dump_json(by_alias=True, exclude_none=True, exclude_unset=True).encode())
+
+
+def _keeps_slots(pods: Iterable[Pod], stored: MemoryDiagnosisStatus, decided: MemoryDiagnosisStatus) -> bool:
+    """Whether a runner that will deliver nothing holds a slot until the write: it is removed afterwards."""
+    known = {state.node_name: state.reason for state in stored.node_states}
+    settled = {
+        state.node_name
+        for state in decided.node_states
+        if state.reason not in UNSETTLED and known.get(state.node_name) in UNSETTLED
+    }
+    return any(not pod.is_terminal and pod.metadata.annotations.get(naming.NODE_ANNOTATION) in settled for pod in pods)
 
 
 def _milestones(status: MemoryDiagnosisStatus) -> tuple[object, ...]:
-    """What of a status someone may wait for."""
-    counts = status.nodes
+    """What of a run's status someone may wait for."""
     return (
         status.observed_generation,
         status.run_id,
         status.last_handled_request,
         status.start_time,
         status.completion_time,
-        status.report_refs,
-        (counts.succeeded, counts.failed) if counts else None,
         {condition.type: condition.status for condition in status.conditions},
     )
+
+
+def _answers(status: MemoryDiagnosisStatus) -> tuple[object, ...]:
+    """What has come of single nodes."""
+    counts = status.nodes
+    return status.report_refs, (counts.succeeded, counts.failed) if counts else None

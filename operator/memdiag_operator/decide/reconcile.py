@@ -26,21 +26,24 @@ from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.conditions import (
     Finding,
+    after_the_end,
     conditions,
     when_finished,
     when_refused,
     when_suspended,
+    while_held_back,
     while_running,
 )
 from memdiag_operator.decide.deadline import deadline_seconds, shortfall
+from memdiag_operator.decide.node_result import MAX_COVERAGE
 from memdiag_operator.decide.node_run import NodeRun, Step
 from memdiag_operator.decide.objects import Diagnosis, InvalidSpec, Pod
 from memdiag_operator.decide.progress import DONE, WAITING, of_run
 from memdiag_operator.decide.runner_state import Finished, starts_slowly
 from memdiag_operator.decide.sanitize import clip
 from memdiag_operator.decide.size import fit, most_telling
-from memdiag_operator.decide.slots import allot
 from memdiag_operator.decide.snapshot import Announcement, Plan, PodRemoval, ReportCleanup, Snapshot
+from memdiag_operator.decide.stored_reports import said_size_bytes
 from memdiag_operator.decide.target import UNSETTLED, choose_nodes, run_states, spec_fault
 from memdiag_operator.decide.wording import run_sentence, run_suspect
 
@@ -49,6 +52,8 @@ Findings = dict[ConditionType, Finding]
 MESSAGE_LIMIT = 1024
 MAX_NODES_IN_MESSAGE = 4
 MAX_PREVIOUS_RUNS = 20
+LARGE_RUN_NODES = 100
+"""Of a run on more nodes, whose reports may take 250 MiB, those of one former run are kept."""
 
 
 def reconcile(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
@@ -57,7 +62,7 @@ def reconcile(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan
     if diagnosis.metadata.deletion_timestamp:
         return Plan()  # owner references take everything along
     if starts_anew(diagnosis):
-        return _begin(snapshot, config, now)
+        return _hold_back(snapshot, now) if snapshot.limit_reached else _begin(snapshot, config, now)
     if diagnosis.is_finished:
         return _tidy(snapshot, now)
     if is_suspended(diagnosis):
@@ -106,13 +111,12 @@ def nodes_to_read(diagnosis: Diagnosis, pods: Iterable[Pod], config: OperatorCon
     return with_runner + in_line[: config.max_concurrent_runners]
 
 
-def nodes_to_launch_on(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> list[str]:
+def nodes_to_launch_on(snapshot: Snapshot) -> list[str]:
     """The run's nodes that get a slot now, if they turn out to be as they should."""
-    if snapshot.fleet is None:
+    if snapshot.allotment is None:
         return []
     uid = snapshot.diagnosis.metadata.uid
-    admitted = allot(snapshot.fleet, config.max_concurrent_runners, now).admitted
-    return sorted(slot.node_name for slot in admitted if slot.diagnosis_uid == uid)
+    return sorted(slot.node_name for slot in snapshot.allotment.admitted if slot.diagnosis_uid == uid)
 
 
 def is_settled(diagnosis: Diagnosis) -> bool:
@@ -167,6 +171,14 @@ def _handled_requests(status: MemoryDiagnosisStatus) -> list[str]:
     """Requests that had their run, the latest first; memdiag 0.1.0 remembered the last one only."""
     last = [status.last_handled_request] if status.last_handled_request else []
     return list(dict.fromkeys([*last, *status.handled_requests]))[:MAX_HANDLED_REQUESTS]
+
+
+def _hold_back(snapshot: Snapshot, now: datetime) -> Plan:
+    """No run begins and no deadline runs; the answer of the run before stays."""
+    diagnosis = snapshot.diagnosis
+    findings = while_held_back(snapshot.limit_reached, diagnosis.status.conditions, is_rerun=diagnosis.is_finished)
+    plan = _plan(snapshot, diagnosis.status, findings, now)
+    return replace(plan, removals=_removals(diagnosis, snapshot.pods))
 
 
 def _begin(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
@@ -252,6 +264,9 @@ def _report_cleanup(
 ) -> ReportCleanup | None:
     """As a run begins, reports of all but the last few runs go."""
     limit = config.keep_reports_of_runs
+    ended = diagnosis.status.nodes
+    if ended and ended.total > LARGE_RUN_NODES:
+        limit = min(limit, 1)
     if len(status.previous_run_ids) <= limit:
         return None
     return ReportCleanup(diagnosis.metadata.uid, (status.run_id or "", *status.previous_run_ids[:limit]))
@@ -270,11 +285,10 @@ def _tidy(snapshot: Snapshot, now: datetime) -> Plan:
     """After the end: runner pods may go, and the diagnosis too when its time to live is over."""
     diagnosis = snapshot.diagnosis
     spec, status = diagnosis.spec, diagnosis.status
-    findings = {one.type: Finding(one.status, one.reason, one.message) for one in status.conditions}
     ttl_seconds = None if isinstance(spec, InvalidSpec) else spec.ttl_seconds_after_finished
     ended = status.completion_time
     return replace(
-        _plan(snapshot, status, findings, now),
+        _plan(snapshot, status, after_the_end(status.conditions), now),
         removals=_removals(diagnosis, snapshot.pods),
         delete_diagnosis=bool(ended and ttl_seconds is not None and now >= ended + timedelta(seconds=ttl_seconds)),
     )
@@ -299,8 +313,10 @@ def _refuse(snapshot: Snapshot, status: MemoryDiagnosisStatus, reason: Reason, w
 
 def _advance(snapshot: Snapshot, spec: MemoryDiagnosisSpec, config: OperatorConfig, now: datetime) -> Plan:
     diagnosis, status = snapshot.diagnosis, snapshot.diagnosis.status
-    allotment = allot(snapshot.fleet, config.max_concurrent_runners, now) if snapshot.fleet else None
-    steps = [node_run.step(config, now, allotment) for node_run in _node_runs(snapshot)]
+    stored = diagnosis.model_copy(update={"status": snapshot.stored}) if snapshot.stored else diagnosis
+    steps = _within_budget(
+        [node_run.step(config, now, snapshot.allotment) for node_run in _node_runs(snapshot)], snapshot, config
+    )
     states = [step.state for step in steps]
     bare = NodeResult(node_name=states[0].node_name, reason=states[0].reason)
     known = [step.result for step in steps if step.result] or [bare]
@@ -332,8 +348,32 @@ def _advance(snapshot: Snapshot, spec: MemoryDiagnosisSpec, config: OperatorConf
         launches=tuple(step.launch for step in steps if step.launch),
         stops=tuple(step.stop for step in steps if step.stop),
         # By the stored status, not by the new one: a pod stays until its result is safe.
-        removals=_removals(diagnosis, _done_with(diagnosis, snapshot.pods)),
+        removals=_removals(stored, _done_with(stored, snapshot.pods)),
     )
+
+
+def _within_budget(steps: list[Step], snapshot: Snapshot, config: OperatorConfig) -> list[Step]:
+    """`steps` without the reports that the budget has no room for; the status keeps the top of what they say."""
+    room_bytes = snapshot.report_room_bytes
+    kept = []
+    for step in steps:
+        if step.report:
+            room_bytes -= said_size_bytes(step.report["metadata"]["annotations"])
+            kept.append(step if room_bytes >= 0 else _without_report(step, config))
+        else:
+            kept.append(step)
+    return kept
+
+
+def _without_report(step: Step, config: OperatorConfig) -> Step:
+    why = (
+        f"no report is stored: those of unfinished runs fill limits.storedReportsMebibytes, "
+        f"{config.limits.stored_reports_mebibytes} in the operator's configuration"
+    )
+    result = step.result
+    if result:
+        result = result.model_copy(update={"coverage": [why, *result.coverage][:MAX_COVERAGE]})
+    return replace(step, report=None, result=result)
 
 
 def _plan(snapshot: Snapshot, status: MemoryDiagnosisStatus, findings: Findings, now: datetime) -> Plan:

@@ -1,13 +1,11 @@
 """What a plan changes in a run, for those who count and log it: its begin, its end, each node's next step."""
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Literal
 
 from memdiag_api.conditions import ConditionStatus, ConditionType
 from memdiag_operator.decide.objects import Diagnosis
-from memdiag_operator.decide.slots import allot, holds_slot
-from memdiag_operator.decide.snapshot import Fleet, Plan
+from memdiag_operator.decide.snapshot import Plan
 from memdiag_operator.decide.target import run_states
 
 
@@ -32,15 +30,6 @@ class RunEnd:
     duration_seconds: float
     node_reasons: tuple[str, ...]
     """How each node's part ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class FleetLoad:
-    """How busy the cluster's runners are."""
-
-    slots_used: int
-    queue_length: int
-    """Node runs that have no runner yet."""
 
 
 def run_begins(diagnosis: Diagnosis, plan: Plan) -> bool:
@@ -77,13 +66,4 @@ def run_end(diagnosis: Diagnosis, plan: Plan) -> RunEnd | None:
         verdict=leak.reason,
         duration_seconds=(status.completion_time - began).total_seconds(),
         node_reasons=tuple(one.reason for one in status.node_states),
-    )
-
-
-def fleet_load(fleet: Fleet, limit: int, now: datetime) -> FleetLoad:
-    """How many of `limit` slots are taken, and how long the queue is."""
-    allotment = allot(fleet, limit, now)
-    return FleetLoad(
-        slots_used=sum(holds_slot(pod, now) for pod in fleet.pods),
-        queue_length=len(allotment.admitted) + len(allotment.waiting),
     )

@@ -3,16 +3,20 @@
 Diagnoses of many nodes do not keep others waiting: before one gets its second slot, everyone has had a first.
 """
 
-from collections import Counter
-from collections.abc import Iterator
+import heapq
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 
-from memdiag_api.conditions import Reason
 from memdiag_operator.decide import naming
-from memdiag_operator.decide.objects import Diagnosis, InvalidSpec, Pod
-from memdiag_operator.decide.snapshot import Fleet
-from memdiag_operator.decide.target import run_states
+from memdiag_operator.decide.fleet import Claim, Fleet
+from memdiag_operator.decide.objects import Pod
+
+MAX_PLACES = 16
+"""So many of a diagnosis's waiting nodes learn their place in the queue: its status has room for no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,33 +27,124 @@ class Slot:
     node_name: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
+class _Line:
+    """The nodes of one diagnosis that wait for a runner, in their order."""
+
+    claim: Claim
+    held: int
+    """How many slots it has."""
+    launched: Collection[str] = ()
+    """Nodes that have a runner pod, although its status does not say so yet."""
+
+    def __len__(self) -> int:
+        return len(self.claim.pending) - len(self._launched_places)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self.claim.pending if name not in self.launched)
+
+    @cached_property
+    def _launched_places(self) -> list[int]:
+        return sorted(self.claim.pending[name] for name in self.launched if name in self.claim.pending)
+
+    def place(self, node_name: str) -> int | None:
+        """How many nodes of the same diagnosis come before; None when the node waits for no runner."""
+        place = self.claim.pending.get(node_name)
+        if place is None or node_name in self.launched:
+            return None
+        return place - bisect_left(self._launched_places, place)
+
+
+@dataclass(frozen=True)
 class Allotment:
     """Who may start, and for the others why not yet."""
 
     admitted: frozenset[Slot]
-    waiting: dict[Slot, str]
+    limit: int
+    slots_used: int
+    _lines: dict[str, _Line]
+    """By the diagnosis's UID; the longest waiting first."""
+    _busy_nodes: frozenset[str]
+
+    @cached_property
+    def waiting(self) -> frozenset[str]:
+        """UIDs of the diagnoses that wait, some perhaps with an admitted runner."""
+        return frozenset(uid for uid, line in self._lines.items() if len(line))
+
+    @cached_property
+    def queue_length(self) -> int:
+        """Node runs that have no runner yet."""
+        return sum(map(len, self._lines.values()))
+
+    def why_not(self, slot: Slot) -> str:
+        """Why the runner `slot`, which is not admitted, has to wait."""
+        line = self._lines.get(slot.diagnosis_uid)
+        place = line.place(slot.node_name) if line else None
+        if line is None or place is None:
+            return "this run is not in the queue yet"
+        if slot.node_name in self._busy_nodes:
+            return f"another runner is at work on node {slot.node_name}"
+        if place >= MAX_PLACES:
+            return f"all {self.limit} runner slots of the cluster are taken, other nodes of this run come first"
+        ahead = _rounded(self._ahead(line, place))
+        return f"all {self.limit} runner slots of the cluster are taken, {ahead} ahead in the queue"
+
+    def _ahead(self, line: _Line, place: int) -> int:
+        """How many come before the node at `place` of `line`; nodes that are busy or admitted do not count."""
+        turn = self._turns[line.claim.uid] + place - bisect_left(self._busy_places[line.claim.uid], place)
+        ahead, is_older = 0, True
+        for uid, other in self._lines.items():
+            if other is line:
+                is_older = False
+            left = len(other) - len(self._busy_places[uid])
+            ahead += min(max(0, turn - self._turns[uid] + is_older), left)
+        return ahead
+
+    @cached_property
+    def _turns(self) -> dict[str, int]:
+        """How many slots each diagnosis has, those that it gets now among them."""
+        admitted = Counter(slot.diagnosis_uid for slot in self.admitted)
+        return {uid: line.held + admitted[uid] for uid, line in self._lines.items()}
+
+    @cached_property
+    def _busy_places(self) -> dict[str, list[int]]:
+        return {
+            uid: sorted(place for name in self._busy_nodes if (place := line.place(name)) is not None)
+            for uid, line in self._lines.items()
+        }
 
 
 def allot(fleet: Fleet, limit: int, now: datetime) -> Allotment:
-    """Give the free ones of `limit` slots to the waiting: who holds the fewest comes first, then the oldest run."""
+    """Give the free ones of `limit` slots to the waiting: who holds the fewest comes first, then the oldest run.
+
+    The cost is in proportion to the diagnoses and the slots; a node that waits costs next to nothing.
+    """
     holders = [pod for pod in fleet.pods if holds_slot(pod, now)]
     busy_nodes = {pod.metadata.annotations.get(naming.NODE_ANNOTATION, pod.spec.node_name) for pod in holders}
+    lines = _lines(fleet, holders)
+    # Equal ages go by name: everyone who looks must see the same order.
+    queue = [(line.held, rank, uid, iter(line)) for rank, (uid, line) in enumerate(lines.items())]
+    heapq.heapify(queue)
     free = limit - len(holders)
-    ahead = 0
     admitted: set[Slot] = set()
-    waiting: dict[Slot, str] = {}
-    for slot in _queue(fleet, holders):
-        if slot.node_name in busy_nodes:
-            waiting[slot] = f"another runner is at work on node {slot.node_name}"
-        elif free <= 0:
-            waiting[slot] = f"all {limit} runner slots of the cluster are taken, {_told(ahead)} ahead in the queue"
-            ahead += 1
-        else:
-            admitted.add(slot)
-            busy_nodes.add(slot.node_name)
-            free -= 1
-    return Allotment(frozenset(admitted), waiting)
+    while queue and free > 0:
+        turn, rank, uid, nodes = queue[0]
+        # A node that is busy now is so for everyone: nobody looks at it twice.
+        name = next((name for name in nodes if name not in busy_nodes), None)
+        if name is None:
+            heapq.heappop(queue)
+            continue
+        heapq.heapreplace(queue, (turn + 1, rank, uid, nodes))
+        admitted.add(Slot(uid, name))
+        busy_nodes.add(name)
+        free -= 1
+    return Allotment(
+        admitted=frozenset(admitted),
+        limit=limit,
+        slots_used=len(holders),
+        _lines=lines,
+        _busy_nodes=frozenset(busy_nodes),
+    )
 
 
 def holds_slot(pod: Pod, now: datetime) -> bool:
@@ -68,35 +163,23 @@ def holds_slot(pod: Pod, now: datetime) -> bool:
     return created is None or deadline_seconds is None or now <= created + timedelta(seconds=deadline_seconds)
 
 
-def _told(ahead: int) -> str:
+def _rounded(ahead: int) -> str:
     """A place in the queue, rounded up to a power of two: else each step would write the status of all who wait."""
     return str(ahead) if ahead < 2 else f"at most {1 << (ahead - 1).bit_length()}"  # noqa: PLR2004 - 0 and 1 are exact
 
 
-def _queue(fleet: Fleet, holders: list[Pod]) -> Iterator[Slot]:
+def _lines(fleet: Fleet, holders: list[Pod]) -> dict[str, _Line]:
     held = Counter(pod.metadata.labels.get(naming.DIAGNOSIS_UID_LABEL, "") for pod in holders)
-    launched = {pod.metadata.name for pod in fleet.pods}
-    waiting: list[tuple[int, datetime, str, Slot]] = []
-    for diagnosis in fleet.diagnoses:
-        if started := _waiting_since(diagnosis):
-            meta = diagnosis.metadata
-            for place, slot in enumerate(_wanted(diagnosis, launched), start=held[meta.uid]):
-                # Equal ages go by name: everyone who looks must see the same order.
-                waiting.append((place, started, meta.name, slot))
-    for *_, slot in sorted(waiting, key=lambda entry: entry[:3]):
-        yield slot
-
-
-def _wanted(diagnosis: Diagnosis, launched: set[str]) -> Iterator[Slot]:
-    meta, run = diagnosis.metadata, diagnosis.status.run_id or ""
-    for node_name, state in run_states(diagnosis).items():
-        if state.reason == Reason.PENDING and naming.child_name(meta.name, meta.uid, run, node_name) not in launched:
-            yield Slot(meta.uid, node_name)
-
-
-def _waiting_since(diagnosis: Diagnosis) -> datetime | None:
-    spec = diagnosis.spec
-    stopped = isinstance(spec, InvalidSpec) or spec.suspend or spec.terminate
-    if stopped or diagnosis.is_finished or diagnosis.metadata.deletion_timestamp:
-        return None
-    return diagnosis.status.start_time
+    launched: defaultdict[str, set[str]] = defaultdict(set)
+    waiting = [(since, claim.name, claim) for claim in fleet.claims if claim.pending and (since := claim.waiting_since)]
+    by_uid = {claim.uid: claim for *_, claim in waiting}
+    for meta in (pod.metadata for pod in fleet.pods):
+        claim = by_uid.get(meta.labels.get(naming.DIAGNOSIS_UID_LABEL, ""))
+        node_name = meta.annotations.get(naming.NODE_ANNOTATION, "")
+        # Annotations are anyone's word: the name shows which run and node the pod is for.
+        if claim and meta.name == naming.child_name(claim.name, claim.uid, claim.run_id, node_name):
+            launched[claim.uid].add(node_name)
+    return {
+        claim.uid: _Line(claim, held[claim.uid], frozenset(launched[claim.uid]))
+        for *_, claim in sorted(waiting, key=lambda one: one[:2])
+    }

@@ -1,11 +1,13 @@
 """What a decision sees, and what it answers."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from memdiag_api.diagnosis import MemoryDiagnosisStatus
 from memdiag_operator.decide.objects import Diagnosis, Event, Node, Pod
+from memdiag_operator.decide.slots import Allotment
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,18 +20,14 @@ class RunnerOutput:
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
-    """Every runner pod and every diagnosis of the cluster: who holds a slot, and who waits for one."""
-
-    pods: tuple[Pod, ...]
-    diagnoses: tuple[Diagnosis, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
     """One diagnosis and all that bears on it, read at one time."""
 
     diagnosis: Diagnosis
+    stored: MemoryDiagnosisStatus | None = None
+    """The status as it is stored, where that of `diagnosis` is decided and not written yet."""
+    limit_reached: str = ""
+    """Why its run may not begin yet."""
     nodes: Mapping[str, Node | None] = field(default_factory=dict)
     """By name, those of the run's nodes that were looked up (`nodes_to_read`); None: it does not exist."""
     selected: tuple[Node, ...] = ()
@@ -42,8 +40,10 @@ class Snapshot:
     """By pod name, for the pods that `runners_to_read` names."""
     events: Mapping[str, tuple[Event, ...]] = field(default_factory=dict)
     """By pod name, for the pods that `slow_starters` names."""
-    fleet: Fleet | None = None
-    """Read only when `wants_slot` says so; without it nothing is launched."""
+    report_room_bytes: int = sys.maxsize
+    """How much the budget for stored reports has left for those of this run."""
+    allotment: Allotment | None = None
+    """Made only when `wants_slot` says so; without it nothing is launched."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """By pod name: why it was not created, or not as it was sent."""
 
@@ -81,7 +81,9 @@ class Plan:
 
     reports: tuple[dict[str, Any], ...] = ()
     status: MemoryDiagnosisStatus | None = None
-    """The status to be stored; None when it is as it should be."""
+    """The status to be stored; None when it is as it should be, or may be written later."""
+    confirm: bool = False
+    """Whether the API server must say first that the diagnosis is still as it was read: no status is written."""
     launches: tuple[dict[str, Any], ...] = ()
     """Manifests of runner pods."""
     stops: tuple[PodRemoval, ...] = ()
@@ -96,6 +98,7 @@ class Plan:
         return Plan(
             reports=self.reports + later.reports,
             status=later.status or self.status,
+            confirm=self.confirm or later.confirm,
             launches=self.launches + later.launches,
             stops=self.stops + later.stops,
             removals=tuple(dict.fromkeys(self.removals + later.removals)),

@@ -5,8 +5,10 @@ import contextlib
 import logging
 import time
 from dataclasses import replace
+from datetime import datetime
 from weakref import WeakValueDictionary
 
+from memdiag_api.diagnosis import MemoryDiagnosisStatus
 from memdiag_operator.cluster.apply import apply
 from memdiag_operator.cluster.cache import Cache
 from memdiag_operator.cluster.client import KubernetesClient
@@ -15,10 +17,14 @@ from memdiag_operator.cluster.gather import gather, gather_about, gather_fleet, 
 from memdiag_operator.cluster.orphans import orphans, remove_orphans
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide import naming
+from memdiag_operator.decide.claims import claim_of
+from memdiag_operator.decide.fleet import Fleet
+from memdiag_operator.decide.limits import may_begin, why_it_waits
 from memdiag_operator.decide.objects import Diagnosis, Pod
-from memdiag_operator.decide.pace import is_only_progress
+from memdiag_operator.decide.pace import is_only_progress, may_wait
 from memdiag_operator.decide.reconcile import nodes_to_launch_on, reconcile, starts_anew, wants_slot
 from memdiag_operator.decide.run_progress import node_steps, run_begins
+from memdiag_operator.decide.slots import Allotment, allot
 from memdiag_operator.decide.snapshot import Plan, Snapshot
 from memdiag_operator.metrics import OperatorMetrics
 from memdiag_operator.run_log import about, of_run
@@ -54,6 +60,11 @@ class Reconciler:
         # A diagnosis that is looked at is large, and larger with the results that have just come.
         self._looks = asyncio.Semaphore(DIAGNOSES_AT_ONCE)
         self._results = asyncio.Semaphore(DIAGNOSES_WITH_RESULTS_AT_ONCE)
+        # To choose from a cluster's nodes takes all of them, which are large.
+        self._selections = asyncio.Semaphore(1)
+        self.beginning: set[str] = set()
+        """Names of the diagnoses whose run begins right now: the limits count them."""
+        self._allotted: tuple[tuple[object, ...], Allotment] | None = None
         self._told_at: dict[str, float] = {}
         """By UID: when a status was last written. Without it, after a restart, progress is told once too often."""
         self._deleted_uids: set[str] = set()
@@ -65,6 +76,7 @@ class Reconciler:
         meta = diagnosis.metadata
         if deleted:
             self.cache.diagnoses.drop(meta.name, meta.uid)
+            self.cache.reports.drop(lambda run: run.diagnosis_uid == meta.uid)
             self._told_at.pop(meta.uid, None)
             self._deleted_uids.add(meta.uid)
             self.sweep_wanted.set()
@@ -116,7 +128,11 @@ class Reconciler:
 
     async def _reconcile_or_log(self, name: str) -> None:
         try:
-            async with self._results if self._has_ended_runner(name) else contextlib.nullcontext(), self._looks:
+            async with (
+                self._selections if self._selects_nodes(name) else contextlib.nullcontext(),
+                self._results if self._has_ended_runner(name) else contextlib.nullcontext(),
+                self._looks,
+            ):
                 await self._reconcile(name)
         except ClusterError as error:
             logger.warning("diagnosis %s has to wait for the next sweep: %s", name, error)
@@ -128,6 +144,25 @@ class Reconciler:
     def _has_ended_runner(self, name: str) -> bool:
         ended = (pod.metadata for pod in self.cache.pods.all() if pod.is_terminal)
         return any(meta.annotations.get(naming.DIAGNOSIS_ANNOTATION) == name for meta in ended)
+
+    def _selects_nodes(self, name: str) -> bool:
+        claim = self.cache.diagnoses.claim(name)
+        return claim is not None and claim.wants_to_begin and claim.selects_nodes
+
+    def allotment(self, latest: Diagnosis | None = None) -> Allotment:
+        """Who gets a slot now, made once for what the cache holds; `latest` instead of what the cache has of it."""
+        diagnoses, pods, now = self.cache.diagnoses, self.cache.pods, self.clock()
+        limit = self.config.max_concurrent_runners
+        # A runner that outlives its deadline gives up its slot without an event.
+        key = (diagnoses.version, pods.version, int(now.timestamp()) // self.config.sweep.active_seconds)
+        fleet = gather_fleet(self.cache)
+        claim = claim_of(latest) if latest else None
+        if claim and diagnoses.claim(claim.name) != claim:
+            others = tuple(one for one in fleet.claims if one.name != claim.name)
+            return allot(Fleet(fleet.pods, (*others, claim)), limit, now)
+        if self._allotted is None or self._allotted[0] != key:
+            self._allotted = key, allot(fleet, limit, now)
+        return self._allotted[1]
 
     async def _reconcile(self, name: str) -> None:
         for _ in range(ATTEMPTS):
@@ -142,20 +177,35 @@ class Reconciler:
         logger.warning("diagnosis %s keeps changing: the next sweep goes on with it", name)
 
     async def _once(self, name: str, refusals: dict[str, str]) -> dict[str, str]:
+        claim, limits = self.cache.diagnoses.claim(name), self.config.limits
+        if claim is None or not claim.wants_to_begin:
+            return await self._step(name, refusals)
+        # Nothing is awaited in between: of two that begin at the same time the second sees the first.
+        if not may_begin(claim, self.cache.diagnoses.claims(), self.beginning, limits):
+            return await self._step(name, refusals, limit_reached=why_it_waits(limits))
+        self.beginning.add(name)
+        try:
+            return await self._step(name, refusals)
+        finally:
+            self.beginning.discard(name)
+
+    async def _step(self, name: str, refusals: dict[str, str], *, limit_reached: str = "") -> dict[str, str]:
         began_at = time.monotonic()
-        snapshot = await asyncio.to_thread(gather, self.kubernetes, self.cache, self.config, name, self.clock())
+        snapshot = await asyncio.to_thread(
+            gather, self.kubernetes, self.cache, self.config, name, self.clock(), limit_reached=limit_reached
+        )
         if snapshot is None:
             return {}
         before = snapshot.diagnosis
         of_run(before.status.run_id)
         begun = Plan()
-        if starts_anew(before):
+        if starts_anew(before) and not snapshot.limit_reached:
             begun, snapshot = await self._begin(snapshot)
-        if refusals or not wants_slot(snapshot):
+        if refusals or not await asyncio.to_thread(wants_slot, snapshot):
             return await self._decide_and_apply(before, begun, replace(snapshot, refusals=refusals))
         async with self._launch_lock:
-            snapshot = replace(snapshot, fleet=gather_fleet(self.cache, snapshot.diagnosis))
-            names = nodes_to_launch_on(snapshot, self.config, self.clock())
+            snapshot = replace(snapshot, allotment=self.allotment(snapshot.diagnosis))
+            names = nodes_to_launch_on(snapshot)
             age_seconds = time.monotonic() - began_at
             snapshot = await asyncio.to_thread(
                 with_fresh_nodes, self.kubernetes, self.cache, snapshot, names, age_seconds
@@ -170,19 +220,31 @@ class Reconciler:
         return begun, await asyncio.to_thread(gather_about, self.kubernetes, self.cache, self.config, diagnosis, now)
 
     async def _decide_and_apply(self, before: Diagnosis, begun: Plan, snapshot: Snapshot) -> dict[str, str]:
-        """Carry out `begun` and what is to be done next; `before` is the diagnosis as it is stored."""
-        plan = begun.then(reconcile(snapshot, self.config, self.clock()))
+        """Carry out `begun` and what is to be done next; `before` is the diagnosis as it was looked at."""
+        uid, now = before.metadata.uid, self.clock()
+        plan = begun.then(await asyncio.to_thread(reconcile, snapshot, self.config, now))
         of_run(plan.status.run_id if plan.status else None)
-        if is_only_progress(before, plan) and self._told_lately(before.metadata.uid):
+        if is_only_progress(before, plan) and self._told_lately(uid):
             return {}
-        refusals = await asyncio.to_thread(apply, self.kubernetes, self.cache, self.config, snapshot, plan)
-        if plan.status:
-            self._told_at[before.metadata.uid] = time.monotonic()
+        # What an earlier look has decided is written now, or waits on.
+        decided = plan.status or (before.status if snapshot.stored else None)
+        todo = replace(plan, status=decided)
+        if decided and begun == Plan() and self._may_wait(snapshot, decided, now):
+            todo = replace(plan, status=None, confirm=bool(plan.launches))
+        refusals = await asyncio.to_thread(apply, self.kubernetes, self.cache, self.config, snapshot, todo)
+        if todo.status:
+            self._told_at[uid] = time.monotonic()
+        elif plan.status:
+            self.cache.diagnoses.keep_draft(before.model_copy(update={"status": plan.status}))
         self.metrics.applied(before, plan)
         _log(before, plan)
         if plan.launches or plan.removals:
             self.sweep_wanted.set()
         return refusals
+
+    def _may_wait(self, snapshot: Snapshot, decided: MemoryDiagnosisStatus, now: datetime) -> bool:
+        since_seconds = time.monotonic() - self._told_at.get(snapshot.diagnosis.metadata.uid, float("-inf"))
+        return may_wait(snapshot, decided, since_seconds, now)
 
     def _told_lately(self, uid: str) -> bool:
         """Whether the status was just written: the next sweep, one pace of progress later, tells the latest."""

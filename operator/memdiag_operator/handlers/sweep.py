@@ -9,16 +9,19 @@ import contextlib
 import logging
 import time
 
+from memdiag_operator.cluster.apply import delete_old_reports
 from memdiag_operator.cluster.errors import ClusterError
-from memdiag_operator.cluster.gather import gather_fleet, refill, refill_pods, unsettled_names
+from memdiag_operator.cluster.gather import gather_fleet, refill, refill_pods, refill_reports, unsettled_names
 from memdiag_operator.config import SweepSettings
+from memdiag_operator.decide.limits import held_back, load
 from memdiag_operator.decide.pace import only_waiting
-from memdiag_operator.decide.run_progress import fleet_load
+from memdiag_operator.decide.stored_reports import stored_bytes
 from memdiag_operator.handlers.reconciler import Reconciler
 
 logger = logging.getLogger(__name__)
 
 RELIST_SECONDS = 600.0
+REPORTS_RETRY_SECONDS = 60.0
 # A fleet at work asks for a sweep with every runner that comes or goes.
 SHORTEST_PAUSE_SECONDS = 0.2
 # A look that takes longer goes on by itself: a node that answers slowly must not keep the sweep from all others.
@@ -36,6 +39,7 @@ class Sweep:
         self._active = True
         self._is_answered = False
         self._relisted_at = self._pods_relisted_at = self._all_looked_at = float("-inf")
+        self._reports_due_at = float("-inf")
 
     @property
     def age_seconds(self) -> float:
@@ -61,6 +65,7 @@ class Sweep:
             looks = [reconciler.wake(name) for name in self._due()]
             if looks:
                 await asyncio.wait(looks, timeout=LOOKS_SECONDS)
+            await self._keep_to_budget()
         except Exception:
             # One malformed object must not end the sweeps of all others.
             logger.exception("the sweep met a fault of the operator itself")
@@ -89,20 +94,41 @@ class Sweep:
         except ClusterError as error:
             logger.warning("what deleted diagnoses have left cannot be removed yet: %s", error)
 
+    async def _keep_to_budget(self) -> None:
+        """Delete the oldest reports when all together are too large."""
+        reconciler = self._reconciler
+        arguments = reconciler.kubernetes, reconciler.cache
+        now = time.monotonic()
+        try:
+            if now > self._reports_due_at:
+                self._reports_due_at = now + REPORTS_RETRY_SECONDS
+                await asyncio.to_thread(refill_reports, *arguments)
+                self._reports_due_at = now + RELIST_SECONDS
+            budget_bytes = reconciler.config.limits.stored_reports_bytes
+            deleted = await asyncio.to_thread(delete_old_reports, *arguments, budget_bytes)
+        except ClusterError as error:
+            logger.warning("stored reports cannot be kept to their budget, the next sweep tries again: %s", error)
+            return
+        reconciler.metrics.counted_reports(stored_bytes(reconciler.cache.reports.all()), deleted)
+
     def _due(self) -> list[str]:
         """The diagnoses to look at now: all that something is to be done for, those that merely wait less often."""
         reconciler, now = self._reconciler, time.monotonic()
-        limit = reconciler.config.max_concurrent_runners
-        fleet = gather_fleet(reconciler.cache)
+        fleet, allotment = gather_fleet(reconciler.cache), reconciler.allotment()
+        held = held_back(fleet.claims, reconciler.beginning, reconciler.config.limits)
         if self._is_answered:
-            reconciler.metrics.swept(fleet_load(fleet, limit, reconciler.clock()), time.time())
-        names = list(unsettled_names(fleet))
+            reconciler.metrics.swept(allotment, load(fleet.claims), len(held), time.time())
+        # Those that may not begin, and say so, wait for the sweep in which they may.
+        silent = {one.name for one in fleet.claims if one.name in held and one.says_limit_reached}
+        names = [name for name in unsettled_names(fleet) if name not in silent]
         self._active = bool(names) or not self._is_answered
         if now - self._all_looked_at > self._settings.idle_seconds:
             self._all_looked_at = now
             return names
-        waiting = only_waiting(fleet, limit, reconciler.clock())
-        patient = {one.metadata.name for one in fleet.diagnoses if one.metadata.uid in waiting}
+        waiting = only_waiting(fleet, allotment)
+        patient = {one.name for one in fleet.claims if one.uid in waiting}.difference(
+            reconciler.cache.diagnoses.drafted()
+        )
         return [name for name in names if name not in patient]
 
     async def _pause(self, seconds: float) -> None:

@@ -13,8 +13,9 @@ from memdiag_api.diagnosis import NodeResult
 from memdiag_operator.cluster.requests import classify
 from memdiag_operator.decide.objects import Diagnosis
 from memdiag_operator.decide.reconcile import reconcile
-from memdiag_operator.decide.run_progress import NodeStep, RunEnd, fleet_load, node_steps, run_begins, run_end
-from memdiag_operator.decide.snapshot import Fleet, Plan, RunnerOutput, Snapshot
+from memdiag_operator.decide.run_progress import NodeStep, RunEnd, node_steps, run_begins, run_end
+from memdiag_operator.decide.slots import allot
+from memdiag_operator.decide.snapshot import Plan, RunnerOutput, Snapshot
 from memdiag_operator.metrics import FAILURES, VERDICTS, OperatorMetrics
 from support.evidence import evidence_with
 from support.kubernetes_objects import (
@@ -26,6 +27,7 @@ from support.kubernetes_objects import (
     ago,
     delivered,
     diagnosis,
+    fleet,
     node,
     pod,
     running_status,
@@ -114,8 +116,8 @@ def test_the_queue_is_who_has_no_runner_yet_and_the_slots_are_held_by_runners() 
     ]
     at_work = [pod(name=f"other-{number}", node_name=f"busy-{number}") for number in range(2)]
     done = pod(name="done", node_name="busy-9", phase="Succeeded", state=terminated())
-    load = fleet_load(Fleet(pods=(*at_work, done), diagnoses=tuple(waiting)), 3, NOW)
-    assert (load.slots_used, load.queue_length) == (2, 5)
+    allotment = allot(fleet((*at_work, done), waiting), 3, NOW)
+    assert (allotment.slots_used, allotment.queue_length) == (2, 5)
 
 
 # --- what is counted --------------------------------------------------------------------------------------------------
@@ -140,7 +142,8 @@ def test_every_reason_has_its_series_from_the_start() -> None:
     metrics = OperatorMetrics()
     ends = {("Completed", "succeeded"), *product(FAILURES, ("failed",))}
     assert samples(metrics, "memdiag_runs_total") == dict.fromkeys(ends, 0)
-    told = {*FAILURES, *VERDICTS, Reason.COMPLETED, Reason.PENDING, Reason.RUNNING, Reason.SUSPENDED}
+    goes_on = {Reason.PENDING, Reason.LIMIT_REACHED, Reason.RUNNING, Reason.SUSPENDED}
+    told = {*FAILURES, *VERDICTS, Reason.COMPLETED} | goes_on
     assert told == set(Reason)
 
 

@@ -7,8 +7,9 @@ import pytest
 from memdiag_api.diagnosis import MemoryDiagnosisStatus, NodeResult
 from memdiag_operator.decide.objects import Diagnosis
 from memdiag_operator.decide.pace import is_only_progress, only_waiting
-from memdiag_operator.decide.snapshot import Announcement, Fleet, Plan
-from support.kubernetes_objects import NODE, NOW, ago, diagnosis, pod, running_status, timestamp
+from memdiag_operator.decide.slots import allot
+from memdiag_operator.decide.snapshot import Announcement, Plan
+from support.kubernetes_objects import NODE, NOW, ago, diagnosis, fleet, pod, running_status, timestamp
 
 
 def status(written: dict[str, Any]) -> MemoryDiagnosisStatus:
@@ -24,9 +25,9 @@ def waiting(name: str, age: float) -> Diagnosis:
 def test_those_who_get_no_slot_and_have_no_runner_only_wait() -> None:
     diagnoses = tuple(waiting(name, age) for name, age in (("works", 50), ("next", 40), ("later", 30), ("last", 20)))
     works = pod(name="runner", owner="uid-works", node_name="node-works")
-    fleet = Fleet(pods=(works,), diagnoses=diagnoses)
-    assert only_waiting(fleet, 2, NOW) == {"uid-later", "uid-last"}
-    assert only_waiting(fleet, 4, NOW) == frozenset()
+    everyone = fleet((works,), diagnoses)
+    assert only_waiting(everyone, allot(everyone, 2, NOW)) == {"uid-later", "uid-last"}
+    assert only_waiting(everyone, allot(everyone, 4, NOW)) == frozenset()
 
 
 def at_work(message: str = "tracing", reason: str = "Running", **more: Any) -> dict[str, Any]:

@@ -12,9 +12,11 @@ from memdiag_api.diagnosis import MemoryDiagnosisStatus, NodeResult, RunStep
 from memdiag_api.evidence import RunnerError, TerminationMessage
 from memdiag_operator.config import AllowedNodes, OperatorConfig
 from memdiag_operator.decide import naming
+from memdiag_operator.decide.fleet import Fleet
 from memdiag_operator.decide.objects import Diagnosis, Node, Pod
 from memdiag_operator.decide.reconcile import is_settled, reconcile, runners_to_read, wants_slot
-from memdiag_operator.decide.snapshot import Fleet, Plan, PodRemoval, RunnerOutput, Snapshot
+from memdiag_operator.decide.slots import allot
+from memdiag_operator.decide.snapshot import Plan, PodRemoval, RunnerOutput, Snapshot
 from memdiag_operator.decide.target import run_states
 from support.evidence import evidence_with
 from support.kubernetes_objects import (
@@ -26,6 +28,7 @@ from support.kubernetes_objects import (
     ago,
     delivered,
     diagnosis,
+    fleet,
     node,
     pod,
     running,
@@ -39,7 +42,7 @@ EVIDENCE = evidence_with(run_id=RUN)
 MESSAGE, LOG = delivered(EVIDENCE)
 DONE_POD = pod(phase="Succeeded", state=terminated(MESSAGE))
 UNFIT = [{"type": "PodScheduled", "status": "False", "message": "Insufficient memory"}]
-BUSY = Fleet(pods=tuple(pod(name=f"other-{n}", node_name=f"node-{n}") for n in range(3)), diagnoses=())
+BUSY = [pod(name=f"other-{n}", node_name=f"node-{n}") for n in range(3)]
 
 
 def world(
@@ -48,7 +51,7 @@ def world(
     pods: tuple[Pod, ...] = (),
     nodes: tuple[Node, ...] = (node(),),
     outputs: Mapping[str, RunnerOutput] | None = None,
-    fleet: Fleet | None = None,
+    everyone: Fleet | None = None,
     refusals: Mapping[str, str] | None = None,
 ) -> Snapshot:
     return Snapshot(
@@ -56,7 +59,7 @@ def world(
         nodes=dict.fromkeys(run_states(one)) | {there.metadata.name: there for there in nodes},
         pods=pods,
         outputs=outputs or {},
-        fleet=fleet,
+        allotment=allot(everyone, CONFIG.max_concurrent_runners, NOW) if everyone else None,
         refusals=refusals or {},
     )
 
@@ -107,7 +110,7 @@ def test_a_new_diagnosis_begins_its_run_and_launches_nothing_yet() -> None:
 
 def test_with_a_slot_the_runner_is_launched() -> None:
     one = pending()
-    plan = plan_for(world(one, fleet=Fleet(pods=(), diagnoses=(one,))))
+    plan = plan_for(world(one, everyone=fleet((), (one,))))
     (manifest,) = plan.launches
     assert manifest["metadata"]["name"] == POD_NAME
     assert manifest["spec"]["activeDeadlineSeconds"] == 900 - 20
@@ -115,7 +118,7 @@ def test_with_a_slot_the_runner_is_launched() -> None:
 
 def test_without_a_slot_it_waits_and_says_for_what() -> None:
     one = pending()
-    plan = plan_for(world(one, fleet=replace(BUSY, diagnoses=(one,))))
+    plan = plan_for(world(one, everyone=fleet(BUSY, (one,))))
     assert plan.launches == ()
     message = "waiting for a slot: all 3 runner slots of the cluster are taken, 0 ahead in the queue"
     assert condition(plan.status, ConditionType.RECONCILING) == (ConditionStatus.TRUE, Reason.PENDING, message)
@@ -238,7 +241,7 @@ ENDINGS = {
         "violates PodSecurity",
     ),
     "no slot until the deadline": Ending(
-        world(diagnosis(status=running_status(result=IN_LINE, started=ago(901))), fleet=BUSY),
+        world(diagnosis(status=running_status(result=IN_LINE, started=ago(901))), everyone=fleet(BUSY)),
         Reason.DEADLINE_EXCEEDED,
         "(900 s); last seen: waiting in line",
     ),

@@ -3,13 +3,14 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from memdiag_api.diagnosis import NodeResult
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.objects import Diagnosis, Pod
-from memdiag_operator.decide.slots import Slot, allot, holds_slot
-from memdiag_operator.decide.snapshot import Fleet
-from support.kubernetes_objects import NOW, RUN, ago, diagnosis, pod, timestamp
+from memdiag_operator.decide.slots import MAX_PLACES, Slot, allot, holds_slot
+from support.kubernetes_objects import NOW, RUN, ago, diagnosis, fleet, pod, timestamp
 
 UNFIT = [{"type": "PodScheduled", "status": "False"}]
 
@@ -31,7 +32,7 @@ def at_work(name: str, node: str) -> Pod:
 
 
 def admitted(pods: list[Pod], diagnoses: list[Diagnosis], limit: int = 2) -> list[str]:
-    allotment = allot(Fleet(pods=tuple(pods), diagnoses=tuple(diagnoses)), limit, NOW)
+    allotment = allot(fleet(pods, diagnoses), limit, NOW)
     return sorted(slot.diagnosis_uid.removeprefix("uid-") for slot in allotment.admitted)
 
 
@@ -51,14 +52,11 @@ def test_one_runner_on_a_node() -> None:
 
 
 def test_those_who_must_wait_are_told_why() -> None:
-    fleet = Fleet(
-        pods=(at_work("x", "n1"), at_work("y", "n2")),
-        diagnoses=(waiting("a", "n1", 9), waiting("b", "n3", 8), waiting("c", "n4", 7)),
-    )
-    told = allot(fleet, 2, NOW).waiting
-    assert told[Slot("uid-a", "n1")] == "another runner is at work on node n1"
-    assert told[Slot("uid-b", "n3")] == "all 2 runner slots of the cluster are taken, 0 ahead in the queue"
-    assert told[Slot("uid-c", "n4")] == "all 2 runner slots of the cluster are taken, 1 ahead in the queue"
+    pods = (at_work("x", "n1"), at_work("y", "n2"))
+    why_not = allot(fleet(pods, (waiting("a", "n1", 9), waiting("b", "n3", 8), waiting("c", "n4", 7))), 2, NOW).why_not
+    assert why_not(Slot("uid-a", "n1")) == "another runner is at work on node n1"
+    assert why_not(Slot("uid-b", "n3")) == "all 2 runner slots of the cluster are taken, 0 ahead in the queue"
+    assert why_not(Slot("uid-c", "n4")) == "all 2 runner slots of the cluster are taken, 1 ahead in the queue"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +90,7 @@ def of_many(name: str, since: float, nodes: int, pods: int = 0) -> tuple[Diagnos
 
 
 def slots(pods: list[Pod], diagnoses: list[Diagnosis], limit: int) -> list[str]:
-    return sorted(slot.node_name for slot in allot(Fleet(tuple(pods), tuple(diagnoses)), limit, NOW).admitted)
+    return sorted(slot.node_name for slot in allot(fleet(pods, diagnoses), limit, NOW).admitted)
 
 
 def test_many_nodes_of_one_diagnosis_do_not_keep_others_waiting() -> None:
@@ -117,9 +115,88 @@ def test_the_place_in_a_long_queue_is_told_so_that_it_seldom_changes() -> None:
     """Who is the last of two hundred is told ten times where he stands, and not two hundred times."""
     busy = [at_work(str(number), f"b{number}") for number in range(3)]
     queue = [waiting(f"{number:03}", f"n{number}", 900 - number) for number in range(200)]
-    told = set(allot(Fleet(tuple(busy), tuple(queue)), 3, NOW).waiting.values())
+    allotment = allot(fleet(busy, queue), 3, NOW)
+    assert allotment.queue_length == 200
+    told = {allotment.why_not(Slot(f"uid-{number:03}", f"n{number}")) for number in range(200)}
     assert len(told) == 10
     assert "all 3 runner slots of the cluster are taken, at most 256 ahead in the queue" in told
+
+
+def test_of_many_nodes_of_a_run_the_first_learn_their_place_and_the_others_that_they_come_later() -> None:
+    many, _ = of_many("many", 90, 1000)
+    allotment = allot(fleet([at_work("x", "b1")], [many]), 1, NOW)
+    told = [allotment.why_not(Slot("uid-many", f"many-{number}")) for number in range(1000)]
+    assert told[0] == "all 1 runner slots of the cluster are taken, 0 ahead in the queue"
+    assert set(told[MAX_PLACES:]) == {"all 1 runner slots of the cluster are taken, other nodes of this run come first"}
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 50), st.sets(st.integers(0, 9), min_size=1, max_size=8), st.integers(0, 3)), max_size=5
+    ),
+    st.sets(st.integers(0, 9), max_size=3),
+    st.integers(1, 12),
+)
+def test_the_allotment_is_that_of_a_queue_worked_off_one_by_one(
+    wanted: list[tuple[int, set[int], int]], busy: set[int], limit: int
+) -> None:
+    """Against the rule itself: again and again the next of who has fewest slots, the oldest of them, takes one."""
+    diagnoses, pods = [], [at_work(f"x{number}", f"n{number}") for number in busy]
+    for number, (since, nodes, launched) in enumerate(wanted):
+        name, names = f"d{number}", [f"n{node}" for node in sorted(nodes)]
+        states = [{"nodeName": node, "reason": "Pending"} for node in names]
+        diagnoses.append(waiting(name, "none", since, status={"nodeStates": states, "results": []}))
+        runners = {naming.child_name(name, f"uid-{name}", RUN, node): node for node in names[:launched]}
+        pods += [pod(name=runner, node_name=node, owner=f"uid-{name}") for runner, node in runners.items()]
+    allotment = allot(fleet(pods, diagnoses), limit, NOW)
+
+    busy_nodes = {one.spec.node_name for one in pods}
+    has = {f"d{number}": min(launched, len(nodes)) for number, (_, nodes, launched) in enumerate(wanted)}
+    left = {
+        (f"d{number}", f"n{node}")
+        for number, (_, nodes, launched) in enumerate(wanted)
+        for node in sorted(nodes)[launched:]
+    }
+    assert allotment.queue_length == len(left)
+    order = []
+    while next_ones := [
+        (has[name], -wanted[int(name[1:])][0], name, node) for name, node in left if node not in busy_nodes
+    ]:
+        _, _, name, node = min(next_ones)
+        order.append(Slot(f"uid-{name}", node))
+        has[name] += 1
+        left.remove((name, node))
+        if len(order) <= limit - len(pods):
+            busy_nodes.add(node)
+    free = max(0, limit - len(pods))
+    assert allotment.admitted == set(order[:free])
+    for ahead, slot in enumerate(order[free:]):
+        exact = f"{ahead} ahead" if ahead < 2 else f"at most {1 << (ahead - 1).bit_length()} ahead"
+        assert exact in allotment.why_not(slot), slot
+    for name, node in left:
+        assert allotment.why_not(Slot(f"uid-{name}", node)) == f"another runner is at work on node {node}"
+
+
+def test_the_work_does_not_grow_with_the_nodes_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 diagnoses of 1,000 nodes each: a name is computed for each runner pod and not for each node that waits."""
+    named: list[str] = []
+    child_name = naming.child_name
+
+    def counted(*parts: str) -> str:
+        named.append(parts[-1])
+        return child_name(*parts)
+
+    monkeypatch.setattr(naming, "child_name", counted)
+    diagnoses = [of_many(f"d{number:02}", number, 1000)[0] for number in range(100)]
+    runners = [
+        pod(name=child_name("d00", "uid-d00", RUN, f"d00-{number}"), node_name=f"d00-{number}", owner="uid-d00")
+        for number in range(10)
+    ]
+    everyone = fleet(runners, diagnoses)
+    allotment = allot(everyone, 30, NOW)
+    assert allotment.queue_length == 100_000 - 10
+    assert len(allotment.admitted) == 20
+    assert len(named) == 10
 
 
 def test_who_has_a_runner_waits_for_none() -> None:

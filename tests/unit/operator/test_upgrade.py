@@ -17,8 +17,8 @@ from memdiag_api.evidence import Evidence
 from memdiag_operator.decide.objects import Diagnosis, Node, Pod
 from memdiag_operator.decide.reconcile import nodes_to_read, reconcile, runners_to_read, wants_slot
 from memdiag_operator.decide.slots import Slot, allot
-from memdiag_operator.decide.snapshot import Fleet, Plan, RunnerOutput, Snapshot
-from support.kubernetes_objects import CONFIG
+from memdiag_operator.decide.snapshot import Plan, RunnerOutput, Snapshot
+from support.kubernetes_objects import CONFIG, fleet
 
 OBJECTS = Path(__file__).parents[2] / "fixtures" / "released" / "0.1.0" / "objects"
 NODE = Node.model_validate_json((OBJECTS / "node.json").read_text())
@@ -48,9 +48,9 @@ def decide(one: Diagnosis, *pods: Pod, log: bytes | None = None) -> Plan:
     nodes = dict.fromkeys(nodes_to_read(one, pods, CONFIG), NODE)
     snapshot = Snapshot(diagnosis=one, pods=pods, nodes=nodes)
     ended = runners_to_read(snapshot, CONFIG, NOW)
-    fleet = Fleet(pods=pods, diagnoses=(one,)) if wants_slot(snapshot) else None
+    allotment = allot(fleet(pods, (one,)), 3, NOW) if wants_slot(snapshot) else None
     outputs = {pod.metadata.name: RunnerOutput(log) for pod in ended}
-    return reconcile(Snapshot(diagnosis=one, pods=pods, nodes=nodes, fleet=fleet, outputs=outputs), CONFIG, NOW)
+    return reconcile(Snapshot(diagnosis=one, pods=pods, nodes=nodes, allotment=allotment, outputs=outputs), CONFIG, NOW)
 
 
 def succeeded(status: MemoryDiagnosisStatus | None) -> str:
@@ -67,7 +67,7 @@ def test_the_objects_are_of_a_version_that_knew_one_node_only() -> None:
 
 def test_a_run_that_waits_for_its_slot_keeps_its_place_and_gets_its_runner() -> None:
     one = diagnosis("pending")
-    queue = allot(Fleet(pods=(), diagnoses=(one,)), 3, NOW)
+    queue = allot(fleet((), (one,)), 3, NOW)
     assert queue.admitted == {Slot(one.metadata.uid, NODE_NAME)}
     plan = decide(one)
     assert plan.status

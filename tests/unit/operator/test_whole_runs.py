@@ -1,15 +1,19 @@
 """Whole runs by the decisions alone: on one node, on a thousand, again; how often and how much is written."""
 
+from datetime import timedelta
+
 import pytest
 
 from memdiag_api.conditions import ConditionType, Reason
 from memdiag_api.diagnosis import MemoryDiagnosisStatus, NodeResult, VerdictSummary
 from memdiag_api.evidence import Confidence, VerdictKind
 from memdiag_operator.config import OperatorConfig
+from memdiag_operator.decide import naming, pace
+from memdiag_operator.decide.pace import pause_seconds, size_bytes
 from memdiag_operator.decide.progress import tick_seconds, tracing
 from memdiag_operator.decide.size import most_telling
-from support.clockwork import HEALTHY, WEB, Clockwork, found_on, largest_run, of_many, size_bytes
-from support.kubernetes_objects import CONFIG, diagnosis, node, pod
+from support.clockwork import HEALTHY, WEB, Clockwork, found_on, largest_run, of_many
+from support.kubernetes_objects import CONFIG, NAME, NOW, RUN, UID, diagnosis, node, pod
 
 
 def condition(status: MemoryDiagnosisStatus, kind: ConditionType) -> tuple[str, str, str]:
@@ -195,6 +199,87 @@ def test_a_thousand_nodes_fit() -> None:
     assert one.status.truncated
     assert [result.reason for result in one.status.results].count("RunnerFailed") == 1
     assert max(map(size_bytes, one.statuses)) < 230 * 1024
+
+
+def test_a_run_on_many_nodes_is_written_in_a_bounded_number_of_bytes() -> None:
+    one = of_many(300, leaks=(150,), config=CONFIG.model_copy(update={"max_concurrent_runners": 6}), duration_seconds=5)
+    one.run(3600, look_every_seconds=2)
+    assert one.status.nodes
+    assert one.status.nodes.succeeded == len(one.reports) == 300
+    seconds = (one.now - NOW).total_seconds()
+    written = sum(map(size_bytes, one.statuses))
+    assert written < pace.BYTES_PER_SECOND * seconds + 8 * size_bytes(one.status)
+    assert written < 300 * size_bytes(one.status) / 4
+    told = [condition(status, ConditionType.LEAK_DETECTED)[0] for status in one.statuses]
+    assert told == sorted(told, key=["Unknown", "True"].index)
+
+
+@pytest.fixture
+def written_seldom(monkeypatch: pytest.MonkeyPatch) -> Clockwork:
+    """A run on 40 nodes whose status is written as seldom as that of a thousand."""
+    monkeypatch.setattr(pace, "LARGE_STATUS_BYTES", 1024)
+    monkeypatch.setattr(pace, "BYTES_PER_SECOND", 256)
+    return of_many(40, config=CONFIG.model_copy(update={"max_concurrent_runners": 5}), duration_seconds=5)
+
+
+def completed(status: MemoryDiagnosisStatus) -> set[str]:
+    return {state.node_name for state in status.node_states if state.reason == Reason.COMPLETED}
+
+
+def test_what_is_not_written_yet_keeps_its_pod_and_is_read_once(written_seldom: Clockwork) -> None:
+    one, unwritten = written_seldom, 0
+    names = {node: naming.child_name(NAME, UID, RUN, node) for node in one.nodes}
+    while not one.diagnosis.is_finished:
+        one.run(1)
+        stored = completed(one.status)
+        without_pod = {node for node, runner in names.items() if runner in one.reports and runner not in one.runners}
+        assert without_pod <= stored
+        unwritten = max(unwritten, len(one.reports) - len(stored))
+    assert unwritten > 10
+    assert len(one.reports) == len(set(one.reports)) == 40
+    assert completed(one.status) == set(names)
+
+
+def test_an_operator_that_is_restarted_before_a_write_finds_the_results_again(written_seldom: Clockwork) -> None:
+    one = written_seldom
+    while one.draft is None or len(completed(one.draft) - completed(one.status)) < 10:
+        one.run(1)
+    decided = completed(one.draft)
+    one.restart_operator()
+    one.run(1)
+    assert decided <= completed(one.status)
+    one.run(600)
+    assert len(completed(one.status)) == 40
+
+
+def test_a_lost_node_does_not_keep_its_slot_until_a_late_write(written_seldom: Clockwork) -> None:
+    """Its pod, which nothing ends, is removed after the write: that comes sooner."""
+    one = written_seldom
+    while one.draft is None or not completed(one.draft) - completed(one.status):
+        one.run(1)
+    one.nodes = {name: node(name, labels=WEB, ready="False", since=9999) for name in one.nodes}
+    one.run(int(pace.PAUSE_WITH_SLOT_SECONDS) + 1)
+    assert Reason.NODE_LOST in {state.reason for state in one.status.node_states}
+
+
+def test_a_change_of_the_spec_is_answered_at_once(written_seldom: Clockwork) -> None:
+    one = written_seldom
+    while one.draft is None:
+        one.run(1)
+    spec = one.diagnosis.model_dump(mode="json", by_alias=True)["spec"]
+    one.draft = None  # it was made for another version
+    one.store({"spec": {**spec, "terminate": True}, "metadata": {"generation": 2}})
+    one.run(1)
+    assert one.status.observed_generation == 2
+
+
+@pytest.mark.parametrize(
+    ("status_bytes", "hours", "seconds"), [(16 * 1024 - 1, 0, 0), (200 * 1024, 0, 50), (200 * 1024, 8, 450)]
+)
+def test_a_large_status_is_written_seldom_and_in_a_long_run_more_so(
+    status_bytes: int, hours: int, seconds: float
+) -> None:
+    assert pause_seconds(status_bytes, timedelta(hours=hours)) == seconds
 
 
 def test_an_answer_that_is_left_off_the_status_is_still_counted() -> None:

@@ -1,0 +1,74 @@
+"""How much may be under way at the same time; the rest waits, the oldest request first.
+
+Diagnoses are cluster-scoped, so no ResourceQuota bounds them, and they do not say who asked: whoever may create them
+could otherwise make the operator hold and look at any number of them.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from memdiag_operator.config import LimitSettings
+from memdiag_operator.decide.fleet import Claim
+
+_EARLIEST = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much is under way."""
+
+    diagnoses: int
+    node_runs: int
+
+    def is_within(self, limits: LimitSettings) -> bool:
+        """Whether `limits` allow it."""
+        return self.diagnoses <= limits.unfinished_diagnoses and self.node_runs <= limits.node_runs
+
+
+def load(claims: Iterable[Claim], beginning: Collection[str] = ()) -> Load:
+    """What is under way; `beginning`: names of those that begin right now, which their status does not say yet."""
+    diagnoses = node_runs = 0
+    for claim in claims:
+        if claim.is_under_way or claim.name in beginning:
+            diagnoses += 1
+            node_runs += claim.unsettled_nodes if claim.is_under_way else claim.nodes_wanted
+    return Load(diagnoses, node_runs)
+
+
+def may_begin(claim: Claim, claims: Iterable[Claim], beginning: Collection[str], limits: LimitSettings) -> bool:
+    """Whether the run of `claim` may begin: everything that is under way or older leaves room for it."""
+    place = _place(claim)
+    counted = [
+        one
+        for one in claims
+        if one.is_under_way or one.name in beginning or (one.wants_to_begin and _place(one) <= place)
+    ]
+    return load(counted, {one.name for one in counted}).is_within(limits)
+
+
+def held_back(claims: Iterable[Claim], beginning: Collection[str], limits: LimitSettings) -> frozenset[str]:
+    """Names of those that may not begin: from the oldest that does not fit on."""
+    claims = tuple(claims)
+    total = load(claims, beginning)
+    waiting = sorted((one for one in claims if one.wants_to_begin and one.name not in beginning), key=_place)
+    diagnoses, node_runs = total.diagnoses, total.node_runs
+    for index, claim in enumerate(waiting):
+        diagnoses, node_runs = diagnoses + 1, node_runs + claim.nodes_wanted
+        if not Load(diagnoses, node_runs).is_within(limits):
+            return frozenset(one.name for one in waiting[index:])
+    return frozenset()
+
+
+def _place(claim: Claim) -> tuple[datetime, str]:
+    return claim.created or _EARLIEST, claim.name
+
+
+def why_it_waits(limits: LimitSettings) -> str:
+    """What a diagnosis says that may not begin. It does not change while it waits: else all would write it again."""
+    return (
+        f"waiting to begin: at most {limits.unfinished_diagnoses} diagnoses (limits.unfinishedDiagnoses in the "
+        f"operator's configuration) and {limits.node_runs} node runs (limits.nodeRuns) are under way at the same "
+        "time, and the oldest request comes first. It begins by itself when others have ended; "
+        "`kubectl get memorydiagnoses` lists them. Terminate or delete those that nobody needs, or raise the limits"
+    )

@@ -1,0 +1,81 @@
+"""How much reports take in etcd, and which of them go when that is more than the budget: those of the oldest runs.
+
+The reports of a run stay or go together: half of a run's evidence answers little. Those of a run that has not ended
+stay in any case; when they alone fill the budget, no more reports are stored.
+"""
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from memdiag_operator.decide import naming
+from memdiag_operator.decide.fleet import Claim
+from memdiag_operator.decide.objects import ObjectMeta
+
+UNKNOWN_SIZE_BYTES = 128 * 1024
+"""Of a report that memdiag 0.1.0 has stored, which does not say its size."""
+_MAX_DIGITS = 9
+_EARLIEST = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that has reports."""
+
+    diagnosis_uid: str
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReport:
+    """One report, without what it says."""
+
+    name: str
+    run: Run
+    created: datetime
+    size_bytes: int
+
+
+def size_of(manifest: dict[str, Any]) -> int:
+    """What a report takes in etcd, which stores custom resources as JSON."""
+    return len(json.dumps(manifest, separators=(",", ":")).encode())
+
+
+def stored_report(meta: ObjectMeta) -> StoredReport:
+    """The report with the metadata `meta`."""
+    run = Run(meta.labels.get(naming.DIAGNOSIS_UID_LABEL, ""), meta.labels.get(naming.RUN_ID_LABEL, ""))
+    return StoredReport(meta.name, run, meta.creation_timestamp or _EARLIEST, said_size_bytes(meta.annotations))
+
+
+def said_size_bytes(annotations: Mapping[str, str]) -> int:
+    """The size that a report's annotations say."""
+    said = annotations.get(naming.SIZE_ANNOTATION, "")
+    return int(said) if said.isdecimal() and len(said) <= _MAX_DIGITS else UNKNOWN_SIZE_BYTES
+
+
+def unfinished_runs(claims: Iterable[Claim]) -> frozenset[Run]:
+    """The runs that have not ended."""
+    return frozenset(Run(claim.uid, claim.run_id) for claim in claims if claim.is_under_way)
+
+
+def stored_bytes(reports: Iterable[StoredReport], runs: Collection[Run] | None = None) -> int:
+    """What `reports` take, all of them or those of `runs`."""
+    return sum(report.size_bytes for report in reports if runs is None or report.run in runs)
+
+
+def runs_to_delete(reports: Iterable[StoredReport], unfinished: Collection[Run], budget_bytes: int) -> Iterator[Run]:
+    """The runs whose reports are to go so that the others fit into `budget_bytes`, the oldest first."""
+    sizes: dict[Run, int] = {}
+    ages: dict[Run, datetime] = {}
+    for report in reports:
+        sizes[report.run] = sizes.get(report.run, 0) + report.size_bytes
+        ages[report.run] = min(ages.get(report.run, report.created), report.created)
+    excess = sum(sizes.values()) - budget_bytes
+    for run in sorted(sizes, key=lambda one: (ages[one], one.diagnosis_uid, one.run_id)):
+        if excess <= 0:
+            return
+        if run not in unfinished:
+            excess -= sizes[run]
+            yield run
