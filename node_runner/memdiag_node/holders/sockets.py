@@ -407,13 +407,17 @@ class _Scan:
             pinned_bytes=int(pinned),
             files=self._files,
             not_seen=self._not_seen(queues),
-            sockets_not_reached=self._not_reached,
+            sockets_not_reached=self._not_reached + self._not_listed(),
             blocks_not_kept=self._blocks_left_out,
             sees_linear_heads=bool(self._source.fact("linear_to_page")),
             tables_complete=self._namespaces_whole,
             start_seconds=self._start_seconds,
             end_seconds=time.monotonic(),
         )
+
+    def _not_listed(self) -> int:
+        """At least so many fds that may lead to sockets were not kept, or not listed at all."""
+        return self._sightings.left_out + (self._not_listed_after_pid is not None)
 
     def _still_the_same(self, rows: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
         """Describe the sockets again and take the newer counters; False for one that is gone, or another by now.
