@@ -122,8 +122,7 @@ def _look(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: Sto
                 look.readings_before = take_readings(roots)
         sockets = _open_sockets(attached, attempts, roots, stop)
         if sockets:
-            with attempts.step(Check.SOCKET_QUEUES, "the first look at every socket", optional=True):
-                look.first_scan = sockets.first_look()
+            look.first_scan = sockets.first_scan
         trace = _open_trace(attached, attempts, settings, roots, stop)
         if not attempts.checks:
             failure = MeasurementError if stop.is_set() else UnsupportedError
@@ -157,11 +156,8 @@ class _Sockets:
 
     scanner: SocketScanner
     cgroup_layout: dict[str, int]
-
-    def first_look(self) -> SocketScan:
-        """Scan, and watch until the next scan. Of the fds only the last look needs to know."""
-        scan = self.scanner.watch(self.scanner.scan())
-        return replace(scan, owners=scan.owners[:0].copy(), files=scan.files[:0].copy())
+    first_scan: SocketScan
+    """Without its fds: only the last look needs to know them."""
 
 
 def _open_sockets(attached: ExitStack, attempts: Attempts, roots: HostRoots, stop: Stop) -> _Sockets | None:
@@ -171,10 +167,17 @@ def _open_sockets(attached: ExitStack, attempts: Attempts, roots: HostRoots, sto
         attempts.skip(Check.SOCKET_QUEUES)
         return None
     attempts.progress("looking at every socket")
+    scanner = None
     with attempts.step(Check.SOCKET_QUEUES, "loading its programs"):
-        btf = Btf.load(roots.sys)  # it need not stay in memory
+        btf = Btf.load(roots.sys)
         layout = memory_cgroup_layout(btf)
-        return _Sockets(attached.enter_context(SocketScanner(btf=btf, stop=stop)), layout)
+        scanner = attached.enter_context(SocketScanner(btf=btf, stop=stop))
+        del btf  # it need not stay in memory
+    if scanner is None:
+        return None
+    with attempts.step(Check.SOCKET_QUEUES, "the first look at every socket"):  # without it nothing is known as stuck
+        scan = scanner.watch(scanner.scan())
+        return _Sockets(scanner, layout, replace(scan, owners=scan.owners[:0].copy(), files=scan.files[:0].copy()))
     return None
 
 

@@ -210,6 +210,13 @@ def test_a_last_scan_that_fails_leaves_the_breakdown(monkeypatch: pytest.MonkeyP
     assert "the last look at every socket failed: describe: " in lacking(evidence).detail
 
 
+def test_without_a_first_scan_no_socket_can_be_stuck_so_the_check_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SocketScanner, "scan", raising(BpfError("describe: the program cannot be run", 5)))
+    evidence = evidence_of(Check.BREAKDOWN, Check.SOCKET_QUEUES)
+    assert list(evidence.checks) == [Check.BREAKDOWN]
+    assert "the first look at every socket failed: describe: " in lacking(evidence).detail
+
+
 def test_other_holders_that_cannot_be_looked_for_are_reported_as_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SocketScanner, "max_blocks", property(raising(IndexError("out of bounds"))))
     evidence = evidence_of(Check.SOCKET_QUEUES)

@@ -215,3 +215,13 @@ def test_blocks_beyond_the_bound_are_counted_not_kept(btf: Btf, planter: Planter
     queue = queue_of(holder_of(scan, inode), "receive")
     assert (queue.packets, queue.complete) == (whole.packets, False)
     assert "could not be read or kept" in queue.missing
+
+
+def test_fds_beyond_the_bound_are_counted_not_kept(btf: Btf, planter: Planter) -> None:
+    planter.plant("many_udp", 2_000)
+    with SocketScanner(btf=btf, max_sightings=500) as scanner:
+        scan = scanner.scan()
+    assert len(scan.owners) + len(scan.files) <= 500
+    coverage = coverage_of(scan)
+    assert not coverage.lists_every_fd  # so nobody says that there is no leak
+    assert any(note.startswith("what only ") and "fds lead to" in note for note in coverage.not_seen)

@@ -79,6 +79,7 @@ def test_on_a_large_node_every_step_is_cut_to_what_is_left(monkeypatch: pytest.M
     assert evidence.window.interrupted
     assert list(evidence.checks) == list(Check)
     assert evidence.coverage is not None
+    assert not evidence.coverage.lists_every_fd  # so nobody says that there is no leak
     assert any("files of processes after pid" in note for note in evidence.coverage.not_seen)
     assert evidence.trace is not None
     assert evidence.census is not None
