@@ -33,7 +33,8 @@ def test_the_allotment_is_made_once_for_what_the_cache_holds(monkeypatch: pytest
         return now[0]
 
     monkeypatch.setattr(module, "allot", counted)
-    reconciler = Reconciler(KubernetesClient(client.ApiClient()), CONFIG, OperatorMetrics(), clock)
+    reconciler = Reconciler(KubernetesClient(client.ApiClient()), CONFIG, OperatorMetrics())
+    reconciler.clock = clock
     for number in range(20):
         reconciler.cache.diagnoses.put(waiting(number))
 
