@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from memdiag_api.evidence import Breakdown, Census, Holder, HolderKind, Stack
+from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
 from memdiag_node.analyze.stacks import ALLOC_PAGE
 from memdiag_node.analyze.stuck import PinnedTogether
@@ -115,7 +116,7 @@ def _name(holders: Sequence[Holder], first: int, group: Sequence[int]) -> str:
     what = f"a {_KINDS[holder.kind]}" if count == 1 else f"{count} {_KINDS[holder.kind]}s"
     if holder.owners:
         owner = holder.owners[0]
-        return f"{owner.comm}[{owner.pid}] in {what}"
+        return f"{shown_process(owner.comm, owner.pid)} in {what}"
     return (holder.description or what)[:_MAX_NAME]
 
 
