@@ -46,6 +46,7 @@ POD_UID = "8a3f0c1d-52b7-4b5c-9e0e-6f2d1a7c3b94"
 CONTAINER_ID = "4f1c" * 16
 
 KPTR_RESTRICT = Path("/proc/sys/kernel/kptr_restrict")
+DMESG_RESTRICT = Path("/proc/sys/kernel/dmesg_restrict")
 V2_CONTROLLERS = Path("/sys/fs/cgroup/cgroup.controllers")
 
 _SYS_BPF = 321  # x86-64
@@ -110,6 +111,7 @@ def describe_host() -> Report:
         "controllers": V2_CONTROLLERS.read_text().split() if V2_CONTROLLERS.exists() else [],
         "has_headers": Path(f"/lib/modules/{os.uname().release}/build").exists(),
         "has_tracefs": Path("/sys/kernel/tracing/trace").exists(),
+        "dmesg_restrict": int(DMESG_RESTRICT.read_text()),
         "command_line": Path("/proc/cmdline").read_text().split(),
     }
 
@@ -288,6 +290,7 @@ def main(results: Path, *, own_kernel: bool) -> None:
     reports: Report = {}
     if not own_kernel:
         KPTR_RESTRICT.write_text("2")  # as hardened nodes have it: names must not depend on it
+        DMESG_RESTRICT.write_text("1")
     for name, do in steps(own_kernel=own_kernel).items():
         print(f"{name} ...", flush=True)
         started = time.monotonic()
