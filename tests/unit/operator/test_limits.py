@@ -67,7 +67,7 @@ def test_a_large_one_that_does_not_fit_is_not_passed_by_smaller_ones_for_ever() 
 
 def test_the_largest_diagnosis_fits_alone() -> None:
     assert begins(new("a", nodes=1000)) == ["a"]
-    with pytest.raises(ValueError, match="nodeRuns"):
+    with pytest.raises(ValueError, match="node_runs"):
         LimitSettings(node_runs=999)
 
 

@@ -246,7 +246,7 @@ ENDINGS = {
         "(900 s); last seen: waiting in line",
     ),
     "a slot that is won too late to measure": Ending(
-        world(diagnosis(status=running_status(result=IN_LINE, started=ago(826))), everyone=Fleet(pods=(), claims=())),
+        world(diagnosis(status=running_status(result=IN_LINE, started=ago(826))), everyone=fleet()),
         Reason.DEADLINE_EXCEEDED,
         "no runner is started for the 74 s that are left of activeDeadlineSeconds (900 s): it needs at least 75 s",
     ),

@@ -1,12 +1,13 @@
 """What the reconciler computes for all diagnoses together: once for each state of the world."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from kubernetes import client
 
 from memdiag_api.diagnosis import NodeResult
 from memdiag_operator.cluster.client import KubernetesClient
+from memdiag_operator.cluster.clock import ServerClock
 from memdiag_operator.decide.objects import Diagnosis
 from memdiag_operator.decide.slots import Allotment, allot
 from memdiag_operator.handlers import reconciler as module
@@ -29,12 +30,10 @@ def test_the_allotment_is_made_once_for_what_the_cache_holds(monkeypatch: pytest
         made.append(allot(*arguments))  # type: ignore[arg-type] # whatever it is called with
         return made[-1]
 
-    def clock() -> datetime:
-        return now[0]
-
     monkeypatch.setattr(module, "allot", counted)
-    reconciler = Reconciler(KubernetesClient(client.ApiClient()), CONFIG, OperatorMetrics())
-    reconciler.clock = clock
+    kubernetes = KubernetesClient(client.ApiClient())
+    kubernetes.clock = ServerClock(wall_clock=lambda: now[0].timestamp())  # noqa: PLW0108 - `now` changes
+    reconciler = Reconciler(kubernetes, CONFIG, OperatorMetrics())
     for number in range(20):
         reconciler.cache.diagnoses.put(waiting(number))
 
