@@ -505,4 +505,4 @@ def test_health_tells_the_age_of_the_last_sweep_and_the_end_is_clean(
     assert shared.end("nowhere")[1] == "NodeNotFound"
     assert operator.stop() == 0
     for line in operator.log.splitlines():
-        assert json.loads(line)["severity"] in ("info", "warning"), line
+        assert json.loads(line)["severity"] in ("info", "warn"), line
