@@ -102,10 +102,10 @@ class PartialObject(KubernetesPart):
 
 
 class PartialObjectList(KubernetesPart):
-    """metav1.PartialObjectMetadataList."""
+    """metav1.PartialObjectMetadataList. The API server converts a list into it, and an empty one into `items: null`."""
 
     metadata: ListMeta = ListMeta()
-    items: tuple[PartialObject, ...]
+    items: Annotated[tuple[PartialObject, ...], BeforeValidator(lambda items: items or ())]
 
 
 class DiagnosisList(KubernetesPart):

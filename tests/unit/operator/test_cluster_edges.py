@@ -7,7 +7,7 @@ import pytest
 import urllib3
 from kubernetes.client.exceptions import ApiException
 
-from memdiag_operator.cluster.client import DiagnosisList, PodList
+from memdiag_operator.cluster.client import DiagnosisList, PartialObjectList, PodList
 from memdiag_operator.cluster.errors import (
     AlreadyExistsError,
     ClusterError,
@@ -27,6 +27,13 @@ def test_a_diagnosis_of_a_later_version_does_not_hide_the_others(caplog: pytest.
     assert [one.metadata.name for one in page.items] == ["good"]
     assert page.metadata.continue_ == "x"
     assert "later is left alone" in caplog.text
+
+
+def test_a_list_of_metadata_may_have_null_for_no_items() -> None:
+    """As kube-apiserver answers when there are no reports."""
+    page = PartialObjectList.model_validate_json('{"metadata": {"resourceVersion": "7"}, "items": null}')
+    assert page.items == ()
+    assert page.metadata.resource_version == "7"
 
 
 def test_fields_that_nobody_reads_are_not_kept() -> None:
