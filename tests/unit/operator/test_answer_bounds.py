@@ -108,17 +108,19 @@ def test_a_log_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_log_that_does_not_begin_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "LOG_READ_TIMEOUT_SECONDS", 0.2)
-    stopped = threading.Event()
+    arrived, stopped = threading.Event(), threading.Event()
     asked = 0
 
     def silence(_request: BaseHTTPRequestHandler) -> None:
         nonlocal asked
         asked += 1
+        arrived.set()
         stopped.wait()
 
     with answering(silence) as kubernetes:
         with pytest.raises(UnavailableError, match="timed out"):
             kubernetes.read_log("memdiag-runners", "runner")
+        assert arrived.wait(60)  # on a busy machine, the request may be handled only after its timeout
         stopped.set()
     assert asked == 1
 
