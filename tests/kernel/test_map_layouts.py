@@ -28,15 +28,18 @@ Layout = tuple[np.dtype[Any], np.dtype[Any]] | None
 MAPS: dict[str, dict[str, Layout]] = {
     "trace": {
         "config": (U32, trace_tables.CONFIG_DTYPE),
+        "sections": (U32, U64),
         "frames": (U32, np.dtype(("<u2", trace_tables.CHUNK_FRAMES))),
         "class_info": (U32, trace_tables.CLASS_INFO_DTYPE),
         "classes": _entry(trace_tables.CLASS_ENTRY_DTYPE),
         "spare_classes": None,
+        "reserve_classes": None,
         "stacks": _entry(trace_tables.STACK_ENTRY_DTYPE),
         "cgroups": _entry(trace_tables.CGROUP_ENTRY_DTYPE),
-        "births": None,
+        "births": _entry(trace_tables.BIRTH_ENTRY_DTYPE),
         "lives": _entry(trace_tables.LIFE_ENTRY_DTYPE),
         "cpu": (U32, trace_tables.CPU_DTYPE),
+        "scratch": None,
         "own_pages": (U32, U64),
     },
     "walker": {

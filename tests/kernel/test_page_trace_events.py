@@ -53,7 +53,7 @@ class Machine:
         *,
         program: str = "on_alloc",
     ) -> None:
-        page = FIRST_PAGE + frame * self._struct_page_bytes
+        page = (FIRST_PAGE + frame * self._struct_page_bytes) % (1 << 64)  # as pointers are added in C
         run_raw_tracepoint(self._programs[program], page, order, flags, migratetype)
 
     def set_on_every_cpu(self, table: str, value: npt.NDArray[np.void], key: int = 0) -> None:

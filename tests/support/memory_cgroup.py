@@ -28,6 +28,12 @@ class ContainerCgroup:
         files = [self.path / name for name in ("memory.limit_in_bytes", "memory.max")]
         next(file for file in files if file.exists()).write_text(str(size_bytes))
 
+    def killed(self) -> int:
+        """How many of its processes the kernel has killed for want of memory."""
+        files = [self.path / name for name in ("memory.oom_control", "memory.events")]
+        lines = next(file for file in files if file.exists()).read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
 
 @contextmanager
 def container_cgroup() -> Iterator[ContainerCgroup]:

@@ -22,7 +22,7 @@ from memdiag_api.framing import MAX_LOG_BYTES
 from memdiag_api.report import MemoryDiagnosisReport
 from memdiag_operator.cluster.answers import TimedOnceRetry, read_body
 from memdiag_operator.cluster.clock import ServerClock
-from memdiag_operator.cluster.errors import ConflictError, UnavailableError, UnreadableError, translated
+from memdiag_operator.cluster.errors import ConflictError, OversizedError, UnreadableError, translated
 from memdiag_operator.cluster.requests import ObservedApiClient, RequestObserver, ignore
 from memdiag_operator.decide.objects import Diagnosis, Event, KubernetesPart, Node, ObjectMeta, Pod
 from memdiag_operator.decide.stored_reports import StoredReport, stored_report
@@ -420,7 +420,7 @@ class KubernetesClient:
         bounds = Bounds(READ_TIMEOUT_SECONDS, ANSWER_SECONDS, max_bytes + 1)
         body = self._body(action, method, *args, bounds=bounds, **kwargs)
         if len(body) > max_bytes:
-            raise UnavailableError(f"cannot {action}: the answer is larger than the {max_bytes} bytes allowed")
+            raise OversizedError(f"cannot {action}: the answer is larger than the {max_bytes} bytes allowed")
         return body
 
     def _body(self, action: str, method: Callable[..., Any], *args: Any, bounds: Bounds, **kwargs: Any) -> bytes:

@@ -37,6 +37,10 @@ class UnreadableError(ClusterError):
     """The object was stored by another version, which knows what this one does not."""
 
 
+class OversizedError(ClusterError):
+    """The answer is larger than the operator reads: asking again does not help."""
+
+
 class UnavailableError(ClusterError):
     """No answer, or not now: the next sweep asks again."""
 

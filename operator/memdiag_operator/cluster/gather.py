@@ -13,7 +13,7 @@ from datetime import datetime
 from memdiag_api.conditions import Reason
 from memdiag_operator.cluster.cache import Cache
 from memdiag_operator.cluster.client import KubernetesClient
-from memdiag_operator.cluster.errors import ClusterError, NotFoundError
+from memdiag_operator.cluster.errors import ClusterError, NotFoundError, OversizedError
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.fleet import Fleet
@@ -229,8 +229,11 @@ def _runner_output(kubernetes: KubernetesClient, pod: Pod) -> RunnerOutput:
     node_name = pod.spec.node_name
     try:
         log = kubernetes.read_log(pod.metadata.namespace, pod.metadata.name)
-        # A node writes the status of its pods: it may have made a list that cannot be read.
-        node_pods = kubernetes.list_pods_on_node(node_name) if node_name else ()
     except ClusterError as error:
+        return RunnerOutput(log=None, log_error=str(error))
+    try:
+        node_pods = kubernetes.list_pods_on_node(node_name) if node_name else ()
+    except OversizedError as error:
+        # A node writes the status of its pods. Any other failure is the API server's, and is waited for.
         return RunnerOutput(log=None, log_error=str(error))
     return RunnerOutput(log=log, node_pods=node_pods)

@@ -15,7 +15,7 @@ from memdiag_operator.cluster import client as client_module
 from memdiag_operator.cluster import gather
 from memdiag_operator.cluster.cache import Cache
 from memdiag_operator.cluster.client import MAX_NODE_PODS_BYTES, KubernetesClient
-from memdiag_operator.cluster.errors import UnavailableError
+from memdiag_operator.cluster.errors import OversizedError, UnavailableError
 from memdiag_operator.cluster.requests import ObservedApiClient, ignore
 from memdiag_operator.decide.objects import Pod
 from memdiag_operator.handlers import sweep as sweep_module
@@ -159,7 +159,7 @@ def test_the_pods_of_a_node_are_not_read_without_end() -> None:
         chunk(request, page)
         request.wfile.write(b"0\r\n\r\n")
 
-    with answering(pages) as kubernetes, pytest.raises(UnavailableError, match="larger than"):
+    with answering(pages) as kubernetes, pytest.raises(OversizedError, match="larger than"):
         kubernetes.list_pods_on_node("hostile")
     assert asked <= 1 + MAX_NODE_PODS_BYTES // len(page)
 
