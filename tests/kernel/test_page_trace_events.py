@@ -312,11 +312,15 @@ def result_of(groups: npt.NDArray[np.void]) -> TraceResult:
 
 @pytest.mark.parametrize("orders", [(0,), (1, 2, 3)], ids=["order 0", "orders 1 to 3"])
 def test_thinned_figures_are_within_their_stated_uncertainty(machine: Machine, orders: tuple[int, ...]) -> None:
-    """100 repetitions of one load: nearly always within two standard errors of the truth, and right on average."""
+    """600 repetitions of one load: nearly always within two standard errors of the truth, and right on average.
+
+    Measured: 93 % of them, 99 % within three. Of 100 repetitions, less than 90 would be within two once in twenty runs.
+    """
+    repetitions = 600
     machine.config["budget_permille"] = machine.config["ceiling_permille"] = 30
     blocks = [(8 * number, orders[number % len(orders)], number % 4 == 0) for number in range(2000)]
     truth, within_two, within_three, deviations = sum(1 << order for _, order, chosen in blocks if chosen), 0, 0, []
-    for _ in range(100):
+    for _ in range(repetitions):
         machine.frames[:] = 0
         for frame, order, chosen in blocks:
             machine.config["slice"] = chosen
@@ -326,6 +330,6 @@ def test_thinned_figures_are_within_their_stated_uncertainty(machine: Machine, o
         within_three += abs(estimated - truth) <= 3 * error
         deviations.append((estimated - truth) / truth)
     assert machine.counter("thinned_events") > 0
-    assert within_two >= 90
-    assert within_three >= 95
+    assert within_two >= 0.90 * repetitions
+    assert within_three >= 0.95 * repetitions
     assert abs(float(np.mean(deviations))) < 0.1
