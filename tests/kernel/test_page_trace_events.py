@@ -53,8 +53,11 @@ class Machine:
         *,
         program: str = "on_alloc",
     ) -> None:
-        page = (FIRST_PAGE + frame * self._struct_page_bytes) % (1 << 64)  # as pointers are added in C
-        run_raw_tracepoint(self._programs[program], page, order, flags, migratetype)
+        run_raw_tracepoint(self._programs[program], self._page(frame), order, flags, migratetype)
+
+    def _page(self, frame: int) -> int:
+        """The address of a frame's struct page; it wraps as pointers do in C."""
+        return (FIRST_PAGE + frame * self._struct_page_bytes) % (1 << 64)
 
     def set_on_every_cpu(self, table: str, value: npt.NDArray[np.void], key: int = 0) -> None:
         """Overwrite an entry of a per-CPU array."""
@@ -63,7 +66,7 @@ class Machine:
         self.bpf.update(table, keys, values.view((np.void, values.nbytes)))
 
     def free(self, frame: int, order: int = 0) -> None:
-        run_raw_tracepoint(self._programs["on_free"], FIRST_PAGE + frame * self._struct_page_bytes, order)
+        run_raw_tracepoint(self._programs["on_free"], self._page(frame), order)
 
     def outstanding(self, start: int, count: int) -> int:
         """Frames from `start` on that are out in a recorded class."""
