@@ -35,7 +35,7 @@ def install(cluster: TestCluster, folder: Path, runner: dict[str, Any]) -> None:
     image = config["runner"]["image"]
     generators: list[dict[str, Any]] = [
         {"name": "memdiag-operator", "namespace": "memdiag-system", "files": ["operator.yaml"]},
-        {"name": "memdiag-runner-image", "namespace": RUNNERS, "literals": [f"image={image}"]},
+        {"name": "memdiag-runner-image", "namespace": RUNNERS, "literals": [f"image={image}", "allowTags=true"]},
     ]
     kustomization = {
         "resources": [os.path.relpath(EMBEDDED, folder)],
