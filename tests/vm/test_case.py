@@ -17,7 +17,7 @@ from local_cluster.case import Outcome
 from local_cluster.paths import PROJECT
 from support.guest import GuestRun
 
-CASE_SECONDS = 1000
+CASE_SECONDS = 1500
 BLOCK_BYTES = 32 << 10  # what the driver takes for what arrives
 
 pytestmark = pytest.mark.timeout(CASE_SECONDS + 200)  # the first test lets the whole story happen
