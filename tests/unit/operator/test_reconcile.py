@@ -588,7 +588,7 @@ def test_who_wants_a_slot(snapshot: Snapshot, wants: bool) -> None:
     [
         pytest.param(world(at_work(), pods=(DONE_POD,)), True, id="ended"),
         pytest.param(world(pending(), pods=(DONE_POD,)), True, id="ended before anybody saw it run"),
-        pytest.param(world(at_work(), pods=(pod(state=running()),)), False, id="at work"),
+        pytest.param(world(at_work(), pods=(pod(state=running()),)), False, id="running"),
         pytest.param(world(finished(), pods=(DONE_POD,)), False, id="stored"),
         pytest.param(world(at_work(), pods=(pod(name="stray", phase="Succeeded"),)), False, id="another pod"),
     ],
@@ -601,7 +601,7 @@ def test_whose_log_is_read(snapshot: Snapshot, read: bool) -> None:
     ("one", "settled"),
     [
         pytest.param(finished(), True, id="finished"),
-        pytest.param(at_work(), False, id="at work"),
+        pytest.param(at_work(), False, id="running"),
         pytest.param(diagnosis(), False, id="new"),
         pytest.param(finished(spec={"ttlSecondsAfterFinished": 9}), False, id="to be deleted"),
         pytest.param(finished(annotations={"memdiag.dev/requestedAt": "x"}), False, id="to be run again"),

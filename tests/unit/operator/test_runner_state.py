@@ -89,7 +89,7 @@ def test_starting(runner: Pod, where: Node, message: str) -> None:
 @pytest.mark.parametrize(
     ("runner", "message"),
     [
-        pytest.param(pod(state=running(12)), "tracing on node1: 12 s of 60 s", id="at work"),
+        pytest.param(pod(state=running(12)), "tracing on node1: 12 s of 60 s", id="running"),
         pytest.param(pod(state=running(-3600)), "tracing on node1: 0 s of 60 s", id="node's clock is ahead"),
         pytest.param(pod(state=running(75)), "is over after 60 s: waiting for the result", id="reporting"),
         pytest.param(pod(), "the runner is at work", id="no container status"),
@@ -269,7 +269,7 @@ def test_the_events_of_a_pod_say_why_it_does_not_start(events: tuple[Event, ...]
         pytest.param(pod(phase="Pending", conditions=placed(9)), False, id="just placed"),
         pytest.param(pod(phase="Pending", conditions=[UNFIT], node_name=""), False, id="unfit"),
         pytest.param(pod(phase="Pending", state=waiting("ErrImagePull"), age=60), False, id="says why itself"),
-        pytest.param(pod(state=running(12), age=60), False, id="at work"),
+        pytest.param(pod(state=running(12), age=60), False, id="running"),
     ],
 )
 def test_who_is_asked_for_events(runner: Pod, slowly: bool) -> None:

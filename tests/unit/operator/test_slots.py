@@ -207,7 +207,7 @@ def test_who_has_a_runner_waits_for_none() -> None:
 @pytest.mark.parametrize(
     ("runner", "holds"),
     [
-        pytest.param(pod(phase="Running"), True, id="at work"),
+        pytest.param(pod(phase="Running"), True, id="running"),
         pytest.param(pod(phase="Pending"), True, id="about to be"),
         pytest.param(pod(phase="Running", deleted=True), True, id="being ended"),
         pytest.param(pod(phase="Unknown"), True, id="on a silent node"),

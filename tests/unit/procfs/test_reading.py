@@ -130,7 +130,7 @@ def test_where_stacks_are_is_known_from_btf_without_a_look_at_the_areas(
     (machine / "sys/kernel/btf/vmlinux").write_bytes(strings)
     areas = machine / "proc/vmallocinfo"
     areas.unlink()
-    os.mkfifo(areas)  # whoever opens it waits for ever
+    os.mkfifo(areas)  # opening it would hang
     roots = roots_of(machine)
     assert read_surroundings(roots, kernel_log=None).stacks_in_vmalloc is in_vmalloc
     assert not [one for one in needs(roots) if one.name.endswith("vmallocinfo")]
