@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from memdiag_api.evidence import Check, Need, NeedState
-from memdiag_node.analyze.breakdown import breakdown
+from memdiag_node.analyze.breakdown import alloc_page_bytes, breakdown
 from memdiag_node.host import HostRoots, read_host
-from memdiag_node.procfs.balloon import balloon_stays_in_total
+from memdiag_node.procfs.balloon import balloon_stays_in_total, free_pages_are_reported
 from memdiag_node.procfs.errors import ProcFormatError
 from memdiag_node.procfs.reading import needs, read_surroundings, take_reading, take_readings
 from memdiag_node.procfs.vmallocinfo import has_stack
@@ -170,6 +171,49 @@ def test_a_virtio_balloon_stays_in_the_total_when_it_deflates_on_oom(
     device.mkdir(parents=True)
     (device / "features").write_text(features + "\n")
     assert balloon_stays_in_total(tmp_path) is stays
+
+
+@pytest.mark.parametrize(("features", "reported"), [("0110010", True), ("0110000", False), ("", False)])
+def test_a_virtio_balloon_may_report_free_pages(tmp_path: Path, features: str, reported: bool) -> None:
+    device = tmp_path / "bus/virtio/drivers/virtio_balloon/virtio3"
+    device.mkdir(parents=True)
+    (device / "features").write_text(features + "\n")
+    assert free_pages_are_reported(tmp_path) is reported
+
+
+def test_hyper_vs_balloon_reports_free_pages(tmp_path: Path) -> None:
+    driver = tmp_path / "bus/vmbus/drivers/hv_balloon"
+    driver.mkdir(parents=True)
+    (driver / "uevent").touch()
+    assert not free_pages_are_reported(tmp_path)
+    (driver / "1eccfd72-4b41-45ef-b73a-4a6e44c12924").mkdir()
+    assert free_pages_are_reported(tmp_path)
+
+
+@pytest.mark.parametrize("away_at_seconds", [0.0, 0.1, 0.35])
+def test_free_pages_that_are_away_for_a_moment_are_not_allocpage(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, away_at_seconds: float
+) -> None:
+    """The moment is 0.15 s: all readings that are close to each other could be in it."""
+    device = machine / "sys/bus/virtio/drivers/virtio_balloon/virtio3"
+    device.mkdir(parents=True)
+    (device / "features").write_text("0000010\n")
+    meminfo = machine / "proc/meminfo"
+    before, free = meminfo.read_text(), re.compile(r"(?<=MemFree:)\s+(\d+)")
+    away = free.sub(lambda found: str(int(found[1]) - (128 << 10)).rjust(len(found[0])), before)
+    now_seconds = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_seconds
+        now_seconds += seconds
+        meminfo.write_text(away if away_at_seconds <= now_seconds < away_at_seconds + 0.15 else before)
+
+    expected_bytes = breakdown(take_readings(roots_of(machine), count=1)).alloc_page_bytes
+    sleep(0)
+    monkeypatch.setattr("memdiag_node.procfs.reading.time.sleep", sleep)
+    readings = take_readings(roots_of(machine))
+    assert len({alloc_page_bytes(one) for one in readings}) == 2  # some were in it
+    assert breakdown(readings).alloc_page_bytes == expected_bytes
 
 
 def test_vmwares_balloon_stays_in_the_total(tmp_path: Path) -> None:
