@@ -31,6 +31,8 @@ def test_a_document_that_no_operator_would_accept_is_reported_as_a_failure(
         """A measurement takes root and a kernel; here only its result matters."""
         return evidence_with().model_copy(update={"run_id": "x" * 300})
 
+    oom_score_adj = tmp_path / "oom_score_adj"
+    monkeypatch.setattr(cli, "OOM_SCORE_ADJ", oom_score_adj)  # this process is not to be the first to be killed
     monkeypatch.setattr(cli, "TERMINATION_LOG", termination_log)
     monkeypatch.setattr(cli, "measure", measured)
     with pytest.raises(DocumentError):
