@@ -16,6 +16,7 @@ from planted.allocations import MIB, Allocator
 PLANTED_BYTES = 8 * MIB
 PROCESSES_A_STEP = 20  # each allocates by some twenty stacks, in classes of its own
 STEPS = 60
+STEP_PAUSE_SECONDS = 0.3
 
 # By default there are 20 slices of 3 s, and 32,760 classes.
 SHORT_SLICES = TraceSettings(duration_seconds=12, slices=60, cpu_budget_share=0.0)
@@ -29,7 +30,7 @@ def trace_a_fork_storm(settings: TraceSettings) -> tuple[int, RawTrace]:
         for _ in range(STEPS):
             for _ in range(PROCESSES_A_STEP):
                 subprocess.run(["/bin/true"], check=True)
-            time.sleep(0.1)
+            time.sleep(STEP_PAUSE_SECONDS)
             trace.advance()
         raw = trace.read_out()
         result = trace_tables.decode(raw, trace.symbols(raw), trace.contexts(raw))
