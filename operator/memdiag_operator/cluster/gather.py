@@ -171,13 +171,9 @@ def _nodes(
     diagnosis: Diagnosis,
     pods: tuple[Pod, ...],
 ) -> dict[str, Node | None]:
-    """The nodes that matter now: of recent readings where a runner is, of any where one is waited for.
-
-    Where a runner has ended without a word, its node is asked for anew: a reboot, if that was it, is as new.
-    """
+    """The nodes that matter now: of recent readings where a runner is, of any where one is waited for."""
     max_ages_seconds = {
-        pod.metadata.annotations.get(naming.NODE_ANNOTATION): 0 if _ended_mute(pod) else config.sweep.idle_seconds
-        for pod in pods
+        pod.metadata.annotations.get(naming.NODE_ANNOTATION): _max_node_age_seconds(pod, config) for pod in pods
     }
     return {
         name: _node(kubernetes, cache, name, max_ages_seconds.get(name, ANY_AGE_SECONDS))
@@ -185,9 +181,16 @@ def _nodes(
     }
 
 
-def _ended_mute(pod: Pod) -> bool:
+def _max_node_age_seconds(pod: Pod, config: OperatorConfig) -> float:
+    """How old a reading of the runner's node may be.
+
+    When a runner ended without a message, its node is read again: a reboot, if that was it, is as new. When it left
+    one, nothing depends on how its node is now, and it may be in line with a hundred others to be read.
+    """
+    if not pod.is_terminal:
+        return config.sweep.idle_seconds
     terminated = pod.main_container and pod.main_container.state.terminated
-    return pod.is_terminal and not (terminated and terminated.message)
+    return ANY_AGE_SECONDS if terminated and terminated.message else 0
 
 
 def _node(kubernetes: KubernetesClient, cache: Cache, name: str, max_age_seconds: float) -> Node | None:
