@@ -84,13 +84,15 @@ class Round:
 class Bench:
     """A cluster of so many nodes, with the operator at work."""
 
-    def __init__(self, cluster: TestCluster, operator: OperatorProcess, audit_log: audit.AuditLog) -> None:
+    def __init__(
+        self, cluster: TestCluster, operator: OperatorProcess, audit_log: audit.AuditLog, statuses: "StatusReader"
+    ) -> None:
         self._cluster = cluster
         self._operator = operator
         self._audit = audit_log
         self._plane = ControlPlane(cluster)
         self._custom = client.CustomObjectsApi(_admin(cluster))
-        self._statuses = StatusReader(_admin(cluster))
+        self._statuses = statuses
 
     def round(self, name: str, targets: list[dict[str, Any]], node_runs: int) -> Round:
         """Take away what the last round left, ask for a diagnosis of each target at once, and wait for all to end."""
@@ -181,15 +183,22 @@ class StatusReader:
     def __init__(self, api: client.ApiClient) -> None:
         self._custom = client.CustomObjectsApi(api)
         self.read_bytes = 0
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Read no more. Waits for the watch: a thread that still runs when Python exits can abort the process."""
+        self._stopped.set()
+        self._thread.join()
 
     def _watch(self) -> None:
         version: str | None = None
-        while True:
+        while not self._stopped.is_set():
             listing = self._custom.list_cluster_custom_object
             try:
                 stream = watch.Watch().stream(  # type: ignore[no-untyped-call] # there
-                    listing, GROUP, VERSION, MemoryDiagnosis.PLURAL, resource_version=version, timeout_seconds=300
+                    listing, GROUP, VERSION, MemoryDiagnosis.PLURAL, resource_version=version, timeout_seconds=10
                 )
                 for event in stream:
                     version = event["object"]["metadata"]["resourceVersion"]
@@ -237,7 +246,9 @@ def large_cluster(nodes: int, folder: Path) -> Iterator[Bench]:
             "limits": {"storedReportsMebibytes": BUDGET_MIB},
         }
         operator = stack.enter_context(running_operator(cluster, folder / "operator", config))
-        yield Bench(cluster, operator, audit_log)
+        statuses = StatusReader(_admin(cluster))
+        stack.callback(statuses.stop)
+        yield Bench(cluster, operator, audit_log, statuses)
 
 
 def _admin(cluster: TestCluster) -> client.ApiClient:

@@ -18,6 +18,8 @@ from support.hollow_node import RUNNERS, container, now
 from support.kubernetes_objects import delivered
 
 RUNNER_SECONDS = 1.0
+RUNNERS_AT_ONCE = 32
+WATCH_SECONDS = 10
 LEAK_EVERY = 10
 HOLDERS, STACKS = 40, 20
 
@@ -28,23 +30,24 @@ class RunnerPlayer:
     def __init__(self, api: client.ApiClient, logs: Path) -> None:
         self._core = client.CoreV1Api(api)
         self._logs = logs
-        self._pool = ThreadPoolExecutor(8)
+        self._pool = ThreadPoolExecutor(RUNNERS_AT_ONCE)
         self._seen: set[str] = set()
         self._numbers = itertools.count(1)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread = threading.Thread(target=self._watch)
         self._thread.start()
 
     def stop(self) -> None:
-        """Play no more."""
+        """Play no more. Waits for the watch: a thread that still runs when Python exits can abort the process."""
         self._stopped.set()
+        self._thread.join()
         self._pool.shutdown(cancel_futures=True)
 
     def _watch(self) -> None:
         while not self._stopped.is_set():
             try:
                 pods = self._core.list_namespaced_pod
-                stream = watch.Watch().stream(pods, RUNNERS, timeout_seconds=30)  # type: ignore[no-untyped-call] # there
+                stream = watch.Watch().stream(pods, RUNNERS, timeout_seconds=WATCH_SECONDS)  # type: ignore[no-untyped-call] # there
                 for event in stream:
                     self._look_at(event["object"])
             except (ApiException, HTTPError, OSError):
@@ -53,11 +56,11 @@ class RunnerPlayer:
     def _look_at(self, pod: Any) -> None:
         if pod.status.phase == "Running" and pod.metadata.uid not in self._seen and not self._stopped.is_set():
             self._seen.add(pod.metadata.uid)
-            timer = threading.Timer(RUNNER_SECONDS, lambda: self._pool.submit(self._finish, pod))
-            timer.daemon = True
-            timer.start()
+            self._pool.submit(self._finish, pod)
 
     def _finish(self, pod: Any) -> None:
+        if self._stopped.wait(RUNNER_SECONDS):
+            return
         meta = pod.metadata
         node, run = meta.annotations["memdiag.dev/node"], meta.labels["memdiag.dev/run-id"]
         message, log = delivered(_evidence(node, run, leak=next(self._numbers) % LEAK_EVERY == 0))
