@@ -17,8 +17,8 @@ from memdiag_operator.cluster.errors import (
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.mutation import mutations
-from memdiag_operator.decide.node_run import STOP_DEADLINE_SECONDS
 from memdiag_operator.decide.objects import ObjectMeta, Pod
+from memdiag_operator.decide.runner_pod import STOP_DEADLINE_SECONDS
 from memdiag_operator.decide.snapshot import Announcement, Plan, PodRemoval, ReportCleanup, Snapshot
 from memdiag_operator.decide.stored_reports import runs_to_delete, stored_report, unfinished_runs
 

@@ -20,7 +20,7 @@ from memdiag_operator.decide.node_result import node_result, report
 from memdiag_operator.decide.objects import Node, Pod
 from memdiag_operator.decide.progress import COLLECTING, DONE, WAITING, Progress, tick_seconds
 from memdiag_operator.decide.results import receive
-from memdiag_operator.decide.runner_pod import runner_pod
+from memdiag_operator.decide.runner_pod import STOP_DEADLINE_SECONDS, runner_pod
 from memdiag_operator.decide.runner_state import Broken, Finished, RunnerState, Starting, Window, Working, runner_state
 from memdiag_operator.decide.sanitize import clean_text, clip
 from memdiag_operator.decide.slots import Allotment, Slot
@@ -28,8 +28,6 @@ from memdiag_operator.decide.snapshot import PodRemoval, Snapshot
 from memdiag_operator.decide.target import UNSETTLED, node_objection
 
 MESSAGE_LIMIT = 1024
-STOP_DEADLINE_SECONDS = 1
-"""A runner pod's deadline once it is asked to stop: the kubelet then ends it, and keeps its log and last words."""
 
 
 @dataclass(frozen=True, slots=True)

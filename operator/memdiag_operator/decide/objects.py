@@ -121,6 +121,7 @@ class PodSpec(KubernetesPart):
 
     node_name: str = ""
     active_deadline_seconds: int | None = None
+    termination_grace_period_seconds: int = 30
 
 
 class Pod(KubernetesPart):

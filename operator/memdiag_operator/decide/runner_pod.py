@@ -11,6 +11,8 @@ from memdiag_operator.decide.quantities import parse_byte_quantity
 
 CONTAINER_NAME = "node-runner"
 MEBIBYTE = 1024 * 1024
+STOP_DEADLINE_SECONDS = 1
+"""A runner pod's deadline once it is asked to stop: the kubelet ends it, and keeps its log and termination message."""
 
 # Sidecars and variables of others have no place in a runner, and the admission policy refuses them.
 INJECTOR_OPT_OUT_LABELS = {

@@ -14,6 +14,7 @@ from functools import cached_property
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.fleet import Claim, Fleet
 from memdiag_operator.decide.objects import Pod
+from memdiag_operator.decide.runner_pod import STOP_DEADLINE_SECONDS
 
 MAX_PLACES = 16
 """So many of a diagnosis's waiting nodes learn their place in the queue: its status has room for no more."""
@@ -150,8 +151,8 @@ def allot(fleet: Fleet, limit: int, now: datetime) -> Allotment:
 def holds_slot(pod: Pod, now: datetime) -> bool:
     """Whether a runner pod is at work, or about to be.
 
-    One that cannot be scheduled is not, nor one that has outlived its deadline or its deletion: no kubelet is there to
-    end it.
+    One that cannot be scheduled is not, nor one that has outlived its deadline and grace period, or its deletion: no
+    kubelet is there to end it. One that was asked to stop may be detaching its programs, until its run ends.
     """
     gone_at = pod.metadata.deletion_timestamp  # the API server adds the grace period
     if pod.is_terminal or (gone_at and now > gone_at):
@@ -160,7 +161,9 @@ def holds_slot(pod: Pod, now: datetime) -> bool:
     if scheduled and scheduled.status == "False":
         return False
     created, deadline_seconds = pod.metadata.creation_timestamp, pod.spec.active_deadline_seconds
-    return created is None or deadline_seconds is None or now <= created + timedelta(seconds=deadline_seconds)
+    if created is None or deadline_seconds is None or deadline_seconds == STOP_DEADLINE_SECONDS:
+        return True
+    return now <= created + timedelta(seconds=deadline_seconds + pod.spec.termination_grace_period_seconds)
 
 
 def _rounded(ahead: int) -> str:

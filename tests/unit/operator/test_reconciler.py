@@ -50,6 +50,6 @@ def test_the_allotment_is_made_once_for_what_the_cache_holds(monkeypatch: pytest
 
     reconciler.cache.pods.put(pod(name="runner", node_name="node-1"))
     assert reconciler.allotment().slots_used == 1
-    # A runner that has outlived its deadline gives up its slot, without any event.
-    now[0] = NOW + timedelta(seconds=900)
+    # A runner that has outlived its deadline and grace period gives up its slot, without any event.
+    now[0] = NOW + timedelta(seconds=930)
     assert reconciler.allotment().slots_used == 0
