@@ -15,7 +15,7 @@ from planted.allocations import MIB, Allocator
 
 PLANTED_BYTES = 8 * MIB
 PROCESSES_A_STEP = 20  # each allocates by some twenty stacks, in classes of its own
-STEPS = 60
+STEPS = 30
 STEP_PAUSE_SECONDS = 0.3
 
 # By default there are 20 slices of 3 s, and 32,760 classes.

@@ -104,6 +104,15 @@ def measure(duration: str, *arguments: str, while_tracing: Callable[[], None] | 
     return runner("--duration", duration, "--output", "json", *arguments, while_tracing=while_tracing)
 
 
+def first_log_record() -> int:
+    """The number of the oldest message that the kernel still has; it counts them from 0 (man 5 proc: /dev/kmsg)."""
+    log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return int(os.read(log, 8192).split(b",")[1])
+    finally:
+        os.close(log)
+
+
 def describe_host() -> Report:
     return {
         "release": os.uname().release,
@@ -112,6 +121,7 @@ def describe_host() -> Report:
         "has_headers": Path(f"/lib/modules/{os.uname().release}/build").exists(),
         "has_tracefs": Path("/sys/kernel/tracing/trace").exists(),
         "dmesg_restrict": int(DMESG_RESTRICT.read_text()),
+        "log_reaches_boot": first_log_record() == 0,
         "command_line": Path("/proc/cmdline").read_text().split(),
     }
 

@@ -13,7 +13,8 @@ is left of MemTotal when every other use is taken away:
 
 docs/breakdown.md gives the reason for each term and the measured error. The counters have no common moment, and pages
 wander between them while they are read; so several readings are taken, and the one whose AllocPage is the median is
-shown, whole.
+shown, whole. Where free pages are reported to a hypervisor it is the lower quartile: pages that are being reported are
+on no list, so that each reading of that moment has too much AllocPage, and none has too little.
 """
 
 from collections.abc import Sequence
@@ -50,29 +51,24 @@ _GIVING = ("PerCpuLists", "MemFree", "FileCache")
 
 
 def breakdown(readings: Sequence[MemoryReading], *, earlier: Sequence[MemoryReading] = ()) -> Breakdown:
-    """The median reading, in classes that add up to its MemTotal: the largest of a group first, empty ones left out.
+    """A typical reading, in classes that add up to its MemTotal: the largest of a group first, empty ones left out.
 
     `earlier` are readings of the window's start, for the change of AllocPage. Raises ValueError without readings.
     """
     if not readings:
         raise ValueError("a breakdown needs at least one reading")
-    in_order = sorted(readings, key=alloc_page_bytes)
-    median = in_order[len(in_order) // 2]
-    sizes = class_sizes(median)
-    change_bytes = 0
-    if earlier:
-        change_bytes = (
-            sizes["AllocPage"] - class_sizes(sorted(earlier, key=alloc_page_bytes)[len(earlier) // 2])["AllocPage"]
-        )
+    typical = _typical(readings)
+    sizes = class_sizes(typical)
+    change_bytes = sizes["AllocPage"] - class_sizes(_typical(earlier))["AllocPage"] if earlier else 0
     groups = list(dict.fromkeys(_GROUPS.values()))
     shown = sorted(sizes.items(), key=lambda item: (groups.index(_GROUPS[item[0]]), -item[1]))
     return Breakdown(
-        mem_total_bytes=median.meminfo.mem_total_bytes,
+        mem_total_bytes=typical.meminfo.mem_total_bytes,
         classes=[MemoryClass(name=name, group=_GROUPS[name], size_bytes=size) for name, size in shown if size],
         alloc_page_bytes=sizes["AllocPage"],
-        alloc_page_error_bytes=_half_spread_bytes(in_order)
-        + median.surroundings.first_chunk_error_bytes
-        + median.surroundings.unfolded_error_bytes,
+        alloc_page_error_bytes=_half_spread_bytes(readings)
+        + typical.surroundings.first_chunk_error_bytes
+        + typical.surroundings.unfolded_error_bytes,
         alloc_page_change_bytes=change_bytes,
     )
 
@@ -137,7 +133,23 @@ def _balloon_bytes(reading: MemoryReading) -> int:
     return reading.vmstat.balloon_pages * reading.surroundings.page_size_bytes
 
 
-def _half_spread_bytes(in_order: Sequence[MemoryReading]) -> int:
-    """Half the distance between the quartiles: on a busy node one reading in eight jumps, far from the median."""
-    cut = len(in_order) // 4
-    return (alloc_page_bytes(in_order[-1 - cut]) - alloc_page_bytes(in_order[cut])) // 2
+def _typical(readings: Sequence[MemoryReading]) -> MemoryReading:
+    """The reading whose AllocPage is the median, or the lower quartile: see above."""
+    in_order = sorted(readings, key=alloc_page_bytes)
+    return in_order[len(in_order) // (4 if _overstate(readings) else 2)]
+
+
+def _half_spread_bytes(readings: Sequence[MemoryReading]) -> int:
+    """Half the distance between the quartiles: on a busy node one reading in eight jumps, far from the median.
+
+    Where only too much can be read, between the lowest and the median.
+    """
+    sizes = sorted(map(alloc_page_bytes, readings))
+    cut = len(sizes) // 4
+    lowest, highest = (sizes[0], sizes[len(sizes) // 2]) if _overstate(readings) else (sizes[cut], sizes[-1 - cut])
+    return (highest - lowest) // 2
+
+
+def _overstate(readings: Sequence[MemoryReading]) -> bool:
+    """Whether some of them may have too much AllocPage, and none too little."""
+    return readings[0].surroundings.free_pages_reported

@@ -20,8 +20,9 @@ def balloon_stays_in_total(sys_root: Path) -> bool:
 def free_pages_are_reported(sys_root: Path) -> bool:
     """Whether a balloon driver tells the hypervisor which pages are free. Raises OSError when sysfs is not readable.
 
-    Meanwhile these pages are on no free list: up to 32 blocks of the highest order, 128 MiB, for as long as the
-    hypervisor takes (mm/page_reporting.c). Hyper-V's driver (drivers/hv/hv_balloon.c) does so wherever the host can.
+    Meanwhile these pages are on no free list: up to 32 blocks of the highest order, 128 MiB, at a time, and block after
+    block for up to a sixteenth of the free memory, then not for two seconds (mm/page_reporting.c). Hyper-V's driver
+    (drivers/hv/hv_balloon.c) does so wherever the host can.
     """
     return any((sys_root / "bus/vmbus/drivers/hv_balloon").glob("*-*-*")) or _has_virtio_feature(sys_root, _REPORTING)
 

@@ -21,8 +21,8 @@ from memdiag_node.procfs.zoneinfo import parse_zoneinfo
 
 READINGS = 9
 READING_GAP_SECONDS = 0.01
-# A hypervisor that is told of 128 MiB of free pages takes 40 ms (measured), and several times as long when it is busy.
-REPORTED_READING_GAP_SECONDS = 0.05
+# Where free pages are reported to a hypervisor, which takes up to half a second of every two (measured).
+REPORTED_READING_GAP_SECONDS = 0.1
 
 # What x86-64 and arm64 kernels of the large distributions print, when the boot log no longer tells: 48 to 96 pages.
 _USUAL_FIRST_CHUNK_PAGES_PER_CPU = 72
@@ -76,10 +76,10 @@ class MemoryReading:
 
 
 def take_readings(roots: HostRoots, *, count: int = READINGS, gap_seconds: float | None = None) -> list[MemoryReading]:
-    """Read the counters `count` times with a pause between, for the median of what each reading says.
+    """Read the counters `count` times with a pause between, for a typical one of them (analyze.breakdown).
 
-    Without `gap_seconds` the pause follows from the machine, so that a moment in which free pages are away is in less
-    than half of the readings.
+    Without `gap_seconds` the pause follows from the machine, so that some readings are outside of the moment in which
+    free pages are being reported.
 
     Raises OSError when a file that is always needed is missing (see `needs`), ProcFormatError when one is malformed.
     """

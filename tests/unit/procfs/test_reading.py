@@ -14,7 +14,7 @@ from memdiag_node.analyze.breakdown import alloc_page_bytes, breakdown
 from memdiag_node.host import HostRoots, read_host
 from memdiag_node.procfs.balloon import balloon_stays_in_total, free_pages_are_reported
 from memdiag_node.procfs.errors import ProcFormatError
-from memdiag_node.procfs.reading import needs, read_surroundings, take_reading, take_readings
+from memdiag_node.procfs.reading import MemoryReading, needs, read_surroundings, take_reading, take_readings
 from memdiag_node.procfs.vmallocinfo import has_stack
 from support.fixtures import RECORDED, RECORDED_IDS, roots_of
 
@@ -190,11 +190,15 @@ def test_hyper_vs_balloon_reports_free_pages(tmp_path: Path) -> None:
     assert free_pages_are_reported(tmp_path)
 
 
-@pytest.mark.parametrize("away_at_seconds", [0.0, 0.1, 0.35])
+def first_chunk_error_bytes(readings: list[MemoryReading]) -> int:
+    return readings[0].surroundings.first_chunk_error_bytes
+
+
+@pytest.mark.parametrize("away_at_seconds", [0.0, 0.25, 0.55])
 def test_free_pages_that_are_away_for_a_moment_are_not_allocpage(
     machine: Path, monkeypatch: pytest.MonkeyPatch, away_at_seconds: float
 ) -> None:
-    """The moment is 0.15 s: all readings that are close to each other could be in it."""
+    """They are for 0.38 s: all readings that are close to each other could be in it."""
     device = machine / "sys/bus/virtio/drivers/virtio_balloon/virtio3"
     device.mkdir(parents=True)
     (device / "features").write_text("0000010\n")
@@ -206,14 +210,16 @@ def test_free_pages_that_are_away_for_a_moment_are_not_allocpage(
     def sleep(seconds: float) -> None:
         nonlocal now_seconds
         now_seconds += seconds
-        meminfo.write_text(away if away_at_seconds <= now_seconds < away_at_seconds + 0.15 else before)
+        meminfo.write_text(away if away_at_seconds <= now_seconds < away_at_seconds + 0.38 else before)
 
     expected_bytes = breakdown(take_readings(roots_of(machine), count=1)).alloc_page_bytes
+    now_seconds = 0.0
     sleep(0)
     monkeypatch.setattr("memdiag_node.procfs.reading.time.sleep", sleep)
     readings = take_readings(roots_of(machine))
     assert len({alloc_page_bytes(one) for one in readings}) == 2  # some were in it
-    assert breakdown(readings).alloc_page_bytes == expected_bytes
+    found = breakdown(readings)
+    assert (found.alloc_page_bytes, found.alloc_page_error_bytes) == (expected_bytes, first_chunk_error_bytes(readings))
 
 
 def test_vmwares_balloon_stays_in_the_total(tmp_path: Path) -> None:
