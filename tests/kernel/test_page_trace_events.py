@@ -228,14 +228,19 @@ def test_beyond_the_last_level_blocks_are_out_but_lost(machine: Machine) -> None
 
 def test_an_allocation_that_interrupts_the_program_is_left_to_the_second_one(machine: Machine) -> None:
     """The kernel would not run on_alloc a second time on that CPU."""
-    machine.alloc(64, 2, program="on_nested_alloc")
-    assert not machine.frames.any()
-    in_alloc = machine.bpf.read_per_cpu("cpu", trace_tables.CPU_DTYPE)[:1]
-    in_alloc["in_alloc"] = 1
-    machine.set_on_every_cpu("cpu", in_alloc)
-    machine.alloc(64, 2, program="on_nested_alloc")
-    assert machine.outstanding(64, 4) == 4
+    machine.alloc(64, 2)
+    machine.alloc(128, 2, program="on_nested_alloc")
+    assert machine.outstanding(128, 4) == 4
     assert machine.counter("nested_allocs") == 1
+
+
+def test_what_on_alloc_has_recorded_is_not_recorded_by_the_second_program(machine: Machine) -> None:
+    machine.alloc(64, 2)
+    machine.alloc(64, 2, program="on_nested_alloc")
+    machine.alloc(128, 2)  # an interrupt between the two programs
+    machine.alloc(64, 2, program="on_nested_alloc")
+    assert (machine.counter("events"), machine.counter("nested_allocs")) == (2, 0)
+    assert machine.infos["allocated_blocks"].sum() == 2
 
 
 def test_high_orders_are_not_thinned_below_the_ceiling(machine: Machine) -> None:

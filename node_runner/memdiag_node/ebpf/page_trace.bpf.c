@@ -92,7 +92,7 @@ struct cpu_state {
   u64 since_ns, recorded, skipped, event_ns, round;
   u32 more, less, more_large, less_large;
   struct cell cells[GOVERNOR_CELLS], large_cells[GOVERNOR_CELLS];
-  u64 in_alloc;  // on_alloc runs on this CPU
+  u64 last_page;  // that on_alloc ran for on this CPU: address of its struct page
 };
 
 struct scratch {
@@ -409,7 +409,7 @@ int on_alloc(struct bpf_raw_tracepoint_args *ctx) {
   struct cpu_state *state = cpu.lookup(&zero);
   if (!ctx->args[0] || !settings || !state)
     return 0;
-  state->in_alloc = 1;
+  state->last_page = ctx->args[0];
   if (!(state->events & (TIME_ONE_IN - 1)))
     start = bpf_ktime_get_ns();
   record_alloc(ctx, settings, state);
@@ -417,18 +417,23 @@ int on_alloc(struct bpf_raw_tracepoint_args *ctx) {
     state->timed_events++;
     state->timed_ns += bpf_ktime_get_ns() - start;
   }
-  state->in_alloc = 0;
   return 0;
 }
 
-// Runs after on_alloc for every event: finds it still running only where the kernel refused to run it for this event.
+// Runs after on_alloc for every event. Where the kernel refused to run that, it ran for another page, and this one has no
+// class yet. (An interrupt between the two programs may have changed `last_page`, too: this page has its class then.)
 int on_nested_alloc(struct bpf_raw_tracepoint_args *ctx) {
   u32 zero = 0;
   struct cpu_state *state = cpu.lookup(&zero);
-  if (!state || !state->in_alloc)
+  if (!state || state->last_page == ctx->args[0] || !ctx->args[0])
     return 0;
   struct config *settings = config.lookup(&zero);
-  if (!ctx->args[0] || !settings)
+  if (!settings)
+    return 0;
+  u64 place = place_of(settings, ctx->args[0]);
+  u32 chunk_number = place / CHUNK_FRAMES;
+  struct chunk *chunk = frames.lookup(&chunk_number);
+  if (!chunk || chunk->class[place & (CHUNK_FRAMES - 1)])
     return 0;
   state->nested_allocs++;
   record_alloc(ctx, settings, state);

@@ -67,7 +67,9 @@ _COUNTERS = (
     *("timed_events", "timed_ns", "timed_frees", "timed_free_ns"),
 )
 _GOVERNOR_BYTES = 5 * 8 + 4 * 4 + 2 * 64 * 8
-CPU_DTYPE = np.dtype([*((name, "<u8") for name in _COUNTERS), ("governor", f"V{_GOVERNOR_BYTES}"), ("in_alloc", "<u8")])
+CPU_DTYPE = np.dtype(
+    [*((name, "<u8") for name in _COUNTERS), ("governor", f"V{_GOVERNOR_BYTES}"), ("last_page", "<u8")]
+)
 SCRATCH_DTYPE = np.dtype(
     {
         "names": ["busy"],
