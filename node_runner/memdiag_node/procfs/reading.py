@@ -48,7 +48,7 @@ class Surroundings:
     stacks_in_vmalloc: bool
     balloon_in_total: bool
     free_pages_reported: bool = False
-    """Pages are on no free list for a moment while the hypervisor is told that they are free."""
+    """Free pages are on no free list for a moment while they are reported to the hypervisor."""
     undisturbed_cpus: int = 0
     """CPUs that are isolated or without a tick: nothing may make work for them."""
 
