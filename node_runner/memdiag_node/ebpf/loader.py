@@ -191,9 +191,13 @@ class BpfObject(ClosedOnExit):
         return self._load(function, self._bcc.BPF.RAW_TRACEPOINT)
 
     def detach_raw_tracepoint(self, tracepoint: str) -> None:
-        """Stop every function that `attach_raw_tracepoint` started there, if any; the maps stay readable."""
+        """Stop every function that `attach_raw_tracepoint` started there, if any, the last one first.
+
+        The maps stay readable.
+        """
         links = self._module.raw_tracepoint_fds
-        for key in [key for key in links if key.startswith(f"{tracepoint} ".encode())]:
+        # One that takes what another leaves must not see events that nobody has left to it.
+        for key in [key for key in reversed(links) if key.startswith(f"{tracepoint} ".encode())]:
             os.close(links.pop(key))
 
     def attach_iterator(self, function: str, *, map_name: str | None = None) -> IteratorLink:
