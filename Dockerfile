@@ -49,6 +49,7 @@ RUN python3 -m pip --python /opt/memdiag install --no-cache-dir --require-hashes
 
 FROM build AS package
 COPY pyproject.toml README.md LICENSE /source/
+COPY api /source/api
 COPY operator /source/operator
 COPY node_runner /source/node_runner
 RUN python3 -m pip wheel --no-cache-dir --no-deps --no-build-isolation --no-index --wheel-dir /wheels /source

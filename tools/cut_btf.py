@@ -11,12 +11,12 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from memdiag_node.ebpf.btf import Btf, BtfError
-from memdiag_node.ebpf.loader import ProgramInfoLayout
-from memdiag_node.ebpf.memory_cgroups import memory_cgroup_layout
-from memdiag_node.ebpf.page_trace import _layout as trace_defines
-from memdiag_node.ebpf.queues import queue_defines
-from memdiag_node.ebpf.sockets import socket_defines
+from memdiag_node.census.memory_cgroups import memory_cgroup_layout
+from memdiag_node.kernel.btf import Btf, BtfError
+from memdiag_node.kernel.loader import ProgramInfoLayout
+from memdiag_node.sockets.source import socket_defines
+from memdiag_node.trace.page_trace import _layout as trace_defines
+from memdiag_node.walker.walker import queue_defines
 
 LAYOUTS: tuple[Callable[[Btf], object], ...] = (
     socket_defines,

@@ -9,7 +9,7 @@ import yaml
 from memdiag_api.crd import custom_resource_definitions
 
 CRDS = Path(__file__).resolve().parent.parent / "crds"
-HEADER = "# Generated from operator/memdiag_api by `make crds`: change the models, not this file.\n"
+HEADER = "# Generated from api/memdiag_api by `make crds`: change the models, not this file.\n"
 
 
 def rendered() -> dict[Path, str]:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from memdiag_api.evidence import Check, Need, NeedState
-from memdiag_node.analyze.doubts import Doubt
-from memdiag_node.ebpf.btf import BtfError
-from memdiag_node.ebpf.loader import BpfError
+from memdiag_node.conclusion.doubts import Doubt
+from memdiag_node.kernel.btf import BtfError
+from memdiag_node.kernel.loader import BpfError
 from memdiag_node.procfs.errors import ProcFormatError
 
 _MAX_DETAIL_CHARACTERS = 512

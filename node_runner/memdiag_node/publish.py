@@ -7,9 +7,9 @@ from typing import BinaryIO
 
 from memdiag_api.evidence import Evidence, RunnerError, TerminationMessage
 from memdiag_api.framing import frame
-from memdiag_node.analyze.document import encode, publishable
-from memdiag_node.analyze.stacks import to_folded
+from memdiag_node.conclusion.document import encode, publishable
 from memdiag_node.render import render_report
+from memdiag_node.trace.stacks import to_folded
 
 # The kubelet keeps 4096 bytes of a termination message: the whole of it must stay below.
 _MAX_SUSPECT_BYTES = 256

@@ -12,31 +12,31 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Check, ContainerShare, Evidence, Need, Owner, ScanCoverage, Stack, Trace, Window
-from memdiag_node.analyze.breakdown import breakdown
-from memdiag_node.analyze.census import census_of, held_frames
-from memdiag_node.analyze.findings import Holding, Measurements, conclude
-from memdiag_node.analyze.queues import coverage_of, holders_of
-from memdiag_node.analyze.stacks import fold_stacks
-from memdiag_node.analyze.summed_sockets import summed_sockets
-from memdiag_node.analyze.traced import TraceResult
-from memdiag_node.analyze.verdict import Thresholds
 from memdiag_node.attempts import Attempts
-from memdiag_node.ebpf.btf import Btf
-from memdiag_node.ebpf.memory_cgroups import container_cgroups, memory_cgroup_layout
-from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
+from memdiag_node.breakdown.classes import breakdown
+from memdiag_node.breakdown.reading import MemoryReading, take_readings
+from memdiag_node.census.frames import CENSUS_SECONDS, FrameCensus, take_census
+from memdiag_node.census.memory_cgroups import container_cgroups, memory_cgroup_layout
+from memdiag_node.census.summary import census_of, held_frames
+from memdiag_node.conclusion.conclude import Holding, Measurements, conclude
+from memdiag_node.conclusion.verdict import Thresholds
 from memdiag_node.holders.context import OtherHolders
 from memdiag_node.holders.page_pools import add_traced
+from memdiag_node.holders.processes import read_owner
 from memdiag_node.holders.registry import other_holders
-from memdiag_node.holders.sockets import SocketScan, SocketScanner, pinned_blocks
 from memdiag_node.host import HostRoots, read_host
-from memdiag_node.preflight import explain_missing, possible_checks, preflight
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.preflight.checks import explain_missing, possible_checks, preflight
 from memdiag_node.procfs.cgroup import ContainerIdentity
-from memdiag_node.procfs.frame_census import CENSUS_SECONDS, FrameCensus, take_census
 from memdiag_node.procfs.kpageflags import open_frame_table
 from memdiag_node.procfs.memory_map import read_memory_map
-from memdiag_node.procfs.process import read_owner
-from memdiag_node.procfs.reading import MemoryReading, take_readings
+from memdiag_node.sockets.holders import coverage_of, holders_of
+from memdiag_node.sockets.scanner import SocketScan, SocketScanner, pinned_blocks
+from memdiag_node.sockets.summed import summed_sockets
 from memdiag_node.time_budget import Stop
+from memdiag_node.trace.page_trace import PageTrace, TraceSettings
+from memdiag_node.trace.result import TraceResult
+from memdiag_node.trace.stacks import fold_stacks
 
 MAX_STACKS = 64
 MAX_HOLDERS = 256

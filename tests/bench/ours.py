@@ -6,9 +6,9 @@ import select
 import sys
 from pathlib import Path
 
-from memdiag_node.ebpf.btf import Btf
-from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
 from memdiag_node.host import HostRoots
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 
 
 def rss_bytes() -> int:

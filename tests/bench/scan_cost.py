@@ -18,10 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from memdiag_api.units import format_bytes
-from memdiag_node.analyze.queues import coverage_of, holders_of
-from memdiag_node.ebpf.btf import Btf
 from memdiag_node.holders.registry import other_holders
-from memdiag_node.holders.sockets import SocketScanner
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.sockets.holders import coverage_of, holders_of
+from memdiag_node.sockets.scanner import SocketScanner
 from planted.sockets import Planter
 from support.benchmarks import machine, write_section
 

@@ -81,7 +81,7 @@ def tracer(name: str, notes: list[dict[str, float]]) -> Iterator[None]:
     if name == NONE:
         yield
         return
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/node_runner:{ROOT}/operator", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/node_runner:{ROOT}/api", "PYTHONUNBUFFERED": "1"}
     commands = {
         OURS: [sys.executable, str(HERE / "ours.py")],
         NAIVE: private(["/usr/bin/python3", str(HERE / "naive.py")]),

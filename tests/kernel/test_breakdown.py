@@ -15,9 +15,9 @@ import pytest
 
 from memdiag_api.evidence import Breakdown
 from memdiag_api.units import format_bytes
-from memdiag_node.analyze.breakdown import breakdown
+from memdiag_node.breakdown.classes import breakdown
+from memdiag_node.breakdown.reading import READING_GAP_SECONDS, take_readings
 from memdiag_node.host import HostRoots
-from memdiag_node.procfs.reading import READING_GAP_SECONDS, take_readings
 from planted.memory import MIB, PlantedMemory
 from support.machine_noise import measure_alloc_page_noise, too_busy
 

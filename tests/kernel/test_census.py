@@ -7,12 +7,12 @@ import pytest
 
 from memdiag_api.evidence import Census, Check, Evidence, NeedState
 from memdiag_api.units import format_bytes
-from memdiag_node.ebpf.btf import Btf
-from memdiag_node.ebpf.memory_cgroups import container_cgroups, memory_cgroup_layout
-from memdiag_node.holders.sockets import SocketScanner
+from memdiag_node.census.memory_cgroups import container_cgroups, memory_cgroup_layout
 from memdiag_node.host import HostRoots
+from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.cgroup import ContainerIdentity
 from memdiag_node.run import Settings, measure
+from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.time_budget import Stop
 from planted.memory import MIB, PlantedMemory
 from support.machine_noise import too_busy

@@ -2,25 +2,26 @@
 
 import mmap
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from memdiag_api.evidence import Check, Evidence, Need, NeedState
-from memdiag_node.ebpf import loader
-from memdiag_node.ebpf.loader import BpfError
-from memdiag_node.ebpf.page_trace import PageTrace
-from memdiag_node.holders.sockets import SocketScan, SocketScanner
+from memdiag_node.breakdown.reading import MemoryReading, take_readings
 from memdiag_node.host import HostRoots
+from memdiag_node.kernel.loader import BpfError
 from memdiag_node.procfs.kpageflags import FrameTable
 from memdiag_node.procfs.memory_map import read_memory_map
-from memdiag_node.procfs.reading import MemoryReading, take_readings
 from memdiag_node.run import MeasurementError, Settings, UnsupportedError, measure
+from memdiag_node.sockets import source as socket_source
+from memdiag_node.sockets.scanner import SocketScan, SocketScanner
 from memdiag_node.time_budget import Stop
+from memdiag_node.trace import page_trace
+from memdiag_node.trace.page_trace import PageTrace
 
 WRITES_NOWHERE = "\n  volatile u64 *nowhere = (u64 *)bpf_ktime_get_ns();\n  *nowhere = 1;\n"
 """The kernel's verifier refuses: "invalid mem access 'scalar'"."""
@@ -28,8 +29,8 @@ WRITES_NOWHERE = "\n  volatile u64 *nowhere = (u64 *)bpf_ktime_get_ns();\n  *now
 RUNNER = """
 import sys
 from pathlib import Path
-from memdiag_node.ebpf import loader
-loader._SOURCES = Path({sources!r})
+import {module} as subject
+subject._SOURCE = Path({source!r})
 from memdiag_node.cli import main
 sys.exit(main())
 """
@@ -48,33 +49,35 @@ def lacking(evidence: Evidence) -> Need:
     return need
 
 
-@pytest.fixture
-def refused(tmp_path: Path) -> Callable[[str, str], Path]:
-    """The programs' sources, with a line in one that the verifier refuses."""
+def refused(source: Path, function: str, folder: Path) -> Path:
+    """A copy of `source` in `folder`, with a line in `function` that the verifier refuses."""
+    before, name, after = source.read_text().partition(f"int {function}(")
+    head, brace, body = after.partition("{")
+    assert brace
+    copy = folder / source.name
+    copy.write_text(f"{before}{name}{head}{{{WRITES_NOWHERE}{body}")
+    return copy
 
-    def make(source: str, function: str) -> Path:
-        sources = Path(shutil.copytree(loader._SOURCES, tmp_path / "sources"))
-        text = (sources / source).read_text()
-        before, name, after = text.partition(f"int {function}(")
-        head, brace, body = after.partition("{")
-        assert brace
-        (sources / source).write_text(f"{before}{name}{head}{{{WRITES_NOWHERE}{body}")
-        return sources
 
-    return make
+def not_c(folder: Path) -> Path:
+    """The trace's source, as no compiler takes it."""
+    source = folder / page_trace._SOURCE.name
+    source.write_text("this is no C")
+    return source
 
 
 @pytest.mark.parametrize(
-    ("source", "function", "failed"),
+    ("subject", "function", "failed"),
     [
-        ("page_trace.bpf.c", "on_alloc", Check.ALLOC_PAGE_TRACE),
-        ("sockets.bpf.c", "describe", Check.SOCKET_QUEUES),
+        (page_trace, "on_alloc", Check.ALLOC_PAGE_TRACE),
+        (socket_source, "describe", Check.SOCKET_QUEUES),
     ],
 )
 def test_a_program_that_the_verifier_refuses_costs_its_own_check_only(
-    refused: Callable[[str, str], Path], source: str, function: str, failed: Check
+    tmp_path: Path, subject: ModuleType, function: str, failed: Check
 ) -> None:
-    script = RUNNER.format(sources=str(refused(source, function)))
+    source = refused(subject._SOURCE, function, tmp_path)
+    script = RUNNER.format(module=subject.__name__, source=str(source))
     done = subprocess.run(
         [sys.executable, "-c", script, "--duration", "1s", "--output", "json"],
         capture_output=True,
@@ -86,7 +89,7 @@ def test_a_program_that_the_verifier_refuses_costs_its_own_check_only(
     evidence = Evidence.model_validate_json(done.stdout)
     need = lacking(evidence)
     assert need.checks == [failed]
-    assert f"{source}: the kernel refuses {function}: " in need.detail
+    assert f"{source.name}: the kernel refuses {function}: " in need.detail
     assert "\n" not in need.detail
     assert set(evidence.checks) == set(Check) - {failed}
     assert evidence.breakdown is not None
@@ -98,9 +101,7 @@ def test_a_program_that_the_verifier_refuses_costs_its_own_check_only(
 def test_a_program_that_does_not_compile_costs_its_own_check_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources = Path(shutil.copytree(loader._SOURCES, tmp_path / "sources"))
-    (sources / "page_trace.bpf.c").write_text("this is no C")
-    monkeypatch.setattr(loader, "_SOURCES", sources)
+    monkeypatch.setattr(page_trace, "_SOURCE", not_c(tmp_path))
     evidence = evidence_of(Check.BREAKDOWN, Check.ALLOC_PAGE_TRACE)
     assert list(evidence.checks) == [Check.BREAKDOWN]
     assert "page_trace.bpf.c does not compile" in lacking(evidence).detail
@@ -251,9 +252,7 @@ def test_when_the_last_readings_fail_the_first_ones_count(monkeypatch: pytest.Mo
 
 
 def test_when_nothing_can_be_begun_the_kernel_is_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sources = Path(shutil.copytree(loader._SOURCES, tmp_path / "sources"))
-    (sources / "page_trace.bpf.c").write_text("this is no C")
-    monkeypatch.setattr(loader, "_SOURCES", sources)
+    monkeypatch.setattr(page_trace, "_SOURCE", not_c(tmp_path))
     with pytest.raises(UnsupportedError, match=r"page-allocation trace: .* does not compile"):
         evidence_of(Check.ALLOC_PAGE_TRACE)
 

@@ -9,8 +9,8 @@ LIMITED = ("setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock", "prlim
 
 PROGRAM = f"""
 import ctypes, mmap
-from memdiag_node.ebpf import page_trace
-from memdiag_node.ebpf.btf import Btf
+from memdiag_node.trace import page_trace
+from memdiag_node.kernel.btf import Btf
 from memdiag_node.host import HostRoots
 
 libc = ctypes.CDLL(None)

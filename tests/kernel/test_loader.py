@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memdiag_node.ebpf import loader
-from memdiag_node.ebpf.btf import Btf
-from memdiag_node.ebpf.loader import BpfError, BpfObject, ProgramInfoLayout
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.loader import BpfError, BpfObject, ProgramInfoLayout
 from support.bpf import loaded_programs, wait_until_gone
 
 COUNTER = """
@@ -27,14 +26,13 @@ int on_event(struct bpf_raw_tracepoint_args *ctx) {
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(loader, "_SOURCES", tmp_path)
     monkeypatch.setenv("BCC_KERNEL_SOURCE", "/nowhere")
     return tmp_path
 
 
 def test_a_program_counts_events_with_the_defines_it_was_given(sources: Path) -> None:
     (sources / "counter.bpf.c").write_text(COUNTER)
-    with BpfObject("counter.bpf.c", {"STEP": 3}) as bpf:
+    with BpfObject(sources / "counter.bpf.c", {"STEP": 3}) as bpf:
         bpf.attach_raw_tracepoint("sys_enter", "on_event")
         for _ in range(1000):
             Path("/").stat()
@@ -46,7 +44,7 @@ def test_a_program_counts_events_with_the_defines_it_was_given(sources: Path) ->
 def test_closing_frees_programs_and_maps_and_may_be_repeated(sources: Path) -> None:
     (sources / "counter.bpf.c").write_text(COUNTER)
     before = set(loaded_programs())
-    bpf = BpfObject("counter.bpf.c", {"STEP": 1})
+    bpf = BpfObject(sources / "counter.bpf.c", {"STEP": 1})
     bpf.attach_raw_tracepoint("sys_enter", "on_event")
     (program,) = [info.program_id for info in bpf.program_infos(ProgramInfoLayout.of(Btf.load()))]
     assert program not in before
@@ -59,7 +57,7 @@ def test_closing_frees_programs_and_maps_and_may_be_repeated(sources: Path) -> N
 def test_a_whole_hash_map_is_read_whatever_its_size(sources: Path) -> None:
     (sources / "counter.bpf.c").write_text(COUNTER)
     entry = np.dtype([("key", "<u4"), ("value", "<u8")])
-    with BpfObject("counter.bpf.c", {"STEP": 1}) as bpf:
+    with BpfObject(sources / "counter.bpf.c", {"STEP": 1}) as bpf:
         assert len(bpf.read_map("seen", entry)) == 0
         keys = np.arange(8000, dtype="<u4")
         bpf.update("seen", keys, keys.astype("<u8") * 7)
@@ -72,7 +70,7 @@ def test_a_whole_hash_map_is_read_whatever_its_size(sources: Path) -> None:
 
 def test_a_mapped_array_is_shared_with_the_kernel(sources: Path) -> None:
     (sources / "counter.bpf.c").write_text(COUNTER)
-    with BpfObject("counter.bpf.c", {"STEP": 1}) as bpf:
+    with BpfObject(sources / "counter.bpf.c", {"STEP": 1}) as bpf:
         bpf.table("shared")[bpf.table("shared").Key(2)] = bpf.table("shared").Leaf(99)
         assert np.frombuffer(bpf.mmap("shared", 32), "<u8", 4).tolist() == [0, 0, 99, 0]
 
@@ -82,7 +80,7 @@ def test_what_does_not_compile_is_an_error_with_the_compilers_words(
 ) -> None:
     (sources / "broken.bpf.c").write_text("int f(void *ctx) { return undefined_thing; }")
     with pytest.raises(BpfError, match=r"broken\.bpf\.c does not compile.*undefined_thing"):
-        BpfObject("broken.bpf.c", {})
+        BpfObject(sources / "broken.bpf.c", {})
     assert capfd.readouterr().err == ""
 
 
@@ -90,7 +88,10 @@ def test_what_the_verifier_refuses_is_an_error_with_its_words(sources: Path, cap
     (sources / "refused.bpf.c").write_text(
         "int f(struct bpf_raw_tracepoint_args *ctx) { return *(u64 *)(ctx->args[0] + ctx->args[1]); }"
     )
-    with BpfObject("refused.bpf.c", {}) as bpf, pytest.raises(BpfError, match=r"(?s)the kernel refuses f: .*R\d"):
+    with (
+        BpfObject(sources / "refused.bpf.c", {}) as bpf,
+        pytest.raises(BpfError, match=r"(?s)the kernel refuses f: .*R\d"),
+    ):
         bpf.attach_raw_tracepoint("sys_enter", "f")
     assert capfd.readouterr().err == ""
 
@@ -98,7 +99,7 @@ def test_what_the_verifier_refuses_is_an_error_with_its_words(sources: Path, cap
 def test_an_unknown_tracepoint_can_be_told_from_other_errors(sources: Path) -> None:
     (sources / "counter.bpf.c").write_text(COUNTER)
     with (
-        BpfObject("counter.bpf.c", {"STEP": 1}) as bpf,
+        BpfObject(sources / "counter.bpf.c", {"STEP": 1}) as bpf,
         pytest.raises(BpfError, match="no_such_tracepoint: No such file") as caught,
     ):
         bpf.attach_raw_tracepoint("no_such_tracepoint", "on_event")
@@ -107,5 +108,5 @@ def test_an_unknown_tracepoint_can_be_told_from_other_errors(sources: Path) -> N
 
 def test_an_unknown_map_is_named(sources: Path) -> None:
     (sources / "counter.bpf.c").write_text(COUNTER)
-    with BpfObject("counter.bpf.c", {"STEP": 1}) as bpf, pytest.raises(BpfError, match="no map nothing"):
+    with BpfObject(sources / "counter.bpf.c", {"STEP": 1}) as bpf, pytest.raises(BpfError, match="no map nothing"):
         bpf.map_fd("nothing")

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memdiag_node.ebpf import queues, sockets, trace_tables
-from memdiag_node.ebpf.btf import Btf
-from memdiag_node.ebpf.loader import BpfObject
-from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
 from memdiag_node.host import HostRoots
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.loader import BpfObject
+from memdiag_node.sockets import source as sockets
+from memdiag_node.trace import tables as trace_tables
+from memdiag_node.trace.page_trace import PageTrace, TraceSettings
+from memdiag_node.walker import walker as queues
 
 U32, U64 = np.dtype("<u4"), np.dtype("<u8")
 

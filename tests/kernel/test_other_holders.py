@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from memdiag_api.evidence import Holder, HolderKind
-from memdiag_node.ebpf.btf import Btf
 from memdiag_node.holders.registry import other_holders
-from memdiag_node.holders.sockets import SocketScanner
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.sockets.scanner import SocketScanner
 from planted.sockets import PAGE_BYTES, Planter
 from support.sockets import fds_of, holder_of, owner_of
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from memdiag_api.evidence import Holder, HolderKind
-from memdiag_node.ebpf.btf import Btf
 from memdiag_node.holders.page_pools import network_devices, pools_of
 from memdiag_node.holders.registry import other_holders
-from memdiag_node.holders.sockets import SocketScanner
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.sockets.scanner import SocketScanner
 from planted.sockets import PAGE_BYTES, Planter
 from support.bpf import XDP_PASS, receive
 from support.sockets import holder_of, owner_of

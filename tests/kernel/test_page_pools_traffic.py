@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from memdiag_api.evidence import Check, Evidence, Holder, HolderKind
-from memdiag_node.ebpf.btf import Btf
 from memdiag_node.holders.registry import other_holders
-from memdiag_node.holders.sockets import SocketScanner
 from memdiag_node.host import HostRoots
+from memdiag_node.kernel.btf import Btf
 from memdiag_node.run import Settings, measure
+from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.time_budget import Stop
 from planted.memory import MIB
 from planted.veth_xdp import INTERFACE, XdpReceiver

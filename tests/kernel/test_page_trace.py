@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from memdiag_api.evidence import Context, Stack, Trend
-from memdiag_node.analyze.stacks import fold_stacks
-from memdiag_node.analyze.traced import TraceResult
-from memdiag_node.ebpf import trace_tables
-from memdiag_node.ebpf.btf import Btf
-from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
 from memdiag_node.host import HostRoots
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.trace import tables as trace_tables
+from memdiag_node.trace.page_trace import PageTrace, TraceSettings
+from memdiag_node.trace.result import TraceResult
+from memdiag_node.trace.stacks import fold_stacks
 from planted.allocations import MIB, PAGE_BYTES, Allocator
 from planted.memory import PlantedMemory
 from support.bpf import receive_and_drop

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from memdiag_api.evidence import Trend
-from memdiag_node.analyze.stacks import fold_stacks
-from memdiag_node.analyze.verdict import Thresholds
-from memdiag_node.ebpf.btf import Btf
-from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
+from memdiag_node.conclusion.verdict import Thresholds
 from memdiag_node.host import HostRoots, read_host
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.trace.page_trace import PageTrace, TraceSettings
+from memdiag_node.trace.stacks import fold_stacks
 
 WINDOW_SECONDS = 3.0
 RUNS_OF_EACH = 2

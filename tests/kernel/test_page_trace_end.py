@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 # Traces until it is told otherwise; what it is told, it does inside the trace.
 _CHILD = """
 import ctypes, os, resource, signal, sys
-from memdiag_node.ebpf.btf import Btf
-from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from memdiag_node.host import HostRoots
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
@@ -32,10 +32,11 @@ with PageTrace(TraceSettings(duration_seconds=60), btf=Btf.load(), roots=HostRoo
     if how == "crash":
         ctypes.string_at(0)
     if how == "crash in the compiler":
-        from memdiag_node.ebpf.loader import BpfObject
+        from memdiag_node.kernel.loader import BpfObject
+        from memdiag_node.trace import page_trace
         import bcc
         bcc.lib.bpf_module_create_c_from_string = lambda *_: ctypes.string_at(0)
-        BpfObject("page_trace.bpf.c", {})
+        BpfObject(page_trace._SOURCE, {})
     if how == "out of memory":
         resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
         hoard = [bytearray(1 << 26) for _ in range(1000)]

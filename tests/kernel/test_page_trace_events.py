@@ -11,13 +11,14 @@ import numpy.typing as npt
 import pytest
 
 from memdiag_api.evidence import TraceCounters
-from memdiag_node.analyze.traced import BLOCK_DTYPE, GROUP_DTYPE, TraceResult
-from memdiag_node.ebpf import page_trace, trace_tables
-from memdiag_node.ebpf.btf import Btf
-from memdiag_node.ebpf.frame_layout import FrameLayout
-from memdiag_node.ebpf.loader import BpfObject
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.procfs.kpageflags import FrameKind
 from memdiag_node.procfs.memory_map import SECTION_FRAMES, FrameRange
+from memdiag_node.trace import page_trace
+from memdiag_node.trace import tables as trace_tables
+from memdiag_node.trace.frame_layout import FrameLayout
+from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, TraceResult
 from support.bpf import run_raw_tracepoint
 
 FIRST_PAGE = 0xFFFFEA0000000000
@@ -93,7 +94,7 @@ def interrupted_scratch(machine: Machine, levels: int) -> None:
 def machine() -> Iterator[Machine]:
     btf = Btf.load()
     with BpfObject(
-        "page_trace.bpf.c", {**page_trace._layout(btf), "SECTIONS": LAYOUT.sections, "CHUNKS": LAYOUT.chunks}
+        page_trace._SOURCE, {**page_trace._layout(btf), "SECTIONS": LAYOUT.sections, "CHUNKS": LAYOUT.chunks}
     ) as bpf:
         yield Machine(bpf, btf.size_bytes("page"))
 

@@ -7,11 +7,11 @@ same CPU, pipes are filled and emptied without a pause, so that the program runs
 import os
 import threading
 
-from memdiag_node.analyze.stacks import fold_stacks
-from memdiag_node.ebpf import trace_tables
-from memdiag_node.ebpf.btf import Btf
-from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
 from memdiag_node.host import HostRoots
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.trace import tables as trace_tables
+from memdiag_node.trace.page_trace import PageTrace, TraceSettings
+from memdiag_node.trace.stacks import fold_stacks
 from planted.allocations import MIB, Allocator
 from planted.veth_xdp import XdpReceiver
 

@@ -5,12 +5,12 @@ import time
 
 import pytest
 
-from memdiag_node.analyze.stacks import fold_stacks
-from memdiag_node.ebpf import trace_tables
-from memdiag_node.ebpf.btf import Btf
-from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
-from memdiag_node.ebpf.trace_tables import RawTrace
 from memdiag_node.host import HostRoots
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.trace import tables as trace_tables
+from memdiag_node.trace.page_trace import PageTrace, TraceSettings
+from memdiag_node.trace.stacks import fold_stacks
+from memdiag_node.trace.tables import RawTrace
 from planted.allocations import MIB, Allocator
 
 PLANTED_BYTES = 8 * MIB

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-from memdiag_node.ebpf.btf import Btf
-from memdiag_node.ebpf.loader import BpfObject
-from memdiag_node.ebpf.queues import queue_defines
-from memdiag_node.ebpf.sockets import SocketSource, socket_defines
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.loader import BpfObject
+from memdiag_node.sockets import source
+from memdiag_node.sockets.source import SocketSource, socket_defines
+from memdiag_node.walker import walker
+from memdiag_node.walker.walker import queue_defines
 from tools.cut_btf import LAYOUTS, CuttableBtf
 
 RECORDED = Path(__file__).parents[1] / "fixtures/btf/linux-5.10-x86_64.btf"
@@ -16,11 +18,11 @@ STEPS = 16
 def test_the_programs_for_linux_5_10_pass_the_verifier() -> None:
     """None of them is run."""
     btf = Btf.parse(RECORDED.read_bytes())
-    for source, defines, programs in (
-        ("sockets.bpf.c", socket_defines(btf), ("describe", "peek")),
-        ("queues.bpf.c", {**queue_defines(btf), "STEPS": STEPS}, ("walk",)),
+    for path, defines, programs in (
+        (source._SOURCE, socket_defines(btf), ("describe", "peek")),
+        (walker._SOURCE, {**queue_defines(btf), "STEPS": STEPS}, ("walk",)),
     ):
-        with BpfObject(source, defines) as loaded:
+        with BpfObject(path, defines) as loaded:
             for program in programs:
                 loaded.runnable(program)
 

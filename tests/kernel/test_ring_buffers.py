@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from memdiag_api.evidence import HolderKind
-from memdiag_node.analyze.join import join_blocks, unique_bytes
-from memdiag_node.ebpf.btf import Btf
-from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
+from memdiag_node.conclusion.join import join_blocks, unique_bytes
 from memdiag_node.holders.context import Held
 from memdiag_node.holders.registry import other_holders
-from memdiag_node.holders.sockets import SocketScanner
 from memdiag_node.host import HostRoots
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.sockets.scanner import SocketScanner
+from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from planted.allocations import MIB, PAGE_BYTES, Allocator
 from support.sockets import fds_of, owner_of
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from memdiag_node.analyze.queues import coverage_of, holders_of
-from memdiag_node.ebpf.btf import Btf
-from memdiag_node.ebpf.sockets import SocketSource
 from memdiag_node.holders.registry import other_holders
-from memdiag_node.holders.sockets import SocketScanner
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.sockets.holders import coverage_of, holders_of
+from memdiag_node.sockets.scanner import SocketScanner
+from memdiag_node.sockets.source import SocketSource
 from memdiag_node.time_budget import Stop
 from planted import traffic
 from planted.sockets import Planter

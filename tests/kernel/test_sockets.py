@@ -13,12 +13,12 @@ import numpy.typing as npt
 import pytest
 
 from memdiag_api.units import format_bytes
-from memdiag_node.analyze.breakdown import breakdown
-from memdiag_node.ebpf.btf import Btf
-from memdiag_node.ebpf.sockets import SocketSource
-from memdiag_node.holders.sockets import SocketScan, SocketScanner
+from memdiag_node.breakdown.classes import breakdown
+from memdiag_node.breakdown.reading import take_readings
 from memdiag_node.host import HostRoots
-from memdiag_node.procfs.reading import take_readings
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.sockets.scanner import SocketScan, SocketScanner
+from memdiag_node.sockets.source import SocketSource
 from planted.sockets import MIB, PAGE_BYTES, TCP_HEADER_BYTES, Planter
 from support.machine_noise import change_by, too_busy
 from support.sockets import fds_of, holder_at, holder_of, is_kept, queue_of
@@ -429,8 +429,8 @@ def test_there_are_as_many_more_blocks_of_that_order_in_kpageflags(scan: Callabl
 def test_processes_are_named_as_the_proc_of_the_scans_own_pid_namespace_does() -> None:
     script = (
         "import os, socket\n"
-        "from memdiag_node.ebpf.btf import Btf\n"
-        "from memdiag_node.holders.sockets import SocketScanner\n"
+        "from memdiag_node.kernel.btf import Btf\n"
+        "from memdiag_node.sockets.scanner import SocketScanner\n"
         "a, b = socket.socketpair()\n"
         "a.send(b'x')\n"
         "with SocketScanner(btf=Btf.load()) as scanner:\n"

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from memdiag_node.analyze.queues import holders_of
-from memdiag_node.ebpf.btf import Btf
-from memdiag_node.holders.sockets import SocketScan, SocketScanner
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.sockets.holders import holders_of
+from memdiag_node.sockets.scanner import SocketScan, SocketScanner
 from planted.sockets import Planter
 from support.sockets import owner_of
 

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import pytest
 
 from memdiag_api.evidence import Check, Evidence, NeedState
-from memdiag_node.ebpf.sockets import SocketSource
 from memdiag_node.host import HostRoots
 from memdiag_node.procfs.kpageflags import FrameTable
 from memdiag_node.procfs.memory_map import frames_in, read_memory_map
 from memdiag_node.run import Settings, measure
+from memdiag_node.sockets.source import SocketSource
 from memdiag_node.time_budget import Stop
 
 GRACE_SECONDS = 30

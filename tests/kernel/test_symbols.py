@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from memdiag_api.evidence import Context, NeedState
-from memdiag_node.analyze.stacks import first_name, fold_stacks
-from memdiag_node.ebpf import features, symbols
-from memdiag_node.ebpf.btf import Btf
-from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
-from memdiag_node.ebpf.symbols import SymbolReader, Symbols
 from memdiag_node.host import HostRoots
+from memdiag_node.kernel import symbols
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.symbols import SymbolReader, Symbols
+from memdiag_node.preflight import bpf as features
+from memdiag_node.trace.page_trace import PageTrace, TraceSettings
+from memdiag_node.trace.stacks import first_name, fold_stacks
 from planted.allocations import MIB, Allocator
 from support.capabilities import only
 
@@ -24,7 +25,7 @@ SETTINGS = TraceSettings(duration_seconds=2.0, cpu_budget_share=0)
 LOOKED_UP = 500
 NAME_OF = """
 import sys
-from memdiag_node.ebpf.symbols import SymbolReader, Symbols
+from memdiag_node.kernel.symbols import SymbolReader, Symbols
 address = int(sys.argv[1]) + 1
 with SymbolReader() as reader:
     print(Symbols(reader.lines).texts([address])[address])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from memdiag_api.evidence import Check, Evidence, Trend, VerdictKind
-from memdiag_node.analyze.verdict import Thresholds
+from memdiag_node.conclusion.verdict import Thresholds
 from memdiag_node.host import HostRoots
 from memdiag_node.run import Settings, measure
 from memdiag_node.time_budget import Stop

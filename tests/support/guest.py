@@ -30,7 +30,7 @@ _STARTED = "the guest's program starts"
 _START = f"""\
 #!/bin/sh
 echo "{_STARTED}"
-export PYTHONPATH=/source/operator:/source/node_runner:/source/tests
+export PYTHONPATH=/source/api:/source/operator:/source/node_runner:/source/tests
 exec python3 /source/tests/support/guest_program.py /dev/vdc
 """
 
@@ -124,7 +124,7 @@ def _pack_sources(work: Path) -> Path:
     start.write_text(_START)
     start.chmod(0o755)
     archive = work / "sources.tar"
-    folders = ["operator", "node_runner", "tests/planted", "tests/support"]
+    folders = ["api", "operator", "node_runner", "tests/planted", "tests/support"]
     subprocess.run(
         ["tar", "--create", f"--file={archive}", "--exclude=__pycache__", f"--directory={work}", "start",
          f"--directory={PROJECT}", *folders],

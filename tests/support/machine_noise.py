@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import pytest
 
 from memdiag_api.units import format_bytes
-from memdiag_node.analyze.breakdown import breakdown
+from memdiag_node.breakdown.classes import breakdown
+from memdiag_node.breakdown.reading import take_readings
 from memdiag_node.host import HostRoots
-from memdiag_node.procfs.reading import take_readings
 
 _SAMPLES_PER_SECOND = 4
 _REST_SECONDS = 0.5

@@ -1,6 +1,6 @@
 """A recorded trace: the tables as the kernel had them, before they are decoded.
 
-    PYTHONPATH=tests:node_runner:operator python tests/support/raw_trace.py     records it anew, as root
+    PYTHONPATH=tests:node_runner:api python tests/support/raw_trace.py     records it anew, as root
 
 What ran while it was recorded: 4 MiB into pipes in eight steps, a 4 MiB packet ring, page tables, and pipe churn.
 """
@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_node.ebpf.btf import Btf
-from memdiag_node.ebpf.page_trace import PageTrace, TraceSettings
-from memdiag_node.ebpf.trace_tables import CPU_DTYPE, FrameTally, RawTrace
 from memdiag_node.host import HostRoots
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.trace.page_trace import PageTrace, TraceSettings
+from memdiag_node.trace.tables import CPU_DTYPE, FrameTally, RawTrace
 from planted.allocations import Allocator
 from planted.memory import PlantedMemory
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from memdiag_api.evidence import Holder, Owner, Queue
-from memdiag_node.analyze.queues import holders_of
-from memdiag_node.holders.sockets import SocketScan
+from memdiag_node.sockets.holders import holders_of
+from memdiag_node.sockets.scanner import SocketScan
 
 
 def owner_of(pid: int) -> Owner | None:

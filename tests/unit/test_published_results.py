@@ -35,9 +35,9 @@ from memdiag_api.evidence import (
     Window,
 )
 from memdiag_api.framing import MAX_LOG_BYTES
-from memdiag_node.analyze.doubts import Doubt
-from memdiag_node.analyze.findings import Holding, Measurements, conclude
-from memdiag_node.analyze.verdict import Thresholds
+from memdiag_node.conclusion.conclude import Holding, Measurements, conclude
+from memdiag_node.conclusion.doubts import Doubt
+from memdiag_node.conclusion.verdict import Thresholds
 from memdiag_node.publish import Output, publish
 from memdiag_operator.decide.results import check_document
 

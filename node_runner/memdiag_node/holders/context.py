@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Holder, Owner
-from memdiag_node.ebpf.queues import Status
-from memdiag_node.holders.sockets import SocketScan, SocketScanner, pinned_blocks
-from memdiag_node.holders.walks import Walked, Walks
+from memdiag_node.sockets.scanner import SocketScan, SocketScanner, pinned_blocks
+from memdiag_node.walker.walker import Status
+from memdiag_node.walker.walks import Walked, Walks
 
 MAX_OWNERS = 16
 MAX_FDS = 64

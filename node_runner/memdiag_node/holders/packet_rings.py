@@ -7,8 +7,8 @@ and is left out.
 import numpy as np
 
 from memdiag_api.evidence import Holder, HolderKind
-from memdiag_node.ebpf.queues import ITEM_DTYPE, Kind
 from memdiag_node.holders.context import Held, HolderContext, kernel_blocks
+from memdiag_node.walker.walker import ITEM_DTYPE, Kind
 
 _POINTER_BYTES = 8
 

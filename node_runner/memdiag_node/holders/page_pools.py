@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from memdiag_api.evidence import Holder, HolderKind
 from memdiag_api.units import format_bytes
-from memdiag_node.ebpf.kernel_lists import list_entries
-from memdiag_node.ebpf.sockets import SocketSource
 from memdiag_node.holders.context import Held, HolderContext, OtherHolders
-from memdiag_node.holders.sockets import PINNED_DTYPE, SocketScan, pinned_blocks
+from memdiag_node.kernel.lists import list_entries
 from memdiag_node.procfs.text import printable
+from memdiag_node.sockets.scanner import PINNED_DTYPE, SocketScan, pinned_blocks
+from memdiag_node.sockets.source import SocketSource
 
 _MAX_ORDER = 16
 _STARTS = 4_096

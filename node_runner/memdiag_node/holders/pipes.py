@@ -4,11 +4,11 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Holder, HolderKind
-from memdiag_node.ebpf.queues import ITEM_DTYPE, Kind
-from memdiag_node.ebpf.sockets import FOUND_PIPE
-from memdiag_node.ebpf.tally import unique_blocks
 from memdiag_node.holders.context import Held, HolderContext
-from memdiag_node.holders.sockets import pinned_blocks
+from memdiag_node.sockets.scanner import pinned_blocks
+from memdiag_node.sockets.source import FOUND_PIPE
+from memdiag_node.walker.tally import unique_blocks
+from memdiag_node.walker.walker import ITEM_DTYPE, Kind
 
 _PIPES_AT_ONCE = 1 << 16
 """What a walk came to takes some 150 bytes a pipe, also of the empty ones: a node may have millions."""

@@ -6,7 +6,7 @@ from memdiag_api.evidence import Owner
 from memdiag_node.attempts import first_line
 from memdiag_node.holders import packet_rings, page_pools, pipes, ring_buffers
 from memdiag_node.holders.context import Held, HolderContext, OtherHolders
-from memdiag_node.holders.sockets import SocketScan, SocketScanner
+from memdiag_node.sockets.scanner import SocketScan, SocketScanner
 
 HOLDER_KINDS: tuple[Callable[[HolderContext], list[Held]], ...] = (
     pipes.find,

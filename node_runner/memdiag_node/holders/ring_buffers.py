@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Holder, HolderKind
-from memdiag_node.ebpf.queues import ITEM_DTYPE, Kind
-from memdiag_node.ebpf.sockets import FOUND_BPF_MAP, FOUND_PERF_EVENT
 from memdiag_node.holders.context import Held, HolderContext
-from memdiag_node.holders.sockets import PINNED_DTYPE
+from memdiag_node.sockets.scanner import PINNED_DTYPE
+from memdiag_node.sockets.source import FOUND_BPF_MAP, FOUND_PERF_EVENT
+from memdiag_node.walker.walker import ITEM_DTYPE, Kind
 
 _POINTER_BYTES = 8
 _MAX_PAGES = 1 << 24  # 64 GiB: a count beyond it was read from a buffer that is gone

@@ -1,1 +1,1 @@
-"""Kernel text files: pure parsers over bytes, and the readers that find the files under a given root."""
+"""Parsers of kernel text: bytes in, typed records out."""

@@ -27,4 +27,4 @@ def test_it_needs_nothing_installed() -> None:
     run = subprocess.run(
         [sys.executable, "-S", "-c", program], cwd=PROJECT, env={}, capture_output=True, text=True, check=True
     )
-    assert run.stdout.strip() == str(PROJECT / "operator/memdiag_api/units.py")
+    assert run.stdout.strip() == str(PROJECT / "api/memdiag_api/units.py")

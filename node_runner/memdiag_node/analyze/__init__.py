@@ -1,1 +1,0 @@
-"""From records to findings: pure functions, no I/O."""

@@ -1,0 +1,1 @@
+"""Used memory by class."""

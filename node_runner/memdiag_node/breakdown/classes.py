@@ -1,0 +1,155 @@
+"""Where the node's memory is: application, kernel and free memory that add up to MemTotal.
+
+Nothing in the kernel counts allocpage, the pages that kernel code takes straight from the buddy allocator. It is what
+is left of MemTotal when every other use is taken away:
+
+    AllocPage = MemTotal
+              - MemFree - pages on per-CPU free lists
+              - pages on the LRU lists, the unevictable one too, and those isolated from them for a moment
+              - Hugetlb - the huge zero page
+              - Slab - PageTables - SecPageTables
+              - vmalloc (kernel stacks are part of it) - (Percpu - its first chunk, which lies outside MemTotal)
+              - zsmalloc - the descriptions of hot-plugged memory - a balloon that is still inside MemTotal
+
+docs/breakdown.md gives the reason for each term and the measured error. The counters have no common moment, and pages
+wander between them while they are read; so several readings are taken, and the one whose AllocPage is the median is
+shown, whole. Where free pages are reported to a hypervisor it is the lower quartile: pages that are being reported are
+on no list, so that each reading of that moment has too much AllocPage, and none has too little.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from memdiag_api.evidence import Breakdown, MemoryClass
+from memdiag_node.breakdown.reading import MemoryReading
+
+Group = Literal["Application", "Kernel", "Free"]
+
+_GROUPS: dict[str, Group] = {
+    "AnonPages": "Application",
+    "FileCache": "Application",
+    "Shmem": "Application",
+    "Hugetlb": "Application",
+    "HugeZeroPage": "Application",
+    "AllocPage": "Kernel",
+    "SUnreclaim": "Kernel",
+    "SReclaimable": "Kernel",
+    "Vmalloc": "Kernel",
+    "KernelStack": "Kernel",
+    "PageTables": "Kernel",
+    "SecPageTables": "Kernel",
+    "Percpu": "Kernel",
+    "Zsmalloc": "Kernel",
+    "Memmap": "Kernel",
+    "Balloon": "Kernel",
+    "MemFree": "Free",
+    "PerCpuLists": "Free",
+}
+
+# When a torn reading leaves AllocPage below zero, pages were counted twice; these classes are where pages move fastest.
+_GIVING = ("PerCpuLists", "MemFree", "FileCache")
+
+
+def breakdown(readings: Sequence[MemoryReading], *, earlier: Sequence[MemoryReading] = ()) -> Breakdown:
+    """A typical reading, in classes that add up to its MemTotal: the largest of a group first, empty ones left out.
+
+    `earlier` are readings of the window's start, for the change of AllocPage. Raises ValueError without readings.
+    """
+    if not readings:
+        raise ValueError("a breakdown needs at least one reading")
+    typical = _typical(readings)
+    sizes = class_sizes(typical)
+    change_bytes = sizes["AllocPage"] - class_sizes(_typical(earlier))["AllocPage"] if earlier else 0
+    groups = list(dict.fromkeys(_GROUPS.values()))
+    shown = sorted(sizes.items(), key=lambda item: (groups.index(_GROUPS[item[0]]), -item[1]))
+    return Breakdown(
+        mem_total_bytes=typical.meminfo.mem_total_bytes,
+        classes=[MemoryClass(name=name, group=_GROUPS[name], size_bytes=size) for name, size in shown if size],
+        alloc_page_bytes=sizes["AllocPage"],
+        alloc_page_error_bytes=_half_spread_bytes(readings)
+        + typical.surroundings.first_chunk_error_bytes
+        + typical.surroundings.unfolded_error_bytes,
+        alloc_page_change_bytes=change_bytes,
+    )
+
+
+def alloc_page_bytes(reading: MemoryReading) -> int:
+    """AllocPage by the formula above; below zero when the reading is torn by more than there is."""
+    return reading.meminfo.mem_total_bytes - sum(_counted(reading).values())
+
+
+def class_sizes(reading: MemoryReading) -> dict[str, int]:
+    """Bytes by class, none below zero, adding up to MemTotal."""
+    sizes = _counted(reading)
+    rest_bytes = reading.meminfo.mem_total_bytes - sum(sizes.values())
+    sizes["AllocPage"] = max(0, rest_bytes)
+    missing_bytes = max(0, -rest_bytes)
+    for name in (*_GIVING, *sizes):
+        given_bytes = min(missing_bytes, sizes[name])
+        sizes[name] -= given_bytes
+        missing_bytes -= given_bytes
+    return sizes
+
+
+def _counted(reading: MemoryReading) -> dict[str, int]:
+    """Bytes of every class that the kernel counts, each page in one class, none below zero."""
+    meminfo, vmstat, surroundings = reading.meminfo, reading.vmstat, reading.surroundings
+    page = surroundings.page_size_bytes
+    user_bytes = meminfo.lru_bytes + vmstat.isolated_pages * page
+    # The LRU lists hold three kinds of pages. AnonPages and Shmem are counted; what remains is cache of files and of
+    # block devices, and swapped-in pages that nobody maps.
+    anon_bytes = min(meminfo.anon_bytes, user_bytes)
+    shmem_bytes = min(meminfo.shmem_bytes, user_bytes - anon_bytes)
+    stack_bytes = meminfo.kernel_stack_bytes
+    if surroundings.stacks_in_vmalloc:
+        stack_bytes = min(stack_bytes, reading.vmalloc_bytes)
+    return {
+        "AnonPages": anon_bytes,
+        "Shmem": shmem_bytes,
+        "FileCache": user_bytes - anon_bytes - shmem_bytes,
+        "Hugetlb": meminfo.hugetlb_bytes,
+        "HugeZeroPage": surroundings.huge_page_bytes if vmstat.huge_zero_pages_made else 0,
+        "SReclaimable": meminfo.slab_reclaimable_bytes,
+        "SUnreclaim": meminfo.slab_unreclaimable_bytes,
+        "KernelStack": stack_bytes,
+        "Vmalloc": reading.vmalloc_bytes - (stack_bytes if surroundings.stacks_in_vmalloc else 0),
+        "PageTables": meminfo.page_table_bytes,
+        "SecPageTables": meminfo.secondary_page_table_bytes,
+        "Percpu": max(0, meminfo.percpu_bytes - surroundings.first_chunk_bytes),
+        "Zsmalloc": vmstat.zsmalloc_pages * page,
+        "Memmap": vmstat.memmap_pages * page,
+        "Balloon": _balloon_bytes(reading),
+        "MemFree": meminfo.mem_free_bytes,
+        "PerCpuLists": reading.per_cpu_list_bytes,
+    }
+
+
+def _balloon_bytes(reading: MemoryReading) -> int:
+    """The balloon's part of MemTotal, by meminfo's own figure where it has one."""
+    if not reading.surroundings.balloon_in_total:
+        return 0
+    if reading.meminfo.balloon_bytes is not None:
+        return reading.meminfo.balloon_bytes
+    return reading.vmstat.balloon_pages * reading.surroundings.page_size_bytes
+
+
+def _typical(readings: Sequence[MemoryReading]) -> MemoryReading:
+    """The reading whose AllocPage is the median, or the lower quartile: see above."""
+    in_order = sorted(readings, key=alloc_page_bytes)
+    return in_order[len(in_order) // (4 if _overstate(readings) else 2)]
+
+
+def _half_spread_bytes(readings: Sequence[MemoryReading]) -> int:
+    """Half the distance between the quartiles: on a busy node one reading in eight jumps, far from the median.
+
+    Where only too much can be read, between the lowest and the median.
+    """
+    sizes = sorted(map(alloc_page_bytes, readings))
+    cut = len(sizes) // 4
+    lowest, highest = (sizes[0], sizes[len(sizes) // 2]) if _overstate(readings) else (sizes[cut], sizes[-1 - cut])
+    return (highest - lowest) // 2
+
+
+def _overstate(readings: Sequence[MemoryReading]) -> bool:
+    """Whether some of them may have too much AllocPage, and none too little."""
+    return readings[0].surroundings.free_pages_reported

@@ -1,0 +1,92 @@
+"""Every memory cgroup of the node, and the container that it is, read from the kernel's own tree.
+
+The file system shows it only to who has the host's cgroup namespace and mounts, which a runner pod has not.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.layout import Field, optional_offsets
+from memdiag_node.kernel.lists import list_entries
+from memdiag_node.procfs.cgroup import ContainerIdentity, parse_cgroup
+from memdiag_node.sockets.source import SocketSource
+
+_MAX_DEPTH = 64
+_MAX_GROUPS = 1 << 16
+_NAME_BYTES = 160  # a container's is 85 bytes: cri-containerd-<64 digits>.scope
+_FIELDS: tuple[Field, ...] = (
+    ("TASK_CGROUPS", "task_struct", "cgroups"),
+    ("CSS_SET_SUBSYSTEMS", "css_set", "subsys"),
+    ("CSS_PARENT", "cgroup_subsys_state", "parent"),
+    ("CSS_CHILDREN", "cgroup_subsys_state", "children"),
+    ("CSS_SIBLING", "cgroup_subsys_state", "sibling"),
+    ("CSS_CGROUP", "cgroup_subsys_state", "cgroup"),
+    ("CGROUP_NODE", "cgroup", "kn"),
+    ("NODE_ID", "kernfs_node", "id"),
+    ("NODE_NAME", "kernfs_node", "name"),
+)
+
+
+def memory_cgroup_layout(btf: Btf) -> dict[str, int]:
+    """Where in the kernel's structures the tree lies; empty on a kernel without memory cgroups."""
+    if not btf.has_struct("mem_cgroup"):
+        return {}
+    layout = optional_offsets(btf, "HAS_MEMORY_CGROUPS", _FIELDS)
+    if layout:
+        layout["CSS_SET_MEMORY"] = layout["CSS_SET_SUBSYSTEMS"] + 8 * btf.enum_value("memory_cgrp_id")
+    return layout
+
+
+def container_cgroups(source: SocketSource, at: Mapping[str, int]) -> dict[int, ContainerIdentity]:
+    """The container of each memory cgroup that is one, or lies in one, by its inode.
+
+    `at` is that of `memory_cgroup_layout`, taken beforehand so that no BTF need stay in memory.
+    """
+    if not at:
+        return {}
+    group = _root(source, at)
+    paths = {group: b""}
+    level = np.array([group], "<u8")
+    containers: dict[int, ContainerIdentity] = {}
+    for _ in range(_MAX_DEPTH):
+        level = list_entries(source, level + np.uint64(at["CSS_CHILDREN"])) - np.uint64(at["CSS_SIBLING"])
+        parents = source.peek(level + np.uint64(at["CSS_PARENT"]))
+        known = np.isin(parents, np.fromiter(paths, "<u8"))  # not so for the head of a list that changed meanwhile
+        level, parents = level[known], parents[known]
+        if not len(level) or len(paths) > _MAX_GROUPS:
+            break
+        nodes = source.peek(source.peek(level + np.uint64(at["CSS_CGROUP"])) + np.uint64(at["CGROUP_NODE"]))
+        inodes = source.peek(nodes + np.uint64(at["NODE_ID"]))
+        names = _texts(source, source.peek(nodes + np.uint64(at["NODE_NAME"])))
+        for group, parent, inode, name in zip(level.tolist(), parents.tolist(), inodes.tolist(), names, strict=True):
+            paths[group] = paths[parent] + b"/" + name.replace(b"\n", b"?")
+            identity = parse_cgroup(b"0::" + paths[group])
+            if identity.container_id or identity.pod_uid:
+                containers[inode] = identity
+    return containers
+
+
+def _root(source: SocketSource, at: Mapping[str, int]) -> int:
+    """The root of the memory cgroups (its cgroup_subsys_state), by way of this process's own."""
+    source.peek([1])  # whatever stands there: the run says which task this is
+
+    def word(address: int) -> int:
+        return int(source.peek([address])[0])
+
+    group = word(word(source.fact("current_task") + at["TASK_CGROUPS"]) + at["CSS_SET_MEMORY"])
+    for _ in range(_MAX_DEPTH):
+        parent = word(group + at["CSS_PARENT"])
+        if not parent:
+            break
+        group = parent
+    return group
+
+
+def _texts(source: SocketSource, addresses: npt.NDArray[np.uint64]) -> list[bytes]:
+    """The text at each address, up to its end or _NAME_BYTES."""
+    words = addresses[:, np.newaxis] + np.arange(0, _NAME_BYTES, 8, dtype="<u8")
+    rows = source.peek(words.reshape(-1)).reshape(words.shape)
+    return [row.tobytes().split(b"\0")[0] for row in rows]

@@ -1,0 +1,64 @@
+"""The census of page frames as the document has it: blocks by order, charges by container (pure)."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_api.evidence import Census, CensusShare, CompoundBlocks
+from memdiag_node.census.frames import HELD_DTYPE, ChargedFrames, FrameCensus
+from memdiag_node.procfs.cgroup import ContainerIdentity
+
+_MAX_SHARES = 32
+_NO_CONTAINER = ContainerIdentity("", "")
+
+
+def held_frames(
+    holders: Sequence[npt.NDArray[np.void]], *, first_page: int, struct_page_bytes: int
+) -> npt.NDArray[np.void]:
+    """The frames of these holders' blocks (fields page and order), as HELD_DTYPE, each block once."""
+    blocks = np.concatenate(holders) if holders else np.empty(0, [("page", "<u8"), ("order", "u1")])
+    pages, first = np.unique(blocks["page"], return_index=True)
+    held = np.zeros(len(pages), HELD_DTYPE)
+    held["frame"] = (pages - np.uint64(first_page)) // np.uint64(struct_page_bytes)
+    held["frames"] = np.uint64(1) << blocks["order"][first].astype(np.uint64)
+    return held
+
+
+def census_of(counted: FrameCensus, containers: Mapping[int, ContainerIdentity], *, page_bytes: int) -> Census:
+    """The document's census. `containers`: which container a memory cgroup is, by its inode."""
+    return Census(
+        compound=[
+            CompoundBlocks(
+                order=order,
+                blocks=int(counted.blocks[order]),
+                size_bytes=int(counted.frames[order]) * page_bytes,
+                held_bytes=int(counted.held_frames[order]) * page_bytes if counted.knows_holders else None,
+            )
+            for order in np.flatnonzero(counted.blocks).tolist()
+        ],
+        charged=_shares(counted, containers, page_bytes)[:_MAX_SHARES] if counted.knows_charges else None,
+        scanned_share=counted.scanned_share,
+        scan_seconds=counted.scan_seconds,
+    )
+
+
+def _shares(counted: FrameCensus, containers: Mapping[int, ContainerIdentity], page_bytes: int) -> list[CensusShare]:
+    """One for each container, its own cgroups together, and one for all that are no container's; largest first."""
+    by_container: dict[ContainerIdentity, ChargedFrames] = {}
+    for inode, frames in counted.charged.items():
+        total = by_container.setdefault(containers.get(inode, _NO_CONTAINER), ChargedFrames())
+        total.single += frames.single
+        total.compound += frames.compound
+        total.held += frames.held
+    shares = [
+        CensusShare(
+            container_id=identity.container_id,
+            pod_uid=identity.pod_uid,
+            single_bytes=frames.single * page_bytes,
+            compound_bytes=frames.compound * page_bytes,
+            held_bytes=frames.held * page_bytes if counted.knows_holders else None,
+        )
+        for identity, frames in by_container.items()
+    ]
+    return sorted(shares, key=lambda share: -(share.single_bytes + share.compound_bytes))

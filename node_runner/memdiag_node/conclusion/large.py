@@ -1,0 +1,149 @@
+"""Memory that is too large for a "no" and that no check explains: by class of the breakdown (pure)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from memdiag_api.evidence import Breakdown, Census, Holder, HolderKind, Stack
+from memdiag_api.process_name import shown_process
+from memdiag_api.units import format_bytes
+from memdiag_node.conclusion.suspects import PinnedTogether
+from memdiag_node.trace.stacks import ALLOC_PAGE
+
+OTHER_CLASSES = ("SUnreclaim", "Vmalloc", "Percpu", "Shmem")
+"""Classes beside AllocPage that can leak. No check looks into them yet."""
+_KINDS = {
+    HolderKind.SOCKET: "socket",
+    HolderKind.PIPE: "pipe",
+    HolderKind.PAGE_POOL: "page pool",
+    HolderKind.PACKET_RING: "packet ring",
+    HolderKind.RING_BUFFER: "ring buffer",
+}
+_MAX_PARTS = 4
+_PART_SHARE = 0.1
+_ID_SHOWN = 12
+_MAX_NAME = 256
+
+
+@dataclass(frozen=True, slots=True)
+class LargePart:
+    """So much of one class, and why it is not explained."""
+
+    size_bytes: int
+    sentence: str
+    """Without a full stop."""
+    advice: str
+    reasons: tuple[str, ...] = ()
+    holder: int | None = None
+    """Index of the holder that the sentence names."""
+    stack: int | None = None
+    """Index of the stack that a reason names."""
+
+
+def other_classes(breakdown: Breakdown) -> Iterator[LargePart]:
+    """Each of OTHER_CLASSES as it is: nobody is known to hold a part of it."""
+    for one in breakdown.classes:
+        if one.name in OTHER_CLASSES:
+            yield LargePart(
+                one.size_bytes,
+                f"{one.name} has {format_bytes(one.size_bytes)} that no check explains",
+                advice=_ADVICE[one.name],
+            )
+
+
+_ADVICE = {
+    "SUnreclaim": "Look at slabtop: which kernel objects there are most of, and whether their number grows.",
+    "Vmalloc": "Look at /proc/vmallocinfo: which kernel functions allocated the most, and whether it grows.",
+    "Percpu": "Look at how many cgroups, network interfaces and BPF maps there are, and whether their number grows.",
+    "Shmem": "Look at what is in tmpfs mounts (df -t tmpfs) and in shared memory (ipcs -m): files stay until deleted.",
+}
+
+
+def unheld(breakdown: Breakdown, held_bytes: int, stacks: Sequence[Stack], census: Census | None) -> LargePart:
+    """The part of AllocPage that is in no known holder. `held_bytes`: the part that is."""
+    size_bytes = breakdown.alloc_page_bytes - held_bytes
+    stack = max(range(len(stacks)), key=lambda index: _unheld_bytes(stacks[index]), default=None)
+    taken_bytes = _unheld_bytes(stacks[stack]) if stack is not None else 0
+    reasons = list(_where(census, size_bytes)) if census else []
+    if stack is not None and taken_bytes >= _PART_SHARE * size_bytes:
+        frame = stacks[stack].frames[0] if stacks[stack].frames else "an unknown stack"
+        reasons.insert(0, f"{format_bytes(taken_bytes)} of it were allocated in the window through {frame}")
+    else:
+        stack = None
+    return LargePart(
+        size_bytes,
+        f"AllocPage has {format_bytes(breakdown.alloc_page_bytes)}; {format_bytes(size_bytes)} of it are neither held "
+        "by a known holder nor growing now",
+        reasons=tuple(reasons),
+        advice="Find out what allocates there: see the call stack in the reasons."
+        if stack is not None
+        else "It was allocated before the window. Trace for longer while the workload runs, so that growth shows, "
+        "or look at what drivers and other kernel users preallocate.",
+        stack=stack,
+    )
+
+
+def held(
+    holders: Sequence[Holder], stuck: Sequence[int], pinned_together: PinnedTogether, held_bytes: int
+) -> LargePart | None:
+    """The part of AllocPage that is in known holders, and who has the most. None when nobody has any."""
+    groups: dict[object, list[int]] = {}
+    for index in set(range(len(holders))) - set(stuck):
+        holder = holders[index]
+        owner = holder.owners[0].pid if holder.owners else f"holder {index}"
+        groups.setdefault((holder.kind, owner), []).append(index)
+    if not groups:
+        return None
+    sizes = {key: _size_bytes(holders, group, pinned_together) for key, group in groups.items()}
+    largest = max(sizes, key=lambda key: sizes[key])
+    group = groups[largest]
+    first = max(group, key=lambda index: holders[index].pinned_bytes)
+    return LargePart(
+        held_bytes,
+        f"known holders keep {format_bytes(held_bytes)} of AllocPage, {_name(holders, first, group)} the most "
+        f"({format_bytes(sizes[largest])}), and no check tells whether it is needed",
+        advice="Look at the holders below: what they keep comes back when they read, send or close.",
+        holder=first,
+    )
+
+
+def _size_bytes(holders: Sequence[Holder], group: Sequence[int], pinned_together: PinnedTogether) -> int:
+    """A page pool's blocks are not known one by one: its own figure counts where that is more."""
+    return max(pinned_together(group), *(holders[index].pinned_bytes for index in group))
+
+
+def _name(holders: Sequence[Holder], first: int, group: Sequence[int]) -> str:
+    holder, count = holders[first], sum(holders[index].summed for index in group)
+    what = f"a {_KINDS[holder.kind]}" if count == 1 else f"{count} {_KINDS[holder.kind]}s"
+    if holder.owners:
+        owner = holder.owners[0]
+        return f"{shown_process(owner.comm, owner.pid)} in {what}"
+    return (holder.description or what)[:_MAX_NAME]
+
+
+def _unheld_bytes(stack: Stack) -> int:
+    return stack.outstanding_bytes - stack.explained_bytes if stack.memory_class == ALLOC_PAGE else 0
+
+
+def _where(census: Census, unexplained_bytes: int) -> Iterator[str]:
+    """What the census says of the unexplained part: bounds from above, those that are a tenth of it or more.
+
+    A census that was cut short has bounds only for the frames that it looked at, and says so.
+    """
+    parts = [
+        (blocks.size_bytes - blocks.held_bytes, f"are blocks of order {blocks.order}")
+        for blocks in census.compound
+        if blocks.held_bytes is not None
+    ]
+    parts += [
+        (
+            share.single_bytes + share.compound_bytes - share.held_bytes,
+            f"are charged to container {share.container_id[:_ID_SHOWN]}",
+        )
+        for share in census.charged or ()
+        if share.container_id and share.held_bytes is not None
+    ]
+    is_whole = census.scanned_share >= 1
+    frames = "" if is_whole else f"in the {census.scanned_share:.0%} of page frames that were looked at, "
+    for size_bytes, what in sorted(parts, reverse=True)[:_MAX_PARTS]:
+        if size_bytes >= _PART_SHARE * unexplained_bytes * census.scanned_share:
+            yield f"{frames}at most {format_bytes(size_bytes)} of it {what} and in no known holder"

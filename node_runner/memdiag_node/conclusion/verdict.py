@@ -1,0 +1,364 @@
+"""The verdict: one rule for each answer, decided from the evidence alone. docs/verdicts.md says the same for users."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from memdiag_api.evidence import (
+    Breakdown,
+    Census,
+    Check,
+    Confidence,
+    Holder,
+    Owner,
+    Queue,
+    ScanCoverage,
+    Stack,
+    SuspectScope,
+    Trace,
+    Trend,
+    Verdict,
+    VerdictKind,
+)
+from memdiag_api.process_name import shown_process
+from memdiag_api.units import format_bytes
+from memdiag_node.conclusion.doubts import (
+    Doubt,
+    census_doubts,
+    check_doubts,
+    name_doubts,
+    scan_doubts,
+    trace_doubts,
+)
+from memdiag_node.conclusion.large import LargePart, held, other_classes, unheld
+from memdiag_node.conclusion.suspects import StuckSockets, find_suspect, of_node, stuck_holders
+from memdiag_node.trace.stacks import first_name
+
+MIB = 1 << 20
+_MAX_TEXT = 1024
+_MAX_REASONS = 16
+_ID_SHOWN = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """From which size on a finding matters: the larger of a floor and a share of the node's memory.
+
+    The floors keep small machines quiet: a healthy node's queues and caches move by some MiB all the time, and its
+    slab alone has 50 to 150 MiB. The shares keep large ones quiet: 0.1 % of 512 GiB is what a busy server's queues hold
+    in passing.
+    """
+
+    suspect_floor_bytes: int = 16 * MIB
+    suspect_share: float = 0.001
+    large_floor_bytes: int = 256 * MIB
+    large_share: float = 0.02
+    stuck_floor_seconds: float = 1.0
+
+    def suspect_bytes(self, mem_total_bytes: int) -> int:
+        """Bytes from which on pinned or growing memory makes a suspect."""
+        return max(self.suspect_floor_bytes, round(self.suspect_share * mem_total_bytes))
+
+    def large_bytes(self, mem_total_bytes: int) -> int:
+        """Bytes of a class from which on nobody may say that there is no leak, unless a check explains them."""
+        return max(self.large_floor_bytes, round(self.large_share * mem_total_bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the verdict rests on."""
+
+    mem_total_bytes: int
+    checks: Sequence[Check]
+    """The checks that could be made."""
+    interrupted: bool
+    window_seconds: float
+    """Time between the two looks at the sockets, about."""
+    breakdown: Breakdown | None = None
+    census: Census | None = None
+    coverage: ScanCoverage | None = None
+    trace: Trace | None = None
+    stacks: Sequence[Stack] = field(default_factory=tuple)
+    holders: Sequence[Holder] = field(default_factory=tuple)
+    held_bytes: int = 0
+    """Of allocpage: known to be in a holder."""
+    pinned_together_bytes: Callable[[Sequence[int]], int] | None = None
+    """What these holders pin together, blocks that they share counted once; None: they share none."""
+    doubts: Sequence[Doubt] = ()
+    """What else the run did not see, beside what `checks`, `coverage`, `trace` and `census` say."""
+
+    def pinned_together(self, holders: Sequence[int]) -> int:
+        """Bytes that the holders with these indexes pin together."""
+        if self.pinned_together_bytes is not None:
+            return self.pinned_together_bytes(holders)
+        return sum(self.holders[index].pinned_bytes for index in holders)
+
+
+def decide_verdict(findings: Findings, thresholds: Thresholds) -> Verdict:
+    """The first rule that applies: a leak, a reason why none can be ruled out, no leak."""
+    stuck = stuck_holders(findings.holders, thresholds.stuck_floor_seconds)
+    together = of_node(findings.holders, stuck, findings.pinned_together)
+    doubts = _doubts(findings, thresholds, together)
+    return (
+        _pinned(findings, thresholds, stuck)
+        or _growing(findings, thresholds)
+        or _large(findings, thresholds, together, doubts)
+        or _doubtful(findings, thresholds, together, doubts)
+        or _no_leak(findings, thresholds, doubts)
+    )
+
+
+def _doubts(findings: Findings, thresholds: Thresholds, together: StuckSockets) -> list[Doubt]:
+    """Everything that keeps the run from saying "no" with confidence, what forbids it first."""
+    suspect_bytes = thresholds.suspect_bytes(findings.mem_total_bytes)
+    doubts = list(
+        check_doubts(
+            findings.checks,
+            window_seconds=findings.window_seconds,
+            stuck_seconds=thresholds.stuck_floor_seconds,
+        )
+    )
+    if together.pinned_bytes >= suspect_bytes:
+        doubts.append(_pinned_by_many(together, suspect_bytes))
+    if findings.coverage:
+        holders = [findings.holders[index] for index in together.holders]
+        doubts += scan_doubts(findings.coverage, holders, suspect_bytes=suspect_bytes)
+    if findings.trace:
+        doubts += trace_doubts(findings.trace, findings.breakdown, suspect_bytes=suspect_bytes)
+    doubts += name_doubts(findings.stacks, suspect_bytes=suspect_bytes)
+    if findings.census:
+        doubts += census_doubts(findings.census)
+    if findings.interrupted:
+        doubts.append(Doubt("the window was ended early", forbids_no=False))
+    doubts += findings.doubts
+    return sorted(doubts, key=lambda doubt: not doubt.forbids_no)
+
+
+def _pinned_by_many(together: StuckSockets, limit_bytes: int) -> Doubt:
+    """Stuck sockets that have nothing in common but the node: much is pinned, and nobody is the suspect."""
+    return Doubt(
+        f"{together.sockets} stuck sockets of the node together pin {format_bytes(together.pinned_bytes)} of AllocPage "
+        f"with {format_bytes(together.unread_bytes)} unread for at least {together.stuck_seconds:.0f} s, but those of "
+        f"no process, container or pod pin {format_bytes(limit_bytes)}",
+        forbids_no=True,
+    )
+
+
+def _confidence(findings: Findings, *, is_complete: bool = True) -> Confidence:
+    """Of a leak that was found."""
+    is_whole = is_complete and not findings.interrupted and set(findings.checks) >= set(Check)
+    return Confidence.HIGH if is_whole else Confidence.MEDIUM
+
+
+def _pinned(findings: Findings, thresholds: Thresholds, stuck: Sequence[int]) -> Verdict | None:
+    limit_bytes = thresholds.suspect_bytes(findings.mem_total_bytes)
+    suspect = find_suspect(findings.holders, stuck, findings.pinned_together, limit_bytes)
+    if suspect is None:
+        return None
+    index = suspect.holders[0]
+    holder = findings.holders[index]
+    pinned = format_bytes(suspect.pinned_bytes)
+    incomplete = [queue for one in suspect.holders for queue in _queues(findings.holders[one]) if not queue.complete]
+    main_stack = holder.filled_by[0].stack if holder.filled_by else None
+    return _verdict(
+        VerdictKind.PINNED_BY_UNREAD_SOCKET,
+        _confidence(findings, is_complete=not incomplete),
+        f"{_who(suspect, findings.holders)} pins {pinned}.",
+        reasons=[
+            f"nothing was read in the meantime, and {pinned} are pinned: a suspect from {format_bytes(limit_bytes)} on",
+            f"each unread byte keeps {suspect.pinned_bytes / max(1, suspect.unread_bytes):.0f} bytes from being freed",
+            *_filled_by(holder, findings.stacks),
+        ],
+        advice=_advice(suspect, holder),
+        holder=index,
+        stack=main_stack,
+        suspect=suspect,
+    )
+
+
+def _growing(findings: Findings, thresholds: Thresholds) -> Verdict | None:
+    limit_bytes = thresholds.suspect_bytes(findings.mem_total_bytes)
+    for index, stack in enumerate(findings.stacks):
+        frame = first_name(stack.frames)
+        if stack.trend is not Trend.GROWING or stack.outstanding_bytes < limit_bytes or frame is None:
+            continue
+        size, rate = format_bytes(stack.outstanding_bytes), format_bytes(stack.growth_bytes_per_second)
+        return _verdict(
+            VerdictKind.GROWING_KERNEL_ALLOCATION,
+            _confidence(findings),
+            f"Allocations through {frame} grow by {rate}/s: {size} were not freed in the window.",
+            reasons=[
+                f"{size} outstanding, a suspect from {format_bytes(limit_bytes)} on, born all through the window",
+                f"growth {rate}/s, give or take {format_bytes(stack.growth_error_bytes_per_second)}/s",
+            ],
+            advice="Trace for longer to see whether it goes on; the call stack names the kernel code that allocates, "
+            "and held-by names who keeps it where that is known.",
+            stack=index,
+            suspect_bytes=stack.outstanding_bytes,
+        )
+    return None
+
+
+def _large(
+    findings: Findings, thresholds: Thresholds, together: StuckSockets, doubts: Sequence[Doubt]
+) -> Verdict | None:
+    if findings.breakdown is None:
+        return None
+    limit_bytes = thresholds.large_bytes(findings.mem_total_bytes)
+    candidates: list[LargePart | None] = [
+        unheld(findings.breakdown, findings.held_bytes, findings.stacks, findings.census),
+        *other_classes(findings.breakdown),
+    ]
+    not_stuck_bytes = findings.held_bytes - together.pinned_bytes
+    if not_stuck_bytes >= limit_bytes:
+        candidates.append(held(findings.holders, together.holders, findings.pinned_together, not_stuck_bytes))
+    parts = sorted(
+        (part for part in candidates if part and part.size_bytes >= limit_bytes), key=lambda part: -part.size_bytes
+    )
+    if not parts:
+        return None
+    sentence = "; ".join(part.sentence for part in parts)
+    return _verdict(
+        VerdictKind.LARGE_BUT_UNEXPLAINED,
+        Confidence.MEDIUM,
+        sentence[:1].upper() + sentence[1:] + ".",
+        reasons=[
+            f"memory without an explanation matters from {format_bytes(limit_bytes)} of a class on",
+            *(reason for part in parts for reason in part.reasons),
+            *(doubt.sentence for doubt in doubts),
+        ],
+        advice=parts[0].advice,
+        holder=next((part.holder for part in parts if part.holder is not None), None),
+        stack=next((part.stack for part in parts if part.stack is not None), None),
+        suspect_bytes=parts[0].size_bytes,
+    )
+
+
+def _doubtful(
+    findings: Findings, thresholds: Thresholds, together: StuckSockets, doubts: Sequence[Doubt]
+) -> Verdict | None:
+    grave = [doubt.sentence for doubt in doubts if doubt.forbids_no]
+    if not grave:
+        return None
+    is_pinned = together.pinned_bytes >= thresholds.suspect_bytes(findings.mem_total_bytes)
+    largest = together.holders[0] if is_pinned else None
+    named = "" if largest is None else f" One of the largest is {_name(findings.holders[largest])}."
+    return _verdict(
+        VerdictKind.INCONCLUSIVE,
+        Confidence.LOW,
+        f"No leak was found, but one cannot be ruled out: {'; '.join(grave)}.{named}",
+        reasons=[doubt.sentence for doubt in doubts if not doubt.forbids_no],
+        advice="Look at the holders below: find out whether their processes read late, or not at all."
+        if is_pinned
+        else "See the needs below for what is missing, or run again with every check, at a quieter time.",
+        holder=largest,
+        suspect=together if is_pinned else None,
+    )
+
+
+def _no_leak(findings: Findings, thresholds: Thresholds, doubts: Sequence[Doubt]) -> Verdict:
+    limit = format_bytes(thresholds.suspect_bytes(findings.mem_total_bytes))
+    large = format_bytes(thresholds.large_bytes(findings.mem_total_bytes))
+    breakdown = findings.breakdown
+    alloc_page = f"; allocpage has {format_bytes(breakdown.alloc_page_bytes)}" if breakdown else ""
+    return _verdict(
+        VerdictKind.NO_LEAK,
+        Confidence.MEDIUM if doubts else Confidence.HIGH,
+        f"No process, container or pod leaves {limit} or more pinned by unread data; no call stack keeps allocating "
+        f"{limit} or more without freeing; no class of memory that can leak has {large} or more without an explanation"
+        f"{alloc_page}.",
+        reasons=[
+            f"the window was {findings.window_seconds:.0f} s: a slower leak needs a longer window",
+            *(doubt.sentence for doubt in doubts),
+        ],
+    )
+
+
+def _verdict(
+    kind: VerdictKind,
+    confidence: Confidence,
+    sentence: str,
+    *,
+    reasons: Sequence[str] = (),
+    advice: str = "",
+    holder: int | None = None,
+    stack: int | None = None,
+    suspect: StuckSockets | None = None,
+    suspect_bytes: int = 0,
+) -> Verdict:
+    """A verdict whose texts are within the document's bounds, whatever names they are made of."""
+    return Verdict(
+        kind=kind,
+        confidence=confidence,
+        sentence=sentence[:_MAX_TEXT],
+        reasons=[reason[:_MAX_TEXT] for reason in reasons[:_MAX_REASONS]],
+        advice=advice[:_MAX_TEXT],
+        holder=holder,
+        stack=stack,
+        suspect_bytes=suspect.pinned_bytes if suspect else suspect_bytes,
+        suspect_unread_bytes=suspect.unread_bytes if suspect else 0,
+        scope=suspect.scope if suspect else None,
+    )
+
+
+def _queues(holder: Holder) -> Sequence[Queue]:
+    return holder.socket.queues if holder.socket else ()
+
+
+def _who(suspect: StuckSockets, holders: Sequence[Holder]) -> str:
+    """Whose unread data it is, how much, and for how long."""
+    first = holders[suspect.holders[0]]
+    unread = f"{format_bytes(suspect.unread_bytes)} unread for at least {suspect.stuck_seconds:.0f} s"
+    if suspect.scope is SuspectScope.PROCESS:
+        others = suspect.sockets - first.summed
+        more = f" and {others} more of its sockets" if others else ""
+        return f"{_name(first)}{more}: {unread}"
+    return (
+        f"{_group(suspect, first)}, {suspect.sockets} sockets of {suspect.processes} processes, the most in "
+        f"{_name(first)}: {unread}"
+    )
+
+
+def _group(suspect: StuckSockets, first: Holder) -> str:
+    owner = first.owners[0]
+    if suspect.scope is SuspectScope.CONTAINER:
+        return f"container {owner.container_id[:_ID_SHOWN]}"
+    return f"pod {owner.pod_uid}"
+
+
+def _advice(suspect: StuckSockets, first: Holder) -> str:
+    if not first.owners:
+        return "No process can be restarted for it: find out what its peer still sends, and end that connection there."
+    if suspect.scope is SuspectScope.PROCESS:
+        who = f"why {_process(first)} does not read {_fd(first)}, and restart or fix it"
+    else:
+        who = f"why the processes of {_group(suspect, first)} do not read their sockets, and restart or fix them"
+    return f"Find out {who}: the memory comes back as soon as they are read or closed."
+
+
+def _name(holder: Holder) -> str:
+    if holder.owners:
+        return f"{_process(holder)} {_fd(holder)}"
+    subject = f"{holder.summed} sockets" if holder.summed > 1 else "a socket"
+    if holder.owners_total and not holder.unowned_reason:
+        return f"{subject} of a process that has ended"
+    return f"{subject} that no process holds ({holder.unowned_reason or 'why is not known'})"
+
+
+def _process(holder: Holder) -> str:
+    owner: Owner = holder.owners[0]
+    return shown_process(owner.comm, owner.pid)
+
+
+def _fd(holder: Holder) -> str:
+    if holder.summed > 1:
+        return f"{holder.summed} of its sockets"
+    fds = holder.owners[0].fds
+    return "fd " + ",".join(map(str, fds[:3])) if fds else "its socket"
+
+
+def _filled_by(holder: Holder, stacks: Sequence[Stack]) -> list[str]:
+    return [
+        f"{part.share:.0%} of what it pins was allocated in the window through {stacks[part.stack].frames[0]}"
+        for part in holder.filled_by[:2]
+        if part.stack < len(stacks) and stacks[part.stack].frames
+    ]

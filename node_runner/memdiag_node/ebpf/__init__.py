@@ -1,1 +1,0 @@
-"""What runs in the kernel, and its loader."""

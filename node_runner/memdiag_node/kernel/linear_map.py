@@ -1,0 +1,75 @@
+"""Which struct page belongs to an address of the kernel's linear map.
+
+Both the linear map and the array of struct pages lie at random places. A partly used slab ties them together: it is a
+struct page (`struct slab`, and before Linux 5.17 `struct page` itself), and its first free object is an address inside
+the block of that page (mm/slub.c; the pointer in the slab is not encoded by CONFIG_SLAB_FREELIST_HARDENED).
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.layout import Field, optional_offsets
+from memdiag_node.kernel.lists import KernelMemory, list_entries
+
+# Of a cache, for each NUMA node with memory. The array is shorter on most machines: what lies behind it is read too,
+# and is no node of the cache, since nothing there leads to a slab that names the cache.
+_MAX_NODES = 64
+_MAX_ORDER = 31
+_CACHE: tuple[Field, ...] = (
+    ("KMEM_CACHE_NODE", "kmem_cache", "node"),
+    ("KMEM_CACHE_LIST", "kmem_cache", "list"),
+    ("KMEM_CACHE_NODE_PARTIAL", "kmem_cache_node", "partial"),
+)
+
+
+def slab_layout(btf: Btf) -> dict[str, int]:
+    """Where SLUB keeps the slabs of its caches, with HAS_SLAB; empty where this kernel has another slab allocator."""
+    slab = "slab" if btf.has_field("slab", "slab_cache") else "page"
+    fields: tuple[Field, ...] = (
+        *_CACHE,
+        ("SLAB_LIST", slab, "slab_list"),
+        ("SLAB_CACHE", slab, "slab_cache"),
+        ("SLAB_FREELIST", slab, "freelist"),
+    )
+    return optional_offsets(btf, "HAS_SLAB", fields)
+
+
+def linear_to_page(memory: KernelMemory, at: Mapping[str, int], *, cache: int) -> int:
+    """The page array less the linear map: a linear address has its struct page there + (address >> shift) * size.
+
+    `at` has the offsets of `slab_layout` and `block_layout`, and PAGE_SHIFT. `cache` is any kmem_cache, from which all
+    are reached. 0 when no slab tells. Slabs change while they are read, so what most of them say is taken.
+    """
+    bases = _bases(memory, at, cache)
+    if not len(bases):
+        return 0
+    values, counts = np.unique(bases, return_counts=True)
+    most = int(np.argmax(counts))
+    return int(values[most]) if 2 * counts[most] > len(bases) else 0
+
+
+def _bases(memory: KernelMemory, at: Mapping[str, int], cache: int) -> npt.NDArray[np.uint64]:
+    """What the first partial slab of each cache on each NUMA node says."""
+
+    def field(addresses: npt.NDArray[np.uint64], name: str) -> npt.NDArray[np.uint64]:
+        return memory.peek(addresses + np.uint64(at[name]))
+
+    listed = list_entries(memory, np.array([cache + at["KMEM_CACHE_LIST"]], np.uint64))
+    caches = np.append(listed - np.uint64(at["KMEM_CACHE_LIST"]), np.uint64(cache))
+    slots = caches[:, np.newaxis] + np.arange(0, 8 * _MAX_NODES, 8, dtype=np.uint64)
+    nodes = field(slots.reshape(-1), "KMEM_CACHE_NODE")
+    owners = np.repeat(caches, _MAX_NODES)
+    slabs = field(nodes, "KMEM_CACHE_NODE_PARTIAL")
+    is_slab = (nodes != 0) & (slabs != 0) & (slabs != nodes + np.uint64(at["KMEM_CACHE_NODE_PARTIAL"]))
+    slabs, owners = slabs[is_slab] - np.uint64(at["SLAB_LIST"]), owners[is_slab]
+    free = field(slabs, "SLAB_FREELIST")
+    is_whole = (field(slabs, "SLAB_CACHE") == owners) & (free != 0)
+    slabs, free = slabs[is_whole], free[is_whole]
+    is_compound = field(slabs, "PAGE_FLAGS") >> np.uint64(at["PG_HEAD"]) & np.uint64(1)
+    orders = (field(slabs, "PAGE_ORDER") & np.uint64(_MAX_ORDER)) * is_compound
+    first_frames = free >> np.uint64(at["PAGE_SHIFT"]) >> orders << orders
+    bases: npt.NDArray[np.uint64] = slabs - first_frames * np.uint64(at["PAGE_STRUCT_SIZE"])
+    return bases

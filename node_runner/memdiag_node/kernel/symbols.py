@@ -1,0 +1,102 @@
+"""Names of kernel addresses, and the context that the names on a stack tell."""
+
+import re
+import secrets
+from collections.abc import Callable, Collection, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_node.kernel.loader import BpfError, BpfObject, ClosedOnExit
+from memdiag_node.trace.result import ContextCode
+from memdiag_node.trace.stacks import UNNAMED_PREFIX, interrupt_context
+
+ReadLines = Callable[[Sequence[int]], Sequence[str]]
+"""The kernel's own text for each address: `symbol+0x1f/0x80 [module]`, or the address where it has no symbol."""
+
+_SOURCE = Path(__file__).with_suffix(".bpf.c")
+# A line has at most 511 characters of symbol (KSYM_NAME_LEN, Linux 6.1), 55 of module and 40 of numbers; an iterator
+# prints into 8 pages.
+_ADDRESSES = 48
+_LINE = re.compile(r"(?P<symbol>[^\s+]+)\+(?P<offset>0x[0-9a-f]+)/0x[0-9a-f]+(?: \[(?P<module>[^\]]+)\])?")
+_KEY_BYTES, _ID_BYTES = 16, 4
+
+
+class SymbolReader(ClosedOnExit):
+    """Asks the kernel for the text of addresses. Raises BpfError where the kernel refuses the program."""
+
+    def __init__(self) -> None:
+        self._object = BpfObject(_SOURCE, {"ADDRESSES": _ADDRESSES})
+        try:
+            self._addresses = np.frombuffer(self._object.mmap("addresses", 8 * _ADDRESSES), "<u8", _ADDRESSES)
+            self._iterator = self._object.attach_iterator("bpf_iter__bpf_map")
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Detach and free everything. Idempotent."""
+        self._addresses = np.empty(0, "<u8")  # a numpy view keeps its mapping from being closed
+        self._object.close()
+
+    def lines(self, addresses: Sequence[int]) -> list[str]:
+        """A line for each return address; 0 is none."""
+        lines: list[str] = []
+        for start in range(0, len(addresses), _ADDRESSES):
+            batch = addresses[start : start + _ADDRESSES]
+            self._addresses[: len(batch)] = batch
+            self._addresses[len(batch) :] = 0
+            lines += self._iterator.read().decode(errors="backslashreplace").split("\n")[:-1]
+        if len(lines) != len(addresses):
+            raise BpfError(f"{_SOURCE.name}: {len(lines)} lines for {len(addresses)} addresses")
+        return lines
+
+
+class Symbols:
+    """Text for kernel return addresses, each looked up once.
+
+    An address without a name gets an identifier that is stable within this object and tells nothing about the address,
+    so that different stacks stay different.
+    """
+
+    def __init__(self, read_lines: ReadLines | None) -> None:
+        self._read_lines = read_lines
+        self._key = secrets.token_bytes(_KEY_BYTES)
+        self._texts: dict[int, str] = {}
+        self._codes: dict[int, ContextCode] = {}
+
+    def texts(self, addresses: Collection[int]) -> dict[int, str]:
+        """For each return address `symbol+0x1f`, with ` [module]` where it is in one, or `unnamed#1a2b3c4d`."""
+        self._learn(addresses)
+        return {address: self._texts[address] for address in addresses}
+
+    def contexts(self, stacks: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
+        """The ContextCode of each stack: a row of return addresses, innermost first, 0 where it has ended.
+
+        It is that of the innermost function that runs in an interrupt. That works on every kernel, unlike the
+        preemption counter, whose place changes between versions. A stack without any name has an unknown context.
+        """
+        unique, inverse = np.unique(stacks, return_inverse=True)
+        self._learn([address for address in unique.tolist() if address])
+        of_unique = np.array([self._codes.get(address, ContextCode.UNKNOWN) for address in unique.tolist()], np.uint8)
+        codes = of_unique[inverse.reshape(stacks.shape)]
+        is_interrupt = codes > ContextCode.PROCESS
+        innermost = codes[np.arange(len(codes)), np.argmax(is_interrupt, axis=1)]
+        others = np.where((codes == ContextCode.PROCESS).any(axis=1), ContextCode.PROCESS, ContextCode.UNKNOWN)
+        return np.where(is_interrupt.any(axis=1), innermost, others).astype(np.uint8)
+
+    def _learn(self, addresses: Collection[int]) -> None:
+        new = [address for address in addresses if address not in self._texts]
+        lines = self._read_lines(new) if self._read_lines else [""] * len(new)
+        for address, line in zip(new, lines, strict=True):
+            match = _LINE.fullmatch(line)
+            if match is None:
+                identifier = blake2b(address.to_bytes(8, "little"), key=self._key, digest_size=_ID_BYTES)
+                self._texts[address] = UNNAMED_PREFIX + identifier.hexdigest()
+                self._codes[address] = ContextCode.UNKNOWN
+            else:
+                module = f" [{match['module']}]" if match["module"] else ""
+                self._texts[address] = f"{match['symbol']}+{match['offset']}{module}"
+                self._codes[address] = interrupt_context(self._texts[address]) or ContextCode.PROCESS

@@ -1,0 +1,1 @@
+"""What each check needs of the host, and whether it is there."""

@@ -1,0 +1,204 @@
+"""What the eBPF checks need from the kernel and from rights, found out by trying (bpf(2), capabilities(7))."""
+
+import ctypes
+import errno
+import importlib.util
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from memdiag_api.capabilities import in_words
+from memdiag_api.evidence import Check, Need, NeedState
+from memdiag_node.host import HostRoots
+from memdiag_node.kernel.btf import Btf, BtfError
+
+_TRACE = (Check.ALLOC_PAGE_TRACE,)
+_SOCKETS = (Check.SOCKET_QUEUES,)
+_BOTH = (*_TRACE, *_SOCKETS)
+_FRAMES = (Check.BREAKDOWN, *_TRACE)
+
+_BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
+_BPF_PROG_LOAD = 5
+_BPF_PROG_TYPE_RAW_TRACEPOINT = 17
+# r0 = 0; exit
+_RETURN_ZERO = bytes.fromhex("b7000000000000009500000000000000")
+# bpf_probe_read_kernel(r10 - 8, 8, 0), then the same.
+_READ_KERNEL = (
+    bytes.fromhex("bfa100000000000007010000f8ffffffb702000008000000b7030000000000008500000071000000") + _RETURN_ZERO
+)
+
+# include/linux/proc_ns.h: PROC_PID_INIT_INO.
+_HOST_PID_NAMESPACE = 0xEFFFFFFC
+
+_CAPABILITIES = f"run as root with the capabilities {in_words()}"
+
+
+def needs(roots: HostRoots) -> list[Need]:
+    """What the page-allocation trace and the socket scan need, in the order in which a person would mend it."""
+    return [
+        _bcc(),
+        *_btf(roots),
+        _programs(),
+        _kpageflags(roots),
+        _kpagecgroup(roots),
+        _host_pids(roots),
+    ]
+
+
+def _bcc() -> Need:
+    if importlib.util.find_spec("bcc") is not None:
+        return _met("bcc", _BOTH)
+    return _missing(
+        "bcc",
+        _BOTH,
+        "Python's bcc cannot be imported.",
+        "Install the distribution's package: python3-bpfcc on Debian and Ubuntu (the bcc on PyPI is another project).",
+    )
+
+
+def _btf(roots: HostRoots) -> list[Need]:
+    path = roots.sys / "kernel/btf/vmlinux"
+    try:
+        btf = Btf.load(roots.sys)
+    except (OSError, BtfError) as error:
+        reason = f"{path}: {error.strerror or error}." if isinstance(error, OSError) else f"{error}."
+        return [_missing("BTF", _BOTH, reason, "Boot a kernel that is built with CONFIG_DEBUG_INFO_BTF.")]
+    return [_met("BTF", _BOTH), _iterators(btf), _symbols(roots, btf)]
+
+
+def _iterators(btf: Btf) -> Need:
+    """The iterator over all files (Linux 5.8) and the helper that gives the socket of a file (5.11)."""
+    lacks = ""
+    if not btf.has_struct("bpf_iter__task_file"):
+        lacks = "cannot list the files of all tasks"
+    elif not btf.has_enumerator("BPF_FUNC_sock_from_file"):
+        lacks = "does not let BPF iterators ask which socket a file is (bpf_sock_from_file)"
+    if lacks:
+        return _missing("BPF iterators", _SOCKETS, f"The kernel {lacks}.", "Boot Linux 5.11 or later.")
+    return _met("BPF iterators", _SOCKETS)
+
+
+def _programs() -> Need:
+    """Load the smallest programs of the kind that the trace uses, and drop them at once."""
+    code = load_program(_RETURN_ZERO)
+    if code == 0:
+        return _reading_programs()
+    if code == errno.EPERM:
+        remedy = f"In a pod or a container its seccomp profile must allow bpf(2). Otherwise, {_CAPABILITIES}."
+    elif code == errno.ENOSYS:
+        remedy = "Boot a kernel that is built with CONFIG_BPF_SYSCALL."
+    else:
+        remedy = "Boot Linux 5.8 or later."
+    return _missing("eBPF programs", _BOTH, f"The kernel refuses to load one: {os.strerror(code)}.", remedy)
+
+
+def _reading_programs() -> Need:
+    """Programs can be loaded; whether they may read kernel memory, the verifier says by knowing the helper or not."""
+    code = load_program(_READ_KERNEL)
+    if code == 0:
+        return _met("eBPF programs", _BOTH)
+    return _missing(
+        "eBPF programs",
+        _BOTH,
+        f"The kernel refuses to load one that reads kernel memory: {os.strerror(code)}.",
+        "The kernel is locked down for confidentiality, which forbids that (kernel_lockdown(7)): boot it with "
+        "lockdown=integrity or none. Otherwise, boot Linux 5.8 or later.",
+    )
+
+
+def load_program(code: bytes) -> int:
+    """0 when a raw tracepoint program of these instructions can be loaded, else the error number. Never attached."""
+    number = _BPF_SYSCALL.get(platform.machine())
+    if number is None:
+        return errno.ENOSYS
+    instructions = ctypes.create_string_buffer(code, len(code))
+    license_text = ctypes.create_string_buffer(b"GPL")
+    attributes = (ctypes.c_uint64 * 16)()  # union bpf_attr, BPF_PROG_LOAD: two u32, then the pointers
+    attributes[0] = _BPF_PROG_TYPE_RAW_TRACEPOINT | (len(code) // 8) << 32
+    attributes[1] = ctypes.addressof(instructions)
+    attributes[2] = ctypes.addressof(license_text)
+    libc = ctypes.CDLL(None, use_errno=True)
+    program_fd = libc.syscall(number, _BPF_PROG_LOAD, ctypes.byref(attributes), ctypes.sizeof(attributes))
+    if program_fd < 0:
+        return ctypes.get_errno()
+    os.close(program_fd)
+    return 0
+
+
+def _symbols(roots: HostRoots, btf: Btf) -> Need:
+    """Names come from the kernel's own tables, by an iterator: kernel.kptr_restrict does not matter."""
+    if not (roots.proc / "kallsyms").exists():
+        detail, remedy = "The kernel has no symbol table.", "Boot a kernel that is built with CONFIG_KALLSYMS."
+    elif not btf.has_struct("bpf_iter__bpf_map"):
+        detail, remedy = "The kernel has no BPF iterators, which read its symbol table.", "Boot Linux 5.9 or later."
+    else:
+        return _met("kernel symbols", _TRACE)
+    effect = "Call stacks have no function names, no context and no processes, and those of vmalloc and per-CPU memory "
+    effect += "count as allocpage."
+    return _degraded("kernel symbols", _TRACE, f"{detail} {effect}", remedy)
+
+
+def _kpageflags(roots: HostRoots) -> Need:
+    path = roots.proc / "kpageflags"
+    reason = _why_unreadable(path)
+    if reason is None:
+        return _met("page flags", _FRAMES)
+    return _degraded(
+        "page flags",
+        _FRAMES,
+        f"{path}: {reason}. What is outstanding is not checked against what the frames are used for, and page frames "
+        "are not counted.",
+        "Run as root, on a kernel built with CONFIG_PROC_PAGE_MONITOR.",
+    )
+
+
+def _kpagecgroup(roots: HostRoots) -> Need:
+    path = roots.proc / "kpagecgroup"
+    reason = _why_unreadable(path)
+    if reason is None:
+        return _met("page charges", _FRAMES)
+    return _degraded(
+        "page charges",
+        _FRAMES,
+        f"{path}: {reason}. Which container is charged for kernel memory is not told.",
+        "Run as root, on a kernel built with CONFIG_PROC_PAGE_MONITOR and CONFIG_MEMCG.",
+    )
+
+
+def _why_unreadable(path: Path) -> str | None:
+    """Why a table of frames cannot be read, in the kernel's words; None when it can."""
+    try:
+        with path.open("rb", buffering=0) as table:
+            table.read(8)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _host_pids(roots: HostRoots) -> Need:
+    path = roots.proc / "self/ns/pid"
+    try:
+        namespace = path.stat().st_ino
+    except OSError as error:
+        return _degraded("host PIDs", _BOTH, f"{path}: {error.strerror}. Owners may stay unnamed.", "Mount /proc.")
+    if namespace == _HOST_PID_NAMESPACE:
+        return _met("host PIDs", _BOTH)
+    return _degraded(
+        "host PIDs",
+        _BOTH,
+        "The runner is in a PID namespace of its own, so processes that own sockets and stacks cannot be named.",
+        "Start it in the host's PID namespace (in a pod: hostPID).",
+    )
+
+
+def _met(name: str, checks: Sequence[Check]) -> Need:
+    return Need(name=name, state=NeedState.MET, checks=list(checks))
+
+
+def _degraded(name: str, checks: Sequence[Check], detail: str, remedy: str) -> Need:
+    return Need(name=name, state=NeedState.DEGRADED, checks=list(checks), detail=detail, remedy=remedy)
+
+
+def _missing(name: str, checks: Sequence[Check], detail: str, remedy: str) -> Need:
+    return Need(name=name, state=NeedState.MISSING, checks=list(checks), detail=detail, remedy=remedy)

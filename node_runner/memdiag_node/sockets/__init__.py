@@ -1,0 +1,1 @@
+"""Every socket of the node: found, described, walked, judged."""

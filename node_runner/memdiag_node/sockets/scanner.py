@@ -1,0 +1,591 @@
+"""Scanning every socket of the node: who holds it, what is queued, which blocks that pins.
+
+A scan needs no entering of namespaces, so it works in a pod without CAP_SYS_ADMIN: the sockets of every process come
+by their fds, connections that nobody accepted yet by their listeners, sockets in flight by the queue they travel in.
+"""
+
+import ctypes
+import mmap
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.loader import ClosedOnExit
+from memdiag_node.sockets import source
+from memdiag_node.sockets.sightings import MAX_SIGHTINGS, Sightings, addresses_of, merged, not_in
+from memdiag_node.sockets.source import DESCRIPTION_DTYPE, FOUND_DTYPE, SocketSource
+from memdiag_node.time_budget import Stop
+from memdiag_node.walker.tally import BLOCK_DTYPE, TALLY_DTYPE, bytes_by_owner, unfinished, unique_blocks
+from memdiag_node.walker.walker import ITEM_DTYPE, ITEM_EMBRYOS, ITEM_UNIX, Found, Kind, QueueWalker, Status
+from memdiag_node.walker.walks import ATTEMPTS, Walked, Walks, is_better
+
+PINNED_DTYPE = np.dtype([("page", "<u8"), ("order", "u1"), ("slab", "?")])
+"""One block, by the address of its first struct page: a key for the join, never published.
+
+`slab`: of kmalloc, counted as slab and no allocpage.
+"""
+
+QUEUE_NAMES = ("receive", "reader", "outOfOrder", "backlog", "write", "retransmit", "error", "accept")
+RECEIVE, READER, OUT_OF_ORDER, BACKLOG, WRITE, RETRANSMIT, ERROR, ACCEPT = range(len(QUEUE_NAMES))
+READABLE = (RECEIVE, READER)
+
+_NAMES = ("local_name", "remote_name", "unused")
+_FOR_THE_WALK = (
+    *("vsock_queue", "receive_packets", "write_packets", "error_packets", "reader_packets"),
+    *("vsock_packets", "receive_charge_bytes", "write_queued_bytes", "backlog_bytes"),
+)
+
+
+def _without(fields: tuple[str, ...]) -> np.dtype[np.void]:
+    return np.dtype([(name, DESCRIPTION_DTYPE[name]) for name in DESCRIPTION_DTYPE.names or () if name not in fields])
+
+
+_NAMELESS_DTYPE = _without(_NAMES)
+SOCKET_DTYPE = _without((*_NAMES, *_FOR_THE_WALK))
+"""What a scan keeps of a description: a node may have a hundred thousand of them."""
+
+QUEUE_DTYPE = np.dtype(
+    [("socket", "<u4"), ("name", "u1"), ("pinned_bytes", "<u8"), ("user_bytes", "<u8"), *TALLY_DTYPE.descr]
+)
+"""A tally of one queue of socket number `socket` (index in SocketScan.sockets). `name`: index in QUEUE_NAMES."""
+
+_MAX_ROUNDS = 16
+_DEFAULT_BUDGET_SECONDS = 20.0
+_LISTING_SECONDS, _CONFIRMING_SECONDS = 20.0, 20.0
+# Of what is left of the grace period, when the run was asked to stop.
+_LISTING_SHARE, _WALKING_SHARE, _CONFIRMING_SHARE, _OTHERS_SHARE = 0.15, 0.4, 0.2, 0.2
+_MAX_GROWTH_PACKETS = 4_096
+_MIN_TRUESIZE_BYTES = 512  # no packet is charged less: its struct, its head and the skb_shared_info in it
+_MIN_BLOCKS = 1 << 20
+_M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 1 << 18
+_BLOCKS_PER_RAM_BYTE = 0.0004 / 12  # 0.04 % of RAM, at 12 bytes a block and a half again while sorting
+
+
+@dataclass(frozen=True, slots=True)
+class SocketScan:
+    """What one scan found. Sockets with nothing queued, pinned or waiting are counted, not kept."""
+
+    sockets: npt.NDArray[np.void]
+    """SOCKET_DTYPE, sorted by socket address."""
+    names: dict[int, tuple[bytes, bytes]]
+    """Local and remote name of UNIX sockets that have one, by socket address."""
+    owners: npt.NDArray[np.void]
+    """OWNER_DTYPE: every fd of every process, sorted by socket address, also of sockets that are not kept."""
+    holding: dict[int, tuple[int, int]]
+    """For a socket that no fd holds: the socket it waits in (address), and how (ebpf.queues.Found)."""
+    queues: npt.NDArray[np.void]
+    """QUEUE_DTYPE, sorted by socket."""
+    blocks: npt.NDArray[np.void]
+    """BLOCK_DTYPE: every block once for each socket, `owner` its number, sorted by it. Without user pages."""
+    sockets_seen: int
+    pinned_bytes: int
+    """By all sockets, each block of the node once."""
+    files: npt.NDArray[np.void] = field(default_factory=lambda: np.empty(0, FOUND_DTYPE))
+    """FOUND_DTYPE: every fd of every process that is a pipe, a perf event or a BPF map, for the other holders."""
+    not_seen: list[str] = field(default_factory=list)
+    lists_every_fd: bool = True
+    """False when the time or the room did not suffice to list every fd, or every socket without one."""
+    sockets_not_reached: int = 0
+    """Sockets that were known and not looked at, because the time ran out."""
+    blocks_not_kept: int = 0
+    """Blocks beyond those that the scan may keep."""
+    sees_linear_heads: bool = True
+    """False where linear heads that are pages of their own cannot be told from slab."""
+    tables_complete: bool = True
+    """False when a part of the kernel's tables of sockets changed or was not reached."""
+    read: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, "<u8"))
+    """Addresses of sockets that were watched until this scan (SocketScanner.watch), and read from."""
+    start_seconds: float = 0
+    """When it began, on the monotonic clock."""
+    end_seconds: float = 0
+
+    @staticmethod
+    def sizes_bytes(blocks: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
+        """The size of each block of an array that has orders."""
+        return np.left_shift(np.uint64(mmap.PAGESIZE), blocks["order"].astype(np.uint64), dtype=np.uint64)
+
+    def blocks_of(self, socket: int) -> npt.NDArray[np.void]:
+        """The blocks that socket number `socket` pins, as PINNED_DTYPE."""
+        start, end = np.searchsorted(self.blocks["owner"], (socket, socket + 1))
+        return pinned_blocks(self.blocks[start:end])
+
+    def queues_of(self, socket: int) -> npt.NDArray[np.void]:
+        """The queues of socket number `socket`."""
+        start, end = np.searchsorted(self.queues["socket"], (socket, socket + 1))
+        return self.queues[start:end]
+
+    def owners_of(self, address: int) -> list[tuple[int, int]]:
+        """(pid, fd) of everyone who holds the socket at `address`."""
+        start = np.searchsorted(self.owners["socket"], np.uint64(address), "left")
+        end = np.searchsorted(self.owners["socket"], np.uint64(address), "right")
+        return [(int(owner["pid"]), int(owner["fd"])) for owner in self.owners[start:end]]
+
+
+def pinned_blocks(blocks: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """These blocks as PINNED_DTYPE; what has no field `slab` is none."""
+    pinned = np.zeros(len(blocks), PINNED_DTYPE)
+    for column in set(PINNED_DTYPE.names or ()) & set(blocks.dtype.names or ()):
+        pinned[column] = blocks[column]
+    return pinned
+
+
+class SocketScanner(ClosedOnExit):
+    """Loads the eBPF programs once, scans as often as asked; use as a context manager or call `close`.
+
+    A scan walks for `budget_seconds`, and the other holders after it for as long again; listing the sockets before, and
+    looking at them a second time after, have budgets of their own. After a request to `stop` all of them are cut.
+    It keeps up to `max_blocks` blocks, 0 for a share of the node's RAM, and up to `max_sightings` fds. What was not
+    reached or not kept is reported.
+
+    Raises BtfError or BpfError when this kernel or this process's rights do not allow it.
+    """
+
+    def __init__(
+        self,
+        *,
+        btf: Btf,
+        budget_seconds: float = _DEFAULT_BUDGET_SECONDS,
+        max_blocks: int = 0,
+        max_sightings: int = MAX_SIGHTINGS,
+        stop: Stop | None = None,
+    ) -> None:
+        _give_back_what_is_freed()
+        self._budget_seconds = budget_seconds
+        self._max_blocks = max_blocks or _default_max_blocks()
+        self._max_sightings = max_sightings
+        self._stop = stop or Stop()
+        self._read_early: npt.NDArray[np.uint64] | None = None
+        self._source = SocketSource(btf)
+        try:
+            self._walker = QueueWalker(btf)
+        except BaseException:
+            self._source.close()
+            raise
+
+    @property
+    def source(self) -> SocketSource:
+        """What reads kernel memory, for the other kinds of holders."""
+        return self._source
+
+    def close(self) -> None:
+        """Detach and free everything. Idempotent."""
+        self._walker.close()
+        self._source.close()
+
+    def walks(self) -> Walks:
+        """To walk something else than queues (holders.registry), with a budget that begins now."""
+        return Walks(self._source, self._walker, self._stop.budget(self._budget_seconds, share=_OTHERS_SHARE))
+
+    @property
+    def max_blocks(self) -> int:
+        """How many blocks may be kept."""
+        return self._max_blocks
+
+    def scan(self) -> SocketScan:
+        """Look at every socket once. Raises BpfError when the kernel stops answering."""
+        sightings = Sightings(self._max_sightings)
+        scan = _Scan(self._source, self._walker, self._stop, self._budget_seconds, sightings, self._max_blocks).run()
+        if self._read_early is None:
+            return scan
+        read = np.union1d(self._source.unwatch(), self._read_early)
+        self._read_early = None
+        return replace(scan, read=read)
+
+    def watch(self, scan: SocketScan) -> SocketScan:
+        """Until the next scan, watch for reads from the sockets with a single packet unread.
+
+        Its memory is soon used again: a packet of the same length that stands there at the end need not be the same.
+        Gives `scan` with the time from which on no read is missed.
+        """
+        chosen = _lone_packets(scan)[: source.WATCHED]
+        sockets = scan.sockets["socket"][scan.queues["socket"][chosen]]
+        if not len(chosen) or not self._source.watch(sockets):
+            return scan
+        watched_seconds = time.monotonic()
+        # What was read before the watch began is not there any more.
+        queues = scan.queues[chosen]
+        packets = queues["identity"][:, 0] ^ (queues["payload_bytes"] << np.uint64(32))
+        at = {name: np.uint64(self._source.offset[name]) for name in ("SOCK_RECEIVE_QUEUE", "UDP_READER_QUEUE")}
+        heads = sockets + np.where(queues["name"] == READER, at["UDP_READER_QUEUE"], at["SOCK_RECEIVE_QUEUE"])
+        self._read_early = sockets[self._source.peek(heads) != packets]
+        return replace(scan, end_seconds=watched_seconds)
+
+
+class _Scan:
+    """The state of one scan."""
+
+    def __init__(  # noqa: PLR0917 - its maker's own parts
+        self,
+        sockets: SocketSource,
+        walker: QueueWalker,
+        stop: Stop,
+        budget_seconds: float,
+        sightings: Sightings,
+        max_blocks: int,
+    ) -> None:
+        self._source = sockets
+        self._walker = walker
+        self._stop = stop
+        self._budget_seconds = budget_seconds
+        self._sightings = sightings
+        self._max_blocks = max_blocks
+        self._start_seconds = time.monotonic()
+        self._known = np.empty(0, "<u8")
+        self._seen = 0
+        self._not_reached = 0
+        self._not_listed_after_pid: int | None = None
+        self._is_listed_whole = True
+        self._not_confirmed = 0
+        self._tables_read = False
+        self._namespaces_walked = False
+        self._namespaces_whole = True
+        self._kept: list[npt.NDArray[np.void]] = []
+        self._names: dict[int, tuple[bytes, bytes]] = {}
+        self._holding: dict[int, tuple[int, int]] = {}
+        self._queues: list[npt.NDArray[np.void]] = []
+        self._blocks: list[npt.NDArray[np.void]] = []
+        self._blocks_left_out = 0
+
+    def run(self) -> SocketScan:
+        listed = self._list()
+        owners, self._files = self._sightings.owners(), self._sightings.files()
+        candidates = merged(addresses_of(owners), listed)
+        # The time to walk begins here: a node with millions of fds takes long to list.
+        budget = self._stop.budget(self._budget_seconds, share=_WALKING_SHARE)
+        self._walks = Walks(self._source, self._walker, budget)
+        for _ in range(_MAX_ROUNDS):
+            if not len(candidates):
+                break
+            candidates = self._look_at(candidates)
+            if self._walks.late():
+                self._not_reached += len(candidates)
+                break
+            if not self._tables_read:
+                candidates = merged(candidates, not_in(self._in_tables(), self._known))
+        return self._result(owners)
+
+    def _list(self) -> npt.NDArray[np.uint64]:
+        """Take every fd that leads to a holder; gives the sockets of the own network namespace, held or not."""
+        budget = self._stop.budget(_LISTING_SECONDS, share=_LISTING_SHARE)
+        for records in self._source.held():
+            self._sightings.add(records)
+            if budget.late():
+                self._not_listed_after_pid = int(records["pid"][-1])
+                break
+        pieces = [np.empty(0, "<u8")]
+        if not budget.ran_out:
+            for piece in self._source.listed():
+                pieces.append(piece)
+                if budget.late():
+                    break
+        self._is_listed_whole = not budget.ran_out
+        return np.concatenate(pieces)
+
+    def _look_at(self, candidates: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """Describe these sockets, walk their queues, and give the sockets that this brought to light."""
+        self._known = merged(self._known, candidates)
+        rows = self._describe(candidates)
+        rows = rows[np.argsort(-_likely_bytes(rows), kind="stable")]  # should time run out, the largest were reached
+        base = sum(map(len, self._kept))
+        self._kept.append(_narrowed(rows, SOCKET_DTYPE))
+        socket, name, items = worklist(rows, self._source.offset)
+        addresses = rows["socket"].copy()
+        del rows
+        walked = self._walk_queues(socket, name, items)
+        table, blocks, findings = walked.table, walked.blocks, walked.findings
+        queues = np.zeros(len(items), QUEUE_DTYPE)
+        for column in TALLY_DTYPE.names or ():
+            queues[column] = table[column]
+        queues["socket"], queues["name"] = base + socket, name
+        user = blocks["user"]
+        queues["pinned_bytes"] = bytes_by_owner(blocks[~user], len(items), page_size_bytes=mmap.PAGESIZE)
+        queues["user_bytes"] = bytes_by_owner(blocks[user], len(items), page_size_bytes=mmap.PAGESIZE)
+        blocks = blocks[~user]
+        blocks["owner"] = base + socket[blocks["owner"]]
+        self._queues.append(queues[(queues["packets"] > 0) | (queues["status"] != Status.WHOLE)])
+        self._blocks.append(unique_blocks(blocks))
+        for finding in findings[findings["how"] != Found.LISTED]:
+            address = int(finding["socket"])
+            self._holding.setdefault(address, (int(addresses[socket[finding["item"]]]), int(finding["how"])))
+        return not_in(findings["socket"], self._known)
+
+    def _in_tables(self) -> npt.NDArray[np.uint64]:
+        """Sockets in the hash tables of every network namespace: also those that no fd and no listener leads to."""
+        self._tables_read = True
+        nets = self._walker.net_items(self._source.own_net)
+        if not len(nets):
+            return np.empty(0, "<u8")
+        found = self._walk(nets)
+        self._namespaces_walked = bool(found.tables)
+        listed = self._walk(self._walker.table_items(found.tables))
+        self._namespaces_whole = all(walked.count(Status.WHOLE) == len(walked.table) for walked in (found, listed))
+        addresses: npt.NDArray[np.uint64] = np.unique(listed.findings["socket"])
+        return addresses
+
+    def _describe(self, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.void]:
+        kept = []
+        for number, rows in enumerate(self._source.describe(addresses), start=1):
+            self._seen += len(rows)
+            rows = rows[is_busy(rows)]  # noqa: PLW2901 - the idle ones are counted, no more
+            for row in rows[(rows["local_name_bytes"] > 0) | (rows["remote_name_bytes"] > 0)]:
+                self._names[int(row["socket"])] = (
+                    row["local_name"][: row["local_name_bytes"]].tobytes(),
+                    row["remote_name"][: row["remote_name_bytes"]].tobytes(),
+                )
+            kept.append(_narrowed(rows, _NAMELESS_DTYPE))
+            if self._walks.late():
+                self._not_reached += max(0, len(addresses) - number * source.DESCRIBED_AT_ONCE)
+                break
+        return _joined(kept, _NAMELESS_DTYPE)
+
+    def _walk_queues(
+        self, socket: npt.NDArray[np.intp], name: npt.NDArray[np.uint8], items: npt.NDArray[np.void]
+    ) -> Walked:
+        """Walk the worklist, and again the two queues of a UDP socket whose reader moved packets between the walks.
+
+        It takes them from the receive queue into its own, where it alone takes them out (net/ipv4/udp.c,
+        __skb_recv_udp). So what was seen in its own, walked first, must still be there after both.
+        """
+        walked = self._walk(items, attempts=1)
+        for _ in range(ATTEMPTS - 1):
+            apart = self._walked_apart(socket, name, items, walked)
+            again = np.union1d(apart, unfinished(walked.table))
+            if not len(again) or self._walks.late():
+                break
+            newer = self._walk(items[again], attempts=1)
+            better = np.isin(again, apart) | is_better(walked.table[again], newer.table)
+            walked.replace(again, newer, better=better)
+        apart = self._walked_apart(socket, name, items, walked)
+        walked.table["status"][apart[walked.table["status"][apart] == Status.WHOLE]] = Status.RACE
+        return walked
+
+    def _walked_apart(
+        self,
+        socket: npt.NDArray[np.intp],
+        name: npt.NDArray[np.uint8],
+        items: npt.NDArray[np.void],
+        walked: Walked,
+    ) -> npt.NDArray[np.intp]:
+        """The items of those UDP sockets whose two queues were not seen at one moment."""
+        reader = np.flatnonzero(name == READER)
+        waiting = self._source.peek(items["head"][reader] + np.uint64(self._source.offset["QUEUE_LENGTH"]))
+        differs = waiting.astype("<u4") != walked.table["packets"][reader]
+        changed = np.union1d(socket[reader[differs]], socket[unfinished(walked.table)])
+        return np.flatnonzero(np.isin(socket, np.intersect1d(changed, socket[reader])) & np.isin(name, READABLE))
+
+    def _walk(self, items: npt.NDArray[np.void], *, attempts: int = ATTEMPTS) -> Walked:
+        room = max(0, self._max_blocks - sum(map(len, self._blocks)))
+        walked = self._walks.walk(items, max_blocks=room, attempts=attempts)
+        self._blocks_left_out += walked.blocks_left_out
+        return walked
+
+    def _result(self, owners: npt.NDArray[np.void]) -> SocketScan:
+        rows = _joined(self._kept, SOCKET_DTYPE)
+        queues = _joined(self._queues, QUEUE_DTYPE)
+        blocks = _joined(self._blocks, BLOCK_DTYPE)
+        alive = self._still_the_same(rows)
+        order = np.flatnonzero(alive)[np.argsort(rows["socket"][alive])]
+        number = np.full(len(rows), -1, np.int64)
+        number[order] = np.arange(len(order))
+        rows = rows[order]
+        queues = queues[number[queues["socket"]] >= 0]
+        queues["socket"] = number[queues["socket"]]
+        blocks = blocks[number[blocks["owner"]] >= 0]
+        blocks["owner"] = number[blocks["owner"]]
+        _, first = np.unique(blocks["page"], return_index=True)
+        pinned = SocketScan.sizes_bytes(blocks[first]).sum()
+        return SocketScan(
+            sockets=rows,
+            names=self._names,
+            owners=owners,
+            holding=self._holding,
+            queues=queues[np.lexsort((queues["name"], queues["socket"]))],
+            blocks=unique_blocks(blocks),
+            sockets_seen=self._seen,
+            pinned_bytes=int(pinned),
+            files=self._files,
+            not_seen=self._not_seen(queues),
+            lists_every_fd=self._is_listed_whole and not self._sightings.left_out,
+            sockets_not_reached=self._not_reached,
+            blocks_not_kept=self._blocks_left_out,
+            sees_linear_heads=bool(self._source.fact("linear_to_page")),
+            tables_complete=self._namespaces_whole,
+            start_seconds=self._start_seconds,
+            end_seconds=time.monotonic(),
+        )
+
+    def _still_the_same(self, rows: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+        """Describe the sockets again and take the newer counters; False for one that is gone, or another by now.
+
+        Those that the time does not reach count as they were seen first.
+        """
+        alive = np.zeros(len(rows), bool)
+        position = np.argsort(rows["socket"])
+        ordered = rows["socket"][position]
+        budget = self._stop.budget(_CONFIRMING_SECONDS, share=_CONFIRMING_SHARE)
+        for number, pieces in enumerate(self._source.describe(ordered), start=1):
+            newer = _narrowed(pieces, SOCKET_DTYPE)
+            index = position[np.searchsorted(ordered, newer["socket"])]
+            same = np.ones(len(newer), bool)
+            for column in ("family", "protocol", "netns"):
+                same &= rows[column][index] == newer[column]
+            # A connection gets its inode when accepted and loses it when closed; another socket has another.
+            older_inode = rows["inode"][index]
+            same &= (older_inode == newer["inode"]) | (older_inode == 0) | (newer["inode"] == 0)
+            alive[index] = same
+            rows[index[same]] = newer[same]
+            if budget.late():
+                rest = position[number * source.DESCRIBED_AT_ONCE :]
+                alive[rest] = True
+                self._not_confirmed = len(rest)
+                break
+        return alive
+
+    def _not_seen(self, queues: npt.NDArray[np.void]) -> list[str]:
+        notes = [f"this kernel does not list {kind} sockets that no fd holds" for kind in self._source.missing_finders]
+        notes.append("raw, vsock and UDP-Lite sockets that no fd and no listener leads to")
+        others = "netlink" if self._namespaces_walked else "any"
+        notes.append(f"{others} sockets of other network namespaces that no fd and no listener leads to")
+        if not self._namespaces_whole:
+            notes.append("a part of such sockets of any kind: the tables that they are in changed or were not reached")
+        if not self._source.sees_perf_events:
+            notes.append("ring buffers of perf events: this process may open none, so it cannot tell their files")
+        if not self._source.fact("linear_to_page"):
+            notes.append(
+                "pages that are a packet's linear head (counted as slab heads: this kernel's slab layout is unknown)"
+            )
+        device = int(queues["device"].sum())
+        if device:
+            notes.append(f"{device} fragments in device memory, which is no RAM of this node")
+        if self._sightings.left_out:
+            notes.append(f"what only {self._sightings.left_out} fds lead to, beyond those that this scan may keep")
+        if self._not_listed_after_pid is not None:
+            after = f"processes after pid {self._not_listed_after_pid}"
+            notes.append(f"files of {after}, and sockets without an fd: the scan's time did not reach them")
+        if self._not_confirmed:
+            notes.append(f"whether {self._not_confirmed} sockets were still there at the end of the scan")
+        if self._blocks_left_out:
+            notes.append(f"{self._blocks_left_out} blocks beyond the {self._max_blocks} that this scan may keep")
+        not_reached = int(np.count_nonzero(queues["status"] == Status.NOT_REACHED))
+        if not_reached or self._not_reached:
+            notes.append(f"{self._not_reached} sockets and {not_reached} queues that the scan's time did not reach")
+        return notes
+
+
+def _default_max_blocks() -> int:
+    return max(_MIN_BLOCKS, int(os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE * _BLOCKS_PER_RAM_BYTE))
+
+
+def _lone_packets(scan: SocketScan) -> npt.NDArray[np.intp]:
+    """The queues with the only unread packet of a socket, largest first; not of TCP, which counts what it hands out."""
+    readable = np.flatnonzero(np.isin(scan.queues["name"], READABLE) & (scan.queues["packets"] > 0))
+    packets = np.bincount(
+        scan.queues["socket"][readable], weights=scan.queues["packets"][readable], minlength=len(scan.sockets)
+    )
+    row = scan.sockets[scan.queues["socket"][readable]]
+    counted = (row["protocol"] == source.IPPROTO_TCP) & (row["type"] == source.SOCK_STREAM)
+    lone = readable[(packets[scan.queues["socket"][readable]] == 1) & ~counted & (row["family"] != source.AF_VSOCK)]
+    largest: npt.NDArray[np.intp] = lone[np.argsort(-scan.queues["charge_bytes"][lone].astype(np.int64), kind="stable")]
+    return largest
+
+
+def _give_back_what_is_freed() -> None:
+    """Have the C library map each large array by itself, so that freeing it gives its memory back.
+
+    Left alone it raises that size with every array that it frees, and keeps tens of MiB (man 3 mallopt).
+    """
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+
+
+def _joined(parts: list[npt.NDArray[np.void]], dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
+    """All parts in one array; the list is emptied, since both together could be too much."""
+    whole = np.concatenate(parts) if parts else np.empty(0, dtype)
+    parts.clear()
+    return whole
+
+
+def _narrowed(rows: npt.NDArray[np.void], dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
+    """The rows with the fields of `dtype` only."""
+    kept = np.empty(len(rows), dtype)
+    for column in dtype.names or ():
+        kept[column] = rows[column]
+    return kept
+
+
+def is_busy(rows: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+    """Which sockets have something queued, waiting to be accepted, or mapped as a ring."""
+    busy = np.zeros(len(rows), bool)
+    for column in (
+        *("receive_packets", "reader_packets", "write_packets", "error_packets", "vsock_packets"),
+        *("present", "unaccepted", "rx_ring", "tx_ring"),
+    ):
+        busy |= rows[column] != 0
+    return busy
+
+
+def _likely_bytes(rows: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
+    """What each socket probably holds. Receiving UNIX sockets are charged nothing: a page for each packet."""
+    charged: npt.NDArray[np.int64] = (
+        rows["receive_charge_bytes"].astype(np.int64) + rows["write_queued_bytes"] + rows["backlog_bytes"]
+    )
+    charged += np.where(rows["family"] == source.AF_UNIX, rows["receive_packets"], 0).astype(np.int64) * mmap.PAGESIZE
+    return charged
+
+
+def worklist(
+    rows: npt.NDArray[np.void], offset: Mapping[str, int]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint8], npt.NDArray[np.void]]:
+    """What to walk of these sockets: the socket's number, the queue's name, and the item, row by row of the result.
+
+    `offset`: where in a sock each queue lies, by the names of ebpf.sockets.socket_defines.
+    """
+    is_unix = rows["family"] == source.AF_UNIX
+    is_pending = is_unix & (rows["state"] == source.TCP_LISTEN)
+    received, present = rows["receive_packets"], rows["present"]
+    is_waiting, waiting = present & source.PRESENT_BACKLOG != 0, 1 + rows["backlog_bytes"] // _MIN_TRUESIZE_BYTES
+    # A reader takes all that was received into its own queue at once: of these both are walked, its own first.
+    is_inet = (rows["family"] == source.AF_INET) | (rows["family"] == source.AF_INET6)
+    is_udp = is_inet & (rows["type"] == source.SOCK_DGRAM) & np.isin(rows["protocol"], source.UDP_PROTOCOLS)
+    is_mptcp = is_inet & (rows["protocol"] == source.IPPROTO_MPTCP)
+    consumed = np.select(
+        [is_unix, is_mptcp, rows["family"] == source.AF_VSOCK],
+        [offset["UNIX_CONSUMED"], offset.get("MPTCP_CONSUMED", 0), offset.get("VSOCK_CONSUMED", 0)],
+    )
+    unread = np.where(is_udp, received + rows["reader_packets"], 0)
+    plan: tuple[tuple[int, npt.NDArray[Any], Kind, str, int], ...] = (
+        (READER, unread, Kind.PACKET_LIST, "UDP_READER_QUEUE", 0),
+        (RECEIVE, np.where(is_udp, unread, np.where(is_unix, 0, received)), Kind.PACKET_LIST, "SOCK_RECEIVE_QUEUE", 0),
+        (RECEIVE, np.where(is_unix & ~is_pending, received, 0), Kind.PACKET_LIST, "SOCK_RECEIVE_QUEUE", ITEM_UNIX),
+        (ACCEPT, np.where(is_pending, received, 0), Kind.PACKET_LIST, "SOCK_RECEIVE_QUEUE", ITEM_EMBRYOS),
+        (RECEIVE, rows["vsock_packets"], Kind.PACKET_LIST, "", 0),
+        (WRITE, rows["write_packets"], Kind.PACKET_LIST, "SOCK_WRITE_QUEUE", 0),
+        (ERROR, rows["error_packets"], Kind.PACKET_LIST, "SOCK_ERROR_QUEUE", 0),
+        (OUT_OF_ORDER, present & source.PRESENT_OUT_OF_ORDER, Kind.PACKET_TREE, "TCP_OUT_OF_ORDER", 0),
+        (RETRANSMIT, present & source.PRESENT_RETRANSMIT, Kind.PACKET_TREE, "SOCK_RETRANSMIT", 0),
+        (BACKLOG, np.where(is_waiting, waiting, 0), Kind.PACKET_CHAIN, "SOCK_BACKLOG_HEAD", 0),
+        (ACCEPT, present & source.PRESENT_ACCEPT, Kind.ACCEPT, "LISTENER_ACCEPT_HEAD", 0),
+    )
+    sockets, names, items = [], [], []
+    for name, length, kind, field_name, flags in plan:
+        chosen = np.flatnonzero(length)
+        part = np.zeros(len(chosen), ITEM_DTYPE)
+        part["head"] = (
+            rows["socket"][chosen] + np.uint64(offset[field_name]) if field_name else rows["vsock_queue"][chosen]
+        )
+        part["kind"], part["flags"] = kind, flags
+        if name == RECEIVE:
+            part["consumed"] = consumed[chosen]
+        # A walk of a chain that leaves it by a race may go on for ever: it ends far beyond what was there.
+        part["count"] = 2 * length[chosen].astype("<u4") + _MAX_GROWTH_PACKETS
+        sockets.append(chosen)
+        names.append(np.full(len(chosen), name, "u1"))
+        items.append(part)
+    socket, name_column, item = np.concatenate(sockets), np.concatenate(names), np.concatenate(items)
+    order = np.argsort(socket, kind="stable")
+    return socket[order], name_column[order], item[order]

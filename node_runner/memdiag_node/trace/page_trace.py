@@ -1,0 +1,435 @@
+"""The page-allocation trace: what kernel code took from the page allocator in a window and did not give back.
+
+`page_trace.bpf.c` keeps two bytes for each page frame; this module starts it, moves its time slices, keeps its tables
+from filling up, and reads it out. docs/trace.md explains the design and its costs.
+"""
+
+import errno
+import mmap
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_node.host import HostRoots
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.loader import BpfError, BpfObject, ProgramInfo, ProgramInfoLayout
+from memdiag_node.kernel.symbols import SymbolReader, Symbols
+from memdiag_node.procfs.kpageflags import FrameTable, open_frame_table
+from memdiag_node.procfs.meminfo import parse_meminfo
+from memdiag_node.procfs.memory_map import read_memory_map
+from memdiag_node.procfs.pgalloc import parse_allocated_pages
+from memdiag_node.trace import tables
+from memdiag_node.trace.first_page import alignment_bytes, find_first_page, only_possible_start, traced_own_pages
+from memdiag_node.trace.frame_layout import FrameLayout, oversize
+from memdiag_node.trace.result import ContextCode, TraceResult
+from memdiag_node.trace.tables import RawTrace
+
+MAX_SLICES = 64
+
+_SOURCE = Path(__file__).with_suffix(".bpf.c")
+_STACKS = 8192
+_CGROUPS = 2048
+_BIRTHS = 16384
+_ALLOC, _FREE, _POOL_HOLD = "mm_page_alloc", "mm_page_free", "page_pool_state_hold"
+# From this share of their room on, tables are made smaller by what nothing uses any more.
+_CROWDED = 0.5
+# A class that was removed may still be marked on a block by a CPU that had just looked it up.
+_REST_SECONDS = 0.5
+# Looking through all frames for classes in use may take this share of the runner's time.
+_MAX_LOOKING_SHARE = 0.2
+_RESTING_DTYPE = np.dtype([("number", "<u4"), ("until", "<f8")])
+# How often new stacks are looked at. Until then, a stack of an interrupt takes a class for each process that it hits.
+_TELL_SECONDS = 1.0
+# Of the budget: above this, orders above 0 are thinned out too.
+_CEILING_FACTOR = 4
+# A program that is detached may still run to its end on another CPU.
+_SETTLE_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class TraceSettings:
+    """How to trace."""
+
+    duration_seconds: float
+    """The planned window; its slices follow from it. A trace that goes on for longer puts the rest in the last one."""
+    slices: int = 20
+    cpu_budget_share: float = 0.05
+    """Of each CPU's time, for recording; above it, order-0 allocations are thinned out. 0: never."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.slices <= MAX_SLICES or self.duration_seconds <= 0 or not 0 <= self.cpu_budget_share <= 1:
+            raise ValueError(f"a trace needs a positive duration, 1 to {MAX_SLICES} slices, a budget of 0 to 1: {self}")
+
+    @property
+    def slice_seconds(self) -> float:
+        """The length of a slice."""
+        return self.duration_seconds / self.slices
+
+
+@dataclass(frozen=True, slots=True)
+class _Attached:
+    """The loaded programs, and their maps as numpy sees them."""
+
+    bpf: BpfObject
+    config: npt.NDArray[Any]
+    frames: npt.NDArray[np.uint16]
+    infos: npt.NDArray[np.void]
+
+    @classmethod
+    def load(cls, defines: Mapping[str, int], layout: FrameLayout) -> Self:
+        """Compile for this kernel, with room for its frames."""
+        bpf = BpfObject(_SOURCE, {**defines, "SECTIONS": layout.sections, "CHUNKS": layout.chunks})
+        try:
+            _view(bpf, "sections", np.dtype("<u8"), layout.sections)[:] = layout.index()
+            return cls(
+                bpf,
+                config=_view(bpf, "config", tables.CONFIG_DTYPE, 1),
+                frames=_view(bpf, "frames", np.dtype("<u2"), layout.entries),
+                infos=_view(bpf, "class_info", tables.CLASS_INFO_DTYPE, tables.CLASSES),
+            )
+        except BaseException:
+            bpf.close()
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """The time in which allocations were recorded, once it is over."""
+
+    end: float
+    seconds: float
+    allocator_pages: int
+
+
+class _Idle:
+    """What a hash table has and no class refers to any more, to be removed once the table is crowded."""
+
+    def __init__(self, capacity: int, entry: np.dtype[Any]) -> None:
+        self.removed = 0
+        """Entries so far."""
+        self._crowded = _CROWDED * capacity
+        self._seen_idle = np.zeros(0, np.uint64)
+        self._forgotten = np.zeros(0, entry)
+
+    def forget(self, bpf: BpfObject, name: str, entries: npt.NDArray[np.void], used: npt.NDArray[np.uint64]) -> None:
+        """Remove what was idle at two looks in a row; put back what a class got hold of at the last moment.
+
+        `entries` is the table now, `used` the keys that classes refer to.
+        """
+        gone = self._forgotten[~np.isin(self._forgotten["key"], entries["key"])]
+        missing = gone[np.isin(gone["key"], used)]
+        bpf.update(name, missing["key"], missing["value"])
+        idle = entries[~np.isin(entries["key"], used)]
+        is_due = np.isin(idle["key"], self._seen_idle) & (len(entries) >= self._crowded)
+        self._forgotten = idle[is_due]
+        self._seen_idle = idle["key"].copy()
+        bpf.delete_keys(name, self._forgotten["key"])
+        self.removed += len(self._forgotten) - len(missing)
+
+
+class PageTrace:
+    """A running trace: attached while the context lasts, and detached whatever ends it.
+
+    Raises BpfError, BtfError, ProcFormatError or OSError, with what is missing, when it cannot start.
+    """
+
+    def __init__(self, settings: TraceSettings, *, btf: Btf, roots: HostRoots) -> None:
+        # What is needed of `btf` is taken here, so that it need not stay in memory.
+        self._settings = settings
+        self._defines = _layout(btf)
+        self._program_info_layout = ProgramInfoLayout.of(btf)
+        self._roots = roots
+        self._struct_page_bytes = btf.size_bytes("page")
+        self._attached: _Attached | None = None
+        self._symbol_reader: SymbolReader | None = None
+        self._retired: dict[int, tuple[float, float]] = {}
+        self._resting = np.zeros(0, _RESTING_DTYPE)
+        self._returned_classes = 0
+        self._next_look = 0.0
+        self._idle_stacks = _Idle(_STACKS, tables.STACK_ENTRY_DTYPE)
+        self._idle_cgroups = _Idle(_CGROUPS, tables.CGROUP_ENTRY_DTYPE)
+        self._slice = 0
+        self._told = 0.0
+        self._window: _Window | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Detach and free everything. Idempotent."""
+        if self._attached is not None:
+            self._attached.bpf.close()
+            self._attached = None
+        if self._symbol_reader is not None:
+            self._symbol_reader.close()
+            self._symbol_reader = None
+
+    def _start(self) -> None:
+        self._symbol_reader = _open_symbol_reader()
+        self._symbols = Symbols(self._symbol_reader.lines if self._symbol_reader else None)
+        with ExitStack() as files:
+            flags = open_frame_table(self._roots.proc / "kpageflags", files)
+            layout = self._layout = self._frame_layout()
+            attached = self._attached = _Attached.load(self._defines, layout)
+            _push_numbers(attached.bpf, np.arange(tables.FIRST_CLASS, tables.CLASSES, dtype="<u4"))
+            self._first_page = self._find_first_page(attached, flags, layout.end_frame)
+        attached.config["first_page"] = self._first_page
+        attached.config["end_frame"] = layout.end_frame
+        attached.config["budget_permille"] = round(self._settings.cpu_budget_share * 1000)
+        attached.config["ceiling_permille"] = round(_CEILING_FACTOR * self._settings.cpu_budget_share * 1000)
+        for program in ("on_free", "on_alloc", "on_nested_alloc", "on_pool_hold"):
+            # Before any is attached: the trace is not to find the memory of its own programs.
+            attached.bpf.load_raw_tracepoint(program)
+        # Frees first: a block whose free nobody watched would count as outstanding.
+        attached.bpf.attach_raw_tracepoint(_FREE, "on_free")
+        self._pages_at_start = self._allocator_pages()
+        attached.bpf.attach_raw_tracepoint(_ALLOC, "on_alloc")
+        attached.bpf.attach_raw_tracepoint(_ALLOC, "on_nested_alloc")
+        try:
+            attached.bpf.attach_raw_tracepoint(_POOL_HOLD, "on_pool_hold")
+        except BpfError as error:
+            if error.errno != errno.ENOENT:  # a kernel without page pools
+                raise
+        self._started = time.monotonic()
+
+    def advance(self) -> None:
+        """Move on to the time slice that is due, and keep room in the tables. To be called each quarter of a second."""
+        attached = self._running()
+        elapsed = time.monotonic() - self._started
+        if elapsed - self._told >= _TELL_SECONDS:
+            self._told = elapsed
+            self._look_at_names(attached)
+        due = int(elapsed / self._settings.slice_seconds)
+        due = min(due, self._settings.slices - 1)
+        if due != self._slice:
+            self._slice = due
+            attached.config["slice"] = due
+            self._forget_births(attached)
+        self._make_room(attached)
+
+    def stop_recording(self) -> None:
+        """End the window: new allocations are not recorded, frees still are. Idempotent.
+
+        What is outstanding at the end was then allocated before this call and not freed since. So whatever is looked at
+        in between, a block that it shows is still the same block at the end.
+        """
+        self._stop_recording()
+
+    def _stop_recording(self) -> _Window:
+        attached = self._running()
+        if self._window is not None:
+            return self._window
+        attached.bpf.detach_raw_tracepoint(_ALLOC)
+        attached.bpf.detach_raw_tracepoint(_POOL_HOLD)
+        end = time.monotonic()
+        self._window = _Window(end, end - self._started, self._allocator_pages() - self._pages_at_start)
+        return self._window
+
+    def finish(self, late: Callable[[], bool] = lambda: False) -> TraceResult:
+        """Stop recording, read out, detach, and put it all together. Once it is `late`, see tally_frames."""
+        try:
+            raw = self.read_out(late)
+            symbols, contexts = self.symbols(raw), self.contexts(raw)  # while the programs still have names
+        finally:
+            self.close()
+        return tables.decode(raw, symbols, contexts)
+
+    def symbols(self, raw: RawTrace) -> dict[int, str]:
+        """A text for each address that the decoding needs. To be asked for before `close`, as `contexts`."""
+        return self._symbols.texts(tables.outstanding_addresses(raw))
+
+    def contexts(self, raw: RawTrace) -> npt.NDArray[np.uint8]:
+        """The ContextCode of each stack."""
+        return self._symbols.contexts(raw.stacks["value"]["address"])
+
+    def read_out(self, late: Callable[[], bool] = lambda: False) -> RawTrace:
+        """Stop recording, and read the tables. The maps last until `close`. Once it is `late`, see tally_frames."""
+        attached = self._running()
+        bpf = attached.bpf
+        window = self._stop_recording()
+        time.sleep(max(0.0, window.end + _SETTLE_SECONDS - time.monotonic()))
+        infos = np.array(attached.infos)
+        with ExitStack() as files:
+            flags = open_frame_table(self._roots.proc / "kpageflags", files)
+            charges = open_frame_table(self._roots.proc / "kpagecgroup", files)
+            tally = tables.tally_frames(
+                attached.frames,
+                infos["key"]["order"],
+                flags.read if flags else lambda _, count: np.zeros(count, np.uint64),
+                charges.read if charges else None,
+                late=late,
+                layout=self._layout,
+            )
+        bpf.detach_raw_tracepoint(_FREE)
+        cpus = bpf.read_per_cpu("cpu", tables.CPU_DTYPE)
+        misses = {info.function: info.recursion_misses for info in bpf.program_infos(self._program_info_layout)}
+        return RawTrace(
+            infos=infos,
+            stacks=bpf.read_map("stacks", tables.STACK_ENTRY_DTYPE),
+            cgroups=bpf.read_map("cgroups", tables.CGROUP_ENTRY_DTYPE),
+            lives=bpf.read_map("lives", tables.LIFE_ENTRY_DTYPE),
+            retired=self._retired,
+            cpus=cpus,
+            tally=tally,
+            first_page=self._first_page,
+            struct_page_bytes=self._struct_page_bytes,
+            page_bytes=mmap.PAGESIZE,
+            slices=self._slice + 1,
+            slice_seconds=self._settings.slice_seconds,
+            traced_seconds=window.seconds,
+            allocator_pages=window.allocator_pages,
+            recursion_misses=tables.missed_runs(misses, nested_allocs=int(cpus["nested_allocs"].sum())),
+            table_bytes=bpf.map_bytes(),
+        )
+
+    def program_infos(self) -> list[ProgramInfo]:
+        """The kernel's own counters of the trace's programs."""
+        return self._running().bpf.program_infos(self._program_info_layout)
+
+    def _running(self) -> _Attached:
+        if self._attached is None:
+            raise BpfError("the trace is not running")
+        return self._attached
+
+    def _frame_layout(self) -> FrameLayout:
+        meminfo = self._roots.proc / "meminfo"
+        layout = FrameLayout(read_memory_map(self._roots.proc, self._roots.sys, page_bytes=mmap.PAGESIZE))
+        total_bytes = parse_meminfo(meminfo.read_bytes(), source=str(meminfo)).mem_total_bytes
+        problem = oversize(layout, mem_total_bytes=total_bytes, page_bytes=mmap.PAGESIZE)
+        if problem:
+            raise BpfError(problem)
+        return layout
+
+    def _allocator_pages(self) -> int:
+        path = self._roots.proc / "vmstat"
+        return parse_allocated_pages(path.read_bytes(), source=str(path))
+
+    def _look_at_names(self, attached: _Attached) -> None:
+        """Add the context to new stacks: from then on, interrupts name no process. Forget what no class has."""
+        bpf = attached.bpf
+        stacks = bpf.read_map("stacks", tables.STACK_ENTRY_DTYPE)
+        new = stacks[stacks["value"]["context"] == ContextCode.UNKNOWN]
+        if len(new):
+            new["value"]["context"] = self._symbols.contexts(new["value"]["address"])
+            bpf.update("stacks", new["key"], new["value"])
+        used = attached.infos[attached.infos["allocated_pages"] > 0]
+        self._idle_stacks.forget(bpf, "stacks", stacks, np.unique(used["key"]["stack"]))
+        known = int(bpf.read_per_cpu("cpu", tables.CPU_DTYPE)["known_cgroups"].sum()) - self._idle_cgroups.removed
+        if known >= _CROWDED * _CGROUPS:
+            cgroups = bpf.read_map("cgroups", tables.CGROUP_ENTRY_DTYPE)
+            self._idle_cgroups.forget(bpf, "cgroups", cgroups, np.unique(used["cgroup"]))
+
+    def _forget_births(self, attached: _Attached) -> None:
+        """Forget the oldest births, so that blocks that are never freed do not keep out those that are."""
+        births = attached.bpf.read_map("births", tables.BIRTH_ENTRY_DTYPE)
+        surplus = len(births) - int(_CROWDED * _BIRTHS)
+        if surplus > 0:
+            oldest = np.argsort(births["value"], kind="stable")[:surplus]
+            attached.bpf.delete_keys("births", births["key"][oldest])
+
+    def _make_room(self, attached: _Attached) -> None:
+        """Give numbers of classes that have nothing outstanding to new classes.
+
+        A CPU may be about to mark a block with a class that it looked up before. So the number of a removed class rests
+        for a while, and goes to another class only if it is still without frames then.
+        """
+        bpf = attached.bpf
+        taken = int(bpf.read_per_cpu("cpu", tables.CPU_DTYPE)["taken_classes"].sum()) - self._returned_classes
+        started = time.monotonic()
+        if taken < _CROWDED * (tables.CLASSES - tables.reserved_classes()) or started < self._next_look:
+            return
+        frames = tables.frames_by_class(attached.frames)
+        ready = (self._resting["until"] <= started) & (frames[self._resting["number"]] == 0)
+        self._return_numbers(attached, self._resting["number"][ready])
+        classes = bpf.read_map("classes", tables.CLASS_ENTRY_DTYPE)
+        idle = frames[classes["value"]] == 0
+        bpf.delete_keys("classes", classes["key"][idle])
+        removed = np.zeros(int(idle.sum()), _RESTING_DTYPE)
+        removed["number"], removed["until"] = classes["value"][idle], time.monotonic() + _REST_SECONDS
+        self._resting = np.concatenate((self._resting[~ready], removed))
+        self._next_look = started + (time.monotonic() - started) / _MAX_LOOKING_SHARE
+
+    def _return_numbers(self, attached: _Attached, numbers: npt.NDArray[np.uint32]) -> None:
+        """Hand out numbers of classes that are gone again; what they allocated stays counted by stack."""
+        infos = attached.infos[numbers]
+        weights = np.exp2(infos["key"]["level"].astype(np.float64))
+        stacks, where = np.unique(infos["key"]["stack"], return_inverse=True)
+        pages = np.bincount(where.reshape(-1), weights * infos["allocated_pages"], minlength=len(stacks))
+        blocks = np.bincount(where.reshape(-1), weights * infos["allocated_blocks"], minlength=len(stacks))
+        for stack, more_pages, more_blocks in zip(stacks.tolist(), pages.tolist(), blocks.tolist(), strict=True):
+            old_pages, old_blocks = self._retired.get(stack, (0.0, 0.0))
+            self._retired[stack] = old_pages + more_pages, old_blocks + more_blocks
+        attached.infos[numbers] = np.zeros(1, tables.CLASS_INFO_DTYPE)
+        _push_numbers(attached.bpf, numbers)
+        self._returned_classes += len(numbers)
+
+    def _find_first_page(self, attached: _Attached, flags: FrameTable | None, frame_count: int) -> int:
+        own = _view(attached.bpf, "own_pages", np.dtype("<u8"), tables.OWN_PAGES + 1)
+        attached.config["own_pid"] = os.getpid()
+        own_pages = traced_own_pages(attached.bpf, own, tracepoint=_ALLOC, function="on_own_alloc")
+        machine = {"frame_count": frame_count, "struct_page_bytes": self._struct_page_bytes}
+        if flags is None:
+            return only_possible_start(own_pages, **machine)
+        return find_first_page(own_pages, flags.read, alignment=alignment_bytes(), **machine)
+
+
+def _open_symbol_reader() -> SymbolReader | None:
+    """None where the kernel refuses the program: stacks have no names then, and their bytes are right all the same."""
+    try:
+        return SymbolReader()
+    except BpfError:
+        return None
+
+
+def _push_numbers(bpf: BpfObject, numbers: npt.NDArray[np.uint32]) -> None:
+    """Make class numbers free, each in the queue that it belongs to."""
+    is_reserved = numbers >= tables.CLASSES - tables.reserved_classes()
+    bpf.push("spare_classes", numbers[~is_reserved])
+    bpf.push("reserve_classes", numbers[is_reserved])
+
+
+def _view(bpf: BpfObject, name: str, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+    return np.frombuffer(bpf.mmap(name, dtype.itemsize * count), dtype, count)
+
+
+def _layout(btf: Btf) -> dict[str, int]:
+    """What page_trace.bpf.c needs to know of this kernel and of its own tables."""
+    parent = "parent" if btf.has_field("kernfs_node", "parent") else "__parent"  # renamed in Linux 6.15
+    pool_order = "p.order" if btf.has_field("page_pool", "p.order") else ""
+    return {
+        "STRUCT_PAGE_BYTES": btf.size_bytes("page"),
+        "MIGRATE_MOVABLE": btf.enum_value("MIGRATE_MOVABLE"),
+        "CLASSES": tables.CLASSES,
+        "RESERVE": tables.reserved_classes(),
+        "STACKS": _STACKS,
+        "CGROUPS": _CGROUPS,
+        "BIRTHS": _BIRTHS,
+        "TASK_GROUP_LEADER": btf.offset_bytes("task_struct", "group_leader"),
+        "TASK_COMM": btf.offset_bytes("task_struct", "comm"),
+        "TASK_CGROUPS": btf.offset_bytes("task_struct", "cgroups"),
+        "CSS_SET_MEMORY": btf.offset_bytes("css_set", "subsys") + 8 * btf.enum_value("memory_cgrp_id"),
+        "CSS_CGROUP": btf.offset_bytes("cgroup_subsys_state", "cgroup"),
+        "CGROUP_NODE": btf.offset_bytes("cgroup", "kn"),
+        "NODE_ID": btf.offset_bytes("kernfs_node", "id"),
+        "NODE_NAME": btf.offset_bytes("kernfs_node", "name"),
+        "NODE_PARENT": btf.offset_bytes("kernfs_node", parent),
+        "POOL_ORDER": btf.offset_bytes("page_pool", pool_order) if pool_order else 0,
+    }

@@ -1,0 +1,188 @@
+"""Call stacks made fit to read: trimmed, classed, folded.
+
+A frame is text: `symbol+0x1f`, `symbol+0x1f [module]`, or `unnamed#1a2b3c4d` where the kernel gives no name for its
+address; innermost first.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_api.evidence import AllocatingProcess, Context, Stack
+from memdiag_node.trace.births import growth_of, median_life_seconds
+from memdiag_node.trace.result import ContextCode, TraceResult
+
+UNNAMED_PREFIX = "unnamed#"
+_FOLDED_SEPARATOR = re.compile(r"[;\s]")
+_MAX_FRAMES = 64
+_MAX_FRAME_LENGTH = 256
+_MAX_PROCESSES = 16
+
+_CONTEXTS = {
+    ContextCode.UNKNOWN: Context.MIXED,
+    ContextCode.PROCESS: Context.PROCESS,
+    ContextCode.SOFTIRQ: Context.SOFTIRQ,
+    ContextCode.INTERRUPT: Context.INTERRUPT,
+}
+
+NO_STACK: tuple[str, ...] = ("(stack was not recorded)",)
+
+# Innermost frames that are the same for every allocation; docs/trace.md lists them for users. First the tracer's own:
+# whatever is inside of these is tracer as well, also when an eBPF program has no name, or somebody else's.
+_TRACER = re.compile(r"bpf_trace_run\d+|__bpf_trace_\w+|__traceiter_\w+|perf_trace_\w+|bpf_get_stack\w*")
+_TRACER_FRAMES = 12
+# Then the page allocator's: up to the first frame that is none of them.
+_ALLOCATOR = re.compile(
+    r"__alloc_pages(_nodemask|_slowpath|_internal)?|__alloc_frozen_pages|alloc_frozen_pages"
+    r"|alloc_pages(_mpol|_vma|_current|_node|_preferred_many)?|alloc_pages_(bulk|exact)\w*|alloc_page_interleave"
+    r"|__folio_alloc|folio_alloc|vma_alloc_folio|__get_free_pages?|get_free_pages|get_zeroed_page"
+)
+# Newer kernels mark functions that memory allocation profiling accounts for (Linux 6.10); compilers add their own.
+_SUFFIX = re.compile(r"(_noprof|\.(constprop|isra|part|cold|llvm)\.?\w*)+$")
+
+# What memory is used for, told by who allocated it. The first match from the inner end decides.
+_MEMORY_CLASSES = (
+    ("Vmalloc", re.compile(r"__vmalloc_area_node|vm_area_alloc_pages|__vmalloc_node_range")),
+    ("Percpu", re.compile(r"pcpu_alloc_pages|pcpu_populate_chunk")),
+    ("Slab", re.compile(r"_{0,3}kmalloc_large\w*|kmalloc_order\w*|allocate_slab|new_slab")),
+    ("PageTables", re.compile(r"_*(pte|pmd|pud|p4d|pgd)_alloc\w*")),
+    ("Zsmalloc", re.compile(r"alloc_zspage|zs_malloc")),
+    ("Balloon", re.compile(r"balloon_page_alloc|vmballoon_\w+")),
+)
+ALLOC_PAGE = "AllocPage"
+
+_SOFTIRQ = r"handle_softirqs|__do_softirq"
+_INTERRUPT = (
+    r"(__)?sysvec_\w+|(__)?common_interrupt|handle_irq_event\w*|__handle_irq_event_percpu|handle_percpu_devid_\w+"
+    r"|hrtimer_interrupt|exc_nmi|do_nmi|__flush_smp_call_function_queue|el[01]\w*_interrupt|gic_handle_irq"
+)
+_CONTEXT_FUNCTIONS = (
+    (re.compile(_SOFTIRQ), ContextCode.SOFTIRQ),
+    (re.compile(_INTERRUPT), ContextCode.INTERRUPT),
+)
+# What is outside of these was merely interrupted: it has no part in the allocation.
+_INTERRUPT_ENTRY = re.compile(f"{_SOFTIRQ}|{_INTERRUPT}")
+
+
+def function_name(frame: str) -> str:
+    """The function of a frame, without offset, module and compiler's suffixes."""
+    return _SUFFIX.sub("", frame.split("+", 1)[0])
+
+
+def interrupt_context(frame: str) -> ContextCode | None:
+    """The context that a function sets for everything that it calls; None for all other functions."""
+    name = function_name(frame)
+    return next((context for pattern, context in _CONTEXT_FUNCTIONS if pattern.fullmatch(name)), None)
+
+
+def first_name(frames: Sequence[str]) -> str | None:
+    """The innermost frame that has a name; None when the stack has none, or was not recorded."""
+    named = (frame for frame in frames if not frame.startswith(UNNAMED_PREFIX) and frame not in NO_STACK)
+    return next(named, None)
+
+
+def lacks_names(stacks: Sequence[Stack], limit_bytes: int) -> bool:
+    """Whether `limit_bytes` or more is in stacks without names, or the kernel gave no name at all.
+
+    Then a leak may go unnoticed: without names, the stacks of interrupts differ by what they interrupted.
+    """
+    unnamed = [stack.outstanding_bytes for stack in stacks if first_name(stack.frames) is None]
+    return bool(unnamed) and (len(unnamed) == len(stacks) or sum(unnamed) >= limit_bytes)
+
+
+def trim(frames: Sequence[str]) -> tuple[str, ...]:
+    """Remove the tracer's and the page allocator's own frames, and what an interrupt interrupted; never all frames."""
+    names = [function_name(frame) for frame in frames]
+    entry = next((index for index, name in enumerate(names) if _INTERRUPT_ENTRY.fullmatch(name)), len(frames))
+    frames = frames[: entry + 1]
+    tracer = [index for index, name in enumerate(names[:_TRACER_FRAMES]) if _TRACER.fullmatch(name)]
+    start = tracer[-1] + 1 if tracer else 0
+    for index in range(start, len(frames)):
+        if not _ALLOCATOR.fullmatch(names[index]):
+            return tuple(frames[index:])
+    return tuple(frames[-1:]) or NO_STACK
+
+
+def memory_class(frames: Sequence[str]) -> str:
+    """What class of the breakdown the memory belongs to, by who allocated it: AllocPage when nobody else owns it."""
+    for frame in frames:
+        name = function_name(frame)
+        for class_name, pattern in _MEMORY_CLASSES:
+            if pattern.fullmatch(name):
+                return class_name
+    return ALLOC_PAGE
+
+
+def fold_stacks(trace: TraceResult, top_n: int) -> list[Stack]:
+    """The first `top_n` stacks of a trace, largest outstanding first; their places are the trace's stack numbers."""
+    return [_stack(trace, index) for index in range(min(top_n, len(trace.stacks)))]
+
+
+def _stack(trace: TraceResult, index: int) -> Stack:
+    groups = trace.groups_of(index)
+    weight = groups["weight"]
+    group_bytes = groups["frames"] * weight * trace.page_bytes
+    group_blocks = groups["blocks"] * weight
+    outstanding_bytes = float(group_bytes.sum())
+    allocated_bytes = float(np.sum(groups["allocated_pages"] * weight)) * trace.page_bytes
+    allocated_blocks = float(np.sum(groups["allocated_blocks"] * weight))
+    error_bytes = trace.error_bytes(groups)
+    births = np.bincount(groups["slice"], group_bytes, minlength=trace.slices).tolist()
+    by_order = np.bincount(groups["order"], group_blocks).tolist()
+    growth = growth_of(
+        births,
+        slice_seconds=trace.slice_seconds,
+        last_slice_seconds=trace.last_slice_seconds,
+        blocks=int(groups["blocks"].sum()),
+        error_bytes=error_bytes,
+    )
+    return Stack(
+        frames=[frame[:_MAX_FRAME_LENGTH] for frame in trace.stacks[index][:_MAX_FRAMES]],
+        context=_CONTEXTS[ContextCode(int(groups["context"][0]))],
+        memory_class=trace.memory_classes[index],
+        outstanding_bytes=round(outstanding_bytes),
+        outstanding_blocks=round(float(group_blocks.sum())),
+        outstanding_by_order={str(order): round(blocks) for order, blocks in enumerate(by_order) if round(blocks)},
+        births_bytes=[round(born) for born in births],
+        allocated_bytes=round(allocated_bytes),
+        freed_bytes=max(0, round(allocated_bytes - outstanding_bytes)),
+        growth_bytes_per_second=growth.bytes_per_second,
+        growth_error_bytes_per_second=growth.error_bytes_per_second,
+        median_life_seconds=median_life_seconds(trace.lives[index]),
+        trend=growth.trend,
+        sampled_share=min(1.0, float(groups["allocated_blocks"].sum()) / allocated_blocks) if allocated_blocks else 1.0,
+        error_bytes=round(error_bytes),
+        processes=_processes(trace, groups, group_bytes),
+    )
+
+
+def _processes(
+    trace: TraceResult, groups: npt.NDArray[np.void], group_bytes: npt.NDArray[np.float64]
+) -> list[AllocatingProcess]:
+    """The processes that allocated the most of what is outstanding."""
+    known = groups["process"] >= 0
+    totals = np.bincount(groups["process"][known], group_bytes[known], minlength=len(trace.processes))
+    largest = np.argsort(-totals, kind="stable")[:_MAX_PROCESSES].tolist()
+    return [
+        AllocatingProcess(
+            pid=trace.processes[number].pid,
+            comm=trace.processes[number].comm,
+            container_id=trace.processes[number].container_id,
+            pod_uid=trace.processes[number].pod_uid,
+            outstanding_bytes=round(float(totals[number])),
+        )
+        for number in largest
+        if totals[number] > 0
+    ]
+
+
+def to_folded(stacks: Iterable[Stack]) -> str:
+    """Folded stacks as flame graph tools read them: outermost first, `;` between frames, then the outstanding bytes."""
+    lines = []
+    for stack in stacks:
+        frames = (_FOLDED_SEPARATOR.sub("_", frame) for frame in reversed(stack.frames))
+        if stack.outstanding_bytes:
+            lines.append(f"{';'.join(frames)} {stack.outstanding_bytes}\n")
+    return "".join(lines)

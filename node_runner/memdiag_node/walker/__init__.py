@@ -1,0 +1,1 @@
+"""The bounded walk through kernel queues, to the last packet and page."""

@@ -1,0 +1,307 @@
+"""Walking kernel lists of packets and pages to their last page (walker.bpf.c).
+
+The walker gives records in the order of the worklist; `analyze` code never sees them, only the tally of each queue.
+"""
+
+import errno
+import itertools
+import mmap
+from collections.abc import Callable, Iterable, Iterator
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.layout import Field, block_layout, offsets, optional_offsets
+from memdiag_node.kernel.loader import BpfError, BpfObject, ClosedOnExit, RunnableProgram
+
+
+class Kind(IntEnum):
+    """What an item of the worklist is: enum kind of walker.bpf.c."""
+
+    PACKET_LIST = 0
+    PACKET_TREE = 1
+    PACKET_CHAIN = 2
+    ACCEPT = 3
+    TABLE = 4
+    NETS = 5
+    BLOCKS = 6
+    PIPE = 7
+
+
+class RecordType(IntEnum):
+    """What a record tells: the RECORD_ enumerators of walker.bpf.c."""
+
+    PACKET = 1
+    IDENTITY = 2
+    FRAGMENT = 3
+    HEAD = 4
+    SOCKET = 5
+    NET = 6
+    END = 7
+
+
+class Table(IntEnum):
+    """Which hash table of a network namespace: the TABLE_ enumerators of walker.bpf.c."""
+
+    UNIX = 0
+    TCP = 1
+    UDP = 2
+    PACKET = 3
+
+
+class Status(IntEnum):
+    """How the walk of an item ended: the STATUS_ enumerators of walker.bpf.c, and 0 for one that was not reached."""
+
+    NOT_REACHED = 0
+    WHOLE = 1
+    RACE = 2
+    FAULT = 3
+    TOO_LONG = 4
+    TOO_DEEP = 5
+
+
+class Found(IntEnum):
+    """How the walk came upon a socket: the SOCKET_ enumerators of walker.bpf.c."""
+
+    LISTED = 1
+    UNACCEPTED = 2
+    IN_FLIGHT = 3
+
+
+ITEM_UNIX, ITEM_EMBRYOS = 1, 2
+IS_MEMBER, UNREADABLE, IS_USER, IS_DEVICE, IS_SLAB = 1, 2, 4, 8, 16
+HEAD_UNIT_BYTES = 16
+IDENTITIES = 4
+
+ITEM_DTYPE = np.dtype(
+    [
+        ("head", "<u8"),
+        ("count", "<u4"),
+        ("stride", "<u2"),
+        ("node", "<u2"),
+        ("kind", "u1"),
+        ("flags", "u1"),
+        ("order", "u1"),
+        ("consumed", "u1"),
+        ("unused", "u1", 4),
+    ]
+)
+RECORD_DTYPE = np.dtype([("value", "<u8"), ("item", "<u4"), ("type", "u1"), ("flags", "u1"), ("detail", "<u2")])
+
+_CURSOR_DTYPE = np.dtype(
+    [
+        ("walk", "<u8", 9),
+        ("linear_to_page", "<u8"),
+        ("socket_file_operations", "<u8"),
+        ("net_operations", "<u8"),
+        ("item", "<u4"),
+        ("items", "<u4"),
+        ("position", "<u4"),
+        ("done", "<u4"),
+        ("state", "<u4", 8),
+    ]
+)
+
+_WORK = 16_384
+_RECORDS = 512
+# Steps of one run. The verifier follows each of them, and how far it gets within its million instructions depends on
+# the compiler's code: with LLVM 14 sixteen steps take 235,000 of them.
+_SOURCE = Path(__file__).with_suffix(".bpf.c")
+_STEPS = (16, 8, 4, 2, 1)
+_STEP_RECORDS = 64
+_RUNS_BETWEEN_CLOCKS = 1_024  # at most, also where nothing is found: empty buckets, pages already told
+_GATHER = 65_536  # records given to the caller at once: 1 MiB
+# Of one item, so that a walk gone astray ends. A socket takes packets of 2 GiB at most, each charged 512 bytes or more:
+# 4.2 million, of three steps.
+_MAX_STEPS = 1 << 24
+
+_FIELDS: tuple[Field, ...] = (
+    ("QUEUE_LENGTH", "sk_buff_head", "qlen"),
+    ("PACKET_NEXT", "sk_buff", "next"),
+    ("PACKET_PREVIOUS", "sk_buff", "prev"),
+    ("PACKET_SOCKET", "sk_buff", "sk"),
+    ("PACKET_CONTROL", "sk_buff", "cb"),
+    ("PACKET_LENGTH", "sk_buff", "len"),
+    ("PACKET_TRUESIZE", "sk_buff", "truesize"),
+    ("PACKET_HEAD", "sk_buff", "head"),
+    ("PACKET_END", "sk_buff", "end"),
+    ("SHARED_FRAGMENT_COUNT", "skb_shared_info", "nr_frags"),
+    ("SHARED_FRAGMENT_LIST", "skb_shared_info", "frag_list"),
+    ("SHARED_FRAGMENTS", "skb_shared_info", "frags"),
+    ("UNIX_FILES", "unix_skb_parms", "fp"),
+    ("SCM_COUNT", "scm_fp_list", "count"),
+    ("SCM_FILES", "scm_fp_list", "fp"),
+    ("FILE_OPERATIONS", "file", "f_op"),
+    ("FILE_PRIVATE", "file", "private_data"),
+    ("SOCKET_SK", "socket", "sk"),
+    ("REQUEST_SOCKET", "request_sock", "sk"),
+    ("REQUEST_NEXT", "request_sock", "dl_next"),
+    ("TREE_PARENT", "rb_node", "__rb_parent_color"),
+    ("TREE_LEFT", "rb_node", "rb_left"),
+    ("TREE_RIGHT", "rb_node", "rb_right"),
+    ("PIPE_HEAD", "pipe_inode_info", "head"),
+    ("PIPE_TAIL", "pipe_inode_info", "tail"),
+    ("PIPE_SLOTS", "pipe_inode_info", "ring_size"),
+    ("PIPE_BUFFERS", "pipe_inode_info", "bufs"),
+    ("PIPE_KEPT", "pipe_inode_info", "tmp_page"),
+    ("PIPE_BUFFER_PAGE", "pipe_buffer", "page"),
+    ("PIPE_BUFFER_LENGTH", "pipe_buffer", "len"),
+    ("NET_LIST", "net", "list"),
+    ("NET_OPERATIONS", "net", "ns.ops"),
+)
+_TABLES: tuple[Field, ...] = (
+    ("NET_UNIX_BUCKETS", "net", "unx.table.buckets"),  # 6.0, 79b05beaa5c3
+    ("NET_TCP_HASH", "net", "ipv4.tcp_death_row.hashinfo"),
+    ("NET_UDP_TABLE", "net", "ipv4.udp_table"),  # 6.2, 9804985bf27f
+    ("NET_PACKET_LIST", "net", "packet.sklist"),
+    ("TCP_HASH_BUCKETS", "inet_hashinfo", "ehash"),
+    ("TCP_HASH_MASK", "inet_hashinfo", "ehash_mask"),
+    ("UDP_TABLE_SLOTS", "udp_table", "hash"),
+    ("UDP_TABLE_MASK", "udp_table", "mask"),
+    ("SOCK_NODE", "sock", "__sk_common.skc_node"),
+)
+_UNIX_BUCKETS = 512  # include/net/af_unix.h, UNIX_HASH_SIZE: 256 for bound and 256 for unbound sockets
+
+
+def _kept_pages(btf: Btf) -> int:
+    """How many pages a pipe keeps: one, since 6.15 (46af8e2406c2) two."""
+    kept_bytes = btf.offset_bytes("pipe_inode_info", "fasync_readers") - btf.offset_bytes("pipe_inode_info", "tmp_page")
+    return kept_bytes // 8
+
+
+def queue_defines(btf: Btf) -> dict[str, int]:
+    """What walker.bpf.c must know of the running kernel. Raises BtfError naming what it lacks."""
+    fragment = (
+        "skb_frag" if btf.has_struct("skb_frag") else "bio_vec"
+    )  # 6.9, 21d2e6737c97: before, a frag was a bio_vec
+    shared_bytes, fragment_bytes = btf.size_bytes("skb_shared_info"), btf.size_bytes(fragment)
+    head_frag = btf.bit_offset("sk_buff", "head_frag")
+    return (
+        block_layout(btf)
+        | offsets(btf, _FIELDS)
+        | optional_offsets(btf, "HAS_TABLES", _TABLES)
+        | {
+            "PACKET_SIZE": btf.size_bytes("sk_buff"),
+            "SHARED_SIZE": shared_bytes,
+            "FRAGMENT_SIZE": fragment_bytes,
+            "MAX_FRAGMENTS": (shared_bytes - btf.offset_bytes("skb_shared_info", "frags")) // fragment_bytes,
+            "PACKET_HEAD_FRAG_BYTE": head_frag // 8,
+            "PACKET_HEAD_FRAG_MASK": 1 << head_frag % 8,
+            "UNIX_BUCKETS": _UNIX_BUCKETS,
+            "PIPE_BUFFER_SIZE": btf.size_bytes("pipe_buffer"),
+            "PIPE_KEPT_PAGES": _kept_pages(btf),
+            "SCM_MAX_FILES": 253,  # include/net/scm.h, SCM_MAX_FD
+            "PAGE_SHIFT": mmap.PAGESIZE.bit_length() - 1,
+            "MAX_STEPS": _MAX_STEPS,
+            "WORK": _WORK,
+            "RECORDS": _RECORDS,
+        }
+    )
+
+
+def _load_walk(defines: dict[str, int]) -> tuple[BpfObject, RunnableProgram]:
+    """The walking program with as many steps in a run as the kernel's verifier accepts."""
+    for steps in _STEPS:
+        bpf_object = BpfObject(_SOURCE, {**defines, "STEPS": steps})
+        try:
+            return bpf_object, bpf_object.runnable("walk")
+        except BpfError as error:
+            bpf_object.close()
+            if error.errno != errno.E2BIG or steps == _STEPS[-1]:
+                raise
+    raise AssertionError("the last number of steps returned or raised")
+
+
+class QueueWalker(ClosedOnExit):
+    """The walking program, loaded once; a context manager. Raises BpfError when the kernel refuses it."""
+
+    def __init__(self, btf: Btf) -> None:
+        defines = queue_defines(btf)
+        self._net_list = defines["NET_LIST"]
+        self._has_tables, self._socket_node = "HAS_TABLES" in defines, defines.get("SOCK_NODE", 0)
+        self._stride = dict.fromkeys(Table, 8) | {Table.UDP: btf.size_bytes("udp_hslot")}
+        self._object, self._walk = _load_walk(defines)
+        try:
+            self._work = np.frombuffer(self._object.mmap("work", ITEM_DTYPE.itemsize * _WORK), ITEM_DTYPE, _WORK)
+            records = self._object.mmap("outputs", RECORD_DTYPE.itemsize * _RECORDS)
+            self._records = np.frombuffer(records, RECORD_DTYPE, _RECORDS)
+            self._gathered = np.empty(_GATHER, RECORD_DTYPE)
+            self._cursor = np.frombuffer(self._object.mmap("cursors", _CURSOR_DTYPE.itemsize), _CURSOR_DTYPE, 1)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Detach and free everything. Idempotent."""
+        # A numpy view keeps its mapping from being closed.
+        self._work, self._records = np.empty(0, ITEM_DTYPE), np.empty(0, RECORD_DTYPE)
+        self._cursor = np.empty(0, _CURSOR_DTYPE)
+        self._object.close()
+
+    def net_items(self, net: int) -> npt.NDArray[np.void]:
+        """The item that leads from the network namespace at `net` to all; none where this kernel's are unknown."""
+        items = np.zeros(1 if self._has_tables else 0, ITEM_DTYPE)
+        items["head"], items["kind"] = net + self._net_list, Kind.NETS
+        return items
+
+    def table_items(self, tables: Iterable[tuple[int, int]]) -> npt.NDArray[np.void]:
+        """Items for the hash tables that walking `net_items` told of, each once: (which, value) as the records came."""
+        pairs = list(tables)
+        found = {address: (which, count) for (which, address), (_, count) in zip(pairs[::2], pairs[1::2], strict=True)}
+        items = np.zeros(len(found), ITEM_DTYPE)
+        for item, (address, (which, count)) in zip(items, found.items(), strict=True):
+            item["head"], item["kind"], item["count"] = address, Kind.TABLE, count
+            item["stride"], item["node"] = self._stride[Table(which)], self._socket_node
+        return items
+
+    def walk(
+        self,
+        items: npt.NDArray[np.void],
+        *,
+        late: Callable[[], bool],
+        linear_to_page: int = 0,
+        socket_file_operations: int = 0,
+        net_operations: int = 0,
+    ) -> Iterator[npt.NDArray[np.void]]:
+        """Walk every item (ITEM_DTYPE) and give its records (RECORD_DTYPE), in the order of the items, in pieces.
+
+        A piece is only valid until the next; its records name items by their index. Each item ends in one END record;
+        once it is `late` the remaining ones have none. A fact that is 0 switches off what
+        needs it: heads with pages of their own, files in flight, the list of namespaces.
+        """
+        for start in range(0, len(items), _WORK):
+            batch = items[start : start + _WORK]
+            self._work[: len(batch)] = batch
+            cursor = np.zeros(1, _CURSOR_DTYPE)
+            cursor["items"] = len(batch)
+            cursor["linear_to_page"] = linear_to_page
+            cursor["socket_file_operations"] = socket_file_operations
+            cursor["net_operations"] = net_operations
+            self._cursor[:] = cursor
+            for piece in self._pieces(late):
+                piece["item"] += start
+                yield piece
+            if not self._cursor["done"][0]:
+                return
+
+    def _pieces(self, late: Callable[[], bool]) -> Iterator[npt.NDArray[np.void]]:
+        """The records of the batch that the cursor stands on, until it is done or it is late."""
+        position, done = self._cursor["position"], self._cursor["done"]
+        gathered = 0
+        for run in itertools.count(1):
+            self._walk.run()
+            if not done[0] and position[0] <= _RECORDS - _STEP_RECORDS and run % _RUNS_BETWEEN_CLOCKS:
+                continue
+            count = int(position[0])
+            self._gathered[gathered : gathered + count] = self._records[:count]
+            gathered += count
+            position[0] = 0
+            is_late = late()
+            if done[0] or is_late or gathered > _GATHER - _RECORDS:
+                yield self._gathered[:gathered]
+                gathered = 0
+            if done[0] or is_late:
+                return

@@ -1,0 +1,94 @@
+"""Walking items of the worklist, and again those that changed under the walk, until the time is up."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_node.sockets.source import SocketSource
+from memdiag_node.time_budget import Budget
+from memdiag_node.walker.tally import Tally, unfinished
+from memdiag_node.walker.walker import QueueWalker, Status
+
+ATTEMPTS = 5
+
+
+@dataclass(slots=True)
+class Walked:
+    """What the items came to."""
+
+    table: npt.NDArray[np.void]
+    """TALLY_DTYPE, one row for each item."""
+    blocks: npt.NDArray[np.void]
+    """BLOCK_DTYPE, each block once for each item, `owner` its number."""
+    findings: npt.NDArray[np.void]
+    """FINDING_DTYPE: sockets that the walks came upon, also those of a walk that was made again."""
+    tables: list[tuple[int, int]]
+    """Hash tables of network namespaces (QueueWalker.table_items)."""
+    blocks_left_out: int
+
+    def count(self, status: Status) -> int:
+        """How many items ended so."""
+        return int(np.count_nonzero(self.table["status"] == status))
+
+    def replace(self, again: npt.NDArray[np.intp], newer: "Walked", *, better: npt.NDArray[np.bool_]) -> None:
+        """Take over the items that `newer` saw better; its item n is item again[n] here. Both find what they find."""
+        replaced = again[better]
+        self.table[replaced] = newer.table[better]
+        blocks = newer.blocks[better[newer.blocks["owner"]]]
+        blocks["owner"] = again[blocks["owner"]]
+        self.blocks = np.concatenate([self.blocks[~np.isin(self.blocks["owner"], replaced)], blocks])
+        newer.findings["item"] = again[newer.findings["item"]]
+        self.findings = np.concatenate([self.findings, newer.findings])
+        self.tables += newer.tables
+        self.blocks_left_out += newer.blocks_left_out
+
+
+@dataclass(frozen=True, slots=True)
+class Walks:
+    """The means to walk, and the time for it: what is left when that is over is not reached."""
+
+    source: SocketSource
+    walker: QueueWalker
+    budget: Budget
+
+    def late(self) -> bool:
+        """Whether the time is up."""
+        return self.budget.late()
+
+    def walk(self, items: npt.NDArray[np.void], *, max_blocks: int, attempts: int = ATTEMPTS) -> Walked:
+        """Walk the items (ITEM_DTYPE), and again those that changed meanwhile or could not be read.
+
+        Of several unfinished walks of an item the one counts that saw as many packets as there are, or nearly.
+        """
+        walked = self._walk_once(items, max_blocks)
+        for _ in range(attempts - 1):
+            again = unfinished(walked.table)
+            if not len(again) or self.late():
+                break
+            newer = self._walk_once(items[again], max(0, max_blocks - len(walked.blocks)))
+            walked.replace(again, newer, better=is_better(walked.table[again], newer.table))
+        return walked
+
+    def _walk_once(self, items: npt.NDArray[np.void], max_blocks: int) -> Walked:
+        tally = Tally(len(items), max_blocks=max_blocks)
+        for records in self.walker.walk(
+            items,
+            late=self.late,
+            linear_to_page=self.source.fact("linear_to_page"),
+            socket_file_operations=self.source.fact("socket_file_operations"),
+            net_operations=self.source.fact("net_operations"),
+        ):
+            tally.add(records)
+        return Walked(tally.table, tally.blocks(), tally.findings(), tally.tables, tally.blocks_left_out)
+
+
+def is_better(older: npt.NDArray[np.void], newer: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+    """For each item (TALLY_DTYPE) whether `newer` is whole, or at least nearer to the queue's length."""
+
+    def missed(table: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
+        difference: npt.NDArray[np.int64] = table["packets"].astype(np.int64) - table["expected"]
+        return np.abs(difference)
+
+    is_whole: npt.NDArray[np.bool_] = newer["status"] == Status.WHOLE
+    return is_whole | (missed(newer) < missed(older))

@@ -1,0 +1,558 @@
+"""Every rule of the verdict, a row for each way that the evidence can look."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from memdiag_api.evidence import (
+    Breakdown,
+    Census,
+    CensusShare,
+    Check,
+    CompoundBlocks,
+    Confidence,
+    Context,
+    FilledBy,
+    Holder,
+    HolderKind,
+    MemoryClass,
+    Owner,
+    Queue,
+    ScanCoverage,
+    Socket,
+    Stack,
+    SuspectScope,
+    Trace,
+    TraceCounters,
+    Trend,
+    Verdict,
+    VerdictKind,
+)
+from memdiag_node.conclusion.doubts import Doubt
+from memdiag_node.conclusion.verdict import MIB, Findings, Thresholds, decide_verdict
+from memdiag_node.trace.stacks import NO_STACK
+
+GIB = 1024 * MIB
+THRESHOLDS = Thresholds()
+IDLE = Findings(
+    mem_total_bytes=16 * GIB,
+    checks=tuple(Check),
+    interrupted=False,
+    window_seconds=60.0,
+    breakdown=Breakdown(mem_total_bytes=16 * GIB, classes=[], alloc_page_bytes=300 * MIB, alloc_page_error_bytes=0),
+)
+
+
+def holder(
+    *, pid: int | None = 4711, fd: int = 11, pinned: int = 6 * GIB, stuck: float | None = 60.0, complete: bool = True
+) -> Holder:
+    owners = [Owner(pid=pid, comm="nginx", fds=[fd])] if pid is not None else []
+    queue = Queue(
+        name="receive", packets=1, unread_bytes=3 * MIB, charge_bytes=3 * MIB, pinned_bytes=pinned, complete=complete
+    )
+    return Holder(
+        kind=HolderKind.SOCKET,
+        owners=owners,
+        owners_total=len(owners),
+        unowned_reason="" if owners else "not yet accepted",
+        unread_bytes=3 * MIB,
+        pinned_bytes=pinned,
+        stuck_seconds=stuck,
+        socket=Socket(family="IPv4", protocol="TCP", queues=[queue]),
+    )
+
+
+def stack(*, outstanding: int, trend: Trend, frames: Sequence[str] = ("skb_page_frag_refill+0x10",)) -> Stack:
+    return Stack(
+        frames=list(frames),
+        context=Context.PROCESS,
+        outstanding_bytes=outstanding,
+        outstanding_blocks=1,
+        trend=trend,
+    )
+
+
+def verdict(**changes: object) -> Verdict:
+    return decide_verdict(replace(IDLE, **changes), THRESHOLDS)  # type: ignore[arg-type]  # the table's rows name fields
+
+
+def test_an_idle_node_has_no_leak() -> None:
+    answer = verdict()
+    assert (answer.kind, answer.confidence) == (VerdictKind.NO_LEAK, Confidence.HIGH)
+    assert "allocpage has 300 MiB" in answer.sentence
+
+
+def test_a_stuck_socket_that_pins_much_is_the_suspect() -> None:
+    answer = verdict(holders=[holder()])
+    assert (answer.kind, answer.confidence) == (VerdictKind.PINNED_BY_UNREAD_SOCKET, Confidence.HIGH)
+    assert answer.sentence == "nginx[4711] fd 11: 3.00 MiB unread for at least 60 s pins 6.00 GiB."
+    assert "why nginx[4711] does not read fd 11" in answer.advice
+    assert (answer.holder, answer.suspect_bytes) == (0, 6 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("name", "socket"),
+    [
+        ("it is read", holder(stuck=None)),
+        ("it was looked at for an instant only", holder(stuck=0.5)),
+        ("it pins little", holder(pinned=15 * MIB)),
+    ],
+)
+def test_a_socket_is_no_suspect_when(name: str, socket: Holder) -> None:
+    assert verdict(holders=[socket]).kind is VerdictKind.NO_LEAK, name
+
+
+def test_many_small_stuck_sockets_of_one_process_are_judged_together() -> None:
+    answer = verdict(holders=[holder(fd=fd, pinned=9 * MIB) for fd in (7, 8, 9)])
+    assert answer.kind is VerdictKind.PINNED_BY_UNREAD_SOCKET
+    assert answer.sentence.startswith("nginx[4711] fd 7 and 2 more of its sockets: 9.00 MiB unread")
+    assert answer.suspect_bytes == 27 * MIB
+
+
+def of(
+    *, pid: int = 1, container: str = "", pod: str = "", pinned: int = 9 * MIB, comm: str = "worker", summed: int = 1
+) -> Holder:
+    """A stuck socket of a process in a container and a pod."""
+    owner = Owner(pid=pid, comm=comm, fds=[3], container_id=container, pod_uid=pod)
+    return holder(pinned=pinned).model_copy(update={"owners": [owner], "summed": summed})
+
+
+def unowned(*, pinned: int, summed: int = 1) -> Holder:
+    """Stuck sockets that no process holds."""
+    return holder(pid=None, pinned=pinned).model_copy(update={"summed": summed})
+
+
+WORKERS = [of(pid=100 + n, container="c0ffee" * 8, pod="pod-1", pinned=16 * MIB) for n in range(500)]
+
+
+@pytest.mark.parametrize(
+    ("holders", "scope", "suspect_bytes", "words"),
+    [
+        pytest.param(
+            WORKERS, SuspectScope.CONTAINER, 500 * 16 * MIB, "container c0ffeec0ffee, 500 sockets of 500", id="workers"
+        ),
+        pytest.param(
+            [of(pid=n, container=f"c{n}", pod="pod-1") for n in (1, 2, 3)],
+            SuspectScope.POD,
+            27 * MIB,
+            "pod pod-1, 3 sockets of 3 processes",
+            id="three containers of a pod",
+        ),
+        pytest.param(
+            [*WORKERS, of(pid=100, container="c0ffee" * 8, pinned=20 * MIB)],
+            SuspectScope.CONTAINER,
+            500 * 16 * MIB + 20 * MIB,
+            "container c0ffeec0ffee",
+            id="one worker above the limit does not hide the others",
+        ),
+        pytest.param(
+            [of(pid=1, container="c", pinned=60 * MIB), of(pid=2, container="c"), of(pid=3, container="c")],
+            SuspectScope.PROCESS,
+            60 * MIB,
+            "worker[1] fd 3: ",
+            id="the process that has the most of its container",
+        ),
+        pytest.param(
+            [unowned(pinned=30 * MIB)], SuspectScope.PROCESS, 30 * MIB, "a socket that no process holds", id="unowned"
+        ),
+    ],
+)
+def test_the_suspect_is_the_smallest_group_that_pins_much(
+    holders: list[Holder], scope: SuspectScope, suspect_bytes: int, words: str
+) -> None:
+    answer = verdict(holders=holders)
+    assert (answer.kind, answer.scope) == (VerdictKind.PINNED_BY_UNREAD_SOCKET, scope), answer.sentence
+    members = len(holders) if scope is not SuspectScope.PROCESS else 1
+    assert (answer.suspect_bytes, answer.suspect_unread_bytes) == (suspect_bytes, 3 * MIB * members)
+    assert answer.sentence[0].isalpha()
+    assert words in answer.sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "holders"),
+    [
+        ("processes of the host", [of(pid=pid) for pid in (1, 2, 3)]),
+        ("pods", [of(pid=pid, container=f"c{pid}", pod=f"pod-{pid}") for pid in (1, 2, 3)]),
+        ("an orphan and a socket of the kernel", [unowned(pinned=15 * MIB), unowned(pinned=12 * MIB)]),
+        ("a sum of sockets without a process", [unowned(pinned=27 * MIB, summed=300)]),
+    ],
+)
+def test_stuck_sockets_with_nothing_in_common_have_no_suspect_and_forbid_a_no(name: str, holders: list[Holder]) -> None:
+    answer = verdict(holders=holders)
+    assert (answer.kind, answer.scope) == (VerdictKind.INCONCLUSIVE, SuspectScope.NODE), name
+    assert "stuck sockets of the node together pin 27.0 MiB of AllocPage" in answer.sentence
+    assert answer.holder == 0
+
+
+def test_many_stuck_sockets_do_not_hide_a_large_class() -> None:
+    """And what they pin is not called held and not stuck."""
+    large = with_class("SUnreclaim", 9 * GIB).model_copy(update={"alloc_page_bytes": 8 * GIB})
+    holders = [of(pid=pid, container=f"c{pid}", pod=f"pod-{pid}", pinned=16 * MIB) for pid in range(1, 500)]
+    answer = verdict(holders=holders, breakdown=large, held_bytes=8 * GIB)
+    assert answer.kind is VerdictKind.LARGE_BUT_UNEXPLAINED
+    assert answer.sentence == "SUnreclaim has 9.00 GiB that no check explains."
+    assert any("499 stuck sockets of the node together pin 7.80 GiB of AllocPage" in one for one in answer.reasons)
+
+
+def test_stuck_sockets_that_pin_little_together_are_no_leak() -> None:
+    assert verdict(holders=[of(pid=pid, pinned=5 * MIB) for pid in (1, 2, 3)]).kind is VerdictKind.NO_LEAK
+
+
+def test_nobody_is_told_to_restart_a_process_that_is_not_there() -> None:
+    assert "No process can be restarted" in verdict(holders=[unowned(pinned=GIB)]).advice
+
+
+def test_the_process_that_pins_most_is_named_first() -> None:
+    answer = verdict(
+        holders=[holder(pid=1, pinned=100 * MIB), holder(pid=2, pinned=60 * MIB), holder(pid=2, pinned=60 * MIB)]
+    )
+    assert (answer.holder, answer.suspect_bytes) == (1, 120 * MIB)
+
+
+def test_a_socket_that_nobody_holds_is_named_by_its_reason() -> None:
+    assert "not yet accepted" in verdict(holders=[holder(pid=None)]).sentence
+
+
+def test_sockets_of_a_process_that_has_ended_are_one_group() -> None:
+    """Its pid was seen, its name no more."""
+    ended = holder(pid=None, pinned=30 * MIB).model_copy(
+        update={"summed": 99, "owners_total": 1, "unowned_reason": "", "socket": None}
+    )
+    answer = verdict(holders=[ended])
+    assert answer.kind is VerdictKind.PINNED_BY_UNREAD_SOCKET
+    assert answer.sentence.startswith("99 sockets of a process that has ended: ")
+
+
+def test_a_queue_that_could_not_be_read_whole_lowers_the_confidence() -> None:
+    assert verdict(holders=[holder(complete=False)]).confidence is Confidence.MEDIUM
+
+
+def test_the_join_is_among_the_reasons() -> None:
+    filled = holder().model_copy(update={"filled_by": [FilledBy(stack=0, size_bytes=5 * GIB, share=0.97)]})
+    answer = verdict(holders=[filled], stacks=[stack(outstanding=5 * GIB, trend=Trend.GROWING)])
+    assert "97% of what it pins was allocated in the window through skb_page_frag_refill+0x10" in answer.reasons
+    assert answer.stack == 0
+
+
+@pytest.mark.parametrize(
+    ("outstanding", "trend", "kind"),
+    [
+        (100 * MIB, Trend.GROWING, VerdictKind.GROWING_KERNEL_ALLOCATION),
+        (100 * MIB, Trend.CHURN, VerdictKind.NO_LEAK),
+        (100 * MIB, Trend.PINNED, VerdictKind.NO_LEAK),
+        (15 * MIB, Trend.GROWING, VerdictKind.NO_LEAK),
+    ],
+)
+def test_a_growing_stack_is_a_leak_from_a_size_on(outstanding: int, trend: Trend, kind: VerdictKind) -> None:
+    assert verdict(stacks=[stack(outstanding=outstanding, trend=trend)]).kind is kind
+
+
+@pytest.mark.parametrize("frames", [("unnamed#0a1b2c3d", "unnamed#4e5f6071"), NO_STACK, ()])
+def test_what_has_no_name_is_not_called_growing_and_leaves_doubt(frames: Sequence[str]) -> None:
+    answer = verdict(stacks=[stack(outstanding=5 * GIB, trend=Trend.GROWING, frames=frames)])
+    assert (answer.kind, answer.confidence) == (VerdictKind.INCONCLUSIVE, Confidence.LOW)
+    assert "the kernel gave no names for call stacks" in answer.sentence
+
+
+@pytest.mark.parametrize(
+    ("unnamed_bytes", "named", "kind"),
+    [
+        (4096, 0, VerdictKind.INCONCLUSIVE),  # the kernel gives no names: a leak may be split over many stacks
+        (4096, 1, VerdictKind.NO_LEAK),
+        (15 * MIB, 1, VerdictKind.NO_LEAK),
+        (20 * MIB, 1, VerdictKind.INCONCLUSIVE),
+    ],
+)
+def test_without_names_nobody_says_that_there_is_no_leak(unnamed_bytes: int, named: int, kind: VerdictKind) -> None:
+    stacks = [stack(outstanding=unnamed_bytes // 2, trend=Trend.UNCLEAR, frames=(f"unnamed#{n}",)) for n in range(2)]
+    stacks += [stack(outstanding=4096, trend=Trend.UNCLEAR)] * named
+    assert verdict(stacks=stacks).kind is kind
+
+
+def test_a_growing_stack_is_named_by_its_innermost_name() -> None:
+    frames = ("unnamed#0a1b2c3d", "skb_page_frag_refill+0x10")
+    answer = verdict(stacks=[stack(outstanding=5 * GIB, trend=Trend.GROWING, frames=frames)])
+    assert answer.sentence.startswith("Allocations through skb_page_frag_refill+0x10 grow")
+
+
+@pytest.mark.parametrize(
+    ("alloc_page", "explained", "kind"),
+    [
+        (2 * GIB, 0, VerdictKind.LARGE_BUT_UNEXPLAINED),
+        (400 * MIB, 0, VerdictKind.LARGE_BUT_UNEXPLAINED),
+        (400 * MIB, 200 * MIB, VerdictKind.NO_LEAK),
+        (300 * MIB, 0, VerdictKind.NO_LEAK),
+    ],
+)
+def test_large_allocpage_is_reported_when_nobody_is_known_to_hold_it(
+    alloc_page: int, explained: int, kind: VerdictKind
+) -> None:
+    assert IDLE.breakdown is not None
+    large = IDLE.breakdown.model_copy(update={"alloc_page_bytes": alloc_page})
+    assert verdict(breakdown=large, held_bytes=explained).kind is kind
+
+
+def test_many_small_stuck_sockets_of_one_process_count_together() -> None:
+    """The largest are listed one by one, the others summed up: a leak may be spread over them."""
+    single = holder(pinned=MIB)
+    many = holder(pinned=200 * MIB).model_copy(
+        update={"summed": 999, "socket": None, "owners": [Owner(pid=4711, comm="nginx")]}
+    )
+    found = verdict(holders=(many, single))
+    assert (found.kind, found.holder, found.suspect_bytes) == (VerdictKind.PINNED_BY_UNREAD_SOCKET, 1, 201 * MIB)
+    assert found.sentence.startswith("nginx[4711] fd 11 and 999 more of its sockets: ")
+    alone = verdict(holders=(many,))
+    assert alone.sentence.startswith("nginx[4711] 999 of its sockets: ")
+
+
+def test_a_large_remainder_says_where_at_most_it_can_be() -> None:
+    census = Census(
+        compound=[
+            CompoundBlocks(order=3, blocks=0, size_bytes=5 * GIB, held_bytes=3 * GIB),
+            CompoundBlocks(order=4, blocks=0, size_bytes=GIB, held_bytes=GIB),
+        ],
+        charged=[
+            CensusShare(container_id="c0ffee" * 8, single_bytes=GIB, compound_bytes=GIB, held_bytes=0),
+            CensusShare(container_id="", single_bytes=4 * GIB, compound_bytes=0, held_bytes=0),
+        ],
+    )
+    assert IDLE.breakdown is not None
+    large = IDLE.breakdown.model_copy(update={"alloc_page_bytes": 4 * GIB})
+    assert verdict(breakdown=large, census=census).reasons[1:] == [
+        "at most 2.00 GiB of it are charged to container c0ffeec0ffee and in no known holder",
+        "at most 2.00 GiB of it are blocks of order 3 and in no known holder",
+    ]
+    unplaced = census.model_copy(
+        update={"compound": [CompoundBlocks(order=3, blocks=0, size_bytes=GIB)], "charged": None}
+    )
+    assert len(verdict(breakdown=large, census=unplaced).reasons) == 1  # the threshold
+
+
+def test_a_census_that_was_cut_short_bounds_only_what_it_looked_at() -> None:
+    """On a node of 64 GiB, of which the census saw a quarter: the whole may have four times as much."""
+    census = Census(
+        compound=[CompoundBlocks(order=3, blocks=0, size_bytes=GIB, held_bytes=0)], charged=[], scanned_share=0.25
+    )
+    assert IDLE.breakdown is not None
+    large = IDLE.breakdown.model_copy(update={"alloc_page_bytes": 20 * GIB})
+    answer = verdict(breakdown=large, census=census)
+    assert answer.reasons[1:] == [
+        "in the 25% of page frames that were looked at, at most 1.00 GiB of it are blocks of order 3 and in no known "
+        "holder",
+        "the census looked at 25% of the page frames",
+    ]
+
+
+def with_class(name: str, size_bytes: int) -> Breakdown:
+    assert IDLE.breakdown is not None
+    classes = [MemoryClass(name=name, group="Kernel", size_bytes=size_bytes)]
+    return IDLE.breakdown.model_copy(update={"classes": classes})
+
+
+@pytest.mark.parametrize("name", ["SUnreclaim", "Vmalloc", "Percpu", "Shmem"])
+def test_a_large_class_that_no_check_looks_into_forbids_a_no(name: str) -> None:
+    answer = verdict(breakdown=with_class(name, 5 * GIB))
+    assert answer.kind is VerdictKind.LARGE_BUT_UNEXPLAINED
+    assert answer.sentence == f"{name} has 5.00 GiB that no check explains."
+    assert answer.advice
+    assert answer.suspect_bytes == 5 * GIB
+    assert verdict(breakdown=with_class(name, 320 * MIB)).kind is VerdictKind.NO_LEAK  # 2 % of 16 GiB are 328 MiB
+
+
+@pytest.mark.parametrize("name", ["AnonPages", "FileCache", "SReclaimable", "PageTables", "MemFree"])
+def test_a_class_that_is_somebodys_or_comes_back_does_not(name: str) -> None:
+    assert verdict(breakdown=with_class(name, 12 * GIB)).kind is VerdictKind.NO_LEAK
+
+
+def test_all_large_classes_are_named_the_largest_first() -> None:
+    assert IDLE.breakdown is not None
+    classes = [
+        MemoryClass(name=name, group="Kernel", size_bytes=size)
+        for name, size in (("Vmalloc", GIB), ("SUnreclaim", 3 * GIB))
+    ]
+    both = IDLE.breakdown.model_copy(update={"classes": classes, "alloc_page_bytes": 2 * GIB})
+    assert verdict(breakdown=both).sentence == (
+        "SUnreclaim has 3.00 GiB that no check explains; AllocPage has 2.00 GiB; 2.00 GiB of it are neither held by a "
+        "known holder nor growing now; Vmalloc has 1.00 GiB that no check explains."
+    )
+
+
+def pipe(pid: int, pinned: int) -> Holder:
+    owner = Owner(pid=pid, comm="python3", fds=[5])
+    return Holder(kind=HolderKind.PIPE, owners=[owner], owners_total=1, pinned_bytes=pinned)
+
+
+POOL = Holder(
+    kind=HolderKind.PAGE_POOL,
+    description="page pool 3 of eth0",
+    unowned_reason="the kernel's own",
+    pinned_bytes=5 * GIB,
+)
+
+
+@pytest.mark.parametrize(
+    ("holders", "words", "named"),
+    [
+        pytest.param(
+            [holder(stuck=None, pinned=GIB), *[pipe(7, 600 * MIB) for _ in range(10)]],
+            "python3[7] in 10 pipes the most (5.86 GiB)",
+            1,
+            id="pipes of a process",
+        ),
+        pytest.param(
+            [holder(stuck=None, pinned=6 * GIB)], "nginx[4711] in a socket the most (6.00 GiB)", 0, id="queues"
+        ),
+        pytest.param([POOL], "page pool 3 of eth0 the most (5.00 GiB)", 0, id="page pool"),
+    ],
+)
+def test_much_that_is_held_and_not_stuck_forbids_a_no_and_names_the_largest_holder(
+    holders: list[Holder], words: str, named: int
+) -> None:
+    assert IDLE.breakdown is not None
+    large = IDLE.breakdown.model_copy(update={"alloc_page_bytes": 6 * GIB})
+    answer = verdict(breakdown=large, holders=holders, held_bytes=6 * GIB)
+    assert answer.kind is VerdictKind.LARGE_BUT_UNEXPLAINED
+    assert answer.sentence.startswith(f"Known holders keep 6.00 GiB of AllocPage, {words}, and ")
+    assert answer.holder == named
+
+
+def test_what_was_taken_in_the_window_is_named_by_its_call_stack() -> None:
+    assert IDLE.breakdown is not None
+    large = IDLE.breakdown.model_copy(update={"alloc_page_bytes": 4 * GIB})
+    answer = verdict(breakdown=large, stacks=[stack(outstanding=3 * GIB, trend=Trend.PINNED)])
+    assert answer.kind is VerdictKind.LARGE_BUT_UNEXPLAINED
+    assert "3.00 GiB of it were allocated in the window through skb_page_frag_refill+0x10" in answer.reasons
+    assert answer.stack == 0
+
+
+def test_without_any_check_it_is_inconclusive() -> None:
+    assert verdict(checks=(), breakdown=None).kind is VerdictKind.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("missing", list(Check))
+def test_no_leak_takes_every_check(missing: Check) -> None:
+    checks = tuple(check for check in Check if check is not missing)
+    answer = verdict(checks=checks, breakdown=None if missing is Check.BREAKDOWN else IDLE.breakdown)
+    assert (answer.kind, answer.confidence) == (VerdictKind.INCONCLUSIVE, Confidence.LOW)
+    assert f"{missing} was not made" in answer.sentence
+
+
+def test_the_breakdown_alone_is_inconclusive() -> None:
+    answer = verdict(checks=(Check.BREAKDOWN,))
+    assert answer.kind is VerdictKind.INCONCLUSIVE
+    assert "AllocPageTrace and SocketQueues were not made" in answer.sentence
+
+
+def counters(**changes: int) -> Trace:
+    return Trace(
+        outstanding_bytes=0,
+        outstanding_blocks=0,
+        slice_seconds=3,
+        counters=TraceCounters.model_validate({"events_seen": 100_000, **changes}),
+    )
+
+
+GREW = IDLE.breakdown.model_copy(update={"alloc_page_change_bytes": 200 * MIB}) if IDLE.breakdown else None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        pytest.param(
+            {"coverage": ScanCoverage(sockets_not_reached=900_000, queues_not_reached=12)},
+            "did not reach 900000 sockets and 12 queues",
+            id="sockets",
+        ),
+        pytest.param({"coverage": ScanCoverage(is_compared=False)}, "the first look at the sockets failed", id="look"),
+        pytest.param({"coverage": ScanCoverage(lists_every_fd=False)}, "could not list every fd", id="fds"),
+        pytest.param({"coverage": ScanCoverage(queues_not_reached=1)}, "0 sockets and 1 queues", id="queues"),
+        pytest.param(
+            {"coverage": ScanCoverage(blocks_not_kept=5)}, "5 blocks of sockets were not counted", id="blocks"
+        ),
+        pytest.param(
+            {"coverage": ScanCoverage(incomplete_queues=2), "holders": [holder(pinned=MIB, complete=False)]},
+            "2 queues could not be walked to their end, 1 of them of stuck sockets",
+            id="a stuck queue",
+        ),
+        pytest.param(
+            {
+                "coverage": ScanCoverage(sees_linear_heads=False),
+                "holders": [holder(pinned=0).model_copy(update={"unread_packets": 5_000})],
+            },
+            "linear heads",
+            id="packets whose heads cannot be seen",
+        ),
+        pytest.param(
+            {"trace": counters(lost_records=5_000, lost_record_bytes=20 * MIB)}, "20.0 MiB of them", id="records"
+        ),
+        pytest.param({"trace": counters(missed_runs=20_000)}, "skipped 20000 runs", id="program runs"),
+        pytest.param(
+            {"trace": counters(untraced_bytes=150 * MIB), "breakdown": GREW},
+            "AllocPage grew by 200 MiB, and the trace did not see 150 MiB of it",
+            id="untraced growth",
+        ),
+        pytest.param({"window_seconds": 0.4}, "the window of 0.4 s is too short", id="window"),
+        pytest.param({"doubts": [Doubt("a probe failed", forbids_no=True)]}, "a probe failed", id="another's doubt"),
+    ],
+)
+def test_losses_that_may_hide_a_leak_forbid_a_no(changes: dict[str, object], words: str) -> None:
+    answer = verdict(**changes)
+    assert (answer.kind, answer.confidence) == (VerdictKind.INCONCLUSIVE, Confidence.LOW), answer.sentence
+    assert words in answer.sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        pytest.param({"interrupted": True}, "ended early", id="early end"),
+        pytest.param({"coverage": ScanCoverage(incomplete_queues=3)}, "3 queues", id="queues that are read"),
+        pytest.param({"coverage": ScanCoverage(sees_linear_heads=False)}, "linear heads", id="heads, nothing stuck"),
+        pytest.param({"coverage": ScanCoverage(socket_tables_complete=False)}, "tables of sockets", id="orphans"),
+        pytest.param({"trace": counters(lost_records=9, lost_record_bytes=MIB)}, "9 allocations", id="few records"),
+        pytest.param({"trace": counters(lost_stacks=9)}, "9 allocations have no call stack", id="stacks"),
+        pytest.param({"trace": counters(missed_runs=2_000)}, "2% of what they saw", id="some runs"),
+        pytest.param({"trace": counters(untraced_bytes=500 * MIB)}, "differ by 500 MiB", id="untraced"),
+        pytest.param({"census": Census(compound=[], scanned_share=0.4)}, "40% of the page frames", id="frames"),
+        pytest.param({"doubts": [Doubt("a symbol is missing", forbids_no=False)]}, "a symbol", id="another's doubt"),
+    ],
+)
+def test_small_losses_lower_the_confidence_of_a_no(changes: dict[str, object], words: str) -> None:
+    answer = verdict(**changes)
+    assert (answer.kind, answer.confidence) == (VerdictKind.NO_LEAK, Confidence.MEDIUM)
+    assert any(words in reason for reason in answer.reasons), answer.reasons
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"coverage": ScanCoverage(sockets=500, queues=90)},
+        {"trace": counters(missed_runs=700)},
+        {"trace": counters(untraced_bytes=2 * MIB)},
+        {"trace": counters(untraced_bytes=2 * MIB), "breakdown": GREW},  # before the trace began
+        {"census": Census(compound=[])},
+    ],
+)
+def test_what_every_healthy_run_misses_is_no_doubt(changes: dict[str, object]) -> None:
+    assert verdict(**changes).confidence is Confidence.HIGH
+
+
+def test_a_leak_is_less_sure_where_not_all_was_looked_at() -> None:
+    assert verdict(holders=[holder()], checks=(Check.SOCKET_QUEUES,)).confidence is Confidence.MEDIUM
+    assert verdict(holders=[holder()], interrupted=True).confidence is Confidence.MEDIUM
+
+
+def test_what_matters_grows_with_the_machine() -> None:
+    assert THRESHOLDS.suspect_bytes(2 * GIB) == 16 * MIB
+    assert THRESHOLDS.suspect_bytes(1000 * GIB) == 1000 * GIB // 1000
+    assert THRESHOLDS.large_bytes(2 * GIB) == 256 * MIB
+    assert THRESHOLDS.large_bytes(1000 * GIB) == 20 * GIB
+
+
+def test_blocks_that_a_process_s_sockets_share_count_once() -> None:
+    answer = verdict(
+        holders=[holder(fd=7, pinned=60 * MIB), holder(fd=8, pinned=60 * MIB)],
+        pinned_together_bytes=lambda indexes: 70 * MIB if set(indexes) == {0, 1} else 0,
+    )
+    assert answer.suspect_bytes == 70 * MIB
+    assert "pins 70.0 MiB" in answer.sentence

@@ -1,0 +1,80 @@
+"""Names and contexts of kernel addresses, by lines as the kernel prints them."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from memdiag_node.kernel.symbols import Symbols
+from memdiag_node.trace.result import ContextCode
+
+LINES = {
+    0xFFFFFFFF81000010: "vfs_write+0x400/0x4a0",
+    0xFFFFFFFF81000020: "handle_softirqs+0xcd/0x300",
+    0xFFFFFFFF81000030: "common_interrupt+0x79/0x90",
+    0xFFFFFFFFC0000010: "try_fill_recv+0x311/0x800 [virtio_net]",
+    0xFFFFFFFFC0000020: "__sysvec_call_function.constprop.0+0x1/0x2 [bpf]",
+    0xFFFFFFFF81000040: "0xffffffff81000040",
+}
+WRITE, SOFTIRQ, INTERRUPT, DRIVER, SYSVEC, HIDDEN = LINES
+
+
+class Kernel:
+    """Answers as the kernel does, and counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def lines(self, addresses: Sequence[int]) -> list[str]:
+        self.asked += addresses
+        return [LINES[address] for address in addresses]
+
+
+def test_a_name_has_the_offset_and_the_module() -> None:
+    assert Symbols(Kernel().lines).texts([WRITE, DRIVER, SYSVEC]) == {
+        WRITE: "vfs_write+0x400",
+        DRIVER: "try_fill_recv+0x311 [virtio_net]",
+        SYSVEC: "__sysvec_call_function.constprop.0+0x1 [bpf]",
+    }
+
+
+def test_an_address_without_a_name_gets_an_identifier_that_is_not_the_address() -> None:
+    symbols, others = Symbols(Kernel().lines), Symbols(None)
+    text = symbols.texts([HIDDEN])[HIDDEN]
+    assert re.fullmatch("unnamed#[0-9a-f]{8}", text)
+    assert symbols.texts([HIDDEN])[HIDDEN] == text
+    assert others.texts([HIDDEN])[HIDDEN] != text, "an identifier that other runs give too could be looked up"
+    assert len(set(others.texts(list(LINES)).values())) == len(LINES)
+
+
+def test_each_address_is_looked_up_once() -> None:
+    kernel = Kernel()
+    symbols = Symbols(kernel.lines)
+    symbols.texts([WRITE, DRIVER])
+    symbols.contexts(np.array([[WRITE, SOFTIRQ, 0]], np.uint64))
+    symbols.texts([WRITE, SOFTIRQ])
+    assert kernel.asked == [WRITE, DRIVER, SOFTIRQ]
+
+
+@pytest.mark.parametrize(
+    ("stack", "context"),
+    [
+        ((WRITE, DRIVER), ContextCode.PROCESS),
+        ((DRIVER, SOFTIRQ, INTERRUPT, WRITE), ContextCode.SOFTIRQ),
+        ((DRIVER, INTERRUPT, SOFTIRQ), ContextCode.INTERRUPT),
+        ((SYSVEC, WRITE), ContextCode.INTERRUPT),
+        ((HIDDEN, WRITE), ContextCode.PROCESS),
+        ((HIDDEN,), ContextCode.UNKNOWN),
+        ((), ContextCode.UNKNOWN),
+    ],
+)
+def test_the_innermost_interrupt_function_tells_the_context(stack: tuple[int, ...], context: ContextCode) -> None:
+    rows = np.zeros((2, 8), np.uint64)
+    rows[0, : len(stack)] = stack
+    rows[1, 0] = WRITE
+    assert Symbols(Kernel().lines).contexts(rows).tolist() == [context, ContextCode.PROCESS]
+
+
+def test_no_stacks_have_no_contexts() -> None:
+    assert Symbols(Kernel().lines).contexts(np.zeros((0, 64), np.uint64)).tolist() == []

@@ -1,0 +1,42 @@
+"""Nothing is read from the kernel for every socket that nobody uses."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from local_cluster.paths import PROJECT
+from memdiag_node.sockets import source as sockets
+
+RUNNER = PROJECT / "node_runner/memdiag_node"
+MODULES = [ast.parse(path.read_text()) for path in sorted(RUNNER.rglob("*.py"))]
+C_SOURCE = (RUNNER / "sockets/sockets.bpf.c").read_text()
+FIELD_TABLES = [
+    value
+    for name, value in vars(sockets).items()
+    if name.startswith("_") and isinstance(value, tuple) and value and isinstance(value[0], tuple)
+]
+
+
+def looked_up() -> Iterator[object]:
+    """Constants by which the runner's code indexes something, also one after the other in a loop."""
+    for node in (node for module in MODULES for node in ast.walk(module)):
+        if isinstance(node, ast.Subscript):
+            yield from (one.value for one in ast.walk(node.slice) if isinstance(one, ast.Constant))
+        elif isinstance(node, ast.For | ast.comprehension):
+            yield from (one.value for one in ast.walk(node.iter) if isinstance(one, ast.Constant))
+
+
+def test_each_field_of_a_description_is_used() -> None:
+    assert set(sockets.DESCRIPTION_DTYPE.names or ()) - {"unused"} <= set(looked_up())
+
+
+def test_the_field_tables_are_found() -> None:
+    assert len(FIELD_TABLES) > 10
+
+
+@pytest.mark.parametrize("name", sorted({field[0] for table in FIELD_TABLES for field in table}))
+def test_each_offset_is_used_by_the_programs_or_by_the_runner(name: str) -> None:
+    python = sum(path.read_text().count(f'"{name}"') for path in RUNNER.rglob("*.py"))
+    assert re.search(rf"\b{name}\b", C_SOURCE) or python > 1

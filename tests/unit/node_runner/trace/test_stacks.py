@@ -1,0 +1,174 @@
+"""Stacks as people read them."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memdiag_api.evidence import Context, Stack, TraceCounters, Trend
+from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, ContextCode, TraceResult
+from memdiag_node.trace.stacks import (
+    NO_STACK,
+    first_name,
+    fold_stacks,
+    function_name,
+    memory_class,
+    to_folded,
+    trim,
+)
+
+OUTER = ("vfs_write+0x400", "ksys_write+0xc3", "do_syscall_64+0x71")
+
+
+@pytest.mark.parametrize(
+    ("frames", "trimmed"),
+    [
+        (("__alloc_frozen_pages_noprof+0x2e9", "alloc_pages_mpol+0x86", "pipe+0x1", *OUTER), ("pipe+0x1", *OUTER)),
+        (("bpf_prog_6deef7357e7b4530_on_alloc+0x33 [bpf]", "bpf_trace_run4+0x81", "__alloc_pages+0x5", *OUTER), OUTER),
+        (("bpf_dispatcher_xdp+0x4bfd [bpf]", "bpf_trace_run4+0x10d", "alloc_pages_noprof+0x4c", *OUTER), OUTER),
+        (("receive+0x9 [virtio_net]", "bpf_trace_run4+0x10d", "refill+0x4c", *OUTER), ("refill+0x4c", *OUTER)),
+        (("unnamed#0a1b2c3d", "__traceiter_mm_page_alloc+0x3", "alloc_pages_noprof+0x1", *OUTER), OUTER),
+        (("unnamed#0a1b2c3d", "unnamed#4e5f6071"), ("unnamed#0a1b2c3d", "unnamed#4e5f6071")),
+        (("bpf_trace_run4+0x10d", "alloc_pages_noprof+0x4c", "unnamed#0a1b2c3d", *OUTER), ("unnamed#0a1b2c3d", *OUTER)),
+        (("refill+0xa1", "alloc_pages_noprof+0x1"), ("refill+0xa1", "alloc_pages_noprof+0x1")),
+        (("receive_mergeable+0x10 [virtio_net]", *OUTER), ("receive_mergeable+0x10 [virtio_net]", *OUTER)),
+        (("__alloc_pages+0x1", "alloc_pages+0x2"), ("alloc_pages+0x2",)),
+        ((), NO_STACK),
+    ],
+)  # fmt: skip
+def test_noise_is_removed_from_the_inner_end_only(frames: tuple[str, ...], trimmed: tuple[str, ...]) -> None:
+    assert trim(frames) == trimmed
+
+
+@pytest.mark.parametrize(
+    ("frame", "name"),
+    [
+        ("alloc_pages_noprof+0x1", "alloc_pages"),
+        ("__alloc_pages_slowpath.constprop.0+0x9", "__alloc_pages_slowpath"),
+        ("receive_mergeable+0x10 [virtio_net]", "receive_mergeable"),
+        ("kmalloc_large_node_noprof.cold+0x1", "kmalloc_large_node"),
+        ("unnamed#0a1b2c3d", "unnamed#0a1b2c3d"),
+    ],
+)
+def test_function_name(frame: str, name: str) -> None:
+    assert function_name(frame) == name
+
+
+@pytest.mark.parametrize(
+    ("frames", "name"),
+    [
+        (("anon_pipe_write+0x1a8", *OUTER), "AllocPage"),
+        (("__vmalloc_node_range_noprof+0x5bb", "bpf_prog_alloc+0x10"), "Vmalloc"),
+        (("pcpu_populate_chunk+0x1", "pcpu_alloc_noprof+0x2"), "Percpu"),
+        (("___kmalloc_large_node+0x7d", "__kmalloc_large_node_noprof+0x17"), "Slab"),
+        (("pte_alloc_one+0x16", "__pte_alloc+0x1"), "PageTables"),
+        (("__pte_alloc_kernel+0x1", "__vmalloc_node_range_noprof+0x1"), "PageTables"),
+        (("zs_malloc+0x1",), "Zsmalloc"),
+        (NO_STACK, "AllocPage"),
+    ],
+)
+def test_memory_class(frames: tuple[str, ...], name: str) -> None:
+    assert memory_class(frames) == name
+
+
+def stack(frames: list[str], outstanding_bytes: int) -> Stack:
+    return Stack(frames=frames, context=Context.PROCESS, outstanding_bytes=outstanding_bytes, outstanding_blocks=1)
+
+
+def test_folded_stacks_are_what_flame_graph_tools_read() -> None:
+    text = to_folded(
+        [stack(["inner+0x1 [module]", "outer+0x2"], 4096), stack(["gone+0x1"], 0), stack(["a;b+0x1"], 8192)]
+    )
+    assert text == "outer+0x2;inner+0x1_[module] 4096\na_b+0x1 8192\n"
+
+
+@given(st.lists(st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=5), max_size=5))
+def test_every_folded_line_has_one_number_at_its_end(all_frames: list[list[str]]) -> None:
+    for line in to_folded(stack(frames, 4096) for frames in all_frames).split("\n")[:-1]:
+        assert line.rsplit(" ", 1)[1] == "4096"
+
+
+def test_what_an_interrupt_interrupted_is_no_part_of_the_stack() -> None:
+    receive = ["skb_page_frag_refill+0xa1", "try_fill_recv+0x311", "net_rx_action+0x16e", "handle_softirqs+0xcd"]
+    interrupted = ["common_interrupt+0x79", "asm_common_interrupt+0x22", "filemap_read+0x1ee"]
+    assert trim([*receive, *interrupted]) == tuple(receive)
+    assert trim(["alloc_pages+0x1", "driver_irq+0x2", "common_interrupt+0x79", "vfs_read+0x3"]) == (
+        "driver_irq+0x2",
+        "common_interrupt+0x79",
+    )
+
+
+@pytest.mark.parametrize(
+    ("frames", "name"),
+    [
+        (OUTER, "vfs_write+0x400"),
+        (("unnamed#0a1b2c3d", *OUTER), "vfs_write+0x400"),
+        (("unnamed#0a1b2c3d", "unnamed#4e5f6071"), None),
+        (NO_STACK, None),
+        ((), None),
+    ],
+)
+def test_first_name(frames: tuple[str, ...], name: str | None) -> None:
+    assert first_name(frames) == name
+
+
+RATE = 1 << 20  # bytes of a leak in a second
+SLICES = 20
+
+
+def trace_of_a_leak(window_seconds: float, ended_seconds: float, scan_seconds: float) -> TraceResult:
+    """A steady leak, in a trace whose window ended then, and that went on while the holders were looked at."""
+    slice_seconds = window_seconds / SLICES
+    begun = min(SLICES, int(ended_seconds / slice_seconds) + 1)
+    traced_seconds = ended_seconds + scan_seconds
+    groups = np.zeros(begun, GROUP_DTYPE)
+    groups["slice"] = np.arange(begun)
+    groups["context"] = ContextCode.PROCESS
+    groups["process"] = -1
+    groups["weight"] = 1
+    groups["frames"] = groups["allocated_pages"] = RATE * slice_seconds / 4096
+    groups["frames"][-1] = groups["allocated_pages"][-1] = RATE * (traced_seconds - (begun - 1) * slice_seconds) / 4096
+    groups["blocks"] = groups["allocated_blocks"] = groups["frames"]
+    return TraceResult(
+        blocks=np.zeros(0, BLOCK_DTYPE),
+        groups=groups,
+        stacks=[("pipe_write+0x1",)],
+        memory_classes=["AllocPage"],
+        lives=[{}],
+        processes=[],
+        charges=[],
+        counters=TraceCounters(),
+        slices=begun,
+        slice_seconds=slice_seconds,
+        traced_seconds=traced_seconds,
+        page_bytes=4096,
+        struct_page_bytes=64,
+        first_page=0,
+        outstanding_bytes=0,
+        outstanding_blocks=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("window", "ended", "scan", "trend"),
+    [
+        (30, 30, 0, Trend.GROWING),
+        (30, 30, 10, Trend.GROWING),
+        (30, 30, 40, Trend.GROWING),
+        (5, 5, 40, Trend.GROWING),
+        (60, 10, 0, Trend.UNCLEAR),  # four slices say nothing yet
+        (60, 10, 40, Trend.UNCLEAR),
+        (60, 20, 0, Trend.GROWING),
+        (60, 20, 40, Trend.GROWING),
+        (60, 30, 0, Trend.GROWING),
+        (60, 30, 40, Trend.GROWING),
+    ],
+)
+def test_a_steady_leak_has_its_rate_whatever_the_window_and_the_last_scan_take(
+    window: float, ended: float, scan: float, trend: Trend
+) -> None:
+    (leak,) = fold_stacks(trace_of_a_leak(window, ended, scan), 1)
+    assert leak.trend is trend
+    assert sum(leak.births_bytes) == leak.outstanding_bytes
+    if trend is Trend.GROWING:
+        assert leak.growth_bytes_per_second == pytest.approx(RATE, rel=0.01)

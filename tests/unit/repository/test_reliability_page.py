@@ -1,0 +1,40 @@
+"""docs/reliability.md lists every fault that a test makes, and every reason of a condition is among them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from memdiag_api.conditions import Reason
+
+PROJECT = Path(__file__).parents[3]
+ROW = re.compile(r"^\| (.+?) \| (\w+) \| `(\w+)` \| (.+) \|$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def faults_of_tests() -> set[tuple[str, str, str]]:
+    """Fault, tier and expected reason of every test that carries the mark."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "fault", "-p", "no:cacheprovider"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {row[:3] for row in ROW.findall(done.stdout)}
+
+
+def documented() -> list[tuple[str, str, str, str]]:
+    return ROW.findall((PROJECT / "docs" / "reliability.md").read_text())
+
+
+def test_every_fault_of_the_tests_is_documented_and_no_other(faults_of_tests: set[tuple[str, str, str]]) -> None:
+    assert {row[:3] for row in documented()} == faults_of_tests
+
+
+def test_every_reason_is_produced_by_some_test(faults_of_tests: set[tuple[str, str, str]]) -> None:
+    assert {reason for _, _, reason in faults_of_tests} == {reason.value for reason in Reason}
+
+
+def test_the_documented_run_saw_what_was_expected() -> None:
+    assert [row for row in documented() if row[3] != f"`{row[2]}`"] == []
