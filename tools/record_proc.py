@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from memdiag_node.procfs.kernel_log import read_kernel_log
+from memdiag_node.breakdown.surroundings import read_kernel_log
 
 FILES = (
     "proc/meminfo",

@@ -5,9 +5,7 @@ from contextlib import contextmanager
 
 from memdiag_api.evidence import Check, Need, NeedState
 from memdiag_node.conclusion.doubts import Doubt
-from memdiag_node.kernel.btf import BtfError
-from memdiag_node.kernel.loader import BpfError
-from memdiag_node.procfs.errors import ProcFormatError
+from memdiag_node.errors import first_line
 
 _MAX_DETAIL_CHARACTERS = 512
 _REMEDY = (
@@ -66,11 +64,3 @@ class Attempts:
                 remedy=remedy,
             )
         )
-
-
-def first_line(error: Exception) -> str:
-    """What went wrong, in one line: the log of the kernel's verifier has hundreds."""
-    text = str(error).strip().partition("\n")[0]
-    if isinstance(error, BpfError | BtfError | OSError | ProcFormatError) and text:
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -12,12 +12,14 @@ from types import FrameType
 from memdiag_api.capabilities import in_words
 from memdiag_api.evidence import Check, NeedState, RunnerError
 from memdiag_api.units import parse_duration_seconds
+from memdiag_node.capture import UnsupportedError
 from memdiag_node.conclusion.document import keep
 from memdiag_node.conclusion.verdict import MIB, Thresholds
-from memdiag_node.host import HostRoots
 from memdiag_node.preflight.checks import preflight
+from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.publish import Output, publish, publish_failure
-from memdiag_node.run import Settings, UnsupportedError, measure
+from memdiag_node.run import measure
+from memdiag_node.settings import Settings
 from memdiag_node.time_budget import Stop
 
 EXIT_OK = 0

@@ -1,20 +1,11 @@
-"""The machine that is looked at: where its kernel's files are, and what it says of itself."""
+"""The measured host: what it reports about itself."""
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
 
 from memdiag_api.evidence import Host
 from memdiag_node.procfs.cpulist import parse_cpu_count
 from memdiag_node.procfs.meminfo import parse_meminfo
-
-
-@dataclass(frozen=True, slots=True)
-class HostRoots:
-    """Where the host's /proc and /sys are."""
-
-    proc: Path = Path("/proc")
-    sys: Path = Path("/sys")
+from memdiag_node.procfs.roots import HostRoots
 
 
 def read_host(roots: HostRoots, node_name: str) -> Host:

@@ -6,8 +6,8 @@ import select
 import sys
 from pathlib import Path
 
-from memdiag_node.host import HostRoots
 from memdiag_node.kernel.btf import Btf
+from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 
 

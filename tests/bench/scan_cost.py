@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from memdiag_api.units import format_bytes
 from memdiag_node.holders.registry import other_holders
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.sockets.holders import coverage_of, holders_of
+from memdiag_node.sockets.coverage import coverage_of
+from memdiag_node.sockets.holders import socket_holdings
 from memdiag_node.sockets.scanner import SocketScanner
 from planted.sockets import Planter
 from support.benchmarks import machine, write_section
@@ -52,7 +53,7 @@ def measure(sockets: int) -> str:
         Path("/proc/self/clear_refs").write_text("5")  # from here on the highest is the scans' (man 5 proc)
         scan_seconds = _seconds(scanner.scan)
         first, last = scanner.scan(), scanner.scan()
-        analysis_seconds = _seconds(lambda: holders_of(first, last, lambda _: None))
+        analysis_seconds = _seconds(lambda: socket_holdings(first, last, lambda _: None))
         others_seconds = _seconds(lambda: other_holders(scanner, last, lambda _: None))
         highest_bytes = _resident_bytes("VmHWM")
         namespace = ["nsenter", f"--net=/proc/{child.pid}/ns/net"]

@@ -17,7 +17,7 @@ from memdiag_api.evidence import Breakdown
 from memdiag_api.units import format_bytes
 from memdiag_node.breakdown.classes import breakdown
 from memdiag_node.breakdown.reading import READING_GAP_SECONDS, take_readings
-from memdiag_node.host import HostRoots
+from memdiag_node.procfs.roots import HostRoots
 from planted.memory import MIB, PlantedMemory
 from support.machine_noise import measure_alloc_page_noise, too_busy
 

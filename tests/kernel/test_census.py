@@ -8,10 +8,11 @@ import pytest
 from memdiag_api.evidence import Census, Check, Evidence, NeedState
 from memdiag_api.units import format_bytes
 from memdiag_node.census.memory_cgroups import container_cgroups, memory_cgroup_layout
-from memdiag_node.host import HostRoots
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.cgroup import ContainerIdentity
-from memdiag_node.run import Settings, measure
+from memdiag_node.procfs.roots import HostRoots
+from memdiag_node.run import measure
+from memdiag_node.settings import Settings
 from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.time_budget import Stop
 from planted.memory import MIB, PlantedMemory

@@ -12,13 +12,16 @@ import pytest
 
 from memdiag_api.evidence import Check, Evidence, Need, NeedState
 from memdiag_node.breakdown.reading import MemoryReading, take_readings
-from memdiag_node.host import HostRoots
+from memdiag_node.capture import MeasurementError, UnsupportedError
 from memdiag_node.kernel.loader import BpfError
 from memdiag_node.procfs.kpageflags import FrameTable
 from memdiag_node.procfs.memory_map import read_memory_map
-from memdiag_node.run import MeasurementError, Settings, UnsupportedError, measure
+from memdiag_node.procfs.roots import HostRoots
+from memdiag_node.run import measure
+from memdiag_node.settings import Settings
 from memdiag_node.sockets import source as socket_source
-from memdiag_node.sockets.scanner import SocketScan, SocketScanner
+from memdiag_node.sockets.scan import SocketScan
+from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.time_budget import Stop
 from memdiag_node.trace import page_trace
 from memdiag_node.trace.page_trace import PageTrace
@@ -245,7 +248,7 @@ def test_when_the_last_readings_fail_the_first_ones_count(monkeypatch: pytest.Mo
             raise OSError(5, "Input/output error")
         return take_readings(roots)
 
-    monkeypatch.setattr("memdiag_node.run.take_readings", fail_at_the_second)
+    monkeypatch.setattr("memdiag_node.capture.take_readings", fail_at_the_second)
     evidence = evidence_of(Check.BREAKDOWN)
     assert list(evidence.checks) == [Check.BREAKDOWN]
     assert evidence.breakdown is not None

@@ -11,7 +11,7 @@ PROGRAM = f"""
 import ctypes, mmap
 from memdiag_node.trace import page_trace
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.host import HostRoots
+from memdiag_node.procfs.roots import HostRoots
 
 libc = ctypes.CDLL(None)
 with mmap.mmap(-1, 1 << 19, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:

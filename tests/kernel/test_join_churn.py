@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 
 from memdiag_api.evidence import Check, Evidence, Holder
-from memdiag_node import run
+from memdiag_node import capture
 from memdiag_node.holders.registry import other_holders
-from memdiag_node.host import HostRoots
+from memdiag_node.procfs.roots import HostRoots
+from memdiag_node.run import measure
+from memdiag_node.settings import Settings
 from memdiag_node.time_budget import Stop
 from planted.allocations import MIB
 from planted.sockets import Planter
@@ -41,15 +43,15 @@ def test_blocks_that_are_freed_and_allocated_again_after_the_scan_are_not_joined
             leaking.plant("tcp_bulk", READ_LATER_BYTES)
             return other_holders(*arguments)
 
-        monkeypatch.setattr(run, "other_holders", churn_before)
-        settings = run.Settings(
+        monkeypatch.setattr(capture, "other_holders", churn_before)
+        settings = Settings(
             run_id="churn",
             node_name="here",
             checks=(Check.SOCKET_QUEUES, Check.ALLOC_PAGE_TRACE),
             duration_seconds=3.0,
             cpu_budget_share=1.0,
         )
-        evidence = run.measure(settings, roots=HostRoots(), stop=Stop(), progress=plant_stuck)
+        evidence = measure(settings, roots=HostRoots(), stop=Stop(), progress=plant_stuck)
     read_since = holder_of(evidence, read_later_inode)
     assert read_since.pinned_bytes >= READ_LATER_BYTES
     assert sum(part.size_bytes for part in read_since.filled_by) <= TOLERANCE * READ_LATER_BYTES

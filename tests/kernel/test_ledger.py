@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from memdiag_api.evidence import Check, Evidence, HolderKind, VerdictKind
-from memdiag_node.host import HostRoots
-from memdiag_node.run import Settings, measure
+from memdiag_node.procfs.roots import HostRoots
+from memdiag_node.run import measure
+from memdiag_node.settings import Settings
 from memdiag_node.time_budget import Stop
 from planted.memory import MIB, PlantedMemory
 from support.machine_noise import Noise, measure_alloc_page_noise

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memdiag_node.host import HostRoots
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import BpfObject
+from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.sockets import source as sockets
 from memdiag_node.trace import tables as trace_tables
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings

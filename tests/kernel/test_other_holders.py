@@ -5,11 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from memdiag_api.evidence import Holder, HolderKind
-from memdiag_node.holders.registry import other_holders
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.sockets.scanner import SocketScanner
 from planted.sockets import PAGE_BYTES, Planter
-from support.sockets import fds_of, holder_of, owner_of
+from support.sockets import fds_of, holder_of, other_holders_of
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +25,11 @@ def planter() -> Iterator[Planter]:
 
 def holders(scanner: SocketScanner, planter: Planter, kind: HolderKind, fd: int) -> list[Holder]:
     """The holders of a kind that an fd of the planting child holds."""
-    found = other_holders(scanner, scanner.scan(), owner_of)
-    return [holder for holder in found.holders if holder.kind is kind and fd in fds_of(holder).get(planter.pid, [])]
+    return [
+        holder
+        for holder in other_holders_of(scanner, scanner.scan())
+        if holder.kind is kind and fd in fds_of(holder).get(planter.pid, [])
+    ]
 
 
 def test_a_pipe_holds_the_pages_that_were_written(scanner: SocketScanner, planter: Planter) -> None:

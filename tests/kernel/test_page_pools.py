@@ -12,12 +12,11 @@ import pytest
 
 from memdiag_api.evidence import Holder, HolderKind
 from memdiag_node.holders.page_pools import network_devices, pools_of
-from memdiag_node.holders.registry import other_holders
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.sockets.scanner import SocketScanner
 from planted.sockets import PAGE_BYTES, Planter
 from support.bpf import XDP_PASS, receive
-from support.sockets import holder_of, owner_of
+from support.sockets import holder_of, other_holders_of
 
 PACKETS = 300
 POOL_PAGES = 64  # what a pool of that kind keeps, as many as packets are received at once
@@ -44,8 +43,7 @@ def receiver() -> Iterator[socket.socket]:
 
 
 def pools(scanner: SocketScanner) -> list[Holder]:
-    found = other_holders(scanner, scanner.scan(), owner_of)
-    return [holder for holder in found.holders if holder.kind is HolderKind.PAGE_POOL]
+    return [holder for holder in other_holders_of(scanner, scanner.scan()) if holder.kind is HolderKind.PAGE_POOL]
 
 
 def in_others(pool: Holder) -> int:

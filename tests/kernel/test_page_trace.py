@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from memdiag_api.evidence import Context, Stack, Trend
-from memdiag_node.host import HostRoots
 from memdiag_node.kernel.btf import Btf
+from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.trace import tables as trace_tables
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from memdiag_node.trace.result import TraceResult

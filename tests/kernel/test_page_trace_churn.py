@@ -14,8 +14,9 @@ import pytest
 
 from memdiag_api.evidence import Trend
 from memdiag_node.conclusion.verdict import Thresholds
-from memdiag_node.host import HostRoots, read_host
+from memdiag_node.host import read_host
 from memdiag_node.kernel.btf import Btf
+from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from memdiag_node.trace.stacks import fold_stacks
 

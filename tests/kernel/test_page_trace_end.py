@@ -19,7 +19,7 @@ _CHILD = """
 import ctypes, os, resource, signal, sys
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
-from memdiag_node.host import HostRoots
+from memdiag_node.procfs.roots import HostRoots
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
 with PageTrace(TraceSettings(duration_seconds=60), btf=Btf.load(), roots=HostRoots()) as trace:

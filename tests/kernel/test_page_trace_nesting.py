@@ -7,8 +7,8 @@ same CPU, pipes are filled and emptied without a pause, so that the program runs
 import os
 import threading
 
-from memdiag_node.host import HostRoots
 from memdiag_node.kernel.btf import Btf
+from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.trace import tables as trace_tables
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from memdiag_node.trace.stacks import fold_stacks

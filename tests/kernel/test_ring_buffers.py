@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from memdiag_api.evidence import HolderKind
-from memdiag_node.conclusion.join import join_blocks, unique_bytes
-from memdiag_node.holders.context import Held
+from memdiag_node.conclusion.join import join_blocks
 from memdiag_node.holders.registry import other_holders
-from memdiag_node.host import HostRoots
+from memdiag_node.holding import Holding, unique_bytes
 from memdiag_node.kernel.btf import Btf
+from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from planted.allocations import MIB, PAGE_BYTES, Allocator
@@ -28,13 +28,9 @@ def scanner(btf: Btf) -> Iterator[SocketScanner]:
         yield scanner
 
 
-def ring_buffers(scanner: SocketScanner, pid: int) -> list[Held]:
-    found = other_holders(scanner, scanner.scan(), owner_of)
-    return [
-        Held(holder, blocks)
-        for holder, blocks in zip(found.holders, found.blocks, strict=True)
-        if holder.kind is HolderKind.RING_BUFFER and pid in fds_of(holder)
-    ]
+def ring_buffers(scanner: SocketScanner, pid: int) -> list[Holding]:
+    found, _ = other_holders(scanner, scanner.scan(), owner_of)
+    return [one for one in found if one.holder.kind is HolderKind.RING_BUFFER and pid in fds_of(one.holder)]
 
 
 def test_perf_buffers_pin_their_pages(scanner: SocketScanner) -> None:

@@ -10,13 +10,13 @@ import pytest
 
 from memdiag_node.holders.registry import other_holders
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.sockets.holders import coverage_of, holders_of
+from memdiag_node.sockets.coverage import coverage_of
 from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.sockets.source import SocketSource
 from memdiag_node.time_budget import Stop
 from planted import traffic
 from planted.sockets import Planter
-from support.sockets import holder_of, owner_of, queue_of
+from support.sockets import holder_of, holders_of, owner_of, queue_of
 
 
 class Clock:
@@ -122,10 +122,10 @@ def test_a_queue_that_changed_for_a_while_is_walked_again(
 def test_a_pipe_that_keeps_changing_is_told(scanner: SocketScanner, clock: Clock, planter: Planter) -> None:
     truth = planter.plant("pipe", 256)
     scan = scanner.scan()
-    assert not any("pipes" in note for note in other_holders(scanner, scan, owner_of).not_seen)
+    assert not any("pipes" in note for note in other_holders(scanner, scan, owner_of)[1])
     clock.at_call = lambda _: planter.plant("read_fd", truth["fds"][0], 4_096)
-    found = other_holders(scanner, scan, owner_of)
-    assert "1 pipes that kept changing" in coverage_of(scan, found.not_seen).not_seen
+    _, not_seen = other_holders(scanner, scan, owner_of)
+    assert "1 pipes that kept changing" in coverage_of(scan, not_seen).not_seen
 
 
 def test_under_heavy_traffic_no_figure_is_wrong(scanner: SocketScanner) -> None:
@@ -174,7 +174,7 @@ def test_when_time_runs_out_the_largest_queues_were_reached(
     for calls in range(10, 1_000, 10):  # ever more time, until it suffices for the first queue
         clock.seconds, last_call = 0.0, clock.calls + calls
         scan = scanner.scan()
-        holding = {holder.socket.inode for holder in holders_of(None, scan, owner_of).holders if holder.socket}
+        holding = {holder.socket.inode for holder in holders_of(scan) if holder.socket}
         if large in holding:
             break
     assert holding.isdisjoint(small)
@@ -192,8 +192,8 @@ def test_without_any_time_sockets_are_counted_and_all_is_told(btf: Btf, planter:
     planter.plant("many_udp", 6_000)
     with SocketScanner(btf=btf, budget_seconds=0) as scanner:
         scan = scanner.scan()
-        found = other_holders(scanner, scan, owner_of)
-    coverage = coverage_of(scan, found.not_seen)
+        _, not_seen = other_holders(scanner, scan, owner_of)
+    coverage = coverage_of(scan, not_seen)
     (note,) = [note for note in coverage.not_seen if "sockets and" in note]
     words = note.split()
     assert coverage.sockets + int(words[0]) >= 6_000
@@ -201,7 +201,7 @@ def test_without_any_time_sockets_are_counted_and_all_is_told(btf: Btf, planter:
     assert int(words[0]) >= 3_000
     assert int(words[3]) + coverage.packets >= coverage.sockets * 0.9
     assert "any sockets of other network namespaces that no fd and no listener leads to" in coverage.not_seen
-    assert sum(holder.unread_packets for holder in holders_of(None, scan, owner_of).holders) <= 1_024
+    assert sum(holder.unread_packets for holder in holders_of(scan)) <= 1_024
 
 
 def test_blocks_beyond_the_bound_are_counted_not_kept(btf: Btf, planter: Planter) -> None:

@@ -15,9 +15,10 @@ import pytest
 from memdiag_api.units import format_bytes
 from memdiag_node.breakdown.classes import breakdown
 from memdiag_node.breakdown.reading import take_readings
-from memdiag_node.host import HostRoots
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.sockets.scanner import SocketScan, SocketScanner
+from memdiag_node.procfs.roots import HostRoots
+from memdiag_node.sockets.scan import SocketScan
+from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.sockets.source import SocketSource
 from planted.sockets import MIB, PAGE_BYTES, TCP_HEADER_BYTES, Planter
 from support.machine_noise import change_by, too_busy

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.sockets.holders import holders_of
-from memdiag_node.sockets.scanner import SocketScan, SocketScanner
+from memdiag_node.sockets.scan import SocketScan
+from memdiag_node.sockets.scanner import SocketScanner
 from planted.sockets import Planter
-from support.sockets import owner_of
+from support.sockets import holders_of
 
 _LOADS = (
     ("tcp_bulk", 300_000),
@@ -57,7 +57,7 @@ def ss(planter: Planter, *options: str) -> dict[int, tuple[int, int]]:
 def ours(scan: SocketScan, family: tuple[str, ...], protocol: tuple[str, ...]) -> dict[int, tuple[int, int, int]]:
     """Inode to unread bytes, bytes to send, and charge of the receive queues."""
     found = {}
-    for holder in holders_of(None, scan, owner_of, limit=1_000_000).holders:
+    for holder in holders_of(scan):
         described = holder.socket
         assert described is not None
         if described.family in family and described.protocol in protocol and described.state != "LISTEN":

@@ -11,10 +11,11 @@ import numpy.typing as npt
 import pytest
 
 from memdiag_api.evidence import Check, Evidence, NeedState
-from memdiag_node.host import HostRoots
 from memdiag_node.procfs.kpageflags import FrameTable
 from memdiag_node.procfs.memory_map import frames_in, read_memory_map
-from memdiag_node.run import Settings, measure
+from memdiag_node.procfs.roots import HostRoots
+from memdiag_node.run import measure
+from memdiag_node.settings import Settings
 from memdiag_node.sockets.source import SocketSource
 from memdiag_node.time_budget import Stop
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from memdiag_api.evidence import Context, NeedState
-from memdiag_node.host import HostRoots
 from memdiag_node.kernel import symbols
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.symbols import SymbolReader, Symbols
 from memdiag_node.preflight import bpf as features
+from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from memdiag_node.trace.stacks import first_name, fold_stacks
 from planted.allocations import MIB, Allocator

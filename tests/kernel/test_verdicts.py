@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 from memdiag_api.evidence import Check, Evidence, Trend, VerdictKind
 from memdiag_node.conclusion.verdict import Thresholds
-from memdiag_node.host import HostRoots
-from memdiag_node.run import Settings, measure
+from memdiag_node.procfs.roots import HostRoots
+from memdiag_node.run import measure
+from memdiag_node.settings import Settings
 from memdiag_node.time_budget import Stop
 from planted import traffic
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from memdiag_node.host import HostRoots
+from memdiag_node.procfs.roots import HostRoots
 
 RECORDED = sorted((Path(__file__).parent.parent / "fixtures/proc").iterdir())
 RECORDED_IDS = [machine.name for machine in RECORDED]

@@ -14,7 +14,7 @@ import pytest
 from memdiag_api.units import format_bytes
 from memdiag_node.breakdown.classes import breakdown
 from memdiag_node.breakdown.reading import take_readings
-from memdiag_node.host import HostRoots
+from memdiag_node.procfs.roots import HostRoots
 
 _SAMPLES_PER_SECOND = 4
 _REST_SECONDS = 0.5

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_node.host import HostRoots
 from memdiag_node.kernel.btf import Btf
+from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from memdiag_node.trace.tables import CPU_DTYPE, FrameTally, RawTrace
 from planted.allocations import Allocator

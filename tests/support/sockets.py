@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from memdiag_api.evidence import Holder, Owner, Queue
-from memdiag_node.sockets.holders import holders_of
-from memdiag_node.sockets.scanner import SocketScan
+from memdiag_node.holders.registry import other_holders
+from memdiag_node.sockets.holders import socket_holdings
+from memdiag_node.sockets.scan import SocketScan
+from memdiag_node.sockets.scanner import SocketScanner
 
 
 def owner_of(pid: int) -> Owner | None:
@@ -14,12 +16,20 @@ def owner_of(pid: int) -> Owner | None:
     return Owner(pid=pid, comm="") if Path(f"/proc/{pid}").exists() else None
 
 
+def holders_of(scan: SocketScan, *, first: SocketScan | None = None) -> list[Holder]:
+    """Every socket that holds something, each by itself."""
+    return [one.holder for one in socket_holdings(first, scan, owner_of, limit=1_000_000)]
+
+
+def other_holders_of(scanner: SocketScanner, scan: SocketScan) -> list[Holder]:
+    """Every other holder."""
+    return [one.holder for one in other_holders(scanner, scan, owner_of)[0]]
+
+
 def holder_of(scan: SocketScan, inode: int, *, first: SocketScan | None = None) -> Holder:
     """The one holder whose socket has this inode."""
     found = [
-        holder
-        for holder in holders_of(first, scan, owner_of, limit=1_000_000).holders
-        if holder.socket is not None and holder.socket.inode == inode
+        holder for holder in holders_of(scan, first=first) if holder.socket is not None and holder.socket.inode == inode
     ]
     assert len(found) == 1, f"{len(found)} holders have the inode {inode}"
     return found[0]
@@ -29,7 +39,7 @@ def holder_at(scan: SocketScan, local_port: int, remote_port: int = 0) -> Holder
     """The one holder whose socket has these ports, for sockets without an inode."""
     found = [
         holder
-        for holder in holders_of(None, scan, owner_of, limit=1_000_000).holders
+        for holder in holders_of(scan)
         if holder.socket is not None
         and holder.socket.local_address.endswith(f":{local_port}")
         and (not remote_port or holder.socket.remote_address.endswith(f":{remote_port}"))

@@ -35,9 +35,11 @@ from memdiag_api.evidence import (
     Window,
 )
 from memdiag_api.framing import MAX_LOG_BYTES
-from memdiag_node.conclusion.conclude import Holding, Measurements, conclude
+from memdiag_node.conclusion.conclude import conclude
 from memdiag_node.conclusion.doubts import Doubt
+from memdiag_node.conclusion.measurements import Measurements, TracedBlocks
 from memdiag_node.conclusion.verdict import Thresholds
+from memdiag_node.holding import Holding
 from memdiag_node.publish import Output, publish
 from memdiag_operator.decide.results import check_document
 
@@ -79,7 +81,6 @@ EMPTY = Measurements(
     ),
     trace=Trace(outstanding_bytes=0, outstanding_blocks=0, slice_seconds=3, counters=TraceCounters()),
     coverage=ScanCoverage(),
-    struct_page_bytes=STRUCT_PAGE,
 )
 
 
@@ -235,8 +236,7 @@ def measurements(draw: st.DrawFn) -> Measurements:
             ),
         ),
         stacks=stacks[:MAX_STACKS],
-        traced_blocks=traced,
-        memory_classes=["AllocPage"] * 91,
+        traced=TracedBlocks(traced, ["AllocPage"] * 91, STRUCT_PAGE),
         coverage=draw(
             made(
                 ScanCoverage,

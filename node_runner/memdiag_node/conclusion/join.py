@@ -75,12 +75,3 @@ def _sum_by(keys: tuple[npt.NDArray[np.int64], ...], values: npt.NDArray[np.int6
     sums = np.zeros(len(unique), dtype=np.int64)
     np.add.at(sums, where.reshape(-1), values)
     return {tuple(map(int, key)): int(total) for key, total in zip(unique, sums, strict=True)}
-
-
-def unique_bytes(holders: Sequence[npt.NDArray[np.void]], *, page_bytes: int) -> int:
-    """Bytes of all blocks of `holders`, a block that several of them share counted once."""
-    if not holders:
-        return 0
-    blocks = np.concatenate(holders)
-    _, where = np.unique(blocks["page"], return_index=True)
-    return int((1 << blocks["order"][where].astype(np.int64)).sum()) * page_bytes

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from memdiag_api.evidence import Breakdown, Census, Holder, HolderKind, Stack
 from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
-from memdiag_node.conclusion.suspects import PinnedTogether
+from memdiag_node.conclusion.suspects import Keeper
 from memdiag_node.trace.stacks import ALLOC_PAGE
 
 OTHER_CLASSES = ("SUnreclaim", "Vmalloc", "Percpu", "Shmem")
@@ -82,37 +82,19 @@ def unheld(breakdown: Breakdown, held_bytes: int, stacks: Sequence[Stack], censu
     )
 
 
-def held(
-    holders: Sequence[Holder], stuck: Sequence[int], pinned_together: PinnedTogether, held_bytes: int
-) -> LargePart | None:
-    """The part of AllocPage that is in known holders, and who has the most. None when nobody has any."""
-    groups: dict[object, list[int]] = {}
-    for index in set(range(len(holders))) - set(stuck):
-        holder = holders[index]
-        owner = holder.owners[0].pid if holder.owners else f"holder {index}"
-        groups.setdefault((holder.kind, owner), []).append(index)
-    if not groups:
-        return None
-    sizes = {key: _size_bytes(holders, group, pinned_together) for key, group in groups.items()}
-    largest = max(sizes, key=lambda key: sizes[key])
-    group = groups[largest]
-    first = max(group, key=lambda index: holders[index].pinned_bytes)
+def held(holders: Sequence[Holder], keeper: Keeper, held_bytes: int) -> LargePart:
+    """The part of AllocPage that is in known holders, and who has the most: `keeper`."""
+    who = _name(holders[keeper.holder], keeper.count)
     return LargePart(
         held_bytes,
-        f"known holders keep {format_bytes(held_bytes)} of AllocPage, {_name(holders, first, group)} the most "
-        f"({format_bytes(sizes[largest])}), and no check tells whether it is needed",
+        f"known holders keep {format_bytes(held_bytes)} of AllocPage, {who} the most "
+        f"({format_bytes(keeper.pinned_bytes)}), and no check tells whether it is needed",
         advice="Look at the holders below: what they keep comes back when they read, send or close.",
-        holder=first,
+        holder=keeper.holder,
     )
 
 
-def _size_bytes(holders: Sequence[Holder], group: Sequence[int], pinned_together: PinnedTogether) -> int:
-    """A page pool's blocks are not known one by one: its own figure counts where that is more."""
-    return max(pinned_together(group), *(holders[index].pinned_bytes for index in group))
-
-
-def _name(holders: Sequence[Holder], first: int, group: Sequence[int]) -> str:
-    holder, count = holders[first], sum(holders[index].summed for index in group)
+def _name(holder: Holder, count: int) -> str:
     what = f"a {_KINDS[holder.kind]}" if count == 1 else f"{count} {_KINDS[holder.kind]}s"
     if holder.owners:
         owner = holder.owners[0]

@@ -1,12 +1,10 @@
-"""Stuck sockets, summed up by process, container and pod: who leaves how much unread (pure)."""
+"""Holders summed up by process, container and pod: who leaves how much unread, and who keeps the most (pure)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from memdiag_api.evidence import Holder, HolderKind, SuspectScope
-
-PinnedTogether = Callable[[Sequence[int]], int]
-"""Bytes that the holders with these indexes pin, blocks that they share counted once."""
+from memdiag_node.holding import Holding, pinned_together_bytes
 
 _SCOPES = (SuspectScope.PROCESS, SuspectScope.CONTAINER, SuspectScope.POD)
 """From the most to the least precise. What is only found on the whole node has no suspect."""
@@ -29,38 +27,77 @@ class StuckSockets:
     """All of them, at least."""
 
 
-def stuck_holders(holders: Sequence[Holder], floor_seconds: float) -> list[int]:
-    """Indexes of the sockets, or sums of sockets, of which nothing was read for `floor_seconds`."""
-    return [
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """What one process keeps in holders of one kind that are not stuck, or one holder without a process."""
+
+    holder: int
+    """Index of the largest of them."""
+    count: int
+    pinned_bytes: int
+    """Together, each block once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """Who pins how much, in plain figures."""
+
+    stuck: StuckSockets
+    """All stuck sockets of the node."""
+    groups: tuple[StuckSockets, ...]
+    """The stuck sockets of each process, container and pod: by scope, then the most pinned bytes first."""
+    largest_keeper: Keeper | None
+    """Of the holders that are not stuck sockets."""
+
+
+def pinned_by(holdings: Sequence[Holding], *, stuck_floor_seconds: float, page_bytes: int) -> Pinned:
+    """Sum up by whom. A socket is stuck if nothing was read from it for `stuck_floor_seconds`."""
+    stuck = [
         index
-        for index, holder in enumerate(holders)
-        if holder.kind is HolderKind.SOCKET and (holder.stuck_seconds or 0) >= floor_seconds
+        for index, one in enumerate(holdings)
+        if one.holder.kind is HolderKind.SOCKET and (one.holder.stuck_seconds or 0) >= stuck_floor_seconds
     ]
-
-
-def find_suspect(
-    holders: Sequence[Holder], stuck: Sequence[int], pinned_together: PinnedTogether, limit_bytes: int
-) -> StuckSockets | None:
-    """The most precise group of the `stuck` that pins `limit_bytes`, and half of what the largest group pins.
-
-    So one worker among a thousand does not stand for its container, and a container does not hide the one process
-    that causes it. None when no process, container or pod pins as much as `limit_bytes`.
-    """
     groups: list[StuckSockets] = []
     for scope in _SCOPES:
         members: dict[object, list[int]] = {}
         for index in stuck:
-            if key := _key(scope, index, holders[index]):
+            if key := _key(scope, index, holdings[index].holder):
                 members.setdefault(key, []).append(index)
-        found = [_summed_up(scope, holders, group, pinned_together) for group in members.values()]
-        groups += sorted((one for one in found if one.pinned_bytes >= limit_bytes), key=lambda one: -one.pinned_bytes)
+        found = [_summed_up(scope, holdings, group, page_bytes) for group in members.values()]
+        groups += sorted(found, key=lambda one: -one.pinned_bytes)
+    return Pinned(
+        stuck=_summed_up(SuspectScope.NODE, holdings, stuck, page_bytes),
+        groups=tuple(groups),
+        largest_keeper=_largest_keeper(holdings, set(range(len(holdings))) - set(stuck), page_bytes),
+    )
+
+
+def find_suspect(groups: Sequence[StuckSockets], limit_bytes: int) -> StuckSockets | None:
+    """The most precise group that pins `limit_bytes`, and half of what the largest group pins.
+
+    So one worker among a thousand does not stand for its container, and a container does not hide the one process
+    that causes it. None when no process, container or pod pins as much as `limit_bytes`.
+    """
     most_bytes = max((one.pinned_bytes for one in groups), default=0)
-    return next((one for one in groups if one.pinned_bytes >= _TELLING_SHARE * most_bytes), None)
+    floor_bytes = max(limit_bytes, _TELLING_SHARE * most_bytes)
+    return next((one for one in groups if one.pinned_bytes >= floor_bytes), None)
 
 
-def of_node(holders: Sequence[Holder], stuck: Sequence[int], pinned_together: PinnedTogether) -> StuckSockets:
-    """All of the `stuck`, whoever has them."""
-    return _summed_up(SuspectScope.NODE, holders, stuck, pinned_together)
+def _largest_keeper(holdings: Sequence[Holding], chosen: Iterable[int], page_bytes: int) -> Keeper | None:
+    groups: dict[object, list[int]] = {}
+    for index in chosen:
+        holder = holdings[index].holder
+        owner = holder.owners[0].pid if holder.owners else f"holder {index}"
+        groups.setdefault((holder.kind, owner), []).append(index)
+    keepers = (
+        Keeper(
+            holder=max(group, key=lambda index: holdings[index].holder.pinned_bytes),
+            count=sum(holdings[index].holder.summed for index in group),
+            pinned_bytes=pinned_together_bytes([holdings[index] for index in group], page_bytes=page_bytes),
+        )
+        for group in groups.values()
+    )
+    return max(keepers, key=lambda one: one.pinned_bytes, default=None)
 
 
 def _key(scope: SuspectScope, index: int, holder: Holder) -> object:
@@ -79,16 +116,16 @@ def _key(scope: SuspectScope, index: int, holder: Holder) -> object:
             return owner.pod_uid if owner else None
 
 
-def _summed_up(
-    scope: SuspectScope, holders: Sequence[Holder], group: Sequence[int], pinned_together: PinnedTogether
-) -> StuckSockets:
-    members = [holders[index] for index in group]
+def _summed_up(scope: SuspectScope, holdings: Sequence[Holding], group: Sequence[int], page_bytes: int) -> StuckSockets:
+    members = [holdings[index].holder for index in group]
     return StuckSockets(
         scope=scope,
-        holders=tuple(sorted(group, key=lambda index: (holders[index].summed > 1, -holders[index].pinned_bytes))),
+        holders=tuple(
+            sorted(group, key=lambda index: (holdings[index].holder.summed > 1, -holdings[index].holder.pinned_bytes))
+        ),
         sockets=sum(holder.summed for holder in members),
         processes=len({holder.owners[0].pid for holder in members if holder.owners}),
-        pinned_bytes=pinned_together(group),
+        pinned_bytes=pinned_together_bytes([holdings[index] for index in group], page_bytes=page_bytes),
         unread_bytes=sum(holder.unread_bytes for holder in members),
         stuck_seconds=min((holder.stuck_seconds or 0 for holder in members), default=0),
     )

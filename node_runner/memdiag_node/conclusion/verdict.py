@@ -1,20 +1,16 @@
 """The verdict: one rule for each answer, decided from the evidence alone. docs/verdicts.md says the same for users."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from memdiag_api.evidence import (
-    Breakdown,
-    Census,
     Check,
     Confidence,
     Holder,
     Owner,
     Queue,
-    ScanCoverage,
     Stack,
     SuspectScope,
-    Trace,
     Trend,
     Verdict,
     VerdictKind,
@@ -29,8 +25,9 @@ from memdiag_node.conclusion.doubts import (
     scan_doubts,
     trace_doubts,
 )
-from memdiag_node.conclusion.large import LargePart, held, other_classes, unheld
-from memdiag_node.conclusion.suspects import StuckSockets, find_suspect, of_node, stuck_holders
+from memdiag_node.conclusion.large import held, other_classes, unheld
+from memdiag_node.conclusion.measurements import Measurements
+from memdiag_node.conclusion.suspects import Pinned, StuckSockets, find_suspect
 from memdiag_node.trace.stacks import first_name
 
 MIB = 1 << 20
@@ -63,73 +60,44 @@ class Thresholds:
         return max(self.large_floor_bytes, round(self.large_share * mem_total_bytes))
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What the verdict rests on."""
+def decide_verdict(measured: Measurements, pinned: Pinned, thresholds: Thresholds, *, held_bytes: int) -> Verdict:
+    """The first rule that applies: a leak, a reason why none can be ruled out, no leak.
 
-    mem_total_bytes: int
-    checks: Sequence[Check]
-    """The checks that could be made."""
-    interrupted: bool
-    window_seconds: float
-    """Time between the two looks at the sockets, about."""
-    breakdown: Breakdown | None = None
-    census: Census | None = None
-    coverage: ScanCoverage | None = None
-    trace: Trace | None = None
-    stacks: Sequence[Stack] = field(default_factory=tuple)
-    holders: Sequence[Holder] = field(default_factory=tuple)
-    held_bytes: int = 0
-    """Of allocpage: known to be in a holder."""
-    pinned_together_bytes: Callable[[Sequence[int]], int] | None = None
-    """What these holders pin together, blocks that they share counted once; None: they share none."""
-    doubts: Sequence[Doubt] = ()
-    """What else the run did not see, beside what `checks`, `coverage`, `trace` and `census` say."""
-
-    def pinned_together(self, holders: Sequence[int]) -> int:
-        """Bytes that the holders with these indexes pin together."""
-        if self.pinned_together_bytes is not None:
-            return self.pinned_together_bytes(holders)
-        return sum(self.holders[index].pinned_bytes for index in holders)
-
-
-def decide_verdict(findings: Findings, thresholds: Thresholds) -> Verdict:
-    """The first rule that applies: a leak, a reason why none can be ruled out, no leak."""
-    stuck = stuck_holders(findings.holders, thresholds.stuck_floor_seconds)
-    together = of_node(findings.holders, stuck, findings.pinned_together)
-    doubts = _doubts(findings, thresholds, together)
+    `pinned` is what `measured.holdings` pin, by whom; `held_bytes` what they have of allocpage.
+    """
+    doubts = _doubts(measured, pinned.stuck, thresholds)
     return (
-        _pinned(findings, thresholds, stuck)
-        or _growing(findings, thresholds)
-        or _large(findings, thresholds, together, doubts)
-        or _doubtful(findings, thresholds, together, doubts)
-        or _no_leak(findings, thresholds, doubts)
+        _pinned(measured, pinned, thresholds)
+        or _growing(measured, thresholds)
+        or _large(measured, pinned, thresholds, held_bytes=held_bytes, doubts=doubts)
+        or _doubtful(measured, pinned.stuck, thresholds, doubts)
+        or _no_leak(measured, thresholds, doubts)
     )
 
 
-def _doubts(findings: Findings, thresholds: Thresholds, together: StuckSockets) -> list[Doubt]:
+def _doubts(measured: Measurements, together: StuckSockets, thresholds: Thresholds) -> list[Doubt]:
     """Everything that keeps the run from saying "no" with confidence, what forbids it first."""
-    suspect_bytes = thresholds.suspect_bytes(findings.mem_total_bytes)
+    suspect_bytes = thresholds.suspect_bytes(measured.host.mem_total_bytes)
     doubts = list(
         check_doubts(
-            findings.checks,
-            window_seconds=findings.window_seconds,
+            measured.checks,
+            window_seconds=measured.window_seconds,
             stuck_seconds=thresholds.stuck_floor_seconds,
         )
     )
     if together.pinned_bytes >= suspect_bytes:
         doubts.append(_pinned_by_many(together, suspect_bytes))
-    if findings.coverage:
-        holders = [findings.holders[index] for index in together.holders]
-        doubts += scan_doubts(findings.coverage, holders, suspect_bytes=suspect_bytes)
-    if findings.trace:
-        doubts += trace_doubts(findings.trace, findings.breakdown, suspect_bytes=suspect_bytes)
-    doubts += name_doubts(findings.stacks, suspect_bytes=suspect_bytes)
-    if findings.census:
-        doubts += census_doubts(findings.census)
-    if findings.interrupted:
+    if measured.coverage:
+        holders = [measured.holdings[index].holder for index in together.holders]
+        doubts += scan_doubts(measured.coverage, holders, suspect_bytes=suspect_bytes)
+    if measured.trace:
+        doubts += trace_doubts(measured.trace, measured.breakdown, suspect_bytes=suspect_bytes)
+    doubts += name_doubts(measured.stacks, suspect_bytes=suspect_bytes)
+    if measured.census:
+        doubts += census_doubts(measured.census)
+    if measured.window.interrupted:
         doubts.append(Doubt("the window was ended early", forbids_no=False))
-    doubts += findings.doubts
+    doubts += measured.doubts
     return sorted(doubts, key=lambda doubt: not doubt.forbids_no)
 
 
@@ -143,30 +111,31 @@ def _pinned_by_many(together: StuckSockets, limit_bytes: int) -> Doubt:
     )
 
 
-def _confidence(findings: Findings, *, is_complete: bool = True) -> Confidence:
+def _confidence(measured: Measurements, *, is_complete: bool = True) -> Confidence:
     """Of a leak that was found."""
-    is_whole = is_complete and not findings.interrupted and set(findings.checks) >= set(Check)
+    is_whole = is_complete and not measured.window.interrupted and set(measured.checks) >= set(Check)
     return Confidence.HIGH if is_whole else Confidence.MEDIUM
 
 
-def _pinned(findings: Findings, thresholds: Thresholds, stuck: Sequence[int]) -> Verdict | None:
-    limit_bytes = thresholds.suspect_bytes(findings.mem_total_bytes)
-    suspect = find_suspect(findings.holders, stuck, findings.pinned_together, limit_bytes)
+def _pinned(measured: Measurements, pinned: Pinned, thresholds: Thresholds) -> Verdict | None:
+    limit_bytes = thresholds.suspect_bytes(measured.host.mem_total_bytes)
+    suspect = find_suspect(pinned.groups, limit_bytes)
     if suspect is None:
         return None
+    holders = measured.holders
     index = suspect.holders[0]
-    holder = findings.holders[index]
-    pinned = format_bytes(suspect.pinned_bytes)
-    incomplete = [queue for one in suspect.holders for queue in _queues(findings.holders[one]) if not queue.complete]
+    holder = holders[index]
+    size = format_bytes(suspect.pinned_bytes)
+    incomplete = [queue for one in suspect.holders for queue in _queues(holders[one]) if not queue.complete]
     main_stack = holder.filled_by[0].stack if holder.filled_by else None
     return _verdict(
         VerdictKind.PINNED_BY_UNREAD_SOCKET,
-        _confidence(findings, is_complete=not incomplete),
-        f"{_who(suspect, findings.holders)} pins {pinned}.",
+        _confidence(measured, is_complete=not incomplete),
+        f"{_who(suspect, holders)} pins {size}.",
         reasons=[
-            f"nothing was read in the meantime, and {pinned} are pinned: a suspect from {format_bytes(limit_bytes)} on",
+            f"nothing was read in the meantime, and {size} are pinned: a suspect from {format_bytes(limit_bytes)} on",
             f"each unread byte keeps {suspect.pinned_bytes / max(1, suspect.unread_bytes):.0f} bytes from being freed",
-            *_filled_by(holder, findings.stacks),
+            *_filled_by(holder, measured.stacks),
         ],
         advice=_advice(suspect, holder),
         holder=index,
@@ -175,16 +144,16 @@ def _pinned(findings: Findings, thresholds: Thresholds, stuck: Sequence[int]) ->
     )
 
 
-def _growing(findings: Findings, thresholds: Thresholds) -> Verdict | None:
-    limit_bytes = thresholds.suspect_bytes(findings.mem_total_bytes)
-    for index, stack in enumerate(findings.stacks):
+def _growing(measured: Measurements, thresholds: Thresholds) -> Verdict | None:
+    limit_bytes = thresholds.suspect_bytes(measured.host.mem_total_bytes)
+    for index, stack in enumerate(measured.stacks):
         frame = first_name(stack.frames)
         if stack.trend is not Trend.GROWING or stack.outstanding_bytes < limit_bytes or frame is None:
             continue
         size, rate = format_bytes(stack.outstanding_bytes), format_bytes(stack.growth_bytes_per_second)
         return _verdict(
             VerdictKind.GROWING_KERNEL_ALLOCATION,
-            _confidence(findings),
+            _confidence(measured),
             f"Allocations through {frame} grow by {rate}/s: {size} were not freed in the window.",
             reasons=[
                 f"{size} outstanding, a suspect from {format_bytes(limit_bytes)} on, born all through the window",
@@ -199,21 +168,18 @@ def _growing(findings: Findings, thresholds: Thresholds) -> Verdict | None:
 
 
 def _large(
-    findings: Findings, thresholds: Thresholds, together: StuckSockets, doubts: Sequence[Doubt]
+    measured: Measurements, pinned: Pinned, thresholds: Thresholds, *, held_bytes: int, doubts: Sequence[Doubt]
 ) -> Verdict | None:
-    if findings.breakdown is None:
+    if measured.breakdown is None:
         return None
-    limit_bytes = thresholds.large_bytes(findings.mem_total_bytes)
-    candidates: list[LargePart | None] = [
-        unheld(findings.breakdown, findings.held_bytes, findings.stacks, findings.census),
-        *other_classes(findings.breakdown),
+    limit_bytes = thresholds.large_bytes(measured.host.mem_total_bytes)
+    candidates = [
+        unheld(measured.breakdown, held_bytes, measured.stacks, measured.census),
+        *other_classes(measured.breakdown),
     ]
-    not_stuck_bytes = findings.held_bytes - together.pinned_bytes
-    if not_stuck_bytes >= limit_bytes:
-        candidates.append(held(findings.holders, together.holders, findings.pinned_together, not_stuck_bytes))
-    parts = sorted(
-        (part for part in candidates if part and part.size_bytes >= limit_bytes), key=lambda part: -part.size_bytes
-    )
+    if pinned.largest_keeper:
+        candidates.append(held(measured.holders, pinned.largest_keeper, held_bytes - pinned.stuck.pinned_bytes))
+    parts = sorted((part for part in candidates if part.size_bytes >= limit_bytes), key=lambda part: -part.size_bytes)
     if not parts:
         return None
     sentence = "; ".join(part.sentence for part in parts)
@@ -234,14 +200,14 @@ def _large(
 
 
 def _doubtful(
-    findings: Findings, thresholds: Thresholds, together: StuckSockets, doubts: Sequence[Doubt]
+    measured: Measurements, together: StuckSockets, thresholds: Thresholds, doubts: Sequence[Doubt]
 ) -> Verdict | None:
     grave = [doubt.sentence for doubt in doubts if doubt.forbids_no]
     if not grave:
         return None
-    is_pinned = together.pinned_bytes >= thresholds.suspect_bytes(findings.mem_total_bytes)
+    is_pinned = together.pinned_bytes >= thresholds.suspect_bytes(measured.host.mem_total_bytes)
     largest = together.holders[0] if is_pinned else None
-    named = "" if largest is None else f" One of the largest is {_name(findings.holders[largest])}."
+    named = "" if largest is None else f" One of the largest is {_name(measured.holdings[largest].holder)}."
     return _verdict(
         VerdictKind.INCONCLUSIVE,
         Confidence.LOW,
@@ -255,10 +221,10 @@ def _doubtful(
     )
 
 
-def _no_leak(findings: Findings, thresholds: Thresholds, doubts: Sequence[Doubt]) -> Verdict:
-    limit = format_bytes(thresholds.suspect_bytes(findings.mem_total_bytes))
-    large = format_bytes(thresholds.large_bytes(findings.mem_total_bytes))
-    breakdown = findings.breakdown
+def _no_leak(measured: Measurements, thresholds: Thresholds, doubts: Sequence[Doubt]) -> Verdict:
+    limit = format_bytes(thresholds.suspect_bytes(measured.host.mem_total_bytes))
+    large = format_bytes(thresholds.large_bytes(measured.host.mem_total_bytes))
+    breakdown = measured.breakdown
     alloc_page = f"; allocpage has {format_bytes(breakdown.alloc_page_bytes)}" if breakdown else ""
     return _verdict(
         VerdictKind.NO_LEAK,
@@ -267,7 +233,7 @@ def _no_leak(findings: Findings, thresholds: Thresholds, doubts: Sequence[Doubt]
         f"{limit} or more without freeing; no class of memory that can leak has {large} or more without an explanation"
         f"{alloc_page}.",
         reasons=[
-            f"the window was {findings.window_seconds:.0f} s: a slower leak needs a longer window",
+            f"the window was {measured.window_seconds:.0f} s: a slower leak needs a longer window",
             *(doubt.sentence for doubt in doubts),
         ],
     )

@@ -1,56 +1,25 @@
 """What a kind of holder gets to look with, and what it gives back."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_api.evidence import Holder, Owner
-from memdiag_node.sockets.scanner import SocketScan, SocketScanner, pinned_blocks
+from memdiag_api.evidence import Owner
+from memdiag_node.holding import Holding, pinned_blocks
+from memdiag_node.processes import OwnerOf, owners_of
+from memdiag_node.sockets.scan import SocketScan
+from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.walker.walker import Status
 from memdiag_node.walker.walks import Walked, Walks
 
-MAX_OWNERS = 16
-MAX_FDS = 64
 _UNFINISHED = {
     Status.NOT_REACHED: "that the scan's time did not reach",
     Status.RACE: "that kept changing",
     Status.FAULT: "that could not be read",
 }
-
-
-class Held(NamedTuple):
-    """A holder and its blocks (PINNED_DTYPE)."""
-
-    holder: Holder
-    blocks: npt.NDArray[np.void]
-    pool: int = 0
-    """Of a page pool its address, to know it again; never published."""
-
-
-@dataclass(frozen=True, slots=True)
-class OtherHolders:
-    """Holders that are no socket queue, most pinned bytes first, and the blocks of each (PINNED_DTYPE) for the join."""
-
-    holders: list[Holder]
-    blocks: list[npt.NDArray[np.void]]
-    pools: list[int]
-    """Of each that is a page pool its address, else 0."""
-    not_seen: list[str]
-
-    @classmethod
-    def of(cls, found: Iterable[Held], not_seen: list[str]) -> Self:
-        """Put in order."""
-        ordered = sorted(found, key=lambda held: -held.holder.pinned_bytes)
-        return cls(
-            holders=[held.holder for held in ordered],
-            blocks=[held.blocks for held in ordered],
-            pools=[held.pool for held in ordered],
-            not_seen=not_seen,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +28,10 @@ class HolderContext:
 
     scanner: SocketScanner
     scan: SocketScan
-    owner_of: Callable[[int], Owner | None]
+    owner_of: OwnerOf
     walks: Walks
     """With the time that all kinds of holders have together."""
-    found: list[Held] = field(default_factory=list)
+    found: list[Holding] = field(default_factory=list)
     """What the kinds before this one have found."""
     not_seen: list[str] = field(default_factory=list)
     """What the kinds could not see, in words; see `notes`."""
@@ -83,15 +52,7 @@ class HolderContext:
 
     def owners(self, pairs: Iterable[tuple[int, int]]) -> tuple[list[Owner], int]:
         """The processes of these (pid, fd) with their fds, and how many there are."""
-        fds: dict[int, list[int]] = {}
-        for pid, fd in pairs:
-            fds.setdefault(pid, []).append(fd)
-        owners = [
-            owner.model_copy(update={"fds": sorted(fds[pid])[:MAX_FDS]})
-            for pid in sorted(fds)[:MAX_OWNERS]
-            if (owner := self.owner_of(pid)) is not None
-        ]
-        return owners, len(fds)
+        return owners_of(pairs, self.owner_of)
 
 
 def kernel_blocks(walked: Walked, item: int) -> npt.NDArray[np.void]:

@@ -7,13 +7,14 @@ and is left out.
 import numpy as np
 
 from memdiag_api.evidence import Holder, HolderKind
-from memdiag_node.holders.context import Held, HolderContext, kernel_blocks
+from memdiag_node.holders.context import HolderContext, kernel_blocks
+from memdiag_node.holding import Holding, sizes_bytes
 from memdiag_node.walker.walker import ITEM_DTYPE, Kind
 
 _POINTER_BYTES = 8
 
 
-def find(context: HolderContext) -> list[Held]:
+def find(context: HolderContext) -> list[Holding]:
     """Every packet socket with rings, its receive and its transmit ring together."""
     scan = context.scan
     holders = []
@@ -28,13 +29,13 @@ def find(context: HolderContext) -> list[Held]:
         blocks = blocks[np.isin(blocks["order"], (row["rx_ring_order"], row["tx_ring_order"]))]
         owners, total = context.owners(scan.owners_of(int(row["socket"])))
         holders.append(
-            Held(
+            Holding(
                 Holder(
                     kind=HolderKind.PACKET_RING,
                     description=f"ring of a packet socket, inode {row['inode']}, interface {row['local_number']}",
                     owners=owners,
                     owners_total=total,
-                    pinned_bytes=int(scan.sizes_bytes(blocks).sum()),
+                    pinned_bytes=int(sizes_bytes(blocks).sum()),
                     pinned_blocks=len(blocks),
                 ),
                 blocks,

@@ -12,17 +12,18 @@ Pages that it took while the trace ran are known by that, and by the pool's addr
 
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Holder, HolderKind
 from memdiag_api.units import format_bytes
-from memdiag_node.holders.context import Held, HolderContext, OtherHolders
+from memdiag_node.holders.context import HolderContext
+from memdiag_node.holding import PINNED_DTYPE, Holding, by_size, pinned_blocks, sizes_bytes, unique_blocks
 from memdiag_node.kernel.lists import list_entries
 from memdiag_node.procfs.text import printable
-from memdiag_node.sockets.scanner import PINNED_DTYPE, SocketScan, pinned_blocks
+from memdiag_node.sockets.scan import SocketScan
 from memdiag_node.sockets.source import SocketSource
 
 _MAX_ORDER = 16
@@ -43,14 +44,14 @@ class _Pool:
     description: str
 
 
-def find(context: HolderContext) -> list[Held]:
+def find(context: HolderContext) -> list[Holding]:
     """Every page pool with pages out. To be called last: what other holders have of a pool is no more the pool's."""
     source = context.scanner.source
     if "HAS_PAGE_POOL" not in source.offset:
         return []
     devices = network_devices(source, context.scan)
     listed = _pools_of_devices(source, devices)
-    queued = _unique_blocks([context.scan.blocks, *(held.blocks for held in context.found)])
+    queued = _all_blocks(context.scan, context.found)
     pool_of = pools_of(source, queued["page"], listed)
     held = []
     for address in map(int, np.union1d(listed, pool_of[pool_of != 0])):
@@ -61,41 +62,39 @@ def find(context: HolderContext) -> list[Held]:
 
 
 def add_traced(
-    source: SocketSource, scan: SocketScan, others: OtherHolders, traced: npt.NDArray[np.void]
-) -> OtherHolders:
+    source: SocketSource, scan: SocketScan, others: Sequence[Holding], traced: npt.NDArray[np.void]
+) -> list[Holding]:
     """Give pools the blocks that the trace saw them take (fields page and order), as far as nobody else has them.
 
-    Pools that only these blocks lead to are added.
+    `others` are all holders but the sockets. Pools that only these blocks lead to are added.
     """
     if "HAS_PAGE_POOL" not in source.offset or not len(traced):
-        return others
-    taken = _unique_blocks([scan.blocks, *others.blocks])
+        return list(others)
+    taken = _all_blocks(scan, others)
     mine = traced[~np.isin(traced["page"], taken["page"])]
-    known = {address: number for number, address in enumerate(others.pools) if address}
+    known = {held.pool: number for number, held in enumerate(others) if held.pool}
     pool_of = pools_of(source, mine["page"], np.fromiter(known, "<u8", len(known)))
     devices = network_devices(source, scan)
-    found = [Held(*held) for held in zip(others.holders, others.blocks, others.pools, strict=True)]
+    found = list(others)
     for address in map(int, np.unique(pool_of[pool_of != 0])):
-        blocks = _unique_blocks([mine[pool_of == address]])
+        blocks = unique_blocks(pinned_blocks(mine[pool_of == address]))
         if address in known:
-            found[known[address]] = found[known[address]]._replace(blocks=blocks)
+            found[known[address]] = replace(found[known[address]], blocks=blocks)
         elif (pool := _read(source, address, devices)) is not None and pool.is_kernel_memory:
-            found.append(_held(pool, address, blocks[:0])._replace(blocks=blocks))
-    return OtherHolders.of(found, others.not_seen)
+            found.append(replace(_held(pool, address, blocks[:0]), blocks=blocks))
+    return by_size(found)
 
 
-def _unique_blocks(parts: Sequence[npt.NDArray[np.void]]) -> npt.NDArray[np.void]:
-    """Each block of these arrays once, as PINNED_DTYPE."""
-    blocks = np.concatenate([pinned_blocks(part) for part in parts])
-    _, first = np.unique(blocks["page"], return_index=True)
-    return blocks[first]
+def _all_blocks(scan: SocketScan, others: Sequence[Holding]) -> npt.NDArray[np.void]:
+    """Each block of the sockets and these holders once, as PINNED_DTYPE."""
+    return unique_blocks(np.concatenate([pinned_blocks(scan.blocks), *(held.blocks for held in others)]))
 
 
-def _held(pool: _Pool, address: int, queued: npt.NDArray[np.void]) -> Held:
+def _held(pool: _Pool, address: int, queued: npt.NDArray[np.void]) -> Holding:
     """The pool as a holder, without its blocks that wait in other holders."""
     block_bytes = mmap.PAGESIZE << pool.order
     size_bytes = pool.pages * block_bytes
-    queued_bytes = int(SocketScan.sizes_bytes(queued).sum())
+    queued_bytes = int(sizes_bytes(queued).sum())
     pinned_bytes = max(0, size_bytes - queued_bytes)
     elsewhere = f"of it {format_bytes(queued_bytes)} in other holders"
     holder = Holder(
@@ -106,7 +105,7 @@ def _held(pool: _Pool, address: int, queued: npt.NDArray[np.void]) -> Held:
         pinned_bytes=pinned_bytes,
         pinned_blocks=pinned_bytes // block_bytes,
     )
-    return Held(holder, np.empty(0, PINNED_DTYPE), address)
+    return Holding(holder, np.empty(0, PINNED_DTYPE), address)
 
 
 def pools_of(

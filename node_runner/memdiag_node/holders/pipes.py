@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Holder, HolderKind
-from memdiag_node.holders.context import Held, HolderContext
-from memdiag_node.sockets.scanner import pinned_blocks
+from memdiag_node.holders.context import HolderContext
+from memdiag_node.holding import Holding, pinned_blocks, sizes_bytes
 from memdiag_node.sockets.source import FOUND_PIPE
 from memdiag_node.walker.tally import unique_blocks
 from memdiag_node.walker.walker import ITEM_DTYPE, Kind
@@ -14,7 +14,7 @@ _PIPES_AT_ONCE = 1 << 16
 """What a walk came to takes some 150 bytes a pipe, also of the empty ones: a node may have millions."""
 
 
-def find(context: HolderContext) -> list[Held]:
+def find(context: HolderContext) -> list[Holding]:
     """Every pipe that an fd holds and that holds pages, with all its ends."""
     fds = context.scan.files[context.scan.files["kind"] == FOUND_PIPE]  # sorted by pipe, pid, fd
     addresses, first_fd = np.unique(fds["socket"], return_index=True)
@@ -31,7 +31,7 @@ def _holders(
     fds: npt.NDArray[np.void],
     addresses: npt.NDArray[np.uint64],
     first_fd: npt.NDArray[np.intp],
-) -> list[Held]:
+) -> list[Holding]:
     """Those of the pipes at `addresses` that hold pages; fds[first_fd[n]:first_fd[n + 1]] are the fds of number n."""
     items = np.zeros(len(addresses), ITEM_DTYPE)
     items["head"], items["kind"] = addresses, Kind.PIPE
@@ -45,7 +45,7 @@ def _holders(
         ends = fds[first_fd[number] : first_fd[number + 1]]
         owners, total = context.owners((int(end["pid"]), int(end["fd"])) for end in ends)
         holders.append(
-            Held(
+            Holding(
                 Holder(
                     kind=HolderKind.PIPE,
                     description=f"pipe, inode {ends['pipe_inode'][0]}",
@@ -53,7 +53,7 @@ def _holders(
                     owners_total=total,
                     unread_bytes=int(walked.table["payload_bytes"][number]),
                     unread_packets=int(walked.table["packets"][number]),
-                    pinned_bytes=int(context.scan.sizes_bytes(mine).sum()),
+                    pinned_bytes=int(sizes_bytes(mine).sum()),
                     pinned_blocks=len(mine),
                 ),
                 pinned_blocks(mine),

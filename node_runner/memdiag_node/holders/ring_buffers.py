@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Holder, HolderKind
-from memdiag_node.holders.context import Held, HolderContext
-from memdiag_node.sockets.scanner import PINNED_DTYPE
+from memdiag_node.holders.context import HolderContext
+from memdiag_node.holding import PINNED_DTYPE, Holding
 from memdiag_node.sockets.source import FOUND_BPF_MAP, FOUND_PERF_EVENT
 from memdiag_node.walker.walker import ITEM_DTYPE, Kind
 
@@ -21,12 +21,12 @@ _POINTER_BYTES = 8
 _MAX_PAGES = 1 << 24  # 64 GiB: a count beyond it was read from a buffer that is gone
 
 
-def find(context: HolderContext) -> list[Held]:
+def find(context: HolderContext) -> list[Holding]:
     """Every perf buffer that an fd leads to, and every BPF ring buffer."""
     return [*_perf_buffers(context), *_map_buffers(context)]
 
 
-def _perf_buffers(context: HolderContext) -> list[Held]:
+def _perf_buffers(context: HolderContext) -> list[Holding]:
     source = context.scanner.source
     if "HAS_PERF_BUFFER" not in source.offset:
         return []
@@ -57,7 +57,7 @@ def _perf_buffers(context: HolderContext) -> list[Held]:
     return held
 
 
-def _map_buffers(context: HolderContext) -> list[Held]:
+def _map_buffers(context: HolderContext) -> list[Holding]:
     source = context.scanner.source
     if "HAS_RING_BUFFER" not in source.offset:
         return []
@@ -85,11 +85,11 @@ def _held(
     files: npt.NDArray[np.void],
     pages: int,
     page: npt.NDArray[np.uint64],
-) -> Held:
+) -> Holding:
     blocks = np.zeros(len(page), PINNED_DTYPE)
     blocks["page"] = page
     owners, total = context.owners((int(file["pid"]), int(file["fd"])) for file in files)
-    return Held(
+    return Holding(
         Holder(
             kind=HolderKind.RING_BUFFER,
             description=description,

@@ -5,13 +5,12 @@ import errno
 import importlib.util
 import os
 import platform
-from collections.abc import Sequence
-from pathlib import Path
 
 from memdiag_api.capabilities import in_words
-from memdiag_api.evidence import Check, Need, NeedState
-from memdiag_node.host import HostRoots
+from memdiag_api.evidence import Check, Need
 from memdiag_node.kernel.btf import Btf, BtfError
+from memdiag_node.preflight.need import degraded, met, missing, why_unreadable
+from memdiag_node.procfs.roots import HostRoots
 
 _TRACE = (Check.ALLOC_PAGE_TRACE,)
 _SOCKETS = (Check.SOCKET_QUEUES,)
@@ -48,8 +47,8 @@ def needs(roots: HostRoots) -> list[Need]:
 
 def _bcc() -> Need:
     if importlib.util.find_spec("bcc") is not None:
-        return _met("bcc", _BOTH)
-    return _missing(
+        return met("bcc", _BOTH)
+    return missing(
         "bcc",
         _BOTH,
         "Python's bcc cannot be imported.",
@@ -63,8 +62,8 @@ def _btf(roots: HostRoots) -> list[Need]:
         btf = Btf.load(roots.sys)
     except (OSError, BtfError) as error:
         reason = f"{path}: {error.strerror or error}." if isinstance(error, OSError) else f"{error}."
-        return [_missing("BTF", _BOTH, reason, "Boot a kernel that is built with CONFIG_DEBUG_INFO_BTF.")]
-    return [_met("BTF", _BOTH), _iterators(btf), _symbols(roots, btf)]
+        return [missing("BTF", _BOTH, reason, "Boot a kernel that is built with CONFIG_DEBUG_INFO_BTF.")]
+    return [met("BTF", _BOTH), _iterators(btf), _symbols(roots, btf)]
 
 
 def _iterators(btf: Btf) -> Need:
@@ -75,8 +74,8 @@ def _iterators(btf: Btf) -> Need:
     elif not btf.has_enumerator("BPF_FUNC_sock_from_file"):
         lacks = "does not let BPF iterators ask which socket a file is (bpf_sock_from_file)"
     if lacks:
-        return _missing("BPF iterators", _SOCKETS, f"The kernel {lacks}.", "Boot Linux 5.11 or later.")
-    return _met("BPF iterators", _SOCKETS)
+        return missing("BPF iterators", _SOCKETS, f"The kernel {lacks}.", "Boot Linux 5.11 or later.")
+    return met("BPF iterators", _SOCKETS)
 
 
 def _programs() -> Need:
@@ -90,15 +89,15 @@ def _programs() -> Need:
         remedy = "Boot a kernel that is built with CONFIG_BPF_SYSCALL."
     else:
         remedy = "Boot Linux 5.8 or later."
-    return _missing("eBPF programs", _BOTH, f"The kernel refuses to load one: {os.strerror(code)}.", remedy)
+    return missing("eBPF programs", _BOTH, f"The kernel refuses to load one: {os.strerror(code)}.", remedy)
 
 
 def _reading_programs() -> Need:
     """Programs can be loaded; whether they may read kernel memory, the verifier says by knowing the helper or not."""
     code = load_program(_READ_KERNEL)
     if code == 0:
-        return _met("eBPF programs", _BOTH)
-    return _missing(
+        return met("eBPF programs", _BOTH)
+    return missing(
         "eBPF programs",
         _BOTH,
         f"The kernel refuses to load one that reads kernel memory: {os.strerror(code)}.",
@@ -133,18 +132,18 @@ def _symbols(roots: HostRoots, btf: Btf) -> Need:
     elif not btf.has_struct("bpf_iter__bpf_map"):
         detail, remedy = "The kernel has no BPF iterators, which read its symbol table.", "Boot Linux 5.9 or later."
     else:
-        return _met("kernel symbols", _TRACE)
+        return met("kernel symbols", _TRACE)
     effect = "Call stacks have no function names, no context and no processes, and those of vmalloc and per-CPU memory "
     effect += "count as allocpage."
-    return _degraded("kernel symbols", _TRACE, f"{detail} {effect}", remedy)
+    return degraded("kernel symbols", _TRACE, f"{detail} {effect}", remedy)
 
 
 def _kpageflags(roots: HostRoots) -> Need:
     path = roots.proc / "kpageflags"
-    reason = _why_unreadable(path)
+    reason = why_unreadable(path)
     if reason is None:
-        return _met("page flags", _FRAMES)
-    return _degraded(
+        return met("page flags", _FRAMES)
+    return degraded(
         "page flags",
         _FRAMES,
         f"{path}: {reason}. What is outstanding is not checked against what the frames are used for, and page frames "
@@ -155,10 +154,10 @@ def _kpageflags(roots: HostRoots) -> Need:
 
 def _kpagecgroup(roots: HostRoots) -> Need:
     path = roots.proc / "kpagecgroup"
-    reason = _why_unreadable(path)
+    reason = why_unreadable(path)
     if reason is None:
-        return _met("page charges", _FRAMES)
-    return _degraded(
+        return met("page charges", _FRAMES)
+    return degraded(
         "page charges",
         _FRAMES,
         f"{path}: {reason}. Which container is charged for kernel memory is not told.",
@@ -166,39 +165,17 @@ def _kpagecgroup(roots: HostRoots) -> Need:
     )
 
 
-def _why_unreadable(path: Path) -> str | None:
-    """Why a table of frames cannot be read, in the kernel's words; None when it can."""
-    try:
-        with path.open("rb", buffering=0) as table:
-            table.read(8)
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
-
-
 def _host_pids(roots: HostRoots) -> Need:
     path = roots.proc / "self/ns/pid"
     try:
         namespace = path.stat().st_ino
     except OSError as error:
-        return _degraded("host PIDs", _BOTH, f"{path}: {error.strerror}. Owners may stay unnamed.", "Mount /proc.")
+        return degraded("host PIDs", _BOTH, f"{path}: {error.strerror}. Owners may stay unnamed.", "Mount /proc.")
     if namespace == _HOST_PID_NAMESPACE:
-        return _met("host PIDs", _BOTH)
-    return _degraded(
+        return met("host PIDs", _BOTH)
+    return degraded(
         "host PIDs",
         _BOTH,
         "The runner is in a PID namespace of its own, so processes that own sockets and stacks cannot be named.",
         "Start it in the host's PID namespace (in a pod: hostPID).",
     )
-
-
-def _met(name: str, checks: Sequence[Check]) -> Need:
-    return Need(name=name, state=NeedState.MET, checks=list(checks))
-
-
-def _degraded(name: str, checks: Sequence[Check], detail: str, remedy: str) -> Need:
-    return Need(name=name, state=NeedState.DEGRADED, checks=list(checks), detail=detail, remedy=remedy)
-
-
-def _missing(name: str, checks: Sequence[Check], detail: str, remedy: str) -> Need:
-    return Need(name=name, state=NeedState.MISSING, checks=list(checks), detail=detail, remedy=remedy)

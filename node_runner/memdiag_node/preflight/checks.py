@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 
 from memdiag_api.evidence import Check, Need, NeedState
-from memdiag_node.breakdown import reading
-from memdiag_node.host import HostRoots
-from memdiag_node.preflight import bpf as features
+from memdiag_node.preflight import bpf, counters
+from memdiag_node.procfs.roots import HostRoots
 
 
 def preflight(checks: Sequence[Check], roots: HostRoots) -> list[Need]:
     """Every need of `checks`, in the order in which a person would mend them."""
-    return [need for need in (*features.needs(roots), *reading.needs(roots)) if set(need.checks) & set(checks)]
+    return [need for need in (*bpf.needs(roots), *counters.needs(roots)) if set(need.checks) & set(checks)]
 
 
 def possible_checks(checks: Sequence[Check], needs: Sequence[Need]) -> tuple[Check, ...]:

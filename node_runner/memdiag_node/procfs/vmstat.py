@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from memdiag_node.procfs.errors import ProcFormatError
 
+_ALLOCATED = b"pgalloc_"
 _LINE = re.compile(rb"([a-z0-9_]+) (-?\d{1,20})")
 
 
@@ -44,3 +45,21 @@ def parse_vmstat(text: bytes, *, source: str = "vmstat") -> VmStat:
         balloon_pages=max(0, counters.get(b"balloon_inflate", 0) - counters.get(b"balloon_deflate", 0)),
         huge_zero_pages_made=pages(b"thp_zero_page_alloc"),
     )
+
+
+def parse_allocated_pages(text: bytes, *, source: str = "vmstat") -> int:
+    """Pages that the page allocator handed out since boot: the sum of all zones' `pgalloc_*` (mm/page_alloc.c).
+
+    The counters see every path, also `alloc_pages_bulk`, which passes no tracepoint. Raises ProcFormatError if there
+    are none, or one is not a number.
+    """
+    total: int | None = None
+    for number, line in enumerate(text.splitlines(), start=1):
+        name, _, value = line.partition(b" ")
+        if name.startswith(_ALLOCATED):
+            if not value.isdigit():
+                raise ProcFormatError(source, number, line, "`pgalloc_ZONE NUMBER`")
+            total = (total or 0) + int(value)
+    if total is None:
+        raise ProcFormatError(source, 0, text, "lines `pgalloc_ZONE NUMBER`")
+    return total

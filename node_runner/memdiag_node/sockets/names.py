@@ -3,6 +3,8 @@
 import ipaddress
 import socket
 
+import numpy as np
+
 _FAMILIES: dict[int, str] = {
     socket.AF_UNIX: "UNIX",
     socket.AF_INET: "IPv4",
@@ -84,6 +86,30 @@ def state_name(family: int, kind: int, state: int) -> str:
     if kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
         return _TCP_STATES.get(state, f"state {state}")
     return "CONNECTED" if state == _CONNECTED else "UNCONNECTED"
+
+
+def addresses(row: np.void, names: tuple[bytes, bytes]) -> tuple[str, str]:
+    """Local and remote address as people write them; empty where a socket has none."""
+    family = int(row["family"])
+    local, remote = int(row["local_number"]), int(row["remote_number"])
+    if family in _INET:
+        remote_address = row["remote_address"].tobytes()
+        connected = any(remote_address) or remote
+        if int(row["type"]) == socket.SOCK_RAW:  # its number is a protocol, no port
+            local = remote = 0
+        return (
+            inet_address(family, row["local_address"].tobytes(), local),
+            inet_address(family, remote_address, remote) if connected else "",
+        )
+    if family == socket.AF_UNIX:
+        return unix_address(names[0], int(row["inode"])), unix_address(names[1], int(row["peer_inode"]))
+    if family == socket.AF_NETLINK:
+        return f"port {local}", ""
+    if family == socket.AF_PACKET:
+        return f"interface {local}" if local else "every interface", ""
+    if family == socket.AF_VSOCK:
+        return f"cid {int(row['local_cid'])}:{local}", f"cid {int(row['remote_cid'])}:{remote}"
+    return "", ""
 
 
 def inet_address(family: int, address: bytes, port: int) -> str:

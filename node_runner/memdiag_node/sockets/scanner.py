@@ -8,131 +8,33 @@ import ctypes
 import mmap
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
+from memdiag_node.holding import sizes_bytes
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import ClosedOnExit
 from memdiag_node.sockets import source
+from memdiag_node.sockets.scan import NAMELESS_DTYPE, QUEUE_DTYPE, READABLE, READER, SOCKET_DTYPE, SocketScan
 from memdiag_node.sockets.sightings import MAX_SIGHTINGS, Sightings, addresses_of, merged, not_in
-from memdiag_node.sockets.source import DESCRIPTION_DTYPE, FOUND_DTYPE, SocketSource
+from memdiag_node.sockets.source import SocketSource
+from memdiag_node.sockets.stuck import lone_packets
+from memdiag_node.sockets.worklist import is_busy, likely_bytes, worklist
 from memdiag_node.time_budget import Stop
 from memdiag_node.walker.tally import BLOCK_DTYPE, TALLY_DTYPE, bytes_by_owner, unfinished, unique_blocks
-from memdiag_node.walker.walker import ITEM_DTYPE, ITEM_EMBRYOS, ITEM_UNIX, Found, Kind, QueueWalker, Status
+from memdiag_node.walker.walker import Found, QueueWalker, Status
 from memdiag_node.walker.walks import ATTEMPTS, Walked, Walks, is_better
-
-PINNED_DTYPE = np.dtype([("page", "<u8"), ("order", "u1"), ("slab", "?")])
-"""One block, by the address of its first struct page: a key for the join, never published.
-
-`slab`: of kmalloc, counted as slab and no allocpage.
-"""
-
-QUEUE_NAMES = ("receive", "reader", "outOfOrder", "backlog", "write", "retransmit", "error", "accept")
-RECEIVE, READER, OUT_OF_ORDER, BACKLOG, WRITE, RETRANSMIT, ERROR, ACCEPT = range(len(QUEUE_NAMES))
-READABLE = (RECEIVE, READER)
-
-_NAMES = ("local_name", "remote_name", "unused")
-_FOR_THE_WALK = (
-    *("vsock_queue", "receive_packets", "write_packets", "error_packets", "reader_packets"),
-    *("vsock_packets", "receive_charge_bytes", "write_queued_bytes", "backlog_bytes"),
-)
-
-
-def _without(fields: tuple[str, ...]) -> np.dtype[np.void]:
-    return np.dtype([(name, DESCRIPTION_DTYPE[name]) for name in DESCRIPTION_DTYPE.names or () if name not in fields])
-
-
-_NAMELESS_DTYPE = _without(_NAMES)
-SOCKET_DTYPE = _without((*_NAMES, *_FOR_THE_WALK))
-"""What a scan keeps of a description: a node may have a hundred thousand of them."""
-
-QUEUE_DTYPE = np.dtype(
-    [("socket", "<u4"), ("name", "u1"), ("pinned_bytes", "<u8"), ("user_bytes", "<u8"), *TALLY_DTYPE.descr]
-)
-"""A tally of one queue of socket number `socket` (index in SocketScan.sockets). `name`: index in QUEUE_NAMES."""
 
 _MAX_ROUNDS = 16
 _DEFAULT_BUDGET_SECONDS = 20.0
 _LISTING_SECONDS, _CONFIRMING_SECONDS = 20.0, 20.0
 # Of what is left of the grace period, when the run was asked to stop.
 _LISTING_SHARE, _WALKING_SHARE, _CONFIRMING_SHARE, _OTHERS_SHARE = 0.15, 0.4, 0.2, 0.2
-_MAX_GROWTH_PACKETS = 4_096
-_MIN_TRUESIZE_BYTES = 512  # no packet is charged less: its struct, its head and the skb_shared_info in it
 _MIN_BLOCKS = 1 << 20
 _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 1 << 18
 _BLOCKS_PER_RAM_BYTE = 0.0004 / 12  # 0.04 % of RAM, at 12 bytes a block and a half again while sorting
-
-
-@dataclass(frozen=True, slots=True)
-class SocketScan:
-    """What one scan found. Sockets with nothing queued, pinned or waiting are counted, not kept."""
-
-    sockets: npt.NDArray[np.void]
-    """SOCKET_DTYPE, sorted by socket address."""
-    names: dict[int, tuple[bytes, bytes]]
-    """Local and remote name of UNIX sockets that have one, by socket address."""
-    owners: npt.NDArray[np.void]
-    """OWNER_DTYPE: every fd of every process, sorted by socket address, also of sockets that are not kept."""
-    holding: dict[int, tuple[int, int]]
-    """For a socket that no fd holds: the socket it waits in (address), and how (ebpf.queues.Found)."""
-    queues: npt.NDArray[np.void]
-    """QUEUE_DTYPE, sorted by socket."""
-    blocks: npt.NDArray[np.void]
-    """BLOCK_DTYPE: every block once for each socket, `owner` its number, sorted by it. Without user pages."""
-    sockets_seen: int
-    pinned_bytes: int
-    """By all sockets, each block of the node once."""
-    files: npt.NDArray[np.void] = field(default_factory=lambda: np.empty(0, FOUND_DTYPE))
-    """FOUND_DTYPE: every fd of every process that is a pipe, a perf event or a BPF map, for the other holders."""
-    not_seen: list[str] = field(default_factory=list)
-    lists_every_fd: bool = True
-    """False when the time or the room did not suffice to list every fd, or every socket without one."""
-    sockets_not_reached: int = 0
-    """Sockets that were known and not looked at, because the time ran out."""
-    blocks_not_kept: int = 0
-    """Blocks beyond those that the scan may keep."""
-    sees_linear_heads: bool = True
-    """False where linear heads that are pages of their own cannot be told from slab."""
-    tables_complete: bool = True
-    """False when a part of the kernel's tables of sockets changed or was not reached."""
-    read: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, "<u8"))
-    """Addresses of sockets that were watched until this scan (SocketScanner.watch), and read from."""
-    start_seconds: float = 0
-    """When it began, on the monotonic clock."""
-    end_seconds: float = 0
-
-    @staticmethod
-    def sizes_bytes(blocks: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
-        """The size of each block of an array that has orders."""
-        return np.left_shift(np.uint64(mmap.PAGESIZE), blocks["order"].astype(np.uint64), dtype=np.uint64)
-
-    def blocks_of(self, socket: int) -> npt.NDArray[np.void]:
-        """The blocks that socket number `socket` pins, as PINNED_DTYPE."""
-        start, end = np.searchsorted(self.blocks["owner"], (socket, socket + 1))
-        return pinned_blocks(self.blocks[start:end])
-
-    def queues_of(self, socket: int) -> npt.NDArray[np.void]:
-        """The queues of socket number `socket`."""
-        start, end = np.searchsorted(self.queues["socket"], (socket, socket + 1))
-        return self.queues[start:end]
-
-    def owners_of(self, address: int) -> list[tuple[int, int]]:
-        """(pid, fd) of everyone who holds the socket at `address`."""
-        start = np.searchsorted(self.owners["socket"], np.uint64(address), "left")
-        end = np.searchsorted(self.owners["socket"], np.uint64(address), "right")
-        return [(int(owner["pid"]), int(owner["fd"])) for owner in self.owners[start:end]]
-
-
-def pinned_blocks(blocks: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
-    """These blocks as PINNED_DTYPE; what has no field `slab` is none."""
-    pinned = np.zeros(len(blocks), PINNED_DTYPE)
-    for column in set(PINNED_DTYPE.names or ()) & set(blocks.dtype.names or ()):
-        pinned[column] = blocks[column]
-    return pinned
 
 
 class SocketScanner(ClosedOnExit):
@@ -203,7 +105,7 @@ class SocketScanner(ClosedOnExit):
         Its memory is soon used again: a packet of the same length that stands there at the end need not be the same.
         Gives `scan` with the time from which on no read is missed.
         """
-        chosen = _lone_packets(scan)[: source.WATCHED]
+        chosen = lone_packets(scan)[: source.WATCHED]
         sockets = scan.sockets["socket"][scan.queues["socket"][chosen]]
         if not len(chosen) or not self._source.watch(sockets):
             return scan
@@ -291,7 +193,7 @@ class _Scan:
         """Describe these sockets, walk their queues, and give the sockets that this brought to light."""
         self._known = merged(self._known, candidates)
         rows = self._describe(candidates)
-        rows = rows[np.argsort(-_likely_bytes(rows), kind="stable")]  # should time run out, the largest were reached
+        rows = rows[np.argsort(-likely_bytes(rows), kind="stable")]  # should time run out, the largest were reached
         base = sum(map(len, self._kept))
         self._kept.append(_narrowed(rows, SOCKET_DTYPE))
         socket, name, items = worklist(rows, self._source.offset)
@@ -338,11 +240,11 @@ class _Scan:
                     row["local_name"][: row["local_name_bytes"]].tobytes(),
                     row["remote_name"][: row["remote_name_bytes"]].tobytes(),
                 )
-            kept.append(_narrowed(rows, _NAMELESS_DTYPE))
+            kept.append(_narrowed(rows, NAMELESS_DTYPE))
             if self._walks.late():
                 self._not_reached += max(0, len(addresses) - number * source.DESCRIBED_AT_ONCE)
                 break
-        return _joined(kept, _NAMELESS_DTYPE)
+        return _joined(kept, NAMELESS_DTYPE)
 
     def _walk_queues(
         self, socket: npt.NDArray[np.intp], name: npt.NDArray[np.uint8], items: npt.NDArray[np.void]
@@ -399,7 +301,7 @@ class _Scan:
         blocks = blocks[number[blocks["owner"]] >= 0]
         blocks["owner"] = number[blocks["owner"]]
         _, first = np.unique(blocks["page"], return_index=True)
-        pinned = SocketScan.sizes_bytes(blocks[first]).sum()
+        pinned = sizes_bytes(blocks[first]).sum()
         return SocketScan(
             sockets=rows,
             names=self._names,
@@ -482,19 +384,6 @@ def _default_max_blocks() -> int:
     return max(_MIN_BLOCKS, int(os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE * _BLOCKS_PER_RAM_BYTE))
 
 
-def _lone_packets(scan: SocketScan) -> npt.NDArray[np.intp]:
-    """The queues with the only unread packet of a socket, largest first; not of TCP, which counts what it hands out."""
-    readable = np.flatnonzero(np.isin(scan.queues["name"], READABLE) & (scan.queues["packets"] > 0))
-    packets = np.bincount(
-        scan.queues["socket"][readable], weights=scan.queues["packets"][readable], minlength=len(scan.sockets)
-    )
-    row = scan.sockets[scan.queues["socket"][readable]]
-    counted = (row["protocol"] == source.IPPROTO_TCP) & (row["type"] == source.SOCK_STREAM)
-    lone = readable[(packets[scan.queues["socket"][readable]] == 1) & ~counted & (row["family"] != source.AF_VSOCK)]
-    largest: npt.NDArray[np.intp] = lone[np.argsort(-scan.queues["charge_bytes"][lone].astype(np.int64), kind="stable")]
-    return largest
-
-
 def _give_back_what_is_freed() -> None:
     """Have the C library map each large array by itself, so that freeing it gives its memory back.
 
@@ -516,76 +405,3 @@ def _narrowed(rows: npt.NDArray[np.void], dtype: np.dtype[np.void]) -> npt.NDArr
     for column in dtype.names or ():
         kept[column] = rows[column]
     return kept
-
-
-def is_busy(rows: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
-    """Which sockets have something queued, waiting to be accepted, or mapped as a ring."""
-    busy = np.zeros(len(rows), bool)
-    for column in (
-        *("receive_packets", "reader_packets", "write_packets", "error_packets", "vsock_packets"),
-        *("present", "unaccepted", "rx_ring", "tx_ring"),
-    ):
-        busy |= rows[column] != 0
-    return busy
-
-
-def _likely_bytes(rows: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
-    """What each socket probably holds. Receiving UNIX sockets are charged nothing: a page for each packet."""
-    charged: npt.NDArray[np.int64] = (
-        rows["receive_charge_bytes"].astype(np.int64) + rows["write_queued_bytes"] + rows["backlog_bytes"]
-    )
-    charged += np.where(rows["family"] == source.AF_UNIX, rows["receive_packets"], 0).astype(np.int64) * mmap.PAGESIZE
-    return charged
-
-
-def worklist(
-    rows: npt.NDArray[np.void], offset: Mapping[str, int]
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint8], npt.NDArray[np.void]]:
-    """What to walk of these sockets: the socket's number, the queue's name, and the item, row by row of the result.
-
-    `offset`: where in a sock each queue lies, by the names of ebpf.sockets.socket_defines.
-    """
-    is_unix = rows["family"] == source.AF_UNIX
-    is_pending = is_unix & (rows["state"] == source.TCP_LISTEN)
-    received, present = rows["receive_packets"], rows["present"]
-    is_waiting, waiting = present & source.PRESENT_BACKLOG != 0, 1 + rows["backlog_bytes"] // _MIN_TRUESIZE_BYTES
-    # A reader takes all that was received into its own queue at once: of these both are walked, its own first.
-    is_inet = (rows["family"] == source.AF_INET) | (rows["family"] == source.AF_INET6)
-    is_udp = is_inet & (rows["type"] == source.SOCK_DGRAM) & np.isin(rows["protocol"], source.UDP_PROTOCOLS)
-    is_mptcp = is_inet & (rows["protocol"] == source.IPPROTO_MPTCP)
-    consumed = np.select(
-        [is_unix, is_mptcp, rows["family"] == source.AF_VSOCK],
-        [offset["UNIX_CONSUMED"], offset.get("MPTCP_CONSUMED", 0), offset.get("VSOCK_CONSUMED", 0)],
-    )
-    unread = np.where(is_udp, received + rows["reader_packets"], 0)
-    plan: tuple[tuple[int, npt.NDArray[Any], Kind, str, int], ...] = (
-        (READER, unread, Kind.PACKET_LIST, "UDP_READER_QUEUE", 0),
-        (RECEIVE, np.where(is_udp, unread, np.where(is_unix, 0, received)), Kind.PACKET_LIST, "SOCK_RECEIVE_QUEUE", 0),
-        (RECEIVE, np.where(is_unix & ~is_pending, received, 0), Kind.PACKET_LIST, "SOCK_RECEIVE_QUEUE", ITEM_UNIX),
-        (ACCEPT, np.where(is_pending, received, 0), Kind.PACKET_LIST, "SOCK_RECEIVE_QUEUE", ITEM_EMBRYOS),
-        (RECEIVE, rows["vsock_packets"], Kind.PACKET_LIST, "", 0),
-        (WRITE, rows["write_packets"], Kind.PACKET_LIST, "SOCK_WRITE_QUEUE", 0),
-        (ERROR, rows["error_packets"], Kind.PACKET_LIST, "SOCK_ERROR_QUEUE", 0),
-        (OUT_OF_ORDER, present & source.PRESENT_OUT_OF_ORDER, Kind.PACKET_TREE, "TCP_OUT_OF_ORDER", 0),
-        (RETRANSMIT, present & source.PRESENT_RETRANSMIT, Kind.PACKET_TREE, "SOCK_RETRANSMIT", 0),
-        (BACKLOG, np.where(is_waiting, waiting, 0), Kind.PACKET_CHAIN, "SOCK_BACKLOG_HEAD", 0),
-        (ACCEPT, present & source.PRESENT_ACCEPT, Kind.ACCEPT, "LISTENER_ACCEPT_HEAD", 0),
-    )
-    sockets, names, items = [], [], []
-    for name, length, kind, field_name, flags in plan:
-        chosen = np.flatnonzero(length)
-        part = np.zeros(len(chosen), ITEM_DTYPE)
-        part["head"] = (
-            rows["socket"][chosen] + np.uint64(offset[field_name]) if field_name else rows["vsock_queue"][chosen]
-        )
-        part["kind"], part["flags"] = kind, flags
-        if name == RECEIVE:
-            part["consumed"] = consumed[chosen]
-        # A walk of a chain that leaves it by a race may go on for ever: it ends far beyond what was there.
-        part["count"] = 2 * length[chosen].astype("<u4") + _MAX_GROWTH_PACKETS
-        sockets.append(chosen)
-        names.append(np.full(len(chosen), name, "u1"))
-        items.append(part)
-    socket, name_column, item = np.concatenate(sockets), np.concatenate(names), np.concatenate(items)
-    order = np.argsort(socket, kind="stable")
-    return socket[order], name_column[order], item[order]

@@ -9,69 +9,70 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Holder, HolderKind
-from memdiag_node.sockets.holders import OwnerOf, SocketHolders, SocketOwners, is_tcp, tcp_unread_bytes
-from memdiag_node.sockets.scanner import READABLE, SocketScan, pinned_blocks
+from memdiag_node.holding import Holding, pinned_blocks, sizes_bytes, unique_blocks
+from memdiag_node.processes import OwnerOf
+from memdiag_node.sockets.owners import first_pids
+from memdiag_node.sockets.scan import READABLE, SocketScan
+from memdiag_node.sockets.stuck import is_tcp, tcp_unread_bytes
 
 
 def summed_sockets(
-    last: SocketScan, found: SocketHolders, owner_of: OwnerOf
-) -> Iterator[tuple[Holder, npt.NDArray[np.void]]]:
-    """A holder for each process that has sockets among `found.rest`, stuck ones apart, and its blocks."""
-    if not len(found.rest):
+    scan: SocketScan,
+    rest: npt.NDArray[np.intp],
+    owner_of: OwnerOf,
+    *,
+    stuck: npt.NDArray[np.bool_],
+    stuck_seconds: float,
+) -> Iterator[Holding]:
+    """A holding for each process that has sockets among `rest` (their numbers), stuck ones apart.
+
+    `stuck` is of every socket of the scan, by number; `stuck_seconds` for at least how long.
+    """
+    if not len(rest):
         return
-    readable = last.queues[np.isin(last.queues["name"], READABLE)]
-    unread = _sum_by_socket(last, readable, "payload_bytes")
-    unread = np.where(is_tcp(last.sockets), tcp_unread_bytes(last.sockets), unread)
-    packets = _sum_by_socket(last, readable, "packets")
-    charge = _sum_by_socket(last, last.queues, "charge_bytes")
-    keys = np.stack((_first_pids(last, found.rest), found.stuck[found.rest].astype(np.int64)), axis=1)
+    readable = scan.queues[np.isin(scan.queues["name"], READABLE)]
+    unread = _sum_by_socket(scan, readable, "payload_bytes")
+    unread = np.where(is_tcp(scan.sockets), tcp_unread_bytes(scan.sockets), unread)
+    packets = _sum_by_socket(scan, readable, "packets")
+    charge = _sum_by_socket(scan, scan.queues, "charge_bytes")
+    for (pid, is_stuck), sockets, blocks in _groups(scan, rest, stuck):
+        owner = owner_of(pid) if pid else None
+        holder = Holder(
+            kind=HolderKind.SOCKET,
+            description=f"{len(sockets)} smaller sockets, together",
+            owners=[owner] if owner else [],
+            owners_total=1 if pid else 0,
+            unowned_reason="" if pid else "none of them is held by a process that can be named",
+            summed=len(sockets),
+            unread_bytes=int(unread[sockets].sum()),
+            unread_packets=int(packets[sockets].sum()),
+            charge_bytes=int(charge[sockets].sum()),
+            pinned_bytes=int(sizes_bytes(blocks).sum()),
+            pinned_blocks=len(blocks),
+            stuck_seconds=stuck_seconds if is_stuck else None,
+        )
+        yield Holding(holder, blocks)
+
+
+def _groups(
+    scan: SocketScan, rest: npt.NDArray[np.intp], stuck: npt.NDArray[np.bool_]
+) -> Iterator[tuple[tuple[int, int], npt.NDArray[np.intp], npt.NDArray[np.void]]]:
+    """For each process its pid and whether they are stuck, its sockets, and their blocks (PINNED_DTYPE), each once."""
+    keys = np.stack((first_pids(scan, rest), stuck[rest].astype(np.int64)), axis=1)
     groups, group_of = np.unique(keys, axis=0, return_inverse=True)
-    group_of_socket = np.full(len(last.sockets), -1, np.int64)
-    group_of_socket[found.rest] = group_of.reshape(-1)
-    members = found.rest[np.argsort(group_of.reshape(-1), kind="stable")]
+    group_of_socket = np.full(len(scan.sockets), -1, np.int64)
+    group_of_socket[rest] = group_of.reshape(-1)
+    members = rest[np.argsort(group_of.reshape(-1), kind="stable")]
     edges = np.searchsorted(group_of_socket[members], np.arange(len(groups) + 1))
-    group_of_block = group_of_socket[last.blocks["owner"]]
+    group_of_block = group_of_socket[scan.blocks["owner"]]
     order = np.argsort(group_of_block, kind="stable")
     block_edges = np.searchsorted(group_of_block[order], np.arange(len(groups) + 1))
     for number, (pid, is_stuck) in enumerate(groups.tolist()):
-        sockets = members[edges[number] : edges[number + 1]]
-        blocks = last.blocks[order[block_edges[number] : block_edges[number + 1]]]
-        _, first = np.unique(blocks["page"], return_index=True)
-        blocks = pinned_blocks(blocks[first])
-        owner = owner_of(pid) if pid else None
-        yield (
-            Holder(
-                kind=HolderKind.SOCKET,
-                description=f"{len(sockets)} smaller sockets, together",
-                owners=[owner] if owner else [],
-                owners_total=1 if pid else 0,
-                unowned_reason="" if pid else "none of them is held by a process that can be named",
-                summed=len(sockets),
-                unread_bytes=int(unread[sockets].sum()),
-                unread_packets=int(packets[sockets].sum()),
-                charge_bytes=int(charge[sockets].sum()),
-                pinned_bytes=int(last.sizes_bytes(blocks).sum()),
-                pinned_blocks=len(blocks),
-                stuck_seconds=found.stuck_seconds if is_stuck else None,
-            ),
-            blocks,
-        )
+        blocks = scan.blocks[order[block_edges[number] : block_edges[number + 1]]]
+        yield (pid, is_stuck), members[edges[number] : edges[number + 1]], pinned_blocks(unique_blocks(blocks))
 
 
 def _sum_by_socket(scan: SocketScan, queues: npt.NDArray[np.void], column: str) -> npt.NDArray[np.int64]:
     sums = np.zeros(len(scan.sockets), np.int64)
     np.add.at(sums, queues["socket"], queues[column].astype(np.int64))
     return sums
-
-
-def _first_pids(scan: SocketScan, numbers: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
-    """The lowest pid of those who hold each socket, or the socket that it waits in; 0 for none."""
-    addresses = scan.sockets["socket"][numbers]
-    pids = np.zeros(len(numbers), np.int64)
-    if len(scan.owners):
-        place = np.minimum(np.searchsorted(scan.owners["socket"], addresses), len(scan.owners) - 1)
-        pids = np.where(scan.owners["socket"][place] == addresses, scan.owners["pid"][place], 0).astype(np.int64)
-    for index in np.flatnonzero(pids == 0).tolist():
-        others = SocketOwners(scan, int(addresses[index])).pids
-        pids[index] = others[0] if others else 0
-    return pids

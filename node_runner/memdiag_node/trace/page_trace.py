@@ -18,14 +18,14 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_node.host import HostRoots
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import BpfError, BpfObject, ProgramInfo, ProgramInfoLayout
 from memdiag_node.kernel.symbols import SymbolReader, Symbols
 from memdiag_node.procfs.kpageflags import FrameTable, open_frame_table
 from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.procfs.memory_map import read_memory_map
-from memdiag_node.procfs.pgalloc import parse_allocated_pages
+from memdiag_node.procfs.roots import HostRoots
+from memdiag_node.procfs.vmstat import parse_allocated_pages
 from memdiag_node.trace import tables
 from memdiag_node.trace.first_page import alignment_bytes, find_first_page, only_possible_start, traced_own_pages
 from memdiag_node.trace.frame_layout import FrameLayout, oversize

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memdiag_node.breakdown.classes import alloc_page_bytes, breakdown, class_sizes
-from memdiag_node.breakdown.reading import MemoryReading, Surroundings, read_surroundings, take_reading
+from memdiag_node.breakdown.reading import MemoryReading, take_reading
+from memdiag_node.breakdown.surroundings import Surroundings, read_surroundings
 from memdiag_node.procfs.meminfo import MemInfo
 from memdiag_node.procfs.vmstat import VmStat
 from support.fixtures import RECORDED, RECORDED_IDS, roots_of

@@ -11,10 +11,13 @@ import pytest
 
 from memdiag_api.evidence import Check, Need, NeedState
 from memdiag_node.breakdown.classes import alloc_page_bytes, breakdown
-from memdiag_node.breakdown.reading import MemoryReading, needs, read_surroundings, take_reading, take_readings
-from memdiag_node.host import HostRoots, read_host
+from memdiag_node.breakdown.reading import MemoryReading, take_reading, take_readings
+from memdiag_node.breakdown.surroundings import read_surroundings
+from memdiag_node.host import read_host
+from memdiag_node.preflight.counters import needs
 from memdiag_node.procfs.balloon import balloon_stays_in_total, free_pages_are_reported
 from memdiag_node.procfs.errors import ProcFormatError
+from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.procfs.vmallocinfo import has_stack
 from support.fixtures import RECORDED, RECORDED_IDS, roots_of
 

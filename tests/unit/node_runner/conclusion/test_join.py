@@ -5,7 +5,8 @@ import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memdiag_node.conclusion.join import join_blocks, unique_bytes
+from memdiag_node.conclusion.join import join_blocks
+from memdiag_node.holding import unique_bytes
 
 STRUCT_PAGE = 64
 PAGE = 4096

@@ -24,9 +24,11 @@ from memdiag_api.evidence import (
     VerdictKind,
     Window,
 )
-from memdiag_node.conclusion.conclude import Holding, Measurements, conclude
+from memdiag_node.conclusion.conclude import conclude
 from memdiag_node.conclusion.ledger import ledger_of
+from memdiag_node.conclusion.measurements import Measurements, TracedBlocks
 from memdiag_node.conclusion.verdict import Thresholds
+from memdiag_node.holding import Holding
 
 PAGE = 4096
 STRUCT_PAGE = 64
@@ -108,10 +110,8 @@ def evidence_of(
             )
             for number, name in enumerate(classes)
         ],
-        traced_blocks=blocks,
-        memory_classes=classes,
+        traced=TracedBlocks(blocks, classes, STRUCT_PAGE),
         holdings=sorted(holdings, key=lambda one: -one.holder.pinned_bytes),
-        struct_page_bytes=STRUCT_PAGE,
     )
     return conclude(measured, run_id="run", thresholds=Thresholds(), max_stacks=max_stacks, max_holders=max_holders)
 

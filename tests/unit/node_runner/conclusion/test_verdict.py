@@ -2,7 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from memdiag_api.evidence import (
@@ -16,6 +20,7 @@ from memdiag_api.evidence import (
     FilledBy,
     Holder,
     HolderKind,
+    Host,
     MemoryClass,
     Owner,
     Queue,
@@ -28,18 +33,32 @@ from memdiag_api.evidence import (
     Trend,
     Verdict,
     VerdictKind,
+    Window,
 )
 from memdiag_node.conclusion.doubts import Doubt
-from memdiag_node.conclusion.verdict import MIB, Findings, Thresholds, decide_verdict
+from memdiag_node.conclusion.measurements import Measurements
+from memdiag_node.conclusion.suspects import pinned_by
+from memdiag_node.conclusion.verdict import MIB, Thresholds, decide_verdict
+from memdiag_node.holding import PINNED_DTYPE, Holding
 from memdiag_node.trace.stacks import NO_STACK
 
+PAGE = 4096
 GIB = 1024 * MIB
 THRESHOLDS = Thresholds()
-IDLE = Findings(
-    mem_total_bytes=16 * GIB,
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+IDLE = Measurements(
+    host=Host(
+        node_name="n",
+        kernel_release="r",
+        architecture="a",
+        cpus=1,
+        mem_total_bytes=16 * GIB,
+        page_size_bytes=PAGE,
+        boot_id="b",
+    ),
+    window=Window(start_time=START, end_time=START, requested_seconds=60, traced_seconds=60),
     checks=tuple(Check),
-    interrupted=False,
-    window_seconds=60.0,
+    needs=(),
     breakdown=Breakdown(mem_total_bytes=16 * GIB, classes=[], alloc_page_bytes=300 * MIB, alloc_page_error_bytes=0),
 )
 
@@ -73,8 +92,26 @@ def stack(*, outstanding: int, trend: Trend, frames: Sequence[str] = ("skb_page_
     )
 
 
-def verdict(**changes: object) -> Verdict:
-    return decide_verdict(replace(IDLE, **changes), THRESHOLDS)  # type: ignore[arg-type]  # the table's rows name fields
+def verdict(
+    *,
+    holders: Sequence[Holder] = (),
+    blocks: Sequence[npt.NDArray[np.void]] = (),
+    held_bytes: int = 0,
+    window_seconds: float = 60,
+    interrupted: bool = False,
+    **changes: Any,
+) -> Verdict:
+    """Of what an idle node shows with these `changes`; `blocks` are those of each holder, where they matter."""
+    measured = replace(
+        IDLE,
+        window=IDLE.window.model_copy(update={"traced_seconds": window_seconds, "interrupted": interrupted}),
+        holdings=[
+            Holding(one, blocks[index] if blocks else np.empty(0, PINNED_DTYPE)) for index, one in enumerate(holders)
+        ],
+        **changes,
+    )
+    pinned = pinned_by(measured.holdings, stuck_floor_seconds=THRESHOLDS.stuck_floor_seconds, page_bytes=PAGE)
+    return decide_verdict(measured, pinned, THRESHOLDS, held_bytes=held_bytes)
 
 
 def test_an_idle_node_has_no_leak() -> None:
@@ -496,7 +533,7 @@ GREW = IDLE.breakdown.model_copy(update={"alloc_page_change_bytes": 200 * MIB}) 
         pytest.param({"doubts": [Doubt("a probe failed", forbids_no=True)]}, "a probe failed", id="another's doubt"),
     ],
 )
-def test_losses_that_may_hide_a_leak_forbid_a_no(changes: dict[str, object], words: str) -> None:
+def test_losses_that_may_hide_a_leak_forbid_a_no(changes: dict[str, Any], words: str) -> None:
     answer = verdict(**changes)
     assert (answer.kind, answer.confidence) == (VerdictKind.INCONCLUSIVE, Confidence.LOW), answer.sentence
     assert words in answer.sentence
@@ -517,7 +554,7 @@ def test_losses_that_may_hide_a_leak_forbid_a_no(changes: dict[str, object], wor
         pytest.param({"doubts": [Doubt("a symbol is missing", forbids_no=False)]}, "a symbol", id="another's doubt"),
     ],
 )
-def test_small_losses_lower_the_confidence_of_a_no(changes: dict[str, object], words: str) -> None:
+def test_small_losses_lower_the_confidence_of_a_no(changes: dict[str, Any], words: str) -> None:
     answer = verdict(**changes)
     assert (answer.kind, answer.confidence) == (VerdictKind.NO_LEAK, Confidence.MEDIUM)
     assert any(words in reason for reason in answer.reasons), answer.reasons
@@ -533,7 +570,7 @@ def test_small_losses_lower_the_confidence_of_a_no(changes: dict[str, object], w
         {"census": Census(compound=[])},
     ],
 )
-def test_what_every_healthy_run_misses_is_no_doubt(changes: dict[str, object]) -> None:
+def test_what_every_healthy_run_misses_is_no_doubt(changes: dict[str, Any]) -> None:
     assert verdict(**changes).confidence is Confidence.HIGH
 
 
@@ -550,9 +587,11 @@ def test_what_matters_grows_with_the_machine() -> None:
 
 
 def test_blocks_that_a_process_s_sockets_share_count_once() -> None:
+    blocks = np.zeros(70 * MIB // PAGE, PINNED_DTYPE)
+    blocks["page"] = np.arange(len(blocks)) * 64
+    each = 60 * MIB // PAGE
     answer = verdict(
-        holders=[holder(fd=7, pinned=60 * MIB), holder(fd=8, pinned=60 * MIB)],
-        pinned_together_bytes=lambda indexes: 70 * MIB if set(indexes) == {0, 1} else 0,
+        holders=[holder(fd=7, pinned=60 * MIB), holder(fd=8, pinned=60 * MIB)], blocks=[blocks[:each], blocks[-each:]]
     )
     assert answer.suspect_bytes == 70 * MIB
     assert "pins 70.0 MiB" in answer.sentence

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from memdiag_node.holders.processes import read_owner
+from memdiag_node.processes import read_owner
 from memdiag_node.procfs.errors import ProcFormatError
 from memdiag_node.procfs.status import ProcessStatus, parse_status
 from memdiag_node.procfs.text import printable

@@ -8,7 +8,7 @@ import pytest
 from memdiag_node.procfs.errors import ProcFormatError
 from memdiag_node.procfs.kpageflags import FrameKind, FrameTable, classify, is_anonymous
 from memdiag_node.procfs.memory_map import frames_in, parse_zone_ranges
-from memdiag_node.procfs.pgalloc import parse_allocated_pages
+from memdiag_node.procfs.vmstat import parse_allocated_pages
 from support.fixtures import RECORDED, RECORDED_IDS
 
 

@@ -1,6 +1,7 @@
 """Who owns what was found: a process, and the container and pod that it runs in."""
 
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from memdiag_api.evidence import Owner
@@ -9,7 +10,25 @@ from memdiag_node.procfs.cgroup import parse_cgroup
 from memdiag_node.procfs.status import parse_status
 from memdiag_node.procfs.text import printable
 
+MAX_OWNERS = 16
+MAX_FDS = 64
 _MAX_COMMAND_LINE_LENGTH = 1024
+
+OwnerOf = Callable[[int], Owner | None]
+"""What a pid is; None when it has vanished."""
+
+
+def owners_of(pairs: Iterable[tuple[int, int]], owner_of: OwnerOf) -> tuple[list[Owner], int]:
+    """The processes of these (pid, fd) with their fds, the first MAX_OWNERS of them, and how many there are."""
+    fds: dict[int, list[int]] = {}
+    for pid, fd in pairs:
+        fds.setdefault(pid, []).append(fd)
+    owners = [
+        owner.model_copy(update={"fds": sorted(fds[pid])[:MAX_FDS]})
+        for pid in sorted(fds)[:MAX_OWNERS]
+        if (owner := owner_of(pid)) is not None
+    ]
+    return owners, len(fds)
 
 
 def read_owner(proc: Path, pid: int, *, with_arguments: bool = False) -> Owner | None:

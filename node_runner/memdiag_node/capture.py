@@ -1,0 +1,228 @@
+"""What is read from the kernel in one run: the readings, the trace between two looks at the sockets, the census."""
+
+import math
+import mmap
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+from memdiag_api.evidence import Check
+from memdiag_node.attempts import Attempts
+from memdiag_node.breakdown.reading import MemoryReading, take_readings
+from memdiag_node.census.frames import CENSUS_SECONDS, FrameCensus, take_census
+from memdiag_node.census.memory_cgroups import container_cgroups, memory_cgroup_layout
+from memdiag_node.census.summary import held_frames
+from memdiag_node.holders.page_pools import add_traced
+from memdiag_node.holders.registry import other_holders
+from memdiag_node.holding import Holding, pinned_blocks
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.preflight.checks import explain_missing
+from memdiag_node.processes import OwnerOf, read_owner
+from memdiag_node.procfs.cgroup import ContainerIdentity
+from memdiag_node.procfs.kpageflags import open_frame_table
+from memdiag_node.procfs.memory_map import read_memory_map
+from memdiag_node.procfs.roots import HostRoots
+from memdiag_node.settings import Settings
+from memdiag_node.sockets.scan import SocketScan
+from memdiag_node.sockets.scanner import SocketScanner
+from memdiag_node.time_budget import Stop
+from memdiag_node.trace.page_trace import PageTrace, TraceSettings
+from memdiag_node.trace.result import TraceResult
+
+_WAIT_STEP_SECONDS = 0.25
+# Of what is left of the grace period, when the run was asked to stop.
+_TALLY_SHARE, _CENSUS_SHARE = 0.4, 0.3
+
+
+class UnsupportedError(RuntimeError):
+    """None of the checks can be made here; the message names each missing need and its remedy."""
+
+
+class MeasurementError(RuntimeError):
+    """Every check failed after it had begun; the message says of each what it ran into."""
+
+
+@dataclass(slots=True)
+class Capture:
+    """What was read from the kernel, in raw form."""
+
+    readings_before: list[MemoryReading] = field(default_factory=list)
+    readings: list[MemoryReading] = field(default_factory=list)
+    first_scan: SocketScan | None = None
+    scan: SocketScan | None = None
+    others: list[Holding] | None = None
+    """Other holders than sockets, most pinned bytes first."""
+    not_seen: list[str] = field(default_factory=list)
+    """What the search for other holders could not see, in words."""
+    trace: TraceResult | None = None
+    census: FrameCensus | None = None
+    containers: dict[int, ContainerIdentity] = field(default_factory=dict)
+    """Which container a memory cgroup is, by its inode."""
+    interrupted: bool = False
+
+
+def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: Stop) -> Capture:
+    """Make the checks of `attempts` in one window, which `stop` ends early.
+
+    Raises UnsupportedError when none of them can be started.
+    """
+    captured = Capture()
+    owner_of = owner_reader(roots, settings)
+    with ExitStack() as attached:
+        if Check.BREAKDOWN in attempts.checks:
+            with attempts.step(Check.BREAKDOWN, "the first readings", optional=True):
+                captured.readings_before = take_readings(roots)
+        sockets = _open_sockets(attached, attempts, roots, stop)
+        if sockets:
+            captured.first_scan = sockets.first_scan
+        trace = _open_trace(attached, attempts, settings, roots, stop)
+        if not attempts.checks:
+            failure = MeasurementError if stop.is_set() else UnsupportedError
+            raise failure(f"nothing can be measured here:\n{explain_missing(attempts.needs)}")
+        if sockets or trace:
+            attempts.progress(
+                f"tracing for {settings.duration_seconds:.0f} s" if trace else "waiting for the second look"
+            )
+            captured.interrupted = _wait(settings.duration_seconds, stop, trace, attempts)
+        _end_window(trace, attempts)
+        if sockets:
+            attempts.progress("looking at every socket again")
+            with attempts.step(Check.SOCKET_QUEUES, "the last look at every socket"):
+                captured.scan = sockets.scanner.scan()
+        if sockets and captured.scan:
+            with attempts.step(Check.SOCKET_QUEUES, "the look at other holders", optional=True):
+                captured.others, captured.not_seen = other_holders(sockets.scanner, captured.scan, owner_of)
+        if trace:
+            captured.trace = _finish(trace, attempts, stop)
+        if sockets and captured.scan and captured.others is not None and captured.trace:
+            with attempts.step(Check.SOCKET_QUEUES, "the search for traced pages of page pools", optional=True):
+                captured.others = add_traced(
+                    sockets.scanner.source, captured.scan, captured.others, captured.trace.blocks
+                )
+        if Check.BREAKDOWN in attempts.checks:
+            _count(captured, sockets, attempts, roots, stop)
+    return captured
+
+
+@dataclass(frozen=True, slots=True)
+class _Sockets:
+    """The socket scan, loaded, and what else is taken from the kernel with its programs."""
+
+    scanner: SocketScanner
+    cgroup_layout: dict[str, int]
+    first_scan: SocketScan
+    """Without its fds: only the last look needs to know them."""
+
+
+def _open_sockets(attached: ExitStack, attempts: Attempts, roots: HostRoots, stop: Stop) -> _Sockets | None:
+    if Check.SOCKET_QUEUES not in attempts.checks:
+        return None
+    if stop.is_set():
+        attempts.skip(Check.SOCKET_QUEUES)
+        return None
+    attempts.progress("looking at every socket")
+    scanner = None
+    with attempts.step(Check.SOCKET_QUEUES, "loading its programs"):
+        btf = Btf.load(roots.sys)
+        layout = memory_cgroup_layout(btf)
+        scanner = attached.enter_context(SocketScanner(btf=btf, stop=stop))
+        del btf  # it need not stay in memory
+    if scanner is None:
+        return None
+    with attempts.step(Check.SOCKET_QUEUES, "the first look at every socket"):  # without it nothing is known as stuck
+        scan = scanner.watch(scanner.scan())
+        return _Sockets(scanner, layout, replace(scan, owners=scan.owners[:0].copy(), files=scan.files[:0].copy()))
+    return None
+
+
+def _open_trace(
+    attached: ExitStack, attempts: Attempts, settings: Settings, roots: HostRoots, stop: Stop
+) -> PageTrace | None:
+    if Check.ALLOC_PAGE_TRACE not in attempts.checks:
+        return None
+    if stop.is_set():
+        attempts.skip(Check.ALLOC_PAGE_TRACE)
+        return None
+    with attempts.step(Check.ALLOC_PAGE_TRACE, "starting it"):
+        trace_settings = TraceSettings(settings.duration_seconds, cpu_budget_share=settings.cpu_budget_share)
+        return attached.enter_context(PageTrace(trace_settings, btf=Btf.load(roots.sys), roots=roots))
+    return None
+
+
+def _wait(duration_seconds: float, stop: Stop, trace: PageTrace | None, attempts: Attempts) -> bool:
+    """Let the window pass; True when it was ended early."""
+    end = time.monotonic() + duration_seconds
+    while (left := end - time.monotonic()) > 0:
+        if stop.is_set():
+            return True
+        time.sleep(min(left, _WAIT_STEP_SECONDS))
+        if trace:
+            is_on_time = False
+            with attempts.step(Check.ALLOC_PAGE_TRACE, "keeping it running until the window's end", optional=True):
+                trace.advance()
+                is_on_time = True
+            if not is_on_time:  # its slices would be wrong from now on
+                return True
+    return False
+
+
+def _end_window(trace: PageTrace | None, attempts: Attempts) -> None:
+    """Have the trace record nothing new, before the holders are looked at; it sees what is freed until its own end.
+
+    So a block that a holder shows and that is outstanding at the end was that holder's: it was not freed and allocated
+    again in between.
+    """
+    if trace:
+        with attempts.step(Check.ALLOC_PAGE_TRACE, "ending its window", optional=True):
+            trace.stop_recording()
+
+
+def _finish(trace: PageTrace, attempts: Attempts, stop: Stop) -> TraceResult | None:
+    budget = stop.budget(math.inf, share=_TALLY_SHARE)
+    with attempts.step(Check.ALLOC_PAGE_TRACE, "reading it out"):
+        result = trace.finish(budget.late)
+        if budget.ran_out:
+            attempts.fail(
+                Check.ALLOC_PAGE_TRACE,
+                "the run was asked to stop: a part of what is outstanding was not checked against what the frames are "
+                "used for",
+                optional=True,
+                remedy="Allow a longer grace period (--grace; in a cluster, runner.terminationGraceSeconds).",
+            )
+        return result
+    return None
+
+
+def _count(captured: Capture, sockets: _Sockets | None, attempts: Attempts, roots: HostRoots, stop: Stop) -> None:
+    """Read the counters at the end, and count page frames."""
+    with attempts.step(Check.BREAKDOWN, "the last readings", optional=bool(captured.readings_before)):
+        captured.readings = take_readings(roots)
+    attempts.progress("counting page frames")
+    with attempts.step(Check.BREAKDOWN, "the census of page frames", optional=True):
+        captured.census = _count_frames(captured, roots, stop)
+    if sockets:
+        with attempts.step(Check.BREAKDOWN, "the search for containers' cgroups", optional=True):
+            captured.containers = container_cgroups(sockets.scanner.source, sockets.cgroup_layout)
+
+
+def _count_frames(captured: Capture, roots: HostRoots, stop: Stop) -> FrameCensus | None:
+    """None where the kernel does not show its frames: preflight has said so."""
+    with ExitStack() as files:
+        flags, charges = (open_frame_table(roots.proc / name, files) for name in ("kpageflags", "kpagecgroup"))
+        if flags is None:
+            return None
+        held = None
+        if captured.trace and captured.scan and captured.others is not None:
+            held = held_frames(
+                [pinned_blocks(captured.scan.blocks), *(one.blocks for one in captured.others)],
+                first_page=captured.trace.first_page,
+                struct_page_bytes=captured.trace.struct_page_bytes,
+            )
+        late = stop.budget(CENSUS_SECONDS, share=_CENSUS_SHARE).late
+        ranges = read_memory_map(roots.proc, roots.sys, page_bytes=mmap.PAGESIZE)
+        return take_census(ranges, flags.read, charges.read if charges else None, held=held, late=late)
+
+
+def owner_reader(roots: HostRoots, settings: Settings) -> OwnerOf:
+    """Reads who a pid is, with its arguments if `settings` asks for them."""
+    return lambda pid: read_owner(roots.proc, pid, with_arguments=settings.report_arguments)

@@ -1,0 +1,55 @@
+"""What one run measured: the input of the conclusion."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_api.evidence import Breakdown, Census, Check, Holder, Host, Need, ScanCoverage, Stack, Trace, Window
+from memdiag_node.conclusion.doubts import Doubt
+from memdiag_node.holding import Holding
+
+
+@dataclass(frozen=True, slots=True)
+class TracedBlocks:
+    """The blocks that were outstanding when the trace ended, for the join."""
+
+    blocks: npt.NDArray[np.void]
+    """With the fields page, order, frames, stack and weight of trace.result.BLOCK_DTYPE."""
+    memory_classes: Sequence[str]
+    """Of every traced stack, also of those that the document does not list."""
+    struct_page_bytes: int
+    """Distance of two neighbouring pages of `blocks`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """What one run measured. A part is None or empty if its check was not asked for, or failed."""
+
+    host: Host
+    window: Window
+    checks: Sequence[Check]
+    """The checks that were made."""
+    needs: Sequence[Need]
+    breakdown: Breakdown | None = None
+    trace: Trace | None = None
+    stacks: Sequence[Stack] = ()
+    traced: TracedBlocks | None = None
+    census: Census | None = None
+    coverage: ScanCoverage | None = None
+    holdings: Sequence[Holding] = ()
+    """Largest pinned first."""
+    notes: Sequence[str] = ()
+    doubts: Sequence[Doubt] = ()
+    """What the run did not see, unless `checks`, `coverage`, `trace` or `census` say it (conclusion.doubts)."""
+
+    @property
+    def holders(self) -> list[Holder]:
+        """Of each holding, in the same order."""
+        return [one.holder for one in self.holdings]
+
+    @property
+    def window_seconds(self) -> float:
+        """Time between the two looks at the sockets, about."""
+        return self.window.traced_seconds or self.window.requested_seconds

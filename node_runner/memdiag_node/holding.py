@@ -1,0 +1,74 @@
+"""A holder and the blocks that it pins: the record that sockets, other holders, the join and the ledger share."""
+
+import mmap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_api.evidence import Holder
+
+PINNED_DTYPE = np.dtype([("page", "<u8"), ("order", "u1"), ("slab", "?")])
+"""One block, by the address of its first struct page: a key for the join, never published.
+
+`slab`: of kmalloc, counted as slab and not as allocpage.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A holder, and the blocks that it pins (PINNED_DTYPE), each once."""
+
+    holder: Holder
+    blocks: npt.NDArray[np.void]
+    pool: int = 0
+    """Address of a page pool, by which later findings of it are recognized; never published."""
+
+    @property
+    def alloc_page_blocks(self) -> npt.NDArray[np.void]:
+        """Those of its blocks that are allocpage."""
+        blocks: npt.NDArray[np.void] = self.blocks[~self.blocks["slab"]]
+        return blocks
+
+    def unlisted_bytes(self, page_bytes: int) -> int:
+        """What it pins beyond its blocks: of a page pool only the sum is known, and those blocks that were traced."""
+        return max(0, self.holder.pinned_bytes - unique_bytes([self.blocks], page_bytes=page_bytes))
+
+
+def by_size(holdings: Iterable[Holding]) -> list[Holding]:
+    """Most pinned bytes first."""
+    return sorted(holdings, key=lambda one: -one.holder.pinned_bytes)
+
+
+def pinned_blocks(blocks: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """These blocks as PINNED_DTYPE. Without a field `slab`, none is slab."""
+    pinned = np.zeros(len(blocks), PINNED_DTYPE)
+    for column in set(PINNED_DTYPE.names or ()) & set(blocks.dtype.names or ()):
+        pinned[column] = blocks[column]
+    return pinned
+
+
+def unique_blocks(blocks: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """Each page once, sorted by page."""
+    _, first = np.unique(blocks["page"], return_index=True)
+    unique: npt.NDArray[np.void] = blocks[first]
+    return unique
+
+
+def sizes_bytes(blocks: npt.NDArray[np.void], *, page_bytes: int = mmap.PAGESIZE) -> npt.NDArray[np.uint64]:
+    """The size of each block of an array that has orders."""
+    return np.left_shift(np.uint64(page_bytes), blocks["order"].astype(np.uint64), dtype=np.uint64)
+
+
+def unique_bytes(holders: Sequence[npt.NDArray[np.void]], *, page_bytes: int) -> int:
+    """Bytes of all blocks of `holders` (fields page and order), a block that several of them share counted once."""
+    if not holders:
+        return 0
+    return int(sizes_bytes(unique_blocks(np.concatenate(holders)), page_bytes=page_bytes).sum())
+
+
+def pinned_together_bytes(holdings: Sequence[Holding], *, page_bytes: int) -> int:
+    """Bytes that the holders pin together, blocks that they share counted once."""
+    listed_bytes = unique_bytes([one.blocks for one in holdings], page_bytes=page_bytes)
+    return listed_bytes + sum(one.unlisted_bytes(page_bytes) for one in holdings)

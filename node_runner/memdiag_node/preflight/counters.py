@@ -1,0 +1,103 @@
+"""What the breakdown needs from the files of /proc and /sys, found out by trying."""
+
+import os
+from collections.abc import Iterator
+
+from memdiag_api.evidence import Check, Need
+from memdiag_node.breakdown.reading import fold_per_cpu_counts
+from memdiag_node.breakdown.surroundings import (
+    USUAL_FIRST_CHUNK_ERROR_PAGES_PER_CPU,
+    has_stack_areas_by_btf,
+    read_kernel_log,
+    undisturbed_cpu_count,
+)
+from memdiag_node.preflight.need import degraded, met, missing, why_unreadable
+from memdiag_node.procfs.errors import ProcFormatError
+from memdiag_node.procfs.kernel_log import parse_first_chunk_pages_per_cpu
+from memdiag_node.procfs.meminfo import parse_meminfo
+from memdiag_node.procfs.roots import HostRoots
+
+_BREAKDOWN = (Check.BREAKDOWN,)
+
+
+def needs(roots: HostRoots) -> list[Need]:
+    """In the order in which a person would fix them."""
+    return [*_file_needs(roots), *_vmallocinfo_need(roots), _kernel_log_need(), _stat_refresh_need(roots)]
+
+
+def _file_needs(roots: HostRoots) -> Iterator[Need]:
+    for path in (
+        roots.proc / "meminfo",
+        roots.proc / "zoneinfo",
+        roots.proc / "vmstat",
+        roots.sys / "devices/system/cpu/possible",
+    ):
+        if problem := why_unreadable(path):
+            yield missing(
+                str(path),
+                _BREAKDOWN,
+                f"{problem}: no breakdown is possible",
+                "give the runner the host's own /proc and /sys, not a container runtime's imitation",
+            )
+        else:
+            yield met(str(path), _BREAKDOWN)
+
+
+def _vmallocinfo_need(roots: HostRoots) -> Iterator[Need]:
+    """None where it is not read: BTF tells where stacks are, and meminfo sums up vmalloc."""
+    if has_stack_areas_by_btf(roots) is not None and _sums_up_vmalloc(roots):
+        return
+    path = roots.proc / "vmallocinfo"
+    problem = why_unreadable(path)
+    if problem is None:
+        yield met(str(path), _BREAKDOWN)
+        return
+    yield degraded(
+        str(path),
+        _BREAKDOWN,
+        f"{problem}: kernel stacks are taken to be part of vmalloc; a kernel whose meminfo has VmallocUsed 0 "
+        "(before 5.3) shows its vmalloc memory as AllocPage",
+        "run as root",
+    )
+
+
+def _kernel_log_need() -> Need:
+    log = read_kernel_log()
+    if log is not None and parse_first_chunk_pages_per_cpu(log) is not None:
+        return met("kernel log", _BREAKDOWN)
+    reason = "may not be read" if log is None else "no longer goes back to the boot"
+    error_kib = USUAL_FIRST_CHUNK_ERROR_PAGES_PER_CPU * os.sysconf("SC_PAGE_SIZE") // 1024
+    return degraded(
+        "kernel log",
+        _BREAKDOWN,
+        f"it {reason}: how much per-CPU memory was set aside at boot is estimated, to {error_kib} KiB per CPU",
+        "run as root, or with the capability SYSLOG" if log is None else "none is needed: the error is small",
+    )
+
+
+def _stat_refresh_need(roots: HostRoots) -> Need:
+    path = roots.proc / "sys/vm/stat_refresh"
+    if undisturbed := undisturbed_cpu_count(roots):
+        return degraded(
+            str(path),
+            _BREAKDOWN,
+            f"it is not used: {undisturbed} CPUs are isolated or have no tick (nohz_full), and it would wait "
+            "for them; counts that they keep to themselves are part of AllocPage's error",
+            "none is needed",
+        )
+    if fold_per_cpu_counts(roots):
+        return met(str(path), _BREAKDOWN)
+    return degraded(
+        str(path),
+        _BREAKDOWN,
+        "it may not be read: counters may be a second old, so AllocPage's error grows while the node is busy",
+        "run as root",
+    )
+
+
+def _sums_up_vmalloc(roots: HostRoots) -> bool:
+    path = roots.proc / "meminfo"
+    try:
+        return parse_meminfo(path.read_bytes(), source=str(path)).vmalloc_bytes > 0
+    except (OSError, ProcFormatError):
+        return False

@@ -1,0 +1,22 @@
+"""What a run measures, and how."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from memdiag_api.evidence import Check
+from memdiag_node.conclusion.verdict import Thresholds
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to measure, and how."""
+
+    run_id: str
+    node_name: str
+    checks: Sequence[Check]
+    duration_seconds: float
+    cpu_budget_share: float = 0.05
+    """Of each CPU's time, for recording allocations; above it the trace thins out."""
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    report_arguments: bool = False
+    """Whether processes are reported with their arguments, which may be passwords and tokens."""
