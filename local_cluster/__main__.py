@@ -9,7 +9,8 @@ from pathlib import Path
 
 from local_cluster import debian, image_store, kubernetes_binaries, promtool, provenance, steps
 from local_cluster.cache import Cache
-from local_cluster.case import Cause, run_case
+from local_cluster.case import run_case
+from local_cluster.case_outcome import Cause
 from local_cluster.cluster import Cluster, all_clusters
 from local_cluster.demo import run_demo
 from local_cluster.paths import cache_root

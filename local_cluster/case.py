@@ -8,18 +8,17 @@ mergeable): a piece of 140 bytes, unread, keeps the whole block in which it arri
 """
 
 import contextlib
-import enum
 import json
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from local_cluster import case_image, case_story, guest_node, kubernetes_binaries
+from local_cluster.case_outcome import Cause, Moment, Outcome
 from local_cluster.cluster import Cluster
 from local_cluster.demo import diagnosis, follow, install, kubectl
 from local_cluster.paths import PROJECT
@@ -47,87 +46,6 @@ for attempt in $(seq 30); do
   [ ${change#-} -lt 1024 ] && break
 done
 """
-
-
-class Cause(enum.StrEnum):
-    """Why the worker reads no more."""
-
-    STOPPED = "stopped"
-    BLOCKED = "blocked"
-
-
-@dataclass(frozen=True)
-class Moment:
-    """What the node itself says at one moment, in bytes."""
-
-    free: int
-    tcp: int
-    """`mem` of TCP in /proc/net/sockstat: what the kernel charges to all TCP sockets."""
-    unread: Mapping[str, int]
-    """Unread bytes of each upload, by the worker's fd (in decimal), as ss has them."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one run of the case came to; all sizes in bytes."""
-
-    ready_seconds: float
-    sent_before: int
-    """By the clients, when the diagnosis was asked for."""
-    sent: int
-    """By the clients, when it had ended."""
-    worker_pid: int
-    before: Moment
-    planted: Moment
-    tools: Mapping[str, str]
-    """What the usual tools showed, by command line."""
-    diagnosis: dict[str, Any]
-    diagnosis_seconds: float
-    evidence: dict[str, Any]
-    """The report's, of that diagnosis."""
-    full: Moment
-    """When the diagnosis had ended, and the clients had stopped."""
-    after: Moment
-    """When the worker had been killed."""
-    rerun: dict[str, Any]
-
-    @classmethod
-    def load(cls, file: Path) -> Self:
-        """What `save` wrote."""
-        fields = json.loads(file.read_text())
-        moments = {name: Moment(**fields[name]) for name in ("before", "planted", "full", "after")}
-        return cls(**(fields | moments))
-
-    def save(self, file: Path) -> None:
-        """Write it to `file`, as JSON."""
-        file.write_text(json.dumps(asdict(self), indent=1))
-
-    @property
-    def unread(self) -> int:
-        """Unread bytes in the worker's sockets, as the diagnosis found them."""
-        return sum(one["unreadBytes"] for one in self.evidence["holders"] if self._is_workers(one))
-
-    @property
-    def pinned(self) -> int:
-        """Bytes that sockets pin, each block counted once however many sockets share it."""
-        pinned: int = self.evidence["coverage"]["pinnedBytes"]
-        return pinned
-
-    @property
-    def driver_stack(self) -> dict[str, Any]:
-        """The largest of the call stacks in the network driver."""
-        stacks = [one for one in self.evidence["stacks"] if any("[virtio_net]" in frame for frame in one["frames"])]
-        largest: dict[str, Any] = max(stacks, key=lambda one: one["outstandingBytes"])
-        return largest
-
-    @property
-    def join_share(self) -> float:
-        """The share of what that stack allocated in the window, and what was not freed, that lies in the sockets."""
-        share: float = self.driver_stack["explainedBytes"] / self.driver_stack["outstandingBytes"]
-        return share
-
-    def _is_workers(self, holder: dict[str, Any]) -> bool:
-        return any(owner["pid"] == self.worker_pid for owner in holder["owners"])
 
 
 def run_case(

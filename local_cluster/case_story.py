@@ -1,12 +1,9 @@
 """What `make case` says: its sentences, the usual tools' answers, and the figures beside those of the story."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from local_cluster.case_outcome import Cause, Moment, Outcome
 from memdiag_api.units import format_bytes
-
-if TYPE_CHECKING:
-    from local_cluster.case import Cause, Moment, Outcome
 
 _WIDTH = 118
 _LINES_OF_A_TOOL = 17
@@ -22,7 +19,7 @@ def healthy() -> str:
     return sentence("The node is healthy: nginx takes uploads, and reads them as they come.")
 
 
-def reads_no_more(cause: "Cause", worker_pid: int) -> str:
+def reads_no_more(cause: Cause, worker_pid: int) -> str:
     """What has happened to the worker."""
     if cause == "stopped":
         return sentence(f"Its worker, process {worker_pid}, is stopped (SIGSTOP). It reads nothing more.")
@@ -31,7 +28,7 @@ def reads_no_more(cause: "Cause", worker_pid: int) -> str:
     )
 
 
-def memory_is_gone(before: "Moment", planted: "Moment") -> str:
+def memory_is_gone(before: Moment, planted: Moment) -> str:
     """What an administrator notices."""
     return sentence(
         f"Free memory fell by {format_bytes(before.free - planted.free)}, and TCP is charged "
@@ -48,13 +45,13 @@ def tools_show(answers: Mapping[str, str]) -> str:
     return "\n".join(f"    {line}".rstrip() for line in lines)
 
 
-def memory_is_back(full: "Moment", after: "Moment") -> str:
+def memory_is_back(full: Moment, after: Moment) -> str:
     """The worker's death proves that it was the worker."""
     freed_bytes = after.free - full.free
     return sentence(f"The worker is killed, and {format_bytes(freed_bytes)} of free memory come back at once.")
 
 
-def beside_the_story(outcome: "Outcome") -> str:
+def beside_the_story(outcome: Outcome) -> str:
     """A table: what the story had, and what was reached here."""
     evidence, unread, pinned = outcome.evidence, outcome.unread, outcome.pinned
     blocks, seconds = evidence["trace"]["outstandingBlocks"], evidence["window"]["tracedSeconds"]

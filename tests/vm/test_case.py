@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from local_cluster.case import Outcome
+from local_cluster.case_outcome import Outcome
 from local_cluster.paths import PROJECT
 from support.guest import GuestRun
 

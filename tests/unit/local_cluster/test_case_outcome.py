@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from local_cluster.case import Moment, Outcome
+from local_cluster.case_outcome import Moment, Outcome
 from local_cluster.case_story import beside_the_story, tools_show
 
 MIB = 1 << 20
