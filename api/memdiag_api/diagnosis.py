@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field, StringConstraints
 from pydantic.config import JsonDict, JsonValue
 
+from memdiag_api import limits
 from memdiag_api.conditions import Condition
 from memdiag_api.evidence import (
     ByteCount,
@@ -21,7 +22,7 @@ from memdiag_api.evidence import (
     Trend,
     VerdictKind,
 )
-from memdiag_api.model import ApiModel
+from memdiag_api.model import ApiModel, Sentence, ShortText
 
 GROUP = "memdiag.dev"
 VERSION = "v1alpha1"
@@ -32,8 +33,6 @@ REQUESTED_AT_ANNOTATION = f"{GROUP}/requestedAt"
 
 DEFAULT_DEADLINE_SECONDS = 900
 MAX_DEADLINE_SECONDS = 86400
-
-MAX_HANDLED_REQUESTS = 10
 
 _RERUN_HINT = f"create a new MemoryDiagnosis, or set the annotation {REQUESTED_AT_ANNOTATION} to run this one again"
 
@@ -47,8 +46,6 @@ MAX_LABEL_KEY_LENGTH = 253 + 1 + 63
 LABEL_KEY_PATTERN = rf"^({_DNS_LABEL}(\.{_DNS_LABEL})*/)?{_LABEL_NAME}$"
 """Of a label's key (Kubernetes: apimachinery, pkg/util/validation)."""
 LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=rf"^({_LABEL_NAME})?$")]
-ShortText = Annotated[str, StringConstraints(max_length=256)]
-Sentence = Annotated[str, StringConstraints(max_length=1024)]
 
 
 def cel(rule: str, message: str) -> JsonValue:
@@ -238,17 +235,21 @@ class StackHolder(ApiModel):
 class StackSummary(ApiModel):
     """A call stack whose allocations were not given back."""
 
-    frames: list[ShortText] = Field(max_length=32, description="innermost first")
+    frames: list[ShortText] = Field(max_length=limits.MAX_TOP_FRAMES, description="innermost first")
     context: Context
     trend: Trend
     outstanding_bytes: ByteCount
     outstanding_blocks: Count = Field(description="blocks allocated in the window and not freed")
     growth_bytes_per_second: float = Field(default=0, description="how fast the outstanding bytes grow")
     processes: list[ShortText] = Field(
-        default_factory=list, max_length=8, description="comm[pid] of those that allocated, largest first"
+        default_factory=list,
+        max_length=limits.MAX_TOP_PROCESSES,
+        description="comm[pid] of those that allocated, largest first",
     )
     held_by: list[StackHolder] = Field(
-        default_factory=list, max_length=8, description="where those blocks were found, largest share first"
+        default_factory=list,
+        max_length=limits.MAX_TOP_HELD_BY,
+        description="where those blocks were found, largest share first",
     )
 
 
@@ -262,7 +263,9 @@ class HolderSummary(ApiModel):
     pid: Count = Field(default=0, description="the process, as its node counts; 0 when no process holds it")
     comm: ShortText = Field(default="", description="the process's name")
     fds: list[Count] = Field(
-        default_factory=list, max_length=16, description="the file descriptors by which the process holds it"
+        default_factory=list,
+        max_length=limits.MAX_TOP_FDS,
+        description="the file descriptors by which the process holds it",
     )
     unowned_reason: ShortText = Field(default="", description="why it has no process, or the process no pod")
     protocol: ShortText = Field(default="", description="of a socket")
@@ -323,20 +326,26 @@ class NodeResult(ApiModel):
     pinned_bytes: ByteCount = Field(default=0, description="by all holders, each block counted once")
     breakdown: list[MemoryClass] = Field(
         default_factory=list,
-        max_length=64,
+        max_length=limits.MAX_CLASSES,
         description="where the node's memory is: the classes add up to memTotalBytes",
     )
     top_stacks: list[StackSummary] = Field(
-        default_factory=list, max_length=20, description="call stacks whose pages were not freed, largest first"
+        default_factory=list,
+        max_length=limits.MAX_TOP,
+        description="call stacks whose pages were not freed, largest first",
     )
     top_holders: list[HolderSummary] = Field(
-        default_factory=list, max_length=20, description="what pins memory, largest first"
+        default_factory=list, max_length=limits.MAX_TOP, description="what pins memory, largest first"
     )
     pinned_by_pod: list[PodShare] = Field(
-        default_factory=list, max_length=20, description="what the holders of each container pin, largest first"
+        default_factory=list,
+        max_length=limits.MAX_TOP,
+        description="what the holders of each container pin, largest first",
     )
     coverage: list[Sentence] = Field(
-        default_factory=list, max_length=16, description="what this result does not cover, and what was lost"
+        default_factory=list,
+        max_length=limits.MAX_COVERAGE,
+        description="what this result does not cover, and what was lost",
     )
 
 
@@ -382,7 +391,7 @@ class MemoryDiagnosisStatus(ApiModel):
     )
     handled_requests: list[ShortText] = Field(
         default_factory=list,
-        max_length=MAX_HANDLED_REQUESTS,
+        max_length=limits.MAX_HANDLED_REQUESTS,
         description="Values of that annotation that had their run, the latest first: none of them begins another.",
     )
     start_time: datetime | None = Field(default=None, description="when the run began; absent while suspended")
@@ -396,31 +405,33 @@ class MemoryDiagnosisStatus(ApiModel):
     progress: ShortText | None = Field(default=None, description="progressPercent as people read it, with the step")
     node_states: list[NodeState] = Field(
         default_factory=list,
-        max_length=1000,
+        max_length=limits.MAX_NODES,
         description="every node of the run, as chosen when it began; results has more about the most telling of them",
     )
     summary: Sentence | None = Field(default=None, description="The answer in one sentence.")
     suspect: ShortText | None = Field(default=None, description="The prime suspect in one short line.")
     results: list[NodeResult] = Field(
         default_factory=list,
-        max_length=16,
+        max_length=limits.MAX_RESULTS,
         description="by node: the top of what its runner found, or how far it is; of many nodes the most telling first",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["nodeName"]},
     )
     report_refs: list[ReportReference] = Field(
         default_factory=list,
-        max_length=1000,
+        max_length=limits.MAX_NODES,
         description="the reports with the whole evidence, of the nodes in results; the label memdiag.dev/run-id finds "
         "those of all nodes",
     )
     last_run: LastRun | None = Field(default=None, description="how the run before this one ended")
     previous_run_ids: list[ShortText] = Field(
-        default_factory=list, max_length=20, description="ended runs whose reports are kept, the latest first"
+        default_factory=list,
+        max_length=limits.MAX_PREVIOUS_RUNS,
+        description="ended runs whose reports are kept, the latest first",
     )
     truncated: bool = Field(default=False, description="The status leaves off what its reports have.")
     conditions: list[Condition] = Field(
         default_factory=list,
-        max_length=16,
+        max_length=limits.MAX_CONDITIONS,
         description="Succeeded, LeakDetected, Reconciling and Stalled, each with its reason",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )

@@ -11,14 +11,11 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from memdiag_api.model import ApiModel
+from memdiag_api import limits
+from memdiag_api.model import ApiModel, Sentence, ShortText
 
 SCHEMA_VERSION: Literal[1] = 1
 
-MAX_DOCUMENT_BYTES = 256 * 1024
-
-Text = Annotated[str, StringConstraints(max_length=256)]
-LongText = Annotated[str, StringConstraints(max_length=1024)]
 Name = Annotated[str, StringConstraints(max_length=253)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 ByteCount = Annotated[int, Field(ge=0, le=2**63 - 1, description="in bytes")]
@@ -53,21 +50,21 @@ class Need(Record):
 
     name: Name = Field(description="what is needed")
     state: NeedState
-    checks: Annotated[list[Check], Field(max_length=8)] = Field(description="the checks that need it")
-    detail: LongText = Field(default="", description="what was found")
-    remedy: LongText = Field(default="", description="how to mend it")
+    checks: Annotated[list[Check], Field(max_length=limits.MAX_CHECKS)] = Field(description="the checks that need it")
+    detail: Sentence = Field(default="", description="what was found")
+    remedy: Sentence = Field(default="", description="how to mend it")
 
 
 class Host(Record):
     """The machine that was measured, as it describes itself."""
 
     node_name: Name = Field(description="the node that was measured, as it was told its name")
-    kernel_release: Text = Field(description="uname -r")
-    architecture: Text = Field(description="uname -m")
+    kernel_release: ShortText = Field(description="uname -r")
+    architecture: ShortText = Field(description="uname -m")
     cpus: Count = Field(description="online CPUs")
     mem_total_bytes: ByteCount
     page_size_bytes: ByteCount
-    boot_id: Text = Field(description="changes with every boot")
+    boot_id: ShortText = Field(description="changes with every boot")
 
 
 class Window(Record):
@@ -86,14 +83,14 @@ class Owner(Record):
     """A process as its node knows it; container and pod ids come from its cgroup, names from the API server."""
 
     pid: Count = Field(description="in the host's PID namespace")
-    comm: Text = Field(description="the process's name, which it chooses itself")
-    command_line: LongText = Field(
+    comm: ShortText = Field(description="the process's name, which it chooses itself")
+    command_line: Sentence = Field(
         default="", description="its executable; with its arguments only where the operator's configuration says so"
     )
     uid: Count = Field(default=0, description="its user")
-    container_id: Text = Field(default="", description="from its cgroup's path")
-    pod_uid: Text = Field(default="", description="from its cgroup's path")
-    fds: Annotated[list[Count], Field(max_length=64)] = Field(
+    container_id: ShortText = Field(default="", description="from its cgroup's path")
+    pod_uid: ShortText = Field(default="", description="from its cgroup's path")
+    fds: Annotated[list[Count], Field(max_length=limits.MAX_FDS)] = Field(
         default_factory=list, description="every fd of this process that holds it"
     )
 
@@ -110,7 +107,9 @@ class Breakdown(Record):
     """Where the node's memory is. The classes add up to `mem_total_bytes`."""
 
     mem_total_bytes: ByteCount
-    classes: Annotated[list[MemoryClass], Field(max_length=64)] = Field(description="largest first in each group")
+    classes: Annotated[list[MemoryClass], Field(max_length=limits.MAX_CLASSES)] = Field(
+        description="largest first in each group"
+    )
     alloc_page_bytes: ByteCount = Field(description="pages that kernel code took straight from the buddy allocator")
     alloc_page_error_bytes: ByteCount = Field(
         description="half the spread of the readings that the median was taken of"
@@ -140,9 +139,9 @@ class AllocatingProcess(Record):
     """One process that allocated through a stack, as it was when it did."""
 
     pid: Count = Field(description="in the host's PID namespace")
-    comm: Text = Field(description="the process's name")
-    container_id: Text = Field(default="", description="from its cgroup's path")
-    pod_uid: Text = Field(default="", description="from its cgroup's path")
+    comm: ShortText = Field(description="the process's name")
+    container_id: ShortText = Field(default="", description="from its cgroup's path")
+    pod_uid: ShortText = Field(default="", description="from its cgroup's path")
     outstanding_bytes: ByteCount
 
 
@@ -165,7 +164,7 @@ class FilledBy(Record):
 class Stack(Record):
     """Allocations of one kernel call stack that were not freed while the trace ran."""
 
-    frames: Annotated[list[Text], Field(max_length=64)] = Field(
+    frames: Annotated[list[ShortText], Field(max_length=limits.MAX_FRAMES)] = Field(
         description="innermost first, symbol+offset, [module] where it is one"
     )
     context: Context
@@ -175,9 +174,9 @@ class Stack(Record):
     outstanding_bytes: ByteCount
     outstanding_blocks: Count = Field(description="allocated in the window and not freed")
     outstanding_by_order: dict[str, Count] = Field(
-        default_factory=dict, max_length=16, description="blocks by order (0, 1, 2, ...)"
+        default_factory=dict, max_length=limits.MAX_ORDERS, description="blocks by order (0, 1, 2, ...)"
     )
-    births_bytes: Annotated[list[ByteCount], Field(max_length=64)] = Field(
+    births_bytes: Annotated[list[ByteCount], Field(max_length=limits.MAX_SLICES)] = Field(
         default_factory=list, description="outstanding bytes by time of birth, the window cut in equal slices"
     )
     allocated_bytes: ByteCount = Field(default=0, description="all that this stack allocated in the window")
@@ -194,10 +193,10 @@ class Stack(Record):
         default=1, description="of this stack's events that were recorded; figures are scaled by it"
     )
     error_bytes: ByteCount = Field(default=0, description="standard error of the scaled outstanding bytes")
-    processes: Annotated[list[AllocatingProcess], Field(max_length=16)] = Field(
+    processes: Annotated[list[AllocatingProcess], Field(max_length=limits.MAX_PROCESSES)] = Field(
         default_factory=list, description="largest outstanding first"
     )
-    held_by: Annotated[list[HeldBy], Field(max_length=16)] = Field(
+    held_by: Annotated[list[HeldBy], Field(max_length=limits.MAX_JOINED)] = Field(
         default_factory=list, description="largest share first"
     )
     explained_bytes: ByteCount = Field(default=0, description="outstanding bytes that were found in any holder")
@@ -232,7 +231,7 @@ class TraceCounters(Record):
     )
     set_aside_bytes: dict[str, ByteCount] = Field(
         default_factory=dict,
-        max_length=32,
+        max_length=limits.MAX_SET_ASIDE,
         description="outstanding, but no allocpage: Slab, PageTables, UserMemory, ...",
     )
     program_seconds: float = Field(
@@ -245,8 +244,8 @@ class TraceCounters(Record):
 class ContainerShare(Record):
     """What of a sum belongs to one container."""
 
-    container_id: Text = Field(description="the container's id, from its cgroup")
-    pod_uid: Text = Field(default="", description="its pod's uid, from its cgroup")
+    container_id: ShortText = Field(description="the container's id, from its cgroup")
+    pod_uid: ShortText = Field(default="", description="its pod's uid, from its cgroup")
     size_bytes: ByteCount = Field(description="bytes of it")
 
 
@@ -256,7 +255,7 @@ class Trace(Record):
     outstanding_bytes: ByteCount = Field(description="allocpage allocated in the window and not freed")
     outstanding_blocks: Count = Field(description="blocks of it")
     slice_seconds: float = Field(ge=0, allow_inf_nan=False, description="length of one slice of a stack's births")
-    charges: Annotated[list[ContainerShare], Field(max_length=32)] = Field(
+    charges: Annotated[list[ContainerShare], Field(max_length=limits.MAX_CHARGES)] = Field(
         default_factory=list,
         description="outstanding blocks that the kernel charges to a container; the rest is charged to nobody known",
     )
@@ -292,21 +291,21 @@ class Queue(Record):
     complete: bool = Field(
         default=True, description="false when the queue changed under the walk every time, or could not be read"
     )
-    missing: Text = Field(default="", description="what an incomplete walk lacks")
+    missing: ShortText = Field(default="", description="what an incomplete walk lacks")
 
 
 class Socket(Record):
     """What a holder of kind Socket is."""
 
-    family: Text = Field(description="IPv4, IPv6, UNIX, ...")
-    protocol: Text = Field(description="TCP, UDP, ...")
-    state: Text = Field(default="", description="of a connection")
+    family: ShortText = Field(description="IPv4, IPv6, UNIX, ...")
+    protocol: ShortText = Field(description="TCP, UDP, ...")
+    state: ShortText = Field(default="", description="of a connection")
     inode: Count = Field(default=0, description="as in /proc/PID/fd")
     network_namespace: Count = Field(default=0, description="its inode number, as in /proc/PID/ns/net")
-    local_address: Text = Field(default="", description="this end")
-    remote_address: Text = Field(default="", description="the other end")
+    local_address: ShortText = Field(default="", description="this end")
+    remote_address: ShortText = Field(default="", description="the other end")
     backlog: Count | None = Field(default=None, description="connections that a listener has not accepted")
-    queues: Annotated[list[Queue], Field(max_length=8)] = Field(
+    queues: Annotated[list[Queue], Field(max_length=limits.MAX_QUEUES)] = Field(
         default_factory=list, description="each walked to its end"
     )
 
@@ -315,15 +314,15 @@ class Holder(Record):
     """Something that keeps blocks from being freed, and whose it is."""
 
     kind: HolderKind
-    description: LongText = Field(default="", description="one line for people")
-    owners: Annotated[list[Owner], Field(max_length=16)] = Field(
+    description: Sentence = Field(default="", description="one line for people")
+    owners: Annotated[list[Owner], Field(max_length=limits.MAX_OWNERS)] = Field(
         default_factory=list, description="empty when no process holds it"
     )
     owners_total: Count = Field(default=0, description="processes that hold it, also those beyond the listed")
     summed: Count = Field(
         default=1, description="holders that this one sums up: a process's sockets beyond the largest of the node"
     )
-    unowned_reason: Text = Field(
+    unowned_reason: ShortText = Field(
         default="", description="why no process holds it: not yet accepted, orphaned, in flight, kernel"
     )
     unread_bytes: ByteCount = 0
@@ -340,7 +339,7 @@ class Holder(Record):
         description="unread for at least this long with nothing read; null when it moved or is empty",
     )
     socket: Socket | None = None
-    filled_by: Annotated[list[FilledBy], Field(max_length=16)] = Field(
+    filled_by: Annotated[list[FilledBy], Field(max_length=limits.MAX_JOINED)] = Field(
         default_factory=list, description="largest share first"
     )
 
@@ -370,7 +369,7 @@ class ScanCoverage(Record):
     processes_unreadable: Count = Field(default=0, description="processes that refused even to be looked at")
     scan_seconds: float = Field(default=0, ge=0, allow_inf_nan=False, description="time that the scan took")
     pinned_bytes: ByteCount = Field(default=0, description="by all sockets, each block of the node counted once")
-    not_seen: Annotated[list[Text], Field(max_length=16)] = Field(
+    not_seen: Annotated[list[ShortText], Field(max_length=limits.MAX_NOT_SEEN)] = Field(
         default_factory=list, description="kinds of sockets that this kernel does not let us see"
     )
 
@@ -386,14 +385,14 @@ class Ledger(Record):
     """Allocpage, split into what is known to hold it: the lines and `unexplained_bytes` add up to it exactly."""
 
     alloc_page_bytes: ByteCount
-    lines: Annotated[list[LedgerLine], Field(max_length=64)] = Field(
+    lines: Annotated[list[LedgerLine], Field(max_length=limits.MAX_LEDGER_LINES)] = Field(
         description="what holders of a kind pin of it, each block once, and what was traced and is in no holder; "
         "largest first"
     )
     unexplained_bytes: SignedByteCount = Field(
         description="the rest; below zero when the lines come to more, since they are not read at the same moment"
     )
-    containers: Annotated[list[ContainerShare], Field(max_length=64)] = Field(
+    containers: Annotated[list[ContainerShare], Field(max_length=limits.MAX_CONTAINERS)] = Field(
         default_factory=list, description="what the holders of each container pin of it, each block once; largest first"
     )
 
@@ -412,8 +411,8 @@ class CompoundBlocks(Record):
 class CensusShare(Record):
     """Kernel page frames that are charged to one container."""
 
-    container_id: Text = Field(description="from its memory cgroup's path; empty: cgroups of no known container")
-    pod_uid: Text = Field(default="", description="from its memory cgroup's path")
+    container_id: ShortText = Field(description="from its memory cgroup's path; empty: cgroups of no known container")
+    pod_uid: ShortText = Field(default="", description="from its memory cgroup's path")
     single_bytes: ByteCount = Field(description="frames that are no compound block: pipes, and also kernel stacks")
     compound_bytes: ByteCount = Field(description="frames of compound blocks")
     held_bytes: ByteCount | None = Field(default=None, description="of both, in known holders")
@@ -426,8 +425,10 @@ class Census(Record):
     as well, and kernel stacks and vmalloc are charged as well. Frames that are neither are not counted.
     """
 
-    compound: Annotated[list[CompoundBlocks], Field(max_length=32)] = Field(description="by order; none left out")
-    charged: Annotated[list[CensusShare], Field(max_length=32)] | None = Field(
+    compound: Annotated[list[CompoundBlocks], Field(max_length=limits.MAX_CENSUS_ORDERS)] = Field(
+        description="by order; none left out"
+    )
+    charged: Annotated[list[CensusShare], Field(max_length=limits.MAX_CENSUS_SHARES)] | None = Field(
         default=None, description="by container, largest first; null where /proc/kpagecgroup cannot be read"
     )
     scanned_share: Share = Field(default=1, description="of all page frames; below 1 when the time ran out")
@@ -466,11 +467,11 @@ class Verdict(Record):
 
     kind: VerdictKind
     confidence: Confidence
-    sentence: LongText = Field(description="the answer in one sentence")
-    reasons: Annotated[list[LongText], Field(max_length=16)] = Field(
+    sentence: Sentence = Field(description="the answer in one sentence")
+    reasons: Annotated[list[Sentence], Field(max_length=limits.MAX_REASONS)] = Field(
         default_factory=list, description="figures and thresholds that it rests on"
     )
-    advice: LongText = Field(default="", description="what a person can do next")
+    advice: Sentence = Field(default="", description="what a person can do next")
     holder: Count | None = Field(default=None, description="index of the prime suspect in `holders`")
     stack: Count | None = Field(default=None, description="index of the prime suspect in `stacks`")
     suspect_bytes: ByteCount = 0
@@ -489,17 +490,17 @@ class Evidence(Record):
     run_id: Name = Field(description="the run that it belongs to")
     host: Host
     window: Window
-    checks: Annotated[list[Check], Field(max_length=8)] = Field(description="the checks that were made")
-    needs: Annotated[list[Need], Field(max_length=64)] = Field(
+    checks: Annotated[list[Check], Field(max_length=limits.MAX_CHECKS)] = Field(description="the checks that were made")
+    needs: Annotated[list[Need], Field(max_length=limits.MAX_NEEDS)] = Field(
         default_factory=list, description="what the checks need of the host, and whether it is there"
     )
     breakdown: Breakdown | None = None
     trace: Trace | None = None
-    stacks: Annotated[list[Stack], Field(max_length=64)] = Field(
+    stacks: Annotated[list[Stack], Field(max_length=limits.MAX_STACKS)] = Field(
         default_factory=list, description="largest outstanding first"
     )
     coverage: ScanCoverage | None = None
-    holders: Annotated[list[Holder], Field(max_length=256)] = Field(
+    holders: Annotated[list[Holder], Field(max_length=limits.MAX_HOLDERS)] = Field(
         default_factory=list, description="largest pinned first"
     )
     ledger: Ledger | None = None
@@ -508,7 +509,7 @@ class Evidence(Record):
     truncated: bool = Field(
         default=False, description="stacks or holders were left off to keep the document within its bound"
     )
-    notes: Annotated[list[LongText], Field(max_length=32)] = Field(
+    notes: Annotated[list[Sentence], Field(max_length=limits.MAX_NOTES)] = Field(
         default_factory=list, description="what the reader must know: narrower checks, losses"
     )
 
@@ -525,11 +526,11 @@ class TerminationMessage(Record):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     run_id: Name
-    length_bytes: Annotated[int, Field(ge=0, le=MAX_DOCUMENT_BYTES)] = Field(
+    length_bytes: Annotated[int, Field(ge=0, le=limits.MAX_DOCUMENT_BYTES)] = Field(
         default=0, description="of the document's JSON text in UTF-8; 0 when there is none"
     )
     sha256: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")] = ""
     error: RunnerError | None = None
-    error_message: LongText = ""
+    error_message: Sentence = ""
     verdict: VerdictKind | None = None
-    suspect: Text = ""
+    suspect: ShortText = ""

@@ -10,7 +10,8 @@ that only looks like a header cannot carry its hash. The hash proves that a docu
 
 import hashlib
 
-from memdiag_api.evidence import MAX_DOCUMENT_BYTES, TerminationMessage
+from memdiag_api.evidence import TerminationMessage
+from memdiag_api.limits import MAX_DOCUMENT_BYTES
 
 HEADER_WORD = b"memdiag-evidence v1 "
 END_LINE = b"memdiag-evidence end"

@@ -1,8 +1,13 @@
 """The base of every model here: snake_case in Python, camelCase in JSON as Kubernetes writes it."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from memdiag_api.limits import MAX_SENTENCE, MAX_SHORT_TEXT
+
+ShortText = Annotated[str, StringConstraints(max_length=MAX_SHORT_TEXT)]
+Sentence = Annotated[str, StringConstraints(max_length=MAX_SENTENCE)]
 
 # Words that Kubernetes writes in capitals inside a name (API conventions, "Naming conventions").
 _INITIALISMS = {"id": "ID", "ids": "IDs", "uid": "UID", "ip": "IP"}

@@ -4,9 +4,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from memdiag_api.diagnosis import DnsSubdomain, ShortText
+from memdiag_api import limits
+from memdiag_api.diagnosis import DnsSubdomain
 from memdiag_api.evidence import Evidence
-from memdiag_api.model import ApiModel
+from memdiag_api.model import ApiModel, ShortText
 
 
 class ContainerIdentity(ApiModel):
@@ -32,6 +33,8 @@ class MemoryDiagnosisReport(ApiModel):
     pod_name: ShortText = Field(description="the runner pod that delivered it")
     suspect: ShortText = Field(default="", description="the prime suspect in one short line")
     containers: list[ContainerIdentity] = Field(
-        default_factory=list, max_length=512, description="names of the containers that the evidence mentions by id"
+        default_factory=list,
+        max_length=limits.MAX_NAMED_CONTAINERS,
+        description="names of the containers that the evidence mentions by id",
     )
     evidence: Evidence

@@ -4,28 +4,25 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from memdiag_api import limits
 from memdiag_api.evidence import Owner
 from memdiag_api.process_name import MAX_COMM_LENGTH
 from memdiag_node.procfs.cgroup import parse_cgroup
 from memdiag_node.procfs.status import parse_status
 from memdiag_node.procfs.text import printable
 
-MAX_OWNERS = 16
-MAX_FDS = 64
-_MAX_COMMAND_LINE_LENGTH = 1024
-
 OwnerOf = Callable[[int], Owner | None]
 """What a pid is; None when it has vanished."""
 
 
 def owners_of(pairs: Iterable[tuple[int, int]], owner_of: OwnerOf) -> tuple[list[Owner], int]:
-    """The processes of these (pid, fd) with their fds, the first MAX_OWNERS of them, and how many there are."""
+    """The processes of these (pid, fd) with their fds, the first limits.MAX_OWNERS of them, and how many there are."""
     fds: dict[int, list[int]] = {}
     for pid, fd in pairs:
         fds.setdefault(pid, []).append(fd)
     owners = [
-        owner.model_copy(update={"fds": sorted(fds[pid])[:MAX_FDS]})
-        for pid in sorted(fds)[:MAX_OWNERS]
+        owner.model_copy(update={"fds": sorted(fds[pid])[: limits.MAX_FDS]})
+        for pid in sorted(fds)[: limits.MAX_OWNERS]
         if (owner := owner_of(pid)) is not None
     ]
     return owners, len(fds)
@@ -46,7 +43,7 @@ def read_owner(proc: Path, pid: int, *, with_arguments: bool = False) -> Owner |
     try:
         status = parse_status(_read(directory_fd, "status"), source=f"{directory}/status")
         identity = parse_cgroup(_read(directory_fd, "cgroup"), source=f"{directory}/cgroup")
-        arguments = _read(directory_fd, "cmdline", 4 * _MAX_COMMAND_LINE_LENGTH)
+        arguments = _read(directory_fd, "cmdline", 4 * limits.MAX_SENTENCE)
         command_line = _all_words(arguments) if with_arguments else _executable(directory_fd, arguments)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
@@ -55,7 +52,7 @@ def read_owner(proc: Path, pid: int, *, with_arguments: bool = False) -> Owner |
     return Owner(
         pid=pid,
         comm=printable(status.comm, MAX_COMM_LENGTH),
-        command_line=printable(command_line, _MAX_COMMAND_LINE_LENGTH),
+        command_line=printable(command_line, limits.MAX_SENTENCE),
         uid=status.uid,
         container_id=identity.container_id,
         pod_uid=identity.pod_uid,

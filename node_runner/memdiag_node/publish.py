@@ -5,6 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO
 
+from memdiag_api import limits
 from memdiag_api.evidence import Evidence, RunnerError, TerminationMessage
 from memdiag_api.framing import frame
 from memdiag_node.conclusion.document import encode, publishable
@@ -12,8 +13,6 @@ from memdiag_node.render import render_report
 from memdiag_node.trace.stacks import to_folded
 
 # The kubelet keeps 4096 bytes of a termination message: the whole of it must stay below.
-_MAX_SUSPECT_BYTES = 256
-_MAX_ERROR_BYTES = 1024
 
 
 class Output(StrEnum):
@@ -47,7 +46,7 @@ def publish(evidence: Evidence, output: Output, stream: BinaryIO, termination_lo
 
 def publish_failure(run_id: str, error: RunnerError, message: str, termination_log: Path | None) -> None:
     """Leave word of a run that has no document: what `message` says; the log has the rest."""
-    text = _bounded(message, _MAX_ERROR_BYTES)
+    text = _bounded(message, limits.MAX_SENTENCE)
     _write_termination(termination_log, TerminationMessage(run_id=run_id, error=error, error_message=text))
 
 
@@ -63,7 +62,7 @@ def _delivered(evidence: Evidence, document: bytes) -> TerminationMessage:
         length_bytes=len(document),
         sha256=hashlib.sha256(document).hexdigest(),
         verdict=evidence.verdict.kind,
-        suspect=_bounded(evidence.verdict.sentence, _MAX_SUSPECT_BYTES),
+        suspect=_bounded(evidence.verdict.sentence, limits.MAX_SHORT_TEXT),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from memdiag_api import limits
 from memdiag_api.evidence import Check, ContainerShare, Evidence, Need, ScanCoverage, Stack, Trace, Window
 from memdiag_node.attempts import Attempts
 from memdiag_node.breakdown.classes import breakdown
@@ -23,11 +24,8 @@ from memdiag_node.time_budget import Stop
 from memdiag_node.trace.result import TraceResult
 from memdiag_node.trace.stacks import fold_stacks
 
-MAX_STACKS = 64
-MAX_HOLDERS = 256
 MAX_SINGLE_SOCKETS = 192
 """Those beyond are summed up by process, which leaves room for that and for other holders."""
-MAX_CHARGES = 32
 
 Progress = Callable[[str], None]
 
@@ -54,8 +52,8 @@ def measure(settings: Settings, *, roots: HostRoots, stop: Stop, progress: Progr
         measured,
         run_id=settings.run_id,
         thresholds=settings.thresholds,
-        max_stacks=MAX_STACKS,
-        max_holders=MAX_HOLDERS,
+        max_stacks=limits.MAX_STACKS,
+        max_holders=limits.MAX_HOLDERS,
     )
 
 
@@ -117,9 +115,9 @@ def _traced(result: TraceResult) -> tuple[Trace, list[Stack], TracedBlocks]:
         slice_seconds=result.slice_seconds,
         charges=[
             ContainerShare(container_id=one.container_id, pod_uid=one.pod_uid, size_bytes=one.size_bytes)
-            for one in result.charges[:MAX_CHARGES]
+            for one in result.charges[: limits.MAX_CHARGES]
         ],
         counters=result.counters,
     )
     traced = TracedBlocks(result.blocks, result.memory_classes, result.struct_page_bytes)
-    return trace, fold_stacks(result, MAX_STACKS), traced
+    return trace, fold_stacks(result, limits.MAX_STACKS), traced

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from memdiag_api import limits
 from memdiag_api.evidence import Census, CensusShare, CompoundBlocks
 from memdiag_node.census.frames import HELD_DTYPE, ChargedFrames, FrameCensus
 from memdiag_node.procfs.cgroup import ContainerIdentity
 
-_MAX_SHARES = 32
 _NO_CONTAINER = ContainerIdentity("", "")
 
 
@@ -37,7 +37,7 @@ def census_of(counted: FrameCensus, containers: Mapping[int, ContainerIdentity],
             )
             for order in np.flatnonzero(counted.blocks).tolist()
         ],
-        charged=_shares(counted, containers, page_bytes)[:_MAX_SHARES] if counted.knows_charges else None,
+        charged=_shares(counted, containers, page_bytes)[: limits.MAX_CENSUS_SHARES] if counted.knows_charges else None,
         scanned_share=counted.scanned_share,
         scan_seconds=counted.scan_seconds,
     )

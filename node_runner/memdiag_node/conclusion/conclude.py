@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from memdiag_api import limits
 from memdiag_api.evidence import (
     ContainerShare,
     Evidence,
@@ -24,9 +25,6 @@ from memdiag_node.conclusion.suspects import pinned_by
 from memdiag_node.conclusion.verdict import Thresholds, decide_verdict
 from memdiag_node.holding import Holding, pinned_together_bytes, unique_bytes
 from memdiag_node.trace.stacks import ALLOC_PAGE, first_name
-
-_MAX_CONTAINERS = 64
-_MAX_NOTES, _MAX_NOTE = 32, 1024
 
 
 def conclude(
@@ -59,7 +57,7 @@ def conclude(
         ledger=ledger,
         census=measured.census,
         verdict=kept.verdict,
-        notes=[note[:_MAX_NOTE] for note in notes][:_MAX_NOTES],
+        notes=[note[: limits.MAX_SENTENCE] for note in notes][: limits.MAX_NOTES],
     )
 
 
@@ -156,7 +154,7 @@ def _by_container(holdings: Sequence[Holding], page_bytes: int) -> list[Containe
         ContainerShare(container_id=container, pod_uid=pod, size_bytes=unique_bytes(held, page_bytes=page_bytes))
         for (container, pod), held in blocks.items()
     ]
-    return sorted((one for one in shares if one.size_bytes), key=lambda one: -one.size_bytes)[:_MAX_CONTAINERS]
+    return sorted((one for one in shares if one.size_bytes), key=lambda one: -one.size_bytes)[: limits.MAX_CONTAINERS]
 
 
 def _not_made(measured: Measurements) -> list[str]:

@@ -4,10 +4,11 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from memdiag_api import limits
 from memdiag_api.document import DocumentError, read_document
-from memdiag_api.evidence import MAX_DOCUMENT_BYTES, Evidence, Holder, Owner, Stack, Verdict
+from memdiag_api.evidence import Evidence, Holder, Owner, Stack, Verdict
+from memdiag_api.limits import MAX_DOCUMENT_BYTES
 
-_MAX_PARTS = 16
 """How many holders a stack, and how many stacks a holder lists."""
 _STEP = 0.75
 """How much of a list is kept at each try."""
@@ -183,9 +184,9 @@ def _chosen(count: int, limit: int, first: Iterable[int]) -> list[int]:
 
 def _with_places(stack: Stack, place: dict[int, int]) -> Stack:
     parts = [part.model_copy(update={"holder": place[part.holder]}) for part in stack.held_by if part.holder in place]
-    return stack.model_copy(update={"held_by": parts[:_MAX_PARTS]})
+    return stack.model_copy(update={"held_by": parts[: limits.MAX_JOINED]})
 
 
 def _filled_by_places(holder: Holder, place: dict[int, int]) -> Holder:
     parts = [part.model_copy(update={"stack": place[part.stack]}) for part in holder.filled_by if part.stack in place]
-    return holder.model_copy(update={"filled_by": parts[:_MAX_PARTS]})
+    return holder.model_copy(update={"filled_by": parts[: limits.MAX_JOINED]})

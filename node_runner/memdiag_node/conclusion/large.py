@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from memdiag_api import limits
 from memdiag_api.evidence import Breakdown, Census, Holder, HolderKind, Stack
 from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
@@ -21,7 +22,6 @@ _KINDS = {
 _MAX_PARTS = 4
 _PART_SHARE = 0.1
 _ID_SHOWN = 12
-_MAX_NAME = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def _name(holder: Holder, count: int) -> str:
     if holder.owners:
         owner = holder.owners[0]
         return f"{shown_process(owner.comm, owner.pid)} in {what}"
-    return (holder.description or what)[:_MAX_NAME]
+    return (holder.description or what)[: limits.MAX_SHORT_TEXT]
 
 
 def _unheld_bytes(stack: Stack) -> int:

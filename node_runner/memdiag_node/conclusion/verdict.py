@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from memdiag_api import limits
 from memdiag_api.evidence import (
     Check,
     Confidence,
@@ -31,8 +32,6 @@ from memdiag_node.conclusion.suspects import Pinned, StuckSockets, find_suspect
 from memdiag_node.trace.stacks import first_name
 
 MIB = 1 << 20
-_MAX_TEXT = 1024
-_MAX_REASONS = 16
 _ID_SHOWN = 12
 
 
@@ -255,9 +254,9 @@ def _verdict(
     return Verdict(
         kind=kind,
         confidence=confidence,
-        sentence=sentence[:_MAX_TEXT],
-        reasons=[reason[:_MAX_TEXT] for reason in reasons[:_MAX_REASONS]],
-        advice=advice[:_MAX_TEXT],
+        sentence=sentence[: limits.MAX_SENTENCE],
+        reasons=[reason[: limits.MAX_SENTENCE] for reason in reasons[: limits.MAX_REASONS]],
+        advice=advice[: limits.MAX_SENTENCE],
         holder=holder,
         stack=stack,
         suspect_bytes=suspect.pinned_bytes if suspect else suspect_bytes,

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from memdiag_api import limits
 from memdiag_api.evidence import ScanCoverage
 from memdiag_node.sockets.scan import ACCEPT, SocketScan
 from memdiag_node.walker.walker import Status
-
-_MAX_TEXT = 256
 
 
 def coverage_of(
@@ -34,7 +33,7 @@ def coverage_of(
         socket_tables_complete=all(scan.tables_complete for scan in scans),
         scan_seconds=last.end_seconds - last.start_seconds,
         pinned_bytes=last.pinned_bytes,
-        not_seen=[note[:_MAX_TEXT] for note in (*last.not_seen, *also_not_seen)][:16],
+        not_seen=[note[: limits.MAX_SHORT_TEXT] for note in (*last.not_seen, *also_not_seen)][: limits.MAX_NOT_SEEN],
     )
 
 

@@ -7,6 +7,7 @@ the kernel charges the sender (AF_UNIX); a write queue's owner is the sender.
 import numpy as np
 import numpy.typing as npt
 
+from memdiag_api import limits
 from memdiag_api.evidence import Holder, HolderKind, Queue, Socket
 from memdiag_node.holding import Holding, by_size, sizes_bytes
 from memdiag_node.processes import OwnerOf, owners_of
@@ -26,12 +27,9 @@ from memdiag_node.sockets.stuck import is_tcp, stuck_sockets, tcp_unread_bytes
 from memdiag_node.sockets.summed import summed_sockets
 from memdiag_node.walker.walker import Status
 
-MAX_HOLDERS = 256
-_MAX_TEXT = 256
-
 
 def socket_holdings(
-    first: SocketScan | None, last: SocketScan, owner_of: OwnerOf, *, limit: int = MAX_HOLDERS
+    first: SocketScan | None, last: SocketScan, owner_of: OwnerOf, *, limit: int = limits.MAX_HOLDERS
 ) -> list[Holding]:
     """The sockets of `last` that hold something, most pinned bytes first; beyond `limit` summed up by process.
 
@@ -68,7 +66,7 @@ def _holding(scan: SocketScan, number: int, owner_of: OwnerOf, stuck_seconds: fl
     readable = queues[np.isin(queues["name"], READABLE)]
     holder = Holder(
         kind=HolderKind.SOCKET,
-        description=_describe(described)[:1024],
+        description=_describe(described)[: limits.MAX_SENTENCE],
         owners=owners,
         owners_total=owners_total,
         unowned_reason="" if found.direct else unowned_reason(row, found.how),
@@ -93,10 +91,10 @@ def _socket(scan: SocketScan, number: int, queues: npt.NDArray[np.void]) -> Sock
         state=state_name(family, kind, int(row["state"])),
         inode=int(row["inode"]),
         network_namespace=int(row["netns"]),
-        local_address=local[:_MAX_TEXT],
-        remote_address=remote[:_MAX_TEXT],
+        local_address=local[: limits.MAX_SHORT_TEXT],
+        remote_address=remote[: limits.MAX_SHORT_TEXT],
         backlog=int(row["unaccepted"]) if int(row["state"]) == LISTEN else None,
-        queues=[_queue(row, queue) for queue in queues if queue["name"] != ACCEPT][:8],
+        queues=[_queue(row, queue) for queue in queues if queue["name"] != ACCEPT][: limits.MAX_QUEUES],
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from memdiag_api.limits import MAX_SLICES
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import BpfError, BpfObject, ProgramInfo, ProgramInfoLayout
 from memdiag_node.kernel.symbols import SymbolReader, Symbols
@@ -31,8 +32,6 @@ from memdiag_node.trace.first_page import alignment_bytes, find_first_page, only
 from memdiag_node.trace.frame_layout import FrameLayout, oversize
 from memdiag_node.trace.result import ContextCode, TraceResult
 from memdiag_node.trace.tables import RawTrace
-
-MAX_SLICES = 64
 
 _SOURCE = Path(__file__).with_suffix(".bpf.c")
 _STACKS = 8192

@@ -10,15 +10,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from memdiag_api import limits
 from memdiag_api.evidence import AllocatingProcess, Context, Stack
 from memdiag_node.trace.births import growth_of, median_life_seconds
 from memdiag_node.trace.result import ContextCode, TraceResult
 
 UNNAMED_PREFIX = "unnamed#"
 _FOLDED_SEPARATOR = re.compile(r"[;\s]")
-_MAX_FRAMES = 64
-_MAX_FRAME_LENGTH = 256
-_MAX_PROCESSES = 16
 
 _CONTEXTS = {
     ContextCode.UNKNOWN: Context.MIXED,
@@ -139,7 +137,7 @@ def _stack(trace: TraceResult, index: int) -> Stack:
         error_bytes=error_bytes,
     )
     return Stack(
-        frames=[frame[:_MAX_FRAME_LENGTH] for frame in trace.stacks[index][:_MAX_FRAMES]],
+        frames=[frame[: limits.MAX_SHORT_TEXT] for frame in trace.stacks[index][: limits.MAX_FRAMES]],
         context=_CONTEXTS[ContextCode(int(groups["context"][0]))],
         memory_class=trace.memory_classes[index],
         outstanding_bytes=round(outstanding_bytes),
@@ -164,7 +162,7 @@ def _processes(
     """The processes that allocated the most of what is outstanding."""
     known = groups["process"] >= 0
     totals = np.bincount(groups["process"][known], group_bytes[known], minlength=len(trace.processes))
-    largest = np.argsort(-totals, kind="stable")[:_MAX_PROCESSES].tolist()
+    largest = np.argsort(-totals, kind="stable")[: limits.MAX_PROCESSES].tolist()
     return [
         AllocatingProcess(
             pid=trace.processes[number].pid,

@@ -13,7 +13,6 @@ from datetime import datetime, timedelta
 
 from memdiag_api.conditions import ConditionStatus, ConditionType, Reason
 from memdiag_api.diagnosis import (
-    MAX_HANDLED_REQUESTS,
     LastRun,
     MemoryDiagnosisSpec,
     MemoryDiagnosisStatus,
@@ -22,6 +21,7 @@ from memdiag_api.diagnosis import (
     NodeState,
     ReportReference,
 )
+from memdiag_api.limits import MAX_HANDLED_REQUESTS
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide import naming
 from memdiag_operator.decide.conditions import (

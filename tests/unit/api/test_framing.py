@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memdiag_api.evidence import MAX_DOCUMENT_BYTES, TerminationMessage
+from memdiag_api.evidence import TerminationMessage
 from memdiag_api.framing import FramingError, frame, unframe
+from memdiag_api.limits import MAX_DOCUMENT_BYTES
 
 DOCUMENT = b'{"runID":"r1","figures":[1,2,3]}'
 

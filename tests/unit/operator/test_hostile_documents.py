@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from memdiag_api.conditions import Reason
 from memdiag_api.diagnosis import NodeResult
-from memdiag_api.evidence import MAX_DOCUMENT_BYTES, Evidence
+from memdiag_api.evidence import Evidence
 from memdiag_api.framing import END_LINE, MAX_LOG_BYTES, frame
+from memdiag_api.limits import MAX_DOCUMENT_BYTES
 from memdiag_api.report import MemoryDiagnosisReport
 from memdiag_operator.decide.objects import Pod
 from memdiag_operator.decide.reconcile import reconcile

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from memdiag_api.document import DocumentError, read_document
-from memdiag_api.evidence import MAX_DOCUMENT_BYTES, Evidence, Need, NeedState
+from memdiag_api.evidence import Evidence, Need, NeedState
+from memdiag_api.limits import MAX_DOCUMENT_BYTES
 from memdiag_node.conclusion.document import encode, fit, keep, publishable
 from support.evidence import evidence_with
 

@@ -1,0 +1,52 @@
+"""Bounds that the writer of a document keeps and its reader checks: both name them by these names.
+
+A list or a text that is longer is refused as a whole, so a bound that only one side knew would cost a run its result.
+Every one of them is part of the stored format: raise them only with a new version of the reader first.
+"""
+
+# Characters of a text.
+MAX_SHORT_TEXT = 256
+MAX_SENTENCE = 1024
+
+# The evidence document of one node and run.
+MAX_DOCUMENT_BYTES = 256 * 1024
+MAX_CHECKS = 8
+MAX_NEEDS = 64
+MAX_CLASSES = 64
+MAX_STACKS = 64
+MAX_FRAMES = 64
+MAX_ORDERS = 16
+MAX_SLICES = 64
+MAX_PROCESSES = 16
+"""That allocated through one stack."""
+MAX_JOINED = 16
+"""Holders of one stack, stacks of one holder."""
+MAX_SET_ASIDE = 32
+MAX_CHARGES = 32
+MAX_HOLDERS = 256
+MAX_OWNERS = 16
+MAX_FDS = 64
+MAX_QUEUES = 8
+MAX_NOT_SEEN = 16
+MAX_LEDGER_LINES = 64
+MAX_CONTAINERS = 64
+MAX_CENSUS_ORDERS = 32
+MAX_CENSUS_SHARES = 32
+MAX_REASONS = 16
+MAX_NOTES = 32
+
+# A report: the document, and the names of the containers in it.
+MAX_NAMED_CONTAINERS = 512
+
+# The status of a diagnosis: the top of each document.
+MAX_NODES = 1000
+MAX_RESULTS = 16
+MAX_TOP = 20
+MAX_TOP_FRAMES = 32
+MAX_TOP_PROCESSES = 8
+MAX_TOP_HELD_BY = 8
+MAX_TOP_FDS = 16
+MAX_COVERAGE = 16
+MAX_PREVIOUS_RUNS = 20
+MAX_HANDLED_REQUESTS = 10
+MAX_CONDITIONS = 16
