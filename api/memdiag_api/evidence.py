@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, StringConstraints
 
 from memdiag_api import limits
+from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import ApiModel, Sentence, ShortText
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -169,7 +170,8 @@ class Stack(Record):
     )
     context: Context
     memory_class: Name = Field(
-        default="AllocPage", description="the breakdown's class that the memory belongs to, told by its stack"
+        default=ClassName.ALLOC_PAGE.value,
+        description="the breakdown's class that the memory belongs to, told by its stack",
     )
     outstanding_bytes: ByteCount
     outstanding_blocks: Count = Field(description="allocated in the window and not freed")

@@ -15,6 +15,7 @@ from memdiag_api.evidence import (
     TraceCounters,
     Verdict,
 )
+from memdiag_api.memory_classes import ClassName
 from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
 
@@ -26,7 +27,6 @@ _FDS_SHOWN = 3
 _ALWAYS_SHOWN = 3
 _SMALL_BYTES = 256 * 1024
 _SMALL_CENSUS_BYTES = 1024 * 1024
-_ALLOC_PAGE = "AllocPage"
 _CONTAINER_ID_SHOWN = 12
 _CONTAINERS_SHOWN = 5
 _SPARKS = " ▁▂▃▄▅▆▇█"
@@ -80,7 +80,9 @@ def _breakdown(breakdown: Breakdown) -> list[str]:
         for one in sorted(members, key=lambda member: -member.size_bytes):
             bar = "#" * round(_BAR_WIDTH * one.size_bytes / max(1, breakdown.mem_total_bytes))
             note = (
-                f"{'+' if change >= 0 else ''}{format_bytes(change)} in the window" if one.name == "AllocPage" else ""
+                f"{'+' if change >= 0 else ''}{format_bytes(change)} in the window"
+                if one.name == ClassName.ALLOC_PAGE
+                else ""
             )
             row = f"    {one.name:<24}{format_bytes(one.size_bytes):>10}  "
             lines.append(
@@ -161,7 +163,7 @@ def _left_out(count: int) -> list[str]:
 
 def _stack(number: int, stack: Stack, evidence: Evidence) -> Iterator[str]:
     orders = ", ".join(f"{count} of order {order}" for order, count in stack.outstanding_by_order.items())
-    other = "" if stack.memory_class == _ALLOC_PAGE else f" of {stack.memory_class}, not allocpage"
+    other = "" if stack.memory_class == ClassName.ALLOC_PAGE else f" of {stack.memory_class}, not allocpage"
     yield (
         f"  #{number}  {format_bytes(stack.outstanding_bytes)} outstanding ({orders}){other}, "
         f"{stack.trend.value.lower()}, "

@@ -21,33 +21,34 @@ from collections.abc import Sequence
 from typing import Literal
 
 from memdiag_api.evidence import Breakdown, MemoryClass
+from memdiag_api.memory_classes import ClassName
 from memdiag_node.breakdown.reading import MemoryReading
 
 Group = Literal["Application", "Kernel", "Free"]
 
-_GROUPS: dict[str, Group] = {
-    "AnonPages": "Application",
-    "FileCache": "Application",
-    "Shmem": "Application",
-    "Hugetlb": "Application",
-    "HugeZeroPage": "Application",
-    "AllocPage": "Kernel",
-    "SUnreclaim": "Kernel",
-    "SReclaimable": "Kernel",
-    "Vmalloc": "Kernel",
-    "KernelStack": "Kernel",
-    "PageTables": "Kernel",
-    "SecPageTables": "Kernel",
-    "Percpu": "Kernel",
-    "Zsmalloc": "Kernel",
-    "Memmap": "Kernel",
-    "Balloon": "Kernel",
-    "MemFree": "Free",
-    "PerCpuLists": "Free",
+_GROUPS: dict[ClassName, Group] = {
+    ClassName.ANON_PAGES: "Application",
+    ClassName.FILE_CACHE: "Application",
+    ClassName.SHMEM: "Application",
+    ClassName.HUGETLB: "Application",
+    ClassName.HUGE_ZERO_PAGE: "Application",
+    ClassName.ALLOC_PAGE: "Kernel",
+    ClassName.SUNRECLAIM: "Kernel",
+    ClassName.SRECLAIMABLE: "Kernel",
+    ClassName.VMALLOC: "Kernel",
+    ClassName.KERNEL_STACK: "Kernel",
+    ClassName.PAGE_TABLES: "Kernel",
+    ClassName.SECONDARY_PAGE_TABLES: "Kernel",
+    ClassName.PERCPU: "Kernel",
+    ClassName.ZSMALLOC: "Kernel",
+    ClassName.MEMMAP: "Kernel",
+    ClassName.BALLOON: "Kernel",
+    ClassName.MEM_FREE: "Free",
+    ClassName.PER_CPU_LISTS: "Free",
 }
 
 # When a torn reading leaves AllocPage below zero, pages were counted twice; these classes are where pages move fastest.
-_GIVING = ("PerCpuLists", "MemFree", "FileCache")
+_GIVING = (ClassName.PER_CPU_LISTS, ClassName.MEM_FREE, ClassName.FILE_CACHE)
 
 
 def breakdown(readings: Sequence[MemoryReading], *, earlier: Sequence[MemoryReading] = ()) -> Breakdown:
@@ -59,13 +60,13 @@ def breakdown(readings: Sequence[MemoryReading], *, earlier: Sequence[MemoryRead
         raise ValueError("a breakdown needs at least one reading")
     typical = _typical(readings)
     sizes = class_sizes(typical)
-    change_bytes = sizes["AllocPage"] - class_sizes(_typical(earlier))["AllocPage"] if earlier else 0
+    change_bytes = sizes[ClassName.ALLOC_PAGE] - class_sizes(_typical(earlier))[ClassName.ALLOC_PAGE] if earlier else 0
     groups = list(dict.fromkeys(_GROUPS.values()))
     shown = sorted(sizes.items(), key=lambda item: (groups.index(_GROUPS[item[0]]), -item[1]))
     return Breakdown(
         mem_total_bytes=typical.meminfo.mem_total_bytes,
         classes=[MemoryClass(name=name, group=_GROUPS[name], size_bytes=size) for name, size in shown if size],
-        alloc_page_bytes=sizes["AllocPage"],
+        alloc_page_bytes=sizes[ClassName.ALLOC_PAGE],
         alloc_page_error_bytes=_half_spread_bytes(readings)
         + typical.surroundings.first_chunk_error_bytes
         + typical.surroundings.unfolded_error_bytes,
@@ -78,11 +79,11 @@ def alloc_page_bytes(reading: MemoryReading) -> int:
     return reading.meminfo.mem_total_bytes - sum(_counted(reading).values())
 
 
-def class_sizes(reading: MemoryReading) -> dict[str, int]:
+def class_sizes(reading: MemoryReading) -> dict[ClassName, int]:
     """Bytes by class, none below zero, adding up to MemTotal."""
     sizes = _counted(reading)
     rest_bytes = reading.meminfo.mem_total_bytes - sum(sizes.values())
-    sizes["AllocPage"] = max(0, rest_bytes)
+    sizes[ClassName.ALLOC_PAGE] = max(0, rest_bytes)
     missing_bytes = max(0, -rest_bytes)
     for name in (*_GIVING, *sizes):
         given_bytes = min(missing_bytes, sizes[name])
@@ -91,7 +92,7 @@ def class_sizes(reading: MemoryReading) -> dict[str, int]:
     return sizes
 
 
-def _counted(reading: MemoryReading) -> dict[str, int]:
+def _counted(reading: MemoryReading) -> dict[ClassName, int]:
     """Bytes of every class that the kernel counts, each page in one class, none below zero."""
     meminfo, vmstat, surroundings = reading.meminfo, reading.vmstat, reading.surroundings
     page = surroundings.page_size_bytes
@@ -104,23 +105,23 @@ def _counted(reading: MemoryReading) -> dict[str, int]:
     if surroundings.stacks_in_vmalloc:
         stack_bytes = min(stack_bytes, reading.vmalloc_bytes)
     return {
-        "AnonPages": anon_bytes,
-        "Shmem": shmem_bytes,
-        "FileCache": user_bytes - anon_bytes - shmem_bytes,
-        "Hugetlb": meminfo.hugetlb_bytes,
-        "HugeZeroPage": surroundings.huge_page_bytes if vmstat.huge_zero_pages_made else 0,
-        "SReclaimable": meminfo.slab_reclaimable_bytes,
-        "SUnreclaim": meminfo.slab_unreclaimable_bytes,
-        "KernelStack": stack_bytes,
-        "Vmalloc": reading.vmalloc_bytes - (stack_bytes if surroundings.stacks_in_vmalloc else 0),
-        "PageTables": meminfo.page_table_bytes,
-        "SecPageTables": meminfo.secondary_page_table_bytes,
-        "Percpu": max(0, meminfo.percpu_bytes - surroundings.first_chunk_bytes),
-        "Zsmalloc": vmstat.zsmalloc_pages * page,
-        "Memmap": vmstat.memmap_pages * page,
-        "Balloon": _balloon_bytes(reading),
-        "MemFree": meminfo.mem_free_bytes,
-        "PerCpuLists": reading.per_cpu_list_bytes,
+        ClassName.ANON_PAGES: anon_bytes,
+        ClassName.SHMEM: shmem_bytes,
+        ClassName.FILE_CACHE: user_bytes - anon_bytes - shmem_bytes,
+        ClassName.HUGETLB: meminfo.hugetlb_bytes,
+        ClassName.HUGE_ZERO_PAGE: surroundings.huge_page_bytes if vmstat.huge_zero_pages_made else 0,
+        ClassName.SRECLAIMABLE: meminfo.slab_reclaimable_bytes,
+        ClassName.SUNRECLAIM: meminfo.slab_unreclaimable_bytes,
+        ClassName.KERNEL_STACK: stack_bytes,
+        ClassName.VMALLOC: reading.vmalloc_bytes - (stack_bytes if surroundings.stacks_in_vmalloc else 0),
+        ClassName.PAGE_TABLES: meminfo.page_table_bytes,
+        ClassName.SECONDARY_PAGE_TABLES: meminfo.secondary_page_table_bytes,
+        ClassName.PERCPU: max(0, meminfo.percpu_bytes - surroundings.first_chunk_bytes),
+        ClassName.ZSMALLOC: vmstat.zsmalloc_pages * page,
+        ClassName.MEMMAP: vmstat.memmap_pages * page,
+        ClassName.BALLOON: _balloon_bytes(reading),
+        ClassName.MEM_FREE: meminfo.mem_free_bytes,
+        ClassName.PER_CPU_LISTS: reading.per_cpu_list_bytes,
     }
 
 

@@ -17,6 +17,7 @@ from memdiag_api.evidence import (
     NeedState,
     Stack,
 )
+from memdiag_api.memory_classes import ClassName
 from memdiag_node.conclusion.document import keep_lists
 from memdiag_node.conclusion.join import Join, Overlap, join_blocks
 from memdiag_node.conclusion.ledger import held_bytes, ledger_of
@@ -24,7 +25,7 @@ from memdiag_node.conclusion.measurements import Measurements
 from memdiag_node.conclusion.suspects import pinned_by
 from memdiag_node.conclusion.verdict import Thresholds, decide_verdict
 from memdiag_node.holding import Holding, pinned_together_bytes, unique_bytes
-from memdiag_node.trace.stacks import ALLOC_PAGE, first_name
+from memdiag_node.trace.stacks import first_name
 
 
 def conclude(
@@ -127,7 +128,7 @@ def _ledger(measured: Measurements, join: Join) -> Ledger | None:
     explained_bytes = sum(
         size_bytes
         for stack, size_bytes in join.explained_by_stack_bytes.items()
-        if 0 <= stack < len(classes) and classes[stack] == ALLOC_PAGE
+        if 0 <= stack < len(classes) and classes[stack] == ClassName.ALLOC_PAGE
     )
     return ledger_of(
         measured.breakdown,

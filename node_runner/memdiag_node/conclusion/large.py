@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from memdiag_api import limits
 from memdiag_api.evidence import Breakdown, Census, Holder, HolderKind, Stack
+from memdiag_api.memory_classes import ClassName
 from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
 from memdiag_node.conclusion.suspects import Keeper
-from memdiag_node.trace.stacks import ALLOC_PAGE
 
-OTHER_CLASSES = ("SUnreclaim", "Vmalloc", "Percpu", "Shmem")
+OTHER_CLASSES = (ClassName.SUNRECLAIM, ClassName.VMALLOC, ClassName.PERCPU, ClassName.SHMEM)
 """Classes beside AllocPage that can leak. No check looks into them yet."""
 _KINDS = {
     HolderKind.SOCKET: "socket",
@@ -50,11 +50,13 @@ def other_classes(breakdown: Breakdown) -> Iterator[LargePart]:
             )
 
 
-_ADVICE = {
-    "SUnreclaim": "Look at slabtop: which kernel objects there are most of, and whether their number grows.",
-    "Vmalloc": "Look at /proc/vmallocinfo: which kernel functions allocated the most, and whether it grows.",
-    "Percpu": "Look at how many cgroups, network interfaces and BPF maps there are, and whether their number grows.",
-    "Shmem": "Look at what is in tmpfs mounts (df -t tmpfs) and in shared memory (ipcs -m): files stay until deleted.",
+_ADVICE: dict[str, str] = {
+    ClassName.SUNRECLAIM: "Look at slabtop: which kernel objects there are most of, and whether their number grows.",
+    ClassName.VMALLOC: "Look at /proc/vmallocinfo: which kernel functions allocated the most, and whether it grows.",
+    ClassName.PERCPU: "Look at how many cgroups, network interfaces and BPF maps there are, and whether their number "
+    "grows.",
+    ClassName.SHMEM: "Look at what is in tmpfs mounts (df -t tmpfs) and in shared memory (ipcs -m): files stay "
+    "until deleted.",
 }
 
 
@@ -103,7 +105,7 @@ def _name(holder: Holder, count: int) -> str:
 
 
 def _unheld_bytes(stack: Stack) -> int:
-    return stack.outstanding_bytes - stack.explained_bytes if stack.memory_class == ALLOC_PAGE else 0
+    return stack.outstanding_bytes - stack.explained_bytes if stack.memory_class == ClassName.ALLOC_PAGE else 0
 
 
 def _where(census: Census, unexplained_bytes: int) -> Iterator[str]:

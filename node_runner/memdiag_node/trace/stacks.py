@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from memdiag_api import limits
 from memdiag_api.evidence import AllocatingProcess, Context, Stack
+from memdiag_api.memory_classes import ClassName
 from memdiag_node.trace.births import growth_of, median_life_seconds
 from memdiag_node.trace.result import ContextCode, TraceResult
 
@@ -42,14 +43,13 @@ _SUFFIX = re.compile(r"(_noprof|\.(constprop|isra|part|cold|llvm)\.?\w*)+$")
 
 # What memory is used for, told by who allocated it. The first match from the inner end decides.
 _MEMORY_CLASSES = (
-    ("Vmalloc", re.compile(r"__vmalloc_area_node|vm_area_alloc_pages|__vmalloc_node_range")),
-    ("Percpu", re.compile(r"pcpu_alloc_pages|pcpu_populate_chunk")),
-    ("Slab", re.compile(r"_{0,3}kmalloc_large\w*|kmalloc_order\w*|allocate_slab|new_slab")),
-    ("PageTables", re.compile(r"_*(pte|pmd|pud|p4d|pgd)_alloc\w*")),
-    ("Zsmalloc", re.compile(r"alloc_zspage|zs_malloc")),
-    ("Balloon", re.compile(r"balloon_page_alloc|vmballoon_\w+")),
+    (ClassName.VMALLOC, re.compile(r"__vmalloc_area_node|vm_area_alloc_pages|__vmalloc_node_range")),
+    (ClassName.PERCPU, re.compile(r"pcpu_alloc_pages|pcpu_populate_chunk")),
+    (ClassName.SLAB, re.compile(r"_{0,3}kmalloc_large\w*|kmalloc_order\w*|allocate_slab|new_slab")),
+    (ClassName.PAGE_TABLES, re.compile(r"_*(pte|pmd|pud|p4d|pgd)_alloc\w*")),
+    (ClassName.ZSMALLOC, re.compile(r"alloc_zspage|zs_malloc")),
+    (ClassName.BALLOON, re.compile(r"balloon_page_alloc|vmballoon_\w+")),
 )
-ALLOC_PAGE = "AllocPage"
 
 _SOFTIRQ = r"handle_softirqs|__do_softirq"
 _INTERRUPT = (
@@ -110,7 +110,7 @@ def memory_class(frames: Sequence[str]) -> str:
         for class_name, pattern in _MEMORY_CLASSES:
             if pattern.fullmatch(name):
                 return class_name
-    return ALLOC_PAGE
+    return ClassName.ALLOC_PAGE
 
 
 def fold_stacks(trace: TraceResult, top_n: int) -> list[Stack]:

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import TraceCounters
+from memdiag_api.memory_classes import ClassName
 from memdiag_api.process_name import MAX_COMM_LENGTH
 from memdiag_node.procfs.cgroup import ContainerIdentity, parse_cgroup
 from memdiag_node.procfs.kpageflags import FrameKind, classify
 from memdiag_node.procfs.text import printable
 from memdiag_node.trace.frame_layout import FrameLayout
 from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, Charge, ContextCode, TracedProcess, TraceResult
-from memdiag_node.trace.stacks import ALLOC_PAGE, memory_class, trim
+from memdiag_node.trace.stacks import memory_class, trim
 
 # All of this is as in page_trace.bpf.c.
 CHUNK_FRAMES = 1024
@@ -478,11 +479,11 @@ def _frames_by_class(raw: RawTrace, groups: npt.NDArray[np.void], memory_classes
     """Direct frames by memory class."""
     by_stack = np.bincount(groups["stack"], groups["frames"] * groups["weight"], minlength=len(memory_classes))
     direct = raw.tally.by_kind[FrameKind.DIRECT]
-    frames = {ALLOC_PAGE: float(direct[CLASS_LOST])}
+    frames: dict[str, float] = {ClassName.ALLOC_PAGE: float(direct[CLASS_LOST])}
     is_thinned = groups["weight"] > 1
     for number, is_kind in ((CLASS_THINNED, groups["order"] == 0), (CLASS_THINNED_LARGE, groups["order"] > 0)):
         if not (is_thinned & is_kind).any():
-            frames[ALLOC_PAGE] += float(direct[number])  # none of its kind was recorded
+            frames[ClassName.ALLOC_PAGE] += float(direct[number])  # none of its kind was recorded
     for stack, name in enumerate(memory_classes):
         frames[name] = frames.get(name, 0.0) + float(by_stack[stack])
     return frames
@@ -490,8 +491,8 @@ def _frames_by_class(raw: RawTrace, groups: npt.NDArray[np.void], memory_classes
 
 def _outstanding(raw: RawTrace, groups: npt.NDArray[np.void], memory_classes: list[str]) -> tuple[int, int]:
     """Bytes and blocks of allocpage."""
-    frames = _frames_by_class(raw, groups, memory_classes)[ALLOC_PAGE]
-    is_alloc_page = np.array([name == ALLOC_PAGE for name in memory_classes], bool)[groups["stack"]]
+    frames = _frames_by_class(raw, groups, memory_classes)[ClassName.ALLOC_PAGE]
+    is_alloc_page = np.array([name == ClassName.ALLOC_PAGE for name in memory_classes], bool)[groups["stack"]]
     blocks = float((groups["blocks"] * groups["weight"])[is_alloc_page].sum())
     return round(frames * raw.page_bytes), round(blocks)
 
@@ -502,7 +503,7 @@ def _counters(raw: RawTrace, groups: npt.NDArray[np.void], memory_classes: list[
     set_aside = {name: int(not_movable[kind]) * page_bytes for kind, name in _SET_ASIDE_NAMES.items()}
     set_aside[MOVABLE_KERNEL] = int(raw.tally.by_kind[FrameKind.DIRECT, CLASS_MOVABLE]) * page_bytes
     for name, frames in _frames_by_class(raw, groups, memory_classes).items():
-        if name != ALLOC_PAGE:
+        if name != ClassName.ALLOC_PAGE:
             set_aside[name] = set_aside.get(name, 0) + round(frames * page_bytes)
     # Pages that only a page pool's own tracepoint shows are events too, and thinned out like the others.
     events, movable = raw.counter("events") + raw.counter("pool_events"), raw.counter("movable_events")

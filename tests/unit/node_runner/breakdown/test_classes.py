@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memdiag_api.memory_classes import ClassName
 from memdiag_node.breakdown.classes import alloc_page_bytes, breakdown, class_sizes
 from memdiag_node.breakdown.reading import MemoryReading, take_reading
 from memdiag_node.breakdown.surroundings import Surroundings, read_surroundings
@@ -88,7 +89,7 @@ def test_a_balloon_inside_the_total_is_told_apart(in_meminfo: int | None, expect
         meminfo=replace(READING.meminfo, balloon_bytes=in_meminfo),
         surroundings=replace(READING.surroundings, balloon_in_total=True),
     )
-    assert class_sizes(ballooned)["Balloon"] == expected_bytes
+    assert class_sizes(ballooned)[ClassName.BALLOON] == expected_bytes
     assert alloc_page_bytes(READING) - alloc_page_bytes(ballooned) == expected_bytes
 
 
@@ -100,7 +101,7 @@ def test_pages_counted_twice_are_taken_from_the_free_lists() -> None:
     torn = with_free_bytes(2 * GIB + alloc_page_bytes(READING) + 40 * MIB)
     assert alloc_page_bytes(torn) == -40 * MIB
     sizes = class_sizes(torn)
-    assert (sizes["AllocPage"], sizes["PerCpuLists"]) == (0, 260 * MIB)
+    assert (sizes[ClassName.ALLOC_PAGE], sizes[ClassName.PER_CPU_LISTS]) == (0, 260 * MIB)
     assert sum(sizes.values()) == 8 * GIB
 
 
