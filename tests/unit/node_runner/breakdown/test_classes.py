@@ -78,7 +78,7 @@ def test_every_use_is_taken_away_once() -> None:
 
 def test_stacks_from_elsewhere_are_taken_away_beside_vmalloc() -> None:
     elsewhere = replace(READING, surroundings=replace(READING.surroundings, stacks_in_vmalloc=False))
-    assert class_sizes(elsewhere)["Vmalloc"] == 60 * MIB
+    assert class_sizes(elsewhere)[ClassName.VMALLOC] == 60 * MIB
     assert alloc_page_bytes(READING) - alloc_page_bytes(elsewhere) == 10 * MIB
 
 
