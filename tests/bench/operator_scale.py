@@ -39,10 +39,10 @@ from urllib3.exceptions import HTTPError
 from local_cluster.paths import PROJECT
 from memdiag_api.diagnosis import GROUP, VERSION, MemoryDiagnosis
 from memdiag_api.report import MemoryDiagnosisReport
-from memdiag_operator.cluster.cache import Cache
-from memdiag_operator.cluster.gather import gather_fleet
-from memdiag_operator.decide.objects import Diagnosis
+from memdiag_operator.cluster.fetch import gather_fleet
+from memdiag_operator.cluster.store import Cache
 from memdiag_operator.decide.slots import allot
+from memdiag_operator.kube.objects import Diagnosis
 from support import audit, kwok
 from support.benchmarks import machine, write_section
 from support.cluster import TestCluster, running_cluster

@@ -8,8 +8,6 @@ from typing import Any
 from memdiag_api.diagnosis import MemoryDiagnosisStatus
 from memdiag_api.evidence import Evidence, VerdictKind
 from memdiag_operator.config import OperatorConfig
-from memdiag_operator.decide import naming
-from memdiag_operator.decide.objects import Diagnosis, Node, Pod
 from memdiag_operator.decide.pace import may_wait
 from memdiag_operator.decide.reconcile import (
     nodes_to_launch_on,
@@ -21,6 +19,8 @@ from memdiag_operator.decide.reconcile import (
 )
 from memdiag_operator.decide.slots import allot
 from memdiag_operator.decide.snapshot import Plan, ReportCleanup, RunnerOutput, Snapshot
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import Diagnosis, Node, Pod
 from support.evidence import evidence_with
 from support.kubernetes_objects import CONFIG, NOW, delivered, diagnosis, fleet, node, timestamp
 

@@ -14,8 +14,8 @@ from memdiag_node.holders import walks
 from memdiag_node.procfs import reading
 from memdiag_node.run import MAX_SINGLE_SOCKETS
 from memdiag_operator.config import SweepSettings
-from memdiag_operator.decide import progress
-from memdiag_operator.handlers import sweep
+from memdiag_operator.loop import sweep
+from memdiag_operator.status import progress
 
 WORDS = {"four": 4, "five": 5, "nine": 9, "ten": 10}
 THRESHOLDS, TRACE = Thresholds(), TraceSettings(duration_seconds=60)

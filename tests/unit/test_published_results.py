@@ -39,7 +39,7 @@ from memdiag_node.analyze.doubts import Doubt
 from memdiag_node.analyze.findings import Holding, Measurements, conclude
 from memdiag_node.analyze.verdict import Thresholds
 from memdiag_node.publish import Output, publish
-from memdiag_operator.decide.results import check_document
+from memdiag_operator.results.receive import check_document
 
 PAGE, STRUCT_PAGE = 4096, 64
 MIB = 1 << 20

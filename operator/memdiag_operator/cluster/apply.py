@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from memdiag_api.diagnosis import API_VERSION, MemoryDiagnosis
-from memdiag_operator.cluster.cache import Cache
 from memdiag_operator.cluster.client import EVENT_NAMESPACE, KubernetesClient
 from memdiag_operator.cluster.errors import (
     AlreadyExistsError,
@@ -14,13 +13,14 @@ from memdiag_operator.cluster.errors import (
     NotFoundError,
     RefusedError,
 )
+from memdiag_operator.cluster.store import Cache
 from memdiag_operator.config import OperatorConfig
-from memdiag_operator.decide import naming
 from memdiag_operator.decide.mutation import mutations
-from memdiag_operator.decide.objects import ObjectMeta, Pod
 from memdiag_operator.decide.runner_pod import STOP_DEADLINE_SECONDS
 from memdiag_operator.decide.snapshot import Announcement, Plan, PodRemoval, ReportCleanup, Snapshot
 from memdiag_operator.decide.stored_reports import runs_to_delete, stored_report, unfinished_runs
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import ObjectMeta, Pod
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ stay: they name the UID of the diagnosis, which never comes again.
 import logging
 from collections.abc import Iterable
 
-from memdiag_operator.cluster.cache import Cache
 from memdiag_operator.cluster.client import KubernetesClient
 from memdiag_operator.cluster.errors import ConflictError, NotFoundError, UnreadableError
-from memdiag_operator.decide import naming
-from memdiag_operator.decide.objects import Pod
+from memdiag_operator.cluster.store import Cache
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import Pod
 
 logger = logging.getLogger(__name__)
 

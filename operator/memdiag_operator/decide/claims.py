@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from memdiag_api.conditions import ConditionType, Reason
 from memdiag_operator.decide.fleet import Claim
-from memdiag_operator.decide.objects import Diagnosis, InvalidSpec
 from memdiag_operator.decide.reconcile import is_settled, starts_anew
 from memdiag_operator.decide.target import UNSETTLED, run_states
+from memdiag_operator.kube.objects import Diagnosis, InvalidSpec
 
 
 def claim_of(diagnosis: Diagnosis) -> Claim:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from memdiag_operator.decide.objects import Pod
+from memdiag_operator.kube.objects import Pod
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,6 @@ from typing import Any
 from memdiag_api.conditions import Reason
 from memdiag_api.diagnosis import MemoryDiagnosisSpec, NodeResult, NodeState
 from memdiag_operator.config import OperatorConfig
-from memdiag_operator.decide import naming
-from memdiag_operator.decide.attribution import attribute
 from memdiag_operator.decide.deadline import (
     remaining_seconds,
     run_deadline_seconds,
@@ -16,16 +14,18 @@ from memdiag_operator.decide.deadline import (
     shortfall,
     window_seconds,
 )
-from memdiag_operator.decide.node_result import node_result, report
-from memdiag_operator.decide.objects import Node, Pod
-from memdiag_operator.decide.progress import COLLECTING, DONE, WAITING, Progress, tick_seconds
-from memdiag_operator.decide.results import receive
 from memdiag_operator.decide.runner_pod import STOP_DEADLINE_SECONDS, runner_pod
 from memdiag_operator.decide.runner_state import Broken, Finished, RunnerState, Starting, Window, Working, runner_state
-from memdiag_operator.decide.sanitize import clean_text, clip
 from memdiag_operator.decide.slots import Allotment, Slot
 from memdiag_operator.decide.snapshot import PodRemoval, Snapshot
 from memdiag_operator.decide.target import UNSETTLED, node_objection
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import Node, Pod
+from memdiag_operator.results.attribution import attribute
+from memdiag_operator.results.node_result import node_result, report
+from memdiag_operator.results.receive import receive
+from memdiag_operator.results.sanitize import clean_text, clip
+from memdiag_operator.status.progress import COLLECTING, DONE, WAITING, Progress, tick_seconds
 
 MESSAGE_LIMIT = 1024
 

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from memdiag_api.diagnosis import MemoryDiagnosisStatus
-from memdiag_operator.decide import naming
 from memdiag_operator.decide.fleet import Fleet
-from memdiag_operator.decide.objects import Diagnosis, Pod
 from memdiag_operator.decide.slots import Allotment
 from memdiag_operator.decide.snapshot import Plan, Snapshot
 from memdiag_operator.decide.target import UNSETTLED
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import Diagnosis, Pod
 
 LARGE_STATUS_BYTES = 16 * 1024
 """Smaller ones are written as soon as they change."""

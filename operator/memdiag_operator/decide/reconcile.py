@@ -23,8 +23,18 @@ from memdiag_api.diagnosis import (
     ReportReference,
 )
 from memdiag_operator.config import OperatorConfig
-from memdiag_operator.decide import naming
-from memdiag_operator.decide.conditions import (
+from memdiag_operator.decide.deadline import deadline_seconds, shortfall
+from memdiag_operator.decide.node_run import NodeRun, Step
+from memdiag_operator.decide.runner_state import Finished, starts_slowly
+from memdiag_operator.decide.snapshot import Announcement, Plan, PodRemoval, ReportCleanup, Snapshot
+from memdiag_operator.decide.stored_reports import said_size_bytes
+from memdiag_operator.decide.target import UNSETTLED, choose_nodes, run_states, spec_fault
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import Diagnosis, InvalidSpec, Pod
+from memdiag_operator.results.node_result import MAX_COVERAGE
+from memdiag_operator.results.sanitize import clip
+from memdiag_operator.results.wording import run_sentence, run_suspect
+from memdiag_operator.status.conditions import (
     Finding,
     after_the_end,
     conditions,
@@ -34,18 +44,8 @@ from memdiag_operator.decide.conditions import (
     while_held_back,
     while_running,
 )
-from memdiag_operator.decide.deadline import deadline_seconds, shortfall
-from memdiag_operator.decide.node_result import MAX_COVERAGE
-from memdiag_operator.decide.node_run import NodeRun, Step
-from memdiag_operator.decide.objects import Diagnosis, InvalidSpec, Pod
-from memdiag_operator.decide.progress import DONE, WAITING, of_run
-from memdiag_operator.decide.runner_state import Finished, starts_slowly
-from memdiag_operator.decide.sanitize import clip
-from memdiag_operator.decide.size import fit, most_telling
-from memdiag_operator.decide.snapshot import Announcement, Plan, PodRemoval, ReportCleanup, Snapshot
-from memdiag_operator.decide.stored_reports import said_size_bytes
-from memdiag_operator.decide.target import UNSETTLED, choose_nodes, run_states, spec_fault
-from memdiag_operator.decide.wording import run_sentence, run_suspect
+from memdiag_operator.status.progress import DONE, WAITING, of_run
+from memdiag_operator.status.trim import fit, most_telling
 
 Findings = dict[ConditionType, Finding]
 

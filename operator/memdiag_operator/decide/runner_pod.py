@@ -5,9 +5,9 @@ from typing import Any
 from memdiag_api.capabilities import RUNNER_CAPABILITIES
 from memdiag_api.diagnosis import API_VERSION, MemoryDiagnosis, MemoryDiagnosisSpec
 from memdiag_operator.config import MemoryLimit, OperatorConfig, RunnerSettings
-from memdiag_operator.decide import naming
-from memdiag_operator.decide.objects import Node, ObjectMeta
-from memdiag_operator.decide.quantities import parse_byte_quantity
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import Node, ObjectMeta
+from memdiag_operator.kube.quantities import parse_byte_quantity
 
 CONTAINER_NAME = "node-runner"
 MEBIBYTE = 1024 * 1024

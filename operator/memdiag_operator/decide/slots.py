@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 
-from memdiag_operator.decide import naming
 from memdiag_operator.decide.fleet import Claim, Fleet
-from memdiag_operator.decide.objects import Pod
 from memdiag_operator.decide.runner_pod import STOP_DEADLINE_SECONDS
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import Pod
 
 MAX_PLACES = 16
 """So many of a diagnosis's waiting nodes learn their place in the queue: its status has room for no more."""

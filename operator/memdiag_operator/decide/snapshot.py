@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from memdiag_api.diagnosis import MemoryDiagnosisStatus
-from memdiag_operator.decide.objects import Diagnosis, Event, Node, Pod
 from memdiag_operator.decide.slots import Allotment
+from memdiag_operator.kube.objects import Diagnosis, Event, Node, Pod
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from memdiag_operator.decide import naming
 from memdiag_operator.decide.fleet import Claim
-from memdiag_operator.decide.objects import ObjectMeta
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import ObjectMeta
 
 UNKNOWN_SIZE_BYTES = 128 * 1024
 """Of a report that memdiag 0.1.0 has stored, which does not say its size."""

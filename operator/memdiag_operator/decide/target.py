@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from memdiag_api.conditions import Reason
 from memdiag_api.diagnosis import MemoryDiagnosisSpec, NodeState, PodReference, Target
 from memdiag_operator.config import AllowedNodes
-from memdiag_operator.decide.labels import allows, described, equality_selector, faulty_key
-from memdiag_operator.decide.objects import Diagnosis, InvalidSpec, Node, Pod
-from memdiag_operator.decide.sanitize import clip
+from memdiag_operator.kube.labels import allows, described, equality_selector, faulty_key
+from memdiag_operator.kube.objects import Diagnosis, InvalidSpec, Node, Pod
+from memdiag_operator.results.sanitize import clip
 
 SERVED_OS = "linux"
 UNSETTLED = frozenset({Reason.PENDING, Reason.RUNNING})

@@ -17,8 +17,8 @@ from memdiag_operator.cluster.client import (
     KubernetesClient,
 )
 from memdiag_operator.config import OperatorConfig
-from memdiag_operator.handlers.reconciler import Reconciler
-from memdiag_operator.handlers.sweep import Sweep
+from memdiag_operator.loop.reconciler import Reconciler
+from memdiag_operator.loop.sweep import Sweep
 from memdiag_operator.metrics import OperatorMetrics
 
 # The API server ends a watch after this long, and it is opened again.

@@ -14,10 +14,10 @@ import pytest
 from memdiag_api.conditions import ConditionType
 from memdiag_api.diagnosis import MemoryDiagnosisStatus
 from memdiag_api.evidence import Evidence
-from memdiag_operator.decide.objects import Diagnosis, Node, Pod
 from memdiag_operator.decide.reconcile import nodes_to_read, reconcile, runners_to_read, wants_slot
 from memdiag_operator.decide.slots import Slot, allot
 from memdiag_operator.decide.snapshot import Plan, RunnerOutput, Snapshot
+from memdiag_operator.kube.objects import Diagnosis, Node, Pod
 from support.kubernetes_objects import CONFIG, fleet
 
 OBJECTS = Path(__file__).parents[2] / "fixtures" / "released" / "0.1.0" / "objects"
