@@ -3,7 +3,7 @@
 The watches fill it, and so does every answer to a write of our own; a sweep replaces it by whole lists now and then, in
 case a watch has lost something. Reading it costs no request. It may be a moment behind, which is safe: a status is
 written only over the version that was read, names of pods follow from the run, and what a decision concludes from the
-absence of a pod is asked of the API server first (gather).
+absence of a pod is asked of the API server first (`decide.decision`).
 """
 
 import threading
@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 from memdiag_api.diagnosis import MemoryDiagnosisStatus
 from memdiag_operator.decide.claims import claim_of
-from memdiag_operator.decide.fleet import Claim
+from memdiag_operator.decide.fleet import Claim, Fleet
 from memdiag_operator.decide.stored_reports import Run, StoredReport
 from memdiag_operator.kube.objects import Diagnosis, Node, Pod
 
@@ -27,7 +27,7 @@ FORGET_NODE_SECONDS = 300.0
 TIDY_NODES_SECONDS = 30.0
 
 
-class Shelf(Generic[Item]):
+class Store(Generic[Item]):
     """Objects of one kind by name, each as new as anyone has seen it. Threads may use it at the same time."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Shelf(Generic[Item]):
         # A late answer to a request must not bring back what a watch has reported as deleted: a UID never returns.
         self._deleted_uids: OrderedDict[str, None] = OrderedDict()
         self.is_complete = False
-        """Whether a whole list has been put on it since the start."""
+        """Whether a whole list has been put into it since the start."""
         self.version = 0
         """Another one after each change that matters to others than the object itself."""
 
@@ -110,7 +110,7 @@ class _Draft:
     """Of the stored diagnosis that it goes on from."""
 
 
-class DiagnosisShelf(Shelf[Diagnosis]):
+class DiagnosisStore(Store[Diagnosis]):
     """Diagnoses. Their status is packed until it is asked for: a cluster may keep thousands, of 200 KiB each.
 
     What they mean to each other is kept beside them, as claims.
@@ -254,11 +254,11 @@ class Reports:
 
 
 class Cache:
-    """All of it."""
+    """What is known of the cluster: diagnoses, runner pods, nodes and reports."""
 
     def __init__(self) -> None:
-        self.diagnoses = DiagnosisShelf()
-        self.pods: Shelf[Pod] = Shelf()
+        self.diagnoses = DiagnosisStore()
+        self.pods: Store[Pod] = Store()
         self.nodes = NodeReadings()
         self.reports = Reports()
         self._failed_logs: frozenset[str] = frozenset()
@@ -271,6 +271,10 @@ class Cache:
         """Remember how a try to read the log of a runner pod ended."""
         known = {name for name in self._failed_logs if self.pods.get(name)} - {pod_name}
         self._failed_logs = frozenset(known | {pod_name} if failed else known)
+
+    def fleet(self) -> Fleet:
+        """Everyone who holds or wants a slot."""
+        return Fleet(pods=self.pods.all(), claims=self.diagnoses.claims())
 
     @property
     def is_complete(self) -> bool:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from memdiag_api.conditions import ConditionStatus, ConditionType
-from memdiag_operator.decide.snapshot import Plan
-from memdiag_operator.decide.target import run_states
+from memdiag_operator.decide.plan import Plan
 from memdiag_operator.kube.objects import Diagnosis
+from memdiag_operator.status.states import run_states
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +34,26 @@ class RunEnd:
 
 def run_begins(diagnosis: Diagnosis, plan: Plan) -> bool:
     """Whether `plan`, made for `diagnosis`, begins a run."""
-    return plan.status is not None and plan.status.run_id != diagnosis.status.run_id
+    return plan.decided is not None and plan.decided.run_id != diagnosis.status.run_id
 
 
 def node_steps(diagnosis: Diagnosis, plan: Plan) -> list[NodeStep]:
     """Where nodes have come to by `plan`, made for `diagnosis`; progress within a state is no step."""
-    if plan.status is None:
+    status = plan.decided
+    if status is None:
         return []
     known = {} if run_begins(diagnosis, plan) else run_states(diagnosis)
-    messages = {one.node_name: one.message for one in plan.status.results}
+    messages = {one.node_name: one.message for one in status.results}
     return [
         NodeStep(one.node_name, one.reason, messages.get(one.node_name, ""))
-        for one in plan.status.node_states
+        for one in status.node_states
         if one.node_name not in known or one.reason != known[one.node_name].reason
     ]
 
 
 def run_end(diagnosis: Diagnosis, plan: Plan) -> RunEnd | None:
     """The end of a run, if `plan`, made for `diagnosis`, is that."""
-    status = plan.status
+    status = plan.decided
     if status is None or status.completion_time is None:
         return None
     if diagnosis.is_finished and not run_begins(diagnosis, plan):

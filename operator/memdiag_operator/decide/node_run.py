@@ -14,18 +14,22 @@ from memdiag_operator.decide.deadline import (
     shortfall,
     window_seconds,
 )
+from memdiag_operator.decide.lifecycle import begins_run
+from memdiag_operator.decide.plan import PodRemoval
 from memdiag_operator.decide.runner_pod import STOP_DEADLINE_SECONDS, runner_pod
 from memdiag_operator.decide.runner_state import Broken, Finished, RunnerState, Starting, Window, Working, runner_state
 from memdiag_operator.decide.slots import Allotment, Slot
-from memdiag_operator.decide.snapshot import PodRemoval, Snapshot
-from memdiag_operator.decide.target import UNSETTLED, node_objection
+from memdiag_operator.decide.snapshot import Snapshot
+from memdiag_operator.decide.target import node_objection
 from memdiag_operator.kube import naming
-from memdiag_operator.kube.objects import Node, Pod
+from memdiag_operator.kube.objects import InvalidSpec, Node, Pod
 from memdiag_operator.results.attribution import attribute
-from memdiag_operator.results.node_result import node_result, report
+from memdiag_operator.results.node_result import node_result
 from memdiag_operator.results.receive import receive
+from memdiag_operator.results.report import report
 from memdiag_operator.results.sanitize import clean_text, clip
 from memdiag_operator.status.progress import COLLECTING, DONE, WAITING, Progress, tick_seconds
+from memdiag_operator.status.states import UNSETTLED, run_states
 
 MESSAGE_LIMIT = 1024
 
@@ -111,7 +115,7 @@ class NodeRun:
             window=window,
             now=now,
             grace=config.grace,
-            events=self.snapshot.events.get(self.pod_name, ()),
+            events=(self.snapshot.events or {}).get(self.pod_name, ()),
         )
 
     def step(self, config: OperatorConfig, now: datetime, allotment: Allotment | None) -> Step:
@@ -236,7 +240,7 @@ class NodeRun:
 
     def _received(self, config: OperatorConfig, now: datetime) -> Step | None:
         """The result that the finished runner delivered; None while its log cannot be read yet."""
-        output = self.snapshot.outputs.get(self.pod_name)
+        output = (self.snapshot.outputs or {}).get(self.pod_name)
         if self.pod is None or output is None:
             return None
         delivery = receive(self.pod, output, run=self.run_id, node_name=self.node_name, now=now, grace=config.grace)
@@ -290,6 +294,29 @@ class NodeRun:
 
     def _remaining_seconds(self, now: datetime) -> int:
         return remaining_seconds(self.snapshot.diagnosis, now)
+
+
+def node_runs(snapshot: Snapshot) -> list[NodeRun]:
+    """The run on each of its nodes, in their order; none when no run is under way."""
+    diagnosis, spec = snapshot.diagnosis, snapshot.diagnosis.spec
+    idle = diagnosis.is_finished or begins_run(diagnosis) or diagnosis.metadata.deletion_timestamp
+    if idle or isinstance(spec, InvalidSpec):
+        return []
+    meta, run = diagnosis.metadata, diagnosis.status.run_id or ""
+    states = run_states(diagnosis)
+    stored = {result.node_name: result for result in diagnosis.status.results}
+    pods = {pod.metadata.name: pod for pod in snapshot.pods}
+    return [
+        NodeRun(
+            snapshot=snapshot,
+            spec=spec,
+            state=state,
+            stored=stored.get(name),
+            pod=pods.get(naming.child_name(meta.name, meta.uid, run, name)),
+            nodes_total=len(states),
+        )
+        for name, state in states.items()
+    ]
 
 
 def _one_line(message: str) -> str:

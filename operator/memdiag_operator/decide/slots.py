@@ -77,6 +77,10 @@ class Allotment:
         """Node runs that have no runner yet."""
         return sum(map(len, self._lines.values()))
 
+    def nodes_of(self, diagnosis_uid: str) -> frozenset[str]:
+        """The nodes on which this diagnosis may start a runner now."""
+        return frozenset(slot.node_name for slot in self.admitted if slot.diagnosis_uid == diagnosis_uid)
+
     def why_not(self, slot: Slot) -> str:
         """Why the runner `slot`, which is not admitted, has to wait."""
         line = self._lines.get(slot.diagnosis_uid)

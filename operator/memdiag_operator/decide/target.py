@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from memdiag_api.conditions import Reason
-from memdiag_api.diagnosis import MemoryDiagnosisSpec, NodeState, PodReference, Target
+from memdiag_api.diagnosis import MemoryDiagnosisSpec, PodReference, Target
 from memdiag_operator.config import AllowedNodes
 from memdiag_operator.kube.labels import allows, described, equality_selector, faulty_key
-from memdiag_operator.kube.objects import Diagnosis, InvalidSpec, Node, Pod
+from memdiag_operator.kube.objects import InvalidSpec, Node, Pod
 from memdiag_operator.results.sanitize import clip
 
 SERVED_OS = "linux"
-UNSETTLED = frozenset({Reason.PENDING, Reason.RUNNING})
 # Nodes without a kernel of their own behind them: pods run elsewhere.
 _VIRTUAL_NODE_LABELS = {"type": "virtual-kubelet", "eks.amazonaws.com/compute-type": "fargate"}
 _TARGET_LIMIT = 256
@@ -79,25 +78,6 @@ def _with_labels(
 
 def _ready_first(node: Node) -> tuple[bool, str]:
     return not (node.ready and node.ready.status == "True"), node.metadata.name
-
-
-def run_states(diagnosis: Diagnosis) -> dict[str, NodeState]:
-    """How the run stands on each of its nodes, by name, in their order.
-
-    memdiag 0.1.0 wrote it in `results` alone, and had one node only.
-    """
-    status, spec = diagnosis.status, diagnosis.spec
-    states = status.node_states or [
-        NodeState(
-            node_name=result.node_name,
-            reason=result.reason,
-            verdict=result.verdict.kind if result.verdict else None,
-        )
-        for result in status.results
-    ]
-    if not states and not isinstance(spec, InvalidSpec) and spec.target.node_name:
-        states = [NodeState(node_name=spec.target.node_name, reason=Reason.PENDING)]
-    return {state.node_name: state for state in states}
 
 
 def spec_fault(spec: MemoryDiagnosisSpec | InvalidSpec) -> str:

@@ -1,10 +1,12 @@
 """Names and labels of what the operator creates. Names follow from identities, so that a second try finds the first."""
 
 import hashlib
+from typing import Any
 
 from memdiag_api.conditions import Reason
-from memdiag_api.diagnosis import GROUP
+from memdiag_api.diagnosis import API_VERSION, GROUP, MemoryDiagnosis
 from memdiag_api.evidence import VerdictKind
+from memdiag_operator.kube.objects import ObjectMeta
 
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 COMPONENT_LABEL = "app.kubernetes.io/component"
@@ -51,6 +53,18 @@ def event_name(diagnosis_name: str, diagnosis_uid: str, run: str, reason: str) -
     place = _STORY.get(reason, 2 if reason not in _VERDICTS else 3)
     tail = f".{place}-{_digest(diagnosis_uid, run, reason)}"
     return diagnosis_name[: 253 - len(tail)].rstrip(".-") + tail
+
+
+def owner_reference(diagnosis: ObjectMeta) -> dict[str, Any]:
+    """Ties a child to its diagnosis: deleting that deletes the child. Cluster-scoped owners may own pods."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": MemoryDiagnosis.KIND,
+        "name": diagnosis.name,
+        "uid": diagnosis.uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
 
 
 def _digest(*parts: str) -> str:

@@ -11,7 +11,6 @@ import time
 
 from memdiag_operator.cluster.apply import delete_old_reports
 from memdiag_operator.cluster.errors import ClusterError
-from memdiag_operator.cluster.fetch import gather_fleet, refill, refill_pods, refill_reports, unsettled_names
 from memdiag_operator.config import SweepSettings
 from memdiag_operator.decide.limits import held_back, load
 from memdiag_operator.decide.pace import only_waiting
@@ -74,14 +73,13 @@ class Sweep:
 
     async def _relist(self) -> None:
         """Read what the cache should hold, when that is due; without an answer, go on with what the watches tell."""
-        reconciler, now = self._reconciler, time.monotonic()
-        arguments = reconciler.kubernetes, reconciler.cache, reconciler.config
+        cluster, now = self._reconciler.cluster, time.monotonic()
         try:
             if not self._is_answered or now - self._relisted_at > RELIST_SECONDS:
-                await asyncio.to_thread(refill, *arguments)
+                await asyncio.to_thread(cluster.refill)
                 self._relisted_at = self._pods_relisted_at = now
             elif self._active and now - self._pods_relisted_at > self._settings.idle_seconds:
-                await asyncio.to_thread(refill_pods, *arguments)
+                await asyncio.to_thread(cluster.refill_pods)
                 self._pods_relisted_at = now
             self._is_answered = True
         except ClusterError as error:
@@ -96,39 +94,35 @@ class Sweep:
 
     async def _keep_to_budget(self) -> None:
         """Delete the oldest reports when all together are too large."""
-        reconciler = self._reconciler
-        arguments = reconciler.kubernetes, reconciler.cache
+        cluster, metrics = self._reconciler.cluster, self._reconciler.metrics
         now = time.monotonic()
         try:
             if now > self._reports_due_at:
                 self._reports_due_at = now + REPORTS_RETRY_SECONDS
-                await asyncio.to_thread(refill_reports, *arguments)
+                await asyncio.to_thread(cluster.refill_reports)
                 self._reports_due_at = now + RELIST_SECONDS
-            budget_bytes = reconciler.config.limits.stored_reports_bytes
-            deleted = await asyncio.to_thread(delete_old_reports, *arguments, budget_bytes)
+            deleted = await asyncio.to_thread(delete_old_reports, cluster)
         except ClusterError as error:
             logger.warning("stored reports cannot be kept to their budget, the next sweep tries again: %s", error)
             return
-        reconciler.metrics.counted_reports(stored_bytes(reconciler.cache.reports.all()), deleted)
+        metrics.counted_reports(stored_bytes(cluster.cache.reports.all()), deleted)
 
     def _due(self) -> list[str]:
         """The diagnoses to look at now: all that something is to be done for, those that merely wait less often."""
-        reconciler, now = self._reconciler, time.monotonic()
-        fleet, allotment = gather_fleet(reconciler.cache), reconciler.allotment()
-        held = held_back(fleet.claims, reconciler.beginning, reconciler.config.limits)
+        reconciler, cluster, now = self._reconciler, self._reconciler.cluster, time.monotonic()
+        fleet, allotment = cluster.cache.fleet(), reconciler.allotment()
+        held = held_back(fleet.claims, reconciler.beginning, cluster.config.limits)
         if self._is_answered:
             reconciler.metrics.swept(allotment, load(fleet.claims), len(held), time.time())
         # Those that may not begin, and say so, wait for the sweep in which they may.
         silent = {one.name for one in fleet.claims if one.name in held and one.says_limit_reached}
-        names = [name for name in unsettled_names(fleet) if name not in silent]
+        names = [name for name in fleet.unsettled_names if name not in silent]
         self._active = bool(names) or not self._is_answered
         if now - self._all_looked_at > self._settings.idle_seconds:
             self._all_looked_at = now
             return names
         waiting = only_waiting(fleet, allotment)
-        patient = {one.name for one in fleet.claims if one.uid in waiting}.difference(
-            reconciler.cache.diagnoses.drafted()
-        )
+        patient = {one.name for one in fleet.claims if one.uid in waiting}.difference(cluster.cache.diagnoses.drafted())
         return [name for name in names if name not in patient]
 
     async def _pause(self, seconds: float) -> None:
@@ -140,4 +134,4 @@ class Sweep:
 
     @property
     def _settings(self) -> SweepSettings:
-        return self._reconciler.config.sweep
+        return self._reconciler.cluster.config.sweep

@@ -1,11 +1,9 @@
 """One node's evidence as the status shows it: the top of it, with the API server's names in place of ids."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 from memdiag_api.conditions import ConditionStatus, Reason
 from memdiag_api.diagnosis import (
-    API_VERSION,
     HolderSummary,
     NodeResult,
     PodReference,
@@ -17,12 +15,7 @@ from memdiag_api.diagnosis import (
 )
 from memdiag_api.evidence import Evidence, Holder, NeedState, Owner, Stack, SuspectScope
 from memdiag_api.process_name import shown_process
-from memdiag_api.report import MemoryDiagnosisReport
 from memdiag_api.units import format_bytes
-from memdiag_operator.decide.runner_pod import owner_reference
-from memdiag_operator.decide.stored_reports import size_of
-from memdiag_operator.kube import naming
-from memdiag_operator.kube.objects import ObjectMeta
 from memdiag_operator.results.attribution import Attribution
 from memdiag_operator.results.leak import LEAK_STATUS, verdict_of
 from memdiag_operator.results.sanitize import clip
@@ -30,7 +23,6 @@ from memdiag_operator.results.wording import advice, holder_line, suspect_line, 
 
 SHORT, SENTENCE = 256, 1024
 MAX_FRAMES, MAX_FDS, MAX_PROCESSES, MAX_HELD_BY, MAX_COVERAGE = 32, 16, 8, 8, 16
-MAX_CONTAINERS = 512
 
 
 def node_result(
@@ -85,38 +77,6 @@ def node_result(
         pinned_by_pod=_pinned_by_pod(evidence, attribution, top_n),
         coverage=list(_coverage(evidence))[:MAX_COVERAGE],
     )
-
-
-def report(
-    evidence: Evidence, attribution: Attribution, *, diagnosis: ObjectMeta, run: str, node_name: str, suspect: str
-) -> dict[str, Any]:
-    """The manifest of the MemoryDiagnosisReport with the whole of `evidence`; named as the runner pod was."""
-    name = naming.child_name(diagnosis.name, diagnosis.uid, run, node_name)
-    body = MemoryDiagnosisReport(
-        diagnosis=diagnosis.name,
-        run_id=run,
-        node_name=node_name,
-        pod_name=name,
-        suspect=suspect,
-        containers=attribution.identities(_container_ids(evidence))[:MAX_CONTAINERS],
-        evidence=evidence,
-    )
-    manifest: dict[str, Any] = {
-        "apiVersion": API_VERSION,
-        "kind": MemoryDiagnosisReport.KIND,
-        "metadata": {
-            "name": name,
-            "labels": {
-                naming.MANAGED_BY_LABEL: naming.MANAGED_BY,
-                naming.DIAGNOSIS_UID_LABEL: diagnosis.uid,
-                naming.RUN_ID_LABEL: run,
-            },
-            "ownerReferences": [owner_reference(diagnosis)],
-        },
-        **body.to_json_object(),
-    }
-    manifest["metadata"]["annotations"] = {naming.SIZE_ANNOTATION: str(size_of(manifest))}
-    return manifest
 
 
 def holder_summary(holder: Holder, attribution: Attribution) -> HolderSummary:
@@ -294,14 +254,3 @@ def _losses(counts: Mapping[str, int]) -> Iterator[str]:
     for what, count in counts.items():
         if count:
             yield f"{count} {what}"
-
-
-def _container_ids(evidence: Evidence) -> Iterable[str]:
-    for share in evidence.ledger.containers if evidence.ledger else []:
-        yield share.container_id
-    for holder in evidence.holders:
-        for owner in holder.owners:
-            yield owner.container_id
-    for stack in evidence.stacks:
-        for process in stack.processes:
-            yield process.container_id

@@ -15,7 +15,6 @@ from memdiag_api.evidence import Evidence, RunnerError, TerminationMessage
 from memdiag_api.framing import FramingError, unframe
 from memdiag_api.process_name import MAX_COMM_LENGTH
 from memdiag_operator.config import GraceSettings
-from memdiag_operator.decide.snapshot import RunnerOutput
 from memdiag_operator.kube.objects import Pod, TerminatedState
 from memdiag_operator.results.sanitize import clean_json, clean_text, clip, clip_fields
 
@@ -37,6 +36,15 @@ _FIELD_LIMITS = {"comm": MAX_COMM_LENGTH}
 
 class ResultInvalidError(ValueError):
     """A runner's result fails a check; the text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOutput:
+    """What a finished runner left, and the pods of its node, to whom the ids in it may belong."""
+
+    log: bytes | None
+    log_error: str = ""
+    node_pods: tuple[Pod, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from datetime import datetime
 
 from memdiag_api.conditions import Condition, ConditionStatus, ConditionType, Reason
 from memdiag_api.diagnosis import FailOn, NodeState
-from memdiag_operator.decide.target import UNSETTLED
 from memdiag_operator.results.leak import LEAK_STATUS, WEIGHT
 from memdiag_operator.results.sanitize import clip
+from memdiag_operator.status.states import UNSETTLED
 
 MAX_MESSAGE_LENGTH = 4096
 MAX_FAILURES_IN_MESSAGE = 4

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from memdiag_api.conditions import Reason
 from memdiag_api.diagnosis import NodeResult
-from memdiag_operator.decide.target import UNSETTLED
 from memdiag_operator.results.wording import weight_as_answer
+from memdiag_operator.status.states import UNSETTLED
 
 MAX_RESULTS = 16
 MIN_FAILURES = 4

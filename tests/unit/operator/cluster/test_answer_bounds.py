@@ -14,6 +14,7 @@ from memdiag_api.framing import MAX_LOG_BYTES
 from memdiag_operator.cluster import client as client_module
 from memdiag_operator.cluster import fetch
 from memdiag_operator.cluster.client import MAX_NODE_PODS_BYTES, KubernetesClient
+from memdiag_operator.cluster.cluster import Cluster
 from memdiag_operator.cluster.errors import OversizedError, UnavailableError
 from memdiag_operator.cluster.requests import ObservedApiClient, ignore
 from memdiag_operator.cluster.store import Cache
@@ -219,8 +220,9 @@ def test_logs_that_could_not_be_read_come_after_those_of_others(monkeypatch: pyt
     cache, pods = Cache(), [pod(name=name) for name in ("bad", "good", "better")]
     cache.pods.replace([(pods, "1")])
     logs = Logs({"bad"})
+    cluster = Cluster(logs, CONFIG, cache)
     for _ in range(3):
-        fetch._runner_outputs(logs, cache, pods)
+        fetch._runner_outputs(cluster, pods)
     assert logs.asked == ["bad", "good", "good"]
 
 
@@ -236,9 +238,11 @@ def test_a_look_that_hangs_holds_neither_the_sweep_nor_others(monkeypatch: pytes
                 await hangs.wait()
 
     async def sweep_twice() -> None:
-        reconciler = Hanging(Logs(set()), CONFIG, OperatorMetrics())
-        reconciler.cache.diagnoses.replace([([diagnosis(name=name, uid=name) for name in ("hostile", "other")], "1")])
-        reconciler.cache.pods.replace([([], "1")])
+        reconciler = Hanging(Cluster(Logs(set()), CONFIG), OperatorMetrics())
+        reconciler.cluster.cache.diagnoses.replace(
+            [([diagnosis(name=name, uid=name) for name in ("hostile", "other")], "1")]
+        )
+        reconciler.cluster.cache.pods.replace([([], "1")])
         sweep = Sweep(reconciler)
         monkeypatch.setattr(sweep, "_relist", _nothing)
         for _ in range(2):

@@ -6,12 +6,13 @@ import pytest
 from kubernetes import client
 
 from memdiag_operator.cluster.client import KubernetesClient
+from memdiag_operator.cluster.cluster import Cluster
 from memdiag_operator.cluster.errors import NotFoundError, UnavailableError, UnreadableError
 from memdiag_operator.cluster.orphans import orphans, remove_orphans
 from memdiag_operator.cluster.store import Cache
 from memdiag_operator.kube import naming
 from memdiag_operator.kube.objects import Diagnosis, Pod
-from support.kubernetes_objects import NAME, UID, diagnosis, pod
+from support.kubernetes_objects import CONFIG, NAME, UID, diagnosis, pod
 
 MINE = {naming.DIAGNOSIS_ANNOTATION: NAME}
 
@@ -73,7 +74,7 @@ def test_a_pod_goes_when_its_diagnosis_is_gone(answer: Callable[[], Diagnosis], 
     runner = pod(annotations=MINE)
     cache = cache_with(runner)
     api = Recorder(answer)
-    remove_orphans(api, cache, [])
+    remove_orphans(Cluster(api, CONFIG, cache), [])
     reports = f"{naming.DIAGNOSIS_UID_LABEL}={UID}"
     assert api.deleted == (
         [reports, f"memdiag-runners/{runner.metadata.name} {runner.metadata.uid}"] if removed else []
@@ -83,7 +84,7 @@ def test_a_pod_goes_when_its_diagnosis_is_gone(answer: Callable[[], Diagnosis], 
 
 def test_reports_of_a_deleted_diagnosis_go_without_a_pod() -> None:
     api = Recorder(gone)
-    remove_orphans(api, cache_with(), [UID])
+    remove_orphans(Cluster(api, CONFIG, cache_with()), [UID])
     assert api.deleted == [f"{naming.DIAGNOSIS_UID_LABEL}={UID}"]
 
 
@@ -93,7 +94,7 @@ def test_an_api_server_that_does_not_answer_is_asked_again() -> None:
 
     cache = cache_with(pod(annotations=MINE))
     with pytest.raises(UnavailableError):
-        remove_orphans(Recorder(silent), cache, [])
+        remove_orphans(Cluster(Recorder(silent), CONFIG, cache), [])
     assert orphans(cache)
 
 

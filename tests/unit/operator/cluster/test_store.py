@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from memdiag_api.diagnosis import NodeResult, VerdictSummary
-from memdiag_operator.cluster.store import FORGET_NODE_SECONDS, DiagnosisShelf, NodeReadings, Reports, Shelf
+from memdiag_operator.cluster.store import FORGET_NODE_SECONDS, DiagnosisStore, NodeReadings, Reports, Store
 from memdiag_operator.decide.stored_reports import Run, StoredReport
 from memdiag_operator.kube.objects import Diagnosis, Node, Pod
 from support.kubernetes_objects import NAME, NODE, NOW, diagnosis, running_status, timestamp
@@ -16,25 +16,25 @@ def pod(name: str, version: int | str, *, uid: str = "") -> Pod:
     return Pod.model_validate({"metadata": meta})
 
 
-def shelf(*pods: Pod) -> Shelf[Pod]:
-    made: Shelf[Pod] = Shelf()
+def store(*pods: Pod) -> Store[Pod]:
+    made: Store[Pod] = Store()
     for one in pods:
         made.put(one)
     return made
 
 
-def versions(of: Shelf[Pod]) -> dict[str, str]:
+def versions(of: Store[Pod]) -> dict[str, str]:
     return {one.metadata.name: one.metadata.resource_version for one in of.all()}
 
 
 def test_the_latest_version_stays_in_whatever_order_they_come() -> None:
-    assert versions(shelf(pod("a", 9), pod("a", 10))) == {"a": "10"}
-    assert versions(shelf(pod("a", 10), pod("a", 9))) == {"a": "10"}
-    assert versions(shelf(pod("a", "opaque"), pod("a", "other"))) == {"a": "other"}
+    assert versions(store(pod("a", 9), pod("a", 10))) == {"a": "10"}
+    assert versions(store(pod("a", 10), pod("a", 9))) == {"a": "10"}
+    assert versions(store(pod("a", "opaque"), pod("a", "other"))) == {"a": "other"}
 
 
 def test_what_is_deleted_does_not_come_back_with_a_late_answer() -> None:
-    pods = shelf(pod("a", 5))
+    pods = store(pod("a", 5))
     pods.drop("a", "uid-of-a")
     pods.put(pod("a", 6))
     assert versions(pods) == {}
@@ -43,13 +43,13 @@ def test_what_is_deleted_does_not_come_back_with_a_late_answer() -> None:
 
 
 def test_the_deletion_of_a_former_object_spares_the_one_that_has_its_name_now() -> None:
-    pods = shelf(pod("a", 5, uid="new"))
+    pods = store(pod("a", 5, uid="new"))
     pods.drop("a", "old")
     assert versions(pods) == {"a": "5"}
 
 
 def test_a_list_takes_away_what_it_lacks_but_not_what_is_newer_than_it() -> None:
-    pods = shelf(pod("lost", 3), pod("kept", 4), pod("later", 12), pod("changed", 11))
+    pods = store(pod("lost", 3), pod("kept", 4), pod("later", 12), pod("changed", 11))
     assert not pods.is_complete
     pods.replace([([pod("kept", 4), pod("changed", 6)], "10"), ([pod("missed", 8)], "10")])
     assert versions(pods) == {"kept": "4", "later": "12", "changed": "11", "missed": "8"}
@@ -57,7 +57,7 @@ def test_a_list_takes_away_what_it_lacks_but_not_what_is_newer_than_it() -> None
 
 
 def test_a_list_that_was_read_before_a_deletion_does_not_bring_the_object_back() -> None:
-    pods = shelf(pod("a", 3))
+    pods = store(pod("a", 3))
     pods.drop("a", "uid-of-a")
     pods.replace([([pod("a", 3)], "10")])
     assert versions(pods) == {}
@@ -68,27 +68,27 @@ def test_a_status_is_packed_and_comes_back_whole() -> None:
     result = NodeResult(node_name=NODE, reason="Completed", verdict=verdict)
     states = [{"nodeName": NODE, "reason": "Completed", "verdict": "NoLeak"}]
     found = diagnosis(status=running_status(result=result, nodeStates=states, completionTime=timestamp(NOW)))
-    shelf = DiagnosisShelf()
-    shelf.put(diagnosis(name="other", uid="other"))
-    shelf.put(found)
-    whole = shelf.get(found.metadata.name)
+    store = DiagnosisStore()
+    store.put(diagnosis(name="other", uid="other"))
+    store.put(found)
+    whole = store.get(found.metadata.name)
     assert whole == found
     assert whole.status.model_fields_set == found.status.model_fields_set
-    assert found in shelf.all()
+    assert found in store.all()
 
-    shelf.drop(found.metadata.name, found.metadata.uid)
-    assert (shelf.get(found.metadata.name), shelf.claim(found.metadata.name)) == (None, None)
+    store.drop(found.metadata.name, found.metadata.uid)
+    assert (store.get(found.metadata.name), store.claim(found.metadata.name)) == (None, None)
 
 
 def test_what_0_1_0_stored_and_a_spec_that_is_not_understood_come_back_as_they_were() -> None:
     verdict = VerdictSummary(kind="NoLeak", confidence="High", sentence="x", advice="")
-    shelf = DiagnosisShelf()
+    store = DiagnosisStore()
     for old in (
         diagnosis(status=running_status(result=NodeResult(node_name=NODE, reason="Completed", verdict=verdict))),
         diagnosis(name="b", uid="b", spec={"topN": "many"}, status=running_status()),
     ):
-        shelf.put(old)
-        assert shelf.get(old.metadata.name) == old
+        store.put(old)
+        assert store.get(old.metadata.name) == old
 
 
 def of_version(version: str, **status: Any) -> Diagnosis:
@@ -97,31 +97,31 @@ def of_version(version: str, **status: Any) -> Diagnosis:
 
 
 def test_what_matters_to_others_has_a_version() -> None:
-    shelf = DiagnosisShelf()
-    shelf.put(of_version("7"))
-    before = shelf.version
-    shelf.put(of_version("8", progressPercent=5))
-    assert shelf.version == before
-    shelf.put(of_version("9", completionTime=timestamp(NOW)))
-    assert shelf.version != before
+    store = DiagnosisStore()
+    store.put(of_version("7"))
+    before = store.version
+    store.put(of_version("8", progressPercent=5))
+    assert store.version == before
+    store.put(of_version("9", completionTime=timestamp(NOW)))
+    assert store.version != before
 
 
 def test_a_status_that_is_not_written_yet_holds_for_the_version_that_it_was_made_from() -> None:
-    stored, shelf = of_version("7"), DiagnosisShelf()
-    shelf.put(stored)
+    stored, store = of_version("7"), DiagnosisStore()
+    store.put(stored)
     decided = stored.model_copy(
         update={"status": of_version("7", nodeStates=[]).status.model_copy(update={"results": []})}
     )
-    shelf.keep_draft(decided)
-    assert shelf.get(NAME) == stored
-    assert shelf.draft(stored) == decided.status
-    assert shelf.drafted() == (NAME,)
+    store.keep_draft(decided)
+    assert store.get(NAME) == stored
+    assert store.draft(stored) == decided.status
+    assert store.drafted() == (NAME,)
 
     later = of_version("8")
-    shelf.put(later)
-    assert (shelf.draft(later), shelf.drafted()) == (None, ())
-    shelf.keep_draft(decided)  # too late
-    assert shelf.draft(later) is None
+    store.put(later)
+    assert (store.draft(later), store.drafted()) == (None, ())
+    store.keep_draft(decided)  # too late
+    assert store.draft(later) is None
 
 
 def test_a_thousand_nodes_of_a_hundred_diagnoses_are_kept_in_a_fifth_of_the_memory_that_their_models_take() -> None:
@@ -133,13 +133,13 @@ def test_a_thousand_nodes_of_a_hundred_diagnoses_are_kept_in_a_fifth_of_the_memo
     models = [large(number) for number in range(20)]
     in_models, _ = tracemalloc.get_traced_memory()
     del models
-    shelf = DiagnosisShelf()
+    store = DiagnosisStore()
     before, _ = tracemalloc.get_traced_memory()
     for number in range(20):
-        shelf.put(large(number))
-    on_shelf = tracemalloc.get_traced_memory()[0] - before
+        store.put(large(number))
+    on_store = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert on_shelf < in_models / 5
+    assert on_store < in_models / 5
 
 
 def test_a_list_of_reports_takes_away_what_it_lacks_but_not_what_is_created_meanwhile() -> None:

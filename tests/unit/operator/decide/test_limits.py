@@ -10,8 +10,9 @@ from memdiag_operator.cluster.store import Cache
 from memdiag_operator.config import LimitSettings, OperatorConfig
 from memdiag_operator.decide.claims import claim_of
 from memdiag_operator.decide.limits import Load, held_back, load, may_begin, why_it_waits
+from memdiag_operator.decide.plan import Plan
 from memdiag_operator.decide.reconcile import reconcile
-from memdiag_operator.decide.snapshot import Plan, Snapshot
+from memdiag_operator.decide.snapshot import Snapshot
 from memdiag_operator.kube.objects import Diagnosis
 from support.kubernetes_objects import CONFIG, NODE, NOW, ago, diagnosis, running_status, timestamp
 

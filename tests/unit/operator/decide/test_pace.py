@@ -6,9 +6,10 @@ import pytest
 
 from memdiag_api.diagnosis import MemoryDiagnosisStatus, NodeResult
 from memdiag_operator.decide.pace import is_only_progress, only_waiting
+from memdiag_operator.decide.plan import Plan
 from memdiag_operator.decide.slots import allot
-from memdiag_operator.decide.snapshot import Announcement, Plan
 from memdiag_operator.kube.objects import Diagnosis
+from memdiag_operator.status.events import Announcement
 from support.kubernetes_objects import NODE, NOW, ago, diagnosis, fleet, pod, running_status, timestamp
 
 

@@ -11,13 +11,17 @@ from memdiag_api.conditions import ConditionStatus, ConditionType, Reason
 from memdiag_api.diagnosis import MemoryDiagnosisStatus, NodeResult, RunStep
 from memdiag_api.evidence import RunnerError, TerminationMessage
 from memdiag_operator.config import AllowedNodes, OperatorConfig
+from memdiag_operator.decide.decision import decide
 from memdiag_operator.decide.fleet import Fleet
-from memdiag_operator.decide.reconcile import is_settled, reconcile, runners_to_read, wants_slot
+from memdiag_operator.decide.lifecycle import is_settled
+from memdiag_operator.decide.plan import Plan, PodRemoval
+from memdiag_operator.decide.reconcile import reconcile
 from memdiag_operator.decide.slots import allot
-from memdiag_operator.decide.snapshot import Plan, PodRemoval, RunnerOutput, Snapshot
-from memdiag_operator.decide.target import run_states
+from memdiag_operator.decide.snapshot import Candidates, Needs, Snapshot
 from memdiag_operator.kube import naming
 from memdiag_operator.kube.objects import Diagnosis, Node, Pod
+from memdiag_operator.results.receive import RunnerOutput
+from memdiag_operator.status.states import run_states
 from support.evidence import evidence_with
 from support.kubernetes_objects import (
     CONFIG,
@@ -58,7 +62,7 @@ def world(
         diagnosis=one,
         nodes=dict.fromkeys(run_states(one)) | {there.metadata.name: there for there in nodes},
         pods=pods,
-        outputs=outputs or {},
+        outputs=outputs,
         allotment=allot(everyone, CONFIG.max_concurrent_runners, NOW) if everyone else None,
         refusals=refusals or {},
     )
@@ -66,6 +70,11 @@ def world(
 
 def plan_for(snapshot: Snapshot) -> Plan:
     return reconcile(snapshot, CONFIG, NOW)
+
+
+def wants_slot(snapshot: Snapshot) -> bool:
+    answer = decide(snapshot, CONFIG, NOW)
+    return isinstance(answer, Needs) and answer.allotment
 
 
 def pending() -> Diagnosis:
@@ -475,7 +484,7 @@ def test_what_the_runner_delivers_after_the_deadline_is_kept() -> None:
 def test_the_default_deadline_grows_with_the_nodes(nodes: int, spec: dict[str, Any], seconds: int, told: str) -> None:
     target = {"nodeSelector": {"matchLabels": {"pool": "web"}}, "maxNodes": nodes}
     selected = tuple(node(f"node-{number}") for number in range(nodes))
-    plan = plan_for(replace(world(diagnosis(spec={"target": target, **spec})), selected=selected))
+    plan = plan_for(replace(world(diagnosis(spec={"target": target, **spec})), candidates=Candidates(selected)))
     assert plan.status
     assert plan.status.active_deadline_seconds == seconds
     (started,) = plan.announcements
@@ -594,7 +603,8 @@ def test_who_wants_a_slot(snapshot: Snapshot, wants: bool) -> None:
     ],
 )
 def test_whose_log_is_read(snapshot: Snapshot, read: bool) -> None:
-    assert bool(runners_to_read(snapshot, CONFIG, NOW)) is read
+    answer = decide(snapshot, CONFIG, NOW)
+    assert (isinstance(answer, Needs) and answer.outputs == snapshot.pods) is read
 
 
 @pytest.mark.parametrize(

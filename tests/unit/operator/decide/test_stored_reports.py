@@ -6,13 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memdiag_operator.decide.reconcile import reconcile
-from memdiag_operator.decide.snapshot import RunnerOutput, Snapshot
+from memdiag_operator.decide.snapshot import Snapshot
 from memdiag_operator.decide.stored_reports import (
     UNKNOWN_SIZE_BYTES,
     Run,
     StoredReport,
     runs_to_delete,
-    size_of,
     stored_bytes,
     stored_report,
     unfinished_runs,
@@ -20,7 +19,8 @@ from memdiag_operator.decide.stored_reports import (
 from memdiag_operator.kube import naming
 from memdiag_operator.kube.objects import ObjectMeta
 from memdiag_operator.results.attribution import attribute
-from memdiag_operator.results.node_result import report
+from memdiag_operator.results.receive import RunnerOutput
+from memdiag_operator.results.report import report, size_of
 from support.clockwork import of_many
 from support.evidence import evidence_with
 from support.kubernetes_objects import (

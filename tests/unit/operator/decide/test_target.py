@@ -7,8 +7,9 @@ import pytest
 from memdiag_api.conditions import Reason
 from memdiag_api.diagnosis import NodeSelector, PodReference, Target
 from memdiag_operator.config import AllowedNodes, LabelRequirement
-from memdiag_operator.decide.target import Choice, choose_nodes, run_states, spec_fault
+from memdiag_operator.decide.target import Choice, choose_nodes, spec_fault
 from memdiag_operator.kube.objects import InvalidSpec, Node, Pod
+from memdiag_operator.status.states import run_states
 from support.kubernetes_objects import diagnosis, node, pod
 
 ALL = AllowedNodes()

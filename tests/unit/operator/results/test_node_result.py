@@ -24,7 +24,8 @@ from memdiag_api.evidence import (
     VerdictKind,
 )
 from memdiag_operator.results.attribution import Attribution, Names
-from memdiag_operator.results.node_result import holder_summary, node_result, report
+from memdiag_operator.results.node_result import holder_summary, node_result
+from memdiag_operator.results.report import report
 from memdiag_operator.results.wording import holder_line, node_sentence, run_sentence, stack_line, suspect_line
 from memdiag_operator.status.trim import fit
 from support.evidence import MIB, evidence_with

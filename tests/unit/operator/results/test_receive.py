@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from memdiag_api.conditions import Reason
 from memdiag_api.evidence import Evidence, RunnerError, TerminationMessage, VerdictKind
 from memdiag_api.framing import frame
-from memdiag_operator.decide.snapshot import RunnerOutput
 from memdiag_operator.kube.objects import Pod
-from memdiag_operator.results.receive import Delivery, ResultInvalidError, check_document, receive
+from memdiag_operator.results.receive import Delivery, ResultInvalidError, RunnerOutput, check_document, receive
 from support.evidence import evidence_with
 from support.kubernetes_objects import (
     CONFIG,
