@@ -229,13 +229,29 @@ def test_two_runs_that_begin_never_both_take_the_last_place_within_the_limits() 
 
 def test_a_run_that_begins_counts_before_it_is_stored() -> None:
     """However old the other is: what begins is under way."""
-    older, newer = diagnosis(name="older", uid="older"), diagnosis(name="newer", uid="newer")
-    kubernetes = FakeKubernetes(diagnoses=[older, newer], nodes=[node()])
+    kubernetes = FakeKubernetes(diagnoses=[numbered(1)], nodes=[node("node-0"), node("node-1")])
     reconciler = reconciler_of(kubernetes, limits=LimitSettings(unfinished_diagnoses=1))
-    reconciler.beginning.add("newer")
-    run(reconciler.reconcile("older"))
-    assert condition(kubernetes, "older") == "LimitReached"
-    assert reconciler.beginning == {"newer"}
+    is_beginning, may_begin = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        is_beginning.set()
+        assert may_begin.wait(60)
+
+    kubernetes.before("read_node", wait)
+
+    async def an_older_one_arrives() -> None:
+        begins = reconciler.wake("d1")
+        await asyncio.to_thread(is_beginning.wait, 60)
+        kubernetes.diagnoses["d0"] = numbered(0)
+        reconciler.cluster.cache.diagnoses.put(numbered(0))
+        await reconciler.reconcile("d0")
+        may_begin.set()
+        await begins
+
+    run(an_older_one_arrives())
+    assert condition(kubernetes, "d0") == "LimitReached"
+    assert condition(kubernetes, "d1") == "Pending"
+    assert not reconciler.beginning
 
 
 def test_a_fault_met_with_one_diagnosis_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
