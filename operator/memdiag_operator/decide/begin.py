@@ -20,12 +20,11 @@ from memdiag_operator.decide.snapshot import Candidates, Snapshot
 from memdiag_operator.decide.target import choose_nodes, spec_fault
 from memdiag_operator.kube import naming
 from memdiag_operator.kube.objects import Diagnosis, InvalidSpec
-from memdiag_operator.results.sanitize import clip
+from memdiag_operator.results.sanitize import SENTENCE_LENGTH, clip
 from memdiag_operator.status.conditions import when_refused, while_running
 from memdiag_operator.status.progress import DONE, WAITING, of_run
 from memdiag_operator.status.trim import most_telling
 
-MESSAGE_LIMIT = 1024
 MAX_NODES_IN_MESSAGE = 4
 MAX_PREVIOUS_RUNS = 20
 LARGE_RUN_NODES = 100
@@ -62,7 +61,7 @@ def begin(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
         NodeResult(
             node_name=name,
             reason=Reason.PENDING,
-            message=clip(message, MESSAGE_LIMIT),
+            message=clip(message, SENTENCE_LENGTH),
             step=WAITING.step,
             progress_percent=WAITING.percent,
         )
@@ -126,12 +125,12 @@ def _report_cleanup(
 
 def refuse(diagnosis: Diagnosis, status: MemoryDiagnosisStatus, reason: Reason, why: str, now: datetime) -> Plan:
     """The end of a run that has no node to look at."""
-    message = clip(why, MESSAGE_LIMIT)
+    message = clip(why, SENTENCE_LENGTH)
     percent, progress = of_run([DONE])
     ended = status.model_copy(
         update={
             "completion_time": now,
-            "summary": clip(f"{reason}: {why}", MESSAGE_LIMIT),
+            "summary": clip(f"{reason}: {why}", SENTENCE_LENGTH),
             "progress_percent": percent,
             "progress": progress,
             "results": [],

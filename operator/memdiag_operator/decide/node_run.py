@@ -27,11 +27,9 @@ from memdiag_operator.results.attribution import attribute
 from memdiag_operator.results.node_result import node_result
 from memdiag_operator.results.receive import receive
 from memdiag_operator.results.report import report
-from memdiag_operator.results.sanitize import clean_text, clip
+from memdiag_operator.results.sanitize import SENTENCE_LENGTH, clean_text, clip
 from memdiag_operator.status.progress import COLLECTING, DONE, WAITING, Progress, tick_seconds
 from memdiag_operator.status.states import UNSETTLED, run_states
-
-MESSAGE_LIMIT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +246,7 @@ class NodeRun:
             return None
         reason, message = delivery.reason, delivery.message
         if self.spec.terminate and reason in (Reason.DEADLINE_EXCEEDED, Reason.RUNNER_FAILED):
-            reason, message = Reason.TERMINATED, clip(f"ended by spec.terminate: {message}", MESSAGE_LIMIT)
+            reason, message = Reason.TERMINATED, clip(f"ended by spec.terminate: {message}", SENTENCE_LENGTH)
         if delivery.evidence is None:
             return self._ended(reason, message)
         attribution = attribute(output.node_pods)
@@ -321,4 +319,4 @@ def node_runs(snapshot: Snapshot) -> list[NodeRun]:
 
 def _one_line(message: str) -> str:
     """`message` as it may be published: kubelets have a say in what the API server tells about pods and nodes."""
-    return clip(clean_text(" ".join(message.split())), MESSAGE_LIMIT)
+    return clip(clean_text(" ".join(message.split())), SENTENCE_LENGTH)

@@ -1,6 +1,6 @@
 """What may wait: a look at a diagnosis whose place in the queue is all that can change, a status of mere progress."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -18,6 +18,15 @@ LARGE_STATUS_BYTES = 16 * 1024
 BYTES_PER_SECOND = 4 * 1024
 SLOWER_AFTER = timedelta(hours=1)
 PAUSE_WITH_SLOT_SECONDS = 15.0
+
+
+def due(fleet: Fleet, held_back: Collection[str]) -> tuple[str, ...]:
+    """Names of the diagnoses that a sweep looks at.
+
+    Those that may not begin (`held_back`), and say so, wait for the sweep in which they may.
+    """
+    silent = {claim.name for claim in fleet.claims if claim.name in held_back and claim.says_limit_reached}
+    return tuple(name for name in fleet.unsettled_names if name not in silent)
 
 
 def only_waiting(fleet: Fleet, allotment: Allotment) -> frozenset[str]:

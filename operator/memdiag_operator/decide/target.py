@@ -8,12 +8,11 @@ from memdiag_api.diagnosis import MemoryDiagnosisSpec, PodReference, Target
 from memdiag_operator.config import AllowedNodes
 from memdiag_operator.kube.labels import allows, described, equality_selector, faulty_key
 from memdiag_operator.kube.objects import InvalidSpec, Node, Pod
-from memdiag_operator.results.sanitize import clip
+from memdiag_operator.results.sanitize import SHORT_TEXT_LENGTH, clip
 
 SERVED_OS = "linux"
 # Nodes without a kernel of their own behind them: pods run elsewhere.
 _VIRTUAL_NODE_LABELS = {"type": "virtual-kubelet", "eks.amazonaws.com/compute-type": "fargate"}
-_TARGET_LIMIT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ def choose_nodes(
 
 def _node_of_pod(wanted: PodReference, pod: Pod | None) -> Choice:
     name = f"{wanted.namespace}/{wanted.name}"
-    shown = clip(name, _TARGET_LIMIT)
+    shown = clip(name, SHORT_TEXT_LENGTH)
     if pod is None:
         text = f"there is no pod {name}: `kubectl -n {wanted.namespace} get pods` lists those that there are"
         return Choice(shown, refusal=(Reason.POD_NOT_FOUND, text))
@@ -55,7 +54,7 @@ def _node_of_pod(wanted: PodReference, pod: Pod | None) -> Choice:
     if not node_name:
         text = f"pod {name} is not on a node yet: run the diagnosis again when it is scheduled"
         return Choice(shown, refusal=(Reason.POD_NOT_RUNNING, text))
-    return Choice(clip(f"{name} on {node_name}", _TARGET_LIMIT), (node_name,))
+    return Choice(clip(f"{name} on {node_name}", SHORT_TEXT_LENGTH), (node_name,))
 
 
 def _with_labels(
@@ -64,16 +63,16 @@ def _with_labels(
     labels = equality_selector(match_labels)
     if not selected:
         text = f"no node has the labels {labels}: `kubectl get nodes --show-labels` shows which there are"
-        return Choice(clip(labels, _TARGET_LIMIT), refusal=(Reason.NODE_NOT_FOUND, text))
+        return Choice(clip(labels, SHORT_TEXT_LENGTH), refusal=(Reason.NODE_NOT_FOUND, text))
     objections = [objection for node in selected if (objection := node_objection(node, allowed))]
     fit = sorted((node for node in selected if not node_objection(node, allowed)), key=_ready_first)
     if not fit:
         reason, first = objections[0]
         text = f"none of the {len(selected)} nodes with the labels {labels} can be diagnosed: {first}"
-        return Choice(clip(labels, _TARGET_LIMIT), refusal=(reason, text))
+        return Choice(clip(labels, SHORT_TEXT_LENGTH), refusal=(reason, text))
     names = tuple(node.metadata.name for node in fit[:max_nodes])
     count = f"{len(names)} of {len(selected)}" if len(names) < len(selected) else f"{len(names)}"
-    return Choice(clip(f"{count} with {labels}", _TARGET_LIMIT), names)
+    return Choice(clip(f"{count} with {labels}", SHORT_TEXT_LENGTH), names)
 
 
 def _ready_first(node: Node) -> tuple[bool, str]:
@@ -87,7 +86,7 @@ def spec_fault(spec: MemoryDiagnosisSpec | InvalidSpec) -> str:
     selector = spec.target.node_selector
     key = faulty_key(selector.match_labels) if selector else None
     if key is not None:  # what the model's patterns do not reach, and the API server was to refuse
-        return f"spec.target.nodeSelector.matchLabels: {clip(repr(key), _TARGET_LIMIT)} cannot be a label's key"
+        return f"spec.target.nodeSelector.matchLabels: {clip(repr(key), SHORT_TEXT_LENGTH)} cannot be a label's key"
     return ""
 
 

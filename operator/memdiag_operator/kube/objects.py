@@ -61,7 +61,6 @@ class TerminatedState(KubernetesPart):
     """ContainerStateTerminated; `message` is what the container wrote to its termination log."""
 
     exit_code: int = 0
-    signal: int = 0
     reason: str = ""
     message: str = ""
     started_at: datetime | None = None

@@ -8,12 +8,13 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 
 from memdiag_operator.cluster.apply import delete_old_reports
 from memdiag_operator.cluster.errors import ClusterError
 from memdiag_operator.config import SweepSettings
 from memdiag_operator.decide.limits import held_back, load
-from memdiag_operator.decide.pace import only_waiting
+from memdiag_operator.decide.pace import due, only_waiting
 from memdiag_operator.decide.stored_reports import stored_bytes
 from memdiag_operator.loop.reconciler import Reconciler
 
@@ -107,16 +108,14 @@ class Sweep:
             return
         metrics.counted_reports(stored_bytes(cluster.cache.reports.all()), deleted)
 
-    def _due(self) -> list[str]:
+    def _due(self) -> Sequence[str]:
         """The diagnoses to look at now: all that something is to be done for, those that merely wait less often."""
         reconciler, cluster, now = self._reconciler, self._reconciler.cluster, time.monotonic()
         fleet, allotment = cluster.cache.fleet(), reconciler.allotment()
         held = held_back(fleet.claims, reconciler.beginning, cluster.config.limits)
         if self._is_answered:
             reconciler.metrics.swept(allotment, load(fleet.claims), len(held), time.time())
-        # Those that may not begin, and say so, wait for the sweep in which they may.
-        silent = {one.name for one in fleet.claims if one.name in held and one.says_limit_reached}
-        names = [name for name in fleet.unsettled_names if name not in silent]
+        names = due(fleet, held)
         self._active = bool(names) or not self._is_answered
         if now - self._all_looked_at > self._settings.idle_seconds:
             self._all_looked_at = now

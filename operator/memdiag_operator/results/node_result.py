@@ -18,10 +18,9 @@ from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
 from memdiag_operator.results.attribution import Attribution
 from memdiag_operator.results.leak import LEAK_STATUS, verdict_of
-from memdiag_operator.results.sanitize import clip
+from memdiag_operator.results.sanitize import SENTENCE_LENGTH, SHORT_TEXT_LENGTH, clip
 from memdiag_operator.results.wording import advice, holder_line, suspect_line, target_pod_sentence
 
-SHORT, SENTENCE = 256, 1024
 MAX_FRAMES, MAX_FDS, MAX_PROCESSES, MAX_HELD_BY, MAX_COVERAGE = 32, 16, 8, 8, 16
 
 
@@ -141,7 +140,7 @@ def _unowned_reason(holder: Holder, owner: Owner | None, *, is_named: bool) -> s
     if owner is None:
         return holder.unowned_reason or "no process holds it"
     if not is_named and owner.container_id:
-        return clip(f"unattributed: no pod of this node has container {owner.container_id[:12]}", SHORT)
+        return clip(f"unattributed: no pod of this node has container {owner.container_id[:12]}", SHORT_TEXT_LENGTH)
     return holder.unowned_reason
 
 
@@ -156,7 +155,9 @@ def _stack_summary(stack: Stack, holders: list[HolderSummary]) -> StackSummary:
         processes=[shown_process(one.comm, one.pid) for one in stack.processes[:MAX_PROCESSES]],
         held_by=[
             StackHolder(
-                holder=clip(holder_line(holders[held.holder]), SHORT), size_bytes=held.size_bytes, share=held.share
+                holder=clip(holder_line(holders[held.holder]), SHORT_TEXT_LENGTH),
+                size_bytes=held.size_bytes,
+                share=held.share,
             )
             for held in stack.held_by[:MAX_HELD_BY]
         ],
@@ -225,7 +226,7 @@ def _explained_bytes(evidence: Evidence) -> int:
 def _coverage(evidence: Evidence) -> Iterator[str]:
     for need in evidence.needs:
         if need.state is not NeedState.MET:
-            yield clip(f"{need.name} {need.state.lower()}: {need.detail}", SENTENCE)
+            yield clip(f"{need.name} {need.state.lower()}: {need.detail}", SENTENCE_LENGTH)
     if evidence.window.interrupted:
         yield f"ended early: the figures cover {evidence.window.traced_seconds:.0f} s"
     if evidence.trace:
@@ -246,7 +247,7 @@ def _coverage(evidence: Evidence) -> Iterator[str]:
             }
         )
         if evidence.coverage.not_seen:
-            yield clip(f"not seen on this kernel: {', '.join(evidence.coverage.not_seen)}", SENTENCE)
+            yield clip(f"not seen on this kernel: {', '.join(evidence.coverage.not_seen)}", SENTENCE_LENGTH)
     yield from evidence.notes
 
 

@@ -16,9 +16,8 @@ from memdiag_api.framing import FramingError, unframe
 from memdiag_api.process_name import MAX_COMM_LENGTH
 from memdiag_operator.config import GraceSettings
 from memdiag_operator.kube.objects import Pod, TerminatedState
-from memdiag_operator.results.sanitize import clean_json, clean_text, clip, clip_fields
+from memdiag_operator.results.sanitize import SENTENCE_LENGTH, clean_json, clean_text, clip, clip_fields
 
-MESSAGE_LIMIT = 1024
 LOG_TAIL_LINES = 3
 LOG_TAIL_BYTES = 4096
 
@@ -180,4 +179,4 @@ def _essence(message: TerminationMessage) -> str:
 
 
 def _clean(text: str) -> str:
-    return clip(clean_text(" ".join(text.split())), MESSAGE_LIMIT)
+    return clip(clean_text(" ".join(text.split())), SENTENCE_LENGTH)

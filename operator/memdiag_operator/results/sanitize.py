@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 ADDRESS_PLACEHOLDER = "[address]"
+SHORT_TEXT_LENGTH, SENTENCE_LENGTH = 256, 1024
+"""At most so many characters have the texts of a status, see `ShortText` and `Sentence` of its model."""
 
 _ASCII_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # Kernel addresses: x86-64 with 5-level paging from ff00... on (direct map ff11, vmalloc ffa0, vmemmap ffd4), arm64 with

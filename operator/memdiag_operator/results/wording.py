@@ -9,12 +9,10 @@ from memdiag_api.evidence import SuspectScope, VerdictKind
 from memdiag_api.process_name import quoted_unless, shown_process
 from memdiag_api.units import format_bytes
 from memdiag_operator.results.leak import LEAK_STATUS, WEIGHT
-from memdiag_operator.results.sanitize import clip
+from memdiag_operator.results.sanitize import SENTENCE_LENGTH, SHORT_TEXT_LENGTH, clip
 
-SUSPECT_LIMIT = 256
 NODE_SAYS = "The node's runner says: "
 """Marks what a node chooses freely, where it stands beside what the API server knows."""
-SUMMARY_LIMIT = 1024
 _SUSPECT_FRAMES = 3
 _IN_WORDS = {
     VerdictKind.PINNED_BY_UNREAD_SOCKET: "unread data pins memory",
@@ -69,18 +67,18 @@ def suspect_line(holder: HolderSummary | None, stack: StackSummary | None, *, sc
     """The prime suspect in one short line: the holder if there is one, else the stack; empty without either."""
     if holder:
         pins = f"{format_bytes(holder.unread_bytes)} unread pins {format_bytes(holder.pinned_bytes)}"
-        return clip(f"{holder_line(holder, scope=scope)}: {pins}", SUSPECT_LIMIT)
+        return clip(f"{holder_line(holder, scope=scope)}: {pins}", SHORT_TEXT_LENGTH)
     if stack:
         rate = f", growing {format_bytes(stack.growth_bytes_per_second)}/s" if stack.growth_bytes_per_second > 0 else ""
         grew = f"{format_bytes(stack.outstanding_bytes)} not freed{rate}"
-        return clip(f"{stack_line(stack)}: {grew}", SUSPECT_LIMIT)
+        return clip(f"{stack_line(stack)}: {grew}", SHORT_TEXT_LENGTH)
     return ""
 
 
 def advice(holder: HolderSummary | None, runner_advice: str, *, scope: SuspectScope | None = None) -> str:
     """What a person can do next: with the suspect's pod by name where it has one, else as the runner said it."""
     if holder is None or not holder.pod:
-        return clip(f"{NODE_SAYS}{runner_advice}", SUMMARY_LIMIT) if runner_advice else ""
+        return clip(f"{NODE_SAYS}{runner_advice}", SENTENCE_LENGTH) if runner_advice else ""
     container = f"container {holder.container} of " if holder.container and scope is not SuspectScope.POD else ""
     descriptors = ", ".join(str(fd) for fd in holder.fds[:4])
     stuck = f" for at least {holder.stuck_seconds:.0f} s" if holder.stuck_seconds else ""
@@ -92,7 +90,7 @@ def advice(holder: HolderSummary | None, runner_advice: str, *, scope: SuspectSc
         f"Restart or fix {container}pod {holder.namespace}/{holder.pod}: {who} "
         f"{format_bytes(holder.unread_bytes)} unread{where}{stuck}, pinning "
         f"{format_bytes(holder.pinned_bytes)}. The memory comes back as soon as {back}.",
-        SUMMARY_LIMIT,
+        SENTENCE_LENGTH,
     )
 
 
@@ -109,25 +107,25 @@ def target_pod_sentence(
         text = f"Pod {name[4:]} pins nothing that memdiag can see"
     else:
         text = f"Pod {name[4:]} was not on the node any more when the measurement ended"
-    return clip(text, SUMMARY_LIMIT)
+    return clip(text, SENTENCE_LENGTH)
 
 
 def node_sentence(result: NodeResult) -> str:
     """The answer of one node; first what the pod that it is about pins, if it is about one."""
     sentence = _node_sentence(result)
-    return clip(f"{result.target_pod.message}. {sentence}", SUMMARY_LIMIT) if result.target_pod else sentence
+    return clip(f"{result.target_pod.message}. {sentence}", SENTENCE_LENGTH) if result.target_pod else sentence
 
 
 def _node_sentence(result: NodeResult) -> str:
     if result.verdict is None:
-        return clip(f"{result.reason}: {result.message}", SUMMARY_LIMIT)
+        return clip(f"{result.reason}: {result.message}", SENTENCE_LENGTH)
     if not result.suspect:
         return clip(
             f"Node {result.node_name}: {_IN_WORDS[result.verdict.kind]}. {NODE_SAYS}{result.verdict.sentence}",
-            SUMMARY_LIMIT,
+            SENTENCE_LENGTH,
         )
     held = f"kernel code holds {result.alloc_page} outside all accounts" if result.alloc_page else "memory is pinned"
-    return clip(f"On node {result.node_name} {held}; suspect: {result.suspect}{_proof(result)}.", SUMMARY_LIMIT)
+    return clip(f"On node {result.node_name} {held}; suspect: {result.suspect}{_proof(result)}.", SENTENCE_LENGTH)
 
 
 def run_sentence(results: Sequence[NodeResult], states: Sequence[NodeState]) -> str:
@@ -143,14 +141,14 @@ def run_sentence(results: Sequence[NodeResult], states: Sequence[NodeState]) -> 
         found = f"{len(states)} nodes, no leak found"
     else:
         found = f"{len(states)} nodes, no leak on {noes} of them, not known on {len(states) - noes}"
-    return clip(f"{found}. {sentence}", SUMMARY_LIMIT)
+    return clip(f"{found}. {sentence}", SENTENCE_LENGTH)
 
 
 def run_suspect(results: Sequence[NodeResult], states: Sequence[NodeState]) -> str:
     """The prime suspect of a run on the nodes of `states`, with its node where there are several."""
     best = max(results, key=weight_as_answer)
     is_alone = len(states) == 1 or not best.suspect
-    return best.suspect if is_alone else clip(f"{best.node_name}: {best.suspect}", SUSPECT_LIMIT)
+    return best.suspect if is_alone else clip(f"{best.node_name}: {best.suspect}", SHORT_TEXT_LENGTH)
 
 
 def weight_as_answer(result: NodeResult) -> tuple[int, bool, int]:

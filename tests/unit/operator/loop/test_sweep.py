@@ -158,6 +158,17 @@ def test_what_could_not_be_listed_is_listed_by_the_next_sweep(caplog: pytest.Log
     assert recorder.sample("memdiag_last_sweep_timestamp_seconds")
 
 
+def test_as_long_as_the_cluster_cannot_be_listed_the_last_sweep_gets_older() -> None:
+    recorder = recorder_of([named("new")])
+    sweep = Sweep(recorder)
+    sweep_times(sweep)
+    answered = recorder.sample("memdiag_last_sweep_timestamp_seconds")
+    sweep._relisted_at -= module.RELIST_SECONDS
+    api_of(recorder).fail("list_diagnoses", UnavailableError("no answer"))
+    sweep_times(sweep)
+    assert recorder.sample("memdiag_last_sweep_timestamp_seconds") == answered
+
+
 def test_reports_are_kept_to_their_budget_and_the_list_is_tried_again_after_a_minute() -> None:
     recorder = recorder_of(limits=LimitSettings(stored_reports_mebibytes=1))
     kubernetes = api_of(recorder)
