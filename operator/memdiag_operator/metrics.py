@@ -20,11 +20,11 @@ from prometheus_client import (
 from memdiag_api.conditions import Reason
 from memdiag_api.evidence import VerdictKind
 from memdiag_api.report import MemoryDiagnosisReport
+from memdiag_operator.decide.changes import run_begins, run_end
 from memdiag_operator.decide.limits import Load
-from memdiag_operator.decide.objects import Diagnosis
-from memdiag_operator.decide.run_progress import run_begins, run_end
+from memdiag_operator.decide.plan import Plan
 from memdiag_operator.decide.slots import Allotment
-from memdiag_operator.decide.snapshot import Plan
+from memdiag_operator.kube.objects import Diagnosis
 
 VERDICTS = (*(Reason(kind.value) for kind in VerdictKind), Reason.NO_RESULT, Reason.PARTIAL_RESULTS)
 """Reasons of LeakDetected after a run."""

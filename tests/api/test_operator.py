@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from memdiag_api.evidence import RunnerError, TerminationMessage
-from memdiag_operator.decide import naming
+from memdiag_operator.kube import naming
 from support.cluster import TestCluster
 from support.hollow_node import RUNNERS, HollowNode, container, eventually, injector, now
 from support.kubernetes_objects import delivered

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from local_cluster.paths import PROJECT
-from memdiag_operator.decide import naming
+from memdiag_operator.kube import naming
 from support.cluster import TestCluster
 from support.hollow_node import HollowNode, eventually, log_endpoint
 from support.kubernetes_objects import timestamp

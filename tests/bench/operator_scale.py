@@ -39,10 +39,9 @@ from urllib3.exceptions import HTTPError
 from local_cluster.paths import PROJECT
 from memdiag_api.diagnosis import GROUP, VERSION, MemoryDiagnosis
 from memdiag_api.report import MemoryDiagnosisReport
-from memdiag_operator.cluster.cache import Cache
-from memdiag_operator.cluster.gather import gather_fleet
-from memdiag_operator.decide.objects import Diagnosis
+from memdiag_operator.cluster.store import Cache
 from memdiag_operator.decide.slots import allot
+from memdiag_operator.kube.objects import Diagnosis
 from support import audit, kwok
 from support.benchmarks import machine, write_section
 from support.cluster import TestCluster, running_cluster
@@ -327,7 +326,7 @@ def _allotment_milliseconds(cache: Cache, slots: int) -> float:
     times = []
     for _ in range(9):
         began = time.process_time()
-        allotment = allot(gather_fleet(cache), slots, datetime.now(UTC))
+        allotment = allot(cache.fleet(), slots, datetime.now(UTC))
         times.append((time.process_time() - began) * 1000)
         if allotment.queue_length != QUEUED_DIAGNOSES * QUEUED_NODES or len(allotment.admitted) != slots:
             raise RuntimeError(f"{len(allotment.admitted)} of {allotment.queue_length} are admitted")

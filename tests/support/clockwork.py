@@ -1,6 +1,7 @@
 """A run from its begin to its end by the decisions alone: a clock, and pods that do as a good kubelet's would."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -8,19 +9,13 @@ from typing import Any
 from memdiag_api.diagnosis import MemoryDiagnosisStatus
 from memdiag_api.evidence import Evidence, VerdictKind
 from memdiag_operator.config import OperatorConfig
-from memdiag_operator.decide import naming
-from memdiag_operator.decide.objects import Diagnosis, Node, Pod
-from memdiag_operator.decide.pace import may_wait
-from memdiag_operator.decide.reconcile import (
-    nodes_to_launch_on,
-    nodes_to_read,
-    reconcile,
-    runners_to_read,
-    starts_anew,
-    wants_slot,
-)
+from memdiag_operator.decide.plan import Plan, ReportCleanup
 from memdiag_operator.decide.slots import allot
-from memdiag_operator.decide.snapshot import Plan, ReportCleanup, RunnerOutput, Snapshot
+from memdiag_operator.decide.snapshot import Candidates, Needs, Snapshot
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import Diagnosis, Node, Pod
+from memdiag_operator.loop.driver import drive
+from memdiag_operator.results.receive import RunnerOutput
 from support.evidence import evidence_with
 from support.kubernetes_objects import CONFIG, NOW, delivered, diagnosis, fleet, node, timestamp
 
@@ -114,8 +109,11 @@ class Clockwork:
 
     def run(self, seconds: int, *, look_every_seconds: int = 1) -> None:
         """Look at everything again and again, once a second as events could at worst, until the end or for so long."""
+        asyncio.run(self._run(seconds, look_every_seconds))
+
+    async def _run(self, seconds: int, look_every_seconds: int) -> None:
         for _ in range(0, seconds, look_every_seconds):
-            self._look()
+            await drive(_World(self), self._snapshot(), self.config)
             if self.diagnosis.is_finished and not self.runners:
                 return
             self.now += timedelta(seconds=look_every_seconds)
@@ -124,47 +122,25 @@ class Clockwork:
         """Ask for another run."""
         self.store({"metadata": {"annotations": {"memdiag.dev/requestedAt": requested_at}}})
 
-    def _look(self) -> None:
-        snapshot = self._snapshot()
-        if wants_slot(snapshot):
-            everyone = fleet(snapshot.pods, (snapshot.diagnosis,))
-            snapshot = replace(snapshot, allotment=allot(everyone, self.config.max_concurrent_runners, self.now))
-            snapshot = replace(snapshot, nodes={**snapshot.nodes, **self._read(nodes_to_launch_on(snapshot))})
-        plan = reconcile(snapshot, self.config, self.now)
-        decided = plan.status or self.draft
-        since_seconds = (self.now - self.written).total_seconds() if self.written else float("inf")
-        if decided and may_wait(snapshot, decided, since_seconds, self.now):
-            self.draft, plan = decided, replace(plan, status=None)
-        elif decided:
-            self.draft, plan = None, replace(plan, status=decided)
-        self._apply(plan)
-
     def restart_operator(self) -> None:
         """Forget what only the operator knows."""
         self.draft = self.written = None
 
     def _snapshot(self) -> Snapshot:
         pods = tuple(runner.pod(self.now) for runner in self.runners.values())
-        if starts_anew(self.diagnosis):
-            selected = tuple(self.nodes.values())
-            return Snapshot(diagnosis=self.diagnosis, pods=pods, selected=selected, target_pod=self.target_pod)
-        diagnosis, stored = self.diagnosis, None
-        if self.draft:
-            diagnosis, stored = diagnosis.model_copy(update={"status": self.draft}), diagnosis.status
-        names = nodes_to_read(diagnosis, pods, self.config)
-        snapshot = Snapshot(diagnosis=diagnosis, stored=stored, nodes=self._read(names), pods=pods)
-        ended = runners_to_read(snapshot, self.config, self.now)
-        outputs = {pod.metadata.name: RunnerOutput(self.runners[pod.metadata.name].log) for pod in ended}
-        return replace(snapshot, outputs=outputs)
+        if self.draft is None:
+            return Snapshot(diagnosis=self.diagnosis, pods=pods)
+        drafted = self.diagnosis.model_copy(update={"status": self.draft})
+        return Snapshot(diagnosis=drafted, pods=pods, stored=self.diagnosis.status)
 
-    def _read(self, names: list[str]) -> dict[str, Node | None]:
-        return {name: self.nodes.get(name) for name in names}
-
-    def _apply(self, plan: Plan) -> None:
+    def apply(self, plan: Plan) -> None:
+        """Do what `plan` says."""
         self.reports += [manifest["metadata"]["name"] for manifest in plan.reports]
         if plan.report_cleanup:
             self.cleanups.append(plan.report_cleanup)
+        self.draft = plan.draft or self.draft
         if plan.status:
+            self.draft = None
             self.statuses.append(plan.status)
             self.written = self.now
             stored = plan.status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
@@ -188,6 +164,43 @@ class Clockwork:
         for key, value in change.items():
             document[key] = {**document[key], **value} if key == "metadata" else value
         self.diagnosis = Diagnosis.model_validate(document)
+
+
+@dataclass(frozen=True)
+class _World:
+    """A clockwork, as the operator's driver wants it."""
+
+    clockwork: Clockwork
+
+    def now(self) -> datetime:
+        return self.clockwork.now
+
+    def since_write_seconds(self) -> float:
+        written = self.clockwork.written
+        return (self.clockwork.now - written).total_seconds() if written else float("inf")
+
+    async def fetch(self, needs: Needs) -> Snapshot:
+        one, snapshot = self.clockwork, needs.snapshot
+        known = {name: one.nodes.get(name) for name in (*needs.nodes, *needs.fresh_nodes)}
+        ended = [pod.metadata.name for pod in needs.outputs]
+        everyone = fleet(snapshot.pods, (snapshot.diagnosis,))
+        return replace(
+            snapshot,
+            limit_reached="" if needs.permission else snapshot.limit_reached,
+            candidates=Candidates(tuple(one.nodes.values()), one.target_pod) if needs.candidates else None,
+            absent_pods=snapshot.absent_pods.union(needs.pods),
+            nodes={**snapshot.nodes, **known},
+            fresh_nodes=snapshot.fresh_nodes.union(needs.fresh_nodes),
+            outputs={name: RunnerOutput(one.runners[name].log) for name in ended} if ended else snapshot.outputs,
+            events=dict.fromkeys((pod.metadata.name for pod in needs.events), ()) if needs.events else snapshot.events,
+            allotment=allot(everyone, one.config.max_concurrent_runners, one.now)
+            if needs.allotment
+            else snapshot.allotment,
+        )
+
+    async def apply(self, snapshot: Snapshot, plan: Plan) -> Mapping[str, str]:
+        self.clockwork.apply(plan)
+        return {}
 
 
 def found_on(node_name: str, run: str, kind: VerdictKind = HEALTHY, *, finds: int = 1) -> Evidence:

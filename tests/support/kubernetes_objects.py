@@ -9,10 +9,10 @@ from memdiag_api.diagnosis import NodeResult
 from memdiag_api.evidence import Evidence, TerminationMessage
 from memdiag_api.framing import frame
 from memdiag_operator.config import OperatorConfig, RunnerSettings
-from memdiag_operator.decide import naming
 from memdiag_operator.decide.claims import claim_of
 from memdiag_operator.decide.fleet import Fleet
-from memdiag_operator.decide.objects import Diagnosis, Node, Pod
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import Diagnosis, Node, Pod
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 UID = "11111111-1111-1111-1111-111111111111"

@@ -41,7 +41,7 @@ from memdiag_node.conclusion.measurements import Measurements, TracedBlocks
 from memdiag_node.conclusion.verdict import Thresholds
 from memdiag_node.holding import Holding
 from memdiag_node.publish import Output, publish
-from memdiag_operator.decide.results import check_document
+from memdiag_operator.results.receive import check_document
 
 PAGE, STRUCT_PAGE = 4096, 64
 MIB = 1 << 20

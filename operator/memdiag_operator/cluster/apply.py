@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from memdiag_api.diagnosis import API_VERSION, MemoryDiagnosis
-from memdiag_operator.cluster.cache import Cache
 from memdiag_operator.cluster.client import EVENT_NAMESPACE, KubernetesClient
+from memdiag_operator.cluster.cluster import Cluster
 from memdiag_operator.cluster.errors import (
     AlreadyExistsError,
     ClusterError,
@@ -14,60 +14,63 @@ from memdiag_operator.cluster.errors import (
     NotFoundError,
     RefusedError,
 )
-from memdiag_operator.config import OperatorConfig
-from memdiag_operator.decide import naming
+from memdiag_operator.cluster.store import Cache
 from memdiag_operator.decide.mutation import mutations
-from memdiag_operator.decide.objects import ObjectMeta, Pod
+from memdiag_operator.decide.plan import Plan, PodRemoval, ReportCleanup
 from memdiag_operator.decide.runner_pod import STOP_DEADLINE_SECONDS
-from memdiag_operator.decide.snapshot import Announcement, Plan, PodRemoval, ReportCleanup, Snapshot
+from memdiag_operator.decide.snapshot import Snapshot
 from memdiag_operator.decide.stored_reports import runs_to_delete, stored_report, unfinished_runs
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import ObjectMeta, Pod
+from memdiag_operator.status.events import Announcement
 
 logger = logging.getLogger(__name__)
 
 REPORTER = "memdiag-operator"
+MAX_EVENT_MESSAGE = 1024  # pkg/apis/core/validation/events.go, NoteLengthLimit
 ADMISSION_POLICY = "ValidatingAdmissionPolicy 'memdiag-runners'"
 """How the API server names manifests/base/node-runner/admission-policy.yaml when it refuses a pod."""
 
 
-def apply(
-    kubernetes: KubernetesClient, cache: Cache, config: OperatorConfig, snapshot: Snapshot, plan: Plan
-) -> dict[str, str]:
+def apply(cluster: Cluster, snapshot: Snapshot, plan: Plan) -> dict[str, str]:
     """Carry out `plan`. Answers, by pod name, why a runner pod was not created, or not as it was sent.
 
-    What the API server answers goes to `cache`, so that the next decision knows of it before a watch tells.
+    What the API server answers goes to the cache, so that the next decision knows of it before a watch tells.
     Raises ConflictError when the diagnosis has changed since `snapshot`: nothing but reports has been written then.
     """
-    meta = snapshot.diagnosis.metadata
+    kubernetes, diagnoses, meta = cluster.kubernetes, cluster.cache.diagnoses, snapshot.diagnosis.metadata
     for manifest in plan.reports:
-        _create_report(kubernetes, cache, manifest)
+        _create_report(cluster, manifest)
     if plan.status:
-        cache.diagnoses.put(kubernetes.write_status(meta, plan.status))
+        diagnoses.put(kubernetes.write_status(meta, plan.status))
     elif plan.confirm:
         kubernetes.confirm_version(meta)
     refusals = {
         manifest["metadata"]["name"]: refusal
         for manifest in plan.launches
-        if (refusal := _launch(kubernetes, cache, meta.uid, manifest))
+        if (refusal := _launch(cluster, meta.uid, manifest))
     }
     for pod in plan.stops:
-        _stop(kubernetes, cache, config, pod)
+        _stop(cluster, pod)
     for pod in plan.removals:
-        _remove(kubernetes, cache, config, pod)
+        _remove(cluster, pod)
     if plan.report_cleanup:
-        _clean_up_reports(kubernetes, cache, plan.report_cleanup)
-    run = plan.status.run_id if plan.status else snapshot.diagnosis.status.run_id
+        _clean_up_reports(cluster, plan.report_cleanup)
+    run = plan.decided.run_id if plan.decided else snapshot.diagnosis.status.run_id
     for announcement in plan.announcements:
-        _announce(kubernetes, meta, run or "", announcement)
+        _announce(cluster.kubernetes, meta, run or "", announcement)
     if plan.delete_diagnosis:
         kubernetes.delete_diagnosis(meta)
+    if plan.draft:
+        diagnoses.keep_draft(snapshot.diagnosis.model_copy(update={"status": plan.draft}))
     return refusals
 
 
-def _create_report(kubernetes: KubernetesClient, cache: Cache, manifest: dict[str, Any]) -> None:
+def _create_report(cluster: Cluster, manifest: dict[str, Any]) -> None:
     try:
-        kubernetes.create_report(manifest)
+        cluster.kubernetes.create_report(manifest)
         made = ObjectMeta.model_validate(manifest["metadata"])
-        cache.reports.put(stored_report(made.model_copy(update={"creation_timestamp": kubernetes.clock.now()})))
+        cluster.cache.reports.put(stored_report(made.model_copy(update={"creation_timestamp": cluster.now()})))
     except AlreadyExistsError:
         # An operator before this one got as far as that; the same run on the same node has the same evidence.
         logger.info("report %s is there already", manifest["metadata"]["name"])
@@ -76,41 +79,39 @@ def _create_report(kubernetes: KubernetesClient, cache: Cache, manifest: dict[st
         logger.error("report %s is refused: %s", manifest["metadata"]["name"], error)  # noqa: TRY400 - not our fault
 
 
-def delete_old_reports(kubernetes: KubernetesClient, cache: Cache, budget_bytes: int) -> int:
-    """Delete the reports of the oldest runs until the others fit into `budget_bytes`; how many runs that were."""
-    unfinished = unfinished_runs(cache.diagnoses.claims())
-    runs = list(runs_to_delete(cache.reports.all(), unfinished, budget_bytes))
+def delete_old_reports(cluster: Cluster) -> int:
+    """Delete the reports of the oldest runs until the others fit into their budget; how many runs that were."""
+    budget_bytes = cluster.config.limits.stored_reports_bytes
+    unfinished = unfinished_runs(cluster.cache.diagnoses.claims())
+    runs = list(runs_to_delete(cluster.cache.reports.all(), unfinished, budget_bytes))
     for run in runs:
         selector = f"{naming.DIAGNOSIS_UID_LABEL}={run.diagnosis_uid},{naming.RUN_ID_LABEL}={run.run_id}"
-        kubernetes.delete_reports(selector)
-        cache.reports.drop(run.__eq__)
+        cluster.kubernetes.delete_reports(selector)
+        cluster.cache.reports.drop(run.__eq__)
         logger.info("reports of run %s are deleted: the oldest go when there are too many", run.run_id)
     return len(runs)
 
 
-def _clean_up_reports(kubernetes: KubernetesClient, cache: Cache, cleanup: ReportCleanup) -> None:
+def _clean_up_reports(cluster: Cluster, cleanup: ReportCleanup) -> None:
     kept = ",".join(cleanup.kept_runs)
     selector = f"{naming.DIAGNOSIS_UID_LABEL}={cleanup.diagnosis_uid},{naming.RUN_ID_LABEL} notin ({kept})"
     try:
-        kubernetes.delete_reports(selector)
-        cache.reports.drop(
-            lambda run: run.diagnosis_uid == cleanup.diagnosis_uid and run.run_id not in cleanup.kept_runs
-        )
+        cluster.kubernetes.delete_reports(selector)
     except ClusterError as error:
         # They are deleted with the next run, or with the diagnosis.
         logger.warning("reports of former runs stay: %s", error)
         return
     uid, kept_runs = cleanup.diagnosis_uid, cleanup.kept_runs
-    cache.reports.drop(lambda run: run.diagnosis_uid == uid and run.run_id not in kept_runs)
+    cluster.cache.reports.drop(lambda run: run.diagnosis_uid == uid and run.run_id not in kept_runs)
 
 
-def _launch(kubernetes: KubernetesClient, cache: Cache, owner_uid: str, manifest: dict[str, Any]) -> str:
+def _launch(cluster: Cluster, owner_uid: str, manifest: dict[str, Any]) -> str:
     """Create a runner pod, or find it created; why there is none, if so."""
     namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
     try:
-        pod, created = kubernetes.create_pod(manifest)
+        pod, created = cluster.kubernetes.create_pod(manifest)
     except AlreadyExistsError:
-        pod = kubernetes.read_pod(namespace, name)
+        pod = cluster.kubernetes.read_pod(namespace, name)
         if not pod.metadata.is_owned_by(owner_uid):
             return _refused(f"pod {namespace}/{name} exists and belongs to someone else: delete it")
     except NotFoundError:
@@ -120,9 +121,9 @@ def _launch(kubernetes: KubernetesClient, cache: Cache, owner_uid: str, manifest
         return _refused(f"{error}{hint}")
     else:
         if changed := mutations(manifest, created):
-            _remove_changed(kubernetes, pod)
+            _remove_changed(cluster.kubernetes, pod)
             return f"the runner pod was changed on its way and removed: {changed}. {_exempt(namespace)}"
-    cache.pods.put(pod)
+    cluster.cache.pods.put(pod)
     logger.info("runner pod %s/%s is created", namespace, name)
     return ""
 
@@ -142,27 +143,28 @@ def _remove_changed(kubernetes: KubernetesClient, pod: Pod) -> None:
         logger.info("runner pod %s is gone already", pod.metadata.name)
 
 
-def _stop(kubernetes: KubernetesClient, cache: Cache, config: OperatorConfig, pod: PodRemoval) -> None:
+def _stop(cluster: Cluster, pod: PodRemoval) -> None:
+    namespace, seconds = cluster.runner_namespace, STOP_DEADLINE_SECONDS
     try:
-        cache.pods.put(kubernetes.set_pod_deadline(config.runner.namespace, pod.name, STOP_DEADLINE_SECONDS))
+        cluster.cache.pods.put(cluster.kubernetes.set_pod_deadline(namespace, pod.name, seconds))
     except NotFoundError:
-        _is_gone(cache, pod)
+        _is_gone(cluster.cache, pod)
 
 
-def _remove(kubernetes: KubernetesClient, cache: Cache, config: OperatorConfig, pod: PodRemoval) -> None:
+def _remove(cluster: Cluster, pod: PodRemoval) -> None:
     try:
-        leaving = kubernetes.delete_pod(config.runner.namespace, pod.name, pod.uid, force=pod.force)
+        leaving = cluster.kubernetes.delete_pod(cluster.runner_namespace, pod.name, pod.uid, force=pod.force)
     except NotFoundError:
-        _is_gone(cache, pod)
+        _is_gone(cluster.cache, pod)
         return
     except ConflictError:
         logger.info("runner pod %s is gone already, and another of its name is there", pod.name)
-        cache.pods.drop(pod.name, pod.uid)
+        cluster.cache.pods.drop(pod.name, pod.uid)
         return
     if leaving:
-        cache.pods.put(leaving)
+        cluster.cache.pods.put(leaving)
     else:
-        cache.pods.drop(pod.name, pod.uid)
+        cluster.cache.pods.drop(pod.name, pod.uid)
 
 
 def _is_gone(cache: Cache, pod: PodRemoval) -> None:
@@ -186,7 +188,7 @@ def _announce(kubernetes: KubernetesClient, meta: ObjectMeta, run: str, announce
         },
         "type": announcement.type,
         "reason": announcement.reason,
-        "message": announcement.message[:1024],
+        "message": announcement.message[:MAX_EVENT_MESSAGE],
         "source": {"component": REPORTER},
         "firstTimestamp": now,
         "lastTimestamp": now,

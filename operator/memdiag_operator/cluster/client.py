@@ -24,8 +24,8 @@ from memdiag_operator.cluster.answers import TimedOnceRetry, read_body
 from memdiag_operator.cluster.clock import ServerClock
 from memdiag_operator.cluster.errors import ConflictError, OversizedError, UnreadableError, translated
 from memdiag_operator.cluster.requests import ObservedApiClient, RequestObserver, ignore
-from memdiag_operator.decide.objects import Diagnosis, Event, KubernetesPart, Node, ObjectMeta, Pod
 from memdiag_operator.decide.stored_reports import StoredReport, stored_report
+from memdiag_operator.kube.objects import Diagnosis, Event, KubernetesPart, Node, ObjectMeta, Pod
 
 logger = logging.getLogger(__name__)
 

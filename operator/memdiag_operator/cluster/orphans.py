@@ -7,11 +7,12 @@ stay: they name the UID of the diagnosis, which never comes again.
 import logging
 from collections.abc import Iterable
 
-from memdiag_operator.cluster.cache import Cache
 from memdiag_operator.cluster.client import KubernetesClient
+from memdiag_operator.cluster.cluster import Cluster
 from memdiag_operator.cluster.errors import ConflictError, NotFoundError, UnreadableError
-from memdiag_operator.decide import naming
-from memdiag_operator.decide.objects import Pod
+from memdiag_operator.cluster.store import Cache
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import Pod
 
 logger = logging.getLogger(__name__)
 
@@ -28,17 +29,17 @@ def orphans(cache: Cache) -> list[Pod]:
     ]
 
 
-def remove_orphans(kubernetes: KubernetesClient, cache: Cache, deleted_uids: Iterable[str]) -> None:
+def remove_orphans(cluster: Cluster, deleted_uids: Iterable[str]) -> None:
     """Remove runner pods whose diagnosis is gone, and the reports of the diagnoses `deleted_uids`.
 
     Raises ClusterError when the API server does not answer.
     """
     for uid in deleted_uids:
-        kubernetes.delete_reports(f"{naming.DIAGNOSIS_UID_LABEL}={uid}")
-    for pod in orphans(cache):
+        cluster.kubernetes.delete_reports(f"{naming.DIAGNOSIS_UID_LABEL}={uid}")
+    for pod in orphans(cluster.cache):
         meta = pod.metadata
-        if _is_gone(kubernetes, meta.annotations.get(naming.DIAGNOSIS_ANNOTATION, ""), _owner_uid(pod)):
-            _remove(kubernetes, cache, pod)
+        if _is_gone(cluster.kubernetes, meta.annotations.get(naming.DIAGNOSIS_ANNOTATION, ""), _owner_uid(pod)):
+            _remove(cluster, pod)
 
 
 def _owner_uid(pod: Pod) -> str:
@@ -57,15 +58,15 @@ def _is_gone(kubernetes: KubernetesClient, name: str, uid: str) -> bool:
         return False
 
 
-def _remove(kubernetes: KubernetesClient, cache: Cache, pod: Pod) -> None:
+def _remove(cluster: Cluster, pod: Pod) -> None:
     meta = pod.metadata
     logger.info("runner pod %s is removed: its diagnosis is gone", meta.name)
     try:
-        kubernetes.delete_reports(f"{naming.DIAGNOSIS_UID_LABEL}={_owner_uid(pod)}")
-        leaving = kubernetes.delete_pod(meta.namespace, meta.name, meta.uid, force=False)
+        cluster.kubernetes.delete_reports(f"{naming.DIAGNOSIS_UID_LABEL}={_owner_uid(pod)}")
+        leaving = cluster.kubernetes.delete_pod(meta.namespace, meta.name, meta.uid, force=False)
     except (NotFoundError, ConflictError):
         leaving = None
     if leaving:
-        cache.pods.put(leaving)
+        cluster.cache.pods.put(leaving)
     else:
-        cache.pods.drop(meta.name, meta.uid)
+        cluster.cache.pods.drop(meta.name, meta.uid)

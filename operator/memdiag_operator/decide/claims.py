@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from memdiag_api.conditions import ConditionType, Reason
 from memdiag_operator.decide.fleet import Claim
-from memdiag_operator.decide.objects import Diagnosis, InvalidSpec
-from memdiag_operator.decide.reconcile import is_settled, starts_anew
-from memdiag_operator.decide.target import UNSETTLED, run_states
+from memdiag_operator.decide.lifecycle import begins_run, is_settled
+from memdiag_operator.kube.objects import Diagnosis, InvalidSpec
+from memdiag_operator.status.states import UNSETTLED, run_states
 
 
 def claim_of(diagnosis: Diagnosis) -> Claim:
@@ -23,7 +23,7 @@ def claim_of(diagnosis: Diagnosis) -> Claim:
     )
     if meta.deletion_timestamp or isinstance(spec, InvalidSpec):
         return claim
-    if starts_anew(diagnosis):
+    if begins_run(diagnosis):
         # One that is to be terminated ends as soon as it has begun: it takes no place from anyone.
         wanted = spec.target.max_nodes or 1
         selects = spec.target.node_selector is not None

@@ -6,7 +6,7 @@ from memdiag_api.diagnosis import DEFAULT_DEADLINE_SECONDS, MAX_DEADLINE_SECONDS
 from memdiag_api.evidence import Check
 from memdiag_api.units import parse_duration_seconds
 from memdiag_operator.config import OperatorConfig
-from memdiag_operator.decide.objects import Diagnosis, InvalidSpec
+from memdiag_operator.kube.objects import Diagnosis, InvalidSpec
 
 START_SECONDS = 15
 """Beside its window, a runner needs at least this long to start and to deliver."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from memdiag_operator.decide.objects import Pod
+from memdiag_operator.kube.objects import Pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Claim:
     run_id: str = ""
     """The latest run."""
     is_settled: bool = False
-    """Whether nothing more is to be done for it, see `reconcile.is_settled`."""
+    """Whether nothing more is to be done for it, see `lifecycle.is_settled`."""
     is_under_way: bool = False
     """Whether it has begun a run that has not ended."""
     unsettled_nodes: int = 0
@@ -50,3 +50,9 @@ class Fleet:
     def owners(self) -> frozenset[str]:
         """UIDs of the diagnoses that have runner pods."""
         return frozenset(owner.uid for pod in self.pods for owner in pod.metadata.owner_references)
+
+    @property
+    def unsettled_names(self) -> tuple[str, ...]:
+        """The diagnoses that something is still to be done for: a run, a time to live, a pod to remove."""
+        owners = self.owners
+        return tuple(claim.name for claim in self.claims if not claim.is_settled or claim.uid in owners)

@@ -6,9 +6,8 @@ from typing import Any
 
 from memdiag_api.conditions import Reason
 from memdiag_api.diagnosis import MemoryDiagnosisSpec, NodeResult, NodeState
+from memdiag_api.limits import MAX_SENTENCE
 from memdiag_operator.config import OperatorConfig
-from memdiag_operator.decide import naming
-from memdiag_operator.decide.attribution import attribute
 from memdiag_operator.decide.deadline import (
     remaining_seconds,
     run_deadline_seconds,
@@ -16,18 +15,22 @@ from memdiag_operator.decide.deadline import (
     shortfall,
     window_seconds,
 )
-from memdiag_operator.decide.node_result import node_result, report
-from memdiag_operator.decide.objects import Node, Pod
-from memdiag_operator.decide.progress import COLLECTING, DONE, WAITING, Progress, tick_seconds
-from memdiag_operator.decide.results import receive
+from memdiag_operator.decide.lifecycle import begins_run
+from memdiag_operator.decide.plan import PodRemoval
 from memdiag_operator.decide.runner_pod import STOP_DEADLINE_SECONDS, runner_pod
 from memdiag_operator.decide.runner_state import Broken, Finished, RunnerState, Starting, Window, Working, runner_state
-from memdiag_operator.decide.sanitize import clean_text, clip
 from memdiag_operator.decide.slots import Allotment, Slot
-from memdiag_operator.decide.snapshot import PodRemoval, Snapshot
-from memdiag_operator.decide.target import UNSETTLED, node_objection
-
-MESSAGE_LIMIT = 1024
+from memdiag_operator.decide.snapshot import Snapshot
+from memdiag_operator.decide.target import node_objection
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import InvalidSpec, Node, Pod
+from memdiag_operator.results.attribution import attribute
+from memdiag_operator.results.node_result import node_result
+from memdiag_operator.results.receive import receive
+from memdiag_operator.results.report import report
+from memdiag_operator.results.sanitize import clean_text, clip
+from memdiag_operator.status.progress import COLLECTING, DONE, WAITING, Progress, tick_seconds
+from memdiag_operator.status.states import UNSETTLED, run_states
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ class NodeRun:
             window=window,
             now=now,
             grace=config.grace,
-            events=self.snapshot.events.get(self.pod_name, ()),
+            events=(self.snapshot.events or {}).get(self.pod_name, ()),
         )
 
     def step(self, config: OperatorConfig, now: datetime, allotment: Allotment | None) -> Step:
@@ -236,7 +239,7 @@ class NodeRun:
 
     def _received(self, config: OperatorConfig, now: datetime) -> Step | None:
         """The result that the finished runner delivered; None while its log cannot be read yet."""
-        output = self.snapshot.outputs.get(self.pod_name)
+        output = (self.snapshot.outputs or {}).get(self.pod_name)
         if self.pod is None or output is None:
             return None
         delivery = receive(self.pod, output, run=self.run_id, node_name=self.node_name, now=now, grace=config.grace)
@@ -244,7 +247,7 @@ class NodeRun:
             return None
         reason, message = delivery.reason, delivery.message
         if self.spec.terminate and reason in (Reason.DEADLINE_EXCEEDED, Reason.RUNNER_FAILED):
-            reason, message = Reason.TERMINATED, clip(f"ended by spec.terminate: {message}", MESSAGE_LIMIT)
+            reason, message = Reason.TERMINATED, clip(f"ended by spec.terminate: {message}", MAX_SENTENCE)
         if delivery.evidence is None:
             return self._ended(reason, message)
         attribution = attribute(output.node_pods)
@@ -292,6 +295,29 @@ class NodeRun:
         return remaining_seconds(self.snapshot.diagnosis, now)
 
 
+def node_runs(snapshot: Snapshot) -> list[NodeRun]:
+    """The run on each of its nodes, in their order; none when no run is under way."""
+    diagnosis, spec = snapshot.diagnosis, snapshot.diagnosis.spec
+    idle = diagnosis.is_finished or begins_run(diagnosis) or diagnosis.metadata.deletion_timestamp
+    if idle or isinstance(spec, InvalidSpec):
+        return []
+    meta, run = diagnosis.metadata, diagnosis.status.run_id or ""
+    states = run_states(diagnosis)
+    stored = {result.node_name: result for result in diagnosis.status.results}
+    pods = {pod.metadata.name: pod for pod in snapshot.pods}
+    return [
+        NodeRun(
+            snapshot=snapshot,
+            spec=spec,
+            state=state,
+            stored=stored.get(name),
+            pod=pods.get(naming.child_name(meta.name, meta.uid, run, name)),
+            nodes_total=len(states),
+        )
+        for name, state in states.items()
+    ]
+
+
 def _one_line(message: str) -> str:
     """`message` as it may be published: kubelets have a say in what the API server tells about pods and nodes."""
-    return clip(clean_text(" ".join(message.split())), MESSAGE_LIMIT)
+    return clip(clean_text(" ".join(message.split())), MAX_SENTENCE)

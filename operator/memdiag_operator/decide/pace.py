@@ -1,21 +1,32 @@
-"""What may wait: a look at a diagnosis whose place in the queue is all that can change, a telling of mere progress."""
+"""What may wait: a look at a diagnosis whose place in the queue is all that can change, a status of mere progress."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from memdiag_api.diagnosis import MemoryDiagnosisStatus
-from memdiag_operator.decide import naming
 from memdiag_operator.decide.fleet import Fleet
-from memdiag_operator.decide.objects import Diagnosis, Pod
+from memdiag_operator.decide.plan import Plan
 from memdiag_operator.decide.slots import Allotment
-from memdiag_operator.decide.snapshot import Plan, Snapshot
-from memdiag_operator.decide.target import UNSETTLED
+from memdiag_operator.decide.snapshot import Snapshot
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import Diagnosis, Pod
+from memdiag_operator.status.states import UNSETTLED
 
 LARGE_STATUS_BYTES = 16 * 1024
 """Smaller ones are written as soon as they change."""
 BYTES_PER_SECOND = 4 * 1024
 SLOWER_AFTER = timedelta(hours=1)
 PAUSE_WITH_SLOT_SECONDS = 15.0
+
+
+def due(fleet: Fleet, held_back: Collection[str]) -> tuple[str, ...]:
+    """Names of the diagnoses that a sweep looks at.
+
+    Those that may not begin (`held_back`), and say so, wait for the sweep in which they may.
+    """
+    silent = {claim.name for claim in fleet.claims if claim.name in held_back and claim.says_limit_reached}
+    return tuple(name for name in fleet.unsettled_names if name not in silent)
 
 
 def only_waiting(fleet: Fleet, allotment: Allotment) -> frozenset[str]:
@@ -28,15 +39,37 @@ def only_waiting(fleet: Fleet, allotment: Allotment) -> frozenset[str]:
     return allotment.waiting - admitted - fleet.owners
 
 
+def paced(
+    plan: Plan,
+    before: Diagnosis,
+    snapshot: Snapshot,
+    *,
+    since_write_seconds: float,
+    progress_seconds: float,
+    now: datetime,
+) -> Plan:
+    """`plan`, made for `snapshot`, with what of its status may be written later as its draft.
+
+    `before`: the diagnosis as it was read, perhaps with the draft of an earlier plan, which is written when it is time.
+    Mere progress is written `progress_seconds` after the latest write, by another plan.
+    """
+    if is_only_progress(before, plan) and since_write_seconds < progress_seconds:
+        return Plan()
+    decided = plan.status or (before.status if snapshot.stored else None)
+    if decided is None or snapshot.begun or not _may_wait(snapshot, decided, since_write_seconds, now):
+        return replace(plan, status=decided)
+    return replace(plan, status=None, draft=plan.status, confirm=bool(plan.launches))
+
+
 def is_only_progress(diagnosis: Diagnosis, plan: Plan) -> bool:
-    """Whether all that `plan` does is to tell how far the run of `diagnosis` is: nothing depends on when it is told."""
-    if plan.status is None or plan != Plan(status=plan.status):
+    """Whether all that `plan` does is to say how far the run of `diagnosis` is: nothing depends on when it does."""
+    if plan.status is None or not plan.is_status_alone:
         return False
     before, after = diagnosis.status, plan.status
     return _milestones(before) == _milestones(after) and _answers(before) == _answers(after)
 
 
-def may_wait(snapshot: Snapshot, decided: MemoryDiagnosisStatus, since_write_seconds: float, now: datetime) -> bool:
+def _may_wait(snapshot: Snapshot, decided: MemoryDiagnosisStatus, since_write_seconds: float, now: datetime) -> bool:
     """Whether the status `decided` may be written later: so large a one costs etcd, and all who watch, too much.
 
     What is left unwritten is how single nodes stand. It is lost with the operator, and decided again from their pods.

@@ -3,11 +3,11 @@
 from typing import Any
 
 from memdiag_api.capabilities import RUNNER_CAPABILITIES
-from memdiag_api.diagnosis import API_VERSION, MemoryDiagnosis, MemoryDiagnosisSpec
+from memdiag_api.diagnosis import MemoryDiagnosisSpec
 from memdiag_operator.config import MemoryLimit, OperatorConfig, RunnerSettings
-from memdiag_operator.decide import naming
-from memdiag_operator.decide.objects import Node, ObjectMeta
-from memdiag_operator.decide.quantities import parse_byte_quantity
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import Node, ObjectMeta
+from memdiag_operator.kube.quantities import parse_byte_quantity
 
 CONTAINER_NAME = "node-runner"
 MEBIBYTE = 1024 * 1024
@@ -63,7 +63,7 @@ def runner_pod(
                 naming.NODE_UID_ANNOTATION: node.metadata.uid,
                 naming.BOOT_ID_ANNOTATION: node.status.node_info.boot_id,
             },
-            "ownerReferences": [owner_reference(diagnosis)],
+            "ownerReferences": [naming.owner_reference(diagnosis)],
         },
         "spec": {
             "restartPolicy": "Never",
@@ -86,18 +86,6 @@ def runner_pod(
                 else {}
             ),
         },
-    }
-
-
-def owner_reference(diagnosis: ObjectMeta) -> dict[str, Any]:
-    """Ties a child to its diagnosis: deleting that deletes the child. Cluster-scoped owners may own pods."""
-    return {
-        "apiVersion": API_VERSION,
-        "kind": MemoryDiagnosis.KIND,
-        "name": diagnosis.name,
-        "uid": diagnosis.uid,
-        "controller": True,
-        "blockOwnerDeletion": False,
     }
 
 

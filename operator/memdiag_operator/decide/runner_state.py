@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 from memdiag_api.conditions import Reason
 from memdiag_operator.config import GraceSettings
-from memdiag_operator.decide import naming
-from memdiag_operator.decide.objects import Event, Node, Pod, PodPhase, WaitingState
-from memdiag_operator.decide.progress import COLLECTING, STARTING, Progress, tracing
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import Event, Node, Pod, PodPhase, WaitingState
+from memdiag_operator.status.progress import COLLECTING, STARTING, Progress, tracing
 
 _PULL_FAILURES = frozenset({"ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable"})
 _PULL_IMPOSSIBLE = frozenset({"InvalidImageName", "ErrImageNeverPull"})

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 
-from memdiag_operator.decide import naming
 from memdiag_operator.decide.fleet import Claim, Fleet
-from memdiag_operator.decide.objects import Pod
 from memdiag_operator.decide.runner_pod import STOP_DEADLINE_SECONDS
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import Pod
 
 MAX_PLACES = 16
 """So many of a diagnosis's waiting nodes learn their place in the queue: its status has room for no more."""
@@ -76,6 +76,10 @@ class Allotment:
     def queue_length(self) -> int:
         """Node runs that have no runner yet."""
         return sum(map(len, self._lines.values()))
+
+    def nodes_of(self, diagnosis_uid: str) -> frozenset[str]:
+        """The nodes on which this diagnosis may start a runner now."""
+        return frozenset(slot.node_name for slot in self.admitted if slot.diagnosis_uid == diagnosis_uid)
 
     def why_not(self, slot: Slot) -> str:
         """Why the runner `slot`, which is not admitted, has to wait."""

@@ -1,108 +1,78 @@
-"""What a decision sees, and what it answers."""
+"""What a decision sees, and what it still needs to see."""
 
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
-from memdiag_api.diagnosis import MemoryDiagnosisStatus
-from memdiag_operator.decide.objects import Diagnosis, Event, Node, Pod
+from memdiag_api.diagnosis import MemoryDiagnosisStatus, Target
+from memdiag_operator.decide.plan import Plan
 from memdiag_operator.decide.slots import Allotment
+from memdiag_operator.kube.objects import Diagnosis, Event, Node, Pod
+from memdiag_operator.results.receive import RunnerOutput
 
 
 @dataclass(frozen=True, slots=True)
-class RunnerOutput:
-    """What a finished runner left, and the pods of its node, to whom the ids in it may belong."""
+class Candidates:
+    """What the nodes of a run that begins are chosen from."""
 
-    log: bytes | None
-    log_error: str = ""
-    node_pods: tuple[Pod, ...] = ()
+    nodes: tuple[Node, ...] = ()
+    """Every node that has the labels of spec.target.nodeSelector."""
+    pod: Pod | None = None
+    """The pod of spec.target.podRef, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One diagnosis and all that bears on it, read at one time."""
+    """One diagnosis and what is known of all that bears on it. Each decision may ask for more of it, see `Needs`."""
 
     diagnosis: Diagnosis
-    stored: MemoryDiagnosisStatus | None = None
-    """The status as it is stored, where that of `diagnosis` is decided and not written yet."""
-    limit_reached: str = ""
-    """Why its run may not begin yet."""
-    nodes: Mapping[str, Node | None] = field(default_factory=dict)
-    """By name, those of the run's nodes that were looked up (`nodes_to_read`); None: it does not exist."""
-    selected: tuple[Node, ...] = ()
-    """Every node that has the labels of spec.target.nodeSelector; read only when a run begins."""
-    target_pod: Pod | None = None
-    """The pod of spec.target.podRef; read only when a run begins."""
     pods: tuple[Pod, ...] = ()
     """The runner pods that this diagnosis owns, of this run and of former ones."""
-    outputs: Mapping[str, RunnerOutput] = field(default_factory=dict)
-    """By pod name, for the pods that `runners_to_read` names."""
-    events: Mapping[str, tuple[Event, ...]] = field(default_factory=dict)
-    """By pod name, for the pods that `slow_starters` names."""
+    absent_pods: frozenset[str] = frozenset()
+    """Names of runner pods that do not exist, as the API server says: a watch may merely be behind."""
+    stored: MemoryDiagnosisStatus | None = None
+    """The status as it is stored, where that of `diagnosis` is decided and not written yet."""
+    begun: Plan | None = None
+    """How the run begins, where that is decided and not carried out yet; `diagnosis` has its status."""
+    limit_reached: str | None = None
+    """Why its run may not begin yet; empty when it may, None when nobody has asked."""
+    candidates: Candidates | None = None
+    """Read only when a run begins."""
+    nodes: Mapping[str, Node | None] = field(default_factory=dict)
+    """By name, those of the run's nodes that were looked up; None: it does not exist."""
+    fresh_nodes: frozenset[str] = frozenset()
+    """Names of those that were read since the diagnosis was."""
+    outputs: Mapping[str, RunnerOutput] | None = None
+    """By pod name, what finished runners left, perhaps not of all of them; None when nobody has asked."""
+    events: Mapping[str, tuple[Event, ...]] | None = None
+    """By pod name, of those that are slow to start; None when nobody has asked."""
     report_room_bytes: int = sys.maxsize
-    """How much the budget for stored reports has left for those of this run."""
+    """How much the budget for stored reports has left for those of this run; read with `outputs`."""
     allotment: Allotment | None = None
-    """Made only when `wants_slot` says so; without it nothing is launched."""
+    """Without it nothing is launched."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """By pod name: why it was not created, or not as it was sent."""
 
 
 @dataclass(frozen=True, slots=True)
-class PodRemoval:
-    """A runner pod to be deleted."""
+class Needs:
+    """What is to be read before anything can be decided; all that is not named is not needed, or known."""
 
-    name: str
-    uid: str
-    force: bool = False
-    """Without waiting for its kubelet, which is gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReportCleanup:
-    """Reports of a diagnosis's former runs that are to go: all but those of `kept_runs`."""
-
-    diagnosis_uid: str
-    kept_runs: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Announcement:
-    """One event on the diagnosis."""
-
-    type: Literal["Normal", "Warning"]
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is to be done, in the order of the fields: results are stored before the status says that they are."""
-
-    reports: tuple[dict[str, Any], ...] = ()
-    status: MemoryDiagnosisStatus | None = None
-    """The status to be stored; None when it is as it should be, or may be written later."""
-    confirm: bool = False
-    """Whether the API server must say first that the diagnosis is still as it was read: no status is written."""
-    launches: tuple[dict[str, Any], ...] = ()
-    """Manifests of runner pods."""
-    stops: tuple[PodRemoval, ...] = ()
-    """Runners that shall end now and leave what they have measured."""
-    removals: tuple[PodRemoval, ...] = ()
-    report_cleanup: ReportCleanup | None = None
-    announcements: tuple[Announcement, ...] = ()
-    delete_diagnosis: bool = False
-
-    def then(self, later: "Plan") -> "Plan":
-        """This plan and a later one, made for the status that this one stores, as one: its status is written once."""
-        return Plan(
-            reports=self.reports + later.reports,
-            status=later.status or self.status,
-            confirm=self.confirm or later.confirm,
-            launches=self.launches + later.launches,
-            stops=self.stops + later.stops,
-            removals=tuple(dict.fromkeys(self.removals + later.removals)),
-            report_cleanup=later.report_cleanup or self.report_cleanup,
-            announcements=self.announcements + later.announcements,
-            delete_diagnosis=self.delete_diagnosis or later.delete_diagnosis,
-        )
+    snapshot: Snapshot
+    """What is known: the answers are to be added to it."""
+    permission: bool = False
+    """Whether the limits allow the run to begin: `Snapshot.limit_reached`."""
+    candidates: Target | None = None
+    """The target of the run that begins: `Snapshot.candidates`."""
+    pods: tuple[str, ...] = ()
+    """Names of runner pods that should exist: `Snapshot.pods` or `Snapshot.absent_pods`."""
+    nodes: Mapping[str, float] = field(default_factory=dict)
+    """By name, how old a reading may be, in seconds: `Snapshot.nodes`."""
+    fresh_nodes: tuple[str, ...] = ()
+    """Names of nodes that must be read after the diagnosis was: `Snapshot.nodes` and `Snapshot.fresh_nodes`."""
+    outputs: tuple[Pod, ...] = ()
+    """Ended runners: `Snapshot.outputs` of some of them, so that the others wait for the next decision."""
+    events: tuple[Pod, ...] = ()
+    """Runner pods that are slow to start: `Snapshot.events`."""
+    allotment: bool = False
+    """Who gets a slot: `Snapshot.allotment`. Until the plan is carried out nobody else may be given one."""

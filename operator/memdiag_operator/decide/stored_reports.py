@@ -4,15 +4,13 @@ The reports of a run stay or go together: half of a run's evidence answers littl
 stay in any case; when they alone fill the budget, no more reports are stored.
 """
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
-from memdiag_operator.decide import naming
 from memdiag_operator.decide.fleet import Claim
-from memdiag_operator.decide.objects import ObjectMeta
+from memdiag_operator.kube import naming
+from memdiag_operator.kube.objects import ObjectMeta
 
 UNKNOWN_SIZE_BYTES = 128 * 1024
 """Of a report that memdiag 0.1.0 has stored, which does not say its size."""
@@ -36,11 +34,6 @@ class StoredReport:
     run: Run
     created: datetime
     size_bytes: int
-
-
-def size_of(manifest: dict[str, Any]) -> int:
-    """What a report takes in etcd, which stores custom resources as JSON."""
-    return len(json.dumps(manifest, separators=(",", ":")).encode())
 
 
 def stored_report(meta: ObjectMeta) -> StoredReport:

@@ -4,17 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from memdiag_api.conditions import Reason
-from memdiag_api.diagnosis import MemoryDiagnosisSpec, NodeState, PodReference, Target
+from memdiag_api.diagnosis import MemoryDiagnosisSpec, PodReference, Target
+from memdiag_api.limits import MAX_SHORT_TEXT
 from memdiag_operator.config import AllowedNodes
-from memdiag_operator.decide.labels import allows, described, equality_selector, faulty_key
-from memdiag_operator.decide.objects import Diagnosis, InvalidSpec, Node, Pod
-from memdiag_operator.decide.sanitize import clip
+from memdiag_operator.kube.labels import allows, described, equality_selector, faulty_key
+from memdiag_operator.kube.objects import InvalidSpec, Node, Pod
+from memdiag_operator.results.sanitize import clip
 
 SERVED_OS = "linux"
-UNSETTLED = frozenset({Reason.PENDING, Reason.RUNNING})
 # Nodes without a kernel of their own behind them: pods run elsewhere.
 _VIRTUAL_NODE_LABELS = {"type": "virtual-kubelet", "eks.amazonaws.com/compute-type": "fargate"}
-_TARGET_LIMIT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ def choose_nodes(
 
 def _node_of_pod(wanted: PodReference, pod: Pod | None) -> Choice:
     name = f"{wanted.namespace}/{wanted.name}"
-    shown = clip(name, _TARGET_LIMIT)
+    shown = clip(name, MAX_SHORT_TEXT)
     if pod is None:
         text = f"there is no pod {name}: `kubectl -n {wanted.namespace} get pods` lists those that there are"
         return Choice(shown, refusal=(Reason.POD_NOT_FOUND, text))
@@ -56,7 +55,7 @@ def _node_of_pod(wanted: PodReference, pod: Pod | None) -> Choice:
     if not node_name:
         text = f"pod {name} is not on a node yet: run the diagnosis again when it is scheduled"
         return Choice(shown, refusal=(Reason.POD_NOT_RUNNING, text))
-    return Choice(clip(f"{name} on {node_name}", _TARGET_LIMIT), (node_name,))
+    return Choice(clip(f"{name} on {node_name}", MAX_SHORT_TEXT), (node_name,))
 
 
 def _with_labels(
@@ -65,39 +64,20 @@ def _with_labels(
     labels = equality_selector(match_labels)
     if not selected:
         text = f"no node has the labels {labels}: `kubectl get nodes --show-labels` shows which there are"
-        return Choice(clip(labels, _TARGET_LIMIT), refusal=(Reason.NODE_NOT_FOUND, text))
+        return Choice(clip(labels, MAX_SHORT_TEXT), refusal=(Reason.NODE_NOT_FOUND, text))
     objections = [objection for node in selected if (objection := node_objection(node, allowed))]
     fit = sorted((node for node in selected if not node_objection(node, allowed)), key=_ready_first)
     if not fit:
         reason, first = objections[0]
         text = f"none of the {len(selected)} nodes with the labels {labels} can be diagnosed: {first}"
-        return Choice(clip(labels, _TARGET_LIMIT), refusal=(reason, text))
+        return Choice(clip(labels, MAX_SHORT_TEXT), refusal=(reason, text))
     names = tuple(node.metadata.name for node in fit[:max_nodes])
     count = f"{len(names)} of {len(selected)}" if len(names) < len(selected) else f"{len(names)}"
-    return Choice(clip(f"{count} with {labels}", _TARGET_LIMIT), names)
+    return Choice(clip(f"{count} with {labels}", MAX_SHORT_TEXT), names)
 
 
 def _ready_first(node: Node) -> tuple[bool, str]:
     return not (node.ready and node.ready.status == "True"), node.metadata.name
-
-
-def run_states(diagnosis: Diagnosis) -> dict[str, NodeState]:
-    """How the run stands on each of its nodes, by name, in their order.
-
-    memdiag 0.1.0 wrote it in `results` alone, and had one node only.
-    """
-    status, spec = diagnosis.status, diagnosis.spec
-    states = status.node_states or [
-        NodeState(
-            node_name=result.node_name,
-            reason=result.reason,
-            verdict=result.verdict.kind if result.verdict else None,
-        )
-        for result in status.results
-    ]
-    if not states and not isinstance(spec, InvalidSpec) and spec.target.node_name:
-        states = [NodeState(node_name=spec.target.node_name, reason=Reason.PENDING)]
-    return {state.node_name: state for state in states}
 
 
 def spec_fault(spec: MemoryDiagnosisSpec | InvalidSpec) -> str:
@@ -107,7 +87,7 @@ def spec_fault(spec: MemoryDiagnosisSpec | InvalidSpec) -> str:
     selector = spec.target.node_selector
     key = faulty_key(selector.match_labels) if selector else None
     if key is not None:  # what the model's patterns do not reach, and the API server was to refuse
-        return f"spec.target.nodeSelector.matchLabels: {clip(repr(key), _TARGET_LIMIT)} cannot be a label's key"
+        return f"spec.target.nodeSelector.matchLabels: {clip(repr(key), MAX_SHORT_TEXT)} cannot be a label's key"
     return ""
 
 

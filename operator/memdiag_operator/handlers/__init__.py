@@ -1,1 +1,1 @@
-"""What happens when: kopf's events and a sweep, each ending in the same reconcile. Alone in importing `kopf`."""
+"""What kopf calls: handlers of events, and the start of it all. Alone in importing `kopf`."""

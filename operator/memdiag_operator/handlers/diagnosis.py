@@ -11,8 +11,8 @@ import kopf
 from pydantic import ValidationError
 
 from memdiag_api.diagnosis import GROUP, VERSION, MemoryDiagnosis
-from memdiag_operator.decide.objects import Diagnosis
 from memdiag_operator.handlers.runtime import OperatorMemo
+from memdiag_operator.kube.objects import Diagnosis
 
 logger = logging.getLogger(__name__)
 

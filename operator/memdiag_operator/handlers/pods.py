@@ -4,9 +4,9 @@ from typing import Any
 
 import kopf
 
-from memdiag_operator.decide.naming import RUNNER_LABELS
-from memdiag_operator.decide.objects import Pod
 from memdiag_operator.handlers.runtime import OperatorMemo
+from memdiag_operator.kube.naming import RUNNER_LABELS
+from memdiag_operator.kube.objects import Pod
 
 
 @kopf.on.event("", "v1", "pods", labels=RUNNER_LABELS)

@@ -16,9 +16,10 @@ from memdiag_operator.cluster.client import (
     READ_TIMEOUT_SECONDS,
     KubernetesClient,
 )
+from memdiag_operator.cluster.cluster import Cluster
 from memdiag_operator.config import OperatorConfig
-from memdiag_operator.handlers.reconciler import Reconciler
-from memdiag_operator.handlers.sweep import Sweep
+from memdiag_operator.loop.reconciler import Reconciler
+from memdiag_operator.loop.sweep import Sweep
 from memdiag_operator.metrics import OperatorMetrics
 
 # The API server ends a watch after this long, and it is opened again.
@@ -56,7 +57,7 @@ async def _operate(
     config: OperatorConfig, kubernetes: KubernetesClient, metrics: OperatorMetrics, liveness_endpoint: str
 ) -> None:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CONNECTIONS, "kubernetes"))
-    reconciler = Reconciler(kubernetes, config, metrics)
+    reconciler = Reconciler(Cluster(kubernetes, config), metrics)
     await kopf.operator(
         standalone=True,
         # Left to itself, kopf asks for the user's name, which a numeric user has not.

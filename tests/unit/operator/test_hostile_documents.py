@@ -25,10 +25,11 @@ from memdiag_api.evidence import Evidence
 from memdiag_api.framing import END_LINE, MAX_LOG_BYTES, frame
 from memdiag_api.limits import MAX_DOCUMENT_BYTES
 from memdiag_api.report import MemoryDiagnosisReport
-from memdiag_operator.decide.objects import Pod
 from memdiag_operator.decide.reconcile import reconcile
-from memdiag_operator.decide.sanitize import clean_json
-from memdiag_operator.decide.snapshot import RunnerOutput, Snapshot
+from memdiag_operator.decide.snapshot import Snapshot
+from memdiag_operator.kube.objects import Pod
+from memdiag_operator.results.receive import RunnerOutput
+from memdiag_operator.results.sanitize import clean_json
 from support.evidence import evidence_with
 from support.kubernetes_objects import (
     CONFIG,

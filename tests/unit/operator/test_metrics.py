@@ -11,12 +11,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from memdiag_api.conditions import Reason
 from memdiag_api.diagnosis import NodeResult
 from memdiag_operator.cluster.requests import classify
-from memdiag_operator.decide.objects import Diagnosis
+from memdiag_operator.decide.changes import NodeStep, RunEnd, node_steps, run_begins, run_end
+from memdiag_operator.decide.plan import Plan
 from memdiag_operator.decide.reconcile import reconcile
-from memdiag_operator.decide.run_progress import NodeStep, RunEnd, node_steps, run_begins, run_end
 from memdiag_operator.decide.slots import allot
-from memdiag_operator.decide.snapshot import Plan, RunnerOutput, Snapshot
+from memdiag_operator.decide.snapshot import Snapshot
+from memdiag_operator.kube.objects import Diagnosis
 from memdiag_operator.metrics import FAILURES, VERDICTS, OperatorMetrics
+from memdiag_operator.results.receive import RunnerOutput
 from support.evidence import evidence_with
 from support.kubernetes_objects import (
     CONFIG,

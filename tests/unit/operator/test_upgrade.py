@@ -5,6 +5,7 @@ its runner pod, and the log that the runner left; tools/record_released.py wrote
 """
 
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import pytest
 from memdiag_api.conditions import ConditionType
 from memdiag_api.diagnosis import MemoryDiagnosisStatus
 from memdiag_api.evidence import Evidence
-from memdiag_operator.decide.objects import Diagnosis, Node, Pod
-from memdiag_operator.decide.reconcile import nodes_to_read, reconcile, runners_to_read, wants_slot
+from memdiag_operator.decide.decision import decide
+from memdiag_operator.decide.plan import Plan
 from memdiag_operator.decide.slots import Slot, allot
-from memdiag_operator.decide.snapshot import Plan, RunnerOutput, Snapshot
+from memdiag_operator.decide.snapshot import Needs, Snapshot
+from memdiag_operator.kube.objects import Diagnosis, Node, Pod
+from memdiag_operator.results.receive import RunnerOutput
 from support.kubernetes_objects import CONFIG, fleet
 
 OBJECTS = Path(__file__).parents[2] / "fixtures" / "released" / "0.1.0" / "objects"
@@ -44,13 +47,20 @@ def twelve_seconds_into_the_trace() -> datetime:
 NOW = twelve_seconds_into_the_trace()
 
 
-def decide(one: Diagnosis, *pods: Pod, log: bytes | None = None) -> Plan:
-    nodes = dict.fromkeys(nodes_to_read(one, pods, CONFIG), NODE)
-    snapshot = Snapshot(diagnosis=one, pods=pods, nodes=nodes)
-    ended = runners_to_read(snapshot, CONFIG, NOW)
-    allotment = allot(fleet(pods, (one,)), 3, NOW) if wants_slot(snapshot) else None
-    outputs = {pod.metadata.name: RunnerOutput(log) for pod in ended}
-    return reconcile(Snapshot(diagnosis=one, pods=pods, nodes=nodes, allotment=allotment, outputs=outputs), CONFIG, NOW)
+def decided(one: Diagnosis, *pods: Pod, log: bytes | None = None) -> Plan:
+    snapshot = Snapshot(diagnosis=one, pods=pods)
+    while isinstance(answer := decide(snapshot, CONFIG, NOW), Needs):
+        names = (*answer.nodes, *answer.fresh_nodes)
+        snapshot = replace(
+            answer.snapshot,
+            limit_reached="",
+            absent_pods=frozenset(answer.pods),
+            nodes={**answer.snapshot.nodes, **dict.fromkeys(names, NODE)},
+            fresh_nodes=frozenset(answer.fresh_nodes),
+            outputs={pod.metadata.name: RunnerOutput(log) for pod in answer.outputs} or answer.snapshot.outputs,
+            allotment=allot(fleet(pods, (one,)), 3, NOW) if answer.allotment else answer.snapshot.allotment,
+        )
+    return answer
 
 
 def succeeded(status: MemoryDiagnosisStatus | None) -> str:
@@ -69,7 +79,7 @@ def test_a_run_that_waits_for_its_slot_keeps_its_place_and_gets_its_runner() -> 
     one = diagnosis("pending")
     queue = allot(fleet((), (one,)), 3, NOW)
     assert queue.admitted == {Slot(one.metadata.uid, NODE_NAME)}
-    plan = decide(one)
+    plan = decided(one)
     assert plan.status
     assert (plan.status.run_id, plan.status.start_time) == (one.status.run_id, one.status.start_time)
     (manifest,) = plan.launches
@@ -78,7 +88,7 @@ def test_a_run_that_waits_for_its_slot_keeps_its_place_and_gets_its_runner() -> 
 
 def test_a_runner_at_work_is_found_and_not_started_twice() -> None:
     one, pod = diagnosis("running"), runner("running")
-    plan = decide(one, pod)
+    plan = decided(one, pod)
     assert plan.launches == ()
     assert plan.removals == ()
     assert plan.status
@@ -89,7 +99,7 @@ def test_a_runner_at_work_is_found_and_not_started_twice() -> None:
 
 
 def test_the_result_of_a_former_versions_runner_is_taken() -> None:
-    plan = decide(diagnosis("running"), runner("succeeded"), log=(OBJECTS / "pod-succeeded.log").read_bytes())
+    plan = decided(diagnosis("running"), runner("succeeded"), log=(OBJECTS / "pod-succeeded.log").read_bytes())
     assert succeeded(plan.status) == "Completed"
     assert [manifest["metadata"]["name"] for manifest in plan.reports] == [runner("succeeded").metadata.name]
     before = json.loads((OBJECTS / "report.json").read_text())
@@ -97,7 +107,7 @@ def test_the_result_of_a_former_versions_runner_is_taken() -> None:
 
 
 def test_a_stored_result_is_left_as_it_is_and_its_pod_removed() -> None:
-    plan = decide(diagnosis("finished"), runner("succeeded"))
+    plan = decided(diagnosis("finished"), runner("succeeded"))
     assert plan.status is None
     assert [removal.name for removal in plan.removals] == [runner("succeeded").metadata.name]
 
@@ -107,7 +117,7 @@ def test_a_finished_run_is_remembered_when_it_is_run_again() -> None:
     again = one.model_copy(
         update={"metadata": one.metadata.model_copy(update={"annotations": {"memdiag.dev/requestedAt": "now"}})}
     )
-    plan = decide(again)
+    plan = decided(again)
     assert plan.status
     assert plan.status.last_run
     assert (plan.status.last_run.run_id, plan.status.last_run.reason) == (one.status.run_id, "Completed")
@@ -117,7 +127,7 @@ def test_a_finished_run_is_remembered_when_it_is_run_again() -> None:
 
 
 def test_a_suspended_one_stays_so() -> None:
-    assert decide(diagnosis("suspended")).status is None
+    assert decided(diagnosis("suspended")).status is None
 
 
 @pytest.mark.parametrize("name", ["pending", "running", "finished", "suspended"])

@@ -17,8 +17,8 @@ from memdiag_node.trace.page_trace import TraceSettings
 from memdiag_node.walker import walker as queues
 from memdiag_node.walker import walks
 from memdiag_operator.config import SweepSettings
-from memdiag_operator.decide import progress
-from memdiag_operator.handlers import sweep
+from memdiag_operator.loop import sweep
+from memdiag_operator.status import progress
 
 WORDS = {"four": 4, "five": 5, "nine": 9, "ten": 10}
 THRESHOLDS, TRACE = Thresholds(), TraceSettings(duration_seconds=60)

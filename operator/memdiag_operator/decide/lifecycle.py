@@ -1,0 +1,38 @@
+"""Where a diagnosis is between its creation and its end: whether a run is to begin, is held, or is all over."""
+
+from memdiag_api.diagnosis import MemoryDiagnosisStatus
+from memdiag_api.limits import MAX_HANDLED_REQUESTS
+from memdiag_operator.kube.objects import Diagnosis, InvalidSpec
+from memdiag_operator.status.states import run_states
+
+
+def begins_run(diagnosis: Diagnosis) -> bool:
+    """Whether a run is to begin: the first, one after a suspension, or one that the annotation asks for."""
+    status = diagnosis.status
+    if is_suspended(diagnosis):
+        return False
+    if diagnosis.is_finished:
+        return diagnosis.requested_at not in ("", *handled_requests(status))
+    if isinstance(diagnosis.spec, InvalidSpec):
+        return status.start_time is None
+    return status.start_time is None or not run_states(diagnosis)
+
+
+def is_suspended(diagnosis: Diagnosis) -> bool:
+    """Whether no runner may be started; `terminate` outranks `suspend`."""
+    spec = diagnosis.spec
+    return not isinstance(spec, InvalidSpec) and spec.suspend and not spec.terminate
+
+
+def is_settled(diagnosis: Diagnosis) -> bool:
+    """Whether a sweep may pass over it: its run has ended, no other is asked for, no time to live runs."""
+    spec = diagnosis.spec
+    has_ttl = not isinstance(spec, InvalidSpec) and spec.ttl_seconds_after_finished is not None
+    is_seen = diagnosis.status.observed_generation == diagnosis.metadata.generation
+    return diagnosis.is_finished and is_seen and not has_ttl and not begins_run(diagnosis)
+
+
+def handled_requests(status: MemoryDiagnosisStatus) -> list[str]:
+    """Requests that had their run, the latest first; memdiag 0.1.0 remembered the last one only."""
+    last = [status.last_handled_request] if status.last_handled_request else []
+    return list(dict.fromkeys([*last, *status.handled_requests]))[:MAX_HANDLED_REQUESTS]

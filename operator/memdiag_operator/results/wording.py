@@ -1,0 +1,166 @@
+"""Findings in words: the suspect's line, and the answer in one sentence."""
+
+import re
+from collections.abc import Sequence
+
+from memdiag_api.conditions import ConditionStatus
+from memdiag_api.diagnosis import HolderSummary, NodeResult, NodeState, PodReference, StackSummary
+from memdiag_api.evidence import SuspectScope, VerdictKind
+from memdiag_api.limits import MAX_SENTENCE, MAX_SHORT_TEXT
+from memdiag_api.process_name import quoted_unless, shown_process
+from memdiag_api.units import format_bytes
+from memdiag_operator.results.leak import LEAK_STATUS, WEIGHT
+from memdiag_operator.results.sanitize import clip
+
+NODE_SAYS = "The node's runner says: "
+"""Marks what a node chooses freely, where it stands beside what the API server knows."""
+_SUSPECT_FRAMES = 3
+_IN_WORDS = {
+    VerdictKind.PINNED_BY_UNREAD_SOCKET: "unread data pins memory",
+    VerdictKind.GROWING_KERNEL_ALLOCATION: "kernel allocations grow",
+    VerdictKind.LARGE_BUT_UNEXPLAINED: "much memory that no check explains",
+    VerdictKind.NO_LEAK: "no leak found",
+    VerdictKind.INCONCLUSIVE: "inconclusive",
+}
+_OF_SEVERAL = (SuspectScope.CONTAINER, SuspectScope.POD)
+# Where every allocation passes through: it says nothing about who asked.
+_ALLOCATOR_PREFIXES = ("__alloc_pages", "alloc_pages", "__get_free_pages", "get_free_pages", "__alloc_frozen_pages")
+
+
+# A line begins with the API server's name of a pod, or shows that it has none. Words of the node that do not look like
+# these are quoted, so that they do not pass for such a name.
+_PLAIN_PROTOCOL = re.compile(r"[A-Za-z0-9_-]*")
+_PLAIN_ADDRESS = re.compile(r"[A-Za-z0-9.:@*\[\]_%-]*")
+_PLAIN_REASON = re.compile(r"[A-Za-z0-9 ,.:;'_-]*")
+_PLAIN_SYMBOL = re.compile(r"[A-Za-z0-9_.$<>\[\] -]*")
+_PROTOCOL_LIMIT, _ADDRESS_LIMIT, _REASON_LIMIT, _SYMBOL_LIMIT = 16, 64, 100, 64
+
+
+def holder_line(holder: HolderSummary, *, scope: SuspectScope | None = None) -> str:
+    """Whose a holder is, in a few words: `demo/slow-reader (container app, python3[4711] fd 7)`.
+
+    `scope`: more than this process is meant, and this is the one with the most.
+    """
+    if not holder.pid:
+        protocol = quoted_unless(_PLAIN_PROTOCOL, holder.protocol, _PROTOCOL_LIMIT)
+        address = quoted_unless(_PLAIN_ADDRESS, holder.local_address, _ADDRESS_LIMIT)
+        what = " ".join(word for word in (protocol or holder.kind.value, address) if word)
+        return f"{what} ({quoted_unless(_PLAIN_REASON, holder.unowned_reason, _REASON_LIMIT)})"
+    descriptors = ", ".join(str(fd) for fd in holder.fds[:4])
+    process = shown_process(holder.comm, holder.pid) + (f" fd {descriptors}" if descriptors else "")
+    if scope in _OF_SEVERAL:
+        process += " and others"
+    if not holder.pod:
+        return f"{process} (unattributed)" if holder.unowned_reason else f"{process} (no pod)"
+    container = f"container {holder.container}, " if holder.container and scope is not SuspectScope.POD else ""
+    return f"{holder.namespace}/{holder.pod} ({container}{process})"
+
+
+def stack_line(stack: StackSummary) -> str:
+    """The callers closest to the allocation, without offsets: `skb_page_frag_refill < sk_page_frag_refill`."""
+    names = [frame.partition("+")[0] for frame in stack.frames]
+    telling = [name for name in names if not name.startswith(_ALLOCATOR_PREFIXES)] or names
+    shown = [quoted_unless(_PLAIN_SYMBOL, name, _SYMBOL_LIMIT) for name in telling[:_SUSPECT_FRAMES]]
+    return " < ".join(shown) or "unknown stack"
+
+
+def suspect_line(holder: HolderSummary | None, stack: StackSummary | None, *, scope: SuspectScope | None = None) -> str:
+    """The prime suspect in one short line: the holder if there is one, else the stack; empty without either."""
+    if holder:
+        pins = f"{format_bytes(holder.unread_bytes)} unread pins {format_bytes(holder.pinned_bytes)}"
+        return clip(f"{holder_line(holder, scope=scope)}: {pins}", MAX_SHORT_TEXT)
+    if stack:
+        rate = f", growing {format_bytes(stack.growth_bytes_per_second)}/s" if stack.growth_bytes_per_second > 0 else ""
+        grew = f"{format_bytes(stack.outstanding_bytes)} not freed{rate}"
+        return clip(f"{stack_line(stack)}: {grew}", MAX_SHORT_TEXT)
+    return ""
+
+
+def advice(holder: HolderSummary | None, runner_advice: str, *, scope: SuspectScope | None = None) -> str:
+    """What a person can do next: with the suspect's pod by name where it has one, else as the runner said it."""
+    if holder is None or not holder.pod:
+        return clip(f"{NODE_SAYS}{runner_advice}", MAX_SENTENCE) if runner_advice else ""
+    container = f"container {holder.container} of " if holder.container and scope is not SuspectScope.POD else ""
+    descriptors = ", ".join(str(fd) for fd in holder.fds[:4])
+    stuck = f" for at least {holder.stuck_seconds:.0f} s" if holder.stuck_seconds else ""
+    process = shown_process(holder.comm, holder.pid)
+    who = f"{process} and others have" if scope in _OF_SEVERAL else f"{process} has"
+    where = "" if scope in _OF_SEVERAL else f" on fd {descriptors}"
+    back = "they read or close" if scope in _OF_SEVERAL else "it reads or closes"
+    return clip(
+        f"Restart or fix {container}pod {holder.namespace}/{holder.pod}: {who} "
+        f"{format_bytes(holder.unread_bytes)} unread{where}{stuck}, pinning "
+        f"{format_bytes(holder.pinned_bytes)}. The memory comes back as soon as {back}.",
+        MAX_SENTENCE,
+    )
+
+
+def target_pod_sentence(
+    pod: PodReference, *, pinned_bytes: int, unread_bytes: int, is_there: bool, was_scanned: bool
+) -> str:
+    """What the pod that a diagnosis is about pins."""
+    name = f"pod {pod.namespace}/{pod.name}"
+    if not was_scanned:
+        text = f"What {name} pins was not looked at: spec.checks leaves SocketQueues out"
+    elif pinned_bytes:
+        text = f"Pod {name[4:]} pins {format_bytes(pinned_bytes)}, with {format_bytes(unread_bytes)} unread"
+    elif is_there:
+        text = f"Pod {name[4:]} pins nothing that memdiag can see"
+    else:
+        text = f"Pod {name[4:]} was not on the node any more when the measurement ended"
+    return clip(text, MAX_SENTENCE)
+
+
+def node_sentence(result: NodeResult) -> str:
+    """The answer of one node; first what the pod that it is about pins, if it is about one."""
+    sentence = _node_sentence(result)
+    return clip(f"{result.target_pod.message}. {sentence}", MAX_SENTENCE) if result.target_pod else sentence
+
+
+def _node_sentence(result: NodeResult) -> str:
+    if result.verdict is None:
+        return clip(f"{result.reason}: {result.message}", MAX_SENTENCE)
+    if not result.suspect:
+        return clip(
+            f"Node {result.node_name}: {_IN_WORDS[result.verdict.kind]}. {NODE_SAYS}{result.verdict.sentence}",
+            MAX_SENTENCE,
+        )
+    held = f"kernel code holds {result.alloc_page} outside all accounts" if result.alloc_page else "memory is pinned"
+    return clip(f"On node {result.node_name} {held}; suspect: {result.suspect}{_proof(result)}.", MAX_SENTENCE)
+
+
+def run_sentence(results: Sequence[NodeResult], states: Sequence[NodeState]) -> str:
+    """The answer of a run on the nodes of `states`: that of its most telling node, and how many have a leak."""
+    sentence = node_sentence(max(results, key=weight_as_answer))
+    if len(states) == 1:
+        return sentence
+    answers = [LEAK_STATUS[state.verdict] for state in states if state.verdict]
+    leaks, noes = answers.count(ConditionStatus.TRUE), answers.count(ConditionStatus.FALSE)
+    if leaks:
+        found = f"A leak on {leaks} of {len(states)} nodes"
+    elif noes == len(states):
+        found = f"{len(states)} nodes, no leak found"
+    else:
+        found = f"{len(states)} nodes, no leak on {noes} of them, not known on {len(states) - noes}"
+    return clip(f"{found}. {sentence}", MAX_SENTENCE)
+
+
+def run_suspect(results: Sequence[NodeResult], states: Sequence[NodeState]) -> str:
+    """The prime suspect of a run on the nodes of `states`, with its node where there are several."""
+    best = max(results, key=weight_as_answer)
+    is_alone = len(states) == 1 or not best.suspect
+    return best.suspect if is_alone else clip(f"{best.node_name}: {best.suspect}", MAX_SHORT_TEXT)
+
+
+def weight_as_answer(result: NodeResult) -> tuple[int, bool, int]:
+    """Which node a reader wants to hear of first: a leak, a doubt, none, no answer; then the most allocpage."""
+    weight = WEIGHT[LEAK_STATUS[result.verdict.kind]] if result.verdict else -1
+    return weight, bool(result.suspect), result.alloc_page_bytes or 0
+
+
+def _proof(result: NodeResult) -> str:
+    if not (result.outstanding_bytes and result.explained_bytes):
+        return ""
+    share = result.explained_bytes / result.outstanding_bytes
+    traced = format_bytes(result.outstanding_bytes)
+    return f"; {share:.0%} of the {traced} that were allocated during the trace and not freed sit in holders"

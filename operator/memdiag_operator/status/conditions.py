@@ -1,0 +1,163 @@
+"""Conditions of a diagnosis: all four always there, each with the time of its last change and the generation it saw."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from memdiag_api.conditions import Condition, ConditionStatus, ConditionType, Reason
+from memdiag_api.diagnosis import FailOn, NodeState
+from memdiag_operator.results.leak import LEAK_STATUS, WEIGHT
+from memdiag_operator.results.sanitize import clip
+from memdiag_operator.status.states import UNSETTLED
+
+MAX_MESSAGE_LENGTH = 4096
+MAX_FAILURES_IN_MESSAGE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A condition's status, reason and message."""
+
+    status: ConditionStatus
+    reason: Reason
+    message: str = ""
+
+
+def conditions(
+    previous: Sequence[Condition], findings: dict[ConditionType, Finding], generation: int, now: datetime
+) -> list[Condition]:
+    """`findings` as conditions; a time changes only where the status does."""
+    before = {condition.type: condition for condition in previous}
+    return [
+        Condition(
+            type=kind,
+            status=finding.status,
+            reason=finding.reason,
+            message=clip(finding.message, MAX_MESSAGE_LENGTH),
+            last_transition_time=(
+                known.last_transition_time if (known := before.get(kind)) and known.status == finding.status else now
+            ),
+            observed_generation=generation,
+        )
+        for kind, finding in findings.items()
+    ]
+
+
+def while_running(reason: Reason, message: str, states: Sequence[NodeState] = ()) -> dict[ConditionType, Finding]:
+    """Conditions of a run that is not over; a leak that a node has reported is told at once."""
+    return {
+        ConditionType.SUCCEEDED: Finding(ConditionStatus.UNKNOWN, reason, message),
+        ConditionType.LEAK_DETECTED: _leak_so_far(states) or Finding(ConditionStatus.UNKNOWN, reason, _so_far(states)),
+        ConditionType.RECONCILING: Finding(ConditionStatus.TRUE, reason, message),
+        ConditionType.STALLED: Finding(ConditionStatus.FALSE, reason),
+    }
+
+
+def while_held_back(message: str, previous: Sequence[Condition], *, is_rerun: bool) -> dict[ConditionType, Finding]:
+    """Conditions of a run that may not begin yet; before a rerun, the last run's answer stays."""
+    if not is_rerun:
+        return while_running(Reason.LIMIT_REACHED, message)
+    return as_they_were(previous) | {
+        ConditionType.RECONCILING: Finding(ConditionStatus.TRUE, Reason.LIMIT_REACHED, message),
+        ConditionType.STALLED: Finding(ConditionStatus.FALSE, Reason.LIMIT_REACHED),
+    }
+
+
+def after_the_end(previous: Sequence[Condition]) -> dict[ConditionType, Finding]:
+    """Conditions of a run that has ended before, and of which no rerun is asked for (any more)."""
+    findings = as_they_were(previous)
+    held_back = findings.get(ConditionType.RECONCILING)
+    if held_back is None or held_back.reason is not Reason.LIMIT_REACHED:
+        return findings
+    return findings | _ended(findings[ConditionType.SUCCEEDED])
+
+
+def as_they_were(previous: Sequence[Condition]) -> dict[ConditionType, Finding]:
+    """The findings that conditions were made from."""
+    return {one.type: Finding(one.status, one.reason, one.message) for one in previous}
+
+
+def when_suspended() -> dict[ConditionType, Finding]:
+    """Conditions of a diagnosis that waits for a person."""
+    message = "spec.suspend is true: set it to false to run."
+    return {
+        ConditionType.SUCCEEDED: Finding(ConditionStatus.UNKNOWN, Reason.SUSPENDED, message),
+        ConditionType.LEAK_DETECTED: Finding(ConditionStatus.UNKNOWN, Reason.SUSPENDED, message),
+        ConditionType.RECONCILING: Finding(ConditionStatus.FALSE, Reason.SUSPENDED, message),
+        ConditionType.STALLED: Finding(ConditionStatus.FALSE, Reason.SUSPENDED, message),
+    }
+
+
+def when_refused(reason: Reason, message: str) -> dict[ConditionType, Finding]:
+    """Conditions of a run that ends before it has a node."""
+    return {
+        ConditionType.SUCCEEDED: Finding(ConditionStatus.FALSE, reason, message),
+        ConditionType.LEAK_DETECTED: Finding(ConditionStatus.UNKNOWN, Reason.NO_RESULT, "No node was looked at."),
+        ConditionType.RECONCILING: Finding(ConditionStatus.FALSE, reason),
+        ConditionType.STALLED: Finding(ConditionStatus.TRUE, reason, message),
+    }
+
+
+def when_finished(
+    states: Sequence[NodeState], fail_on: FailOn, summary: str, failures: Sequence[str] = ()
+) -> dict[ConditionType, Finding]:
+    """Conditions of a run whose nodes have all ended; `failures` says of nodes without a result what happened there."""
+    leak = _leak(states, summary)
+    succeeded = _succeeded(states, fail_on, leak, summary, failures)
+    return {ConditionType.SUCCEEDED: succeeded, ConditionType.LEAK_DETECTED: leak} | _ended(succeeded)
+
+
+def _ended(succeeded: Finding) -> dict[ConditionType, Finding]:
+    ended_well = succeeded.status is ConditionStatus.TRUE
+    return {
+        ConditionType.RECONCILING: Finding(ConditionStatus.FALSE, succeeded.reason),
+        # Nothing more happens by itself: kstatus, and so Flux and kubectl's waiters, read this as "failed".
+        ConditionType.STALLED: Finding(
+            ConditionStatus.FALSE if ended_well else ConditionStatus.TRUE,
+            succeeded.reason,
+            "" if ended_well else succeeded.message,
+        ),
+    }
+
+
+def _leak(states: Sequence[NodeState], summary: str) -> Finding:
+    kinds = [state.verdict for state in states if state.verdict]
+    if not kinds:
+        return Finding(ConditionStatus.UNKNOWN, Reason.NO_RESULT, "No node has delivered a result.")
+    heaviest = max(kinds, key=lambda kind: WEIGHT[LEAK_STATUS[kind]])
+    if len(kinds) < len(states) and LEAK_STATUS[heaviest] is ConditionStatus.FALSE:
+        return Finding(ConditionStatus.UNKNOWN, Reason.PARTIAL_RESULTS, "No leak where there is a result.")
+    return Finding(LEAK_STATUS[heaviest], Reason(heaviest.value), summary)
+
+
+def _leak_so_far(states: Sequence[NodeState]) -> Finding | None:
+    for state in states:
+        if state.verdict and LEAK_STATUS[state.verdict] is ConditionStatus.TRUE:
+            message = f"Found on {state.node_name} already; {_so_far(states)}"
+            return Finding(ConditionStatus.TRUE, Reason(state.verdict.value), message)
+    return None
+
+
+def _so_far(states: Sequence[NodeState]) -> str:
+    settled = sum(state.reason not in UNSETTLED for state in states)
+    return f"{settled} of {len(states)} nodes have reported." if settled else "No node has reported yet."
+
+
+def _succeeded(
+    states: Sequence[NodeState], fail_on: FailOn, leak: Finding, summary: str, failures: Sequence[str]
+) -> Finding:
+    failed = [state for state in states if state.reason != Reason.COMPLETED]
+    if not failed:
+        if fail_on is FailOn.LEAK_DETECTED and leak.status is ConditionStatus.TRUE:
+            return Finding(
+                ConditionStatus.FALSE, Reason.LEAK_FOUND, f"failOn is LeakDetected, and one was found: {summary}"
+            )
+        return Finding(ConditionStatus.TRUE, Reason.COMPLETED, summary)
+    told = list(failures[:MAX_FAILURES_IN_MESSAGE])
+    if len(told) < len(failed):
+        told.append(f"and {len(failed) - len(told)} more" if told else f"{len(failed)} failed")
+    message = "; ".join(told)
+    if len(failed) < len(states):
+        count = f"{len(states) - len(failed)} of {len(states)} nodes delivered a result"
+        return Finding(ConditionStatus.FALSE, Reason.PARTIAL_RESULTS, f"{count}; {message}")
+    return Finding(ConditionStatus.FALSE, Reason(failed[0].reason), message)

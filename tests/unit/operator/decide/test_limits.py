@@ -1,0 +1,167 @@
+"""How much may be under way at once: who begins, who waits and what that one says, and what it costs to find out."""
+
+from typing import Any
+
+import pytest
+
+from memdiag_api.conditions import ConditionType, Reason
+from memdiag_api.diagnosis import NodeResult
+from memdiag_operator.cluster.store import Cache
+from memdiag_operator.config import LimitSettings, OperatorConfig
+from memdiag_operator.decide.claims import claim_of
+from memdiag_operator.decide.limits import Load, held_back, load, may_begin, why_it_waits
+from memdiag_operator.decide.plan import Plan
+from memdiag_operator.decide.reconcile import reconcile
+from memdiag_operator.decide.snapshot import Snapshot
+from memdiag_operator.kube.objects import Diagnosis
+from support.kubernetes_objects import CONFIG, NODE, NOW, ago, diagnosis, running_status, timestamp
+
+LIMITS = LimitSettings(unfinished_diagnoses=3, node_runs=1000)
+WHY = why_it_waits(LIMITS)
+
+
+def new(name: str, age: float = 10, *, nodes: int | None = None, **fields: Any) -> Diagnosis:
+    """A diagnosis that has not begun, created so many seconds ago."""
+    target: dict[str, Any] = {"nodeName": NODE}
+    if nodes:
+        target = {"nodeSelector": {"matchLabels": {"a": "b"}}, "maxNodes": nodes}
+    made = diagnosis(name=name, uid=f"uid-{name}", spec={"target": target, **fields.pop("spec", {})}, **fields)
+    return made.model_copy(
+        update={"metadata": made.metadata.model_copy(update={"creation_timestamp": ago(age)})},
+    )
+
+
+def under_way(name: str, unsettled: int = 1, settled: int = 0) -> Diagnosis:
+    reasons = ["Pending"] * unsettled + ["Completed"] * settled
+    states = [{"nodeName": f"{name}-{number}", "reason": reason} for number, reason in enumerate(reasons)]
+    return new(name, 100, nodes=unsettled + settled, status={**running_status(), "results": [], "nodeStates": states})
+
+
+def begins(*diagnoses: Diagnosis, beginning: tuple[str, ...] = ()) -> list[str]:
+    """Names of those that may begin; both ways of asking must agree."""
+    claims = [claim_of(one) for one in diagnoses]
+    held = held_back(claims, beginning, LIMITS)
+    wanting = [claim for claim in claims if claim.wants_to_begin and claim.name not in beginning]
+    assert {claim.name for claim in wanting if not may_begin(claim, claims, beginning, LIMITS)} == held
+    return sorted(claim.name for claim in wanting if claim.name not in held)
+
+
+def test_the_oldest_begin_first_and_no_more_than_the_limit() -> None:
+    assert begins(new("c", 1), new("a", 3), new("b", 2), under_way("x"), under_way("y")) == ["a"]
+    assert begins(new("c", 1), new("a", 3), new("b", 2)) == ["a", "b", "c"]
+
+
+def test_those_that_were_created_together_go_by_name() -> None:
+    assert begins(new("b"), new("a"), under_way("x"), under_way("y")) == ["a"]
+
+
+def test_node_runs_count_as_they_may_become_and_then_as_they_are_left() -> None:
+    assert begins(new("a", nodes=300), under_way("x", 701)) == []
+    assert begins(new("a", nodes=300), under_way("x", 700, settled=300)) == ["a"]
+
+
+def test_a_large_one_that_does_not_fit_is_not_passed_by_smaller_ones_for_ever() -> None:
+    large, small = new("large", 9, nodes=1000), new("small", 8)
+    assert begins(large, small, under_way("x")) == []
+    assert begins(large, small) == ["large"]
+
+
+def test_the_largest_diagnosis_fits_alone() -> None:
+    assert begins(new("a", nodes=1000)) == ["a"]
+    with pytest.raises(ValueError, match="node_runs"):
+        LimitSettings(node_runs=999)
+
+
+def test_those_that_begin_right_now_are_counted_before_their_status_says_so() -> None:
+    waiting = [new("a", 4), new("b", 3), new("c", 2), new("d", 1)]
+    assert begins(*waiting, beginning=("a", "b")) == ["c"]
+    assert begins(*waiting, under_way("x"), beginning=("a", "b")) == []
+
+
+def test_one_that_ends_as_it_begins_takes_no_place() -> None:
+    full = (under_way("x"), under_way("y"), under_way("z"))
+    for spec in ({"terminate": True}, {"suspend": True}, {"topN": "many"}):
+        assert not claim_of(new("a", spec=spec)).wants_to_begin
+    assert load([claim_of(one) for one in (*full, new("a"))]) == Load(3, 3)
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def told(plan: Plan, kind: ConditionType) -> tuple[str, str, str]:
+    assert plan.status
+    (found,) = [one for one in plan.status.conditions if one.type is kind]
+    return found.status, found.reason, found.message
+
+
+def look(one: Diagnosis, why: str = WHY) -> tuple[Plan, Diagnosis]:
+    """What is decided while the limit is reached, and the diagnosis afterwards."""
+    plan = reconcile(Snapshot(diagnosis=one, limit_reached=why), CONFIG, NOW)
+    return plan, one.model_copy(update={"status": plan.status}) if plan.status else one
+
+
+def test_who_may_not_begin_says_why_once_and_no_deadline_runs() -> None:
+    plan, waits = look(new("a"))
+    assert told(plan, ConditionType.SUCCEEDED) == ("Unknown", "LimitReached", WHY)
+    assert told(plan, ConditionType.RECONCILING)[:2] == ("True", "LimitReached")
+    assert "3 diagnoses (limits.unfinishedDiagnoses" in WHY
+    assert "1000 node runs (limits.nodeRuns)" in WHY
+    assert plan == Plan(status=plan.status)
+    assert (waits.status.start_time, waits.status.run_id) == (None, None)
+    assert look(waits)[0] == Plan()
+    claim = claim_of(waits)
+    assert (claim.wants_to_begin, claim.says_limit_reached, claim.is_under_way) == (True, True, False)
+    begun = reconcile(Snapshot(diagnosis=waits), CONFIG, NOW)
+    assert told(begun, ConditionType.SUCCEEDED)[:2] == ("Unknown", "Pending")
+    assert begun.status
+    assert begun.status.start_time == NOW
+
+
+def finished(**fields: Any) -> Diagnosis:
+    result = NodeResult(node_name=NODE, reason="NodeLost", message="gone")
+    status = running_status(result=result, completionTime=timestamp(NOW), nodeStates=[], **fields)
+    ended = reconcile(Snapshot(diagnosis=diagnosis(status=running_status(started=ago(9999)))), CONFIG, NOW).status
+    assert ended
+    conditions = [condition.to_json_object() for condition in ended.conditions]
+    return diagnosis(status={**status, "conditions": conditions})
+
+
+def test_a_rerun_that_has_to_wait_leaves_the_last_answer_and_a_withdrawn_one_no_trace() -> None:
+    once = finished()
+    before = {one.type: (one.status, one.reason) for one in once.status.conditions}
+    assert before[ConditionType.SUCCEEDED] == ("False", "DeadlineExceeded")
+    asked = once.model_copy(
+        update={"metadata": once.metadata.model_copy(update={"annotations": {"memdiag.dev/requestedAt": "again"}})}
+    )
+    plan, waits = look(asked)
+    assert told(plan, ConditionType.SUCCEEDED)[:2] == before[ConditionType.SUCCEEDED]
+    assert told(plan, ConditionType.RECONCILING) == ("True", "LimitReached", WHY)
+    assert told(plan, ConditionType.STALLED)[:2] == ("False", "LimitReached")
+    assert waits.status.completion_time == once.status.completion_time
+    assert claim_of(waits).says_limit_reached
+
+    withdrawn = waits.model_copy(update={"metadata": once.metadata})
+    restored = reconcile(Snapshot(diagnosis=withdrawn), CONFIG, NOW)
+    assert restored.status
+    assert {one.type: (one.status, one.reason) for one in restored.status.conditions} == before
+    begun = reconcile(Snapshot(diagnosis=waits), CONFIG, NOW).status
+    assert begun
+    assert begun.last_run
+    assert begun.last_run.reason == Reason.DEADLINE_EXCEEDED
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------------
+
+
+def test_what_others_write_into_a_diagnosis_is_not_kept() -> None:
+    others = {"kubectl.kubernetes.io/last-applied-configuration": "x" * 100_000, "memdiag.dev/requestedAt": "now"}
+    cache = Cache()
+    cache.diagnoses.put(diagnosis(annotations=others))
+    kept = cache.diagnoses.get("where")
+    assert kept
+    assert kept.metadata.annotations == {"memdiag.dev/requestedAt": "now"}
+
+
+def test_limits_have_defaults_that_nobody_meets_by_chance() -> None:
+    limits = OperatorConfig(runner=CONFIG.runner).limits
+    assert (limits.unfinished_diagnoses, limits.node_runs, limits.stored_reports_bytes) == (500, 20_000, 256 << 20)
