@@ -5,14 +5,13 @@ from datetime import datetime
 
 from memdiag_api.conditions import ConditionType, Reason
 from memdiag_api.diagnosis import (
-    MAX_HANDLED_REQUESTS,
     LastRun,
     MemoryDiagnosisStatus,
     NodeCounts,
     NodeResult,
     NodeState,
 )
-from memdiag_api.limits import MAX_PREVIOUS_RUNS, MAX_SENTENCE
+from memdiag_api.limits import MAX_HANDLED_REQUESTS, MAX_PREVIOUS_RUNS, MAX_SENTENCE
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide.deadline import deadline_seconds, shortfall
 from memdiag_operator.decide.lifecycle import handled_requests
