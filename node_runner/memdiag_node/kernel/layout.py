@@ -33,7 +33,7 @@ def block_layout(btf: Btf) -> dict[str, int]:
         order = page_bytes + btf.offset_bytes("page", "compound_order")
     may_be_mask = {"COMPOUND_MAY_BE_MASK": 1} if compound == "compound_info" else {}
     return may_be_mask | {
-        "PAGE_STRUCT_SIZE": page_bytes,
+        "STRUCT_PAGE_BYTES": page_bytes,
         "PAGE_FLAGS": btf.offset_bytes("page", "flags"),
         "PAGE_COMPOUND": btf.offset_bytes("page", compound),
         "PAGE_MAPPING": btf.offset_bytes("page", "mapping"),

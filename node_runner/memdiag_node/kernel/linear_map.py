@@ -71,5 +71,5 @@ def _bases(memory: KernelMemory, at: Mapping[str, int], cache: int) -> npt.NDArr
     is_compound = field(slabs, "PAGE_FLAGS") >> np.uint64(at["PG_HEAD"]) & np.uint64(1)
     orders = (field(slabs, "PAGE_ORDER") & np.uint64(_MAX_ORDER)) * is_compound
     first_frames = free >> np.uint64(at["PAGE_SHIFT"]) >> orders << orders
-    bases: npt.NDArray[np.uint64] = slabs - first_frames * np.uint64(at["PAGE_STRUCT_SIZE"])
+    bases: npt.NDArray[np.uint64] = slabs - first_frames * np.uint64(at["STRUCT_PAGE_BYTES"])
     return bases

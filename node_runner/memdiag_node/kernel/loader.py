@@ -24,6 +24,9 @@ from memdiag_node.kernel.btf import Btf
 
 _STUB_HEADERS = Path(__file__).with_name("stubs")
 
+_HEADERS = Path(__file__).parent
+_INCLUDE = re.compile(r'#include "(\w+\.bpf\.h)"')
+
 _QUIET_FLAGS = ("-Wno-everything", "-fno-color-diagnostics")
 _MAX_LOG_CHARACTERS = 2_000
 _READ_BYTES = 1 << 20
@@ -154,7 +157,7 @@ class BpfObject(ClosedOnExit):
         self._bcc = _import_bcc()
         self._source = source.name
         self._iterators: list[IteratorLink] = []
-        text = source.read_bytes()
+        text = "".join(_expanded(source, set())).encode()
         flags = [*_QUIET_FLAGS, f"-DLINUX_VERSION_CODE={_version_code(platform.release())}"]
         flags += [f"-D{name}={_c_integer(value)}" for name, value in defines.items()]
         with _stub_headers(), _captured_stderr() as log:
@@ -352,6 +355,22 @@ class BpfObject(ClosedOnExit):
                     message += "; it takes the capabilities BPF and PERFMON, and a kernel that is not locked down"
                 raise BpfError(f"{message}\n{verifier}" if verifier else message, code) from error
         return fd
+
+
+def _expanded(path: Path, included: set[str]) -> Iterator[str]:
+    """The lines of a source with those of its headers (`kernel/*.bpf.h`), each header once.
+
+    The compiler could include them itself, but bcc finds programs and map accesses in the main file only.
+    """
+    yield f'#line 1 "{path.name}"\n'
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
+        match = _INCLUDE.match(line)
+        if not match:
+            yield line
+        elif match[1] not in included:
+            included.add(match[1])
+            yield from _expanded(_HEADERS / match[1], included)
+            yield f'#line {number + 1} "{path.name}"\n'
 
 
 def _import_bcc() -> Any:

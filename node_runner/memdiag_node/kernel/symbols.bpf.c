@@ -10,12 +10,8 @@
 //
 // Defines from the loader: ADDRESSES in entries, so few that their lines always fit into the buffer of the seq_file.
 
-struct seq_file;
-struct iterator_meta {
-    struct seq_file *seq;
-    u64 session_id;
-    u64 seq_number;
-};
+#include "common.bpf.h"
+
 
 BPF_F_TABLE("array", u32, u64, addresses, ADDRESSES, BPF_F_MMAPABLE);
 
@@ -28,7 +24,8 @@ int bpf_iter__bpf_map(struct bpf_iter__bpf_map *ctx)
     char format[] = "%pB\n";
     if (!ctx->map || ctx->meta->seq_number)
         return 0;
-    _Pragma("nounroll") for (u32 i = 0; i < ADDRESSES; i++)
+    NO_UNROLL
+    for (u32 i = 0; i < ADDRESSES; i++)
     {
         u32 at = i;
         u64 *address = addresses.lookup(&at), argument;

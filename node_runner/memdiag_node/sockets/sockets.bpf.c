@@ -23,17 +23,10 @@
 // Defines from the loader: offsets in bytes from BTF (an absent field's whole feature is off: HAS_...), sizes in bytes,
 // AF_ and IPPROTO_ numbers of the ABI (include/linux/socket.h, include/uapi/linux/in.h), BATCH in entries.
 
-struct seq_file;
+#include "common.bpf.h"
+
 struct task_struct;
 struct file;
-struct iterator_meta {
-    struct seq_file *seq;
-    u64 session_id;
-    u64 seq_number;
-};
-
-#define READ(destination, base, offset) \
-    bpf_probe_read_kernel(&(destination), sizeof(destination), (void *)((u64)(base) + (offset)))
 
 struct found {
     u64 socket; // address of the struct sock, or of what else the file is: pipe_inode_info, perf_event, bpf_map
@@ -335,26 +328,25 @@ static inline void describe_vsock(struct description *row, u64 sk)
 #endif
 }
 
-static inline void describe_one(struct description *row, u64 sk)
+// Whether `sk` still is a full socket, in a network namespace.
+static inline int is_socket(struct description *row, u64 sk, u64 *net)
 {
-    u64 net = 0, socket = 0, file = 0, flags = 0, first = 0, operations = 0;
+    u64 operations = 0;
     u32 references = 0;
-    u16 wide = 0;
-    __builtin_memset(row, 0, sizeof(*row));
     READ(row->state, sk, SOCK_STATE);
     if (row->state == TCP_TIME_WAIT || row->state == TCP_NEW_SYN_RECV)
-        return; // not full sockets: they have no queues
+        return 0; // these have no queues
     if (READ(row->family, sk, SOCK_FAMILY) || READ(references, sk, SOCK_REFERENCES) || !references)
-        return; // its memory stays readable after it was freed
-    READ(net, sk, SOCK_NET);
-    READ(operations, net, NET_OPERATIONS);
-    if (operations != fact(FACT_NET_OPERATIONS))
-        return; // ... and is used again for anything
-    row->socket = sk; // only now: a description without it is none
-    READ(wide, sk, SOCK_PROTOCOL);
-    row->protocol = wide;
-    READ(wide, sk, SOCK_TYPE);
-    row->type = wide;
+        return 0; // its memory stays readable after it was freed
+    READ(*net, sk, SOCK_NET);
+    READ(operations, *net, NET_OPERATIONS);
+    return operations == fact(FACT_NET_OPERATIONS); // ... and is used again for anything
+}
+
+// What holds the socket, and whether its protocol or its peer is done with it.
+static inline void describe_holder(struct description *row, u64 sk)
+{
+    u64 socket = 0, file = 0, flags = 0;
     READ(socket, sk, SOCK_SOCKET);
     if (socket) {
         row->flags |= HAS_SOCKET;
@@ -368,7 +360,12 @@ static inline void describe_one(struct description *row, u64 sk)
         row->flags |= IS_ORPHANED;
     if (flags & (1ULL << SOCK_DONE))
         row->flags |= HAS_FIN;
-    READ(row->netns, net, NET_INODE);
+}
+
+// The queues that every socket has.
+static inline void describe_queues(struct description *row, u64 sk)
+{
+    u64 first = 0;
     READ(row->receive_packets, sk, SOCK_RECEIVE_QUEUE + QUEUE_LENGTH);
     READ(row->write_packets, sk, SOCK_WRITE_QUEUE + QUEUE_LENGTH);
     READ(row->error_packets, sk, SOCK_ERROR_QUEUE + QUEUE_LENGTH);
@@ -380,6 +377,23 @@ static inline void describe_one(struct description *row, u64 sk)
     READ(first, sk, SOCK_BACKLOG_HEAD);
     if (first)
         row->present |= PRESENT_BACKLOG;
+}
+
+static inline void describe_one(struct description *row, u64 sk)
+{
+    u64 net = 0;
+    u16 wide = 0;
+    __builtin_memset(row, 0, sizeof(*row));
+    if (!is_socket(row, sk, &net))
+        return;
+    row->socket = sk; // only now: a description without it is none
+    READ(wide, sk, SOCK_PROTOCOL);
+    row->protocol = wide;
+    READ(wide, sk, SOCK_TYPE);
+    row->type = wide;
+    READ(row->netns, net, NET_INODE);
+    describe_holder(row, sk);
+    describe_queues(row, sk);
     if (row->family == AF_INET || row->family == AF_INET6)
         describe_inet(row, sk);
     else if (row->family == AF_UNIX)
@@ -394,7 +408,8 @@ static inline void describe_one(struct description *row, u64 sk)
 
 int describe(void *ctx)
 {
-    _Pragma("nounroll") for (u32 i = 0; i < BATCH; i++)
+    NO_UNROLL
+    for (u32 i = 0; i < BATCH; i++)
     {
         u32 at = i;
         u64 *subject = subjects.lookup(&at);
@@ -421,7 +436,8 @@ int note_read(struct bpf_raw_tracepoint_args *ctx)
 int peek(void *ctx)
 {
     learn(FACT_CURRENT_TASK, bpf_get_current_task());
-    _Pragma("nounroll") for (u32 i = 0; i < WORDS; i++)
+    NO_UNROLL
+    for (u32 i = 0; i < WORDS; i++)
     {
         u32 at = i;
         u64 value = 0, *word = words.lookup(&at);

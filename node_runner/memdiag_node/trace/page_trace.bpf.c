@@ -32,10 +32,12 @@
 // CGROUPS, BIRTHS, and offsets in bytes from BTF: TASK_GROUP_LEADER, TASK_COMM, TASK_CGROUPS, CSS_SET_MEMORY, CSS_CGROUP,
 // CGROUP_NODE, NODE_ID, NODE_NAME, NODE_PARENT, POOL_ORDER.
 
+#include "common.bpf.h"
+
 #define SECTION_FRAMES (1 << 15)
-#define CHUNK_FRAMES 1024
 #define NO_PLACE (~0ULL)
-#define MAX_ORDER 10
+#define MAX_ORDER 10 // include/linux/mmzone.h, MAX_PAGE_ORDER by default. Larger blocks (arm64 with pages of 64 KiB) are lost
+#define CHUNK_FRAMES (1 << MAX_ORDER) // so no block reaches over the end of its chunk
 #define STACK_FRAMES 64
 #define CGROUP_LEVELS 5
 #define CGROUP_NAME_BYTES 160
@@ -117,11 +119,6 @@ BPF_PERCPU_ARRAY(cpu, struct cpu_state, 1);
 BPF_PERCPU_ARRAY(scratch, struct scratch, NESTING);
 BPF_F_TABLE("array", u32, u64, own_pages, OWN_PAGES + 1, BPF_F_MMAPABLE);
 
-// Keeps the compiler from replacing a loop's counter by another: the verifier follows the bound of this one.
-#define AS_WRITTEN(counter) asm volatile("" : "+r"(counter))
-
-#define READ(target, base, offset) bpf_probe_read_kernel(&(target), sizeof(target), (void *)((u64)(base) + (offset)))
-
 // Where a frame stands in `frames`; NO_PLACE where there was no memory when the trace started.
 static inline u64 place_of(struct config *settings, u64 page) {
   u64 frame = (page - settings->first_page) / STRUCT_PAGE_BYTES;
@@ -144,7 +141,7 @@ static inline void set_class(struct chunk *chunk, u32 first, u32 order, u64 clas
     u64 word = class | class << 16 | class << 32 | class << 48;
     u64 *words = (u64 *)chunk;
     u32 start = (first & (CHUNK_FRAMES - 1)) >> 2, count = 1 << (order - 2);
-#pragma clang loop unroll(disable)
+  NO_UNROLL
     for (u32 i = 0; i < CHUNK_FRAMES / 4; i++) {
       if (i >= count)
         break;
@@ -164,7 +161,7 @@ static inline u64 intern_stack(void *ctx, struct cpu_state *state, struct scratc
   }
   u32 count = (u64)bytes >> 3;
   u64 hash = count;
-#pragma clang loop unroll(disable)
+  NO_UNROLL
   for (u32 i = 0; i < STACK_FRAMES; i++) {
     AS_WRITTEN(i);
     if (i >= count || i >= STACK_FRAMES)
@@ -190,7 +187,7 @@ static inline u64 intern_stack(void *ctx, struct cpu_state *state, struct scratc
 static inline void intern_cgroup(struct cpu_state *state, struct scratch *room, u64 node, u64 id) {
   if (cgroups.lookup(&id))
     return;
-#pragma clang loop unroll(disable)
+  NO_UNROLL
   for (u32 level = 0; level < CGROUP_LEVELS; level++) {
     u64 name = 0;
     room->path.name[level][0] = 0;
@@ -351,7 +348,7 @@ static inline u32 classify(void *ctx, struct config *settings, struct cpu_state 
 static inline u32 recorded_class(void *ctx, struct config *settings, struct cpu_state *state, u64 order, u64 flags, u64 place) {
   struct scratch *room = 0;
   u32 level = 0;
-#pragma unroll
+  UNROLL
   for (u32 i = 0; i < NESTING; i++) {
     if (level == i) {
       room = scratch.lookup(&level);

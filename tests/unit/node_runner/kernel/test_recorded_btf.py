@@ -36,7 +36,7 @@ def test_packet_rings_perf_buffers_and_ring_buffers_are_found(btf: Btf) -> None:
 
 def test_the_order_of_a_block_is_in_its_second_page(btf: Btf) -> None:
     defines = queue_defines(btf)
-    assert defines["PAGE_STRUCT_SIZE"] == PAGE_STRUCT_BYTES
+    assert defines["STRUCT_PAGE_BYTES"] == PAGE_STRUCT_BYTES
     assert defines["PAGE_ORDER"] == PAGE_STRUCT_BYTES + btf.offset_bytes("page", "compound_order")
     assert defines["PAGE_ORDER"] < defines["PAGE_READ_BYTES"]
     assert "COMPOUND_MAY_BE_MASK" not in defines
