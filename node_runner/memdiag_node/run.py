@@ -23,7 +23,7 @@ from memdiag_node.conclusion.verdict import Thresholds
 from memdiag_node.holders.context import OtherHolders
 from memdiag_node.holders.page_pools import add_traced
 from memdiag_node.holders.processes import read_owner
-from memdiag_node.holders.registry import other_holders
+from memdiag_node.holders.registry import holder_fields, other_holders
 from memdiag_node.host import HostRoots, read_host
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.preflight.checks import explain_missing, possible_checks, preflight
@@ -139,12 +139,15 @@ def _look(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: Sto
                 look.scan = sockets.scanner.scan()
         if sockets and look.scan:
             with attempts.step(Check.SOCKET_QUEUES, "the look at other holders", optional=True):
-                look.others = other_holders(sockets.scanner, look.scan, _owner_of(settings, roots))
+                look.others = other_holders(
+                    sockets.scanner, look.scan, _owner_of(settings, roots), sockets.holder_fields
+                )
         if trace:
             look.trace = _finish(trace, attempts, stop)
         if sockets and look.scan and look.others and look.trace:
             with attempts.step(Check.SOCKET_QUEUES, "the search for traced pages of page pools", optional=True):
-                look.others = add_traced(sockets.scanner.source, look.scan, look.others, look.trace.blocks)
+                memory, at = sockets.scanner.source.memory, sockets.holder_fields
+                look.others = add_traced(memory, at, look.scan, look.others, look.trace.blocks)
         if Check.BREAKDOWN in attempts.checks:
             _count(look, sockets, attempts, roots, stop)
     return look
@@ -156,6 +159,7 @@ class _Sockets:
 
     scanner: SocketScanner
     cgroup_layout: dict[str, int]
+    holder_fields: dict[str, int]
     first_scan: SocketScan
     """Without its fds: only the last look needs to know them."""
 
@@ -170,14 +174,14 @@ def _open_sockets(attached: ExitStack, attempts: Attempts, roots: HostRoots, sto
     scanner = None
     with attempts.step(Check.SOCKET_QUEUES, "loading its programs"):
         btf = Btf.load(roots.sys)
-        layout = memory_cgroup_layout(btf)
+        layouts = memory_cgroup_layout(btf), holder_fields(btf)
         scanner = attached.enter_context(SocketScanner(btf=btf, stop=stop))
         del btf  # it need not stay in memory
     if scanner is None:
         return None
     with attempts.step(Check.SOCKET_QUEUES, "the first look at every socket"):  # without it nothing is known as stuck
         scan = scanner.watch(scanner.scan())
-        return _Sockets(scanner, layout, replace(scan, owners=scan.owners[:0].copy(), files=scan.files[:0].copy()))
+        return _Sockets(scanner, *layouts, replace(scan, owners=scan.owners[:0].copy(), files=scan.files[:0].copy()))
     return None
 
 
@@ -248,7 +252,7 @@ def _count(look: _Look, sockets: _Sockets | None, attempts: Attempts, roots: Hos
         look.census = _count_frames(look, roots, stop)
     if sockets:
         with attempts.step(Check.BREAKDOWN, "the search for containers' cgroups", optional=True):
-            look.containers = container_cgroups(sockets.scanner.source, sockets.cgroup_layout)
+            look.containers = container_cgroups(sockets.scanner.source.memory, sockets.cgroup_layout)
 
 
 def _count_frames(look: _Look, roots: HostRoots, stop: Stop) -> FrameCensus | None:

@@ -9,7 +9,7 @@ from memdiag_node.holders.registry import other_holders
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.sockets.scanner import SocketScanner
 from planted.sockets import PAGE_BYTES, Planter
-from support.sockets import fds_of, holder_of, owner_of
+from support.sockets import fds_of, holder_layout, holder_of, owner_of
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def planter() -> Iterator[Planter]:
 
 def holders(scanner: SocketScanner, planter: Planter, kind: HolderKind, fd: int) -> list[Holder]:
     """The holders of a kind that an fd of the planting child holds."""
-    found = other_holders(scanner, scanner.scan(), owner_of)
+    found = other_holders(scanner, scanner.scan(), owner_of, holder_layout())
     return [holder for holder in found.holders if holder.kind is kind and fd in fds_of(holder).get(planter.pid, [])]
 
 

@@ -17,7 +17,7 @@ from memdiag_node.time_budget import Stop
 from planted.memory import MIB
 from planted.veth_xdp import INTERFACE, XdpReceiver
 from support.machine_noise import Noise, measure_alloc_page_noise
-from support.sockets import holder_of, owner_of
+from support.sockets import holder_layout, holder_of, owner_of
 
 DATAGRAMS, STREAM_BYTES = 20_000, 20 * MIB
 CACHED_BYTES = 2 * MIB  # a pool of veth keeps 256 pages in its ring and 128 at hand, and waits for some from the driver
@@ -35,7 +35,9 @@ def look(scanner: SocketScanner, child: XdpReceiver, fd: int) -> tuple[Holder, H
     """The socket behind an fd of the child, and the pool of its interface."""
     scan = scanner.scan()
     name = f" of {INTERFACE}, interface {child.interface_index} in network namespace {child.network_namespace}"
-    (pool,) = [one for one in other_holders(scanner, scan, owner_of).holders if name in one.description]
+    (pool,) = [
+        one for one in other_holders(scanner, scan, owner_of, holder_layout()).holders if name in one.description
+    ]
     return holder_of(scan, child.inode(fd)), pool
 
 
@@ -88,7 +90,7 @@ def test_when_the_socket_is_read_the_pool_gives_its_pages_back(scanner: SocketSc
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
             free_deferred_packets()
-            found = other_holders(scanner, scanner.scan(), owner_of).holders
+            found = other_holders(scanner, scanner.scan(), owner_of, holder_layout()).holders
             (empty,) = [one for one in found if name in one.description]
             if empty.charge_bytes <= CACHED_BYTES or time.monotonic() > deadline:
                 break

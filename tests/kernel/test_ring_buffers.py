@@ -14,7 +14,7 @@ from memdiag_node.kernel.btf import Btf
 from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from planted.allocations import MIB, PAGE_BYTES, Allocator
-from support.sockets import fds_of, owner_of
+from support.sockets import fds_of, holder_layout, owner_of
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def scanner(btf: Btf) -> Iterator[SocketScanner]:
 
 
 def ring_buffers(scanner: SocketScanner, pid: int) -> list[Held]:
-    found = other_holders(scanner, scanner.scan(), owner_of)
+    found = other_holders(scanner, scanner.scan(), owner_of, holder_layout())
     return [
         Held(holder, blocks)
         for holder, blocks in zip(found.holders, found.blocks, strict=True)

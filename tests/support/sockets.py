@@ -1,12 +1,21 @@
 """Looking up planted sockets in a scan: by inode, which the scan did not tell us."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from memdiag_api.evidence import Holder, Owner, Queue
+from memdiag_node.holders.registry import holder_fields
+from memdiag_node.kernel.btf import Btf
 from memdiag_node.sockets.holders import holders_of
 from memdiag_node.sockets.scanner import SocketScan
+
+
+@cache
+def holder_layout() -> dict[str, int]:
+    """What the kinds of holders need to know of this kernel."""
+    return holder_fields(Btf.load())
 
 
 def owner_of(pid: int) -> Owner | None:

@@ -1,7 +1,7 @@
 """What a kind of holder gets to look with, and what it gives back."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
@@ -62,6 +62,8 @@ class HolderContext:
     owner_of: Callable[[int], Owner | None]
     walks: Walks
     """With the time that all kinds of holders have together."""
+    at: Mapping[str, int]
+    """What the kinds need to know of the running kernel (registry.holder_fields)."""
     found: list[Held] = field(default_factory=list)
     """What the kinds before this one have found."""
     not_seen: list[str] = field(default_factory=list)

@@ -1,6 +1,7 @@
 """Preprocessor defines from the running kernel's BTF: one table of names and fields for each eBPF source."""
 
 from collections.abc import Iterable
+from enum import IntEnum
 
 from memdiag_node.kernel.btf import Btf
 
@@ -19,6 +20,11 @@ def optional_offsets(btf: Btf, switch: str, fields: Iterable[Field]) -> dict[str
     if not all(btf.has_field(struct, path) for _, struct, path in fields):
         return {}
     return {switch: 1, **offsets(btf, fields)}
+
+
+def enum_defines(prefix: str, numbers: type[IntEnum]) -> dict[str, int]:
+    """The members of an enumeration, for C: `Kind.PIPE` becomes KIND_PIPE."""
+    return {f"{prefix}_{member.name}": member.value for member in numbers}
 
 
 def block_layout(btf: Btf) -> dict[str, int]:

@@ -7,14 +7,10 @@
 //   bpf_map        ring buffers among the BPF maps, held by an fd or not
 //   describe       run by user space (BPF_PROG_RUN), BATCH sockets a time. walker.bpf.c finds yet others by walking.
 //   note_read      attached while user space watches: which of the watched sockets are read from
-//   peek           run by user space: WORDS words of kernel memory, for the holders that take no more than a few
 //
 //   subjects       addresses to describe. Written by user space, 0 at the end.
 //   descriptions   one for each subject, at the same index. Written here, read by user space after each run.
-//   facts          what is known about this kernel: what describing learns on the way, and what user space tells, which are
-//                  the operations of files of perf events and BPF maps, and of network namespaces, and the linear map.
 //   watched        sockets by address, written by user space; the value becomes 1 when one is read from.
-//   words          addresses, written by user space; each is replaced by what stands there, 0 if it can't be read.
 //
 // Iterators: kernel/bpf/task_iter.c, net/ipv4/tcp_ipv4.c, net/ipv4/udp.c, net/unix/af_unix.c, net/netlink/af_netlink.c.
 // A described address may be stale by then, so everything is read by bpf_probe_read_kernel, and user space compares
@@ -23,7 +19,7 @@
 // Defines from the loader: offsets in bytes from BTF (an absent field's whole feature is off: HAS_...), sizes in bytes,
 // AF_ and IPPROTO_ numbers of the ABI (include/linux/socket.h, include/uapi/linux/in.h), BATCH in entries.
 
-#include "common.bpf.h"
+#include "memory.bpf.h"
 
 struct task_struct;
 struct file;
@@ -35,21 +31,6 @@ struct found {
     u32 pipe_inode; // 0 for what is no pipe
     u32 kind;
 };
-
-enum { FOUND_SOCKET, FOUND_PIPE, FOUND_PERF_EVENT, FOUND_BPF_MAP };
-
-#define NAME_BYTES 108 // sun_path
-
-// Which of a socket's queues that have no length are not empty.
-#define PRESENT_OUT_OF_ORDER 1
-#define PRESENT_RETRANSMIT 2
-#define PRESENT_BACKLOG 4
-#define PRESENT_ACCEPT 8
-
-#define IS_ORPHANED 1   // SOCK_DEAD: closed by its process, still needed by the protocol
-#define HAS_SOCKET 2    // a struct socket stands before it
-#define HAS_FILE 4      // ... and a file before that
-#define HAS_FIN 8       // SOCK_DONE: the peer's FIN is among the received sequence numbers
 
 struct description {
     u64 socket;
@@ -71,35 +52,9 @@ struct description {
     u8 local_name[NAME_BYTES], remote_name[NAME_BYTES];
 };
 
-enum {
-    FACT_SOCKET_FILE_OPERATIONS,
-    FACT_LINEAR_TO_PAGE,
-    FACT_NET_OPERATIONS,
-    FACT_CURRENT_TASK,
-    FACT_PERF_FILE_OPERATIONS,
-    FACT_MAP_FILE_OPERATIONS,
-    FACTS
-};
-
 BPF_F_TABLE("array", u32, u64, subjects, BATCH, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct description, descriptions, BATCH, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, u64, facts, FACTS, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, u64, words, WORDS, BPF_F_MMAPABLE);
-
 BPF_F_TABLE("hash", u64, u32, watched, WATCHED, 0);
-
-static inline void learn(u32 fact, u64 value)
-{
-    u64 *known = facts.lookup(&fact);
-    if (known)
-        *known = value;
-}
-
-static inline u64 fact(u32 which)
-{
-    u64 *known = facts.lookup(&which);
-    return known ? *known : 0;
-}
 
 // The process's number in the pid namespace of the reader (kernel/pid.c, __task_pid_nr_ns).
 static inline u32 process_id(u64 task)
@@ -127,7 +82,7 @@ int bpf_iter__task_file(struct bpf_iter__task_file *ctx)
     if (!file || !task)
         return 0;
     u64 socket = (u64)bpf_sock_from_file(file), inode = 0, number = 0, operations = 0;
-    struct found found = {};
+    struct found found = {.kind = FOUND_SOCKET};
     u16 mode = 0;
     if (socket) {
         READ(found.socket, socket, SOCKET_SK);
@@ -162,8 +117,7 @@ int bpf_iter__task_file(struct bpf_iter__task_file *ctx)
 
 static inline int write_found(struct seq_file *seq, u64 socket)
 {
-    struct found found = {};
-    found.socket = socket;
+    struct found found = {.socket = socket, .kind = FOUND_SOCKET};
     bpf_seq_write(seq, &found, sizeof(found));
     return 0;
 }
@@ -254,7 +208,7 @@ static inline void describe_inet(struct description *row, u64 sk)
         bpf_probe_read_kernel(row->local_address, 4, (void *)(sk + SOCK_LOCAL_V4));
         bpf_probe_read_kernel(row->remote_address, 4, (void *)(sk + SOCK_REMOTE_V4));
     } else {
-#ifdef SOCK_LOCAL_V6
+#ifdef HAS_IPV6
         bpf_probe_read_kernel(row->local_address, 16, (void *)(sk + SOCK_LOCAL_V6));
         bpf_probe_read_kernel(row->remote_address, 16, (void *)(sk + SOCK_REMOTE_V6));
 #endif
@@ -430,21 +384,5 @@ int note_read(struct bpf_raw_tracepoint_args *ctx)
     u32 *was_read = watched.lookup(&sk);
     if (was_read && received != -EAGAIN && !(flags & MSG_PEEK))
         *was_read = 1;
-    return 0;
-}
-
-int peek(void *ctx)
-{
-    learn(FACT_CURRENT_TASK, bpf_get_current_task());
-    NO_UNROLL
-    for (u32 i = 0; i < WORDS; i++)
-    {
-        u32 at = i;
-        u64 value = 0, *word = words.lookup(&at);
-        if (!word || !*word)
-            break;
-        READ(value, *word, 0);
-        *word = value;
-    }
     return 0;
 }
