@@ -33,6 +33,7 @@ _READ_BYTES = 1 << 20
 _COMPILER_CODE = re.compile(r" r-xp .*/lib(LLVM|clang)[^/]*$")
 _MAX_C_INT = 0x7FFFFFFF
 _BATCH_ENTRIES = 4_096
+_KEY_DTYPE = np.dtype("<u4")
 
 
 class BpfError(Exception):
@@ -150,10 +151,14 @@ class RunnableProgram:
 class BpfObject(ClosedOnExit):
     """The programs and maps of one `.bpf.c` file.
 
-    `defines` become preprocessor integers. Raises BpfError when bcc is missing, or with the compiler's own message.
+    `defines` become preprocessor integers. `maps` says how user space reads maps: as records with the fields `key` and
+    `value`, or, with keys of 32 bits, as values alone. Raises BpfError when bcc is missing, with the compiler's own
+    message, or naming a map that was compiled with other sizes.
     """
 
-    def __init__(self, source: Path, defines: Mapping[str, int]) -> None:
+    def __init__(
+        self, source: Path, defines: Mapping[str, int], maps: Mapping[str, np.dtype[Any]] | None = None
+    ) -> None:
         self._bcc = _import_bcc()
         self._source = source.name
         self._iterators: list[IteratorLink] = []
@@ -166,6 +171,22 @@ class BpfObject(ClosedOnExit):
             except Exception as error:  # bcc raises bare Exception for everything
                 raise BpfError(f"{source.name} does not compile: {_first_errors(log()) or error}") from error
         _release_compiler_memory()
+        for name, layout in (maps or {}).items():
+            self._check_sizes(name, layout)
+
+    def _check_sizes(self, name: str, layout: np.dtype[Any]) -> None:
+        key, value = (layout["key"], layout["value"]) if layout.names == ("key", "value") else (_KEY_DTYPE, layout)
+        module = ctypes.c_void_p(self._module.module)
+        compiled = tuple(
+            size_of(module, name.encode())
+            for size_of in (self._bcc.lib.bpf_table_key_size, self._bcc.lib.bpf_table_leaf_size)
+        )
+        if compiled != (key.itemsize, value.itemsize):
+            self.close()
+            raise BpfError(
+                f"{self._source}: the map {name} has keys and values of {compiled[0]} and {compiled[1]} bytes, and is "
+                f"read as if they had {key.itemsize} and {value.itemsize}"
+            )
 
     def close(self) -> None:
         """Detach every program and free every map. Idempotent."""
@@ -244,6 +265,10 @@ class BpfObject(ClosedOnExit):
             return mmap.mmap(self.map_fd(name), whole)
         except OSError as error:
             raise _error(f"{self._source}: the map {name} cannot be mapped", error.errno or 0) from error
+
+    def view(self, name: str, entry: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+        """The first `count` entries of a map as `mmap` shares it."""
+        return np.frombuffer(self.mmap(name, entry.itemsize * count), entry, count)
 
     def read_map(self, name: str, entry: np.dtype[np.void]) -> npt.NDArray[np.void]:
         """Every entry of a hash map as an array of records with the fields `key` and `value`.

@@ -36,6 +36,8 @@ class Fact(IntEnum):
 
 MEMORY_DEFINES = {"WORDS": _WORDS, "FACTS": len(Fact), **enum_defines("FACT", Fact)}
 """What memory.bpf.h needs to know."""
+MEMORY_MAPS = dict.fromkeys(("words", "facts"), np.dtype("<u8"))
+"""Its maps, as they are read here."""
 
 _FIELDS: tuple[Field, ...] = (
     ("TASK_FILES", "task_struct", "files"),
@@ -64,8 +66,8 @@ class KernelMemory:
         """`at` is that of `memory_layout`. Raises BpfError when the kernel refuses the program."""
         self._at = at
         self._peek = bpf.runnable("peek")
-        self._words = np.frombuffer(bpf.mmap("words", 8 * _WORDS), "<u8", _WORDS)
-        self._facts = np.frombuffer(bpf.mmap("facts", 8 * len(Fact)), "<u8", len(Fact))
+        self._words = bpf.view("words", MEMORY_MAPS["words"], _WORDS)
+        self._facts = bpf.view("facts", MEMORY_MAPS["facts"], len(Fact))
         self.own_net = self._follow_task("TASK_NAMESPACES", "NAMESPACES_NET")
         """Address of this process's network namespace."""
         self.learn(Fact.NET_OPERATIONS, self.word(self.own_net + at["NET_OPERATIONS"]))

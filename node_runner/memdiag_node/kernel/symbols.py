@@ -20,6 +20,7 @@ _SOURCE = Path(__file__).with_suffix(".bpf.c")
 # A line has at most 511 characters of symbol (KSYM_NAME_LEN, Linux 6.1), 55 of module and 40 of numbers; an iterator
 # prints into 8 pages.
 _ADDRESSES = 48
+_MAPS = {"addresses": np.dtype("<u8")}
 _LINE = re.compile(r"(?P<symbol>[^\s+]+)\+(?P<offset>0x[0-9a-f]+)/0x[0-9a-f]+(?: \[(?P<module>[^\]]+)\])?")
 _KEY_BYTES, _ID_BYTES = 16, 4
 
@@ -28,9 +29,9 @@ class SymbolReader(ClosedOnExit):
     """Asks the kernel for the text of addresses. Raises BpfError where the kernel refuses the program."""
 
     def __init__(self) -> None:
-        self._object = BpfObject(_SOURCE, {"ADDRESSES": _ADDRESSES})
+        self._object = BpfObject(_SOURCE, {"ADDRESSES": _ADDRESSES}, _MAPS)
         try:
-            self._addresses = np.frombuffer(self._object.mmap("addresses", 8 * _ADDRESSES), "<u8", _ADDRESSES)
+            self._addresses = self._object.view("addresses", _MAPS["addresses"], _ADDRESSES)
             self._iterator = self._object.attach_iterator("bpf_iter__bpf_map")
         except BaseException:
             self.close()

@@ -16,8 +16,9 @@
 // A described address may be stale by then, so everything is read by bpf_probe_read_kernel, and user space compares
 // descriptions taken before and after.
 //
-// Defines from the loader: offsets in bytes from BTF (an absent field's whole feature is off: HAS_...), sizes in bytes,
-// AF_ and IPPROTO_ numbers of the ABI (include/linux/socket.h, include/uapi/linux/in.h), BATCH in entries.
+// Defines from source.py: offsets in bytes from BTF (an absent field's whole feature is off: HAS_...), sizes in bytes,
+// AF_ and IPPROTO_ numbers of the ABI (include/linux/socket.h, include/uapi/linux/in.h), BATCH and WATCHED in entries, and
+// what descriptions are made of: NAME_BYTES, FOUND_, PRESENT_, and the flags IS_ORPHANED, HAS_SOCKET, HAS_FILE, HAS_FIN.
 
 #include "memory.bpf.h"
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import Field, offsets, optional_offsets
 from memdiag_node.kernel.loader import BpfError, BpfObject, ClosedOnExit, IteratorLink
-from memdiag_node.kernel.memory import MEMORY_DEFINES, Fact, KernelMemory, memory_layout
+from memdiag_node.kernel.memory import MEMORY_DEFINES, MEMORY_MAPS, Fact, KernelMemory, memory_layout
 from memdiag_node.kernel.perf_event import open_idle_perf_event
 
 FOUND_DTYPE = np.dtype([("socket", "<u8"), ("pid", "<u4"), ("fd", "<u4"), ("pipe_inode", "<u4"), ("kind", "<u4")])
@@ -74,6 +74,11 @@ _FINDERS = ("tcp", "udp", "unix", "netlink")
 WATCHED = 16_384
 """Sockets that can be watched at once: 1 MiB."""
 _WATCHED_DTYPE = np.dtype([("key", "<u8"), ("value", "<u4")])
+_MAPS = MEMORY_MAPS | {
+    "subjects": np.dtype("<u8"),
+    "descriptions": DESCRIPTION_DTYPE,
+    "watched": _WATCHED_DTYPE,
+}
 _READS = "sock_recv_length"
 
 _NUMBERS_IN_C = {
@@ -185,7 +190,7 @@ _VIRTIO_VSOCK: tuple[Field, ...] = (
     ("VIRTIO_VSOCK_OWNER", "virtio_vsock_sock", "vsk"),
     ("VIRTIO_VSOCK_QUEUE", "virtio_vsock_sock", "rx_queue.qlen"),
 )
-_MAPS: tuple[Field, ...] = (("MAP_TYPE", "bpf_map", "map_type"),)
+_BPF_MAP: tuple[Field, ...] = (("MAP_TYPE", "bpf_map", "map_type"),)
 # How much of a packet was read already: in its control block.
 _UNIX_CONSUMED: tuple[Field, ...] = (("UNIX_CONSUMED", "unix_skb_parms", "consumed"),)
 _MPTCP_CONSUMED: tuple[Field, ...] = (("MPTCP_CONSUMED", "mptcp_skb_cb", "offset"),)
@@ -206,7 +211,7 @@ def socket_defines(btf: Btf) -> dict[str, int]:
     if "HAS_VIRTIO_VSOCK" in defines:
         defines["VIRTIO_VSOCK_QUEUE"] = btf.offset_bytes("virtio_vsock_sock", "rx_queue")
     if btf.has_enumerator("BPF_MAP_TYPE_RINGBUF"):
-        defines |= optional_offsets(btf, "HAS_RING_BUFFER", _MAPS)
+        defines |= optional_offsets(btf, "HAS_RING_BUFFER", _BPF_MAP)
         defines["RING_BUFFER_TYPE"] = btf.enum_value("BPF_MAP_TYPE_RINGBUF")
         defines["USER_RING_BUFFER_TYPE"] = USER_RING_BUFFER_TYPE
     defines["SOCKET_INODE"] = (
@@ -240,7 +245,7 @@ class SocketSource(ClosedOnExit):
         defines = socket_defines(btf)
         self.offset = defines | queue_layout(btf)
         """Where a socket has its queues, and a packet its fields, in bytes."""
-        self._object = BpfObject(_SOURCE, defines)
+        self._object = BpfObject(_SOURCE, defines, _MAPS)
         try:
             self.memory = KernelMemory(self._object, memory_layout(btf))
             self._held = self._object.attach_iterator("bpf_iter__task_file")
@@ -252,9 +257,8 @@ class SocketSource(ClosedOnExit):
             self._ring_buffers: IteratorLink | None = None
             if "HAS_RING_BUFFER" in defines:
                 self._ring_buffers = self._object.attach_iterator("bpf_iter__bpf_map")
-            self._subjects = np.frombuffer(self._object.mmap("subjects", 8 * _BATCH), "<u8", _BATCH)
-            descriptions = self._object.mmap("descriptions", DESCRIPTION_DTYPE.itemsize * _BATCH)
-            self._descriptions = np.frombuffer(descriptions, DESCRIPTION_DTYPE, _BATCH)
+            self._subjects = self._object.view("subjects", _MAPS["subjects"], _BATCH)
+            self._descriptions = self._object.view("descriptions", DESCRIPTION_DTYPE, _BATCH)
             self.sees_perf_events = self._learn_file_operations()
         except BaseException:
             self.close()

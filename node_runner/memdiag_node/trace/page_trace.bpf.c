@@ -28,37 +28,17 @@
 //
 // mm_page_alloc(page, order, gfp, migratetype): include/trace/events/kmem.h. `page` is NULL when the allocation failed.
 //
-// Given by the loader, all integers: STRUCT_PAGE_BYTES, MIGRATE_MOVABLE, SECTIONS, CHUNKS, CLASSES, RESERVE, STACKS,
-// CGROUPS, BIRTHS, and offsets in bytes from BTF: TASK_GROUP_LEADER, TASK_COMM, TASK_CGROUPS, CSS_SET_MEMORY, CSS_CGROUP,
-// CGROUP_NODE, NODE_ID, NODE_NAME, NODE_PARENT, POOL_ORDER.
+// Defines from tables.py and page_trace.py: what the tables are made of (SECTION_FRAMES, CHUNK_FRAMES, MAX_ORDER, CLASS_,
+// CONTEXT_, TIMED, ...), their room (SECTIONS, CHUNKS, CLASSES, RESERVE, STACKS, CGROUPS, BIRTHS), MIGRATE_MOVABLE, and in
+// bytes, from BTF, STRUCT_PAGE_BYTES and the offsets TASK_GROUP_LEADER, TASK_COMM, TASK_CGROUPS, CSS_SET_MEMORY,
+// CSS_CGROUP, CGROUP_NODE, NODE_ID, NODE_NAME, NODE_PARENT, POOL_ORDER.
 
 #include "common.bpf.h"
 
-#define SECTION_FRAMES (1 << 15)
 #define NO_PLACE (~0ULL)
-#define MAX_ORDER 10 // include/linux/mmzone.h, MAX_PAGE_ORDER by default. Larger blocks (arm64 with pages of 64 KiB) are lost
-#define CHUNK_FRAMES (1 << MAX_ORDER) // so no block reaches over the end of its chunk
-#define STACK_FRAMES 64
-#define CGROUP_LEVELS 5
-#define CGROUP_NAME_BYTES 160
-#define OWN_PAGES 256
-#define NESTING 4  // on_alloc, on_nested_alloc, on_pool_hold; before Linux 6.1 also each of them in itself
-
-// Classes with a meaning of their own.
-#define CLASS_MOVABLE 1   // user memory, by the movable filter
-#define CLASS_THINNED 2   // not recorded, by the governor
-#define CLASS_LOST 3      // no class was left, or no level of `scratch`
-#define CLASS_THINNED_LARGE 4  // as CLASS_THINNED, of orders above 0
-#define TIMED 0x8000      // this block is in `births`
-
-// What a stack says of the context it ran in. User space looks at new stacks between two slices.
-#define CONTEXT_UNKNOWN 0
-#define CONTEXT_PROCESS 1
-
-#define GOVERNOR_CELLS 64
-#define GOVERNOR_EVENTS 256  // between two looks at the clock
-#define MAX_LEVEL 15         // one in 2^15
-#define TIME_ONE_IN 256      // events of which the program's own time is taken
+#define NESTING 4 // on_alloc, on_nested_alloc, on_pool_hold; before Linux 6.1 also each of them in itself
+#define GOVERNOR_EVENTS 256 // between two looks at the clock
+#define TIME_ONE_IN 256 // events of which the program's own time is taken
 
 struct config {
   u64 first_page;      // address of frame 0's struct page
@@ -84,16 +64,22 @@ struct life_key { u64 stack; u64 bucket; };
 
 struct cell { u32 round; u16 count; u16 level; };  // one kind of allocation
 
-struct cpu_state {
-  // counters
+struct counters {
   u64 events, pages, movable_events, movable_pages, thinned_events, thinned_pages;
   u64 lost_stacks, lost_blocks, lost_pages, interrupted, nested, nested_allocs, frees, pool_events, pool_pages;
   u64 taken_classes, unnamed_blocks, thinned_large_events, known_cgroups, lost_cgroups;
   u64 timed_events, timed_ns, timed_frees, timed_free_ns;
-  // governor
+};
+
+struct governor {
   u64 since_ns, recorded, skipped, event_ns, round;
   u32 more, less, more_large, less_large;
   struct cell cells[GOVERNOR_CELLS], large_cells[GOVERNOR_CELLS];
+};
+
+struct cpu_state {
+  struct counters counters;
+  struct governor governor;
   u64 last_page;  // that on_alloc ran for on this CPU: address of its struct page
 };
 
@@ -156,7 +142,7 @@ static inline u64 intern_stack(void *ctx, struct cpu_state *state, struct scratc
   *context = CONTEXT_UNKNOWN;
   s64 bytes = bpf_get_stack(ctx, stack->address, sizeof(stack->address), 0);
   if (bytes <= 0) {
-    state->lost_stacks++;
+    state->counters.lost_stacks++;
     return 0;
   }
   u32 count = (u64)bytes >> 3;
@@ -177,7 +163,7 @@ static inline u64 intern_stack(void *ctx, struct cpu_state *state, struct scratc
   stack->frames = count;
   stack->context = CONTEXT_UNKNOWN;
   if (stacks.update(&hash, stack)) {
-    state->lost_stacks++;
+    state->counters.lost_stacks++;
     return 0;
   }
   return hash;
@@ -198,9 +184,9 @@ static inline void intern_cgroup(struct cpu_state *state, struct scratch *room, 
     READ(node, node, NODE_PARENT);
   }
   if (cgroups.update(&id, &room->path))
-    state->lost_cgroups++;
+    state->counters.lost_cgroups++;
   else
-    state->known_cgroups++;
+    state->counters.known_cgroups++;
 }
 
 // A free number for a class, 0 when none is left.
@@ -208,7 +194,7 @@ static inline u32 take_number(struct cpu_state *state, struct class_key *key) {
   u32 number = 0;
   if (spare_classes.pop(&number) && (key->tgid || reserve_classes.pop(&number)))
     return 0;
-  state->taken_classes++;
+  state->counters.taken_classes++;
   return number;
 }
 
@@ -236,7 +222,7 @@ static inline u32 new_class(struct cpu_state *state, struct scratch *room, struc
       reserve_classes.push(&number, 0);
     else
       spare_classes.push(&number, 0);
-    state->taken_classes--;
+    state->counters.taken_classes--;
     u32 *other = classes.lookup(key);
     return other ? *other : CLASS_LOST;
   }
@@ -265,26 +251,26 @@ static inline void compare(u64 cost, u64 allowed, u32 *more, u32 *less) {
 }
 
 // Compare what the recorded events of this round cost with what its time allows: thin out more, or less.
-static inline void govern(struct config *settings, struct cpu_state *state) {
+static inline void govern(struct config *settings, struct governor *governor) {
   u64 now = bpf_ktime_get_ns();
-  u64 cost = state->recorded * state->event_ns * 1000 + 1, passed = now - state->since_ns;
-  compare(cost, passed * settings->budget_permille + 1, &state->more, &state->less);
-  compare(cost, passed * settings->ceiling_permille + 1, &state->more_large, &state->less_large);
-  state->recorded = 0;
-  state->skipped = 0;
-  state->since_ns = now;
-  state->round++;
+  u64 cost = governor->recorded * governor->event_ns * 1000 + 1, passed = now - governor->since_ns;
+  compare(cost, passed * settings->budget_permille + 1, &governor->more, &governor->less);
+  compare(cost, passed * settings->ceiling_permille + 1, &governor->more_large, &governor->less_large);
+  governor->recorded = 0;
+  governor->skipped = 0;
+  governor->since_ns = now;
+  governor->round++;
 }
 
 // How much a kind of allocation is thinned out: one in 2^level is recorded. Only kinds that made an eighth of the last
 // round or more are thinned further: a rare one stays whole.
-static inline u32 level_of(struct cpu_state *state, struct cell *cell, u32 more, u32 less) {
-  if (cell->round != (u32)state->round) {
+static inline u32 level_of(struct governor *governor, struct cell *cell, u32 more, u32 less) {
+  if (cell->round != (u32)governor->round) {
     u32 level = cell->level + (cell->count >= GOVERNOR_EVENTS / 8 ? more : 0);
     level = level > less ? level - less : 0;
     cell->level = level > MAX_LEVEL ? MAX_LEVEL : level;
     cell->count = 0;
-    cell->round = state->round;
+    cell->round = governor->round;
   }
   return cell->level;
 }
@@ -295,21 +281,21 @@ static inline u32 classify(void *ctx, struct config *settings, struct cpu_state 
   u32 level = 0;
   if (settings->budget_permille) {
     u32 slot = (((u32)flags ^ (u32)order << 27) * 0x9E3779B1U) >> 26 & (GOVERNOR_CELLS - 1);
-    struct cell *cell = order ? &state->large_cells[slot] : &state->cells[slot];
-    level = order ? level_of(state, cell, state->more_large, state->less_large)
-                  : level_of(state, cell, state->more, state->less);
+    struct cell *cell = order ? &state->governor.large_cells[slot] : &state->governor.cells[slot];
+    level = order ? level_of(&state->governor, cell, state->governor.more_large, state->governor.less_large)
+                  : level_of(&state->governor, cell, state->governor.more, state->governor.less);
     if (level && random_bits(room) & ((1 << level) - 1)) {
-      state->thinned_events++;
-      state->thinned_pages += 1 << order;
+      state->counters.thinned_events++;
+      state->counters.thinned_pages += 1 << order;
       if (order)
-        state->thinned_large_events++;
-      if (++state->skipped >= GOVERNOR_EVENTS)
-        govern(settings, state);
+        state->counters.thinned_large_events++;
+      if (++state->governor.skipped >= GOVERNOR_EVENTS)
+        govern(settings, &state->governor);
       return order ? CLASS_THINNED_LARGE : CLASS_THINNED;
     }
     cell->count++;
-    if (++state->recorded >= GOVERNOR_EVENTS)
-      govern(settings, state);
+    if (++state->governor.recorded >= GOVERNOR_EVENTS)
+      govern(settings, &state->governor);
   }
 
   u32 context;
@@ -321,15 +307,15 @@ static inline u32 classify(void *ctx, struct config *settings, struct cpu_state 
   u32 spare = known ? 0 : take_number(state, &key);
   if (!known && !spare && key.tgid) {  // rather forget the process than the stack
     key.tgid = 0;
-    state->unnamed_blocks++;
+    state->counters.unnamed_blocks++;
     known = classes.lookup(&key);
     spare = known ? 0 : take_number(state, &key);
   }
   u32 number = known ? *known : spare ? new_class(state, room, &key, spare) : CLASS_LOST;
   struct class_info *info = class_info.lookup(&number);
   if (!info || number == CLASS_LOST) {
-    state->lost_blocks++;
-    state->lost_pages += 1 << order;
+    state->counters.lost_blocks++;
+    state->counters.lost_pages += 1 << order;
     return CLASS_LOST;
   }
   lock_xadd(&info->allocated_pages, 1 << order);
@@ -359,40 +345,40 @@ static inline u32 recorded_class(void *ctx, struct config *settings, struct cpu_
     }
   }
   if (level == NESTING || !room) {
-    state->interrupted++;
-    state->lost_blocks++;
-    state->lost_pages += 1 << order;
+    state->counters.interrupted++;
+    state->counters.lost_blocks++;
+    state->counters.lost_pages += 1 << order;
     return CLASS_LOST;
   }
   room->busy = 1;
   if (level)
-    state->nested++;
-  u64 start = 0, nested = state->nested;
-  if (!(state->recorded & 31))
+    state->counters.nested++;
+  u64 start = 0, nested = state->counters.nested;
+  if (!(state->governor.recorded & 31))
     start = bpf_ktime_get_ns();
   u32 class = classify(ctx, settings, state, room, order, flags, place);
-  if (start && class != CLASS_THINNED && class != CLASS_THINNED_LARGE && nested == state->nested)  // an interrupt's time is not this event's
-    state->event_ns = (7 * state->event_ns + bpf_ktime_get_ns() - start) >> 3;
+  if (start && class != CLASS_THINNED && class != CLASS_THINNED_LARGE && nested == state->counters.nested)  // an interrupt's time is not this event's
+    state->governor.event_ns = (7 * state->governor.event_ns + bpf_ktime_get_ns() - start) >> 3;
   room->busy = 0;
   return class;
 }
 
 static inline void record_alloc(struct bpf_raw_tracepoint_args *ctx, struct config *settings, struct cpu_state *state) {
   u64 page = ctx->args[0], order = ctx->args[1];
-  state->events++;
-  state->pages += 1ULL << (order & 31);
+  state->counters.events++;
+  state->counters.pages += 1ULL << (order & 31);
   u64 place = place_of(settings, page);
   u32 chunk_number = place / CHUNK_FRAMES;
   struct chunk *chunk = frames.lookup(&chunk_number);
   if (!chunk || order > MAX_ORDER) {
-    state->lost_blocks++;
-    state->lost_pages += 1ULL << (order & 31);
+    state->counters.lost_blocks++;
+    state->counters.lost_pages += 1ULL << (order & 31);
     return;
   }
   u32 class = CLASS_MOVABLE;
   if (ctx->args[3] == MIGRATE_MOVABLE) {
-    state->movable_events++;
-    state->movable_pages += 1 << order;
+    state->counters.movable_events++;
+    state->counters.movable_pages += 1 << order;
   } else {
     class = recorded_class(ctx, settings, state, order, ctx->args[2], place);
   }
@@ -407,12 +393,12 @@ int on_alloc(struct bpf_raw_tracepoint_args *ctx) {
   if (!ctx->args[0] || !settings || !state)
     return 0;
   state->last_page = ctx->args[0];
-  if (!(state->events & (TIME_ONE_IN - 1)))
+  if (!(state->counters.events & (TIME_ONE_IN - 1)))
     start = bpf_ktime_get_ns();
   record_alloc(ctx, settings, state);
   if (start) {
-    state->timed_events++;
-    state->timed_ns += bpf_ktime_get_ns() - start;
+    state->counters.timed_events++;
+    state->counters.timed_ns += bpf_ktime_get_ns() - start;
   }
   return 0;
 }
@@ -432,7 +418,7 @@ int on_nested_alloc(struct bpf_raw_tracepoint_args *ctx) {
   struct chunk *chunk = frames.lookup(&chunk_number);
   if (!chunk || chunk->class[place & (CHUNK_FRAMES - 1)])
     return 0;
-  state->nested_allocs++;
+  state->counters.nested_allocs++;
   record_alloc(ctx, settings, state);
   return 0;
 }
@@ -464,7 +450,7 @@ int on_free(struct bpf_raw_tracepoint_args *ctx) {
   struct cpu_state *state = cpu.lookup(&zero);
   if (!settings || !state)
     return 0;
-  if (!(state->frees++ & (TIME_ONE_IN - 1)))
+  if (!(state->counters.frees++ & (TIME_ONE_IN - 1)))
     start = bpf_ktime_get_ns();
   u64 place = place_of(settings, ctx->args[0]);
   u32 chunk_number = place / CHUNK_FRAMES;
@@ -477,8 +463,8 @@ int on_free(struct bpf_raw_tracepoint_args *ctx) {
   if (class & TIMED)
     record_life(place, class & ~TIMED);
   if (start) {
-    state->timed_frees++;
-    state->timed_free_ns += bpf_ktime_get_ns() - start;
+    state->counters.timed_frees++;
+    state->counters.timed_free_ns += bpf_ktime_get_ns() - start;
   }
   return 0;
 }
@@ -499,8 +485,8 @@ int on_pool_hold(struct bpf_raw_tracepoint_args *ctx) {
   READ(order, ctx->args[0], POOL_ORDER);
   if (order > MAX_ORDER)
     return 0;
-  state->pool_events++;
-  state->pool_pages += 1 << order;
+  state->counters.pool_events++;
+  state->counters.pool_pages += 1 << order;
   set_class(chunk, place, order, recorded_class(ctx, settings, state, order, 0, place));
   return 0;
 }

@@ -86,14 +86,14 @@ class _Attached:
     @classmethod
     def load(cls, defines: Mapping[str, int], layout: FrameLayout) -> Self:
         """Compile for this kernel, with room for its frames."""
-        bpf = BpfObject(_SOURCE, {**defines, "SECTIONS": layout.sections, "CHUNKS": layout.chunks})
+        bpf = BpfObject(_SOURCE, {**defines, "SECTIONS": layout.sections, "CHUNKS": layout.chunks}, tables.MAPS)
         try:
-            _view(bpf, "sections", np.dtype("<u8"), layout.sections)[:] = layout.index()
+            bpf.view("sections", np.dtype("<u8"), layout.sections)[:] = layout.index()
             return cls(
                 bpf,
-                config=_view(bpf, "config", tables.CONFIG_DTYPE, 1),
-                frames=_view(bpf, "frames", np.dtype("<u2"), layout.entries),
-                infos=_view(bpf, "class_info", tables.CLASS_INFO_DTYPE, tables.CLASSES),
+                config=bpf.view("config", tables.CONFIG_DTYPE, 1),
+                frames=bpf.view("frames", np.dtype("<u2"), layout.entries),
+                infos=bpf.view("class_info", tables.CLASS_INFO_DTYPE, tables.CLASSES),
             )
         except BaseException:
             bpf.close()
@@ -382,7 +382,7 @@ class PageTrace:
         self._returned_classes += len(numbers)
 
     def _find_first_page(self, attached: _Attached, flags: FrameTable | None, frame_count: int) -> int:
-        own = _view(attached.bpf, "own_pages", np.dtype("<u8"), tables.OWN_PAGES + 1)
+        own = attached.bpf.view("own_pages", np.dtype("<u8"), tables.OWN_PAGES + 1)
         attached.config["own_pid"] = os.getpid()
         own_pages = traced_own_pages(attached.bpf, own, tracepoint=_ALLOC, function="on_own_alloc")
         machine = {"frame_count": frame_count, "struct_page_bytes": self._struct_page_bytes}
@@ -406,10 +406,6 @@ def _push_numbers(bpf: BpfObject, numbers: npt.NDArray[np.uint32]) -> None:
     bpf.push("reserve_classes", numbers[is_reserved])
 
 
-def _view(bpf: BpfObject, name: str, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
-    return np.frombuffer(bpf.mmap(name, dtype.itemsize * count), dtype, count)
-
-
 def _layout(btf: Btf) -> dict[str, int]:
     """What page_trace.bpf.c needs to know of this kernel and of its own tables."""
     parent = "parent" if btf.has_field("kernfs_node", "parent") else "__parent"  # renamed in Linux 6.15
@@ -417,6 +413,7 @@ def _layout(btf: Btf) -> dict[str, int]:
     return {
         "STRUCT_PAGE_BYTES": btf.size_bytes("page"),
         "MIGRATE_MOVABLE": btf.enum_value("MIGRATE_MOVABLE"),
+        **tables.NUMBERS_IN_C,
         "CLASSES": tables.CLASSES,
         "RESERVE": tables.reserved_classes(),
         "STACKS": _STACKS,

@@ -14,24 +14,11 @@
 // at the end that the item still begins with what it began with: a queue that was read from meanwhile does not. A walk
 // that finds one wrong ends with STATUS_RACE for user space to walk again. Every item ends in one END record.
 //
-// Defines from the loader: offsets and sizes in bytes from BTF, PG_HEAD (enumerator), PAGE_SHIFT, STEPS, MAX_STEPS of one
-// item, WORK and RECORDS in entries, MAX_FRAGMENTS per packet.
+// Defines from walker.py: offsets and sizes in bytes from BTF, PG_HEAD (enumerator), PAGE_SHIFT, STEPS, MAX_STEPS of one
+// item, WORK and RECORDS in entries, MAX_FRAGMENTS per packet, and what items and records are made of: KIND_, ITEM_,
+// RECORD_, TABLE_, SOCKET_, STATUS_.
 
 #include "common.bpf.h"
-
-enum kind {
-    KIND_PACKET_LIST,  // struct sk_buff_head
-    KIND_PACKET_TREE,  // struct rb_root of sk_buffs
-    KIND_PACKET_CHAIN, // pointer to an sk_buff, linked by next until NULL
-    KIND_ACCEPT,       // pointer to a request_sock, linked by dl_next until NULL
-    KIND_TABLE,        // `count` buckets, `stride` bytes apart, of sockets linked by a node `node` bytes inside
-    KIND_NETS,         // list_head inside a struct net, on the list of all: tells the tables of each
-    KIND_BLOCKS,       // `count` pointers into the linear map, `stride` bytes apart, each to a block of order `order`
-    KIND_PIPE,         // struct pipe_inode_info
-};
-
-#define ITEM_UNIX 1    // packets carry a unix_skb_parms: files in flight
-#define ITEM_EMBRYOS 2 // packets of a UNIX listener: each stands for a socket that nobody accepted yet
 
 struct item {
     u64 head;
@@ -45,15 +32,6 @@ struct item {
     u8 unused[4];
 };
 
-enum { RECORD_PACKET = 1, RECORD_IDENTITY, RECORD_FRAGMENT, RECORD_HEAD, RECORD_SOCKET, RECORD_NET, RECORD_END };
-
-#define RECORD_IS_MEMBER 1   // of PACKET: part of a frag list, counted in its head's len and truesize
-#define RECORD_UNREADABLE 2  // of PACKET, FRAGMENT: what lies behind it could not be read
-#define RECORD_IS_USER 4     // of FRAGMENT, HEAD: a page of a process or of the page cache
-#define RECORD_IS_DEVICE 8   // of FRAGMENT: device memory (net_iov), no page at all
-#define RECORD_IS_SLAB 16    // of HEAD: from kmalloc, which the kernel counts as slab also where it takes whole pages
-
-#define HEAD_UNIT_BYTES 16
 #define CONTROL_MASK 63 // more than any offset in the 48 bytes of a control block
 
 struct record {
@@ -64,15 +42,9 @@ struct record {
     u16 detail; // NET: which table; PACKET: size of a head from slab, in HEAD_UNIT_BYTES; FRAGMENT, HEAD: order; SOCKET: how; END: status
 };
 
-enum { TABLE_UNIX, TABLE_TCP, TABLE_UDP, TABLE_PACKET };
-enum { SOCKET_LISTED = 1, SOCKET_UNACCEPTED, SOCKET_IN_FLIGHT };
+#define MAX_DEPTH 4 // of frag lists inside frag lists
 
-enum { STATUS_WHOLE = 1, STATUS_RACE, STATUS_FAULT, STATUS_TOO_LONG, STATUS_TOO_DEEP };
 enum { PHASE_START, PHASE_LIST, PHASE_DOWN, PHASE_VISIT, PHASE_RIGHT, PHASE_UP };
-
-#define MAX_DEPTH 4       // of frag lists inside frag lists
-#define IDENTITIES 4      // packets whose address and length are told, mixed, so that a later walk knows the queue again
-#define STEP_RECORDS 64   // at most, of one step: a packet with all its fragments (MAX_SKB_FRAGS is at most 45)
 
 struct cursor {
     u64 current, previous, last_page, files;
