@@ -2,7 +2,7 @@
 //
 //   peek     run by user space (BPF_PROG_RUN): WORDS words at a time
 //
-//   words    addresses, written by user space, 0 at the end; each is replaced by what stands there, 0 if it can't be read.
+//   words    addresses, written by user space, 0 at the end; each is replaced by what stands there, 0 if unreadable.
 //   facts    values by their FACT_ number: what programs learn, and what user space tells them. 0: not known.
 //
 // Defines from memory.py: WORDS, FACTS in entries, the FACT_ numbers.

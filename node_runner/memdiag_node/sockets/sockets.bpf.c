@@ -1,8 +1,8 @@
 // sockets.bpf.c - every socket of the node, and what each says of itself.
 //
 // Two ways to find a socket, one to describe it.
-//   task_file      every socket and pipe that an fd of a process holds, in whatever network namespace: the fd comes with
-//                  it; perf events and BPF maps likewise, once user space has told their file operations (facts)
+//   task_file      every socket and pipe that an fd of a process holds, in whatever network namespace: the fd comes
+//                  with it; perf events and BPF maps likewise, once user space has told their file operations (facts)
 //   tcp udp unix netlink   the sockets of the reader's own network namespace, also those that no fd holds
 //   bpf_map        ring buffers among the BPF maps, held by an fd or not
 //   describe       run by user space (BPF_PROG_RUN), BATCH sockets a time. walker.bpf.c finds yet others by walking.
@@ -17,8 +17,9 @@
 // descriptions taken before and after.
 //
 // Defines from source.py: offsets in bytes from BTF (an absent field's whole feature is off: HAS_...), sizes in bytes,
-// AF_ and IPPROTO_ numbers of the ABI (include/linux/socket.h, include/uapi/linux/in.h), BATCH and WATCHED in entries, and
-// what descriptions are made of: NAME_BYTES, FOUND_, PRESENT_, and the flags IS_ORPHANED, HAS_SOCKET, HAS_FILE, HAS_FIN.
+// AF_ and IPPROTO_ numbers of the ABI (include/linux/socket.h, include/uapi/linux/in.h), BATCH and WATCHED in entries,
+// and what descriptions are made of: NAME_BYTES, FOUND_, PRESENT_, and the flags IS_ORPHANED, HAS_SOCKET, HAS_FILE,
+// HAS_FIN.
 
 #include "memory.bpf.h"
 
@@ -37,9 +38,9 @@ struct description {
     u64 socket;
     u64 inode;
     u64 peer_inode;
-    u64 vsock_queue; // address of the transport's own receive queue, 0 when there is none
+    u64 vsock_queue;      // address of the transport's own receive queue, 0 when there is none
     u64 rx_ring, tx_ring; // addresses of a packet socket's block vectors, 0 when there is none
-    u32 netns; // inode number
+    u32 netns;            // inode number
     u32 receive_packets, write_packets, error_packets, reader_packets, vsock_packets;
     u32 receive_charge_bytes, write_queued_bytes, backlog_bytes;
     u32 copied_seq, received_seq;
@@ -364,8 +365,7 @@ static inline void describe_one(struct description *row, u64 sk)
 int describe(void *ctx)
 {
     NO_UNROLL
-    for (u32 i = 0; i < BATCH; i++)
-    {
+    for (u32 i = 0; i < BATCH; i++) {
         u32 at = i;
         u64 *subject = subjects.lookup(&at);
         struct description *row = descriptions.lookup(&at);

@@ -14,9 +14,9 @@
 // at the end that the item still begins with what it began with: a queue that was read from meanwhile does not. A walk
 // that finds one wrong ends with STATUS_RACE for user space to walk again. Every item ends in one END record.
 //
-// Defines from walker.py: offsets and sizes in bytes from BTF, PG_HEAD (enumerator), PAGE_SHIFT, STEPS, MAX_STEPS of one
-// item, WORK and RECORDS in entries, MAX_FRAGMENTS per packet, and what items and records are made of: KIND_, ITEM_,
-// RECORD_, TABLE_, SOCKET_, STATUS_.
+// Defines from walker.py: offsets and sizes in bytes from BTF, PG_HEAD (enumerator), PAGE_SHIFT, STEPS, MAX_STEPS of
+// one item, WORK and RECORDS in entries, MAX_FRAGMENTS per packet, and what items and records are made of: KIND_,
+// ITEM_, RECORD_, TABLE_, SOCKET_, STATUS_.
 
 #include "common.bpf.h"
 
@@ -28,7 +28,7 @@ struct item {
     u8 kind;
     u8 flags;
     u8 order;
-    u8 consumed; // where a packet's control block tells how much of it was read, in bytes; 0: such a packet is read whole
+    u8 consumed; // where a packet's control block tells how much of it was read, in bytes; 0: it is read whole
     u8 unused[4];
 };
 
@@ -39,7 +39,9 @@ struct record {
     u32 item;
     u8 type;
     u8 flags;
-    u16 detail; // NET: which table; PACKET: size of a head from slab, in HEAD_UNIT_BYTES; FRAGMENT, HEAD: order; SOCKET: how; END: status
+    // NET: which table; PACKET: size of a head from slab, in HEAD_UNIT_BYTES; FRAGMENT, HEAD: order; SOCKET: how;
+    // END: status
+    u16 detail;
 };
 
 #define MAX_DEPTH 4 // of frag lists inside frag lists
@@ -48,7 +50,7 @@ enum { PHASE_START, PHASE_LIST, PHASE_DOWN, PHASE_VISIT, PHASE_RIGHT, PHASE_UP }
 
 struct cursor {
     u64 current, previous, last_page, files;
-    u64 first; // what the item's head led to when the walk began; of a table whether a chain was lost
+    u64 first;             // what the item's head led to when the walk began; of a table whether a chain was lost
     u64 resume[MAX_DEPTH]; // where the walk goes on after each open frag list
     u64 linear_to_page, socket_file_operations, net_operations; // facts, from user space; 0 when unknown
     u32 item, items, position, done;
@@ -74,9 +76,9 @@ BPF_ARRAY(scratches, struct scratch, 1);
 
 #define FIELD(type, memory, offset) (*(type *)((memory) + (offset)))
 
-// The verifier follows both sides of every branch, for every fragment of every step, and from Linux 6.18 on both values of
-// an arithmetic mask too. What runs for each fragment therefore computes with 0 and 1 instead: IS_SET(v) is 1 when v is
-// not 0, IS_LESS(a, b) when a < b, as signed numbers that are not huge.
+// The verifier follows both sides of every branch, for every fragment of every step, and from Linux 6.18 on both values
+// of an arithmetic mask too. What runs for each fragment therefore computes with 0 and 1 instead: IS_SET(v) is 1 when v
+// is not 0, IS_LESS(a, b) when a < b, as signed numbers that are not huge.
 static inline u64 opaque(u64 value)
 {
     AS_WRITTEN(value); // else the compiler sees that it is 0 or 1, and branches on it
@@ -97,9 +99,12 @@ static inline u64 block_of(struct scratch *scratch, u64 page)
     head += ((page & info) - head) * (1 - IS_SET((info >> 30) ^ (~0ULL >> 30)));
 #endif
     page += (head - page) * opaque(info & 1);
-    readable = 1 - IS_SET((u64)bpf_probe_read_kernel(scratch->page, PAGE_READ_BYTES, (void *)page)); // else it leaves zeroes
-    scratch->order = (FIELD(u8, scratch->page, PAGE_ORDER) & 31) * opaque(FIELD(u64, scratch->page, PAGE_FLAGS) >> PG_HEAD & 1);
-    scratch->page_flags = IS_SET(FIELD(u64, scratch->page, PAGE_MAPPING)) * RECORD_IS_USER + (1 - readable) * RECORD_UNREADABLE;
+    readable =
+        1 - IS_SET((u64)bpf_probe_read_kernel(scratch->page, PAGE_READ_BYTES, (void *)page)); // else it leaves zeroes
+    scratch->order =
+        (FIELD(u8, scratch->page, PAGE_ORDER) & 31) * opaque(FIELD(u64, scratch->page, PAGE_FLAGS) >> PG_HEAD & 1);
+    scratch->page_flags =
+        IS_SET(FIELD(u64, scratch->page, PAGE_MAPPING)) * RECORD_IS_USER + (1 - readable) * RECORD_UNREADABLE;
     return page * readable;
 }
 
@@ -121,19 +126,20 @@ static inline void keep_if(struct cursor *cur, u64 keep)
     cur->position -= 1 - keep;
 }
 
-// A block that one fragment lies in; neighbours often share one, which is told once. Memory of a device (net_iov) has the
-// low bit set (include/net/netmem.h) and no page.
+// A block that one fragment lies in; neighbours often share one, which is told once. Memory of a device (net_iov) has
+// the low bit set (include/net/netmem.h) and no page.
 static inline void put_block(struct scratch *scratch, struct cursor *cur, struct output *out, u64 memory)
 {
     u64 is_page = opaque(1 - (memory & 1)), block = block_of(scratch, memory * is_page) * is_page;
-    put(cur, out, RECORD_FRAGMENT, (1 - is_page) * RECORD_IS_DEVICE + scratch->page_flags * is_page, scratch->order, block);
+    put(cur, out, RECORD_FRAGMENT, (1 - is_page) * RECORD_IS_DEVICE + scratch->page_flags * is_page, scratch->order,
+        block);
     keep_if(cur, 1 - (1 - IS_SET(block ^ cur->last_page)) * IS_SET(block));
     cur->last_page = block;
 }
 
 // A head that is no slab object but pages of its own: cut from a page fragment, or too large for any slab
-// (mm/slab_common.c: beyond two pages kmalloc takes a compound page). Returns 1 when it is one, else 0. A page that can't
-// be read or is too small means that the head is no memory of the linear map: netlink's may be vmalloc.
+// (mm/slab_common.c: beyond two pages kmalloc takes a compound page). Returns 1 when it is one, else 0. A page that
+// can't be read or is too small means that the head is no memory of the linear map: netlink's may be vmalloc.
 static inline u64 put_head(struct scratch *scratch, struct cursor *cur, struct output *out, u64 head, u64 bytes)
 {
     u64 is_cut = IS_SET((u64)(FIELD(u8, scratch->packet, PACKET_HEAD_FRAG_BYTE) & PACKET_HEAD_FRAG_MASK));
@@ -150,11 +156,13 @@ static inline u64 put_head(struct scratch *scratch, struct cursor *cur, struct o
 // verifier follows those loops once. Returns its frag list, NULL when it has none.
 static inline u64 visit(struct scratch *scratch, struct cursor *cur, struct output *out, u64 item_flags, u64 consumed)
 {
-    u64 head = FIELD(u64, scratch->packet, PACKET_HEAD), end = FIELD(u32, scratch->packet, PACKET_END), bytes = end + SHARED_SIZE;
+    u64 head = FIELD(u64, scratch->packet, PACKET_HEAD), end = FIELD(u32, scratch->packet, PACKET_END),
+        bytes = end + SHARED_SIZE;
     u64 unreadable = IS_SET((u64)bpf_probe_read_kernel(scratch->shared, SHARED_SIZE, (void *)(head + end)));
     u64 is_unix = opaque(item_flags & ITEM_UNIX), is_member = IS_SET((u64)cur->depth), is_own;
     u64 length = FIELD(u32, scratch->packet, PACKET_LENGTH);
-    length -= FIELD(u32, scratch->packet, PACKET_CONTROL + (consumed & CONTROL_MASK)) * IS_SET(consumed) * (1 - is_member);
+    length -=
+        FIELD(u32, scratch->packet, PACKET_CONTROL + (consumed & CONTROL_MASK)) * IS_SET(consumed) * (1 - is_member);
     put(cur, out, RECORD_IDENTITY, 0, cur->count, cur->current ^ (length << 32));
     keep_if(cur, IS_LESS(cur->count, IDENTITIES) * (1 - is_member));
     put(cur, out, RECORD_SOCKET, 0, SOCKET_UNACCEPTED, FIELD(u64, scratch->packet, PACKET_SOCKET));
@@ -164,7 +172,8 @@ static inline u64 visit(struct scratch *scratch, struct cursor *cur, struct outp
     put(cur, out, RECORD_PACKET, is_member * RECORD_IS_MEMBER + unreadable * RECORD_UNREADABLE,
         bytes / HEAD_UNIT_BYTES * (1 - is_own), (length << 32) | FIELD(u32, scratch->packet, PACKET_TRUESIZE));
     cur->fragments = FIELD(u8, scratch->shared, SHARED_FRAGMENT_COUNT); // a failed read leaves zeroes
-    cur->files = FIELD(u64, scratch->packet, PACKET_CONTROL + UNIX_FILES) * is_unix * IS_SET(cur->socket_file_operations);
+    cur->files =
+        FIELD(u64, scratch->packet, PACKET_CONTROL + UNIX_FILES) * is_unix * IS_SET(cur->socket_file_operations);
     cur->file = 0;
     return FIELD(u64, scratch->shared, SHARED_FRAGMENT_LIST);
 }
@@ -175,8 +184,7 @@ static inline void visit_fragments(struct scratch *scratch, struct cursor *cur, 
     u32 fragments = cur->fragments;
     cur->fragments = 0;
     NO_UNROLL
-    for (u32 i = 0; i < MAX_FRAGMENTS; i++)
-    {
+    for (u32 i = 0; i < MAX_FRAGMENTS; i++) {
         AS_WRITTEN(i);
         if (i >= fragments || i >= MAX_FRAGMENTS)
             break;
