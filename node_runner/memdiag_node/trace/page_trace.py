@@ -27,9 +27,10 @@ from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.pgalloc import parse_allocated_pages
 from memdiag_node.trace import tables
+from memdiag_node.trace.contexts import ContextCode, Contexts
 from memdiag_node.trace.first_page import alignment_bytes, find_first_page, only_possible_start, traced_own_pages
 from memdiag_node.trace.frame_layout import FrameLayout, oversize
-from memdiag_node.trace.result import ContextCode, TraceResult
+from memdiag_node.trace.result import TraceResult
 from memdiag_node.trace.tables import RawTrace
 
 MAX_SLICES = 64
@@ -185,6 +186,7 @@ class PageTrace:
     def _start(self) -> None:
         self._symbol_reader = _open_symbol_reader()
         self._symbols = Symbols(self._symbol_reader.lines if self._symbol_reader else None)
+        self._contexts = Contexts(self._symbols)
         with ExitStack() as files:
             flags = open_frame_table(self._roots.proc / "kpageflags", files)
             layout = self._layout = self._frame_layout()
@@ -258,7 +260,7 @@ class PageTrace:
 
     def contexts(self, raw: RawTrace) -> npt.NDArray[np.uint8]:
         """The ContextCode of each stack."""
-        return self._symbols.contexts(raw.stacks["value"]["address"])
+        return self._contexts.of(raw.stacks["value"]["address"])
 
     def read_out(self, late: Callable[[], bool] = lambda: False) -> RawTrace:
         """Stop recording, and read the tables. The maps last until `close`. Once it is `late`, see tally_frames."""
@@ -328,7 +330,7 @@ class PageTrace:
         stacks = bpf.read_map("stacks", tables.STACK_ENTRY_DTYPE)
         new = stacks[stacks["value"]["context"] == ContextCode.UNKNOWN]
         if len(new):
-            new["value"]["context"] = self._symbols.contexts(new["value"]["address"])
+            new["value"]["context"] = self._contexts.of(new["value"]["address"])
             bpf.update("stacks", new["key"], new["value"])
         used = attached.infos[attached.infos["allocated_pages"] > 0]
         self._idle_stacks.forget(bpf, "stacks", stacks, np.unique(used["key"]["stack"]))

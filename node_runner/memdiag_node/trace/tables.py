@@ -16,8 +16,9 @@ from memdiag_node.procfs.cgroup import ContainerIdentity, parse_cgroup
 from memdiag_node.procfs.kpageflags import FrameKind, classify
 from memdiag_node.procfs.memory_map import SECTION_FRAMES
 from memdiag_node.procfs.text import printable
+from memdiag_node.trace.contexts import ContextCode
 from memdiag_node.trace.frame_layout import CHUNK_FRAMES, MAX_ORDER, FrameLayout
-from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, Charge, ContextCode, TracedProcess, TraceResult
+from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, Charge, TracedProcess, TraceResult
 from memdiag_node.trace.stacks import ALLOC_PAGE, memory_class, trim
 
 STACK_FRAMES = 64
