@@ -7,6 +7,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 CLUSTER := $(PYTHON3) -m local_cluster
 PYTEST := $(PY) -m pytest
+# Not the stub headers, which stand for the kernel's.
+C_FILES = $(shell find node_runner tests local_cluster -name '*.bpf.[ch]' -o -name '*.c')
 
 .PHONY: help
 help: ## list the targets
@@ -60,17 +62,19 @@ $(VENV)/.complete: requirements/dev.txt pyproject.toml | prepare
 	@touch $@
 
 .PHONY: lint
-lint: venv ## ruff, mypy --strict, import-linter, generated files
+lint: venv ## ruff, clang-format, mypy --strict, import-linter, generated files
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(PY) tools/generate_crds.py --check
 
 .PHONY: format
-format: venv ## let ruff rewrite what it can
+format: venv ## let ruff and clang-format rewrite what they can
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
+	$(VENV)/bin/clang-format -i $(C_FILES)
 
 .PHONY: crds
 crds: venv ## write crds/ from the API models

@@ -4,18 +4,21 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static void end(int signal_number) {
+static void end(int signal_number)
+{
     (void)signal_number;
     _exit(0);
 }
 
-static void reap(int signal_number) {
+static void reap(int signal_number)
+{
     (void)signal_number;
     while (waitpid(-1, NULL, WNOHANG) > 0)
         ;
 }
 
-int main(void) {
+int main(void)
+{
     signal(SIGINT, end);
     signal(SIGTERM, end);
     signal(SIGCHLD, reap);

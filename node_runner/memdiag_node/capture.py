@@ -13,7 +13,7 @@ from memdiag_node.census.frames import CENSUS_SECONDS, FrameCensus, take_census
 from memdiag_node.census.memory_cgroups import container_cgroups, memory_cgroup_layout
 from memdiag_node.census.summary import held_frames
 from memdiag_node.holders.page_pools import add_traced
-from memdiag_node.holders.registry import other_holders
+from memdiag_node.holders.registry import holder_fields, other_holders
 from memdiag_node.holding import Holding, pinned_blocks
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.preflight.checks import explain_missing
@@ -91,14 +91,15 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
                 captured.scan = sockets.scanner.scan()
         if sockets and captured.scan:
             with attempts.step(Check.SOCKET_QUEUES, "the look at other holders", optional=True):
-                captured.others, captured.not_seen = other_holders(sockets.scanner, captured.scan, owner_of)
+                captured.others, captured.not_seen = other_holders(
+                    sockets.scanner, captured.scan, owner_of, sockets.holder_fields
+                )
         if trace:
             captured.trace = _finish(trace, attempts, stop)
         if sockets and captured.scan and captured.others is not None and captured.trace:
             with attempts.step(Check.SOCKET_QUEUES, "the search for traced pages of page pools", optional=True):
-                captured.others = add_traced(
-                    sockets.scanner.source, captured.scan, captured.others, captured.trace.blocks
-                )
+                memory, at = sockets.scanner.source.memory, sockets.holder_fields
+                captured.others = add_traced(memory, at, captured.scan, captured.others, captured.trace.blocks)
         if Check.BREAKDOWN in attempts.checks:
             _count(captured, sockets, attempts, roots, stop)
     return captured
@@ -110,6 +111,7 @@ class _Sockets:
 
     scanner: SocketScanner
     cgroup_layout: dict[str, int]
+    holder_fields: dict[str, int]
     first_scan: SocketScan
     """Without its fds: only the last look needs to know them."""
 
@@ -124,14 +126,14 @@ def _open_sockets(attached: ExitStack, attempts: Attempts, roots: HostRoots, sto
     scanner = None
     with attempts.step(Check.SOCKET_QUEUES, "loading its programs"):
         btf = Btf.load(roots.sys)
-        layout = memory_cgroup_layout(btf)
+        layouts = memory_cgroup_layout(btf), holder_fields(btf)
         scanner = attached.enter_context(SocketScanner(btf=btf, stop=stop))
         del btf  # it need not stay in memory
     if scanner is None:
         return None
     with attempts.step(Check.SOCKET_QUEUES, "the first look at every socket"):  # without it nothing is known as stuck
         scan = scanner.watch(scanner.scan())
-        return _Sockets(scanner, layout, replace(scan, owners=scan.owners[:0].copy(), files=scan.files[:0].copy()))
+        return _Sockets(scanner, *layouts, replace(scan, owners=scan.owners[:0].copy(), files=scan.files[:0].copy()))
     return None
 
 
@@ -202,7 +204,7 @@ def _count(captured: Capture, sockets: _Sockets | None, attempts: Attempts, root
         captured.census = _count_frames(captured, roots, stop)
     if sockets:
         with attempts.step(Check.BREAKDOWN, "the search for containers' cgroups", optional=True):
-            captured.containers = container_cgroups(sockets.scanner.source, sockets.cgroup_layout)
+            captured.containers = container_cgroups(sockets.scanner.source.memory, sockets.cgroup_layout)
 
 
 def _count_frames(captured: Capture, roots: HostRoots, stop: Stop) -> FrameCensus | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from memdiag_api.units import format_bytes
-from memdiag_node.holders.registry import other_holders
+from memdiag_node.holders.registry import holder_fields, other_holders
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.sockets.coverage import coverage_of
 from memdiag_node.sockets.holders import socket_holdings
@@ -47,14 +47,17 @@ def _resident_bytes(field: str) -> int:
 
 def measure(sockets: int) -> str:
     """Plant, scan, and the table as Markdown."""
-    with Planter() as child, SocketScanner(btf=Btf.load()) as scanner:
+    btf = Btf.load()
+    holders = holder_fields(btf)
+    with Planter() as child, SocketScanner(btf=btf) as scanner:
+        del btf  # as the runner does
         truth = child.plant("many_udp", sockets)
         loading_bytes, before_bytes = _resident_bytes("VmHWM"), _resident_bytes("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # from here on the highest is the scans' (man 5 proc)
         scan_seconds = _seconds(scanner.scan)
         first, last = scanner.scan(), scanner.scan()
         analysis_seconds = _seconds(lambda: socket_holdings(first, last, lambda _: None))
-        others_seconds = _seconds(lambda: other_holders(scanner, last, lambda _: None))
+        others_seconds = _seconds(lambda: other_holders(scanner, last, lambda _: None, holders))
         highest_bytes = _resident_bytes("VmHWM")
         namespace = ["nsenter", f"--net=/proc/{child.pid}/ns/net"]
         ss_seconds = _seconds(

@@ -129,7 +129,7 @@ def test_every_container_is_found_in_the_kernels_tree_of_cgroups() -> None:
         inner = container.path / "inner"
         inner.mkdir()
         try:
-            found = container_cgroups(scanner.source, memory_cgroup_layout(btf))
+            found = container_cgroups(scanner.source.memory, memory_cgroup_layout(btf))
         finally:
             inner.rmdir()
         inodes = container.path.stat().st_ino, container.path.parent.stat().st_ino

@@ -110,3 +110,17 @@ def test_an_unknown_map_is_named(sources: Path) -> None:
     (sources / "counter.bpf.c").write_text(COUNTER)
     with BpfObject(sources / "counter.bpf.c", {"STEP": 1}) as bpf, pytest.raises(BpfError, match="no map nothing"):
         bpf.map_fd("nothing")
+
+
+def test_a_map_that_is_read_with_another_layout_is_named(sources: Path) -> None:
+    (sources / "counter.bpf.c").write_text(COUNTER)
+    entry = np.dtype([("key", "<u4"), ("value", "<u8")])
+    right = {"seen": entry, "shared": np.dtype("<u8"), "hits": np.dtype("<u8")}
+    with BpfObject(sources / "counter.bpf.c", {"STEP": 1}, right) as bpf:
+        assert bpf.view("shared", np.dtype("<u8"), 4).tolist() == [0, 0, 0, 0]
+    with pytest.raises(
+        BpfError, match=r"counter\.bpf\.c: the map seen has keys and values of 4 and 8 bytes.* 4 and 4$"
+    ):
+        BpfObject(
+            sources / "counter.bpf.c", {"STEP": 1}, right | {"seen": np.dtype([("key", "<u4"), ("value", "<u4")])}
+        )

@@ -14,6 +14,7 @@ from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.sockets import source as sockets
 from memdiag_node.trace import tables as trace_tables
+from memdiag_node.trace.frame_layout import CHUNK_FRAMES
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from memdiag_node.walker import walker as queues
 
@@ -31,7 +32,7 @@ MAPS: dict[str, dict[str, Layout]] = {
     "trace": {
         "config": (U32, trace_tables.CONFIG_DTYPE),
         "sections": (U32, U64),
-        "frames": (U32, np.dtype(("<u2", trace_tables.CHUNK_FRAMES))),
+        "frames": (U32, np.dtype(("<u2", CHUNK_FRAMES))),
         "class_info": (U32, trace_tables.CLASS_INFO_DTYPE),
         "classes": _entry(trace_tables.CLASS_ENTRY_DTYPE),
         "spare_classes": None,

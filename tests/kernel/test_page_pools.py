@@ -16,7 +16,7 @@ from memdiag_node.kernel.btf import Btf
 from memdiag_node.sockets.scanner import SocketScanner
 from planted.sockets import PAGE_BYTES, Planter
 from support.bpf import XDP_PASS, receive
-from support.sockets import holder_of, other_holders_of
+from support.sockets import holder_layout, holder_of, other_holders_of
 
 PACKETS = 300
 POOL_PAGES = 64  # what a pool of that kind keeps, as many as packets are received at once
@@ -88,10 +88,10 @@ def test_devices_of_every_network_namespace_are_looked_at(scanner: SocketScanner
     with Planter() as planter:
         commands = ["nsenter", f"--net=/proc/{planter.pid}/ns/net", "ip"]
         subprocess.run([*commands, "link", "add", "pool-a", "type", "veth", "peer", "name", "pool-b"], check=True)
-        source = scanner.source
-        devices = network_devices(source, scanner.scan())
-        indices = source.peek(devices + np.uint64(source.offset["DEVICE_INDEX"])) & np.uint64(0xFFFFFFFF)
-        words = source.peek(devices + np.uint64(source.offset["DEVICE_NAME"]))
+        memory, at = scanner.source.memory, holder_layout()
+        devices = network_devices(memory, at, scanner.scan())
+        indices = memory.peek(devices + np.uint64(at["DEVICE_INDEX"])) & np.uint64(0xFFFFFFFF)
+        words = memory.peek(devices + np.uint64(at["DEVICE_NAME"]))
     names = {word.tobytes().split(b"\0")[0].decode() for word in words}
     assert {"pool-a", "pool-b"} <= names
     here = {int((path / "ifindex").read_text()) for path in Path("/sys/class/net").iterdir() if path.is_dir()}
@@ -99,22 +99,21 @@ def test_devices_of_every_network_namespace_are_looked_at(scanner: SocketScanner
 
 
 def test_what_cannot_be_read_is_zero_and_hides_nothing_behind_it(scanner: SocketScanner) -> None:
-    source = scanner.source
-    readable = scanner.scan().owners["socket"][:1] + np.uint64(source.offset["SOCK_NET"])
-    (net,) = source.peek(readable)
+    memory = scanner.source.memory
+    readable = scanner.scan().owners["socket"][:1] + np.uint64(holder_layout()["SOCK_NET"])
+    (net,) = memory.peek(readable)
     assert net != 0
     nowhere = np.array([0, 1, 0xDEAD_0000_0000_0000, 2**64 - 4], "<u8")
     addresses = np.tile(np.concatenate([nowhere, readable]), 300)  # more than one run takes
-    assert source.peek(addresses).tolist() == [0, 0, 0, 0, net] * 300
+    assert memory.peek(addresses).tolist() == [0, 0, 0, 0, net] * 300
 
 
-def test_where_pages_are_not_signed_only_a_listed_pool_counts(
-    scanner: SocketScanner, receiver: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_pages_are_not_signed_only_a_listed_pool_counts(scanner: SocketScanner, receiver: socket.socket) -> None:
     receive(PACKET, PACKETS, XDP_PASS)
+    memory, at = scanner.source.memory, holder_layout()
     pages, none = np.unique(scanner.scan().blocks["page"]), np.empty(0, "<u8")
-    signed = pools_of(scanner.source, pages, none)
+    signed = pools_of(memory, at, pages, none)
     assert np.count_nonzero(signed) >= PACKETS
-    monkeypatch.delitem(scanner.source.offset, "HAS_PAGE_SIGNATURE")
-    assert pools_of(scanner.source, pages, np.unique(signed[signed != 0])).tolist() == signed.tolist()
-    assert not pools_of(scanner.source, pages, none).any()
+    unsigned = {name: value for name, value in at.items() if name != "HAS_PAGE_SIGNATURE"}
+    assert pools_of(memory, unsigned, pages, np.unique(signed[signed != 0])).tolist() == signed.tolist()
+    assert not pools_of(memory, unsigned, pages, none).any()

@@ -34,10 +34,10 @@ class Machine:
     def __init__(self, bpf: BpfObject, struct_page_bytes: int) -> None:
         self.bpf = bpf
         self._struct_page_bytes = struct_page_bytes
-        self.config = page_trace._view(bpf, "config", trace_tables.CONFIG_DTYPE, 1)
-        self.frames = page_trace._view(bpf, "frames", np.dtype("<u2"), FRAMES)
-        self.infos = page_trace._view(bpf, "class_info", trace_tables.CLASS_INFO_DTYPE, trace_tables.CLASSES)
-        sections = page_trace._view(bpf, "sections", np.dtype("<u8"), LAYOUT.sections)
+        self.config = bpf.view("config", trace_tables.CONFIG_DTYPE, 1)
+        self.frames = bpf.view("frames", np.dtype("<u2"), FRAMES)
+        self.infos = bpf.view("class_info", trace_tables.CLASS_INFO_DTYPE, trace_tables.CLASSES)
+        sections = bpf.view("sections", np.dtype("<u8"), LAYOUT.sections)
         sections[:] = LAYOUT.index()
         self.config["first_page"], self.config["end_frame"] = FIRST_PAGE, LAYOUT.end_frame
         self.config["ceiling_permille"] = 1000

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import BpfObject
+from memdiag_node.kernel.memory import Fact
 from memdiag_node.sockets import source
 from memdiag_node.sockets.source import SocketSource, socket_defines
 from memdiag_node.walker import walker
@@ -37,4 +38,4 @@ def test_a_cut_blob_answers_as_the_whole() -> None:
 def test_slabs_of_this_kernel_agree_on_the_linear_map() -> None:
     """So packet heads, packet rings and perf buffers are seen from the first look on."""
     with SocketSource(Btf.load()) as source:
-        assert source.fact("linear_to_page") != 0
+        assert source.memory.fact(Fact.LINEAR_TO_PAGE) != 0

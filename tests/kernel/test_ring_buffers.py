@@ -14,7 +14,7 @@ from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from planted.allocations import MIB, PAGE_BYTES, Allocator
-from support.sockets import fds_of, owner_of
+from support.sockets import fds_of, holder_layout, owner_of
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def scanner(btf: Btf) -> Iterator[SocketScanner]:
 
 
 def ring_buffers(scanner: SocketScanner, pid: int) -> list[Holding]:
-    found, _ = other_holders(scanner, scanner.scan(), owner_of)
+    found, _ = other_holders(scanner, scanner.scan(), owner_of, holder_layout())
     return [one for one in found if one.holder.kind is HolderKind.RING_BUFFER and pid in fds_of(one.holder)]
 
 

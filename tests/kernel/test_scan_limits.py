@@ -16,7 +16,7 @@ from memdiag_node.sockets.source import SocketSource
 from memdiag_node.time_budget import Stop
 from planted import traffic
 from planted.sockets import Planter
-from support.sockets import holder_of, holders_of, owner_of, queue_of
+from support.sockets import holder_layout, holder_of, holders_of, owner_of, queue_of
 
 
 class Clock:
@@ -122,9 +122,9 @@ def test_a_queue_that_changed_for_a_while_is_walked_again(
 def test_a_pipe_that_keeps_changing_is_told(scanner: SocketScanner, clock: Clock, planter: Planter) -> None:
     truth = planter.plant("pipe", 256)
     scan = scanner.scan()
-    assert not any("pipes" in note for note in other_holders(scanner, scan, owner_of)[1])
+    assert not any("pipes" in note for note in other_holders(scanner, scan, owner_of, holder_layout())[1])
     clock.at_call = lambda _: planter.plant("read_fd", truth["fds"][0], 4_096)
-    _, not_seen = other_holders(scanner, scan, owner_of)
+    _, not_seen = other_holders(scanner, scan, owner_of, holder_layout())
     assert "1 pipes that kept changing" in coverage_of(scan, not_seen).not_seen
 
 
@@ -192,7 +192,7 @@ def test_without_any_time_sockets_are_counted_and_all_is_told(btf: Btf, planter:
     planter.plant("many_udp", 6_000)
     with SocketScanner(btf=btf, budget_seconds=0) as scanner:
         scan = scanner.scan()
-        _, not_seen = other_holders(scanner, scan, owner_of)
+        _, not_seen = other_holders(scanner, scan, owner_of, holder_layout())
     coverage = coverage_of(scan, not_seen)
     (note,) = [note for note in coverage.not_seen if "sockets and" in note]
     words = note.split()

@@ -1,14 +1,22 @@
 """Looking up planted sockets in a scan: by inode, which the scan did not tell us."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from memdiag_api.evidence import Holder, Owner, Queue
-from memdiag_node.holders.registry import other_holders
+from memdiag_node.holders.registry import holder_fields, other_holders
+from memdiag_node.kernel.btf import Btf
 from memdiag_node.sockets.holders import socket_holdings
 from memdiag_node.sockets.scan import SocketScan
 from memdiag_node.sockets.scanner import SocketScanner
+
+
+@cache
+def holder_layout() -> dict[str, int]:
+    """What the kinds of holders need to know of this kernel."""
+    return holder_fields(Btf.load())
 
 
 def owner_of(pid: int) -> Owner | None:
@@ -23,7 +31,7 @@ def holders_of(scan: SocketScan, *, first: SocketScan | None = None) -> list[Hol
 
 def other_holders_of(scanner: SocketScanner, scan: SocketScan) -> list[Holder]:
     """Every other holder."""
-    return [one.holder for one in other_holders(scanner, scan, owner_of)[0]]
+    return [one.holder for one in other_holders(scanner, scan, owner_of, holder_layout())[0]]
 
 
 def holder_of(scan: SocketScan, inode: int, *, first: SocketScan | None = None) -> Holder:

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import Field, optional_offsets
 from memdiag_node.kernel.lists import list_entries
+from memdiag_node.kernel.memory import KernelMemory
 from memdiag_node.procfs.cgroup import ContainerIdentity, parse_cgroup
-from memdiag_node.sockets.source import SocketSource
 
 _MAX_DEPTH = 64
 _MAX_GROUPS = 1 << 16
@@ -40,27 +40,27 @@ def memory_cgroup_layout(btf: Btf) -> dict[str, int]:
     return layout
 
 
-def container_cgroups(source: SocketSource, at: Mapping[str, int]) -> dict[int, ContainerIdentity]:
+def container_cgroups(memory: KernelMemory, at: Mapping[str, int]) -> dict[int, ContainerIdentity]:
     """The container of each memory cgroup that is one, or lies in one, by its inode.
 
     `at` is that of `memory_cgroup_layout`, taken beforehand so that no BTF need stay in memory.
     """
     if not at:
         return {}
-    group = _root(source, at)
+    group = _root(memory, at)
     paths = {group: b""}
     level = np.array([group], "<u8")
     containers: dict[int, ContainerIdentity] = {}
     for _ in range(_MAX_DEPTH):
-        level = list_entries(source, level + np.uint64(at["CSS_CHILDREN"])) - np.uint64(at["CSS_SIBLING"])
-        parents = source.peek(level + np.uint64(at["CSS_PARENT"]))
+        level = list_entries(memory, level + np.uint64(at["CSS_CHILDREN"])) - np.uint64(at["CSS_SIBLING"])
+        parents = memory.peek(level + np.uint64(at["CSS_PARENT"]))
         known = np.isin(parents, np.fromiter(paths, "<u8"))  # not so for the head of a list that changed meanwhile
         level, parents = level[known], parents[known]
         if not len(level) or len(paths) > _MAX_GROUPS:
             break
-        nodes = source.peek(source.peek(level + np.uint64(at["CSS_CGROUP"])) + np.uint64(at["CGROUP_NODE"]))
-        inodes = source.peek(nodes + np.uint64(at["NODE_ID"]))
-        names = _texts(source, source.peek(nodes + np.uint64(at["NODE_NAME"])))
+        nodes = memory.peek(memory.peek(level + np.uint64(at["CSS_CGROUP"])) + np.uint64(at["CGROUP_NODE"]))
+        inodes = memory.peek(nodes + np.uint64(at["NODE_ID"]))
+        names = _texts(memory, memory.peek(nodes + np.uint64(at["NODE_NAME"])))
         for group, parent, inode, name in zip(level.tolist(), parents.tolist(), inodes.tolist(), names, strict=True):
             paths[group] = paths[parent] + b"/" + name.replace(b"\n", b"?")
             identity = parse_cgroup(b"0::" + paths[group])
@@ -69,24 +69,19 @@ def container_cgroups(source: SocketSource, at: Mapping[str, int]) -> dict[int, 
     return containers
 
 
-def _root(source: SocketSource, at: Mapping[str, int]) -> int:
+def _root(memory: KernelMemory, at: Mapping[str, int]) -> int:
     """The root of the memory cgroups (its cgroup_subsys_state), by way of this process's own."""
-    source.peek([1])  # whatever stands there: the run says which task this is
-
-    def word(address: int) -> int:
-        return int(source.peek([address])[0])
-
-    group = word(word(source.fact("current_task") + at["TASK_CGROUPS"]) + at["CSS_SET_MEMORY"])
+    group = memory.word(memory.word(memory.current_task() + at["TASK_CGROUPS"]) + at["CSS_SET_MEMORY"])
     for _ in range(_MAX_DEPTH):
-        parent = word(group + at["CSS_PARENT"])
+        parent = memory.word(group + at["CSS_PARENT"])
         if not parent:
             break
         group = parent
     return group
 
 
-def _texts(source: SocketSource, addresses: npt.NDArray[np.uint64]) -> list[bytes]:
+def _texts(memory: KernelMemory, addresses: npt.NDArray[np.uint64]) -> list[bytes]:
     """The text at each address, up to its end or _NAME_BYTES."""
     words = addresses[:, np.newaxis] + np.arange(0, _NAME_BYTES, 8, dtype="<u8")
-    rows = source.peek(words.reshape(-1)).reshape(words.shape)
+    rows = memory.peek(words.reshape(-1)).reshape(words.shape)
     return [row.tobytes().split(b"\0")[0] for row in rows]

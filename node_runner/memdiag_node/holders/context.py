@@ -1,7 +1,7 @@
 """What a kind of holder gets to look with, and what it gives back."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +31,8 @@ class HolderContext:
     owner_of: OwnerOf
     walks: Walks
     """With the time that all kinds of holders have together."""
+    at: Mapping[str, int]
+    """What the kinds need to know of the running kernel (registry.holder_fields)."""
     found: list[Holding] = field(default_factory=list)
     """What the kinds before this one have found."""
     not_seen: list[str] = field(default_factory=list)

@@ -9,9 +9,15 @@ import numpy as np
 from memdiag_api.evidence import Holder, HolderKind
 from memdiag_node.holders.context import HolderContext, kernel_blocks
 from memdiag_node.holding import Holding, sizes_bytes
+from memdiag_node.kernel.btf import Btf
 from memdiag_node.walker.walker import ITEM_DTYPE, Kind
 
 _POINTER_BYTES = 8
+
+
+def fields(_btf: Btf) -> dict[str, int]:
+    """Nothing: rings come with the description of their socket."""
+    return {}
 
 
 def find(context: HolderContext) -> list[Holding]:

@@ -11,7 +11,7 @@ Pages that it took while the trace ran are known by that, and by the pool's addr
 """
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,16 +21,62 @@ from memdiag_api.evidence import Holder, HolderKind
 from memdiag_api.units import format_bytes
 from memdiag_node.holders.context import HolderContext
 from memdiag_node.holding import PINNED_DTYPE, Holding, by_size, pinned_blocks, sizes_bytes, unique_blocks
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.layout import Field, offsets, optional_offsets
 from memdiag_node.kernel.lists import list_entries
+from memdiag_node.kernel.memory import Fact, KernelMemory
 from memdiag_node.procfs.text import printable
 from memdiag_node.sockets.scan import SocketScan
-from memdiag_node.sockets.source import SocketSource
 
 _MAX_ORDER = 16
 _STARTS = 4_096
 _NAME_BYTES = 16  # include/uapi/linux/if.h, IFNAMSIZ
 _SIGNATURE, _SIGNATURE_MASK = 0xDEAD_0000_0000_0040, 0xFFFF_0000_0000_007C
 """PP_SIGNATURE: include/linux/poison.h, CONFIG_ILLEGAL_POINTER_VALUE. The bits between may hold an index (6.16)."""
+
+
+_POOL: tuple[Field, ...] = (
+    ("POOL_TAKEN", "page_pool", "pages_state_hold_cnt"),
+    ("POOL_GIVEN_BACK", "page_pool", "pages_state_release_cnt"),
+    ("POOL_ORDER", "page_pool", "p.order"),
+)
+_DEVICES: tuple[Field, ...] = (
+    ("NET_DEVICES", "net", "dev_base_head"),
+    ("DEVICE_ENTRY", "net_device", "dev_list"),
+    ("DEVICE_NAME", "net_device", "name"),
+    ("DEVICE_INDEX", "net_device", "ifindex"),
+    ("DEVICE_NET", "net_device", "nd_net"),
+    ("DEVICE_OBJECT", "net_device", "dev"),
+    ("POOL_OBJECT", "page_pool", "p.dev"),
+)
+_DEVICE_POOLS: tuple[Field, ...] = (  # 6.7, 083772c9f972
+    ("DEVICE_POOLS", "net_device", "page_pools"),
+    ("POOL_ENTRY", "page_pool", "user.list"),
+    ("POOL_ID", "page_pool", "user.id"),
+    ("POOL_DETACH_TIME", "page_pool", "user.detach_time"),
+    ("POOL_DEVICE", "page_pool", "slow.netdev"),
+)
+_SIGNED: tuple[Field, ...] = (("PAGE_POOL_MAGIC", "page", "pp_magic"),)
+_PROVIDED: tuple[Field, ...] = (("POOL_PROVIDER", "page_pool", "mp_priv"),)  # 6.11: memory of devices or processes
+_NETS: tuple[Field, ...] = (
+    ("SOCK_NET", "sock", "__sk_common.skc_net"),
+    ("NET_LIST", "net", "list"),
+    ("NET_INODE", "net", "ns.inum"),
+    ("NET_OPERATIONS", "net", "ns.ops"),
+)
+
+
+def fields(btf: Btf) -> dict[str, int]:
+    """Where pools, devices and network namespaces have what is read here."""
+    pool_of_page = ("PAGE_POOL", "page" if btf.has_field("page", "pp") else "netmem_desc", "pp")
+    return (
+        offsets(btf, _NETS)
+        | optional_offsets(btf, "HAS_PAGE_POOL", (pool_of_page, *_POOL))
+        | optional_offsets(btf, "HAS_DEVICES", _DEVICES)
+        | optional_offsets(btf, "HAS_DEVICE_POOLS", _DEVICE_POOLS)
+        | optional_offsets(btf, "HAS_PAGE_SIGNATURE", _SIGNED)
+        | optional_offsets(btf, "HAS_POOL_PROVIDER", _PROVIDED)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,41 +92,46 @@ class _Pool:
 
 def find(context: HolderContext) -> list[Holding]:
     """Every page pool with pages out. To be called last: what other holders have of a pool is no more the pool's."""
-    source = context.scanner.source
-    if "HAS_PAGE_POOL" not in source.offset:
+    memory, at = context.scanner.source.memory, context.at
+    if "HAS_PAGE_POOL" not in at:
         return []
-    devices = network_devices(source, context.scan)
-    listed = _pools_of_devices(source, devices)
+    devices = network_devices(memory, at, context.scan)
+    listed = _pools_of_devices(memory, at, devices)
     queued = _all_blocks(context.scan, context.found)
-    pool_of = pools_of(source, queued["page"], listed)
+    pool_of = pools_of(memory, at, queued["page"], listed)
     held = []
     for address in map(int, np.union1d(listed, pool_of[pool_of != 0])):
-        pool = _read(source, address, devices)
+        pool = _read(memory, at, address, devices)
         if pool is not None and pool.is_kernel_memory:
             held.append(_held(pool, address, queued[pool_of == address]))
     return held
 
 
 def add_traced(
-    source: SocketSource, scan: SocketScan, others: Sequence[Holding], traced: npt.NDArray[np.void]
+    memory: KernelMemory,
+    at: Mapping[str, int],
+    scan: SocketScan,
+    others: Sequence[Holding],
+    traced: npt.NDArray[np.void],
 ) -> list[Holding]:
     """Give pools the blocks that the trace saw them take (fields page and order), as far as nobody else has them.
 
-    `others` are all holders but the sockets. Pools that only these blocks lead to are added.
+    `others` are all holders but the sockets; `at` has what `fields` returned. Pools that only these blocks lead to are
+    added.
     """
-    if "HAS_PAGE_POOL" not in source.offset or not len(traced):
+    if "HAS_PAGE_POOL" not in at or not len(traced):
         return list(others)
     taken = _all_blocks(scan, others)
     mine = traced[~np.isin(traced["page"], taken["page"])]
     known = {held.pool: number for number, held in enumerate(others) if held.pool}
-    pool_of = pools_of(source, mine["page"], np.fromiter(known, "<u8", len(known)))
-    devices = network_devices(source, scan)
+    pool_of = pools_of(memory, at, mine["page"], np.fromiter(known, "<u8", len(known)))
+    devices = network_devices(memory, at, scan)
     found = list(others)
     for address in map(int, np.unique(pool_of[pool_of != 0])):
         blocks = unique_blocks(pinned_blocks(mine[pool_of == address]))
         if address in known:
             found[known[address]] = replace(found[known[address]], blocks=blocks)
-        elif (pool := _read(source, address, devices)) is not None and pool.is_kernel_memory:
+        elif (pool := _read(memory, at, address, devices)) is not None and pool.is_kernel_memory:
             found.append(replace(_held(pool, address, blocks[:0]), blocks=blocks))
     return by_size(found)
 
@@ -109,50 +160,48 @@ def _held(pool: _Pool, address: int, queued: npt.NDArray[np.void]) -> Holding:
 
 
 def pools_of(
-    source: SocketSource, pages: npt.NDArray[np.uint64], listed: npt.NDArray[np.uint64]
+    memory: KernelMemory, at: Mapping[str, int], pages: npt.NDArray[np.uint64], listed: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.uint64]:
     """The address of the pool that each block (its first struct page) belongs to, 0 for none.
 
     The word is only a pool's if the page is signed; where this kernel signs in another way, if the pool is `listed`.
     """
-    at = source.offset
-    pools = source.peek(pages + np.uint64(at["PAGE_POOL"]))
+    pools = memory.peek(pages + np.uint64(at["PAGE_POOL"]))
     if "HAS_PAGE_SIGNATURE" in at:
-        magic = source.peek(pages + np.uint64(at["PAGE_POOL_MAGIC"]))
+        magic = memory.peek(pages + np.uint64(at["PAGE_POOL_MAGIC"]))
         pools[magic & np.uint64(_SIGNATURE_MASK) != _SIGNATURE] = 0
     else:
         pools[~np.isin(pools, listed)] = 0
     return pools
 
 
-def network_devices(source: SocketSource, scan: SocketScan) -> npt.NDArray[np.uint64]:
+def network_devices(memory: KernelMemory, at: Mapping[str, int], scan: SocketScan) -> npt.NDArray[np.uint64]:
     """Every device (struct net_device) of every network namespace. None when no process has a socket to start from."""
-    at = source.offset
     if "HAS_DEVICES" not in at:
         return np.empty(0, "<u8")
     # The namespaces are on one list: any socket leads to all of them.
-    own = np.unique(source.peek(np.unique(scan.owners["socket"][:_STARTS]) + np.uint64(at["SOCK_NET"])))
+    own = np.unique(memory.peek(np.unique(scan.owners["socket"][:_STARTS]) + np.uint64(at["SOCK_NET"])))
     own = own[own != 0]
-    nets = np.union1d(own, list_entries(source, own[:1] + np.uint64(at["NET_LIST"])) - np.uint64(at["NET_LIST"]))
-    operations = source.peek(nets + np.uint64(at["NET_OPERATIONS"]))
-    nets = nets[operations == source.fact("net_operations")]  # the head of the list is in no namespace
-    return list_entries(source, nets + np.uint64(at["NET_DEVICES"])) - np.uint64(at["DEVICE_ENTRY"])
+    nets = np.union1d(own, list_entries(memory, own[:1] + np.uint64(at["NET_LIST"])) - np.uint64(at["NET_LIST"]))
+    operations = memory.peek(nets + np.uint64(at["NET_OPERATIONS"]))
+    nets = nets[operations == memory.fact(Fact.NET_OPERATIONS)]  # the head of the list is in no namespace
+    return list_entries(memory, nets + np.uint64(at["NET_DEVICES"])) - np.uint64(at["DEVICE_ENTRY"])
 
 
-def _pools_of_devices(source: SocketSource, devices: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def _pools_of_devices(
+    memory: KernelMemory, at: Mapping[str, int], devices: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.uint64]:
     """The pools on the list of any device."""
-    at = source.offset
     if "HAS_DEVICE_POOLS" not in at:
         return np.empty(0, "<u8")
-    return list_entries(source, devices + np.uint64(at["DEVICE_POOLS"])) - np.uint64(at["POOL_ENTRY"])
+    return list_entries(memory, devices + np.uint64(at["DEVICE_POOLS"])) - np.uint64(at["POOL_ENTRY"])
 
 
-def _read(source: SocketSource, address: int, devices: npt.NDArray[np.uint64]) -> _Pool | None:
+def _read(memory: KernelMemory, at: Mapping[str, int], address: int, devices: npt.NDArray[np.uint64]) -> _Pool | None:
     """None when it is gone, or has nothing out."""
-    at = source.offset
 
     def number(field: str) -> int:
-        return int(source.peek([address + at[field]])[0])
+        return int(memory.peek([address + at[field]])[0])
 
     taken, given_back = number("POOL_TAKEN"), number("POOL_GIVEN_BACK")
     pages = (taken - given_back) & 0xFFFFFFFF  # both wrap around
@@ -163,34 +212,32 @@ def _read(source: SocketSource, address: int, devices: npt.NDArray[np.uint64]) -
         pages=pages,
         order=order,
         is_kernel_memory="HAS_POOL_PROVIDER" not in at or not number("POOL_PROVIDER"),
-        description=_describe(source, address, devices),
+        description=_describe(memory, at, address, devices),
     )
 
 
-def _describe(source: SocketSource, address: int, devices: npt.NDArray[np.uint64]) -> str:
+def _describe(memory: KernelMemory, at: Mapping[str, int], address: int, devices: npt.NDArray[np.uint64]) -> str:
     """As netlink names a pool: its id and its device.
 
     A pool that is on no device's list may all the same be a network device's, which shows in whom its pages are mapped
     for: veth has it so.
     """
-    at = source.offset
     number = device = detached = 0
     if "HAS_DEVICE_POOLS" in at:
         number, device, detached = map(
-            int, source.peek([address + at[field] for field in ("POOL_ID", "POOL_DEVICE", "POOL_DETACH_TIME")])
+            int, memory.peek([address + at[field] for field in ("POOL_ID", "POOL_DEVICE", "POOL_DETACH_TIME")])
         )
     if "HAS_DEVICES" in at and not device:
-        candidate = int(source.peek([address + at["POOL_OBJECT"]])[0]) - at["DEVICE_OBJECT"]
+        candidate = int(memory.peek([address + at["POOL_OBJECT"]])[0]) - at["DEVICE_OBJECT"]
         device = candidate if candidate in devices.tolist() else 0
     text = f"page pool {number & 0xFFFFFFFF}" if number else "page pool"
-    text += f" of {_device(source, device)}" if device else " of no known network device"
+    text += f" of {_device(memory, at, device)}" if device else " of no known network device"
     return f"{text}, detached from it" if detached else text
 
 
-def _device(source: SocketSource, device: int) -> str:
-    at = source.offset
-    words = source.peek([device + at["DEVICE_NAME"] + word for word in range(0, _NAME_BYTES, 8)])
-    index, net = map(int, source.peek([device + at["DEVICE_INDEX"], device + at["DEVICE_NET"]]))
-    namespace = int(source.peek([net + at["NET_INODE"]])[0]) & 0xFFFFFFFF
+def _device(memory: KernelMemory, at: Mapping[str, int], device: int) -> str:
+    words = memory.peek([device + at["DEVICE_NAME"] + word for word in range(0, _NAME_BYTES, 8)])
+    index, net = map(int, memory.peek([device + at["DEVICE_INDEX"], device + at["DEVICE_NET"]]))
+    namespace = int(memory.peek([net + at["NET_INODE"]])[0]) & 0xFFFFFFFF
     name = printable(words.tobytes().split(b"\0")[0], _NAME_BYTES)
     return f"{name}, interface {index & 0xFFFFFFFF} in network namespace {namespace}"

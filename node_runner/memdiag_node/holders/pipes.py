@@ -6,12 +6,18 @@ import numpy.typing as npt
 from memdiag_api.evidence import Holder, HolderKind
 from memdiag_node.holders.context import HolderContext
 from memdiag_node.holding import Holding, pinned_blocks, sizes_bytes
+from memdiag_node.kernel.btf import Btf
 from memdiag_node.sockets.source import FOUND_PIPE
 from memdiag_node.walker.tally import unique_blocks
 from memdiag_node.walker.walker import ITEM_DTYPE, Kind
 
 _PIPES_AT_ONCE = 1 << 16
 """What a walk came to takes some 150 bytes a pipe, also of the empty ones: a node may have millions."""
+
+
+def fields(_btf: Btf) -> dict[str, int]:
+    """Nothing: the walker knows pipes."""
+    return {}
 
 
 def find(context: HolderContext) -> list[Holding]:

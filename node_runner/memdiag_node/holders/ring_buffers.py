@@ -14,11 +14,36 @@ import numpy.typing as npt
 from memdiag_api.evidence import Holder, HolderKind
 from memdiag_node.holders.context import HolderContext
 from memdiag_node.holding import PINNED_DTYPE, Holding
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.layout import Field, optional_offsets
 from memdiag_node.sockets.source import FOUND_BPF_MAP, FOUND_PERF_EVENT
 from memdiag_node.walker.walker import ITEM_DTYPE, Kind
 
 _POINTER_BYTES = 8
 _MAX_PAGES = 1 << 24  # 64 GiB: a count beyond it was read from a buffer that is gone
+
+_RING_BUFFER: tuple[Field, ...] = (
+    ("MAP_ID", "bpf_map", "id"),
+    ("MAP_RING_BUFFER", "bpf_ringbuf_map", "rb"),
+    ("RING_BUFFER_PAGES", "bpf_ringbuf", "pages"),
+    ("RING_BUFFER_COUNT", "bpf_ringbuf", "nr_pages"),
+)
+_PERF_BUFFER: tuple[Field, ...] = (
+    ("EVENT_BUFFER", "perf_event", "rb"),
+    ("PERF_PAGES", "perf_buffer", "data_pages"),
+    ("PERF_COUNT", "perf_buffer", "nr_pages"),
+    ("PERF_USER_PAGE", "perf_buffer", "user_page"),
+    ("PERF_AUX_PAGES", "perf_buffer", "aux_pages"),
+    ("PERF_AUX_COUNT", "perf_buffer", "aux_nr_pages"),
+)
+
+
+def fields(btf: Btf) -> dict[str, int]:
+    """Where the buffers have their pages."""
+    found = optional_offsets(btf, "HAS_RING_BUFFER", _RING_BUFFER)
+    if not btf.has_field("perf_buffer", "page_order"):  # else (CONFIG_PERF_USE_VMALLOC) its memory is vmalloc
+        found |= optional_offsets(btf, "HAS_PERF_BUFFER", _PERF_BUFFER)
+    return found
 
 
 def find(context: HolderContext) -> list[Holding]:
@@ -27,25 +52,24 @@ def find(context: HolderContext) -> list[Holding]:
 
 
 def _perf_buffers(context: HolderContext) -> list[Holding]:
-    source = context.scanner.source
-    if "HAS_PERF_BUFFER" not in source.offset:
+    memory, at = context.scanner.source.memory, context.at
+    if "HAS_PERF_BUFFER" not in at:
         return []
     events = context.scan.files[context.scan.files["kind"] == FOUND_PERF_EVENT]
-    buffer_of = source.peek(events["socket"] + np.uint64(source.offset["EVENT_BUFFER"]))
+    buffer_of = memory.peek(events["socket"] + np.uint64(at["EVENT_BUFFER"]))
     held = []
     for buffer in map(int, np.unique(buffer_of[buffer_of != 0])):  # several events may write into one
         data, aux = (
-            int(count) & 0xFFFFFFFF
-            for count in source.peek([buffer + source.offset["PERF_COUNT"], buffer + source.offset["PERF_AUX_COUNT"]])
+            int(count) & 0xFFFFFFFF for count in memory.peek([buffer + at["PERF_COUNT"], buffer + at["PERF_AUX_COUNT"]])
         )
         pages = 1 + data + aux
         if pages > _MAX_PAGES:
             continue
         items = np.zeros(3, ITEM_DTYPE)
         items["head"] = (
-            buffer + source.offset["PERF_USER_PAGE"],
-            buffer + source.offset["PERF_PAGES"],
-            source.peek([buffer + source.offset["PERF_AUX_PAGES"]])[0],
+            buffer + at["PERF_USER_PAGE"],
+            buffer + at["PERF_PAGES"],
+            memory.peek([buffer + at["PERF_AUX_PAGES"]])[0],
         )
         items["count"], items["stride"], items["kind"] = (1, data, aux), _POINTER_BYTES, Kind.BLOCKS
         # Before Linux 6.14 a mapped page of it has a mapping, as a file's has: it is the kernel's all the same.
@@ -58,23 +82,20 @@ def _perf_buffers(context: HolderContext) -> list[Holding]:
 
 
 def _map_buffers(context: HolderContext) -> list[Holding]:
-    source = context.scanner.source
-    if "HAS_RING_BUFFER" not in source.offset:
+    source, at = context.scanner.source, context.at
+    memory = source.memory
+    if "HAS_RING_BUFFER" not in at:
         return []
     files = context.scan.files[context.scan.files["kind"] == FOUND_BPF_MAP]
     held = []
     for address in map(int, source.ring_buffer_maps()):
-        number, buffer = map(
-            int, source.peek([address + source.offset["MAP_ID"], address + source.offset["MAP_RING_BUFFER"]])
-        )
-        pages, table = map(
-            int, source.peek([buffer + source.offset["RING_BUFFER_COUNT"], buffer + source.offset["RING_BUFFER_PAGES"]])
-        )
+        number, buffer = map(int, memory.peek([address + at["MAP_ID"], address + at["MAP_RING_BUFFER"]]))
+        pages, table = map(int, memory.peek([buffer + at["RING_BUFFER_COUNT"], buffer + at["RING_BUFFER_PAGES"]]))
         pages &= 0xFFFFFFFF
         if not buffer or not 0 < pages <= _MAX_PAGES:
             continue
         description = f"BPF ring buffer, map id {number & 0xFFFFFFFF}"
-        page = source.peek(np.uint64(table) + np.arange(pages, dtype="<u8") * np.uint64(_POINTER_BYTES))
+        page = memory.peek(np.uint64(table) + np.arange(pages, dtype="<u8") * np.uint64(_POINTER_BYTES))
         held.append(_held(context, description, files[files["socket"] == address], pages, page[page != 0]))
     return held
 

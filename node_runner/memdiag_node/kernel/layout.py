@@ -1,6 +1,7 @@
 """Preprocessor defines from the running kernel's BTF: one table of names and fields for each eBPF source."""
 
 from collections.abc import Iterable
+from enum import IntEnum
 
 from memdiag_node.kernel.btf import Btf
 
@@ -21,6 +22,11 @@ def optional_offsets(btf: Btf, switch: str, fields: Iterable[Field]) -> dict[str
     return {switch: 1, **offsets(btf, fields)}
 
 
+def enum_defines(prefix: str, numbers: type[IntEnum]) -> dict[str, int]:
+    """The members of an enumeration, for C: `Kind.PIPE` becomes KIND_PIPE."""
+    return {f"{prefix}_{member.name}": member.value for member in numbers}
+
+
 def block_layout(btf: Btf) -> dict[str, int]:
     """How a struct page tells the head and the order of its block, in every form that kernels since 5.15 gave it."""
     page_bytes = btf.size_bytes("page")
@@ -33,7 +39,7 @@ def block_layout(btf: Btf) -> dict[str, int]:
         order = page_bytes + btf.offset_bytes("page", "compound_order")
     may_be_mask = {"COMPOUND_MAY_BE_MASK": 1} if compound == "compound_info" else {}
     return may_be_mask | {
-        "PAGE_STRUCT_SIZE": page_bytes,
+        "STRUCT_PAGE_BYTES": page_bytes,
         "PAGE_FLAGS": btf.offset_bytes("page", "flags"),
         "PAGE_COMPOUND": btf.offset_bytes("page", compound),
         "PAGE_MAPPING": btf.offset_bytes("page", "mapping"),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import Field, optional_offsets
-from memdiag_node.kernel.lists import KernelMemory, list_entries
+from memdiag_node.kernel.lists import WordReader, list_entries
 
 # Of a cache, for each NUMA node with memory. The array is shorter on most machines: what lies behind it is read too,
 # and is no node of the cache, since nothing there leads to a slab that names the cache.
@@ -37,7 +37,7 @@ def slab_layout(btf: Btf) -> dict[str, int]:
     return optional_offsets(btf, "HAS_SLAB", fields)
 
 
-def linear_to_page(memory: KernelMemory, at: Mapping[str, int], *, cache: int) -> int:
+def linear_to_page(memory: WordReader, at: Mapping[str, int], *, cache: int) -> int:
     """The page array less the linear map: a linear address has its struct page there + (address >> shift) * size.
 
     `at` has the offsets of `slab_layout` and `block_layout`, and PAGE_SHIFT. `cache` is any kmem_cache, from which all
@@ -51,7 +51,7 @@ def linear_to_page(memory: KernelMemory, at: Mapping[str, int], *, cache: int) -
     return int(values[most]) if 2 * counts[most] > len(bases) else 0
 
 
-def _bases(memory: KernelMemory, at: Mapping[str, int], cache: int) -> npt.NDArray[np.uint64]:
+def _bases(memory: WordReader, at: Mapping[str, int], cache: int) -> npt.NDArray[np.uint64]:
     """What the first partial slab of each cache on each NUMA node says."""
 
     def field(addresses: npt.NDArray[np.uint64], name: str) -> npt.NDArray[np.uint64]:
@@ -71,5 +71,5 @@ def _bases(memory: KernelMemory, at: Mapping[str, int], cache: int) -> npt.NDArr
     is_compound = field(slabs, "PAGE_FLAGS") >> np.uint64(at["PG_HEAD"]) & np.uint64(1)
     orders = (field(slabs, "PAGE_ORDER") & np.uint64(_MAX_ORDER)) * is_compound
     first_frames = free >> np.uint64(at["PAGE_SHIFT"]) >> orders << orders
-    bases: npt.NDArray[np.uint64] = slabs - first_frames * np.uint64(at["PAGE_STRUCT_SIZE"])
+    bases: npt.NDArray[np.uint64] = slabs - first_frames * np.uint64(at["STRUCT_PAGE_BYTES"])
     return bases

@@ -8,23 +8,23 @@ import numpy.typing as npt
 _MAX_LIST = 1 << 16
 
 
-class KernelMemory(Protocol):
-    """Reads words of kernel memory."""
+class WordReader(Protocol):
+    """Reads words of kernel memory (KernelMemory)."""
 
     def peek(self, addresses: npt.ArrayLike) -> npt.NDArray[np.uint64]:
         """The 8 bytes at each address; 0 where they cannot be read."""
         ...
 
 
-def list_entries(source: KernelMemory, heads: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def list_entries(memory: WordReader, heads: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """All entries of the lists that begin at `heads`, list_head or hlist_head: both begin with the next one."""
     found = [np.empty(0, "<u8")]
-    entries = source.peek(heads)
+    entries = memory.peek(heads)
     for _ in range(_MAX_LIST):
         more = (entries != 0) & (entries != heads)
         heads, entries = heads[more], entries[more]
         if not len(entries):
             break
         found.append(entries)
-        entries = source.peek(entries)
+        entries = memory.peek(entries)
     return np.unique(np.concatenate(found))

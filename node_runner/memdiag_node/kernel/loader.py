@@ -24,12 +24,16 @@ from memdiag_node.kernel.btf import Btf
 
 _STUB_HEADERS = Path(__file__).with_name("stubs")
 
+_HEADERS = Path(__file__).parent
+_INCLUDE = re.compile(r'#include "(\w+\.bpf\.h)"')
+
 _QUIET_FLAGS = ("-Wno-everything", "-fno-color-diagnostics")
 _MAX_LOG_CHARACTERS = 2_000
 _READ_BYTES = 1 << 20
 _COMPILER_CODE = re.compile(r" r-xp .*/lib(LLVM|clang)[^/]*$")
 _MAX_C_INT = 0x7FFFFFFF
 _BATCH_ENTRIES = 4_096
+_KEY_DTYPE = np.dtype("<u4")
 
 
 class BpfError(Exception):
@@ -147,14 +151,18 @@ class RunnableProgram:
 class BpfObject(ClosedOnExit):
     """The programs and maps of one `.bpf.c` file.
 
-    `defines` become preprocessor integers. Raises BpfError when bcc is missing, or with the compiler's own message.
+    `defines` become preprocessor integers. `maps` says how user space reads maps: as records with the fields `key` and
+    `value`, or, with keys of 32 bits, as values alone. Raises BpfError when bcc is missing, with the compiler's own
+    message, or naming a map that was compiled with other sizes.
     """
 
-    def __init__(self, source: Path, defines: Mapping[str, int]) -> None:
+    def __init__(
+        self, source: Path, defines: Mapping[str, int], maps: Mapping[str, np.dtype[Any]] | None = None
+    ) -> None:
         self._bcc = _import_bcc()
         self._source = source.name
         self._iterators: list[IteratorLink] = []
-        text = source.read_bytes()
+        text = "".join(_expanded(source, set())).encode()
         flags = [*_QUIET_FLAGS, f"-DLINUX_VERSION_CODE={_version_code(platform.release())}"]
         flags += [f"-D{name}={_c_integer(value)}" for name, value in defines.items()]
         with _stub_headers(), _captured_stderr() as log:
@@ -163,6 +171,22 @@ class BpfObject(ClosedOnExit):
             except Exception as error:  # bcc raises bare Exception for everything
                 raise BpfError(f"{source.name} does not compile: {_first_errors(log()) or error}") from error
         _release_compiler_memory()
+        for name, layout in (maps or {}).items():
+            self._check_sizes(name, layout)
+
+    def _check_sizes(self, name: str, layout: np.dtype[Any]) -> None:
+        key, value = (layout["key"], layout["value"]) if layout.names == ("key", "value") else (_KEY_DTYPE, layout)
+        module = ctypes.c_void_p(self._module.module)
+        compiled = tuple(
+            size_of(module, name.encode())
+            for size_of in (self._bcc.lib.bpf_table_key_size, self._bcc.lib.bpf_table_leaf_size)
+        )
+        if compiled != (key.itemsize, value.itemsize):
+            self.close()
+            raise BpfError(
+                f"{self._source}: the map {name} has keys and values of {compiled[0]} and {compiled[1]} bytes, and is "
+                f"read as if they had {key.itemsize} and {value.itemsize}"
+            )
 
     def close(self) -> None:
         """Detach every program and free every map. Idempotent."""
@@ -241,6 +265,10 @@ class BpfObject(ClosedOnExit):
             return mmap.mmap(self.map_fd(name), whole)
         except OSError as error:
             raise _error(f"{self._source}: the map {name} cannot be mapped", error.errno or 0) from error
+
+    def view(self, name: str, entry: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+        """The first `count` entries of a map as `mmap` shares it."""
+        return np.frombuffer(self.mmap(name, entry.itemsize * count), entry, count)
 
     def read_map(self, name: str, entry: np.dtype[np.void]) -> npt.NDArray[np.void]:
         """Every entry of a hash map as an array of records with the fields `key` and `value`.
@@ -352,6 +380,22 @@ class BpfObject(ClosedOnExit):
                     message += "; it takes the capabilities BPF and PERFMON, and a kernel that is not locked down"
                 raise BpfError(f"{message}\n{verifier}" if verifier else message, code) from error
         return fd
+
+
+def _expanded(path: Path, included: set[str]) -> Iterator[str]:
+    """The lines of a source with those of its headers (`kernel/*.bpf.h`), each header once.
+
+    The compiler could include them itself, but bcc finds programs and map accesses in the main file only.
+    """
+    yield f'#line 1 "{path.name}"\n'
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
+        match = _INCLUDE.match(line)
+        if not match:
+            yield line
+        elif match[1] not in included:
+            included.add(match[1])
+            yield from _expanded(_HEADERS / match[1], included)
+            yield f'#line {number + 1} "{path.name}"\n'
 
 
 def _import_bcc() -> Any:

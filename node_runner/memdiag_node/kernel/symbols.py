@@ -1,4 +1,4 @@
-"""Names of kernel addresses, and the context that the names on a stack tell."""
+"""Names of kernel addresses, from the kernel's own symbol tables (symbols.bpf.c)."""
 
 import re
 import secrets
@@ -7,30 +7,38 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from memdiag_node.kernel.loader import BpfError, BpfObject, ClosedOnExit
-from memdiag_node.trace.result import ContextCode
-from memdiag_node.trace.stacks import UNNAMED_PREFIX, interrupt_context
 
 ReadLines = Callable[[Sequence[int]], Sequence[str]]
 """The kernel's own text for each address: `symbol+0x1f/0x80 [module]`, or the address where it has no symbol."""
+
+UNNAMED_PREFIX = "unnamed#"
+"""What the text of an address without a name starts with."""
 
 _SOURCE = Path(__file__).with_suffix(".bpf.c")
 # A line has at most 511 characters of symbol (KSYM_NAME_LEN, Linux 6.1), 55 of module and 40 of numbers; an iterator
 # prints into 8 pages.
 _ADDRESSES = 48
+_MAPS = {"addresses": np.dtype("<u8")}
 _LINE = re.compile(r"(?P<symbol>[^\s+]+)\+(?P<offset>0x[0-9a-f]+)/0x[0-9a-f]+(?: \[(?P<module>[^\]]+)\])?")
 _KEY_BYTES, _ID_BYTES = 16, 4
+# Newer kernels mark functions that memory allocation profiling accounts for (Linux 6.10); compilers add their own.
+_SUFFIX = re.compile(r"(_noprof|\.(constprop|isra|part|cold|llvm)\.?\w*)+$")
+
+
+def function_name(text: str) -> str:
+    """The function of an address's text, without offset, module and compiler's suffixes."""
+    return _SUFFIX.sub("", text.split("+", 1)[0])
 
 
 class SymbolReader(ClosedOnExit):
     """Asks the kernel for the text of addresses. Raises BpfError where the kernel refuses the program."""
 
     def __init__(self) -> None:
-        self._object = BpfObject(_SOURCE, {"ADDRESSES": _ADDRESSES})
+        self._object = BpfObject(_SOURCE, {"ADDRESSES": _ADDRESSES}, _MAPS)
         try:
-            self._addresses = np.frombuffer(self._object.mmap("addresses", 8 * _ADDRESSES), "<u8", _ADDRESSES)
+            self._addresses = self._object.view("addresses", _MAPS["addresses"], _ADDRESSES)
             self._iterator = self._object.attach_iterator("bpf_iter__bpf_map")
         except BaseException:
             self.close()
@@ -65,38 +73,19 @@ class Symbols:
         self._read_lines = read_lines
         self._key = secrets.token_bytes(_KEY_BYTES)
         self._texts: dict[int, str] = {}
-        self._codes: dict[int, ContextCode] = {}
 
     def texts(self, addresses: Collection[int]) -> dict[int, str]:
         """For each return address `symbol+0x1f`, with ` [module]` where it is in one, or `unnamed#1a2b3c4d`."""
-        self._learn(addresses)
-        return {address: self._texts[address] for address in addresses}
-
-    def contexts(self, stacks: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
-        """The ContextCode of each stack: a row of return addresses, innermost first, 0 where it has ended.
-
-        It is that of the innermost function that runs in an interrupt. That works on every kernel, unlike the
-        preemption counter, whose place changes between versions. A stack without any name has an unknown context.
-        """
-        unique, inverse = np.unique(stacks, return_inverse=True)
-        self._learn([address for address in unique.tolist() if address])
-        of_unique = np.array([self._codes.get(address, ContextCode.UNKNOWN) for address in unique.tolist()], np.uint8)
-        codes = of_unique[inverse.reshape(stacks.shape)]
-        is_interrupt = codes > ContextCode.PROCESS
-        innermost = codes[np.arange(len(codes)), np.argmax(is_interrupt, axis=1)]
-        others = np.where((codes == ContextCode.PROCESS).any(axis=1), ContextCode.PROCESS, ContextCode.UNKNOWN)
-        return np.where(is_interrupt.any(axis=1), innermost, others).astype(np.uint8)
-
-    def _learn(self, addresses: Collection[int]) -> None:
         new = [address for address in addresses if address not in self._texts]
         lines = self._read_lines(new) if self._read_lines else [""] * len(new)
         for address, line in zip(new, lines, strict=True):
-            match = _LINE.fullmatch(line)
-            if match is None:
-                identifier = blake2b(address.to_bytes(8, "little"), key=self._key, digest_size=_ID_BYTES)
-                self._texts[address] = UNNAMED_PREFIX + identifier.hexdigest()
-                self._codes[address] = ContextCode.UNKNOWN
-            else:
-                module = f" [{match['module']}]" if match["module"] else ""
-                self._texts[address] = f"{match['symbol']}+{match['offset']}{module}"
-                self._codes[address] = interrupt_context(self._texts[address]) or ContextCode.PROCESS
+            self._texts[address] = self._text(address, line)
+        return {address: self._texts[address] for address in addresses}
+
+    def _text(self, address: int, line: str) -> str:
+        match = _LINE.fullmatch(line)
+        if match is None:
+            identifier = blake2b(address.to_bytes(8, "little"), key=self._key, digest_size=_ID_BYTES)
+            return UNNAMED_PREFIX + identifier.hexdigest()
+        module = f" [{match['module']}]" if match["module"] else ""
+        return f"{match['symbol']}+{match['offset']}{module}"

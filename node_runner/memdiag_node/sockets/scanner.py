@@ -16,6 +16,7 @@ import numpy.typing as npt
 from memdiag_node.holding import sizes_bytes
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import ClosedOnExit
+from memdiag_node.kernel.memory import Fact
 from memdiag_node.sockets import source
 from memdiag_node.sockets.scan import NAMELESS_DTYPE, QUEUE_DTYPE, READABLE, READER, SOCKET_DTYPE, SocketScan
 from memdiag_node.sockets.sightings import MAX_SIGHTINGS, Sightings, addresses_of, merged, not_in
@@ -82,7 +83,7 @@ class SocketScanner(ClosedOnExit):
 
     def walks(self) -> Walks:
         """To walk something else than queues (holders.registry), with a budget that begins now."""
-        return Walks(self._source, self._walker, self._stop.budget(self._budget_seconds, share=_OTHERS_SHARE))
+        return Walks(self._source.memory, self._walker, self._stop.budget(self._budget_seconds, share=_OTHERS_SHARE))
 
     @property
     def max_blocks(self) -> int:
@@ -115,7 +116,7 @@ class SocketScanner(ClosedOnExit):
         packets = queues["identity"][:, 0] ^ (queues["payload_bytes"] << np.uint64(32))
         at = {name: np.uint64(self._source.offset[name]) for name in ("SOCK_RECEIVE_QUEUE", "UDP_READER_QUEUE")}
         heads = sockets + np.where(queues["name"] == READER, at["UDP_READER_QUEUE"], at["SOCK_RECEIVE_QUEUE"])
-        self._read_early = sockets[self._source.peek(heads) != packets]
+        self._read_early = sockets[self._source.memory.peek(heads) != packets]
         return replace(scan, end_seconds=watched_seconds)
 
 
@@ -160,7 +161,7 @@ class _Scan:
         candidates = merged(addresses_of(owners), listed)
         # The time to walk begins here: a node with millions of fds takes long to list.
         budget = self._stop.budget(self._budget_seconds, share=_WALKING_SHARE)
-        self._walks = Walks(self._source, self._walker, budget)
+        self._walks = Walks(self._source.memory, self._walker, budget)
         for _ in range(_MAX_ROUNDS):
             if not len(candidates):
                 break
@@ -220,7 +221,7 @@ class _Scan:
     def _in_tables(self) -> npt.NDArray[np.uint64]:
         """Sockets in the hash tables of every network namespace: also those that no fd and no listener leads to."""
         self._tables_read = True
-        nets = self._walker.net_items(self._source.own_net)
+        nets = self._walker.net_items(self._source.memory.own_net)
         if not len(nets):
             return np.empty(0, "<u8")
         found = self._walk(nets)
@@ -276,7 +277,7 @@ class _Scan:
     ) -> npt.NDArray[np.intp]:
         """The items of those UDP sockets whose two queues were not seen at one moment."""
         reader = np.flatnonzero(name == READER)
-        waiting = self._source.peek(items["head"][reader] + np.uint64(self._source.offset["QUEUE_LENGTH"]))
+        waiting = self._source.memory.peek(items["head"][reader] + np.uint64(self._source.offset["QUEUE_LENGTH"]))
         differs = waiting.astype("<u4") != walked.table["packets"][reader]
         changed = np.union1d(socket[reader[differs]], socket[unfinished(walked.table)])
         return np.flatnonzero(np.isin(socket, np.intersect1d(changed, socket[reader])) & np.isin(name, READABLE))
@@ -316,7 +317,7 @@ class _Scan:
             lists_every_fd=self._is_listed_whole and not self._sightings.left_out,
             sockets_not_reached=self._not_reached,
             blocks_not_kept=self._blocks_left_out,
-            sees_linear_heads=bool(self._source.fact("linear_to_page")),
+            sees_linear_heads=bool(self._source.memory.fact(Fact.LINEAR_TO_PAGE)),
             tables_complete=self._namespaces_whole,
             start_seconds=self._start_seconds,
             end_seconds=time.monotonic(),
@@ -358,7 +359,7 @@ class _Scan:
             notes.append("a part of such sockets of any kind: the tables that they are in changed or were not reached")
         if not self._source.sees_perf_events:
             notes.append("ring buffers of perf events: this process may open none, so it cannot tell their files")
-        if not self._source.fact("linear_to_page"):
+        if not self._source.memory.fact(Fact.LINEAR_TO_PAGE):
             notes.append(
                 "pages that are a packet's linear head (counted as slab heads: this kernel's slab layout is unknown)"
             )

@@ -1,39 +1,30 @@
 // sockets.bpf.c - every socket of the node, and what each says of itself.
 //
 // Two ways to find a socket, one to describe it.
-//   task_file      every socket and pipe that an fd of a process holds, in whatever network namespace: the fd comes with
-//                  it; perf events and BPF maps likewise, once user space has told their file operations (facts)
+//   task_file      every socket and pipe that an fd of a process holds, in whatever network namespace: the fd comes
+//                  with it; perf events and BPF maps likewise, once user space has told their file operations (facts)
 //   tcp udp unix netlink   the sockets of the reader's own network namespace, also those that no fd holds
 //   bpf_map        ring buffers among the BPF maps, held by an fd or not
 //   describe       run by user space (BPF_PROG_RUN), BATCH sockets a time. walker.bpf.c finds yet others by walking.
 //   note_read      attached while user space watches: which of the watched sockets are read from
-//   peek           run by user space: WORDS words of kernel memory, for the holders that take no more than a few
 //
 //   subjects       addresses to describe. Written by user space, 0 at the end.
 //   descriptions   one for each subject, at the same index. Written here, read by user space after each run.
-//   facts          what is known about this kernel: what describing learns on the way, and what user space tells, which are
-//                  the operations of files of perf events and BPF maps, and of network namespaces, and the linear map.
 //   watched        sockets by address, written by user space; the value becomes 1 when one is read from.
-//   words          addresses, written by user space; each is replaced by what stands there, 0 if it can't be read.
 //
 // Iterators: kernel/bpf/task_iter.c, net/ipv4/tcp_ipv4.c, net/ipv4/udp.c, net/unix/af_unix.c, net/netlink/af_netlink.c.
 // A described address may be stale by then, so everything is read by bpf_probe_read_kernel, and user space compares
 // descriptions taken before and after.
 //
-// Defines from the loader: offsets in bytes from BTF (an absent field's whole feature is off: HAS_...), sizes in bytes,
-// AF_ and IPPROTO_ numbers of the ABI (include/linux/socket.h, include/uapi/linux/in.h), BATCH in entries.
+// Defines from source.py: offsets in bytes from BTF (an absent field's whole feature is off: HAS_...), sizes in bytes,
+// AF_ and IPPROTO_ numbers of the ABI (include/linux/socket.h, include/uapi/linux/in.h), BATCH and WATCHED in entries,
+// and what descriptions are made of: NAME_BYTES, FOUND_, PRESENT_, and the flags IS_ORPHANED, HAS_SOCKET, HAS_FILE,
+// HAS_FIN.
 
-struct seq_file;
+#include "memory.bpf.h"
+
 struct task_struct;
 struct file;
-struct iterator_meta {
-    struct seq_file *seq;
-    u64 session_id;
-    u64 seq_number;
-};
-
-#define READ(destination, base, offset) \
-    bpf_probe_read_kernel(&(destination), sizeof(destination), (void *)((u64)(base) + (offset)))
 
 struct found {
     u64 socket; // address of the struct sock, or of what else the file is: pipe_inode_info, perf_event, bpf_map
@@ -43,28 +34,13 @@ struct found {
     u32 kind;
 };
 
-enum { FOUND_SOCKET, FOUND_PIPE, FOUND_PERF_EVENT, FOUND_BPF_MAP };
-
-#define NAME_BYTES 108 // sun_path
-
-// Which of a socket's queues that have no length are not empty.
-#define PRESENT_OUT_OF_ORDER 1
-#define PRESENT_RETRANSMIT 2
-#define PRESENT_BACKLOG 4
-#define PRESENT_ACCEPT 8
-
-#define IS_ORPHANED 1   // SOCK_DEAD: closed by its process, still needed by the protocol
-#define HAS_SOCKET 2    // a struct socket stands before it
-#define HAS_FILE 4      // ... and a file before that
-#define HAS_FIN 8       // SOCK_DONE: the peer's FIN is among the received sequence numbers
-
 struct description {
     u64 socket;
     u64 inode;
     u64 peer_inode;
-    u64 vsock_queue; // address of the transport's own receive queue, 0 when there is none
+    u64 vsock_queue;      // address of the transport's own receive queue, 0 when there is none
     u64 rx_ring, tx_ring; // addresses of a packet socket's block vectors, 0 when there is none
-    u32 netns; // inode number
+    u32 netns;            // inode number
     u32 receive_packets, write_packets, error_packets, reader_packets, vsock_packets;
     u32 receive_charge_bytes, write_queued_bytes, backlog_bytes;
     u32 copied_seq, received_seq;
@@ -78,35 +54,9 @@ struct description {
     u8 local_name[NAME_BYTES], remote_name[NAME_BYTES];
 };
 
-enum {
-    FACT_SOCKET_FILE_OPERATIONS,
-    FACT_LINEAR_TO_PAGE,
-    FACT_NET_OPERATIONS,
-    FACT_CURRENT_TASK,
-    FACT_PERF_FILE_OPERATIONS,
-    FACT_MAP_FILE_OPERATIONS,
-    FACTS
-};
-
 BPF_F_TABLE("array", u32, u64, subjects, BATCH, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct description, descriptions, BATCH, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, u64, facts, FACTS, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, u64, words, WORDS, BPF_F_MMAPABLE);
-
 BPF_F_TABLE("hash", u64, u32, watched, WATCHED, 0);
-
-static inline void learn(u32 fact, u64 value)
-{
-    u64 *known = facts.lookup(&fact);
-    if (known)
-        *known = value;
-}
-
-static inline u64 fact(u32 which)
-{
-    u64 *known = facts.lookup(&which);
-    return known ? *known : 0;
-}
 
 // The process's number in the pid namespace of the reader (kernel/pid.c, __task_pid_nr_ns).
 static inline u32 process_id(u64 task)
@@ -134,7 +84,7 @@ int bpf_iter__task_file(struct bpf_iter__task_file *ctx)
     if (!file || !task)
         return 0;
     u64 socket = (u64)bpf_sock_from_file(file), inode = 0, number = 0, operations = 0;
-    struct found found = {};
+    struct found found = {.kind = FOUND_SOCKET};
     u16 mode = 0;
     if (socket) {
         READ(found.socket, socket, SOCKET_SK);
@@ -169,8 +119,7 @@ int bpf_iter__task_file(struct bpf_iter__task_file *ctx)
 
 static inline int write_found(struct seq_file *seq, u64 socket)
 {
-    struct found found = {};
-    found.socket = socket;
+    struct found found = {.socket = socket, .kind = FOUND_SOCKET};
     bpf_seq_write(seq, &found, sizeof(found));
     return 0;
 }
@@ -261,7 +210,7 @@ static inline void describe_inet(struct description *row, u64 sk)
         bpf_probe_read_kernel(row->local_address, 4, (void *)(sk + SOCK_LOCAL_V4));
         bpf_probe_read_kernel(row->remote_address, 4, (void *)(sk + SOCK_REMOTE_V4));
     } else {
-#ifdef SOCK_LOCAL_V6
+#ifdef HAS_IPV6
         bpf_probe_read_kernel(row->local_address, 16, (void *)(sk + SOCK_LOCAL_V6));
         bpf_probe_read_kernel(row->remote_address, 16, (void *)(sk + SOCK_REMOTE_V6));
 #endif
@@ -335,26 +284,25 @@ static inline void describe_vsock(struct description *row, u64 sk)
 #endif
 }
 
-static inline void describe_one(struct description *row, u64 sk)
+// Whether `sk` still is a full socket, in a network namespace.
+static inline int is_socket(struct description *row, u64 sk, u64 *net)
 {
-    u64 net = 0, socket = 0, file = 0, flags = 0, first = 0, operations = 0;
+    u64 operations = 0;
     u32 references = 0;
-    u16 wide = 0;
-    __builtin_memset(row, 0, sizeof(*row));
     READ(row->state, sk, SOCK_STATE);
     if (row->state == TCP_TIME_WAIT || row->state == TCP_NEW_SYN_RECV)
-        return; // not full sockets: they have no queues
+        return 0; // these have no queues
     if (READ(row->family, sk, SOCK_FAMILY) || READ(references, sk, SOCK_REFERENCES) || !references)
-        return; // its memory stays readable after it was freed
-    READ(net, sk, SOCK_NET);
-    READ(operations, net, NET_OPERATIONS);
-    if (operations != fact(FACT_NET_OPERATIONS))
-        return; // ... and is used again for anything
-    row->socket = sk; // only now: a description without it is none
-    READ(wide, sk, SOCK_PROTOCOL);
-    row->protocol = wide;
-    READ(wide, sk, SOCK_TYPE);
-    row->type = wide;
+        return 0; // its memory stays readable after it was freed
+    READ(*net, sk, SOCK_NET);
+    READ(operations, *net, NET_OPERATIONS);
+    return operations == fact(FACT_NET_OPERATIONS); // ... and is used again for anything
+}
+
+// What holds the socket, and whether its protocol or its peer is done with it.
+static inline void describe_holder(struct description *row, u64 sk)
+{
+    u64 socket = 0, file = 0, flags = 0;
     READ(socket, sk, SOCK_SOCKET);
     if (socket) {
         row->flags |= HAS_SOCKET;
@@ -368,7 +316,12 @@ static inline void describe_one(struct description *row, u64 sk)
         row->flags |= IS_ORPHANED;
     if (flags & (1ULL << SOCK_DONE))
         row->flags |= HAS_FIN;
-    READ(row->netns, net, NET_INODE);
+}
+
+// The queues that every socket has.
+static inline void describe_queues(struct description *row, u64 sk)
+{
+    u64 first = 0;
     READ(row->receive_packets, sk, SOCK_RECEIVE_QUEUE + QUEUE_LENGTH);
     READ(row->write_packets, sk, SOCK_WRITE_QUEUE + QUEUE_LENGTH);
     READ(row->error_packets, sk, SOCK_ERROR_QUEUE + QUEUE_LENGTH);
@@ -380,6 +333,23 @@ static inline void describe_one(struct description *row, u64 sk)
     READ(first, sk, SOCK_BACKLOG_HEAD);
     if (first)
         row->present |= PRESENT_BACKLOG;
+}
+
+static inline void describe_one(struct description *row, u64 sk)
+{
+    u64 net = 0;
+    u16 wide = 0;
+    __builtin_memset(row, 0, sizeof(*row));
+    if (!is_socket(row, sk, &net))
+        return;
+    row->socket = sk; // only now: a description without it is none
+    READ(wide, sk, SOCK_PROTOCOL);
+    row->protocol = wide;
+    READ(wide, sk, SOCK_TYPE);
+    row->type = wide;
+    READ(row->netns, net, NET_INODE);
+    describe_holder(row, sk);
+    describe_queues(row, sk);
     if (row->family == AF_INET || row->family == AF_INET6)
         describe_inet(row, sk);
     else if (row->family == AF_UNIX)
@@ -394,8 +364,8 @@ static inline void describe_one(struct description *row, u64 sk)
 
 int describe(void *ctx)
 {
-    _Pragma("nounroll") for (u32 i = 0; i < BATCH; i++)
-    {
+    NO_UNROLL
+    for (u32 i = 0; i < BATCH; i++) {
         u32 at = i;
         u64 *subject = subjects.lookup(&at);
         struct description *row = descriptions.lookup(&at);
@@ -415,20 +385,5 @@ int note_read(struct bpf_raw_tracepoint_args *ctx)
     u32 *was_read = watched.lookup(&sk);
     if (was_read && received != -EAGAIN && !(flags & MSG_PEEK))
         *was_read = 1;
-    return 0;
-}
-
-int peek(void *ctx)
-{
-    learn(FACT_CURRENT_TASK, bpf_get_current_task());
-    _Pragma("nounroll") for (u32 i = 0; i < WORDS; i++)
-    {
-        u32 at = i;
-        u64 value = 0, *word = words.lookup(&at);
-        if (!word || !*word)
-            break;
-        READ(value, *word, 0);
-        *word = value;
-    }
     return 0;
 }

@@ -4,7 +4,6 @@ Addresses of kernel structs are keys inside the runner and are never published.
 """
 
 import errno
-import mmap
 import os
 import socket
 import stat
@@ -15,16 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.kernel.layout import Field, block_layout, offsets, optional_offsets
-from memdiag_node.kernel.linear_map import linear_to_page, slab_layout
+from memdiag_node.kernel.layout import Field, offsets, optional_offsets
 from memdiag_node.kernel.loader import BpfError, BpfObject, ClosedOnExit, IteratorLink
+from memdiag_node.kernel.memory import MEMORY_DEFINES, MEMORY_MAPS, Fact, KernelMemory, memory_layout
 from memdiag_node.kernel.perf_event import open_idle_perf_event
 
 FOUND_DTYPE = np.dtype([("socket", "<u8"), ("pid", "<u4"), ("fd", "<u4"), ("pipe_inode", "<u4"), ("kind", "<u4")])
 """One sighting of a socket, or of what `kind` says; pid is 0 when no fd was seen."""
 FOUND_SOCKET, FOUND_PIPE, FOUND_PERF_EVENT, FOUND_BPF_MAP = range(4)
 
-NAME_BYTES = 108
+NAME_BYTES = 108  # include/uapi/linux/un.h, UNIX_PATH_MAX
 _ADDRESSES = ("socket", "inode", "peer_inode", "vsock_queue", "rx_ring", "tx_ring")
 _NUMBERS = (
     *("netns", "receive_packets", "write_packets", "error_packets", "reader_packets", "vsock_packets"),
@@ -47,7 +46,11 @@ DESCRIPTION_DTYPE = np.dtype(
 """struct description of sockets.bpf.c."""
 
 PRESENT_OUT_OF_ORDER, PRESENT_RETRANSMIT, PRESENT_BACKLOG, PRESENT_ACCEPT = 1, 2, 4, 8
+"""In `present`: which of a socket's queues that have no length are not empty."""
 IS_ORPHANED, HAS_SOCKET, HAS_FILE, HAS_FIN = 1, 2, 4, 8
+"""In `flags`. IS_ORPHANED: closed by its process, still needed by the protocol (SOCK_DEAD). HAS_SOCKET: a struct socket
+stands before it, HAS_FILE: and a file before that. HAS_FIN: the peer's FIN is among the received sequence numbers
+(SOCK_DONE)."""
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_VSOCK = (
     socket.AF_UNIX,
@@ -68,16 +71,33 @@ _BATCH = 32  # descriptions of one run: 140,000 instructions of the million that
 DESCRIBED_AT_ONCE = 2_048
 """Sockets that `SocketSource.describe` describes between two pieces of its answer."""
 _FINDERS = ("tcp", "udp", "unix", "netlink")
-_FACTS = (
-    *("socket_file_operations", "linear_to_page", "net_operations"),
-    *("current_task", "perf_file_operations", "map_file_operations"),
-)
-_WORDS = 512
 WATCHED = 16_384
 """Sockets that can be watched at once: 1 MiB."""
 _WATCHED_DTYPE = np.dtype([("key", "<u8"), ("value", "<u4")])
+_MAPS = MEMORY_MAPS | {
+    "subjects": np.dtype("<u8"),
+    "descriptions": DESCRIPTION_DTYPE,
+    "watched": _WATCHED_DTYPE,
+}
 _READS = "sock_recv_length"
 
+_NUMBERS_IN_C = {
+    "BATCH": _BATCH,
+    "WATCHED": WATCHED,
+    "NAME_BYTES": NAME_BYTES,
+    "FOUND_SOCKET": FOUND_SOCKET,
+    "FOUND_PIPE": FOUND_PIPE,
+    "FOUND_PERF_EVENT": FOUND_PERF_EVENT,
+    "FOUND_BPF_MAP": FOUND_BPF_MAP,
+    "PRESENT_OUT_OF_ORDER": PRESENT_OUT_OF_ORDER,
+    "PRESENT_RETRANSMIT": PRESENT_RETRANSMIT,
+    "PRESENT_BACKLOG": PRESENT_BACKLOG,
+    "PRESENT_ACCEPT": PRESENT_ACCEPT,
+    "IS_ORPHANED": IS_ORPHANED,
+    "HAS_SOCKET": HAS_SOCKET,
+    "HAS_FILE": HAS_FILE,
+    "HAS_FIN": HAS_FIN,
+}
 _ABI = {
     "S_IFMT": 0o170000,
     "S_IFIFO": stat.S_IFIFO,
@@ -115,8 +135,6 @@ _FIELDS: tuple[Field, ...] = (
     ("SOCK_STATE", "sock", "__sk_common.skc_state"),
     ("SOCK_FLAGS", "sock", "__sk_common.skc_flags"),
     ("SOCK_REFERENCES", "sock", "__sk_common.skc_refcnt"),
-    ("SOCK_PROT", "sock", "__sk_common.skc_prot"),
-    ("PROTO_SLAB", "proto", "slab"),
     ("SOCK_NET", "sock", "__sk_common.skc_net"),
     ("SOCK_LOCAL_V4", "sock", "__sk_common.skc_rcv_saddr"),
     ("SOCK_REMOTE_V4", "sock", "__sk_common.skc_daddr"),
@@ -137,7 +155,6 @@ _FIELDS: tuple[Field, ...] = (
     ("QUEUE_LENGTH", "sk_buff_head", "qlen"),
     ("NET_INODE", "net", "ns.inum"),
     ("NET_OPERATIONS", "net", "ns.ops"),
-    ("NET_LIST", "net", "list"),
     ("LISTENER_ACCEPT_HEAD", "inet_connection_sock", "icsk_accept_queue.rskq_accept_head"),
     ("TCP_COPIED_SEQ", "tcp_sock", "copied_seq"),
     ("TCP_RCV_NXT", "tcp_sock", "rcv_nxt"),
@@ -145,7 +162,6 @@ _FIELDS: tuple[Field, ...] = (
     ("UDP_READER_QUEUE", "udp_sock", "reader_queue"),
     ("UNIX_ADDRESS", "unix_sock", "addr"),
     ("UNIX_PEER", "unix_sock", "peer"),
-    ("UNIX_CONSUMED", "unix_skb_parms", "consumed"),
     ("UNIX_ADDRESS_LENGTH", "unix_address", "len"),
     ("UNIX_ADDRESS_NAME", "unix_address", "name"),
     ("NETLINK_PORT", "netlink_sock", "portid"),
@@ -174,83 +190,30 @@ _VIRTIO_VSOCK: tuple[Field, ...] = (
     ("VIRTIO_VSOCK_OWNER", "virtio_vsock_sock", "vsk"),
     ("VIRTIO_VSOCK_QUEUE", "virtio_vsock_sock", "rx_queue.qlen"),
 )
+_BPF_MAP: tuple[Field, ...] = (("MAP_TYPE", "bpf_map", "map_type"),)
 # How much of a packet was read already: in its control block.
+_UNIX_CONSUMED: tuple[Field, ...] = (("UNIX_CONSUMED", "unix_skb_parms", "consumed"),)
 _MPTCP_CONSUMED: tuple[Field, ...] = (("MPTCP_CONSUMED", "mptcp_skb_cb", "offset"),)
-_VSOCK_CONSUMED: tuple[Field, ...] = (
-    ("VSOCK_CONSUMED", "virtio_vsock_skb_cb", "offset"),
-)  # 6.7: before, it was cut off
-_RING_BUFFER: tuple[Field, ...] = (
-    ("MAP_TYPE", "bpf_map", "map_type"),
-    ("MAP_ID", "bpf_map", "id"),
-    ("MAP_RING_BUFFER", "bpf_ringbuf_map", "rb"),
-    ("RING_BUFFER_PAGES", "bpf_ringbuf", "pages"),
-    ("RING_BUFFER_COUNT", "bpf_ringbuf", "nr_pages"),
-)
-_PERF_BUFFER: tuple[Field, ...] = (
-    ("EVENT_BUFFER", "perf_event", "rb"),
-    ("PERF_PAGES", "perf_buffer", "data_pages"),
-    ("PERF_COUNT", "perf_buffer", "nr_pages"),
-    ("PERF_USER_PAGE", "perf_buffer", "user_page"),
-    ("PERF_AUX_PAGES", "perf_buffer", "aux_pages"),
-    ("PERF_AUX_COUNT", "perf_buffer", "aux_nr_pages"),
-)
-_PAGE_POOL: tuple[Field, ...] = (
-    ("POOL_TAKEN", "page_pool", "pages_state_hold_cnt"),
-    ("POOL_GIVEN_BACK", "page_pool", "pages_state_release_cnt"),
-    ("POOL_ORDER", "page_pool", "p.order"),
-)
-_DEVICES: tuple[Field, ...] = (
-    ("NET_DEVICES", "net", "dev_base_head"),
-    ("DEVICE_ENTRY", "net_device", "dev_list"),
-    ("DEVICE_NAME", "net_device", "name"),
-    ("DEVICE_INDEX", "net_device", "ifindex"),
-    ("DEVICE_NET", "net_device", "nd_net"),
-    ("DEVICE_OBJECT", "net_device", "dev"),
-    ("POOL_OBJECT", "page_pool", "p.dev"),
-)
-_DEVICE_POOLS: tuple[Field, ...] = (  # 6.7, 083772c9f972
-    ("DEVICE_POOLS", "net_device", "page_pools"),
-    ("POOL_ENTRY", "page_pool", "user.list"),
-    ("POOL_ID", "page_pool", "user.id"),
-    ("POOL_DETACH_TIME", "page_pool", "user.detach_time"),
-    ("POOL_DEVICE", "page_pool", "slow.netdev"),
-)
-_PAGE_SIGNATURE: tuple[Field, ...] = (("PAGE_POOL_MAGIC", "page", "pp_magic"),)
-_POOL_PROVIDER: tuple[Field, ...] = (("POOL_PROVIDER", "page_pool", "mp_priv"),)  # 6.11: memory of devices or processes
-_OWN_NET: tuple[Field, ...] = (("TASK_NAMESPACES", "task_struct", "nsproxy"), ("NAMESPACES_NET", "nsproxy", "net_ns"))
-_FILE_TABLE: tuple[Field, ...] = (
-    ("TASK_FILES", "task_struct", "files"),
-    ("FILES_TABLE", "files_struct", "fdt"),
-    ("TABLE_FILES", "fdtable", "fd"),
-)
+# Since 6.7: before, it was cut off.
+_VSOCK_CONSUMED: tuple[Field, ...] = (("VSOCK_CONSUMED", "virtio_vsock_skb_cb", "offset"),)
 
 
 def socket_defines(btf: Btf) -> dict[str, int]:
-    """What sockets.bpf.c must know of the running kernel. Raises BtfError naming what it lacks."""
-    defines = _ABI | block_layout(btf) | offsets(btf, _FIELDS)
+    """What sockets.bpf.c needs to know of the running kernel. Raises BtfError naming what it lacks."""
+    defines = _ABI | _NUMBERS_IN_C | MEMORY_DEFINES | offsets(btf, _FIELDS)
     for switch, fields in (
         ("HAS_IPV6", _IPV6),
         ("HAS_PACKET", _PACKET),
         ("HAS_VSOCK", _VSOCK),
         ("HAS_VIRTIO_VSOCK", _VIRTIO_VSOCK),
-        ("HAS_MPTCP_CONSUMED", _MPTCP_CONSUMED),
-        ("HAS_VSOCK_CONSUMED", _VSOCK_CONSUMED),
-        ("HAS_RING_BUFFER", _RING_BUFFER),
-        ("HAS_PAGE_POOL", (("PAGE_POOL", "page" if btf.has_field("page", "pp") else "netmem_desc", "pp"), *_PAGE_POOL)),
-        ("HAS_DEVICES", _DEVICES),
-        ("HAS_DEVICE_POOLS", _DEVICE_POOLS),
-        ("HAS_PAGE_SIGNATURE", _PAGE_SIGNATURE),
-        ("HAS_POOL_PROVIDER", _POOL_PROVIDER),
     ):
         defines |= optional_offsets(btf, switch, fields)
     if "HAS_VIRTIO_VSOCK" in defines:
         defines["VIRTIO_VSOCK_QUEUE"] = btf.offset_bytes("virtio_vsock_sock", "rx_queue")
-    if not btf.has_field("perf_buffer", "page_order"):  # else (CONFIG_PERF_USE_VMALLOC) its memory is vmalloc
-        defines |= optional_offsets(btf, "HAS_PERF_BUFFER", _PERF_BUFFER)
-    if "HAS_RING_BUFFER" in defines:
+    if btf.has_enumerator("BPF_MAP_TYPE_RINGBUF"):
+        defines |= optional_offsets(btf, "HAS_RING_BUFFER", _BPF_MAP)
         defines["RING_BUFFER_TYPE"] = btf.enum_value("BPF_MAP_TYPE_RINGBUF")
         defines["USER_RING_BUFFER_TYPE"] = USER_RING_BUFFER_TYPE
-    defines |= offsets(btf, _FILE_TABLE) | offsets(btf, _OWN_NET) | slab_layout(btf)
     defines["SOCKET_INODE"] = (
         btf.offset_bytes("socket_alloc", "vfs_inode")
         - btf.offset_bytes("socket_alloc", "socket")
@@ -260,11 +223,16 @@ def socket_defines(btf: Btf) -> dict[str, int]:
         "UPID_SIZE": btf.size_bytes("upid"),
         "SOCK_DEAD": btf.enum_value("SOCK_DEAD"),
         "SOCK_DONE": btf.enum_value("SOCK_DONE"),
-        "PAGE_SHIFT": mmap.PAGESIZE.bit_length() - 1,
-        "BATCH": _BATCH,
-        "WORDS": _WORDS,
-        "WATCHED": WATCHED,
     }
+
+
+def queue_layout(btf: Btf) -> dict[str, int]:
+    """What only user space needs to know of queues: where the control block of a packet tells how much of it was read.
+
+    A kernel that lacks one of the protocols lacks its field.
+    """
+    fields = (*_MPTCP_CONSUMED, *_VSOCK_CONSUMED)
+    return offsets(btf, _UNIX_CONSUMED) | offsets(btf, (one for one in fields if btf.has_field(*one[1:])))
 
 
 class SocketSource(ClosedOnExit):
@@ -274,9 +242,12 @@ class SocketSource(ClosedOnExit):
     """
 
     def __init__(self, btf: Btf) -> None:
-        self.offset = socket_defines(btf)
-        self._object = BpfObject(_SOURCE, self.offset)
+        defines = socket_defines(btf)
+        self.offset = defines | queue_layout(btf)
+        """Where a socket has its queues, and a packet its fields, in bytes."""
+        self._object = BpfObject(_SOURCE, defines, _MAPS)
         try:
+            self.memory = KernelMemory(self._object, memory_layout(btf))
             self._held = self._object.attach_iterator("bpf_iter__task_file")
             self._describe = self._object.runnable("describe")
             self._listed: dict[str, IteratorLink] = {}
@@ -284,18 +255,11 @@ class SocketSource(ClosedOnExit):
             for kind in _FINDERS:
                 self._attach_finder(kind)
             self._ring_buffers: IteratorLink | None = None
-            if "HAS_RING_BUFFER" in self.offset:
+            if "HAS_RING_BUFFER" in defines:
                 self._ring_buffers = self._object.attach_iterator("bpf_iter__bpf_map")
-            self._peek = self._object.runnable("peek")
-            self._words = np.frombuffer(self._object.mmap("words", 8 * _WORDS), "<u8", _WORDS)
-            self._subjects = np.frombuffer(self._object.mmap("subjects", 8 * _BATCH), "<u8", _BATCH)
-            descriptions = self._object.mmap("descriptions", DESCRIPTION_DTYPE.itemsize * _BATCH)
-            self._descriptions = np.frombuffer(descriptions, DESCRIPTION_DTYPE, _BATCH)
-            self._facts = np.frombuffer(self._object.mmap("facts", 8 * len(_FACTS)), "<u8", len(_FACTS))
-            self.own_net = self._learn_net_operations()
+            self._subjects = self._object.view("subjects", _MAPS["subjects"], _BATCH)
+            self._descriptions = self._object.view("descriptions", DESCRIPTION_DTYPE, _BATCH)
             self.sees_perf_events = self._learn_file_operations()
-            if "HAS_SLAB" in self.offset:
-                self._facts[_FACTS.index("linear_to_page")] = linear_to_page(self, self.offset, cache=self._any_cache())
         except BaseException:
             self.close()
             raise
@@ -303,7 +267,7 @@ class SocketSource(ClosedOnExit):
     def close(self) -> None:
         """Detach and free everything. Idempotent."""
         # A numpy view keeps its mapping from being closed.
-        self._subjects = self._facts = self._words = np.empty(0, "<u8")
+        self._subjects = np.empty(0, "<u8")
         self._descriptions = np.empty(0, DESCRIPTION_DTYPE)
         self._object.close()
 
@@ -315,58 +279,24 @@ class SocketSource(ClosedOnExit):
                 raise
             self.missing_finders.append(kind)
 
-    def _learn_net_operations(self) -> int:
-        """Tell the describer by this process's network namespace what all have alike; gives its address."""
-        self.peek([1])  # whatever stands there: the run says which task this is
-        namespaces = int(self.peek([self.fact("current_task") + self.offset["TASK_NAMESPACES"]])[0])
-        net = int(self.peek([namespaces + self.offset["NAMESPACES_NET"]])[0])
-        self._facts[_FACTS.index("net_operations")] = self.peek([net + self.offset["NET_OPERATIONS"]])[0]
-        return net
-
     def _learn_file_operations(self) -> bool:
         """Tell the iterator what files of perf events and BPF maps look like, by one of each that this process has.
 
         False when it may not open a perf event.
         """
-        self._learn("map_file_operations", self._object.map_fd("facts"))
+        self._learn(Fact.MAP_FILE_OPERATIONS, self._object.map_fd("facts"))
         try:
             event_fd = open_idle_perf_event()
         except OSError:
             return False
         try:
-            self._learn("perf_file_operations", event_fd)
+            self._learn(Fact.PERF_FILE_OPERATIONS, event_fd)
         finally:
             os.close(event_fd)
         return True
 
-    def _learn(self, fact: str, fd: int) -> None:
-        self._facts[_FACTS.index(fact)] = self._follow(fd, "FILE_OPERATIONS")
-
-    def _any_cache(self) -> int:
-        """A kmem_cache: that of this process's own UNIX socket."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as own:
-            return self._follow(own.fileno(), "FILE_PRIVATE", "SOCKET_SK", "SOCK_PROT", "PROTO_SLAB")
-
-    def _follow(self, fd: int, *fields: str) -> int:
-        """Where pointers lead from the struct file of one of this process's fds, by names of offsets."""
-        self.peek([1])  # whatever stands there: the run says which task this is
-        at = self.fact("current_task") + self.offset["TASK_FILES"]
-        steps = (self.offset["FILES_TABLE"], self.offset["TABLE_FILES"], 8 * fd)
-        for step in (*steps, *(self.offset[name] for name in fields)):
-            at = int(self.peek([at])[0]) + step
-        return int(self.peek([at])[0])
-
-    def peek(self, addresses: npt.ArrayLike) -> npt.NDArray[np.uint64]:
-        """The 8 bytes at each address of kernel memory; 0 where they cannot be read."""
-        wanted = np.asarray(addresses, "<u8")
-        values = np.zeros(len(wanted), "<u8")
-        for start in range(0, len(wanted), _WORDS):
-            piece = np.maximum(wanted[start : start + _WORDS], 1)  # 0 would end the batch; 1 cannot be read either
-            self._words[: len(piece)] = piece
-            self._words[len(piece) :] = 0
-            self._peek.run()
-            values[start : start + len(piece)] = self._words[: len(piece)]
-        return values
+    def _learn(self, fact: Fact, fd: int) -> None:
+        self.memory.learn(fact, self.memory.word(self.memory.file(fd) + self.offset["FILE_OPERATIONS"]))
 
     def held(self) -> Iterator[npt.NDArray[np.void]]:
         """Every fd of every process that is a socket, a pipe, a perf event or a BPF map, as FOUND_DTYPE, in pieces.
@@ -422,7 +352,3 @@ class SocketSource(ClosedOnExit):
         self._object.delete_keys("watched", watched["key"])
         read: npt.NDArray[np.uint64] = watched["key"][watched["value"] != 0]
         return read
-
-    def fact(self, name: str) -> int:
-        """Something learned about this kernel; 0 when it is not known."""
-        return int(self._facts[_FACTS.index(name)])

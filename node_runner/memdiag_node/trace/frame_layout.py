@@ -11,7 +11,12 @@ from memdiag_api.units import format_bytes
 from memdiag_node.procfs.memory_map import SECTION_FRAMES, FrameRange, frames_in
 
 ENTRY_BYTES = 2
-_CHUNK_FRAMES = 1024  # as in page_trace.bpf.c
+MAX_ORDER = 10
+"""Of a block that is traced: include/linux/mmzone.h, MAX_PAGE_ORDER by default.
+
+Larger ones, which arm64 has with pages of 64 KiB, count as lost."""
+CHUNK_FRAMES = 1 << MAX_ORDER
+"""Frames of one entry of the table: no block reaches over its end."""
 _SOME_TABLE_BYTES = 64 << 20
 _MAX_RATIO = 4
 
@@ -39,7 +44,7 @@ class FrameLayout:
     @property
     def chunks(self) -> int:
         """Chunks of the table."""
-        return self.entries // _CHUNK_FRAMES
+        return self.entries // CHUNK_FRAMES
 
     @property
     def end_frame(self) -> int:

@@ -1,9 +1,9 @@
 // page_trace.bpf.c - outstanding kernel page allocations, by frame.
 //
-// Every frame of the machine has two bytes in `frames`: 0, or the class of the block that it was allocated with. A class
-// is everything that blocks can have in common: stack, process, time slice, order, thinning. All frames of a block carry
-// its class, so a block that is freed in parts counts with what is still out, and a frame whose free was missed is put
-// right by its next allocation.
+// Every frame of the machine has two bytes in `frames`: 0, or the class of the block that it was allocated with. A
+// class is everything that blocks can have in common: stack, process, time slice, order, thinning. All frames of a
+// block carry its class, so a block that is freed in parts counts with what is still out, and a frame whose free was
+// missed is put right by its next allocation.
 //
 //   config       where frame 0's struct page lies, the time slice, the budget. Written by user space.
 //   sections     section of frames -> 1 + its place in `frames`; 0 for a hole. Written by user space.
@@ -14,96 +14,114 @@
 //   class_info   by number: identity, pages allocated so far, and who allocated first. Written here.
 //   stacks       hash of the addresses -> the addresses and the context. Filled here; user space adds the context, and
 //                removes those that no class needs.
-//   cgroups      kernfs id of a memory cgroup -> names on its path. Filled here; user space removes those that no class has.
+//   cgroups      kernfs id of a memory cgroup -> names on its path. Filled here; user space removes those without a class.
 //   births       place in `frames` -> when it was allocated, for one block in 16. Filled on alloc, emptied on free.
 //   lives        (stack, bucket of the life's logarithm) -> blocks of `births` that were freed. Filled here.
 //   cpu          per CPU: counters that only grow, and the governor's state.
-//   scratch      per CPU and nesting level: room to build a stack in. A program that interrupts another one on the same CPU
-//                uses the next level.
+//   scratch      per CPU and nesting level: room to build a stack in. A program that interrupts another one on the same
+//                CPU uses the next level.
 //   own_pages    struct page addresses of pages that `own_pid` allocated: user space finds frame 0 with them.
 //
 // A CPU does not run a program again while it already runs it (Linux 6.1): the kernel refuses and counts that run. An
-// interrupt during on_alloc would so hide its own allocations. on_nested_alloc, a second program on the same tracepoint,
-// records those.
+// interrupt during on_alloc would so hide its own allocations. on_nested_alloc, a second program on the same
+// tracepoint, records those.
 //
 // mm_page_alloc(page, order, gfp, migratetype): include/trace/events/kmem.h. `page` is NULL when the allocation failed.
 //
-// Given by the loader, all integers: STRUCT_PAGE_BYTES, MIGRATE_MOVABLE, SECTIONS, CHUNKS, CLASSES, RESERVE, STACKS,
-// CGROUPS, BIRTHS, and offsets in bytes from BTF: TASK_GROUP_LEADER, TASK_COMM, TASK_CGROUPS, CSS_SET_MEMORY, CSS_CGROUP,
-// CGROUP_NODE, NODE_ID, NODE_NAME, NODE_PARENT, POOL_ORDER.
+// Defines from tables.py and page_trace.py: what the tables are made of (SECTION_FRAMES, CHUNK_FRAMES, MAX_ORDER,
+// CLASS_, CONTEXT_, TIMED, ...), their room (SECTIONS, CHUNKS, CLASSES, RESERVE, STACKS, CGROUPS, BIRTHS),
+// MIGRATE_MOVABLE, and in bytes, from BTF, STRUCT_PAGE_BYTES and the offsets TASK_GROUP_LEADER, TASK_COMM,
+// TASK_CGROUPS, CSS_SET_MEMORY, CSS_CGROUP, CGROUP_NODE, NODE_ID, NODE_NAME, NODE_PARENT, POOL_ORDER.
 
-#define SECTION_FRAMES (1 << 15)
-#define CHUNK_FRAMES 1024
+#include "common.bpf.h"
+
 #define NO_PLACE (~0ULL)
-#define MAX_ORDER 10
-#define STACK_FRAMES 64
-#define CGROUP_LEVELS 5
-#define CGROUP_NAME_BYTES 160
-#define OWN_PAGES 256
-#define NESTING 4  // on_alloc, on_nested_alloc, on_pool_hold; before Linux 6.1 also each of them in itself
-
-// Classes with a meaning of their own.
-#define CLASS_MOVABLE 1   // user memory, by the movable filter
-#define CLASS_THINNED 2   // not recorded, by the governor
-#define CLASS_LOST 3      // no class was left, or no level of `scratch`
-#define CLASS_THINNED_LARGE 4  // as CLASS_THINNED, of orders above 0
-#define TIMED 0x8000      // this block is in `births`
-
-// What a stack says of the context it ran in. User space looks at new stacks between two slices.
-#define CONTEXT_UNKNOWN 0
-#define CONTEXT_PROCESS 1
-
-#define GOVERNOR_CELLS 64
-#define GOVERNOR_EVENTS 256  // between two looks at the clock
-#define MAX_LEVEL 15         // one in 2^15
-#define TIME_ONE_IN 256      // events of which the program's own time is taken
+#define NESTING 4           // on_alloc, on_nested_alloc, on_pool_hold; before Linux 6.1 also each of them in itself
+#define GOVERNOR_EVENTS 256 // between two looks at the clock
+#define TIME_ONE_IN 256     // events of which the program's own time is taken
 
 struct config {
-  u64 first_page;      // address of frame 0's struct page
-  u64 end_frame;       // the first one behind all memory
-  u32 slice;
-  u32 budget_permille; // of one CPU's time; 0: no thinning
-  u32 ceiling_permille; // likewise; above it, orders above 0 are thinned too
-  u32 reserved;
-  u64 own_pid;
+    u64 first_page; // address of frame 0's struct page
+    u64 end_frame;  // the first one behind all memory
+    u32 slice;
+    u32 budget_permille;  // of one CPU's time; 0: no thinning
+    u32 ceiling_permille; // likewise; above it, orders above 0 are thinned too
+    u32 reserved;
+    u64 own_pid;
 };
 
-struct chunk { u16 class[CHUNK_FRAMES]; };
+struct chunk {
+    u16 class[CHUNK_FRAMES];
+};
 
-struct class_key { u64 stack; u32 tgid; u8 slice; u8 order; u8 level; u8 reserved; };
+struct class_key {
+    u64 stack;
+    u32 tgid;
+    u8 slice;
+    u8 order;
+    u8 level;
+    u8 reserved;
+};
 
-struct class_info { struct class_key key; u64 cgroup; u64 allocated_pages; u64 allocated_blocks; char comm[16]; };
+struct class_info {
+    struct class_key key;
+    u64 cgroup;
+    u64 allocated_pages;
+    u64 allocated_blocks;
+    char comm[16];
+};
 
-struct stack { u32 context; u32 frames; u64 address[STACK_FRAMES]; };
+struct stack {
+    u32 context;
+    u32 frames;
+    u64 address[STACK_FRAMES];
+};
 
-struct cgroup_path { char name[CGROUP_LEVELS][CGROUP_NAME_BYTES]; };  // innermost first
+// Innermost first.
+struct cgroup_path {
+    char name[CGROUP_LEVELS][CGROUP_NAME_BYTES];
+};
 
-struct life_key { u64 stack; u64 bucket; };
+struct life_key {
+    u64 stack;
+    u64 bucket;
+};
 
-struct cell { u32 round; u16 count; u16 level; };  // one kind of allocation
+// What the governor knows of one kind of allocation.
+struct cell {
+    u32 round;
+    u16 count;
+    u16 level;
+};
+
+struct counters {
+    u64 events, pages, movable_events, movable_pages, thinned_events, thinned_pages;
+    u64 lost_stacks, lost_blocks, lost_pages, interrupted, nested, nested_allocs, frees, pool_events, pool_pages;
+    u64 taken_classes, unnamed_blocks, thinned_large_events, known_cgroups, lost_cgroups;
+    u64 timed_events, timed_ns, timed_frees, timed_free_ns;
+};
+
+struct governor {
+    u64 since_ns, recorded, skipped, event_ns, round;
+    u32 more, less, more_large, less_large;
+    struct cell cells[GOVERNOR_CELLS], large_cells[GOVERNOR_CELLS];
+};
 
 struct cpu_state {
-  // counters
-  u64 events, pages, movable_events, movable_pages, thinned_events, thinned_pages;
-  u64 lost_stacks, lost_blocks, lost_pages, interrupted, nested, nested_allocs, frees, pool_events, pool_pages;
-  u64 taken_classes, unnamed_blocks, thinned_large_events, known_cgroups, lost_cgroups;
-  u64 timed_events, timed_ns, timed_frees, timed_free_ns;
-  // governor
-  u64 since_ns, recorded, skipped, event_ns, round;
-  u32 more, less, more_large, less_large;
-  struct cell cells[GOVERNOR_CELLS], large_cells[GOVERNOR_CELLS];
-  u64 last_page;  // that on_alloc ran for on this CPU: address of its struct page
+    struct counters counters;
+    struct governor governor;
+    u64 last_page; // that on_alloc ran for on this CPU: address of its struct page
 };
 
 struct scratch {
-  u64 busy, random;
-  struct class_info info;
-  struct cgroup_path path;
-  struct stack stack;
+    u64 busy, random;
+    struct class_info info;
+    struct cgroup_path path;
+    struct stack stack;
 };
 
 BPF_F_TABLE("array", u32, struct config, config, 1, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, u64, sections, SECTIONS, BPF_F_MMAPABLE);  // the kernel rounds entries up to 8 bytes
+BPF_F_TABLE("array", u32, u64, sections, SECTIONS, BPF_F_MMAPABLE); // the kernel rounds entries up to 8 bytes
 BPF_F_TABLE("array", u32, struct chunk, frames, CHUNKS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct class_info, class_info, CLASSES, BPF_F_MMAPABLE);
 BPF_F_TABLE("hash", struct class_key, u32, classes, CLASSES, 0);
@@ -117,409 +135,443 @@ BPF_PERCPU_ARRAY(cpu, struct cpu_state, 1);
 BPF_PERCPU_ARRAY(scratch, struct scratch, NESTING);
 BPF_F_TABLE("array", u32, u64, own_pages, OWN_PAGES + 1, BPF_F_MMAPABLE);
 
-// Keeps the compiler from replacing a loop's counter by another: the verifier follows the bound of this one.
-#define AS_WRITTEN(counter) asm volatile("" : "+r"(counter))
-
-#define READ(target, base, offset) bpf_probe_read_kernel(&(target), sizeof(target), (void *)((u64)(base) + (offset)))
-
 // Where a frame stands in `frames`; NO_PLACE where there was no memory when the trace started.
-static inline u64 place_of(struct config *settings, u64 page) {
-  u64 frame = (page - settings->first_page) / STRUCT_PAGE_BYTES;
-  if (frame >= settings->end_frame)
-    return NO_PLACE;
-  u32 section = frame / SECTION_FRAMES;
-  u64 *number = sections.lookup(&section);
-  if (!number || !*number)
-    return NO_PLACE;
-  return (*number - 1) * SECTION_FRAMES + frame % SECTION_FRAMES;
+static inline u64 place_of(struct config *settings, u64 page)
+{
+    u64 frame = (page - settings->first_page) / STRUCT_PAGE_BYTES;
+    if (frame >= settings->end_frame)
+        return NO_PLACE;
+    u32 section = frame / SECTION_FRAMES;
+    u64 *number = sections.lookup(&section);
+    if (!number || !*number)
+        return NO_PLACE;
+    return (*number - 1) * SECTION_FRAMES + frame % SECTION_FRAMES;
 }
 
 // Give every frame of a block its class; the block is aligned, so from order 2 on it is whole 64-bit words.
-static inline void set_class(struct chunk *chunk, u32 first, u32 order, u64 class) {
-  if (order == 0) {
-    chunk->class[first & (CHUNK_FRAMES - 1)] = class;
-  } else if (order == 1) {
-    *(u32 *)&chunk->class[first & (CHUNK_FRAMES - 2)] = class | class << 16;
-  } else {
-    u64 word = class | class << 16 | class << 32 | class << 48;
-    u64 *words = (u64 *)chunk;
-    u32 start = (first & (CHUNK_FRAMES - 1)) >> 2, count = 1 << (order - 2);
-#pragma clang loop unroll(disable)
-    for (u32 i = 0; i < CHUNK_FRAMES / 4; i++) {
-      if (i >= count)
-        break;
-      words[(start + i) & (CHUNK_FRAMES / 4 - 1)] = word;
+static inline void set_class(struct chunk *chunk, u32 first, u32 order, u64 class)
+{
+    if (order == 0) {
+        chunk->class[first & (CHUNK_FRAMES - 1)] = class;
+    } else if (order == 1) {
+        *(u32 *)&chunk->class[first & (CHUNK_FRAMES - 2)] = class | class << 16;
+    } else {
+        u64 word = class | class << 16 | class << 32 | class << 48;
+        u64 *words = (u64 *)chunk;
+        u32 start = (first & (CHUNK_FRAMES - 1)) >> 2, count = 1 << (order - 2);
+        NO_UNROLL
+        for (u32 i = 0; i < CHUNK_FRAMES / 4; i++) {
+            if (i >= count)
+                break;
+            words[(start + i) & (CHUNK_FRAMES / 4 - 1)] = word;
+        }
     }
-  }
 }
 
 // Build the stack in `room` and remember it. Returns its hash, 0 when it could not be stored.
-static inline u64 intern_stack(void *ctx, struct cpu_state *state, struct scratch *room, u32 *context) {
-  struct stack *stack = &room->stack;
-  *context = CONTEXT_UNKNOWN;
-  s64 bytes = bpf_get_stack(ctx, stack->address, sizeof(stack->address), 0);
-  if (bytes <= 0) {
-    state->lost_stacks++;
-    return 0;
-  }
-  u32 count = (u64)bytes >> 3;
-  u64 hash = count;
-#pragma clang loop unroll(disable)
-  for (u32 i = 0; i < STACK_FRAMES; i++) {
-    AS_WRITTEN(i);
-    if (i >= count || i >= STACK_FRAMES)
-      break;
-    hash = (hash ^ stack->address[i]) * 0x9E3779B97F4A7C15ULL;
-    hash ^= hash >> 32;
-  }
-  struct stack *known = stacks.lookup(&hash);
-  if (known) {
-    *context = known->context;
+static inline u64 intern_stack(void *ctx, struct cpu_state *state, struct scratch *room, u32 *context)
+{
+    struct stack *stack = &room->stack;
+    *context = CONTEXT_UNKNOWN;
+    s64 bytes = bpf_get_stack(ctx, stack->address, sizeof(stack->address), 0);
+    if (bytes <= 0) {
+        state->counters.lost_stacks++;
+        return 0;
+    }
+    u32 count = (u64)bytes >> 3;
+    u64 hash = count;
+    NO_UNROLL
+    for (u32 i = 0; i < STACK_FRAMES; i++) {
+        AS_WRITTEN(i);
+        if (i >= count || i >= STACK_FRAMES)
+            break;
+        hash = (hash ^ stack->address[i]) * 0x9E3779B97F4A7C15ULL;
+        hash ^= hash >> 32;
+    }
+    struct stack *known = stacks.lookup(&hash);
+    if (known) {
+        *context = known->context;
+        return hash;
+    }
+    stack->frames = count;
+    stack->context = CONTEXT_UNKNOWN;
+    if (stacks.update(&hash, stack)) {
+        state->counters.lost_stacks++;
+        return 0;
+    }
     return hash;
-  }
-  stack->frames = count;
-  stack->context = CONTEXT_UNKNOWN;
-  if (stacks.update(&hash, stack)) {
-    state->lost_stacks++;
-    return 0;
-  }
-  return hash;
 }
 
 // Remember the names on the path of a memory cgroup, so that it can be told whose it was when it is gone.
-static inline void intern_cgroup(struct cpu_state *state, struct scratch *room, u64 node, u64 id) {
-  if (cgroups.lookup(&id))
-    return;
-#pragma clang loop unroll(disable)
-  for (u32 level = 0; level < CGROUP_LEVELS; level++) {
-    u64 name = 0;
-    room->path.name[level][0] = 0;
-    if (!node)
-      continue;
-    READ(name, node, NODE_NAME);
-    bpf_probe_read_kernel_str(room->path.name[level], CGROUP_NAME_BYTES, (void *)name);
-    READ(node, node, NODE_PARENT);
-  }
-  if (cgroups.update(&id, &room->path))
-    state->lost_cgroups++;
-  else
-    state->known_cgroups++;
+static inline void intern_cgroup(struct cpu_state *state, struct scratch *room, u64 node, u64 id)
+{
+    if (cgroups.lookup(&id))
+        return;
+    NO_UNROLL
+    for (u32 level = 0; level < CGROUP_LEVELS; level++) {
+        u64 name = 0;
+        room->path.name[level][0] = 0;
+        if (!node)
+            continue;
+        READ(name, node, NODE_NAME);
+        bpf_probe_read_kernel_str(room->path.name[level], CGROUP_NAME_BYTES, (void *)name);
+        READ(node, node, NODE_PARENT);
+    }
+    if (cgroups.update(&id, &room->path))
+        state->counters.lost_cgroups++;
+    else
+        state->counters.known_cgroups++;
 }
 
 // A free number for a class, 0 when none is left.
-static inline u32 take_number(struct cpu_state *state, struct class_key *key) {
-  u32 number = 0;
-  if (spare_classes.pop(&number) && (key->tgid || reserve_classes.pop(&number)))
-    return 0;
-  state->taken_classes++;
-  return number;
+static inline u32 take_number(struct cpu_state *state, struct class_key *key)
+{
+    u32 number = 0;
+    if (spare_classes.pop(&number) && (key->tgid || reserve_classes.pop(&number)))
+        return 0;
+    state->counters.taken_classes++;
+    return number;
 }
 
-// Make a class that was not seen before, with a free number. Returns its number, or that of another CPU that was faster.
-static inline u32 new_class(struct cpu_state *state, struct scratch *room, struct class_key *key, u32 number) {
-  struct class_info *info = &room->info;
-  __builtin_memset(info, 0, sizeof(*info));
-  info->key = *key;
-  if (key->tgid) {
-    u64 task = bpf_get_current_task(), leader = 0, css_set = 0, css = 0, cgroup = 0, node = 0;
-    READ(leader, task, TASK_GROUP_LEADER);
-    bpf_probe_read_kernel(info->comm, sizeof(info->comm), (void *)(leader + TASK_COMM));
-    READ(css_set, task, TASK_CGROUPS);
-    READ(css, css_set, CSS_SET_MEMORY);
-    READ(cgroup, css, CSS_CGROUP);
-    READ(node, cgroup, CGROUP_NODE);
-    READ(info->cgroup, node, NODE_ID);
-    if (info->cgroup)
-      intern_cgroup(state, room, node, info->cgroup);
-  }
-  class_info.update(&number, info);
-  if (classes.insert(key, &number)) {
-    info->allocated_pages = 0;
-    if (number >= CLASSES - RESERVE)
-      reserve_classes.push(&number, 0);
-    else
-      spare_classes.push(&number, 0);
-    state->taken_classes--;
-    u32 *other = classes.lookup(key);
-    return other ? *other : CLASS_LOST;
-  }
-  return number;
+// Make a class that was not seen before, with a free number. Returns its number, or that of another CPU that was
+// faster.
+static inline u32 new_class(struct cpu_state *state, struct scratch *room, struct class_key *key, u32 number)
+{
+    struct class_info *info = &room->info;
+    __builtin_memset(info, 0, sizeof(*info));
+    info->key = *key;
+    if (key->tgid) {
+        u64 task = bpf_get_current_task(), leader = 0, css_set = 0, css = 0, cgroup = 0, node = 0;
+        READ(leader, task, TASK_GROUP_LEADER);
+        bpf_probe_read_kernel(info->comm, sizeof(info->comm), (void *)(leader + TASK_COMM));
+        READ(css_set, task, TASK_CGROUPS);
+        READ(css, css_set, CSS_SET_MEMORY);
+        READ(cgroup, css, CSS_CGROUP);
+        READ(node, cgroup, CGROUP_NODE);
+        READ(info->cgroup, node, NODE_ID);
+        if (info->cgroup)
+            intern_cgroup(state, room, node, info->cgroup);
+    }
+    class_info.update(&number, info);
+    if (classes.insert(key, &number)) {
+        info->allocated_pages = 0;
+        if (number >= CLASSES - RESERVE)
+            reserve_classes.push(&number, 0);
+        else
+            spare_classes.push(&number, 0);
+        state->counters.taken_classes--;
+        u32 *other = classes.lookup(key);
+        return other ? *other : CLASS_LOST;
+    }
+    return number;
 }
 
-static inline u32 log2_floor(u64 value) {
-  u32 bits = 0;
-  if (value >> 32) { value >>= 32; bits += 32; }
-  if (value >> 16) { value >>= 16; bits += 16; }
-  if (value >> 8) { value >>= 8; bits += 8; }
-  if (value >> 4) { value >>= 4; bits += 4; }
-  if (value >> 2) { value >>= 2; bits += 2; }
-  return bits + (value >> 1);
+static inline u32 log2_floor(u64 value)
+{
+    u32 bits = 0;
+    if (value >> 32) {
+        value >>= 32;
+        bits += 32;
+    }
+    if (value >> 16) {
+        value >>= 16;
+        bits += 16;
+    }
+    if (value >> 8) {
+        value >>= 8;
+        bits += 8;
+    }
+    if (value >> 4) {
+        value >>= 4;
+        bits += 4;
+    }
+    if (value >> 2) {
+        value >>= 2;
+        bits += 2;
+    }
+    return bits + (value >> 1);
 }
 
 // Random bits, half as dear as the helper's: a linear congruential generator, of which the upper bits are good.
-static inline u32 random_bits(struct scratch *room) {
-  room->random = room->random * 6364136223846793005ULL + 1442695040888963407ULL;
-  return room->random >> 40;
+static inline u32 random_bits(struct scratch *room)
+{
+    room->random = room->random * 6364136223846793005ULL + 1442695040888963407ULL;
+    return room->random >> 40;
 }
 
-static inline void compare(u64 cost, u64 allowed, u32 *more, u32 *less) {
-  *more = cost > allowed ? 1 + log2_floor(cost / allowed) : 0;
-  *less = allowed > 3 * cost ? log2_floor(allowed / cost) : 0;
+static inline void compare(u64 cost, u64 allowed, u32 *more, u32 *less)
+{
+    *more = cost > allowed ? 1 + log2_floor(cost / allowed) : 0;
+    *less = allowed > 3 * cost ? log2_floor(allowed / cost) : 0;
 }
 
 // Compare what the recorded events of this round cost with what its time allows: thin out more, or less.
-static inline void govern(struct config *settings, struct cpu_state *state) {
-  u64 now = bpf_ktime_get_ns();
-  u64 cost = state->recorded * state->event_ns * 1000 + 1, passed = now - state->since_ns;
-  compare(cost, passed * settings->budget_permille + 1, &state->more, &state->less);
-  compare(cost, passed * settings->ceiling_permille + 1, &state->more_large, &state->less_large);
-  state->recorded = 0;
-  state->skipped = 0;
-  state->since_ns = now;
-  state->round++;
+static inline void govern(struct config *settings, struct governor *governor)
+{
+    u64 now = bpf_ktime_get_ns();
+    u64 cost = governor->recorded * governor->event_ns * 1000 + 1, passed = now - governor->since_ns;
+    compare(cost, passed * settings->budget_permille + 1, &governor->more, &governor->less);
+    compare(cost, passed * settings->ceiling_permille + 1, &governor->more_large, &governor->less_large);
+    governor->recorded = 0;
+    governor->skipped = 0;
+    governor->since_ns = now;
+    governor->round++;
 }
 
 // How much a kind of allocation is thinned out: one in 2^level is recorded. Only kinds that made an eighth of the last
 // round or more are thinned further: a rare one stays whole.
-static inline u32 level_of(struct cpu_state *state, struct cell *cell, u32 more, u32 less) {
-  if (cell->round != (u32)state->round) {
-    u32 level = cell->level + (cell->count >= GOVERNOR_EVENTS / 8 ? more : 0);
-    level = level > less ? level - less : 0;
-    cell->level = level > MAX_LEVEL ? MAX_LEVEL : level;
-    cell->count = 0;
-    cell->round = state->round;
-  }
-  return cell->level;
+static inline u32 level_of(struct governor *governor, struct cell *cell, u32 more, u32 less)
+{
+    if (cell->round != (u32)governor->round) {
+        u32 level = cell->level + (cell->count >= GOVERNOR_EVENTS / 8 ? more : 0);
+        level = level > less ? level - less : 0;
+        cell->level = level > MAX_LEVEL ? MAX_LEVEL : level;
+        cell->count = 0;
+        cell->round = governor->round;
+    }
+    return cell->level;
 }
 
 // The class of a block that the movable filter lets through. `flags` tells kinds of allocation apart for the governor.
 static inline u32 classify(void *ctx, struct config *settings, struct cpu_state *state, struct scratch *room, u64 order,
-                           u64 flags, u64 place) {
-  u32 level = 0;
-  if (settings->budget_permille) {
-    u32 slot = (((u32)flags ^ (u32)order << 27) * 0x9E3779B1U) >> 26 & (GOVERNOR_CELLS - 1);
-    struct cell *cell = order ? &state->large_cells[slot] : &state->cells[slot];
-    level = order ? level_of(state, cell, state->more_large, state->less_large)
-                  : level_of(state, cell, state->more, state->less);
-    if (level && random_bits(room) & ((1 << level) - 1)) {
-      state->thinned_events++;
-      state->thinned_pages += 1 << order;
-      if (order)
-        state->thinned_large_events++;
-      if (++state->skipped >= GOVERNOR_EVENTS)
-        govern(settings, state);
-      return order ? CLASS_THINNED_LARGE : CLASS_THINNED;
+                           u64 flags, u64 place)
+{
+    u32 level = 0;
+    if (settings->budget_permille) {
+        u32 slot = (((u32)flags ^ (u32)order << 27) * 0x9E3779B1U) >> 26 & (GOVERNOR_CELLS - 1);
+        struct cell *cell = order ? &state->governor.large_cells[slot] : &state->governor.cells[slot];
+        level = order ? level_of(&state->governor, cell, state->governor.more_large, state->governor.less_large)
+                      : level_of(&state->governor, cell, state->governor.more, state->governor.less);
+        if (level && random_bits(room) & ((1 << level) - 1)) {
+            state->counters.thinned_events++;
+            state->counters.thinned_pages += 1 << order;
+            if (order)
+                state->counters.thinned_large_events++;
+            if (++state->governor.skipped >= GOVERNOR_EVENTS)
+                govern(settings, &state->governor);
+            return order ? CLASS_THINNED_LARGE : CLASS_THINNED;
+        }
+        cell->count++;
+        if (++state->governor.recorded >= GOVERNOR_EVENTS)
+            govern(settings, &state->governor);
     }
-    cell->count++;
-    if (++state->recorded >= GOVERNOR_EVENTS)
-      govern(settings, state);
-  }
 
-  u32 context;
-  u64 hash = intern_stack(ctx, state, room, &context);
-  struct class_key key = {.stack = hash, .slice = settings->slice, .order = order, .level = level};
-  if (context <= CONTEXT_PROCESS)
-    key.tgid = bpf_get_current_pid_tgid() >> 32;
-  u32 *known = classes.lookup(&key);
-  u32 spare = known ? 0 : take_number(state, &key);
-  if (!known && !spare && key.tgid) {  // rather forget the process than the stack
-    key.tgid = 0;
-    state->unnamed_blocks++;
-    known = classes.lookup(&key);
-    spare = known ? 0 : take_number(state, &key);
-  }
-  u32 number = known ? *known : spare ? new_class(state, room, &key, spare) : CLASS_LOST;
-  struct class_info *info = class_info.lookup(&number);
-  if (!info || number == CLASS_LOST) {
-    state->lost_blocks++;
-    state->lost_pages += 1 << order;
-    return CLASS_LOST;
-  }
-  lock_xadd(&info->allocated_pages, 1 << order);
-  lock_xadd(&info->allocated_blocks, 1);
-  if (!(random_bits(room) & 15)) {
-    u32 key32 = place;
-    u64 now = bpf_ktime_get_ns();
-    if (!births.update(&key32, &now))
-      number |= TIMED;
-  }
-  return number;
-}
-
-// Classify in the first level of `scratch` that no interrupted run on this CPU uses. What happens between the look and the
-// claim does no harm: an interrupt leaves its levels free again before it returns.
-static inline u32 recorded_class(void *ctx, struct config *settings, struct cpu_state *state, u64 order, u64 flags, u64 place) {
-  struct scratch *room = 0;
-  u32 level = 0;
-#pragma unroll
-  for (u32 i = 0; i < NESTING; i++) {
-    if (level == i) {
-      room = scratch.lookup(&level);
-      if (!room)
+    u32 context;
+    u64 hash = intern_stack(ctx, state, room, &context);
+    struct class_key key = {.stack = hash, .slice = settings->slice, .order = order, .level = level};
+    if (context <= CONTEXT_PROCESS)
+        key.tgid = bpf_get_current_pid_tgid() >> 32;
+    u32 *known = classes.lookup(&key);
+    u32 spare = known ? 0 : take_number(state, &key);
+    if (!known && !spare && key.tgid) { // rather forget the process than the stack
+        key.tgid = 0;
+        state->counters.unnamed_blocks++;
+        known = classes.lookup(&key);
+        spare = known ? 0 : take_number(state, &key);
+    }
+    u32 number = known ? *known : spare ? new_class(state, room, &key, spare) : CLASS_LOST;
+    struct class_info *info = class_info.lookup(&number);
+    if (!info || number == CLASS_LOST) {
+        state->counters.lost_blocks++;
+        state->counters.lost_pages += 1 << order;
         return CLASS_LOST;
-      if (room->busy)
-        level++;
     }
-  }
-  if (level == NESTING || !room) {
-    state->interrupted++;
-    state->lost_blocks++;
-    state->lost_pages += 1 << order;
-    return CLASS_LOST;
-  }
-  room->busy = 1;
-  if (level)
-    state->nested++;
-  u64 start = 0, nested = state->nested;
-  if (!(state->recorded & 31))
-    start = bpf_ktime_get_ns();
-  u32 class = classify(ctx, settings, state, room, order, flags, place);
-  if (start && class != CLASS_THINNED && class != CLASS_THINNED_LARGE && nested == state->nested)  // an interrupt's time is not this event's
-    state->event_ns = (7 * state->event_ns + bpf_ktime_get_ns() - start) >> 3;
-  room->busy = 0;
-  return class;
+    lock_xadd(&info->allocated_pages, 1 << order);
+    lock_xadd(&info->allocated_blocks, 1);
+    if (!(random_bits(room) & 15)) {
+        u32 key32 = place;
+        u64 now = bpf_ktime_get_ns();
+        if (!births.update(&key32, &now))
+            number |= TIMED;
+    }
+    return number;
 }
 
-static inline void record_alloc(struct bpf_raw_tracepoint_args *ctx, struct config *settings, struct cpu_state *state) {
-  u64 page = ctx->args[0], order = ctx->args[1];
-  state->events++;
-  state->pages += 1ULL << (order & 31);
-  u64 place = place_of(settings, page);
-  u32 chunk_number = place / CHUNK_FRAMES;
-  struct chunk *chunk = frames.lookup(&chunk_number);
-  if (!chunk || order > MAX_ORDER) {
-    state->lost_blocks++;
-    state->lost_pages += 1ULL << (order & 31);
-    return;
-  }
-  u32 class = CLASS_MOVABLE;
-  if (ctx->args[3] == MIGRATE_MOVABLE) {
-    state->movable_events++;
-    state->movable_pages += 1 << order;
-  } else {
-    class = recorded_class(ctx, settings, state, order, ctx->args[2], place);
-  }
-  set_class(chunk, place, order, class);
+// Classify in the first level of `scratch` that no interrupted run on this CPU uses. What happens between the look and
+// the claim does no harm: an interrupt leaves its levels free again before it returns.
+static inline u32 recorded_class(void *ctx, struct config *settings, struct cpu_state *state, u64 order, u64 flags,
+                                 u64 place)
+{
+    struct scratch *room = 0;
+    u32 level = 0;
+    UNROLL
+    for (u32 i = 0; i < NESTING; i++) {
+        if (level == i) {
+            room = scratch.lookup(&level);
+            if (!room)
+                return CLASS_LOST;
+            if (room->busy)
+                level++;
+        }
+    }
+    if (level == NESTING || !room) {
+        state->counters.interrupted++;
+        state->counters.lost_blocks++;
+        state->counters.lost_pages += 1 << order;
+        return CLASS_LOST;
+    }
+    room->busy = 1;
+    if (level)
+        state->counters.nested++;
+    u64 start = 0, nested = state->counters.nested;
+    if (!(state->governor.recorded & 31))
+        start = bpf_ktime_get_ns();
+    u32 class = classify(ctx, settings, state, room, order, flags, place);
+    if (start && class != CLASS_THINNED && class != CLASS_THINNED_LARGE &&
+        nested == state->counters.nested) // an interrupt's time is not this event's
+        state->governor.event_ns = (7 * state->governor.event_ns + bpf_ktime_get_ns() - start) >> 3;
+    room->busy = 0;
+    return class;
 }
 
-int on_alloc(struct bpf_raw_tracepoint_args *ctx) {
-  u32 zero = 0;
-  u64 start = 0;
-  struct config *settings = config.lookup(&zero);
-  struct cpu_state *state = cpu.lookup(&zero);
-  if (!ctx->args[0] || !settings || !state)
-    return 0;
-  state->last_page = ctx->args[0];
-  if (!(state->events & (TIME_ONE_IN - 1)))
-    start = bpf_ktime_get_ns();
-  record_alloc(ctx, settings, state);
-  if (start) {
-    state->timed_events++;
-    state->timed_ns += bpf_ktime_get_ns() - start;
-  }
-  return 0;
+static inline void record_alloc(struct bpf_raw_tracepoint_args *ctx, struct config *settings, struct cpu_state *state)
+{
+    u64 page = ctx->args[0], order = ctx->args[1];
+    state->counters.events++;
+    state->counters.pages += 1ULL << (order & 31);
+    u64 place = place_of(settings, page);
+    u32 chunk_number = place / CHUNK_FRAMES;
+    struct chunk *chunk = frames.lookup(&chunk_number);
+    if (!chunk || order > MAX_ORDER) {
+        state->counters.lost_blocks++;
+        state->counters.lost_pages += 1ULL << (order & 31);
+        return;
+    }
+    u32 class = CLASS_MOVABLE;
+    if (ctx->args[3] == MIGRATE_MOVABLE) {
+        state->counters.movable_events++;
+        state->counters.movable_pages += 1 << order;
+    } else {
+        class = recorded_class(ctx, settings, state, order, ctx->args[2], place);
+    }
+    set_class(chunk, place, order, class);
 }
 
-// Runs after on_alloc for every event. Where the kernel refused to run that, it ran for another page, and this one has no
-// class yet. (An interrupt between the two programs may have changed `last_page`, too: this page has its class then.)
-int on_nested_alloc(struct bpf_raw_tracepoint_args *ctx) {
-  u32 zero = 0;
-  struct cpu_state *state = cpu.lookup(&zero);
-  if (!state || state->last_page == ctx->args[0] || !ctx->args[0])
+int on_alloc(struct bpf_raw_tracepoint_args *ctx)
+{
+    u32 zero = 0;
+    u64 start = 0;
+    struct config *settings = config.lookup(&zero);
+    struct cpu_state *state = cpu.lookup(&zero);
+    if (!ctx->args[0] || !settings || !state)
+        return 0;
+    state->last_page = ctx->args[0];
+    if (!(state->counters.events & (TIME_ONE_IN - 1)))
+        start = bpf_ktime_get_ns();
+    record_alloc(ctx, settings, state);
+    if (start) {
+        state->counters.timed_events++;
+        state->counters.timed_ns += bpf_ktime_get_ns() - start;
+    }
     return 0;
-  struct config *settings = config.lookup(&zero);
-  if (!settings)
+}
+
+// Runs after on_alloc for every event. Where the kernel refused to run that, it ran for another page, and this one has
+// no class yet. (An interrupt between the two programs may have changed `last_page`, too: this page has its class
+// then.)
+int on_nested_alloc(struct bpf_raw_tracepoint_args *ctx)
+{
+    u32 zero = 0;
+    struct cpu_state *state = cpu.lookup(&zero);
+    if (!state || state->last_page == ctx->args[0] || !ctx->args[0])
+        return 0;
+    struct config *settings = config.lookup(&zero);
+    if (!settings)
+        return 0;
+    u64 place = place_of(settings, ctx->args[0]);
+    u32 chunk_number = place / CHUNK_FRAMES;
+    struct chunk *chunk = frames.lookup(&chunk_number);
+    if (!chunk || chunk->class[place & (CHUNK_FRAMES - 1)])
+        return 0;
+    state->counters.nested_allocs++;
+    record_alloc(ctx, settings, state);
     return 0;
-  u64 place = place_of(settings, ctx->args[0]);
-  u32 chunk_number = place / CHUNK_FRAMES;
-  struct chunk *chunk = frames.lookup(&chunk_number);
-  if (!chunk || chunk->class[place & (CHUNK_FRAMES - 1)])
-    return 0;
-  state->nested_allocs++;
-  record_alloc(ctx, settings, state);
-  return 0;
 }
 
 // A block of `births` was freed: how long did it live? Buckets are quarters of an octave of microseconds.
-static inline void record_life(u32 place, u32 number) {
-  u64 *born = births.lookup(&place);
-  if (!born)
-    return;
-  u64 microseconds = (bpf_ktime_get_ns() - *born) / 1000 + 1;
-  births.delete(&place);
-  u32 octave = log2_floor(microseconds);
-  u32 quarter = octave >= 2 ? (microseconds >> (octave - 2)) & 3 : (microseconds << (2 - octave)) & 3;
-  struct class_info *info = class_info.lookup(&number);
-  if (!info)
-    return;
-  struct life_key key = {.stack = info->key.stack, .bucket = octave * 4 + quarter};
-  u64 *count = lives.lookup(&key), one = 1;
-  if (count)
-    lock_xadd(count, 1);
-  else
-    lives.update(&key, &one);
+static inline void record_life(u32 place, u32 number)
+{
+    u64 *born = births.lookup(&place);
+    if (!born)
+        return;
+    u64 microseconds = (bpf_ktime_get_ns() - *born) / 1000 + 1;
+    births.delete(&place);
+    u32 octave = log2_floor(microseconds);
+    u32 quarter = octave >= 2 ? (microseconds >> (octave - 2)) & 3 : (microseconds << (2 - octave)) & 3;
+    struct class_info *info = class_info.lookup(&number);
+    if (!info)
+        return;
+    struct life_key key = {.stack = info->key.stack, .bucket = octave * 4 + quarter};
+    u64 *count = lives.lookup(&key), one = 1;
+    if (count)
+        lock_xadd(count, 1);
+    else
+        lives.update(&key, &one);
 }
 
-int on_free(struct bpf_raw_tracepoint_args *ctx) {
-  u32 zero = 0;
-  u64 start = 0, order = ctx->args[1];
-  struct config *settings = config.lookup(&zero);
-  struct cpu_state *state = cpu.lookup(&zero);
-  if (!settings || !state)
+int on_free(struct bpf_raw_tracepoint_args *ctx)
+{
+    u32 zero = 0;
+    u64 start = 0, order = ctx->args[1];
+    struct config *settings = config.lookup(&zero);
+    struct cpu_state *state = cpu.lookup(&zero);
+    if (!settings || !state)
+        return 0;
+    if (!(state->counters.frees++ & (TIME_ONE_IN - 1)))
+        start = bpf_ktime_get_ns();
+    u64 place = place_of(settings, ctx->args[0]);
+    u32 chunk_number = place / CHUNK_FRAMES;
+    struct chunk *chunk = frames.lookup(&chunk_number);
+    if (!chunk || order > MAX_ORDER)
+        return 0;
+    u32 class = chunk->class[place & (CHUNK_FRAMES - 1)];
+    if (class || order)
+        set_class(chunk, place, order, 0);
+    if (class & TIMED)
+        record_life(place, class & ~TIMED);
+    if (start) {
+        state->counters.timed_frees++;
+        state->counters.timed_free_ns += bpf_ktime_get_ns() - start;
+    }
     return 0;
-  if (!(state->frees++ & (TIME_ONE_IN - 1)))
-    start = bpf_ktime_get_ns();
-  u64 place = place_of(settings, ctx->args[0]);
-  u32 chunk_number = place / CHUNK_FRAMES;
-  struct chunk *chunk = frames.lookup(&chunk_number);
-  if (!chunk || order > MAX_ORDER)
-    return 0;
-  u32 class = chunk->class[place & (CHUNK_FRAMES - 1)];
-  if (class || order)
-    set_class(chunk, place, order, 0);
-  if (class & TIMED)
-    record_life(place, class & ~TIMED);
-  if (start) {
-    state->timed_frees++;
-    state->timed_free_ns += bpf_ktime_get_ns() - start;
-  }
-  return 0;
 }
 
 // A page pool took a page. Those of alloc_pages_bulk pass no mm_page_alloc: this is their first sight.
-int on_pool_hold(struct bpf_raw_tracepoint_args *ctx) {
-  u32 zero = 0, order = 0;
-  u64 page = ctx->args[1];
-  struct config *settings = config.lookup(&zero);
-  struct cpu_state *state = cpu.lookup(&zero);
-  if (!page || page & 1 || !settings || !state)  // a low bit marks memory of a device
+int on_pool_hold(struct bpf_raw_tracepoint_args *ctx)
+{
+    u32 zero = 0, order = 0;
+    u64 page = ctx->args[1];
+    struct config *settings = config.lookup(&zero);
+    struct cpu_state *state = cpu.lookup(&zero);
+    if (!page || page & 1 || !settings || !state) // a low bit marks memory of a device
+        return 0;
+    u64 place = place_of(settings, page);
+    u32 chunk_number = place / CHUNK_FRAMES;
+    struct chunk *chunk = frames.lookup(&chunk_number);
+    if (!chunk || chunk->class[place & (CHUNK_FRAMES - 1)])
+        return 0;
+    READ(order, ctx->args[0], POOL_ORDER);
+    if (order > MAX_ORDER)
+        return 0;
+    state->counters.pool_events++;
+    state->counters.pool_pages += 1 << order;
+    set_class(chunk, place, order, recorded_class(ctx, settings, state, order, 0, place));
     return 0;
-  u64 place = place_of(settings, page);
-  u32 chunk_number = place / CHUNK_FRAMES;
-  struct chunk *chunk = frames.lookup(&chunk_number);
-  if (!chunk || chunk->class[place & (CHUNK_FRAMES - 1)])
-    return 0;
-  READ(order, ctx->args[0], POOL_ORDER);
-  if (order > MAX_ORDER)
-    return 0;
-  state->pool_events++;
-  state->pool_pages += 1 << order;
-  set_class(chunk, place, order, recorded_class(ctx, settings, state, order, 0, place));
-  return 0;
 }
 
 // Before the trace: struct pages that `own_pid` allocated. The first entry counts the others.
-int on_own_alloc(struct bpf_raw_tracepoint_args *ctx) {
-  u32 zero = 0;
-  struct config *settings = config.lookup(&zero);
-  u64 *count = own_pages.lookup(&zero);
-  if (!settings || !count || !ctx->args[0] || bpf_get_current_pid_tgid() >> 32 != settings->own_pid)
+int on_own_alloc(struct bpf_raw_tracepoint_args *ctx)
+{
+    u32 zero = 0;
+    struct config *settings = config.lookup(&zero);
+    u64 *count = own_pages.lookup(&zero);
+    if (!settings || !count || !ctx->args[0] || bpf_get_current_pid_tgid() >> 32 != settings->own_pid)
+        return 0;
+    if (ctx->args[1] || ctx->args[3] != MIGRATE_MOVABLE || *count >= OWN_PAGES)
+        return 0;
+    u32 slot = ++*count;
+    u64 *page = own_pages.lookup(&slot);
+    if (page)
+        *page = ctx->args[0];
     return 0;
-  if (ctx->args[1] || ctx->args[3] != MIGRATE_MOVABLE || *count >= OWN_PAGES)
-    return 0;
-  u32 slot = ++*count;
-  u64 *page = own_pages.lookup(&slot);
-  if (page)
-    *page = ctx->args[0];
-  return 0;
 }

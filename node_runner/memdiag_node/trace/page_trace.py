@@ -28,9 +28,10 @@ from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.procfs.vmstat import parse_allocated_pages
 from memdiag_node.trace import tables
+from memdiag_node.trace.contexts import ContextCode, Contexts
 from memdiag_node.trace.first_page import alignment_bytes, find_first_page, only_possible_start, traced_own_pages
 from memdiag_node.trace.frame_layout import FrameLayout, oversize
-from memdiag_node.trace.result import ContextCode, TraceResult
+from memdiag_node.trace.result import TraceResult
 from memdiag_node.trace.tables import RawTrace
 
 _SOURCE = Path(__file__).with_suffix(".bpf.c")
@@ -85,14 +86,14 @@ class _Attached:
     @classmethod
     def load(cls, defines: Mapping[str, int], layout: FrameLayout) -> Self:
         """Compile for this kernel, with room for its frames."""
-        bpf = BpfObject(_SOURCE, {**defines, "SECTIONS": layout.sections, "CHUNKS": layout.chunks})
+        bpf = BpfObject(_SOURCE, {**defines, "SECTIONS": layout.sections, "CHUNKS": layout.chunks}, tables.MAPS)
         try:
-            _view(bpf, "sections", np.dtype("<u8"), layout.sections)[:] = layout.index()
+            bpf.view("sections", np.dtype("<u8"), layout.sections)[:] = layout.index()
             return cls(
                 bpf,
-                config=_view(bpf, "config", tables.CONFIG_DTYPE, 1),
-                frames=_view(bpf, "frames", np.dtype("<u2"), layout.entries),
-                infos=_view(bpf, "class_info", tables.CLASS_INFO_DTYPE, tables.CLASSES),
+                config=bpf.view("config", tables.CONFIG_DTYPE, 1),
+                frames=bpf.view("frames", np.dtype("<u2"), layout.entries),
+                infos=bpf.view("class_info", tables.CLASS_INFO_DTYPE, tables.CLASSES),
             )
         except BaseException:
             bpf.close()
@@ -184,6 +185,7 @@ class PageTrace:
     def _start(self) -> None:
         self._symbol_reader = _open_symbol_reader()
         self._symbols = Symbols(self._symbol_reader.lines if self._symbol_reader else None)
+        self._contexts = Contexts(self._symbols)
         with ExitStack() as files:
             flags = open_frame_table(self._roots.proc / "kpageflags", files)
             layout = self._layout = self._frame_layout()
@@ -257,7 +259,7 @@ class PageTrace:
 
     def contexts(self, raw: RawTrace) -> npt.NDArray[np.uint8]:
         """The ContextCode of each stack."""
-        return self._symbols.contexts(raw.stacks["value"]["address"])
+        return self._contexts.of(raw.stacks["value"]["address"])
 
     def read_out(self, late: Callable[[], bool] = lambda: False) -> RawTrace:
         """Stop recording, and read the tables. The maps last until `close`. Once it is `late`, see tally_frames."""
@@ -327,7 +329,7 @@ class PageTrace:
         stacks = bpf.read_map("stacks", tables.STACK_ENTRY_DTYPE)
         new = stacks[stacks["value"]["context"] == ContextCode.UNKNOWN]
         if len(new):
-            new["value"]["context"] = self._symbols.contexts(new["value"]["address"])
+            new["value"]["context"] = self._contexts.of(new["value"]["address"])
             bpf.update("stacks", new["key"], new["value"])
         used = attached.infos[attached.infos["allocated_pages"] > 0]
         self._idle_stacks.forget(bpf, "stacks", stacks, np.unique(used["key"]["stack"]))
@@ -381,7 +383,7 @@ class PageTrace:
         self._returned_classes += len(numbers)
 
     def _find_first_page(self, attached: _Attached, flags: FrameTable | None, frame_count: int) -> int:
-        own = _view(attached.bpf, "own_pages", np.dtype("<u8"), tables.OWN_PAGES + 1)
+        own = attached.bpf.view("own_pages", np.dtype("<u8"), tables.OWN_PAGES + 1)
         attached.config["own_pid"] = os.getpid()
         own_pages = traced_own_pages(attached.bpf, own, tracepoint=_ALLOC, function="on_own_alloc")
         machine = {"frame_count": frame_count, "struct_page_bytes": self._struct_page_bytes}
@@ -405,10 +407,6 @@ def _push_numbers(bpf: BpfObject, numbers: npt.NDArray[np.uint32]) -> None:
     bpf.push("reserve_classes", numbers[is_reserved])
 
 
-def _view(bpf: BpfObject, name: str, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
-    return np.frombuffer(bpf.mmap(name, dtype.itemsize * count), dtype, count)
-
-
 def _layout(btf: Btf) -> dict[str, int]:
     """What page_trace.bpf.c needs to know of this kernel and of its own tables."""
     parent = "parent" if btf.has_field("kernfs_node", "parent") else "__parent"  # renamed in Linux 6.15
@@ -416,6 +414,7 @@ def _layout(btf: Btf) -> dict[str, int]:
     return {
         "STRUCT_PAGE_BYTES": btf.size_bytes("page"),
         "MIGRATE_MOVABLE": btf.enum_value("MIGRATE_MOVABLE"),
+        **tables.NUMBERS_IN_C,
         "CLASSES": tables.CLASSES,
         "RESERVE": tables.reserved_classes(),
         "STACKS": _STACKS,

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -35,15 +34,6 @@ GROUP_DTYPE = np.dtype(
         ("allocated_blocks", "<i8"),
     ]
 )
-
-
-class ContextCode(IntEnum):
-    """In which context a stack ran."""
-
-    UNKNOWN = 0
-    PROCESS = 1
-    SOFTIRQ = 2
-    INTERRUPT = 3
 
 
 @dataclass(frozen=True, slots=True)

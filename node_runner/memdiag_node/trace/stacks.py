@@ -13,10 +13,11 @@ import numpy.typing as npt
 from memdiag_api import limits
 from memdiag_api.evidence import AllocatingProcess, Context, Stack
 from memdiag_api.memory_classes import ClassName
+from memdiag_node.kernel.symbols import UNNAMED_PREFIX, function_name
 from memdiag_node.trace.births import growth_of, median_life_seconds
-from memdiag_node.trace.result import ContextCode, TraceResult
+from memdiag_node.trace.contexts import ContextCode, interrupt_context
+from memdiag_node.trace.result import TraceResult
 
-UNNAMED_PREFIX = "unnamed#"
 _FOLDED_SEPARATOR = re.compile(r"[;\s]")
 
 _CONTEXTS = {
@@ -38,9 +39,6 @@ _ALLOCATOR = re.compile(
     r"|alloc_pages(_mpol|_vma|_current|_node|_preferred_many)?|alloc_pages_(bulk|exact)\w*|alloc_page_interleave"
     r"|__folio_alloc|folio_alloc|vma_alloc_folio|__get_free_pages?|get_free_pages|get_zeroed_page"
 )
-# Newer kernels mark functions that memory allocation profiling accounts for (Linux 6.10); compilers add their own.
-_SUFFIX = re.compile(r"(_noprof|\.(constprop|isra|part|cold|llvm)\.?\w*)+$")
-
 # What memory is used for, told by who allocated it. The first match from the inner end decides.
 _MEMORY_CLASSES = (
     (ClassName.VMALLOC, re.compile(r"__vmalloc_area_node|vm_area_alloc_pages|__vmalloc_node_range")),
@@ -50,29 +48,6 @@ _MEMORY_CLASSES = (
     (ClassName.ZSMALLOC, re.compile(r"alloc_zspage|zs_malloc")),
     (ClassName.BALLOON, re.compile(r"balloon_page_alloc|vmballoon_\w+")),
 )
-
-_SOFTIRQ = r"handle_softirqs|__do_softirq"
-_INTERRUPT = (
-    r"(__)?sysvec_\w+|(__)?common_interrupt|handle_irq_event\w*|__handle_irq_event_percpu|handle_percpu_devid_\w+"
-    r"|hrtimer_interrupt|exc_nmi|do_nmi|__flush_smp_call_function_queue|el[01]\w*_interrupt|gic_handle_irq"
-)
-_CONTEXT_FUNCTIONS = (
-    (re.compile(_SOFTIRQ), ContextCode.SOFTIRQ),
-    (re.compile(_INTERRUPT), ContextCode.INTERRUPT),
-)
-# What is outside of these was merely interrupted: it has no part in the allocation.
-_INTERRUPT_ENTRY = re.compile(f"{_SOFTIRQ}|{_INTERRUPT}")
-
-
-def function_name(frame: str) -> str:
-    """The function of a frame, without offset, module and compiler's suffixes."""
-    return _SUFFIX.sub("", frame.split("+", 1)[0])
-
-
-def interrupt_context(frame: str) -> ContextCode | None:
-    """The context that a function sets for everything that it calls; None for all other functions."""
-    name = function_name(frame)
-    return next((context for pattern, context in _CONTEXT_FUNCTIONS if pattern.fullmatch(name)), None)
 
 
 def first_name(frames: Sequence[str]) -> str | None:
@@ -93,7 +68,7 @@ def lacks_names(stacks: Sequence[Stack], limit_bytes: int) -> bool:
 def trim(frames: Sequence[str]) -> tuple[str, ...]:
     """Remove the tracer's and the page allocator's own frames, and what an interrupt interrupted; never all frames."""
     names = [function_name(frame) for frame in frames]
-    entry = next((index for index, name in enumerate(names) if _INTERRUPT_ENTRY.fullmatch(name)), len(frames))
+    entry = next((index for index, name in enumerate(names) if interrupt_context(name)), len(frames))
     frames = frames[: entry + 1]
     tracer = [index for index, name in enumerate(names[:_TRACER_FRAMES]) if _TRACER.fullmatch(name)]
     start = tracer[-1] + 1 if tracer else 0

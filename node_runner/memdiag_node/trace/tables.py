@@ -12,23 +12,51 @@ import numpy.typing as npt
 from memdiag_api.evidence import TraceCounters
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.process_name import MAX_COMM_LENGTH
+from memdiag_node.kernel.layout import enum_defines
 from memdiag_node.procfs.cgroup import ContainerIdentity, parse_cgroup
 from memdiag_node.procfs.kpageflags import FrameKind, classify
+from memdiag_node.procfs.memory_map import SECTION_FRAMES
 from memdiag_node.procfs.text import printable
-from memdiag_node.trace.frame_layout import FrameLayout
-from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, Charge, ContextCode, TracedProcess, TraceResult
+from memdiag_node.trace.contexts import ContextCode
+from memdiag_node.trace.frame_layout import CHUNK_FRAMES, MAX_ORDER, FrameLayout
+from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, Charge, TracedProcess, TraceResult
 from memdiag_node.trace.stacks import memory_class, trim
 
-# All of this is as in page_trace.bpf.c.
-CHUNK_FRAMES = 1024
 STACK_FRAMES = 64
 OWN_PAGES = 256
 CLASS_MOVABLE, CLASS_THINNED, CLASS_LOST, CLASS_THINNED_LARGE, FIRST_CLASS = 1, 2, 3, 4, 8
+"""Classes with a meaning of their own, and the first of the others.
+
+CLASS_MOVABLE: user memory, by the movable filter. CLASS_THINNED: not recorded, by the governor; CLASS_THINNED_LARGE:
+likewise, of orders above 0. CLASS_LOST: no class was left, or no level of `scratch`.
+"""
 CLASS_MASK = 0x7FFF
+"""The rest of a frame's entry says that its block is in `births`."""
 CLASSES = 1 << 15
 RESERVED_SHARE = 0.25
 """Of the class numbers: for stacks without a process. The highest ones."""
 CGROUP_LEVELS, CGROUP_NAME_BYTES = 5, 160
+_GOVERNOR_CELLS = 64
+_MAX_LEVEL = 15  # one in 2^15
+
+NUMBERS_IN_C = {
+    "SECTION_FRAMES": SECTION_FRAMES,
+    "CHUNK_FRAMES": CHUNK_FRAMES,
+    "MAX_ORDER": MAX_ORDER,
+    "STACK_FRAMES": STACK_FRAMES,
+    "CGROUP_LEVELS": CGROUP_LEVELS,
+    "CGROUP_NAME_BYTES": CGROUP_NAME_BYTES,
+    "OWN_PAGES": OWN_PAGES,
+    "CLASS_MOVABLE": CLASS_MOVABLE,
+    "CLASS_THINNED": CLASS_THINNED,
+    "CLASS_LOST": CLASS_LOST,
+    "CLASS_THINNED_LARGE": CLASS_THINNED_LARGE,
+    "TIMED": CLASS_MASK + 1,
+    "GOVERNOR_CELLS": _GOVERNOR_CELLS,
+    "MAX_LEVEL": _MAX_LEVEL,
+    **enum_defines("CONTEXT", ContextCode),
+}
+"""What page_trace.bpf.c shares with this module, beside the room in its tables."""
 
 CONFIG_DTYPE = np.dtype(
     [
@@ -67,10 +95,16 @@ _COUNTERS = (
     *("thinned_large_events", "known_cgroups", "lost_cgroups"),
     *("timed_events", "timed_ns", "timed_frees", "timed_free_ns"),
 )
-_GOVERNOR_BYTES = 5 * 8 + 4 * 4 + 2 * 64 * 8
-CPU_DTYPE = np.dtype(
-    [*((name, "<u8") for name in _COUNTERS), ("governor", f"V{_GOVERNOR_BYTES}"), ("last_page", "<u8")]
+_CELL_DTYPE = np.dtype([("round", "<u4"), ("count", "<u2"), ("level", "<u2")])
+_GOVERNOR_DTYPE = np.dtype(
+    [
+        *((name, "<u8") for name in ("since_ns", "recorded", "skipped", "event_ns", "round")),
+        *((name, "<u4") for name in ("more", "less", "more_large", "less_large")),
+        *((name, _CELL_DTYPE, (_GOVERNOR_CELLS,)) for name in ("cells", "large_cells")),
+    ]
 )
+CPU_DTYPE = np.dtype([*((name, "<u8") for name in _COUNTERS), ("governor", _GOVERNOR_DTYPE), ("last_page", "<u8")])
+"""struct cpu_state; its counters come first."""
 SCRATCH_DTYPE = np.dtype(
     {
         "names": ["busy"],
@@ -79,10 +113,25 @@ SCRATCH_DTYPE = np.dtype(
     }
 )
 
+MAPS = {
+    "config": CONFIG_DTYPE,
+    "sections": np.dtype("<u8"),
+    "frames": np.dtype(("<u2", CHUNK_FRAMES)),
+    "class_info": CLASS_INFO_DTYPE,
+    "classes": CLASS_ENTRY_DTYPE,
+    "stacks": STACK_ENTRY_DTYPE,
+    "cgroups": CGROUP_ENTRY_DTYPE,
+    "births": BIRTH_ENTRY_DTYPE,
+    "lives": LIFE_ENTRY_DTYPE,
+    "cpu": CPU_DTYPE,
+    "scratch": SCRATCH_DTYPE,
+    "own_pages": np.dtype("<u8"),
+}
+"""The maps as they are read here (BpfObject)."""
+
 _OUT_DTYPE = np.dtype([("frame", "<u8"), ("number", "<u2"), ("frames", "<u2")])
 _SCAN_FRAMES = 1 << 18
 _LIFE_BUCKETS = 4 * 64
-_MAX_LEVEL = 15
 _MAX_ALLOCATED = 1 << 34  # of one class: 64 TiB of pages; times 2^15 and the page size it still fits into 63 bits
 _MAX_BLOCKS = 1 << 19
 

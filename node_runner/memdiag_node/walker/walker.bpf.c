@@ -14,25 +14,11 @@
 // at the end that the item still begins with what it began with: a queue that was read from meanwhile does not. A walk
 // that finds one wrong ends with STATUS_RACE for user space to walk again. Every item ends in one END record.
 //
-// Defines from the loader: offsets and sizes in bytes from BTF, PG_HEAD (enumerator), PAGE_SHIFT, STEPS, MAX_STEPS of one
-// item, WORK and RECORDS in entries, MAX_FRAGMENTS per packet.
+// Defines from walker.py: offsets and sizes in bytes from BTF, PG_HEAD (enumerator), PAGE_SHIFT, STEPS, MAX_STEPS of
+// one item, WORK and RECORDS in entries, MAX_FRAGMENTS per packet, and what items and records are made of: KIND_,
+// ITEM_, RECORD_, TABLE_, SOCKET_, STATUS_.
 
-#define READ(destination, base, offset) \
-    bpf_probe_read_kernel(&(destination), sizeof(destination), (void *)((u64)(base) + (offset)))
-
-enum kind {
-    KIND_PACKET_LIST,  // struct sk_buff_head
-    KIND_PACKET_TREE,  // struct rb_root of sk_buffs
-    KIND_PACKET_CHAIN, // pointer to an sk_buff, linked by next until NULL
-    KIND_ACCEPT,       // pointer to a request_sock, linked by dl_next until NULL
-    KIND_TABLE,        // `count` buckets, `stride` bytes apart, of sockets linked by a node `node` bytes inside
-    KIND_NETS,         // list_head inside a struct net, on the list of all: tells the tables of each
-    KIND_BLOCKS,       // `count` pointers into the linear map, `stride` bytes apart, each to a block of order `order`
-    KIND_PIPE,         // struct pipe_inode_info
-};
-
-#define ITEM_UNIX 1    // packets carry a unix_skb_parms: files in flight
-#define ITEM_EMBRYOS 2 // packets of a UNIX listener: each stands for a socket that nobody accepted yet
+#include "common.bpf.h"
 
 struct item {
     u64 head;
@@ -42,19 +28,10 @@ struct item {
     u8 kind;
     u8 flags;
     u8 order;
-    u8 consumed; // where a packet's control block tells how much of it was read, in bytes; 0: such a packet is read whole
+    u8 consumed; // where a packet's control block tells how much of it was read, in bytes; 0: it is read whole
     u8 unused[4];
 };
 
-enum { RECORD_PACKET = 1, RECORD_IDENTITY, RECORD_FRAGMENT, RECORD_HEAD, RECORD_SOCKET, RECORD_NET, RECORD_END };
-
-#define RECORD_IS_MEMBER 1   // of PACKET: part of a frag list, counted in its head's len and truesize
-#define RECORD_UNREADABLE 2  // of PACKET, FRAGMENT: what lies behind it could not be read
-#define RECORD_IS_USER 4     // of FRAGMENT, HEAD: a page of a process or of the page cache
-#define RECORD_IS_DEVICE 8   // of FRAGMENT: device memory (net_iov), no page at all
-#define RECORD_IS_SLAB 16    // of HEAD: from kmalloc, which the kernel counts as slab also where it takes whole pages
-
-#define HEAD_UNIT_BYTES 16
 #define CONTROL_MASK 63 // more than any offset in the 48 bytes of a control block
 
 struct record {
@@ -62,22 +39,18 @@ struct record {
     u32 item;
     u8 type;
     u8 flags;
-    u16 detail; // NET: which table; PACKET: size of a head from slab, in HEAD_UNIT_BYTES; FRAGMENT, HEAD: order; SOCKET: how; END: status
+    // NET: which table; PACKET: size of a head from slab, in HEAD_UNIT_BYTES; FRAGMENT, HEAD: order; SOCKET: how;
+    // END: status
+    u16 detail;
 };
 
-enum { TABLE_UNIX, TABLE_TCP, TABLE_UDP, TABLE_PACKET };
-enum { SOCKET_LISTED = 1, SOCKET_UNACCEPTED, SOCKET_IN_FLIGHT };
+#define MAX_DEPTH 4 // of frag lists inside frag lists
 
-enum { STATUS_WHOLE = 1, STATUS_RACE, STATUS_FAULT, STATUS_TOO_LONG, STATUS_TOO_DEEP };
 enum { PHASE_START, PHASE_LIST, PHASE_DOWN, PHASE_VISIT, PHASE_RIGHT, PHASE_UP };
-
-#define MAX_DEPTH 4       // of frag lists inside frag lists
-#define IDENTITIES 4      // packets whose address and length are told, mixed, so that a later walk knows the queue again
-#define STEP_RECORDS 64   // at most, of one step: a packet with all its fragments (MAX_SKB_FRAGS is at most 45)
 
 struct cursor {
     u64 current, previous, last_page, files;
-    u64 first; // what the item's head led to when the walk began; of a table whether a chain was lost
+    u64 first;             // what the item's head led to when the walk began; of a table whether a chain was lost
     u64 resume[MAX_DEPTH]; // where the walk goes on after each open frag list
     u64 linear_to_page, socket_file_operations, net_operations; // facts, from user space; 0 when unknown
     u32 item, items, position, done;
@@ -103,12 +76,12 @@ BPF_ARRAY(scratches, struct scratch, 1);
 
 #define FIELD(type, memory, offset) (*(type *)((memory) + (offset)))
 
-// The verifier follows both sides of every branch, for every fragment of every step, and from Linux 6.18 on both values of
-// an arithmetic mask too. What runs for each fragment therefore computes with 0 and 1 instead: IS_SET(v) is 1 when v is
-// not 0, IS_LESS(a, b) when a < b, as signed numbers that are not huge.
+// The verifier follows both sides of every branch, for every fragment of every step, and from Linux 6.18 on both values
+// of an arithmetic mask too. What runs for each fragment therefore computes with 0 and 1 instead: IS_SET(v) is 1 when v
+// is not 0, IS_LESS(a, b) when a < b, as signed numbers that are not huge.
 static inline u64 opaque(u64 value)
 {
-    asm volatile("" : "+r"(value)); // else the compiler sees that it is 0 or 1, and branches on it
+    AS_WRITTEN(value); // else the compiler sees that it is 0 or 1, and branches on it
     return value;
 }
 #define IS_SET(value) opaque(((value) | -(value)) >> 63)
@@ -117,7 +90,7 @@ static inline u64 opaque(u64 value)
 // From any page of a block to its head: returns it, leaves order and flags in scratch; 0 when it can't be read.
 // A tail names its head (compound_head), or, where struct page's size is a power of two, keeps a mask that leads to it
 // (compound_info, Linux 7.1); a mask has all high bits set, which no address of the page array has.
-static inline u64 block_of(struct scratch *x, u64 page)
+static inline u64 block_of(struct scratch *scratch, u64 page)
 {
     u64 info = 0, head, readable;
     READ(info, page, PAGE_COMPOUND);
@@ -126,169 +99,177 @@ static inline u64 block_of(struct scratch *x, u64 page)
     head += ((page & info) - head) * (1 - IS_SET((info >> 30) ^ (~0ULL >> 30)));
 #endif
     page += (head - page) * opaque(info & 1);
-    readable = 1 - IS_SET((u64)bpf_probe_read_kernel(x->page, PAGE_READ_BYTES, (void *)page)); // else it leaves zeroes
-    x->order = (FIELD(u8, x->page, PAGE_ORDER) & 31) * opaque(FIELD(u64, x->page, PAGE_FLAGS) >> PG_HEAD & 1);
-    x->page_flags = IS_SET(FIELD(u64, x->page, PAGE_MAPPING)) * RECORD_IS_USER + (1 - readable) * RECORD_UNREADABLE;
+    readable =
+        1 - IS_SET((u64)bpf_probe_read_kernel(scratch->page, PAGE_READ_BYTES, (void *)page)); // else it leaves zeroes
+    scratch->order =
+        (FIELD(u8, scratch->page, PAGE_ORDER) & 31) * opaque(FIELD(u64, scratch->page, PAGE_FLAGS) >> PG_HEAD & 1);
+    scratch->page_flags =
+        IS_SET(FIELD(u64, scratch->page, PAGE_MAPPING)) * RECORD_IS_USER + (1 - readable) * RECORD_UNREADABLE;
     return page * readable;
 }
 
-static inline void put(struct cursor *s, struct output *out, u8 type, u8 flags, u16 detail, u64 value)
+static inline void put(struct cursor *cur, struct output *out, u8 type, u8 flags, u16 detail, u64 value)
 {
     // A run stops STEP_RECORDS before the end: the mask is for the verifier.
-    struct record *record = &out->records[s->position & (RECORDS - 1)];
+    struct record *record = &out->records[cur->position & (RECORDS - 1)];
     record->value = value;
-    record->item = s->item;
+    record->item = cur->item;
     record->type = type;
     record->flags = flags;
     record->detail = detail;
-    s->position++;
+    cur->position++;
 }
 
 // Keep what was put last only if `keep` is 1, not 0.
-static inline void keep_if(struct cursor *s, u64 keep)
+static inline void keep_if(struct cursor *cur, u64 keep)
 {
-    s->position -= 1 - keep;
+    cur->position -= 1 - keep;
 }
 
-// A block that one fragment lies in; neighbours often share one, which is told once. Memory of a device (net_iov) has the
-// low bit set (include/net/netmem.h) and no page.
-static inline void put_block(struct scratch *x, struct cursor *s, struct output *out, u64 memory)
+// A block that one fragment lies in; neighbours often share one, which is told once. Memory of a device (net_iov) has
+// the low bit set (include/net/netmem.h) and no page.
+static inline void put_block(struct scratch *scratch, struct cursor *cur, struct output *out, u64 memory)
 {
-    u64 is_page = opaque(1 - (memory & 1)), block = block_of(x, memory * is_page) * is_page;
-    put(s, out, RECORD_FRAGMENT, (1 - is_page) * RECORD_IS_DEVICE + x->page_flags * is_page, x->order, block);
-    keep_if(s, 1 - (1 - IS_SET(block ^ s->last_page)) * IS_SET(block));
-    s->last_page = block;
+    u64 is_page = opaque(1 - (memory & 1)), block = block_of(scratch, memory * is_page) * is_page;
+    put(cur, out, RECORD_FRAGMENT, (1 - is_page) * RECORD_IS_DEVICE + scratch->page_flags * is_page, scratch->order,
+        block);
+    keep_if(cur, 1 - (1 - IS_SET(block ^ cur->last_page)) * IS_SET(block));
+    cur->last_page = block;
 }
 
 // A head that is no slab object but pages of its own: cut from a page fragment, or too large for any slab
-// (mm/slab_common.c: beyond two pages kmalloc takes a compound page). Returns 1 when it is one, else 0. A page that can't
-// be read or is too small means that the head is no memory of the linear map: netlink's may be vmalloc.
-static inline u64 put_head(struct scratch *x, struct cursor *s, struct output *out, u64 head, u64 bytes)
+// (mm/slab_common.c: beyond two pages kmalloc takes a compound page). Returns 1 when it is one, else 0. A page that
+// can't be read or is too small means that the head is no memory of the linear map: netlink's may be vmalloc.
+static inline u64 put_head(struct scratch *scratch, struct cursor *cur, struct output *out, u64 head, u64 bytes)
 {
-    u64 is_cut = IS_SET((u64)(FIELD(u8, x->packet, PACKET_HEAD_FRAG_BYTE) & PACKET_HEAD_FRAG_MASK));
-    u64 is_own = IS_SET(is_cut + IS_LESS(2ULL << PAGE_SHIFT, bytes)) * IS_SET(s->linear_to_page);
-    u64 page = block_of(x, (s->linear_to_page + (head >> PAGE_SHIFT) * PAGE_STRUCT_SIZE) * is_own);
-    is_own *= IS_SET(page) * (1 - IS_LESS(1ULL << (x->order + PAGE_SHIFT), bytes));
-    put(s, out, RECORD_HEAD, x->page_flags + (1 - is_cut) * RECORD_IS_SLAB, x->order, page);
-    keep_if(s, is_own * IS_SET(page ^ s->last_page));
-    s->last_page += (page - s->last_page) * is_own;
+    u64 is_cut = IS_SET((u64)(FIELD(u8, scratch->packet, PACKET_HEAD_FRAG_BYTE) & PACKET_HEAD_FRAG_MASK));
+    u64 is_own = IS_SET(is_cut + IS_LESS(2ULL << PAGE_SHIFT, bytes)) * IS_SET(cur->linear_to_page);
+    u64 page = block_of(scratch, (cur->linear_to_page + (head >> PAGE_SHIFT) * STRUCT_PAGE_BYTES) * is_own);
+    is_own *= IS_SET(page) * (1 - IS_LESS(1ULL << (scratch->order + PAGE_SHIFT), bytes));
+    put(cur, out, RECORD_HEAD, scratch->page_flags + (1 - is_cut) * RECORD_IS_SLAB, scratch->order, page);
+    keep_if(cur, is_own * IS_SET(page ^ cur->last_page));
+    cur->last_page += (page - cur->last_page) * is_own;
     return is_own;
 }
 
 // One packet: its size, its head, what it carries. Its fragments and files are left to the next steps, so that the
 // verifier follows those loops once. Returns its frag list, NULL when it has none.
-static inline u64 visit(struct scratch *x, struct cursor *s, struct output *out, u64 item_flags, u64 consumed)
+static inline u64 visit(struct scratch *scratch, struct cursor *cur, struct output *out, u64 item_flags, u64 consumed)
 {
-    u64 head = FIELD(u64, x->packet, PACKET_HEAD), end = FIELD(u32, x->packet, PACKET_END), bytes = end + SHARED_SIZE;
-    u64 unreadable = IS_SET((u64)bpf_probe_read_kernel(x->shared, SHARED_SIZE, (void *)(head + end)));
-    u64 is_unix = opaque(item_flags & ITEM_UNIX), is_member = IS_SET((u64)s->depth), is_own;
-    u64 length = FIELD(u32, x->packet, PACKET_LENGTH);
-    length -= FIELD(u32, x->packet, PACKET_CONTROL + (consumed & CONTROL_MASK)) * IS_SET(consumed) * (1 - is_member);
-    put(s, out, RECORD_IDENTITY, 0, s->count, s->current ^ (length << 32));
-    keep_if(s, IS_LESS(s->count, IDENTITIES) * (1 - is_member));
-    put(s, out, RECORD_SOCKET, 0, SOCKET_UNACCEPTED, FIELD(u64, x->packet, PACKET_SOCKET));
+    u64 head = FIELD(u64, scratch->packet, PACKET_HEAD), end = FIELD(u32, scratch->packet, PACKET_END),
+        bytes = end + SHARED_SIZE;
+    u64 unreadable = IS_SET((u64)bpf_probe_read_kernel(scratch->shared, SHARED_SIZE, (void *)(head + end)));
+    u64 is_unix = opaque(item_flags & ITEM_UNIX), is_member = IS_SET((u64)cur->depth), is_own;
+    u64 length = FIELD(u32, scratch->packet, PACKET_LENGTH);
+    length -=
+        FIELD(u32, scratch->packet, PACKET_CONTROL + (consumed & CONTROL_MASK)) * IS_SET(consumed) * (1 - is_member);
+    put(cur, out, RECORD_IDENTITY, 0, cur->count, cur->current ^ (length << 32));
+    keep_if(cur, IS_LESS(cur->count, IDENTITIES) * (1 - is_member));
+    put(cur, out, RECORD_SOCKET, 0, SOCKET_UNACCEPTED, FIELD(u64, scratch->packet, PACKET_SOCKET));
     // A packet that was taken meanwhile and used again has no socket yet.
-    keep_if(s, opaque(item_flags & ITEM_EMBRYOS) / ITEM_EMBRYOS * IS_SET(FIELD(u64, x->packet, PACKET_SOCKET)));
-    is_own = put_head(x, s, out, head, bytes);
-    put(s, out, RECORD_PACKET, is_member * RECORD_IS_MEMBER + unreadable * RECORD_UNREADABLE,
-        bytes / HEAD_UNIT_BYTES * (1 - is_own), (length << 32) | FIELD(u32, x->packet, PACKET_TRUESIZE));
-    s->fragments = FIELD(u8, x->shared, SHARED_FRAGMENT_COUNT); // a failed read leaves zeroes
-    s->files = FIELD(u64, x->packet, PACKET_CONTROL + UNIX_FILES) * is_unix * IS_SET(s->socket_file_operations);
-    s->file = 0;
-    return FIELD(u64, x->shared, SHARED_FRAGMENT_LIST);
+    keep_if(cur, opaque(item_flags & ITEM_EMBRYOS) / ITEM_EMBRYOS * IS_SET(FIELD(u64, scratch->packet, PACKET_SOCKET)));
+    is_own = put_head(scratch, cur, out, head, bytes);
+    put(cur, out, RECORD_PACKET, is_member * RECORD_IS_MEMBER + unreadable * RECORD_UNREADABLE,
+        bytes / HEAD_UNIT_BYTES * (1 - is_own), (length << 32) | FIELD(u32, scratch->packet, PACKET_TRUESIZE));
+    cur->fragments = FIELD(u8, scratch->shared, SHARED_FRAGMENT_COUNT); // a failed read leaves zeroes
+    cur->files =
+        FIELD(u64, scratch->packet, PACKET_CONTROL + UNIX_FILES) * is_unix * IS_SET(cur->socket_file_operations);
+    cur->file = 0;
+    return FIELD(u64, scratch->shared, SHARED_FRAGMENT_LIST);
 }
 
 // The fragments of the packet that was visited last.
-static inline void visit_fragments(struct scratch *x, struct cursor *s, struct output *out)
+static inline void visit_fragments(struct scratch *scratch, struct cursor *cur, struct output *out)
 {
-    u32 fragments = s->fragments;
-    s->fragments = 0;
-    _Pragma("nounroll") for (u32 i = 0; i < MAX_FRAGMENTS; i++)
-    {
-        asm volatile("" : "+r"(i)); // else the compiler counts down instead, and the verifier before Linux 6.8 loses count
+    u32 fragments = cur->fragments;
+    cur->fragments = 0;
+    NO_UNROLL
+    for (u32 i = 0; i < MAX_FRAGMENTS; i++) {
+        AS_WRITTEN(i);
         if (i >= fragments || i >= MAX_FRAGMENTS)
             break;
-        u64 memory = FIELD(u64, x->shared, SHARED_FRAGMENTS + i * FRAGMENT_SIZE);
-        put_block(x, s, out, memory);
+        u64 memory = FIELD(u64, scratch->shared, SHARED_FRAGMENTS + i * FRAGMENT_SIZE);
+        put_block(scratch, cur, out, memory);
     }
 }
 
 // SCM_RIGHTS: the next of the files that travel with the packet that was visited last (include/net/scm.h).
-static inline void visit_file(struct cursor *s, struct output *out)
+static inline void visit_file(struct cursor *cur, struct output *out)
 {
     u16 files = 0;
-    u64 file = 0, operations = 0, socket = 0, sk = 0, at = s->file;
-    READ(files, s->files, SCM_COUNT);
-    READ(file, s->files, SCM_FILES + at * 8);
-    s->file = at + 1;
+    u64 file = 0, operations = 0, socket = 0, sk = 0, at = cur->file;
+    READ(files, cur->files, SCM_COUNT);
+    READ(file, cur->files, SCM_FILES + at * 8);
+    cur->file = at + 1;
     if (at >= files || at >= SCM_MAX_FILES) {
-        s->files = 0;
+        cur->files = 0;
         return;
     }
     READ(operations, file, FILE_OPERATIONS);
-    if (operations != s->socket_file_operations)
+    if (operations != cur->socket_file_operations)
         return;
     READ(socket, file, FILE_PRIVATE);
     READ(sk, socket, SOCKET_SK);
     if (sk)
-        put(s, out, RECORD_SOCKET, 0, SOCKET_IN_FLIGHT, sk);
+        put(cur, out, RECORD_SOCKET, 0, SOCKET_IN_FLIGHT, sk);
 }
 
 // Where a network namespace keeps its sockets: of each hash table the address, then the number of its buckets.
-static inline void put_tables(struct cursor *s, struct output *out, u64 net)
+static inline void put_tables(struct cursor *cur, struct output *out, u64 net)
 {
 #ifdef HAS_TABLES
     u64 address = 0, hash = 0;
     u32 mask = 0;
     READ(address, net, NET_UNIX_BUCKETS);
-    put(s, out, RECORD_NET, 0, TABLE_UNIX, address);
-    put(s, out, RECORD_NET, 0, TABLE_UNIX, UNIX_BUCKETS);
+    put(cur, out, RECORD_NET, 0, TABLE_UNIX, address);
+    put(cur, out, RECORD_NET, 0, TABLE_UNIX, UNIX_BUCKETS);
     READ(hash, net, NET_TCP_HASH);
     READ(address, hash, TCP_HASH_BUCKETS);
     READ(mask, hash, TCP_HASH_MASK);
-    put(s, out, RECORD_NET, 0, TABLE_TCP, address);
-    put(s, out, RECORD_NET, 0, TABLE_TCP, (u64)mask + 1);
+    put(cur, out, RECORD_NET, 0, TABLE_TCP, address);
+    put(cur, out, RECORD_NET, 0, TABLE_TCP, (u64)mask + 1);
     READ(hash, net, NET_UDP_TABLE);
     READ(address, hash, UDP_TABLE_SLOTS);
     READ(mask, hash, UDP_TABLE_MASK);
-    put(s, out, RECORD_NET, 0, TABLE_UDP, address);
-    put(s, out, RECORD_NET, 0, TABLE_UDP, (u64)mask + 1);
-    put(s, out, RECORD_NET, 0, TABLE_PACKET, net + NET_PACKET_LIST);
-    put(s, out, RECORD_NET, 0, TABLE_PACKET, 1);
+    put(cur, out, RECORD_NET, 0, TABLE_UDP, address);
+    put(cur, out, RECORD_NET, 0, TABLE_UDP, (u64)mask + 1);
+    put(cur, out, RECORD_NET, 0, TABLE_PACKET, net + NET_PACKET_LIST);
+    put(cur, out, RECORD_NET, 0, TABLE_PACKET, 1);
 #endif
 }
 
 // The next buffer of a pipe, from its tail to its head, then the pages that it keeps for the next write
-// (include/linux/pipe_fs_i.h). Returns 0 when there is no more.
-static inline int visit_pipe_slot(struct scratch *x, struct cursor *s, struct output *out, u64 pipe, u16 *status)
+// (include/linux/pipe_fs_i.h).
+static inline u16 step_pipe(struct scratch *scratch, struct cursor *cur, struct output *out, u64 pipe)
 {
     u64 buffers = 0, page = 0;
-    u32 head = 0, tail = 0, slots = 0, length = 0, at = s->count, used;
+    u32 head = 0, tail = 0, slots = 0, length = 0, at = cur->count, used;
     READ(head, pipe, PIPE_HEAD);
     READ(tail, pipe, PIPE_TAIL);
     READ(slots, pipe, PIPE_SLOTS);
     READ(buffers, pipe, PIPE_BUFFERS);
     used = head - tail;
     if (!at)
-        s->first = tail;
-    if (s->first != tail) {
-        *status = STATUS_RACE; // read meanwhile: the slots that are left are counted from another one
-        return 1;
+        cur->first = tail;
+    if (cur->first != tail) {
+        cur->count++;
+        return STATUS_RACE; // read meanwhile: the slots that are left are counted from another one
     }
     if (at < used && at < slots) {
         buffers += (u64)((tail + at) & (slots - 1)) * PIPE_BUFFER_SIZE;
         READ(page, buffers, PIPE_BUFFER_PAGE);
         READ(length, buffers, PIPE_BUFFER_LENGTH);
-        put(s, out, RECORD_PACKET, 0, 0, (u64)length << 32);
+        put(cur, out, RECORD_PACKET, 0, 0, (u64)length << 32);
     } else {
         at -= used;
         if (at >= PIPE_KEPT_PAGES)
-            return 0;
+            return STATUS_WHOLE;
         READ(page, pipe, PIPE_KEPT + (u64)at * 8);
     }
     if (page)
-        put_block(x, s, out, page);
-    return 1;
+        put_block(scratch, cur, out, page);
+    cur->count++;
+    return 0;
 }
 
 // How many packets there can be in the item's list or chain.
@@ -300,210 +281,300 @@ static inline u32 limit_of(struct item *item)
     return limit;
 }
 
+// What the packet that was visited last left to do: its fragments, its files, the end of the frag list that it was in.
+// Returns 1 when that was this step, else 0.
+static inline int finish_packet(struct scratch *scratch, struct cursor *cur, struct output *out)
+{
+    if (cur->fragments) {
+        visit_fragments(scratch, cur, out);
+    } else if (cur->files) {
+        visit_file(cur, out);
+    } else if (cur->depth && !cur->current) { // on behind the frag list's head
+        cur->depth--;
+        cur->current = cur->resume[cur->depth & (MAX_DEPTH - 1)];
+        if (!cur->depth && cur->in_tree)
+            cur->phase = PHASE_RIGHT;
+    } else {
+        return 0;
+    }
+    return 1;
+}
+
+// Each step below does a bounded part of an item's walk. It returns 0 to go on, or the status that the walk ends with.
+
+static inline u16 start_item(struct cursor *cur, struct item *item)
+{
+    u8 kind = item->kind;
+    u16 status = 0;
+    cur->count = 0;
+    cur->depth = 0;
+    cur->steps = 0;
+    cur->last_page = 0;
+    cur->previous = item->head;
+    cur->current = 0;
+    cur->phase = PHASE_LIST;
+    cur->in_tree = kind == KIND_PACKET_TREE;
+    if (cur->in_tree)
+        cur->phase = PHASE_DOWN;
+    if (kind != KIND_TABLE && kind != KIND_BLOCKS && kind != KIND_PIPE) {
+        if (READ(cur->current, item->head, 0))
+            status = STATUS_FAULT;
+        else if (!cur->current && kind != KIND_PACKET_LIST && kind != KIND_NETS)
+            status = STATUS_WHOLE;
+    }
+    cur->first = cur->current;
+    if (cur->in_tree)
+        cur->previous = 0;
+    return status;
+}
+
+// The next connection that nobody accepted yet.
+static inline u16 step_accept(struct cursor *cur, struct output *out)
+{
+    u64 sk = 0, next = 0;
+    if (!cur->current)
+        return STATUS_WHOLE;
+    if (READ(sk, cur->current, REQUEST_SOCKET) || READ(next, cur->current, REQUEST_NEXT))
+        return STATUS_FAULT;
+    if (sk)
+        put(cur, out, RECORD_SOCKET, 0, SOCKET_UNACCEPTED, sk);
+    cur->count++;
+    cur->current = next;
+    return 0;
+}
+
+#define IS_EMPTY(bucket) (!(bucket) || ((bucket) & 1)) // a nulls end marker is odd (include/linux/list_nulls.h)
+
+// Whether the next eight buckets of a table can be read and are all empty.
+static inline int is_empty_run(struct scratch *scratch, struct cursor *cur, struct item *item)
+{
+    u64 *buckets = scratch->buckets;
+    return item->stride == 8 && cur->count + 8 <= item->count &&
+           !bpf_probe_read_kernel(buckets, 64, (void *)(item->head + (u64)cur->count * 8)) && IS_EMPTY(buckets[0]) &&
+           IS_EMPTY(buckets[1]) && IS_EMPTY(buckets[2]) && IS_EMPTY(buckets[3]) && IS_EMPTY(buckets[4]) &&
+           IS_EMPTY(buckets[5]) && IS_EMPTY(buckets[6]) && IS_EMPTY(buckets[7]);
+}
+
+// The next socket in the chain of a bucket, or the next bucket.
+static inline u16 step_table(struct scratch *scratch, struct cursor *cur, struct output *out, struct item *item)
+{
+    u64 current = cur->current, next = 0;
+    u16 status = 0;
+    if (!IS_EMPTY(current)) {
+        if (READ(next, current, 0)) {
+            cur->first = 1; // a socket that was freed meanwhile: the rest of its chain is lost, not that of the table
+            cur->current = 0;
+        } else {
+            put(cur, out, RECORD_SOCKET, 0, SOCKET_LISTED, current - item->node);
+            cur->current = next;
+        }
+        return 0;
+    }
+    if (cur->count >= item->count)
+        return cur->first ? STATUS_FAULT : STATUS_WHOLE;
+    if (is_empty_run(scratch, cur, item)) {
+        cur->count += 8;
+        return 0;
+    }
+    if (READ(cur->current, item->head, (u64)cur->count * item->stride))
+        status = STATUS_FAULT;
+    cur->count++;
+    return status;
+}
+
+// The next network namespace.
+static inline u16 step_nets(struct cursor *cur, struct output *out, struct item *item)
+{
+    u64 current = cur->current, next = 0, operations = 0;
+    if (current == item->head) {
+        put_tables(cur, out, current - NET_LIST);
+        return STATUS_WHOLE;
+    }
+    if (READ(next, current, 0))
+        return STATUS_FAULT;
+    READ(operations, current - NET_LIST, NET_OPERATIONS);
+    if (operations == cur->net_operations) // all but the list's own head
+        put_tables(cur, out, current - NET_LIST);
+    cur->current = next;
+    cur->count++;
+    return 0;
+}
+
+// The next pointer to a block.
+static inline u16 step_blocks(struct scratch *scratch, struct cursor *cur, struct output *out, struct item *item)
+{
+    u64 pointer = 0;
+    if (cur->count >= item->count)
+        return STATUS_WHOLE;
+    if (READ(pointer, item->head, (u64)cur->count * item->stride))
+        return STATUS_FAULT;
+    if (pointer && cur->linear_to_page)
+        put_block(scratch, cur, out, cur->linear_to_page + (pointer >> PAGE_SHIFT) * STRUCT_PAGE_BYTES);
+    cur->count++;
+    return 0;
+}
+
+// In a tree: down to the left, as far as it goes.
+static inline u16 step_down(struct cursor *cur)
+{
+    u64 left = 0, parent = 0;
+    if (READ(left, cur->current, TREE_LEFT) || READ(parent, cur->current, TREE_PARENT))
+        return STATUS_FAULT;
+    if ((parent & ~3ULL) != cur->previous)
+        return STATUS_RACE;
+    if (left) {
+        cur->previous = cur->current;
+        cur->current = left;
+    } else {
+        cur->phase = PHASE_VISIT;
+    }
+    return 0;
+}
+
+// ... then, after a visit, once to the right.
+static inline u16 step_right(struct cursor *cur)
+{
+    u64 right = 0;
+    u16 status = 0;
+    if (READ(right, cur->current, TREE_RIGHT))
+        status = STATUS_FAULT;
+    cur->phase = right ? PHASE_DOWN : PHASE_UP;
+    if (right)
+        cur->current = right;
+    return status;
+}
+
+// ... and up again where there is nothing to the right.
+static inline u16 step_up(struct cursor *cur)
+{
+    u64 parent = 0, left = 0, right = 0;
+    READ(parent, cur->current, TREE_PARENT);
+    parent &= ~3ULL;
+    if (!parent)
+        return STATUS_WHOLE;
+    if (READ(left, parent, TREE_LEFT) || READ(right, parent, TREE_RIGHT))
+        return STATUS_FAULT;
+    if (left != cur->current && right != cur->current)
+        return STATUS_RACE;
+    if (left == cur->current)
+        cur->phase = PHASE_VISIT;
+    cur->current = parent;
+    return 0;
+}
+
+// Read the packet that the cursor stands on, of a list, a chain, a tree or a frag list.
+static inline u16 read_packet(struct scratch *scratch, struct cursor *cur, struct item *item)
+{
+    u64 current = cur->current;
+    u32 in_list = !cur->depth && cur->phase == PHASE_LIST;
+    if (in_list && (current == item->head || (item->kind == KIND_PACKET_CHAIN && !current)))
+        return STATUS_WHOLE;
+    if (!current)
+        return STATUS_RACE;
+    if (bpf_probe_read_kernel(scratch->packet, PACKET_SIZE, (void *)current))
+        return STATUS_FAULT;
+    if (in_list && cur->count >= limit_of(item))
+        return STATUS_RACE; // more than there are: some were taken meanwhile
+    if (item->kind == KIND_PACKET_LIST && !cur->depth && FIELD(u64, scratch->packet, PACKET_PREVIOUS) != cur->previous)
+        return STATUS_RACE; // taken from this queue, perhaps put on another
+    return 0;
+}
+
+// The next packet.
+static inline u16 step_packet(struct scratch *scratch, struct cursor *cur, struct output *out, struct item *item)
+{
+    u64 current = cur->current, list, next;
+    u16 status = read_packet(scratch, cur, item);
+    if (status)
+        return status;
+    list = visit(scratch, cur, out, item->flags, item->consumed);
+    next = FIELD(u64, scratch->packet, PACKET_NEXT);
+    if (!cur->depth) {
+        cur->count++;
+        cur->previous = current;
+    }
+    int in_tree = cur->phase == PHASE_VISIT;
+    cur->phase = in_tree ? PHASE_RIGHT : PHASE_LIST;
+    if (list && cur->depth >= MAX_DEPTH)
+        return STATUS_TOO_DEEP;
+    if (list) {
+        cur->resume[cur->depth & (MAX_DEPTH - 1)] = in_tree ? current : next;
+        cur->depth++;
+        cur->current = list;
+        cur->phase = PHASE_LIST;
+    } else if (!in_tree) {
+        cur->current = next;
+    }
+    return 0;
+}
+
+static inline u16 step_item(struct scratch *scratch, struct cursor *cur, struct output *out, struct item *item)
+{
+    u8 kind = item->kind;
+    if (cur->phase == PHASE_START)
+        return start_item(cur, item);
+    if (kind == KIND_ACCEPT)
+        return step_accept(cur, out);
+    if (kind == KIND_TABLE)
+        return step_table(scratch, cur, out, item);
+    if (kind == KIND_NETS)
+        return step_nets(cur, out, item);
+    if (kind == KIND_PIPE)
+        return step_pipe(scratch, cur, out, item->head);
+    if (kind == KIND_BLOCKS)
+        return step_blocks(scratch, cur, out, item);
+    if (cur->phase == PHASE_DOWN)
+        return step_down(cur);
+    if (cur->phase == PHASE_RIGHT)
+        return step_right(cur);
+    if (cur->phase == PHASE_UP)
+        return step_up(cur);
+    return step_packet(scratch, cur, out, item);
+}
+
+// Tell how the walk of an item ended; an item that has changed since its walk started is not whole.
+static inline void end_item(struct cursor *cur, struct output *out, struct item *item, u16 status)
+{
+    u32 expected = cur->count;
+    u64 first = cur->first;
+    if (item->kind == KIND_PACKET_LIST)
+        READ(expected, item->head, QUEUE_LENGTH);
+    if (item->kind <= KIND_ACCEPT)
+        READ(first, item->head, 0);
+    if (status == STATUS_WHOLE && (expected != cur->count || first != cur->first))
+        status = STATUS_RACE;
+    put(cur, out, RECORD_END, 0, status, cur->count | ((u64)expected << 32));
+    cur->fragments = 0; // else those of a packet that was nested too deep would count for the next item
+    cur->files = 0;
+    cur->item++;
+    cur->phase = PHASE_START;
+}
+
 int walk(void *ctx)
 {
     u32 zero = 0;
-    struct cursor *s = cursors.lookup(&zero);
-    struct scratch *x = scratches.lookup(&zero);
+    struct cursor *cur = cursors.lookup(&zero);
+    struct scratch *scratch = scratches.lookup(&zero);
     struct output *out = outputs.lookup(&zero);
-    if (!s || !x || !out)
+    if (!cur || !scratch || !out)
         return 0;
-    _Pragma("nounroll") for (int step = 0; step < STEPS; step++)
-    {
-        u32 at = s->item;
-        u16 status = 0;
-        u64 current = s->current;
-        if (s->position > RECORDS - STEP_RECORDS)
+    NO_UNROLL
+    for (int step = 0; step < STEPS; step++) {
+        if (cur->position > RECORDS - STEP_RECORDS)
             break; // no room for a step: user space takes the records
-        // What the last packet left to do comes first.
-        if (s->fragments) {
-            visit_fragments(x, s, out);
+        if (finish_packet(scratch, cur, out))
             continue;
-        }
-        if (s->files) {
-            visit_file(s, out);
-            continue;
-        }
-        if (s->depth && !s->current) { // a frag list ends: on behind its head
-            s->depth--;
-            s->current = s->resume[s->depth & (MAX_DEPTH - 1)];
-            if (!s->depth && s->in_tree)
-                s->phase = PHASE_RIGHT;
-            continue;
-        }
+        u32 at = cur->item;
         struct item *item = work.lookup(&at);
-        if (at >= s->items || !item) {
-            s->done = 1;
+        if (at >= cur->items || !item) {
+            cur->done = 1;
             break;
         }
-        u8 kind = item->kind;
-        if (s->phase == PHASE_START) {
-            s->count = 0;
-            s->depth = 0;
-            s->steps = 0;
-            s->last_page = 0;
-            s->previous = item->head;
-            s->current = 0;
-            s->phase = PHASE_LIST;
-            s->in_tree = kind == KIND_PACKET_TREE;
-            if (s->in_tree)
-                s->phase = PHASE_DOWN;
-            if (kind != KIND_TABLE && kind != KIND_BLOCKS && kind != KIND_PIPE) {
-                if (READ(s->current, item->head, 0))
-                    status = STATUS_FAULT;
-                else if (!s->current && kind != KIND_PACKET_LIST && kind != KIND_NETS)
-                    status = STATUS_WHOLE;
-            }
-            s->first = s->current;
-            if (s->in_tree)
-                s->previous = 0;
-        } else if (kind == KIND_ACCEPT) {
-            u64 sk = 0, next = 0;
-            if (!current) {
-                status = STATUS_WHOLE;
-            } else if (READ(sk, current, REQUEST_SOCKET) || READ(next, current, REQUEST_NEXT)) {
-                status = STATUS_FAULT;
-            } else {
-                if (sk)
-                    put(s, out, RECORD_SOCKET, 0, SOCKET_UNACCEPTED, sk);
-                s->count++;
-                s->current = next;
-            }
-        } else if (kind == KIND_TABLE) {
-            if (current && !(current & 1)) { // in a chain; a nulls end marker is odd (include/linux/list_nulls.h)
-                u64 next = 0;
-                if (READ(next, current, 0)) {
-                    s->first = 1; // a socket that was freed meanwhile: the rest of its chain is lost, not that of the table
-                    s->current = 0;
-                } else {
-                    put(s, out, RECORD_SOCKET, 0, SOCKET_LISTED, current - item->node);
-                    s->current = next;
-                }
-            } else if (s->count >= item->count) {
-                status = s->first ? STATUS_FAULT : STATUS_WHOLE;
-            } else if (item->stride == 8 && s->count + 8 <= item->count &&
-                       !bpf_probe_read_kernel(x->buckets, 64, (void *)(item->head + (u64)s->count * 8)) &&
-                       (!x->buckets[0] || (x->buckets[0] & 1)) && (!x->buckets[1] || (x->buckets[1] & 1)) &&
-                       (!x->buckets[2] || (x->buckets[2] & 1)) && (!x->buckets[3] || (x->buckets[3] & 1)) &&
-                       (!x->buckets[4] || (x->buckets[4] & 1)) && (!x->buckets[5] || (x->buckets[5] & 1)) &&
-                       (!x->buckets[6] || (x->buckets[6] & 1)) && (!x->buckets[7] || (x->buckets[7] & 1))) {
-                s->count += 8; // empty ones, by eights
-            } else {
-                if (READ(s->current, item->head, (u64)s->count * item->stride))
-                    status = STATUS_FAULT;
-                s->count++;
-            }
-        } else if (kind == KIND_NETS) {
-            u64 next = 0, operations = 0;
-            if (current == item->head) {
-                put_tables(s, out, current - NET_LIST);
-                status = STATUS_WHOLE;
-            } else if (READ(next, current, 0)) {
-                status = STATUS_FAULT;
-            } else {
-                READ(operations, current - NET_LIST, NET_OPERATIONS);
-                if (operations == s->net_operations) // all but the list's own head
-                    put_tables(s, out, current - NET_LIST);
-                s->current = next;
-                s->count++;
-            }
-        } else if (kind == KIND_PIPE) {
-            if (visit_pipe_slot(x, s, out, item->head, &status))
-                s->count++;
-            else
-                status = STATUS_WHOLE;
-        } else if (kind == KIND_BLOCKS) {
-            u64 pointer = 0;
-            if (s->count >= item->count) {
-                status = STATUS_WHOLE;
-            } else if (READ(pointer, item->head, (u64)s->count * item->stride)) {
-                status = STATUS_FAULT;
-            } else {
-                if (pointer && s->linear_to_page)
-                    put_block(x, s, out, s->linear_to_page + (pointer >> PAGE_SHIFT) * PAGE_STRUCT_SIZE);
-                s->count++;
-            }
-        } else if (s->phase == PHASE_DOWN) {
-            u64 left = 0, parent = 0;
-            if (READ(left, current, TREE_LEFT) || READ(parent, current, TREE_PARENT)) {
-                status = STATUS_FAULT;
-            } else if ((parent & ~3ULL) != s->previous) {
-                status = STATUS_RACE;
-            } else if (left) {
-                s->previous = current;
-                s->current = left;
-            } else {
-                s->phase = PHASE_VISIT;
-            }
-        } else if (s->phase == PHASE_RIGHT) {
-            u64 right = 0;
-            if (READ(right, current, TREE_RIGHT))
-                status = STATUS_FAULT;
-            s->phase = right ? PHASE_DOWN : PHASE_UP;
-            if (right)
-                s->current = right;
-        } else if (s->phase == PHASE_UP) {
-            u64 parent = 0, left = 0, right = 0;
-            READ(parent, current, TREE_PARENT);
-            parent &= ~3ULL;
-            if (!parent) {
-                status = STATUS_WHOLE;
-            } else if (READ(left, parent, TREE_LEFT) || READ(right, parent, TREE_RIGHT)) {
-                status = STATUS_FAULT;
-            } else if (left != current && right != current) {
-                status = STATUS_RACE;
-            } else {
-                s->current = parent;
-                if (left == current)
-                    s->phase = PHASE_VISIT;
-            }
-        } else if (s->phase == PHASE_LIST && !s->depth &&
-                   (current == item->head || (kind == KIND_PACKET_CHAIN && !current))) {
-            status = STATUS_WHOLE;
-        } else if (!current) {
-            status = STATUS_RACE;
-        } else if (bpf_probe_read_kernel(x->packet, PACKET_SIZE, (void *)current)) {
-            status = STATUS_FAULT;
-        } else if (!s->depth && s->phase == PHASE_LIST && s->count >= limit_of(item)) {
-            status = STATUS_RACE; // more than there are: some were taken meanwhile
-        } else if (kind == KIND_PACKET_LIST && !s->depth && FIELD(u64, x->packet, PACKET_PREVIOUS) != s->previous) {
-            status = STATUS_RACE; // taken from this queue, perhaps put on another
-        } else {
-            u64 list = visit(x, s, out, item->flags, item->consumed), next = FIELD(u64, x->packet, PACKET_NEXT);
-            if (!s->depth) {
-                s->count++;
-                s->previous = current;
-            }
-            int in_tree = s->phase == PHASE_VISIT;
-            s->phase = in_tree ? PHASE_RIGHT : PHASE_LIST;
-            if (list && s->depth >= MAX_DEPTH) {
-                status = STATUS_TOO_DEEP;
-            } else if (list) {
-                s->resume[s->depth & (MAX_DEPTH - 1)] = in_tree ? current : next;
-                s->depth++;
-                s->current = list;
-                s->phase = PHASE_LIST;
-            } else if (!in_tree) {
-                s->current = next;
-            }
-        }
-        if (++s->steps > MAX_STEPS)
+        u16 status = step_item(scratch, cur, out, item);
+        if (++cur->steps > MAX_STEPS)
             status = STATUS_TOO_LONG;
-        if (status) {
-            u32 expected = s->count;
-            u64 first = s->first;
-            if (kind == KIND_PACKET_LIST)
-                READ(expected, item->head, QUEUE_LENGTH);
-            if (kind <= KIND_ACCEPT)
-                READ(first, item->head, 0);
-            if (status == STATUS_WHOLE && (expected != s->count || first != s->first))
-                status = STATUS_RACE;
-            put(s, out, RECORD_END, 0, status, s->count | ((u64)expected << 32));
-            s->fragments = 0; // else those of a packet that was nested too deep would count for the next item
-            s->files = 0;
-            s->item++;
-            s->phase = PHASE_START;
-        }
+        if (status)
+            end_item(cur, out, item, status);
     }
     return 0;
 }

@@ -14,25 +14,33 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.kernel.layout import Field, block_layout, offsets, optional_offsets
+from memdiag_node.kernel.layout import Field, block_layout, enum_defines, offsets, optional_offsets
 from memdiag_node.kernel.loader import BpfError, BpfObject, ClosedOnExit, RunnableProgram
 
 
 class Kind(IntEnum):
-    """What an item of the worklist is: enum kind of walker.bpf.c."""
+    """What an item of the worklist is."""
 
     PACKET_LIST = 0
+    """struct sk_buff_head."""
     PACKET_TREE = 1
+    """struct rb_root of sk_buffs."""
     PACKET_CHAIN = 2
+    """Pointer to an sk_buff, linked by `next` until NULL."""
     ACCEPT = 3
+    """Pointer to a request_sock, linked by `dl_next` until NULL. This kind and those before it have a first member."""
     TABLE = 4
+    """`count` buckets, `stride` bytes apart, of sockets linked by a node `node` bytes inside."""
     NETS = 5
+    """list_head inside a struct net, on the list of all: gives the tables of each."""
     BLOCKS = 6
+    """`count` pointers into the linear map, `stride` bytes apart, each to a block of order `order`."""
     PIPE = 7
+    """struct pipe_inode_info."""
 
 
 class RecordType(IntEnum):
-    """What a record tells: the RECORD_ enumerators of walker.bpf.c."""
+    """What a record tells."""
 
     PACKET = 1
     IDENTITY = 2
@@ -44,7 +52,7 @@ class RecordType(IntEnum):
 
 
 class Table(IntEnum):
-    """Which hash table of a network namespace: the TABLE_ enumerators of walker.bpf.c."""
+    """Which hash table of a network namespace."""
 
     UNIX = 0
     TCP = 1
@@ -53,7 +61,7 @@ class Table(IntEnum):
 
 
 class Status(IntEnum):
-    """How the walk of an item ended: the STATUS_ enumerators of walker.bpf.c, and 0 for one that was not reached."""
+    """How the walk of an item ended; 0 for one that was not reached."""
 
     NOT_REACHED = 0
     WHOLE = 1
@@ -64,7 +72,7 @@ class Status(IntEnum):
 
 
 class Found(IntEnum):
-    """How the walk came upon a socket: the SOCKET_ enumerators of walker.bpf.c."""
+    """How the walk came upon a socket."""
 
     LISTED = 1
     UNACCEPTED = 2
@@ -72,9 +80,22 @@ class Found(IntEnum):
 
 
 ITEM_UNIX, ITEM_EMBRYOS = 1, 2
+"""Flags of an item.
+
+ITEM_UNIX: packets carry a unix_skb_parms, files in flight. ITEM_EMBRYOS: they are a UNIX listener's, and each stands
+for a socket that nobody accepted yet.
+"""
 IS_MEMBER, UNREADABLE, IS_USER, IS_DEVICE, IS_SLAB = 1, 2, 4, 8, 16
+"""Flags of a record.
+
+IS_MEMBER, of PACKET: part of a frag list, counted in its head's len and truesize. UNREADABLE, of PACKET, FRAGMENT: what
+lies behind it could not be read. IS_USER, of FRAGMENT, HEAD: a page of a process or of the page
+cache. IS_DEVICE, of FRAGMENT: device memory (net_iov), no page at all. IS_SLAB, of HEAD: from kmalloc, which the kernel
+counts as slab also where it takes whole pages.
+"""
 HEAD_UNIT_BYTES = 16
 IDENTITIES = 4
+"""Packets whose address and length are told, mixed, so that a later walk knows the queue again."""
 
 ITEM_DTYPE = np.dtype(
     [
@@ -111,12 +132,35 @@ _RECORDS = 512
 # the compiler's code: with LLVM 14 sixteen steps take 235,000 of them.
 _SOURCE = Path(__file__).with_suffix(".bpf.c")
 _STEPS = (16, 8, 4, 2, 1)
-_STEP_RECORDS = 64
+_STEP_RECORDS = 64  # at most, of one step: a packet with all its fragments (MAX_SKB_FRAGS is at most 45)
 _RUNS_BETWEEN_CLOCKS = 1_024  # at most, also where nothing is found: empty buckets, pages already told
 _GATHER = 65_536  # records given to the caller at once: 1 MiB
 # Of one item, so that a walk gone astray ends. A socket takes packets of 2 GiB at most, each charged 512 bytes or more:
 # 4.2 million, of three steps.
 _MAX_STEPS = 1 << 24
+
+_MAPS = {"work": ITEM_DTYPE, "outputs": np.dtype((RECORD_DTYPE, _RECORDS)), "cursors": _CURSOR_DTYPE}
+
+_NUMBERS_IN_C = {
+    **enum_defines("KIND", Kind),
+    **enum_defines("RECORD", RecordType),
+    **enum_defines("TABLE", Table),
+    **enum_defines("STATUS", Status),
+    **enum_defines("SOCKET", Found),
+    "ITEM_UNIX": ITEM_UNIX,
+    "ITEM_EMBRYOS": ITEM_EMBRYOS,
+    "RECORD_IS_MEMBER": IS_MEMBER,
+    "RECORD_UNREADABLE": UNREADABLE,
+    "RECORD_IS_USER": IS_USER,
+    "RECORD_IS_DEVICE": IS_DEVICE,
+    "RECORD_IS_SLAB": IS_SLAB,
+    "HEAD_UNIT_BYTES": HEAD_UNIT_BYTES,
+    "IDENTITIES": IDENTITIES,
+    "STEP_RECORDS": _STEP_RECORDS,
+    "MAX_STEPS": _MAX_STEPS,
+    "WORK": _WORK,
+    "RECORDS": _RECORDS,
+}
 
 _FIELDS: tuple[Field, ...] = (
     ("QUEUE_LENGTH", "sk_buff_head", "qlen"),
@@ -180,7 +224,8 @@ def queue_defines(btf: Btf) -> dict[str, int]:
     shared_bytes, fragment_bytes = btf.size_bytes("skb_shared_info"), btf.size_bytes(fragment)
     head_frag = btf.bit_offset("sk_buff", "head_frag")
     return (
-        block_layout(btf)
+        _NUMBERS_IN_C
+        | block_layout(btf)
         | offsets(btf, _FIELDS)
         | optional_offsets(btf, "HAS_TABLES", _TABLES)
         | {
@@ -195,9 +240,6 @@ def queue_defines(btf: Btf) -> dict[str, int]:
             "PIPE_KEPT_PAGES": _kept_pages(btf),
             "SCM_MAX_FILES": 253,  # include/net/scm.h, SCM_MAX_FD
             "PAGE_SHIFT": mmap.PAGESIZE.bit_length() - 1,
-            "MAX_STEPS": _MAX_STEPS,
-            "WORK": _WORK,
-            "RECORDS": _RECORDS,
         }
     )
 
@@ -205,7 +247,7 @@ def queue_defines(btf: Btf) -> dict[str, int]:
 def _load_walk(defines: dict[str, int]) -> tuple[BpfObject, RunnableProgram]:
     """The walking program with as many steps in a run as the kernel's verifier accepts."""
     for steps in _STEPS:
-        bpf_object = BpfObject(_SOURCE, {**defines, "STEPS": steps})
+        bpf_object = BpfObject(_SOURCE, {**defines, "STEPS": steps}, _MAPS)
         try:
             return bpf_object, bpf_object.runnable("walk")
         except BpfError as error:
@@ -225,11 +267,10 @@ class QueueWalker(ClosedOnExit):
         self._stride = dict.fromkeys(Table, 8) | {Table.UDP: btf.size_bytes("udp_hslot")}
         self._object, self._walk = _load_walk(defines)
         try:
-            self._work = np.frombuffer(self._object.mmap("work", ITEM_DTYPE.itemsize * _WORK), ITEM_DTYPE, _WORK)
-            records = self._object.mmap("outputs", RECORD_DTYPE.itemsize * _RECORDS)
-            self._records = np.frombuffer(records, RECORD_DTYPE, _RECORDS)
+            self._work = self._object.view("work", ITEM_DTYPE, _WORK)
+            self._records = self._object.view("outputs", RECORD_DTYPE, _RECORDS)
             self._gathered = np.empty(_GATHER, RECORD_DTYPE)
-            self._cursor = np.frombuffer(self._object.mmap("cursors", _CURSOR_DTYPE.itemsize), _CURSOR_DTYPE, 1)
+            self._cursor = self._object.view("cursors", _CURSOR_DTYPE, 1)
         except BaseException:
             self.close()
             raise

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_node.sockets.source import SocketSource
+from memdiag_node.kernel.memory import Fact, KernelMemory
 from memdiag_node.time_budget import Budget
 from memdiag_node.walker.tally import Tally, unfinished
 from memdiag_node.walker.walker import QueueWalker, Status
@@ -48,7 +48,7 @@ class Walked:
 class Walks:
     """The means to walk, and the time for it: what is left when that is over is not reached."""
 
-    source: SocketSource
+    memory: KernelMemory
     walker: QueueWalker
     budget: Budget
 
@@ -75,9 +75,9 @@ class Walks:
         for records in self.walker.walk(
             items,
             late=self.late,
-            linear_to_page=self.source.fact("linear_to_page"),
-            socket_file_operations=self.source.fact("socket_file_operations"),
-            net_operations=self.source.fact("net_operations"),
+            linear_to_page=self.memory.fact(Fact.LINEAR_TO_PAGE),
+            socket_file_operations=self.memory.fact(Fact.SOCKET_FILE_OPERATIONS),
+            net_operations=self.memory.fact(Fact.NET_OPERATIONS),
         ):
             tally.add(records)
         return Walked(tally.table, tally.blocks(), tally.findings(), tally.tables, tally.blocks_left_out)

@@ -24,6 +24,15 @@ def test_bcc_is_imported_by_the_loader_alone() -> None:
     assert importers == ["node_runner/memdiag_node/kernel/loader.py"]
 
 
+def test_no_c_function_is_longer_than_60_lines() -> None:
+    found = 0
+    for path in ROOT.glob("node_runner/**/*.bpf.[ch]"):
+        for body in re.finditer(r"^[^\n]*\)\n\{\n(.*?)^\}$", path.read_text(), re.MULTILINE | re.DOTALL):
+            found += 1
+            assert body[1].count("\n") <= 60, body[0].splitlines()[0]
+    assert found > 50
+
+
 def test_every_requirement_is_hashed_and_names_no_index() -> None:
     for path in (ROOT / "requirements").glob("*.txt"):
         text = path.read_text()

@@ -8,7 +8,7 @@ import pytest
 
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.linear_map import linear_to_page
-from memdiag_node.sockets.source import socket_defines
+from memdiag_node.kernel.memory import memory_layout
 
 RECORDED = Path(__file__).parents[3] / "fixtures/btf/linux-5.10-x86_64.btf"
 LINEAR_MAP, PAGE_ARRAY = 0xFFFF8C4740000000, 0xFFFFEA1240000000
@@ -63,7 +63,7 @@ def address(frame: int, offset: int = 0) -> int:
 
 @pytest.fixture
 def kernel() -> Kernel:
-    return Kernel(socket_defines(Btf.parse(RECORDED.read_bytes(), source=RECORDED.name)))
+    return Kernel(memory_layout(Btf.parse(RECORDED.read_bytes(), source=RECORDED.name)))
 
 
 def test_a_partial_slab_of_any_cache_tells(kernel: Kernel) -> None:

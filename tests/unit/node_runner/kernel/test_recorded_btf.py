@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from memdiag_node.census.memory_cgroups import memory_cgroup_layout
+from memdiag_node.holders.registry import holder_fields
 from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.memory import memory_layout
 from memdiag_node.sockets.source import socket_defines
 from memdiag_node.trace.page_trace import _layout as trace_defines
 from memdiag_node.walker.walker import queue_defines
@@ -21,14 +23,14 @@ def btf() -> Btf:
 
 def test_a_slab_is_a_struct_page(btf: Btf) -> None:
     assert not btf.has_struct("slab")
-    defines = socket_defines(btf)
-    assert defines["HAS_SLAB"] == 1
-    assert [defines[name] for name in ("SLAB_LIST", "SLAB_CACHE", "SLAB_FREELIST")] == [8, 24, 32]
+    layout = memory_layout(btf)
+    assert layout["HAS_SLAB"] == 1
+    assert [layout[name] for name in ("SLAB_LIST", "SLAB_CACHE", "SLAB_FREELIST")] == [8, 24, 32]
     assert btf.offset_bytes("page", "lru") == 8, "the list that slabs are on takes the place of the LRU lists"
 
 
 def test_packet_rings_perf_buffers_and_ring_buffers_are_found(btf: Btf) -> None:
-    defines = socket_defines(btf)
+    defines = socket_defines(btf) | memory_layout(btf) | holder_fields(btf)
     assert {name for name in defines if name.startswith("HAS_")} >= {
         *("HAS_SLAB", "HAS_PACKET", "HAS_PERF_BUFFER", "HAS_RING_BUFFER", "HAS_IPV6", "HAS_DEVICES")
     }
@@ -36,7 +38,7 @@ def test_packet_rings_perf_buffers_and_ring_buffers_are_found(btf: Btf) -> None:
 
 def test_the_order_of_a_block_is_in_its_second_page(btf: Btf) -> None:
     defines = queue_defines(btf)
-    assert defines["PAGE_STRUCT_SIZE"] == PAGE_STRUCT_BYTES
+    assert defines["STRUCT_PAGE_BYTES"] == PAGE_STRUCT_BYTES
     assert defines["PAGE_ORDER"] == PAGE_STRUCT_BYTES + btf.offset_bytes("page", "compound_order")
     assert defines["PAGE_ORDER"] < defines["PAGE_READ_BYTES"]
     assert "COMPOUND_MAY_BE_MASK" not in defines

@@ -1,13 +1,9 @@
-"""Names and contexts of kernel addresses, by lines as the kernel prints them."""
+"""Names of kernel addresses, by lines as the kernel prints them."""
 
 import re
 from collections.abc import Sequence
 
-import numpy as np
-import pytest
-
 from memdiag_node.kernel.symbols import Symbols
-from memdiag_node.trace.result import ContextCode
 
 LINES = {
     0xFFFFFFFF81000010: "vfs_write+0x400/0x4a0",
@@ -52,29 +48,6 @@ def test_each_address_is_looked_up_once() -> None:
     kernel = Kernel()
     symbols = Symbols(kernel.lines)
     symbols.texts([WRITE, DRIVER])
-    symbols.contexts(np.array([[WRITE, SOFTIRQ, 0]], np.uint64))
     symbols.texts([WRITE, SOFTIRQ])
+    symbols.texts([SOFTIRQ, DRIVER])
     assert kernel.asked == [WRITE, DRIVER, SOFTIRQ]
-
-
-@pytest.mark.parametrize(
-    ("stack", "context"),
-    [
-        ((WRITE, DRIVER), ContextCode.PROCESS),
-        ((DRIVER, SOFTIRQ, INTERRUPT, WRITE), ContextCode.SOFTIRQ),
-        ((DRIVER, INTERRUPT, SOFTIRQ), ContextCode.INTERRUPT),
-        ((SYSVEC, WRITE), ContextCode.INTERRUPT),
-        ((HIDDEN, WRITE), ContextCode.PROCESS),
-        ((HIDDEN,), ContextCode.UNKNOWN),
-        ((), ContextCode.UNKNOWN),
-    ],
-)
-def test_the_innermost_interrupt_function_tells_the_context(stack: tuple[int, ...], context: ContextCode) -> None:
-    rows = np.zeros((2, 8), np.uint64)
-    rows[0, : len(stack)] = stack
-    rows[1, 0] = WRITE
-    assert Symbols(Kernel().lines).contexts(rows).tolist() == [context, ContextCode.PROCESS]
-
-
-def test_no_stacks_have_no_contexts() -> None:
-    assert Symbols(Kernel().lines).contexts(np.zeros((0, 64), np.uint64)).tolist() == []

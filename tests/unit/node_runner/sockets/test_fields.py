@@ -7,14 +7,22 @@ from collections.abc import Iterator
 import pytest
 
 from local_cluster.paths import PROJECT
+from memdiag_node.holders import packet_rings, page_pools, pipes, ring_buffers
+from memdiag_node.kernel import memory
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.memory import MEMORY_DEFINES
 from memdiag_node.sockets import source as sockets
+from memdiag_node.sockets.source import socket_defines
 
+RECORDED = PROJECT / "tests/fixtures/btf/linux-5.10-x86_64.btf"
 RUNNER = PROJECT / "node_runner/memdiag_node"
 MODULES = [ast.parse(path.read_text()) for path in sorted(RUNNER.rglob("*.py"))]
-C_SOURCE = (RUNNER / "sockets/sockets.bpf.c").read_text()
+C_FILES = ("sockets/sockets.bpf.c", "kernel/memory.bpf.h", "kernel/common.bpf.h")
+C_SOURCE = "".join((RUNNER / name).read_text() for name in C_FILES)
 FIELD_TABLES = [
     value
-    for name, value in vars(sockets).items()
+    for module in (sockets, memory, pipes, packet_rings, ring_buffers, page_pools)
+    for name, value in vars(module).items()
     if name.startswith("_") and isinstance(value, tuple) and value and isinstance(value[0], tuple)
 ]
 
@@ -40,3 +48,8 @@ def test_the_field_tables_are_found() -> None:
 def test_each_offset_is_used_by_the_programs_or_by_the_runner(name: str) -> None:
     python = sum(path.read_text().count(f'"{name}"') for path in RUNNER.rglob("*.py"))
     assert re.search(rf"\b{name}\b", C_SOURCE) or python > 1
+
+
+def test_nothing_is_compiled_in_that_the_programs_do_not_use() -> None:
+    compiled = set(socket_defines(Btf.parse(RECORDED.read_bytes()))) - set(MEMORY_DEFINES)
+    assert {name for name in compiled if not re.search(rf"\b{name}\b", C_SOURCE)} == set()

@@ -6,12 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memdiag_api.evidence import Context, Stack, TraceCounters, Trend
-from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, ContextCode, TraceResult
+from memdiag_node.kernel.symbols import function_name
+from memdiag_node.trace.contexts import ContextCode
+from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, TraceResult
 from memdiag_node.trace.stacks import (
     NO_STACK,
     first_name,
     fold_stacks,
-    function_name,
     memory_class,
     to_folded,
     trim,

@@ -14,6 +14,7 @@ from memdiag_node.kernel.symbols import Symbols
 from memdiag_node.procfs.kpageflags import FrameKind
 from memdiag_node.procfs.memory_map import SECTION_FRAMES, FrameRange
 from memdiag_node.trace import tables
+from memdiag_node.trace.contexts import Contexts
 from memdiag_node.trace.frame_layout import FrameLayout
 from memdiag_node.trace.result import TraceResult
 from memdiag_node.trace.stacks import first_name, fold_stacks
@@ -91,7 +92,7 @@ def test_without_any_name_stacks_stay_apart_and_no_process_is_named(recorded: Tr
     raw, _, _ = load()
     symbols = Symbols(None)
     result = tables.decode(
-        raw, symbols.texts(tables.outstanding_addresses(raw)), symbols.contexts(raw.stacks["value"]["address"])
+        raw, symbols.texts(tables.outstanding_addresses(raw)), Contexts(symbols).of(raw.stacks["value"]["address"])
     )
     assert len(result.stacks) >= len(recorded.stacks) > 1
     assert result.groups["frames"].sum() == recorded.groups["frames"].sum()

@@ -1,0 +1,41 @@
+// memory.bpf.h - words of kernel memory for user space, and what is known about this kernel.
+//
+//   peek     run by user space (BPF_PROG_RUN): WORDS words at a time
+//
+//   words    addresses, written by user space, 0 at the end; each is replaced by what stands there, 0 if unreadable.
+//   facts    values by their FACT_ number: what programs learn, and what user space tells them. 0: not known.
+//
+// Defines from memory.py: WORDS, FACTS in entries, the FACT_ numbers.
+
+#include "common.bpf.h"
+
+BPF_F_TABLE("array", u32, u64, words, WORDS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u64, facts, FACTS, BPF_F_MMAPABLE);
+
+static inline void learn(u32 fact, u64 value)
+{
+    u64 *known = facts.lookup(&fact);
+    if (known)
+        *known = value;
+}
+
+static inline u64 fact(u32 which)
+{
+    u64 *known = facts.lookup(&which);
+    return known ? *known : 0;
+}
+
+int peek(void *ctx)
+{
+    learn(FACT_CURRENT_TASK, bpf_get_current_task());
+    NO_UNROLL
+    for (u32 i = 0; i < WORDS; i++) {
+        u32 at = i;
+        u64 value = 0, *word = words.lookup(&at);
+        if (!word || !*word)
+            break;
+        READ(value, *word, 0);
+        *word = value;
+    }
+    return 0;
+}

@@ -1,0 +1,127 @@
+"""Reading words of kernel memory by their addresses (memory.bpf.h).
+
+Addresses are keys inside the runner and are never published.
+"""
+
+import mmap
+import socket
+from collections.abc import Mapping
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.layout import Field, block_layout, enum_defines, offsets
+from memdiag_node.kernel.linear_map import linear_to_page, slab_layout
+from memdiag_node.kernel.loader import BpfObject
+
+_WORDS = 512
+
+
+class Fact(IntEnum):
+    """Something to know about the running kernel."""
+
+    CURRENT_TASK = 0
+    """struct task_struct of this process's thread that ran `peek` last."""
+    LINEAR_TO_PAGE = 1
+    """See `linear_to_page`."""
+    NET_OPERATIONS = 2
+    """What every network namespace has as `ns.ops`, and hardly anything else in memory."""
+    SOCKET_FILE_OPERATIONS = 3
+    """The `f_op` of a socket's file; likewise the following."""
+    PERF_FILE_OPERATIONS = 4
+    MAP_FILE_OPERATIONS = 5
+
+
+MEMORY_DEFINES = {"WORDS": _WORDS, "FACTS": len(Fact), **enum_defines("FACT", Fact)}
+"""What memory.bpf.h needs to know."""
+MEMORY_MAPS = dict.fromkeys(("words", "facts"), np.dtype("<u8"))
+"""Its maps, as they are read here."""
+
+_FIELDS: tuple[Field, ...] = (
+    ("TASK_FILES", "task_struct", "files"),
+    ("FILES_TABLE", "files_struct", "fdt"),
+    ("TABLE_FILES", "fdtable", "fd"),
+    ("FILE_PRIVATE", "file", "private_data"),
+    ("SOCKET_SK", "socket", "sk"),
+    ("SOCK_PROT", "sock", "__sk_common.skc_prot"),
+    ("PROTO_SLAB", "proto", "slab"),
+    ("TASK_NAMESPACES", "task_struct", "nsproxy"),
+    ("NAMESPACES_NET", "nsproxy", "net_ns"),
+    ("NET_OPERATIONS", "net", "ns.ops"),
+)
+
+
+def memory_layout(btf: Btf) -> dict[str, int]:
+    """The offsets by which `KernelMemory` finds its way. Raises BtfError naming what this kernel lacks."""
+    page_shift = mmap.PAGESIZE.bit_length() - 1
+    return {**offsets(btf, _FIELDS), **slab_layout(btf), **block_layout(btf), "PAGE_SHIFT": page_shift}
+
+
+class KernelMemory:
+    """The kernel's memory, read through `bpf`, whose source includes memory.bpf.h; usable as long as that is open."""
+
+    def __init__(self, bpf: BpfObject, at: Mapping[str, int]) -> None:
+        """`at` is that of `memory_layout`. Raises BpfError when the kernel refuses the program."""
+        self._at = at
+        self._peek = bpf.runnable("peek")
+        self._words = bpf.view("words", MEMORY_MAPS["words"], _WORDS)
+        self._facts = bpf.view("facts", MEMORY_MAPS["facts"], len(Fact))
+        self.own_net = self._follow_task("TASK_NAMESPACES", "NAMESPACES_NET")
+        """Address of this process's network namespace."""
+        self.learn(Fact.NET_OPERATIONS, self.word(self.own_net + at["NET_OPERATIONS"]))
+        if "HAS_SLAB" in at:
+            self.learn(Fact.LINEAR_TO_PAGE, linear_to_page(self, at, cache=self._any_cache()))
+
+    def close(self) -> None:
+        """Let go of the maps. Idempotent."""
+        self._words = self._facts = np.empty(0, "<u8")  # a numpy view keeps its mapping from being closed
+
+    def peek(self, addresses: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+        """The 8 bytes at each address; 0 where they cannot be read."""
+        wanted = np.asarray(addresses, "<u8")
+        values = np.zeros(len(wanted), "<u8")
+        for start in range(0, len(wanted), _WORDS):
+            piece = np.maximum(wanted[start : start + _WORDS], 1)  # 0 would end the batch; 1 cannot be read either
+            self._words[: len(piece)] = piece
+            self._words[len(piece) :] = 0
+            self._peek.run()
+            values[start : start + len(piece)] = self._words[: len(piece)]
+        return values
+
+    def word(self, address: int) -> int:
+        """The 8 bytes at one address; 0 where they cannot be read."""
+        return int(self.peek([address])[0])
+
+    def fact(self, which: Fact) -> int:
+        """Something learned about this kernel; 0 when it is not known."""
+        return int(self._facts[which])
+
+    def learn(self, which: Fact, value: int) -> None:
+        """Note a fact, for the programs too."""
+        self._facts[which] = value
+
+    def current_task(self) -> int:
+        """Address of the struct task_struct of the calling thread."""
+        self.peek([1])  # whatever stands there: the run says which task this is
+        return self.fact(Fact.CURRENT_TASK)
+
+    def file(self, fd: int) -> int:
+        """Address of the struct file of one of this process's fds."""
+        files = self._follow_task("TASK_FILES", "FILES_TABLE", "TABLE_FILES")
+        return self.word(files + 8 * fd)
+
+    def _follow_task(self, *fields: str) -> int:
+        return self._follow(self.current_task(), *fields)
+
+    def _follow(self, at: int, *fields: str) -> int:
+        """Where pointers lead from a structure, by the names of their offsets."""
+        for name in fields:
+            at = self.word(at + self._at[name])
+        return at
+
+    def _any_cache(self) -> int:
+        """A kmem_cache: that of a UNIX socket of this process."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as own:
+            return self._follow(self.file(own.fileno()), "FILE_PRIVATE", "SOCKET_SK", "SOCK_PROT", "PROTO_SLAB")
