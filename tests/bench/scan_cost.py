@@ -22,7 +22,7 @@ from memdiag_node.analyze.queues import coverage_of, holders_of
 from memdiag_node.ebpf.btf import Btf
 from memdiag_node.holders.registry import other_holders
 from memdiag_node.holders.sockets import SocketScanner
-from planted.sockets import Planter
+from planted.sockets.planter import Planter
 from support.benchmarks import machine, write_section
 
 _ROUNDS = 3

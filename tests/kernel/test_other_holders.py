@@ -8,7 +8,8 @@ from memdiag_api.evidence import Holder, HolderKind
 from memdiag_node.ebpf.btf import Btf
 from memdiag_node.holders.registry import other_holders
 from memdiag_node.holders.sockets import SocketScanner
-from planted.sockets import PAGE_BYTES, Planter
+from planted.sockets.common import PAGE_BYTES
+from planted.sockets.planter import Planter
 from support.sockets import fds_of, holder_of, owner_of
 
 

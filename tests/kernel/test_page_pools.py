@@ -15,7 +15,8 @@ from memdiag_node.ebpf.btf import Btf
 from memdiag_node.holders.page_pools import network_devices, pools_of
 from memdiag_node.holders.registry import other_holders
 from memdiag_node.holders.sockets import SocketScanner
-from planted.sockets import PAGE_BYTES, Planter
+from planted.sockets.common import PAGE_BYTES
+from planted.sockets.planter import Planter
 from support.bpf import XDP_PASS, receive
 from support.sockets import holder_of, owner_of
 

@@ -15,7 +15,7 @@ from memdiag_node.holders.registry import other_holders
 from memdiag_node.holders.sockets import SocketScanner
 from memdiag_node.time_budget import Stop
 from planted import traffic
-from planted.sockets import Planter
+from planted.sockets.planter import Planter
 from support.sockets import holder_of, owner_of, queue_of
 
 

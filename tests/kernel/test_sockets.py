@@ -19,7 +19,8 @@ from memdiag_node.ebpf.sockets import SocketSource
 from memdiag_node.holders.sockets import SocketScan, SocketScanner
 from memdiag_node.host import HostRoots
 from memdiag_node.procfs.reading import take_readings
-from planted.sockets import MIB, PAGE_BYTES, TCP_HEADER_BYTES, Planter
+from planted.sockets.common import MIB, PAGE_BYTES, TCP_HEADER_BYTES
+from planted.sockets.planter import Planter
 from support.machine_noise import change_by, too_busy
 from support.sockets import fds_of, holder_at, holder_of, is_kept, queue_of
 

@@ -9,7 +9,7 @@ import pytest
 from memdiag_node.analyze.queues import holders_of
 from memdiag_node.ebpf.btf import Btf
 from memdiag_node.holders.sockets import SocketScan, SocketScanner
-from planted.sockets import Planter
+from planted.sockets.planter import Planter
 from support.sockets import owner_of
 
 _LOADS = (
