@@ -46,8 +46,8 @@ class Stage:
 
     def start_operator(self, **options: Any) -> OperatorProcess:
         """Start an operator, which reaches the API server through the proxy unless `options` say otherwise."""
-        options = {"server": self.proxy.url, **options}
-        operator = self.operators.enter_context(running_operator(self.cluster, self.folder, BAD_CONFIG, **options))
+        options = {"server": self.proxy.url, "config": BAD_CONFIG, **options}
+        operator = self.operators.enter_context(running_operator(self.cluster, self.folder, **options))
         self.world.operator = operator
         return operator
 
@@ -302,7 +302,9 @@ def test_deadlines_go_by_the_api_servers_clock(
 ) -> None:
     world = bad_day.world
     wrong = {"LD_PRELOAD": str(faketime), "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1"}
-    with an_operator(bad_day, environment=wrong, trusting=True):
+    # The runner never ends: the run ends when the time to deliver is over, too.
+    impatient = BAD_CONFIG | {"runner": CONFIG["runner"] | {"terminationGraceSeconds": 2}}
+    with an_operator(bad_day, config=impatient, environment=wrong, trusting=True):
         stuck, good = world.node("node-a"), world.node("node-b")
         began = now()
         world.diagnose("stuck", stuck.name, activeDeadlineSeconds=30)
