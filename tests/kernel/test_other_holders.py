@@ -1,28 +1,13 @@
 """Pipes and packet rings, planted with known content, found by the scan."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from memdiag_api.evidence import Holder, HolderKind
-from memdiag_node.ebpf.btf import Btf
 from memdiag_node.holders.registry import other_holders
 from memdiag_node.holders.sockets import SocketScanner
 from planted.sockets.common import PAGE_BYTES
 from planted.sockets.planter import Planter
 from support.sockets import fds_of, holder_of, owner_of
-
-
-@pytest.fixture(scope="module")
-def scanner() -> Iterator[SocketScanner]:
-    with SocketScanner(btf=Btf.load()) as scanner:
-        yield scanner
-
-
-@pytest.fixture
-def planter() -> Iterator[Planter]:
-    with Planter() as child:
-        yield child
 
 
 def holders(scanner: SocketScanner, planter: Planter, kind: HolderKind, fd: int) -> list[Holder]:

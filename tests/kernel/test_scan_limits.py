@@ -34,11 +34,6 @@ class Clock:
 
 
 @pytest.fixture(scope="module")
-def btf() -> Btf:
-    return Btf.load()
-
-
-@pytest.fixture(scope="module")
 def scanner_and_clock(btf: Btf) -> Iterator[tuple[SocketScanner, Clock]]:
     clock = Clock()
     with SocketScanner(btf=btf, stop=Stop(clock=clock)) as scanner:
@@ -55,12 +50,6 @@ def clock(scanner_and_clock: tuple[SocketScanner, Clock]) -> Iterator[Clock]:
 @pytest.fixture
 def scanner(scanner_and_clock: tuple[SocketScanner, Clock]) -> SocketScanner:
     return scanner_and_clock[0]
-
-
-@pytest.fixture
-def planter() -> Iterator[Planter]:
-    with Planter() as child:
-        yield child
 
 
 FAMILIES = {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK, socket.AF_PACKET, socket.AF_VSOCK}

@@ -29,18 +29,6 @@ QUIET_BYTES = MIB // 2
 QUIET_ROUNDS, ROUNDS = 3, 20
 
 
-@pytest.fixture(scope="module")
-def scanner() -> Iterator[SocketScanner]:
-    with SocketScanner(btf=Btf.load()) as scanner:
-        yield scanner
-
-
-@pytest.fixture
-def planter() -> Iterator[Planter]:
-    with Planter() as child:
-        yield child
-
-
 @pytest.fixture
 def scan(scanner: SocketScanner) -> Callable[[], SocketScan]:
     return scanner.scan
