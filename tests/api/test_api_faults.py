@@ -27,7 +27,10 @@ from support.operator_process import OperatorProcess, running_operator
 from support.operator_world import CONFIG, World, evidence_of, pod_of, run_id, sweep_away
 
 BAD_DAY_SECONDS = 120
-BAD_CONFIG = CONFIG | {"allowedNodes": {"matchExpressions": [{"key": "off-limits", "operator": "DoesNotExist"}]}}
+BAD_CONFIG: dict[str, Any] = CONFIG | {
+    "allowedNodes": {"matchExpressions": [{"key": "off-limits", "operator": "DoesNotExist"}]},
+    "grace": CONFIG["grace"] | {"logSeconds": 60},  # longer than the API server takes to start, on a busy machine too
+}
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 WRITES = ("POST", "PUT", "PATCH", "DELETE")
 Record = Callable[[str, Any], None]
@@ -303,7 +306,8 @@ def test_deadlines_go_by_the_api_servers_clock(
     world = bad_day.world
     wrong = {"LD_PRELOAD": str(faketime), "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1"}
     # The runner never ends: the run ends when the time to deliver is over, too.
-    impatient = BAD_CONFIG | {"runner": CONFIG["runner"] | {"terminationGraceSeconds": 2}}
+    runner = CONFIG["runner"] | {"terminationGraceSeconds": 2}
+    impatient = BAD_CONFIG | {"runner": runner, "grace": CONFIG["grace"]}
     with an_operator(bad_day, config=impatient, environment=wrong, trusting=True):
         stuck, good = world.node("node-a"), world.node("node-b")
         began = now()
