@@ -9,6 +9,8 @@ CLUSTER := $(PYTHON3) -m local_cluster
 PYTEST := $(PY) -m pytest
 # Not the stub headers, which stand for the kernel's.
 C_FILES = $(shell find node_runner tests local_cluster -name '*.bpf.[ch]' -o -name '*.c')
+# For tiers that mostly wait: two workers, each with an API server of its own, share the files in their order.
+SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: help
 help: ## list the targets
@@ -88,11 +90,14 @@ requirements: ## pin requirements/*.txt anew (needs uv)
 test: prepare lint ## every tier of tests: unit, kernel, api, e2e, vm
 	@$(CLUSTER) prepare qemu-system-x86 e2fsprogs libfaketime
 	@$(CLUSTER) build --promtool
-	$(PYTEST) $(ARGS)
+	@failed=0; \
+	$(PYTEST) $(SIDE_BY_SIDE) tests/unit tests/api $(ARGS) || failed=1; \
+	$(PYTEST) tests/kernel tests/e2e tests/vm $(ARGS) || failed=1; \
+	exit $$failed
 
 .PHONY: test-unit test-kernel
 test-unit test-kernel: test-%: venv ## one tier (unit anywhere; kernel: root and eBPF)
-	$(PYTEST) tests/$* $(ARGS)
+	$(PYTEST) $(if $(filter unit,$*),$(SIDE_BY_SIDE)) tests/$* $(ARGS)
 
 .PHONY: bench-trace
 bench-trace: prepare venv ## what the trace costs, beside bcc's memleak; writes docs/benchmarks.md
@@ -121,7 +126,7 @@ fuzz: venv ## 10,000 hostile documents, the same in every run; prints how many w
 test-api test-e2e: test-%: prepare venv ## one tier (api: a kube-apiserver; e2e: the embedded cluster)
 	@$(CLUSTER) prepare libfaketime
 	@$(CLUSTER) build $(if $(filter api,$*),--promtool)
-	$(PYTEST) tests/$* $(ARGS)
+	$(PYTEST) $(if $(filter api,$*),$(SIDE_BY_SIDE)) tests/$* $(ARGS)
 
 .PHONY: test-vm
 test-vm: venv ## one tier (vm: guests in QEMU with Debian's kernels; no KVM needed)

@@ -27,7 +27,10 @@ from support.operator_process import OperatorProcess, running_operator
 from support.operator_world import CONFIG, World, evidence_of, pod_of, run_id, sweep_away
 
 BAD_DAY_SECONDS = 120
-BAD_CONFIG = CONFIG | {"allowedNodes": {"matchExpressions": [{"key": "off-limits", "operator": "DoesNotExist"}]}}
+BAD_CONFIG: dict[str, Any] = CONFIG | {
+    "allowedNodes": {"matchExpressions": [{"key": "off-limits", "operator": "DoesNotExist"}]},
+    "grace": CONFIG["grace"] | {"logSeconds": 60},  # longer than the API server takes to start, on a busy machine too
+}
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 WRITES = ("POST", "PUT", "PATCH", "DELETE")
 Record = Callable[[str, Any], None]
@@ -46,8 +49,8 @@ class Stage:
 
     def start_operator(self, **options: Any) -> OperatorProcess:
         """Start an operator, which reaches the API server through the proxy unless `options` say otherwise."""
-        options = {"server": self.proxy.url, **options}
-        operator = self.operators.enter_context(running_operator(self.cluster, self.folder, BAD_CONFIG, **options))
+        options = {"server": self.proxy.url, "config": BAD_CONFIG, **options}
+        operator = self.operators.enter_context(running_operator(self.cluster, self.folder, **options))
         self.world.operator = operator
         return operator
 
@@ -302,7 +305,10 @@ def test_deadlines_go_by_the_api_servers_clock(
 ) -> None:
     world = bad_day.world
     wrong = {"LD_PRELOAD": str(faketime), "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1"}
-    with an_operator(bad_day, environment=wrong, trusting=True):
+    # The runner never ends: the run ends when the time to deliver is over, too.
+    runner = CONFIG["runner"] | {"terminationGraceSeconds": 2}
+    impatient = BAD_CONFIG | {"runner": runner, "grace": CONFIG["grace"]}
+    with an_operator(bad_day, config=impatient, environment=wrong, trusting=True):
         stuck, good = world.node("node-a"), world.node("node-b")
         began = now()
         world.diagnose("stuck", stuck.name, activeDeadlineSeconds=30)

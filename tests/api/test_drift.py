@@ -1,7 +1,6 @@
 """Nothing drifts: what was applied stays as it was applied, whoever applies it again, while the operator is at work."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from local_cluster.paths import PROJECT
 from support.cluster import TestCluster
 from support.hollow_node import eventually
-from support.operator_world import World, operator_world, pod_of, sweep_away
+from support.operator_world import World, pod_of
 
 EXAMPLES = ("memdiag.yaml", "gitops/memdiag.yaml", "gitops/argocd/post-sync-gate.yaml", "gitops/job/memdiag.yaml")
 MODES = {"client-side": (), "server-side": ("--server-side",)}
@@ -27,18 +26,6 @@ OWNERS_ANNOTATIONS = {
     "argocd.argoproj.io/sync-wave": "5",
     "example.com/note": "mine",
 }
-
-
-@pytest.fixture(scope="module")
-def shared(installed: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with operator_world(installed, tmp_path_factory) as started:
-        yield started
-
-
-@pytest.fixture
-def world(shared: World) -> Iterator[World]:
-    yield shared
-    sweep_away(shared.cluster)
 
 
 def diagnosis(name: str, node: str, **meta: Any) -> str:

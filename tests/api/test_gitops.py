@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,11 @@ from support.cluster import TestCluster
 from support.gitops import FOLDER, HEALTH, RERUN, argo_health, argo_rerun, flux_status
 from support.hollow_node import HollowNode, eventually
 from support.operator_process import kubeconfig_with_token
-from support.operator_world import World, operator_world, sweep_away
+from support.operator_world import World, sweep_away
 from support.phases import JUDGEMENTS, recording
 
 NO_LEAK = Verdict(kind=VerdictKind.NO_LEAK, confidence="High", sentence="Nothing grows, nothing is stuck.")
 RECORD = "MEMDIAG_RECORD_PHASES"
-
-
-@pytest.fixture(scope="module")
-def shared(installed: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with operator_world(installed, tmp_path_factory) as started:
-        yield started
-
-
-@pytest.fixture
-def world(shared: World) -> Iterator[World]:
-    yield shared
-    sweep_away(shared.cluster)
 
 
 def as_if(world: World, *command: str, document: str | None = None) -> dict[str, Any]:

@@ -1,16 +1,16 @@
 """Nodes that harm the operator or others, by all that a node has a say in: logs, the status of pods, doing nothing."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import yaml
 
 from local_cluster.paths import PROJECT
-from support.cluster import TestCluster
 from support.hollow_node import container, eventually, now
 from support.kubernetes_objects import delivered
-from support.operator_world import CONFIG, World, evidence_of, operator_world, pod_of, run_id, sweep_away
+from support.operator_world import CONFIG, World, evidence_of, pod_of, run_id
 
 MEBIBYTE = 1024 * 1024
 SLOW_SECONDS = 120
@@ -26,18 +26,10 @@ SLOTS = 4
 
 
 @pytest.fixture(scope="module")
-def shared(installed: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def operator_config() -> dict[str, Any]:
     grace = CONFIG["grace"] | {"containerStartSeconds": 5}
     runner = CONFIG["runner"] | {"terminationGraceSeconds": 2}
-    changes = {"maxConcurrentRunners": SLOTS, "grace": grace, "runner": runner}
-    with operator_world(installed, tmp_path_factory, **changes) as started:
-        yield started
-
-
-@pytest.fixture
-def world(shared: World) -> Iterator[World]:
-    yield shared
-    sweep_away(shared.cluster)
+    return {"maxConcurrentRunners": SLOTS, "grace": grace, "runner": runner}
 
 
 def memory_limit_bytes() -> int:

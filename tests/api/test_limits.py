@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from support.evidence import evidence_with
 from support.hollow_node import HollowNode, eventually
 from support.kubernetes_objects import delivered
 from support.operator_process import OperatorProcess, running_operator
-from support.operator_world import CONFIG, World, operator_world, pod_of, run_id, sweep_away
+from support.operator_world import CONFIG, World, pod_of, run_id
 
 LIMITS = {"limits": {"unfinishedDiagnoses": 2, "storedReportsMebibytes": 1}}
 BUDGET_BYTES = 1 << 20
@@ -25,15 +24,8 @@ Record = Any
 
 
 @pytest.fixture(scope="module")
-def shared(installed: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with operator_world(installed, tmp_path_factory, **LIMITS) as world:
-        yield world
-
-
-@pytest.fixture
-def world(shared: World) -> Iterator[World]:
-    yield shared
-    sweep_away(shared.cluster)
+def operator_config() -> dict[str, Any]:
+    return LIMITS
 
 
 @pytest.mark.fault("more diagnoses than the operator may have under way", reason="LimitReached")

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,11 @@ from local_cluster import promtool
 from local_cluster.paths import PROJECT
 from support.cluster import TestCluster
 from support.hollow_node import eventually
-from support.operator_world import World, operator_world, pod_of, run_id, sweep_away
+from support.operator_world import World, pod_of, run_id
 
 COMPONENT = PROJECT / "manifests/components/prometheus"
 ALERTS = yaml.safe_load((COMPONENT / "alerts.yaml").read_text())
 ALERT_TESTS = PROJECT / "tests/fixtures/prometheus/alerts.test.yaml"
-
-
-@pytest.fixture(scope="module")
-def shared(installed: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with operator_world(installed, tmp_path_factory) as started:
-        yield started
-
-
-@pytest.fixture
-def world(shared: World) -> Iterator[World]:
-    yield shared
-    sweep_away(shared.cluster)
 
 
 def values(text: str, name: str) -> dict[tuple[str, ...], float]:

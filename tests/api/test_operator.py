@@ -16,22 +16,10 @@ from support.cluster import TestCluster
 from support.hollow_node import RUNNERS, HollowNode, container, eventually, injector, now
 from support.kubernetes_objects import delivered
 from support.operator_process import OperatorProcess, running_operator
-from support.operator_world import CONFIG, World, evidence_of, operator_world, pod_of, run_id, sweep_away
+from support.operator_world import CONFIG, World, evidence_of, pod_of, run_id, sweep_away
 from support.runner_manifest import runner_manifest
 
 OPERATOR = "system:serviceaccount:memdiag-system:memdiag-operator"
-
-
-@pytest.fixture(scope="module")
-def shared(installed: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with operator_world(installed, tmp_path_factory) as started:
-        yield started
-
-
-@pytest.fixture
-def world(shared: World) -> Iterator[World]:
-    yield shared
-    sweep_away(shared.cluster)
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from memdiag_api.capabilities import RUNNER_CAPABILITIES
 from support.cluster import TestCluster
 from support.hollow_node import eventually
 from support.operator_process import kubeconfig_with_token
-from support.operator_world import World, operator_world, pod_of, sweep_away
+from support.operator_world import World, pod_of, sweep_away
 from support.rights import CLUSTER, EVERYWHERE, Attempts, Resource, Rule, documented_rules, grouped, served_resources
 from support.runner_manifest import IMAGE, runner_manifest
 
@@ -449,10 +449,10 @@ def test_each_namespace_says_which_pods_it_may_run(installed: TestCluster) -> No
 
 
 @pytest.fixture(scope="module")
-def world(installed: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with operator_world(installed, tmp_path_factory) as started:
-        yield started
-        sweep_away(installed)
+def world(shared: World) -> Iterator[World]:
+    """The tests ask about one diagnosis after the other, and leave what they asked for to the end."""
+    yield shared
+    sweep_away(shared.cluster)
 
 
 # Everything that a pod may have, wherever it might be looked for; and the operator's own marks.

@@ -9,28 +9,26 @@ from typing import Any
 
 import pytest
 
-from support.cluster import TestCluster
 from support.evidence import MIB
 from support.hollow_node import HollowNode, container, eventually
 from support.kubernetes_objects import timestamp
-from support.operator_world import World, evidence_of, operator_world, pod_of, run_id, sweep_away
+from support.operator_world import World, evidence_of, pod_of, run_id
 
 WEB = {"nodeSelector": {"matchLabels": {"pool": "web"}}, "maxNodes": 2}
 APP = "c" * 64
 
 
 @pytest.fixture(scope="module")
-def shared(installed: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def operator_config() -> dict[str, Any]:
     allowed = {"matchExpressions": [{"key": "private", "operator": "DoesNotExist"}]}
-    with operator_world(installed, tmp_path_factory, allowedNodes=allowed, keepReportsOfRuns=1) as started:
-        yield started
+    return {"allowedNodes": allowed, "keepReportsOfRuns": 1}
 
 
 @pytest.fixture
-def world(shared: World) -> Iterator[World]:
-    yield shared
-    sweep_away(shared.cluster)
-    shared.cluster.kubectl("delete", "-n", "default", "pods", "--all", "--force", "--grace-period=0")
+def world(world: World) -> Iterator[World]:
+    """The targets of some tests are pods of others: they go as well."""
+    yield world
+    world.cluster.kubectl("delete", "-n", "default", "pods", "--all", "--force", "--grace-period=0")
 
 
 def labelled(world: World, *names: str, labels: tuple[str, ...] = ("pool=web",), **status: Any) -> list[HollowNode]:

@@ -3,7 +3,8 @@
 import json
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -112,30 +113,49 @@ def without_admission(cluster: TestCluster) -> Iterator[None]:
         eventually(lambda: "only the memdiag operator" in refusal())
 
 
-def test_what_0_1_0_left_is_carried_on_under_the_new_definitions(
-    former: TestCluster, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    with ExitStack() as stack:
-        logs = tmp_path_factory.mktemp("logs")
-        address = stack.enter_context(log_endpoint(former, logs))
+@dataclass(frozen=True)
+class Interrupted:
+    """A run of 0.1.0, called `running`, whose runner works on node1."""
+
+    old: Former
+    node: HollowNode
+    runner: str
+    logs: Path
+    address: str
+
+    @contextmanager
+    def upgraded(self, folder: Path) -> Iterator[World]:
+        """Have the definitions and the operator of this version, for as long as the body takes."""
+        cluster = self.node.cluster
+        install(cluster, PROJECT / "crds")
+        with running_operator(cluster, folder, CONFIG) as operator:
+            yield World(cluster, operator, self.logs, self.address)
+
+
+@pytest.fixture
+def interrupted(former: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interrupted]:
+    logs = tmp_path_factory.mktemp("logs")
+    with log_endpoint(former, logs) as address:
         node = HollowNode(former, "node1", logs)
-        info = json.loads(recorded("node"))["status"]["nodeInfo"]
-        node.register(address, nodeInfo=info)
+        node.register(address, nodeInfo=json.loads(recorded("node"))["status"]["nodeInfo"])
         uid = json.loads(former.kubectl("get", "node", "node1", "-o", "json"))["metadata"]["uid"]
         old = Former(former, uid)
         runner = old.store("running", "diagnosis-running")
         old.start(runner, "running")
         node.run(runner)
-        old.store("finished", "diagnosis-finished")
-        old.store("pending", "diagnosis-pending")
-        old.store("suspended", "diagnosis-suspended")
-        before = json.loads(former.kubectl("get", "memdiag", "pending", "-o", "json"))["status"]
-        finished = former.kubectl("get", "memdiag", "finished", "-o", "jsonpath={.status}")
+        yield Interrupted(old, node, runner, logs, address)
 
-        install(former, PROJECT / "crds")
-        operator = stack.enter_context(running_operator(former, tmp_path_factory.mktemp("operator"), CONFIG))
-        world = World(former, operator, logs, address)
 
+def test_what_0_1_0_left_is_carried_on_under_the_new_definitions(
+    former: TestCluster, interrupted: Interrupted, tmp_path: Path
+) -> None:
+    node, runner = interrupted.node, interrupted.runner
+    for word in ("finished", "pending", "suspended"):
+        interrupted.old.store(word, f"diagnosis-{word}")
+    before = json.loads(former.kubectl("get", "memdiag", "pending", "-o", "json"))["status"]
+    finished = former.kubectl("get", "memdiag", "finished", "-o", "jsonpath={.status}")
+
+    with interrupted.upgraded(tmp_path) as world:
         # The runner at work is found, told of in the new way, and its result taken.
         eventually(lambda: world.read("running")["status"].get("progress", "").startswith("Tracing"))
         assert [pod["metadata"]["name"] for pod in world.pods()] == [runner]
@@ -161,26 +181,15 @@ def test_what_0_1_0_left_is_carried_on_under_the_new_definitions(
 
 
 def test_a_runner_of_0_1_0_can_be_ended_early_under_the_new_admission_policy(
-    former: TestCluster, tmp_path_factory: pytest.TempPathFactory
+    former: TestCluster, interrupted: Interrupted, tmp_path: Path
 ) -> None:
     """It has five capabilities and a path of the host, which this version's policy refuses to new pods."""
-    with ExitStack() as stack:
-        logs = tmp_path_factory.mktemp("logs")
-        address = stack.enter_context(log_endpoint(former, logs))
-        node = HollowNode(former, "node1", logs)
-        node.register(address, nodeInfo=json.loads(recorded("node"))["status"]["nodeInfo"])
-        uid = json.loads(former.kubectl("get", "node", "node1", "-o", "json"))["metadata"]["uid"]
-        old = Former(former, uid)
-        runner = old.store("running", "diagnosis-running")
-        old.start(runner, "running")
-        node.run(runner)
-        pod = json.loads(former.kubectl("-n", "memdiag-runners", "get", "pod", runner, "-o", "json"))
-        assert "SYS_PTRACE" in json.dumps(pod["spec"])
-        assert pod["spec"].get("activeDeadlineSeconds", 0) > 1
+    node, runner = interrupted.node, interrupted.runner
+    pod = json.loads(former.kubectl("-n", "memdiag-runners", "get", "pod", runner, "-o", "json"))
+    assert "SYS_PTRACE" in json.dumps(pod["spec"])
+    assert pod["spec"].get("activeDeadlineSeconds", 0) > 1
 
-        install(former, PROJECT / "crds")
-        operator = stack.enter_context(running_operator(former, tmp_path_factory.mktemp("operator"), CONFIG))
-        world = World(former, operator, logs, address)
+    with interrupted.upgraded(tmp_path) as world:
         former.kubectl("patch", "memdiag", "running", "--type=merge", "-p", '{"spec": {"terminate": true}}')
         eventually(lambda: pod_of(world, runner)["spec"]["activeDeadlineSeconds"] == 1)
         world.deliver(node, runner)

@@ -15,11 +15,10 @@ import os
 import re
 import sys
 import tempfile
-import threading
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -32,9 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from kubernetes import client, watch
-from kubernetes.client.exceptions import ApiException
 from kubernetes.config import new_client_from_config
-from urllib3.exceptions import HTTPError
 
 from local_cluster.paths import PROJECT
 from memdiag_api.diagnosis import GROUP, VERSION, MemoryDiagnosis
@@ -48,7 +45,8 @@ from support.cluster import TestCluster, running_cluster
 from support.control_plane import ControlPlane
 from support.hollow_node import LOG_PORT, RUNNERS, log_endpoint, now
 from support.operator_process import OperatorProcess, running_operator
-from support.runner_player import HOLDERS, LEAK_EVERY, RUNNER_SECONDS, STACKS, RunnerPlayer
+from support.runner_player import HOLDERS, LEAK_EVERY, RUNNER_SECONDS, STACKS, WATCH_SECONDS, RunnerPlayer
+from support.watch_thread import Event, WatchThread
 
 NODES_PER_DIAGNOSIS = 5
 BUDGET_MIB = 24
@@ -181,30 +179,27 @@ class StatusReader:
 
     def __init__(self, api: client.ApiClient) -> None:
         self._custom = client.CustomObjectsApi(api)
+        self._version: str | None = None
         self.read_bytes = 0
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
+        self._watch = WatchThread(self._open_stream, self._add)
 
     def stop(self) -> None:
-        """Read no more. Waits for the watch: a thread that still runs when Python exits can abort the process."""
-        self._stopped.set()
-        self._thread.join()
+        """Read no more."""
+        self._watch.stop()
 
-    def _watch(self) -> None:
-        version: str | None = None
-        while not self._stopped.is_set():
-            listing = self._custom.list_cluster_custom_object
-            try:
-                stream = watch.Watch().stream(  # type: ignore[no-untyped-call] # there
-                    listing, GROUP, VERSION, MemoryDiagnosis.PLURAL, resource_version=version, timeout_seconds=10
-                )
-                for event in stream:
-                    version = event["object"]["metadata"]["resourceVersion"]
-                    if event["type"] == "MODIFIED":
-                        self.read_bytes += _size_bytes(event["object"]["status"])
-            except (ApiException, HTTPError, OSError):
-                time.sleep(0.2)
+    def _open_stream(self) -> Iterable[Event]:
+        stream: Iterable[Event] = watch.Watch().stream(  # type: ignore[no-untyped-call] # there
+            self._custom.list_cluster_custom_object,
+            *(GROUP, VERSION, MemoryDiagnosis.PLURAL),
+            resource_version=self._version,
+            timeout_seconds=WATCH_SECONDS,
+        )
+        return stream
+
+    def _add(self, event: Event) -> None:
+        self._version = event["object"]["metadata"]["resourceVersion"]
+        if event["type"] == "MODIFIED":
+            self.read_bytes += _size_bytes(event["object"]["status"])
 
 
 def _size_bytes(document: dict[str, Any]) -> int:

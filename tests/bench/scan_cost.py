@@ -23,7 +23,7 @@ from memdiag_node.kernel.btf import Btf
 from memdiag_node.sockets.coverage import coverage_of
 from memdiag_node.sockets.holders import socket_holdings
 from memdiag_node.sockets.scanner import SocketScanner
-from planted.sockets import Planter
+from planted.sockets.planter import Planter
 from support.benchmarks import machine, write_section
 
 _ROUNDS = 3

@@ -12,7 +12,7 @@ from memdiag_node.run import measure
 from memdiag_node.settings import Settings
 from memdiag_node.time_budget import Stop
 from planted.allocations import MIB
-from planted.sockets import Planter
+from planted.sockets.planter import Planter
 
 READ_LATER_BYTES = 32 * MIB
 STUCK_MESSAGES = 1000  # each pins a block of order 3

@@ -13,7 +13,7 @@ from memdiag_node.run import measure
 from memdiag_node.settings import Settings
 from memdiag_node.time_budget import Stop
 from planted.memory import MIB, PlantedMemory
-from support.machine_noise import Noise, measure_alloc_page_noise
+from support.machine_noise import Noise
 from support.memory_cgroup import ContainerCgroup, container_cgroup
 
 PLANTED = {"pipes": 200 * MIB, "tcp_queues": 160 * MIB, "packet_ring": 160 * MIB}
@@ -46,18 +46,6 @@ def planted_bytes(loads: dict[str, PlantedMemory]) -> dict[str, int]:
     """Filled by the run itself, right after its trace has begun."""
     assert loads
     return {}
-
-
-@pytest.fixture(scope="module")
-def noise_before() -> Noise:
-    return measure_alloc_page_noise(WINDOW_SECONDS)
-
-
-@pytest.fixture(scope="module")
-def noise(noise_before: Noise, evidence: Evidence) -> Noise:
-    """Of the machine, before the window and after it."""
-    assert evidence
-    return max(noise_before, measure_alloc_page_noise(WINDOW_SECONDS), key=lambda noise: noise.moved_bytes)
 
 
 @pytest.fixture(scope="module")

@@ -1,26 +1,12 @@
 """Pipes and packet rings, planted with known content, found by the scan."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from memdiag_api.evidence import Holder, HolderKind
-from memdiag_node.kernel.btf import Btf
 from memdiag_node.sockets.scanner import SocketScanner
-from planted.sockets import PAGE_BYTES, Planter
+from planted.sockets.common import PAGE_BYTES
+from planted.sockets.planter import Planter
 from support.sockets import fds_of, holder_of, other_holders_of
-
-
-@pytest.fixture(scope="module")
-def scanner() -> Iterator[SocketScanner]:
-    with SocketScanner(btf=Btf.load()) as scanner:
-        yield scanner
-
-
-@pytest.fixture
-def planter() -> Iterator[Planter]:
-    with Planter() as child:
-        yield child
 
 
 def holders(scanner: SocketScanner, planter: Planter, kind: HolderKind, fd: int) -> list[Holder]:

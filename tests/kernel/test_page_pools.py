@@ -14,7 +14,8 @@ from memdiag_api.evidence import Holder, HolderKind
 from memdiag_node.holders.page_pools import network_devices, pools_of
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.sockets.scanner import SocketScanner
-from planted.sockets import PAGE_BYTES, Planter
+from planted.sockets.common import PAGE_BYTES
+from planted.sockets.planter import Planter
 from support.bpf import XDP_PASS, receive
 from support.sockets import holder_layout, holder_of, other_holders_of
 

@@ -3,12 +3,10 @@
 import os
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from memdiag_api.evidence import Check, Evidence, Holder, HolderKind
-from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.run import measure
 from memdiag_node.settings import Settings
@@ -16,19 +14,13 @@ from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.time_budget import Stop
 from planted.memory import MIB
 from planted.veth_xdp import INTERFACE, XdpReceiver
-from support.machine_noise import Noise, measure_alloc_page_noise
+from support.machine_noise import Noise
 from support.sockets import holder_of, other_holders_of
 
 DATAGRAMS, STREAM_BYTES = 20_000, 20 * MIB
 CACHED_BYTES = 2 * MIB  # a pool of veth keeps 256 pages in its ring and 128 at hand, and waits for some from the driver
 SETTLE_SECONDS = 60.0
 WINDOW_SECONDS = 3.0
-
-
-@pytest.fixture(scope="module")
-def scanner() -> Iterator[SocketScanner]:
-    with SocketScanner(btf=Btf.load()) as scanner:
-        yield scanner
 
 
 def look(scanner: SocketScanner, child: XdpReceiver, fd: int) -> tuple[Holder, Holder]:
@@ -95,18 +87,6 @@ def test_when_the_socket_is_read_the_pool_gives_its_pages_back(scanner: SocketSc
             time.sleep(0.2)
     assert full.charge_bytes >= STREAM_BYTES
     assert empty.charge_bytes <= CACHED_BYTES
-
-
-@pytest.fixture(scope="module")
-def noise_before() -> Noise:
-    return measure_alloc_page_noise(WINDOW_SECONDS)
-
-
-@pytest.fixture(scope="module")
-def noise(noise_before: Noise, evidence: Evidence) -> Noise:
-    """Of the machine, before the window and after it."""
-    assert evidence
-    return max(noise_before, measure_alloc_page_noise(WINDOW_SECONDS), key=lambda noise: noise.moved_bytes)
 
 
 @pytest.fixture(scope="module")

@@ -34,11 +34,6 @@ CHURNED_PAGES = (
 )
 
 
-@pytest.fixture(scope="module")
-def btf() -> Btf:
-    return Btf.load()
-
-
 @contextmanager
 def running_trace(btf: Btf, duration_seconds: float = 2.0, *, budget: float = NEVER_THIN) -> Iterator[PageTrace]:
     settings = TraceSettings(duration_seconds=duration_seconds, cpu_budget_share=budget)

@@ -1,7 +1,5 @@
 """Ring buffers of perf events and of BPF maps, planted with known size, found with their owner and their pages."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -15,17 +13,6 @@ from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from planted.allocations import MIB, PAGE_BYTES, Allocator
 from support.sockets import fds_of, holder_layout, owner_of
-
-
-@pytest.fixture(scope="module")
-def btf() -> Btf:
-    return Btf.load()
-
-
-@pytest.fixture(scope="module")
-def scanner(btf: Btf) -> Iterator[SocketScanner]:
-    with SocketScanner(btf=btf) as scanner:
-        yield scanner
 
 
 def ring_buffers(scanner: SocketScanner, pid: int) -> list[Holding]:

@@ -15,7 +15,7 @@ from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.sockets.source import SocketSource
 from memdiag_node.time_budget import Stop
 from planted import traffic
-from planted.sockets import Planter
+from planted.sockets.planter import Planter
 from support.sockets import holder_layout, holder_of, holders_of, owner_of, queue_of
 
 
@@ -31,11 +31,6 @@ class Clock:
         self.calls += 1
         self.at_call(self.calls)
         return self.seconds
-
-
-@pytest.fixture(scope="module")
-def btf() -> Btf:
-    return Btf.load()
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +50,6 @@ def clock(scanner_and_clock: tuple[SocketScanner, Clock]) -> Iterator[Clock]:
 @pytest.fixture
 def scanner(scanner_and_clock: tuple[SocketScanner, Clock]) -> SocketScanner:
     return scanner_and_clock[0]
-
-
-@pytest.fixture
-def planter() -> Iterator[Planter]:
-    with Planter() as child:
-        yield child
 
 
 FAMILIES = {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK, socket.AF_PACKET, socket.AF_VSOCK}

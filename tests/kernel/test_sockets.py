@@ -20,25 +20,14 @@ from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.sockets.scan import SocketScan
 from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.sockets.source import SocketSource
-from planted.sockets import MIB, PAGE_BYTES, TCP_HEADER_BYTES, Planter
+from planted.sockets.common import MIB, PAGE_BYTES, TCP_HEADER_BYTES
+from planted.sockets.planter import Planter
 from support.machine_noise import change_by, too_busy
 from support.sockets import fds_of, holder_at, holder_of, is_kept, queue_of
 
 FREED_TOLERANCE = 0.02
 QUIET_BYTES = MIB // 2
 QUIET_ROUNDS, ROUNDS = 3, 20
-
-
-@pytest.fixture(scope="module")
-def scanner() -> Iterator[SocketScanner]:
-    with SocketScanner(btf=Btf.load()) as scanner:
-        yield scanner
-
-
-@pytest.fixture
-def planter() -> Iterator[Planter]:
-    with Planter() as child:
-        yield child
 
 
 @pytest.fixture
@@ -413,18 +402,24 @@ def blocks_in_kpageflags(order: int) -> int:
 
 
 def test_there_are_as_many_more_blocks_of_that_order_in_kpageflags(scan: Callable[[], SocketScan]) -> None:
-    """The node takes and gives back others meanwhile: of a few tries the nearest is taken."""
-    grown = []
-    for _ in range(5):
+    """Other work on the machine takes and gives such blocks too: a round in which it did shows after the planter's end.
+
+    The first round without that is judged, whatever it shows.
+    """
+    planted, moved = 4_000, []
+    for _ in range(ROUNDS):
         with Planter() as planter:
             before = blocks_in_kpageflags(3)
-            truth = planter.plant("tcp_small_messages", 4_000)
-            grown.append(blocks_in_kpageflags(3) - before)
+            truth = planter.plant("tcp_small_messages", planted)
+            during = blocks_in_kpageflags(3)
             orders = blocks_of(scan(), planter.inode(truth["fd"]))["order"]
-        assert (orders == 3).sum() == pytest.approx(4_000, rel=0.02)
-        if grown[-1] == pytest.approx(4_000, rel=0.02):
-            break
-    assert min(grown, key=lambda blocks: abs(blocks - 4_000)) == pytest.approx(4_000, rel=0.02), grown
+        assert (orders == 3).sum() == pytest.approx(planted, rel=0.02)
+        after = blocks_in_kpageflags(3)
+        moved.append(abs(after - before))
+        if moved[-1] <= FREED_TOLERANCE / 2 * planted:
+            assert during - (before + after) / 2 == pytest.approx(planted, rel=0.02)
+            return
+    raise too_busy(f"{min(moved)} or more blocks of order 3 came or went by themselves in each of {ROUNDS} rounds")
 
 
 def test_processes_are_named_as_the_proc_of_the_scans_own_pid_namespace_does() -> None:

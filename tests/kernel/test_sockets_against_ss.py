@@ -9,7 +9,7 @@ import pytest
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.sockets.scan import SocketScan
 from memdiag_node.sockets.scanner import SocketScanner
-from planted.sockets import Planter
+from planted.sockets.planter import Planter
 from support.sockets import holders_of
 
 _LOADS = (

@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from memdiag_api.capabilities import RUNNER_CAPABILITIES
 from planted.allocations import Allocator
-from planted.sockets import MIB, Planter, inq, wait_for
+from planted.sockets.common import MIB, inq, wait_for
+from planted.sockets.planter import Planter
 from support.capabilities import only
 
 RUNNER = (sys.executable, "-m", "memdiag_node.cli")

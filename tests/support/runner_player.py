@@ -3,19 +3,19 @@
 import itertools
 import sys
 import threading
-import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from kubernetes import client, watch
 from kubernetes.client.exceptions import ApiException
-from urllib3.exceptions import HTTPError
 
 from memdiag_api.evidence import Evidence, VerdictKind
 from support.evidence import evidence_with
 from support.hollow_node import RUNNERS, container, now
 from support.kubernetes_objects import delivered
+from support.watch_thread import Event, WatchThread
 
 RUNNER_SECONDS = 1.0
 RUNNERS_AT_ONCE = 32
@@ -34,26 +34,21 @@ class RunnerPlayer:
         self._seen: set[str] = set()
         self._numbers = itertools.count(1)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
+        self._watch = WatchThread(self._open_stream, self._look_at)
 
     def stop(self) -> None:
-        """Play no more. Waits for the watch: a thread that still runs when Python exits can abort the process."""
+        """Play no more."""
         self._stopped.set()
-        self._thread.join()
+        self._watch.stop()
         self._pool.shutdown(cancel_futures=True)
 
-    def _watch(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                pods = self._core.list_namespaced_pod
-                stream = watch.Watch().stream(pods, RUNNERS, timeout_seconds=WATCH_SECONDS)  # type: ignore[no-untyped-call] # there
-                for event in stream:
-                    self._look_at(event["object"])
-            except (ApiException, HTTPError, OSError):
-                time.sleep(0.2)
+    def _open_stream(self) -> Iterable[Event]:
+        pods = self._core.list_namespaced_pod
+        stream: Iterable[Event] = watch.Watch().stream(pods, RUNNERS, timeout_seconds=WATCH_SECONDS)  # type: ignore[no-untyped-call] # there
+        return stream
 
-    def _look_at(self, pod: Any) -> None:
+    def _look_at(self, event: Event) -> None:
+        pod = event["object"]
         if pod.status.phase == "Running" and pod.metadata.uid not in self._seen and not self._stopped.is_set():
             self._seen.add(pod.metadata.uid)
             self._pool.submit(self._finish, pod)
