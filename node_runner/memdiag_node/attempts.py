@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from memdiag_api.evidence import Check, Need, NeedState
 from memdiag_node.conclusion.doubts import Doubt
 from memdiag_node.kernel.btf import BtfError
-from memdiag_node.kernel.loader import BpfError
+from memdiag_node.kernel.errors import BpfError
 from memdiag_node.procfs.errors import ProcFormatError
 
 _MAX_DETAIL_CHARACTERS = 512

@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import importlib.util
 import os
 import platform
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from memdiag_api.capabilities import in_words
 from memdiag_api.evidence import Check, Need, NeedState
 from memdiag_node.host import HostRoots
 from memdiag_node.kernel.btf import Btf, BtfError
+from memdiag_node.kernel.compiler import has_bcc
 
 _TRACE = (Check.ALLOC_PAGE_TRACE,)
 _SOCKETS = (Check.SOCKET_QUEUES,)
@@ -47,7 +47,7 @@ def needs(roots: HostRoots) -> list[Need]:
 
 
 def _bcc() -> Need:
-    if importlib.util.find_spec("bcc") is not None:
+    if has_bcc():
         return _met("bcc", _BOTH)
     return _missing(
         "bcc",
