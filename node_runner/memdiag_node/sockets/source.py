@@ -70,7 +70,7 @@ USER_RING_BUFFER_TYPE = 31  # include/uapi/linux/bpf.h, BPF_MAP_TYPE_USER_RINGBU
 TCP_LISTEN = 10  # include/net/tcp_states.h; UNIX and vsock use the same number
 
 _SOURCE = Path(__file__).with_name("sockets.bpf.c")
-_BATCH = 32  # descriptions of one run: 140,000 instructions of the million that the verifier follows
+_BATCH = 32  # descriptions of one run: 32,000 instructions of the million that the verifier follows
 DESCRIBED_AT_ONCE = 2_048
 """Sockets that `SocketSource.describe` describes between two pieces of its answer."""
 _FINDERS = ("tcp", "udp", "unix", "netlink")
