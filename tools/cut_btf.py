@@ -14,8 +14,8 @@ from pathlib import Path
 from memdiag_node.census.memory_cgroups import memory_cgroup_layout
 from memdiag_node.holders.registry import holder_fields
 from memdiag_node.kernel.btf import Btf, BtfError
-from memdiag_node.kernel.loader import ProgramInfoLayout
 from memdiag_node.kernel.memory import memory_layout
+from memdiag_node.kernel.programs import ProgramInfoLayout
 from memdiag_node.sockets.source import queue_layout, socket_defines
 from memdiag_node.trace.page_trace import _layout as trace_defines
 from memdiag_node.walker.walker import queue_defines

@@ -147,7 +147,7 @@ def _open_trace(
         return None
     with attempts.step(Check.ALLOC_PAGE_TRACE, "starting it"):
         trace_settings = TraceSettings(settings.duration_seconds, cpu_budget_share=settings.cpu_budget_share)
-        return attached.enter_context(PageTrace(trace_settings, btf=Btf.load(roots.sys), roots=roots))
+        return attached.enter_context(PageTrace(trace_settings, roots=roots))
     return None
 
 

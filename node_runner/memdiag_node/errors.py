@@ -1,7 +1,7 @@
 """What went wrong, in words for a report."""
 
 from memdiag_node.kernel.btf import BtfError
-from memdiag_node.kernel.loader import BpfError
+from memdiag_node.kernel.errors import BpfError
 from memdiag_node.procfs.errors import ProcFormatError
 
 

@@ -6,7 +6,6 @@ import select
 import sys
 from pathlib import Path
 
-from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 
@@ -16,7 +15,7 @@ def rss_bytes() -> int:
     return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) * 1024
 
 
-with PageTrace(TraceSettings(duration_seconds=60), btf=Btf.load(), roots=HostRoots()) as trace:
+with PageTrace(TraceSettings(duration_seconds=60), roots=HostRoots()) as trace:
     print("tracing", flush=True)
     while not select.select([sys.stdin], [], [], 1.0)[0]:
         trace.advance()

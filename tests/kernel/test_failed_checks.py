@@ -13,7 +13,7 @@ import pytest
 from memdiag_api.evidence import Check, Evidence, Need, NeedState
 from memdiag_node.breakdown.reading import MemoryReading, take_readings
 from memdiag_node.capture import MeasurementError, UnsupportedError
-from memdiag_node.kernel.loader import BpfError
+from memdiag_node.kernel.errors import BpfError
 from memdiag_node.procfs.kpageflags import FrameTable
 from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.roots import HostRoots

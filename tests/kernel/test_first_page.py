@@ -23,7 +23,7 @@ for position in range(0, len(huge), 1 << 21):
 btf = Btf.load()
 for alignment in (1 << 30, 1 << 24):
     page_trace.alignment_bytes = lambda: alignment
-    with page_trace.PageTrace(page_trace.TraceSettings(duration_seconds=1), btf=btf, roots=HostRoots()) as trace:
+    with page_trace.PageTrace(page_trace.TraceSettings(duration_seconds=1), roots=HostRoots()) as trace:
         print(trace._first_page)
 """
 

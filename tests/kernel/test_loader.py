@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.kernel.loader import BpfError, BpfObject, ProgramInfoLayout
+from memdiag_node.kernel.errors import BpfError
+from memdiag_node.kernel.loader import BpfObject
+from memdiag_node.kernel.programs import ProgramInfoLayout
 from support.bpf import loaded_programs, wait_until_gone
 
 COUNTER = """

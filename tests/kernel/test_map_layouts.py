@@ -86,7 +86,7 @@ def programs() -> Iterator[dict[str, BpfObject]]:
     """Each C file's maps, loaded as the runner loads them."""
     btf = Btf.load()
     with ExitStack() as stack:
-        trace = stack.enter_context(PageTrace(TraceSettings(duration_seconds=60), btf=btf, roots=HostRoots()))
+        trace = stack.enter_context(PageTrace(TraceSettings(duration_seconds=60), roots=HostRoots()))
         walker = stack.enter_context(queues.QueueWalker(btf))
         source = stack.enter_context(sockets.SocketSource(btf))
         assert trace._attached

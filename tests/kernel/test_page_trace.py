@@ -37,7 +37,7 @@ CHURNED_PAGES = (
 @contextmanager
 def running_trace(btf: Btf, duration_seconds: float = 2.0, *, budget: float = NEVER_THIN) -> Iterator[PageTrace]:
     settings = TraceSettings(duration_seconds=duration_seconds, cpu_budget_share=budget)
-    with PageTrace(settings, btf=btf, roots=HostRoots()) as trace:
+    with PageTrace(settings, roots=HostRoots()) as trace:
         yield trace
 
 
@@ -335,7 +335,7 @@ def test_without_a_file_of_proc_the_bytes_stay_right(
     btf: Btf, proc_without: Callable[[str], HostRoots], missing: str
 ) -> None:
     settings = TraceSettings(duration_seconds=2.0, cpu_budget_share=NEVER_THIN)
-    with Allocator() as child, PageTrace(settings, btf=btf, roots=proc_without(missing)) as trace:
+    with Allocator() as child, PageTrace(settings, roots=proc_without(missing)) as trace:
         planted_bytes = child.do("fill_pipes", 16 * MIB)
         result = trace.finish()
     stacks = fold_stacks(result, len(result.stacks))

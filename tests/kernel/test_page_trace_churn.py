@@ -15,7 +15,6 @@ import pytest
 from memdiag_api.evidence import Trend
 from memdiag_node.conclusion.verdict import Thresholds
 from memdiag_node.host import read_host
-from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from memdiag_node.trace.stacks import fold_stacks
@@ -85,7 +84,7 @@ def test_a_healthy_load_is_no_leak(name: str, run: int, tmp_path: Path) -> None:
     roots = HostRoots()
     limit_bytes = Thresholds().suspect_bytes(read_host(roots, "here").mem_total_bytes)
     load = web_load(tmp_path) if name == "web server" else shell_load(SHELL_LOADS[name], tmp_path)
-    with load, PageTrace(TraceSettings(duration_seconds=WINDOW_SECONDS), btf=Btf.load(), roots=roots) as trace:
+    with load, PageTrace(TraceSettings(duration_seconds=WINDOW_SECONDS), roots=roots) as trace:
         end = time.monotonic() + WINDOW_SECONDS
         while time.monotonic() < end:
             time.sleep(0.25)

@@ -22,7 +22,7 @@ from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from memdiag_node.procfs.roots import HostRoots
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
-with PageTrace(TraceSettings(duration_seconds=60), btf=Btf.load(), roots=HostRoots()) as trace:
+with PageTrace(TraceSettings(duration_seconds=60), roots=HostRoots()) as trace:
     print("tracing", flush=True)
     how = sys.stdin.readline().strip()
     if how == "raise":

@@ -7,7 +7,6 @@ same CPU, pipes are filled and emptied without a pause, so that the program runs
 import os
 import threading
 
-from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.trace import tables as trace_tables
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
@@ -25,8 +24,11 @@ def is_driver(frame: str) -> bool:
 
 def test_pages_that_interrupts_take_while_the_program_runs_keep_their_stack() -> None:
     cpu = {min(os.sched_getaffinity(0))}
-    trace = PageTrace(SETTINGS, btf=Btf.load(), roots=HostRoots())
-    with Allocator() as churning, XdpReceiver() as receiver, trace:
+    with (
+        Allocator() as churning,
+        XdpReceiver() as receiver,
+        PageTrace(SETTINGS, roots=HostRoots()) as trace,
+    ):
         os.sched_setaffinity(churning.pid, cpu)
         os.sched_setaffinity(receiver.pid, cpu)
         receiving = threading.Thread(target=receiver.receive, args=("paced_stream", STREAM_BYTES))

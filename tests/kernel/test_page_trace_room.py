@@ -5,7 +5,6 @@ import time
 
 import pytest
 
-from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.trace import tables as trace_tables
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
@@ -25,7 +24,7 @@ ONE_LONG_SLICE = TraceSettings(duration_seconds=600, slices=1, cpu_budget_share=
 
 def trace_a_fork_storm(settings: TraceSettings) -> tuple[int, RawTrace]:
     """Bytes that were seen of pipes that were filled before the storm, and the tables."""
-    with PageTrace(settings, btf=Btf.load(), roots=HostRoots()) as trace, Allocator() as child:
+    with PageTrace(settings, roots=HostRoots()) as trace, Allocator() as child:
         assert child.do("fill_pipes", PLANTED_BYTES) == PLANTED_BYTES
         for _ in range(STEPS):
             for _ in range(PROCESSES_A_STEP):

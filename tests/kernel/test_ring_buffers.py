@@ -50,7 +50,7 @@ def test_another_bpf_map_is_no_holder(scanner: SocketScanner) -> None:
 def test_the_pages_are_those_that_the_trace_saw(btf: Btf, scanner: SocketScanner, step: str, size_bytes: int) -> None:
     """So they are allocpage, not vmalloc, and the join finds them."""
     settings = TraceSettings(duration_seconds=2.0, cpu_budget_share=0.0)  # records everything
-    with Allocator() as child, PageTrace(settings, btf=btf, roots=HostRoots()) as trace:
+    with Allocator() as child, PageTrace(settings, roots=HostRoots()) as trace:
         child.do(step, size_bytes)
         held = ring_buffers(scanner, child.pid)
         result = trace.finish()

@@ -10,7 +10,6 @@ import pytest
 
 from memdiag_api.evidence import Context, NeedState
 from memdiag_node.kernel import symbols
-from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.symbols import SymbolReader, Symbols
 from memdiag_node.preflight import bpf as features
 from memdiag_node.procfs.roots import HostRoots
@@ -83,7 +82,7 @@ def test_a_trace_under_kptr_restrict_names_functions_and_processes(hidden_addres
     assert hidden_addresses
     needs = {need.name: need.state for need in features.needs(HostRoots())}
     assert needs["kernel symbols"] is NeedState.MET
-    with Allocator() as child, PageTrace(SETTINGS, btf=Btf.load(), roots=HostRoots()) as trace:
+    with Allocator() as child, PageTrace(SETTINGS, roots=HostRoots()) as trace:
         planted_bytes = child.do("fill_pipes", 16 * MIB)
         result = trace.finish()
     stack = next(one for one in fold_stacks(result, 64) if any(process.pid == child.pid for process in one.processes))
@@ -94,7 +93,7 @@ def test_a_trace_under_kptr_restrict_names_functions_and_processes(hidden_addres
 
 def test_a_kernel_that_refuses_to_tell_names_gets_a_trace_without_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(symbols, "_ADDRESSES", 1 << 20)  # a loop that is too long for the verifier
-    with Allocator() as child, PageTrace(SETTINGS, btf=Btf.load(), roots=HostRoots()) as trace:
+    with Allocator() as child, PageTrace(SETTINGS, roots=HostRoots()) as trace:
         planted_bytes = child.do("fill_pipes", 16 * MIB)
         result = trace.finish()
     stacks = fold_stacks(result, len(result.stacks))

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from memdiag_node.trace.tables import CPU_DTYPE, FrameTally, RawTrace
@@ -77,7 +76,7 @@ def record() -> None:
         Allocator() as child,
         PlantedMemory("packet_ring", 4 << 20) as ring,
         PlantedMemory("page_tables", 1 << 20) as page_tables,
-        PageTrace(settings, btf=Btf.load(), roots=HostRoots()) as trace,
+        PageTrace(settings, roots=HostRoots()) as trace,
     ):
         ring.plant()
         page_tables.plant()

@@ -15,6 +15,7 @@ from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import Field, block_layout, enum_defines, offsets
 from memdiag_node.kernel.linear_map import linear_to_page, slab_layout
 from memdiag_node.kernel.loader import BpfObject
+from memdiag_node.resource import Resource
 
 _WORDS = 512
 
@@ -59,24 +60,23 @@ def memory_layout(btf: Btf) -> dict[str, int]:
     return {**offsets(btf, _FIELDS), **slab_layout(btf), **block_layout(btf), "PAGE_SHIFT": page_shift}
 
 
-class KernelMemory:
-    """The kernel's memory, read through `bpf`, whose source includes memory.bpf.h; usable as long as that is open."""
+class KernelMemory(Resource):
+    """The kernel's memory, read through `bpf`, whose source includes memory.bpf.h and which stays open meanwhile."""
 
     def __init__(self, bpf: BpfObject, at: Mapping[str, int]) -> None:
         """`at` is that of `memory_layout`. Raises BpfError when the kernel refuses the program."""
         self._at = at
         self._peek = bpf.runnable("peek")
-        self._words = bpf.view("words", MEMORY_MAPS["words"], _WORDS)
-        self._facts = bpf.view("facts", MEMORY_MAPS["facts"], len(Fact))
-        self.own_net = self._follow_task("TASK_NAMESPACES", "NAMESPACES_NET")
-        """Address of this process's network namespace."""
-        self.learn(Fact.NET_OPERATIONS, self.word(self.own_net + at["NET_OPERATIONS"]))
-        if "HAS_SLAB" in at:
-            self.learn(Fact.LINEAR_TO_PAGE, linear_to_page(self, at, cache=self._any_cache()))
-
-    def close(self) -> None:
-        """Let go of the maps. Idempotent."""
-        self._words = self._facts = np.empty(0, "<u8")  # a numpy view keeps its mapping from being closed
+        with self._opening() as parts:
+            self._words = bpf.view("words", MEMORY_MAPS["words"], _WORDS)
+            self._facts = bpf.view("facts", MEMORY_MAPS["facts"], len(Fact))
+            for view in ("_words", "_facts"):  # a numpy view keeps its mapping from being closed
+                parts.callback(delattr, self, view)
+            self.own_net = self._follow_task("TASK_NAMESPACES", "NAMESPACES_NET")
+            """Address of this process's network namespace."""
+            self.learn(Fact.NET_OPERATIONS, self.word(self.own_net + at["NET_OPERATIONS"]))
+            if "HAS_SLAB" in at:
+                self.learn(Fact.LINEAR_TO_PAGE, linear_to_page(self, at, cache=self._any_cache()))
 
     def peek(self, addresses: npt.ArrayLike) -> npt.NDArray[np.uint64]:
         """The 8 bytes at each address; 0 where they cannot be read."""

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from memdiag_node.kernel.loader import BpfError, BpfObject, ClosedOnExit
+from memdiag_node.kernel.errors import BpfError
+from memdiag_node.kernel.loader import BpfObject
+from memdiag_node.resource import Resource
 
 ReadLines = Callable[[Sequence[int]], Sequence[str]]
 """The kernel's own text for each address: `symbol+0x1f/0x80 [module]`, or the address where it has no symbol."""
@@ -32,22 +34,15 @@ def function_name(text: str) -> str:
     return _SUFFIX.sub("", text.split("+", 1)[0])
 
 
-class SymbolReader(ClosedOnExit):
+class SymbolReader(Resource):
     """Asks the kernel for the text of addresses. Raises BpfError where the kernel refuses the program."""
 
     def __init__(self) -> None:
-        self._object = BpfObject(_SOURCE, {"ADDRESSES": _ADDRESSES}, _MAPS)
-        try:
+        with self._opening() as parts:
+            self._object = parts.enter_context(BpfObject(_SOURCE, {"ADDRESSES": _ADDRESSES}, _MAPS))
             self._addresses = self._object.view("addresses", _MAPS["addresses"], _ADDRESSES)
+            parts.callback(delattr, self, "_addresses")  # a numpy view keeps its mapping from being closed
             self._iterator = self._object.attach_iterator("bpf_iter__bpf_map")
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Detach and free everything. Idempotent."""
-        self._addresses = np.empty(0, "<u8")  # a numpy view keeps its mapping from being closed
-        self._object.close()
 
     def lines(self, addresses: Sequence[int]) -> list[str]:
         """A line for each return address; 0 is none."""

@@ -2,13 +2,13 @@
 
 import ctypes
 import errno
-import importlib.util
 import os
 import platform
 
 from memdiag_api.capabilities import in_words
 from memdiag_api.evidence import Check, Need
 from memdiag_node.kernel.btf import Btf, BtfError
+from memdiag_node.kernel.compiler import has_bcc
 from memdiag_node.preflight.need import degraded, met, missing, why_unreadable
 from memdiag_node.procfs.roots import HostRoots
 
@@ -46,7 +46,7 @@ def needs(roots: HostRoots) -> list[Need]:
 
 
 def _bcc() -> Need:
-    if importlib.util.find_spec("bcc") is not None:
+    if has_bcc():
         return met("bcc", _BOTH)
     return missing(
         "bcc",

@@ -4,11 +4,11 @@ import os
 from contextlib import ExitStack
 from enum import IntEnum
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+
+from memdiag_node.resource import Resource
 
 _ENTRY_BYTES = 8
 # Bit numbers: kernel, include/uapi/linux/kernel-page-flags.h. Stable, unlike the kernel's own page flags.
@@ -89,33 +89,20 @@ def is_tail(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     return found
 
 
-class FrameTable:
+class FrameTable(Resource):
     """A file of /proc with 64 bits for each frame: kpageflags, or kpagecgroup (inode of the cgroup that is charged)."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError when there is no such file or it may not be read."""
-        self._fd = os.open(path, os.O_RDONLY)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Idempotent."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        with self._opening() as parts:
+            self._file = parts.enter_context(path.open("rb", buffering=0))
 
     def read(self, first_frame: int, frames: int) -> npt.NDArray[np.uint64]:
         """The entries of `frames` frames, fewer at the end of memory."""
         parts: list[bytes] = []
         position, end = first_frame * _ENTRY_BYTES, (first_frame + frames) * _ENTRY_BYTES
         while position < end:
-            part = os.pread(self._fd, end - position, position)
+            part = os.pread(self._file.fileno(), end - position, position)
             if not part:
                 break
             parts.append(part)

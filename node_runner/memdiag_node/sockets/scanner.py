@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from memdiag_node.holding import sizes_bytes
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.kernel.loader import ClosedOnExit
 from memdiag_node.kernel.memory import Fact
+from memdiag_node.resource import Resource
 from memdiag_node.sockets import source
 from memdiag_node.sockets.scan import NAMELESS_DTYPE, QUEUE_DTYPE, READABLE, READER, SOCKET_DTYPE, SocketScan
 from memdiag_node.sockets.sightings import MAX_SIGHTINGS, Sightings, addresses_of, merged, not_in
@@ -38,7 +38,7 @@ _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 1 << 18
 _BLOCKS_PER_RAM_BYTE = 0.0004 / 12  # 0.04 % of RAM, at 12 bytes a block and a half again while sorting
 
 
-class SocketScanner(ClosedOnExit):
+class SocketScanner(Resource):
     """Loads the eBPF programs once, scans as often as asked; use as a context manager or call `close`.
 
     A scan walks for `budget_seconds`, and the other holders after it for as long again; listing the sockets before, and
@@ -64,22 +64,14 @@ class SocketScanner(ClosedOnExit):
         self._max_sightings = max_sightings
         self._stop = stop or Stop()
         self._read_early: npt.NDArray[np.uint64] | None = None
-        self._source = SocketSource(btf)
-        try:
-            self._walker = QueueWalker(btf)
-        except BaseException:
-            self._source.close()
-            raise
+        with self._opening() as parts:
+            self._source = parts.enter_context(SocketSource(btf))
+            self._walker = parts.enter_context(QueueWalker(btf))
 
     @property
     def source(self) -> SocketSource:
         """What reads kernel memory, for the other kinds of holders."""
         return self._source
-
-    def close(self) -> None:
-        """Detach and free everything. Idempotent."""
-        self._walker.close()
-        self._source.close()
 
     def walks(self) -> Walks:
         """To walk something else than queues (holders.registry), with a budget that begins now."""

@@ -14,10 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.errors import BpfError
 from memdiag_node.kernel.layout import Field, offsets, optional_offsets
-from memdiag_node.kernel.loader import BpfError, BpfObject, ClosedOnExit, IteratorLink
+from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.memory import MEMORY_DEFINES, MEMORY_MAPS, Fact, KernelMemory, memory_layout
 from memdiag_node.kernel.perf_event import open_idle_perf_event
+from memdiag_node.kernel.programs import IteratorLink
+from memdiag_node.resource import Resource
 
 FOUND_DTYPE = np.dtype([("socket", "<u8"), ("pid", "<u4"), ("fd", "<u4"), ("pipe_inode", "<u4"), ("kind", "<u4")])
 """One sighting of a socket, or of what `kind` says; pid is 0 when no fd was seen."""
@@ -67,7 +70,7 @@ USER_RING_BUFFER_TYPE = 31  # include/uapi/linux/bpf.h, BPF_MAP_TYPE_USER_RINGBU
 TCP_LISTEN = 10  # include/net/tcp_states.h; UNIX and vsock use the same number
 
 _SOURCE = Path(__file__).with_name("sockets.bpf.c")
-_BATCH = 32  # descriptions of one run: 140,000 instructions of the million that the verifier follows
+_BATCH = 32  # descriptions of one run: 32,000 instructions of the million that the verifier follows
 DESCRIBED_AT_ONCE = 2_048
 """Sockets that `SocketSource.describe` describes between two pieces of its answer."""
 _FINDERS = ("tcp", "udp", "unix", "netlink")
@@ -235,7 +238,7 @@ def queue_layout(btf: Btf) -> dict[str, int]:
     return offsets(btf, _UNIX_CONSUMED) | offsets(btf, (one for one in fields if btf.has_field(*one[1:])))
 
 
-class SocketSource(ClosedOnExit):
+class SocketSource(Resource):
     """The finders and the describer, loaded and attached once; use as a context manager or call `close`.
 
     Raises BpfError when the kernel refuses one that the scan cannot do without.
@@ -245,9 +248,9 @@ class SocketSource(ClosedOnExit):
         defines = socket_defines(btf)
         self.offset = defines | queue_layout(btf)
         """Where a socket has its queues, and a packet its fields, in bytes."""
-        self._object = BpfObject(_SOURCE, defines, _MAPS)
-        try:
-            self.memory = KernelMemory(self._object, memory_layout(btf))
+        with self._opening() as parts:
+            self._object = parts.enter_context(BpfObject(_SOURCE, defines, _MAPS))
+            self.memory = parts.enter_context(KernelMemory(self._object, memory_layout(btf)))
             self._held = self._object.attach_iterator("bpf_iter__task_file")
             self._describe = self._object.runnable("describe")
             self._listed: dict[str, IteratorLink] = {}
@@ -259,17 +262,9 @@ class SocketSource(ClosedOnExit):
                 self._ring_buffers = self._object.attach_iterator("bpf_iter__bpf_map")
             self._subjects = self._object.view("subjects", _MAPS["subjects"], _BATCH)
             self._descriptions = self._object.view("descriptions", DESCRIPTION_DTYPE, _BATCH)
+            for view in ("_subjects", "_descriptions"):  # a numpy view keeps its mapping from being closed
+                parts.callback(delattr, self, view)
             self.sees_perf_events = self._learn_file_operations()
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Detach and free everything. Idempotent."""
-        # A numpy view keeps its mapping from being closed.
-        self._subjects = np.empty(0, "<u8")
-        self._descriptions = np.empty(0, DESCRIPTION_DTYPE)
-        self._object.close()
 
     def _attach_finder(self, kind: str) -> None:
         try:

@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager, contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_node.kernel.loader import BpfError, BpfObject
+from memdiag_node.kernel.errors import BpfError
+from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.procfs.kpageflags import is_anonymous
 
 ReadFlags = Callable[[int, int], npt.NDArray[np.uint64]]

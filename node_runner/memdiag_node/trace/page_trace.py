@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -20,13 +19,16 @@ import numpy.typing as npt
 
 from memdiag_api.limits import MAX_SLICES
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.kernel.loader import BpfError, BpfObject, ProgramInfo, ProgramInfoLayout
+from memdiag_node.kernel.errors import BpfError
+from memdiag_node.kernel.loader import BpfObject
+from memdiag_node.kernel.programs import ProgramInfo, ProgramInfoLayout
 from memdiag_node.kernel.symbols import SymbolReader, Symbols
 from memdiag_node.procfs.kpageflags import FrameTable, open_frame_table
 from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.procfs.vmstat import parse_allocated_pages
+from memdiag_node.resource import Resource
 from memdiag_node.trace import tables
 from memdiag_node.trace.contexts import ContextCode, Contexts
 from memdiag_node.trace.first_page import alignment_bytes, find_first_page, only_possible_start, traced_own_pages
@@ -84,20 +86,17 @@ class _Attached:
     infos: npt.NDArray[np.void]
 
     @classmethod
-    def load(cls, defines: Mapping[str, int], layout: FrameLayout) -> Self:
-        """Compile for this kernel, with room for its frames."""
-        bpf = BpfObject(_SOURCE, {**defines, "SECTIONS": layout.sections, "CHUNKS": layout.chunks}, tables.MAPS)
-        try:
-            bpf.view("sections", np.dtype("<u8"), layout.sections)[:] = layout.index()
-            return cls(
-                bpf,
-                config=bpf.view("config", tables.CONFIG_DTYPE, 1),
-                frames=bpf.view("frames", np.dtype("<u2"), layout.entries),
-                infos=bpf.view("class_info", tables.CLASS_INFO_DTYPE, tables.CLASSES),
-            )
-        except BaseException:
-            bpf.close()
-            raise
+    def load(cls, defines: Mapping[str, int], layout: FrameLayout, parts: ExitStack) -> Self:
+        """Compile for this kernel, with room for its frames; closed with `parts`."""
+        counts = {"SECTIONS": layout.sections, "CHUNKS": layout.chunks}
+        bpf = parts.enter_context(BpfObject(_SOURCE, {**defines, **counts}, tables.MAPS))
+        bpf.view("sections", tables.MAPS["sections"], layout.sections)[:] = layout.index()
+        return cls(
+            bpf,
+            config=bpf.view("config", tables.CONFIG_DTYPE, 1),
+            frames=bpf.view("frames", np.dtype("<u2"), layout.entries),
+            infos=bpf.view("class_info", tables.CLASS_INFO_DTYPE, tables.CLASSES),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,21 +134,16 @@ class _Idle:
         self.removed += len(self._forgotten) - len(missing)
 
 
-class PageTrace:
-    """A running trace: attached while the context lasts, and detached whatever ends it.
+class PageTrace(Resource):
+    """A running trace: attached until `close`, or the end of its context.
 
     Raises BpfError, BtfError, ProcFormatError or OSError, with what is missing, when it cannot start.
     """
 
-    def __init__(self, settings: TraceSettings, *, btf: Btf, roots: HostRoots) -> None:
-        # What is needed of `btf` is taken here, so that it need not stay in memory.
+    def __init__(self, settings: TraceSettings, *, roots: HostRoots) -> None:
         self._settings = settings
-        self._defines = _layout(btf)
-        self._program_info_layout = ProgramInfoLayout.of(btf)
         self._roots = roots
-        self._struct_page_bytes = btf.size_bytes("page")
         self._attached: _Attached | None = None
-        self._symbol_reader: SymbolReader | None = None
         self._retired: dict[int, tuple[float, float]] = {}
         self._resting = np.zeros(0, _RESTING_DTYPE)
         self._returned_classes = 0
@@ -159,37 +153,19 @@ class PageTrace:
         self._slice = 0
         self._told = 0.0
         self._window: _Window | None = None
+        with self._opening() as parts:
+            self._start(parts)
 
-    def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Detach and free everything. Idempotent."""
-        if self._attached is not None:
-            self._attached.bpf.close()
-            self._attached = None
-        if self._symbol_reader is not None:
-            self._symbol_reader.close()
-            self._symbol_reader = None
-
-    def _start(self) -> None:
-        self._symbol_reader = _open_symbol_reader()
-        self._symbols = Symbols(self._symbol_reader.lines if self._symbol_reader else None)
+    def _start(self, parts: ExitStack) -> None:
+        defines = self._read_btf()
+        symbol_reader = _open_symbol_reader(parts)
+        self._symbols = Symbols(symbol_reader.lines if symbol_reader else None)
         self._contexts = Contexts(self._symbols)
+        parts.callback(self._forget)
         with ExitStack() as files:
             flags = open_frame_table(self._roots.proc / "kpageflags", files)
             layout = self._layout = self._frame_layout()
-            attached = self._attached = _Attached.load(self._defines, layout)
+            attached = self._attached = _Attached.load(defines, layout, parts)
             _push_numbers(attached.bpf, np.arange(tables.FIRST_CLASS, tables.CLASSES, dtype="<u4"))
             self._first_page = self._find_first_page(attached, flags, layout.end_frame)
         attached.config["first_page"] = self._first_page
@@ -210,6 +186,16 @@ class PageTrace:
             if error.errno != errno.ENOENT:  # a kernel without page pools
                 raise
         self._started = time.monotonic()
+
+    def _read_btf(self) -> dict[str, int]:
+        """The defines of the programs. The BTF is out of memory when this returns, before anything is compiled."""
+        btf = Btf.load(self._roots.sys)
+        self._program_info_layout = ProgramInfoLayout.of(btf)
+        self._struct_page_bytes = btf.size_bytes("page")
+        return _layout(btf)
+
+    def _forget(self) -> None:
+        self._attached = None  # its numpy views keep their mappings from being closed
 
     def advance(self) -> None:
         """Move on to the time slice that is due, and keep room in the tables. To be called each quarter of a second."""
@@ -392,10 +378,10 @@ class PageTrace:
         return find_first_page(own_pages, flags.read, alignment=alignment_bytes(), **machine)
 
 
-def _open_symbol_reader() -> SymbolReader | None:
+def _open_symbol_reader(parts: ExitStack) -> SymbolReader | None:
     """None where the kernel refuses the program: stacks have no names then, and their bytes are right all the same."""
     try:
-        return SymbolReader()
+        return parts.enter_context(SymbolReader())
     except BpfError:
         return None
 

@@ -15,13 +15,13 @@ def test_source_roots_are_no_packages() -> None:
     assert importlib.import_module("operator").__file__ == os.__file__.replace("os.py", "operator.py")
 
 
-def test_bcc_is_imported_by_the_loader_alone() -> None:
+def test_bcc_is_imported_by_the_compiler_alone() -> None:
     importers = [
         str(path.relative_to(ROOT))
         for path in ROOT.glob("node_runner/**/*.py")
         if re.search(r"^\s*(import bcc|from bcc)\b", path.read_text(), re.MULTILINE)
     ]
-    assert importers == ["node_runner/memdiag_node/kernel/loader.py"]
+    assert importers == ["node_runner/memdiag_node/kernel/compiler.py"]
 
 
 def test_no_c_function_is_longer_than_60_lines() -> None:

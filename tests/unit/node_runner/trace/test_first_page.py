@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from memdiag_node.kernel.loader import BpfError
+from memdiag_node.kernel.errors import BpfError
 from memdiag_node.trace.first_page import find_first_page, only_possible_start, possible_starts
 
 GIB = 1 << 30

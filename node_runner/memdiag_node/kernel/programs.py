@@ -1,0 +1,102 @@
+"""Loaded eBPF programs: iterators, those that user space runs, and what the kernel counts about them."""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.errors import BpfError
+
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramInfoLayout:
+    """Where this kernel's struct bpf_prog_info has its fields, in bytes; None for one that it lacks."""
+
+    size_bytes: int
+    id: int | None
+    recursion_misses: int | None
+    run_time_ns: int | None
+
+    @classmethod
+    def of(cls, btf: Btf) -> Self:
+        """Look it up."""
+
+        def offset(field: str) -> int | None:
+            return btf.offset_bytes("bpf_prog_info", field) if btf.has_field("bpf_prog_info", field) else None
+
+        return cls(
+            size_bytes=btf.size_bytes("bpf_prog_info"),
+            id=offset("id"),
+            recursion_misses=offset("recursion_misses"),  # since Linux 5.12
+            run_time_ns=offset("run_time_ns"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramInfo:
+    """What the kernel counts about a loaded program (struct bpf_prog_info)."""
+
+    function: str
+    program_id: int
+    recursion_misses: int
+    run_seconds: float
+
+
+class IteratorLink:
+    """An attached BPF iterator: each `read` runs it once over everything."""
+
+    def __init__(self, libbcc: ctypes.CDLL, function: str, link_fd: int) -> None:
+        self._libbcc = libbcc
+        self._function = function
+        self._link_fd = link_fd
+
+    def read(self) -> bytes:
+        """Create the iterator anew, in the caller's network namespace, and drain it."""
+        return b"".join(self.chunks())
+
+    def chunks(self) -> Iterator[bytes]:
+        """As `read`, piece by piece: whole records, as each read asks for more than the kernel buffers (32 KiB)."""
+        iterator_fd = self._libbcc.bcc_iter_create(self._link_fd)
+        if iterator_fd < 0:
+            raise BpfError.of(f"{self._function}: the iterator cannot be created", -iterator_fd)
+        with os.fdopen(iterator_fd, "rb", buffering=0) as stream:
+            while part := stream.read(_READ_BYTES):
+                yield part
+
+    def close(self) -> None:
+        """Detach the iterator. Idempotent."""
+        if self._link_fd >= 0:
+            os.close(self._link_fd)
+            self._link_fd = -1
+
+
+class _RunOptions(ctypes.Structure):
+    """struct bpf_test_run_opts of libbpf, as far as its first size; all zero but the size runs a program as it is."""
+
+    _fields_ = (("size", ctypes.c_size_t), ("fields", ctypes.c_uint64 * 16))
+
+
+_RUN_PROTOTYPE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.POINTER(_RunOptions), use_errno=True)
+
+
+class RunnableProgram:
+    """A raw tracepoint program that is attached to nothing: user space runs it (BPF_PROG_RUN, Linux 5.10)."""
+
+    def __init__(self, libbpf: ctypes.CDLL, function: str, program_fd: int) -> None:
+        # A prototype of our own: newer bcc gives the library's function one that wants bcc's structure.
+        self._run = _RUN_PROTOTYPE(("bpf_prog_test_run_opts", libbpf))
+        self._function = function
+        self._program_fd = program_fd
+        self._options = _RunOptions()
+
+    def run(self) -> None:
+        """Run it once, on this CPU. Raises BpfError."""
+        ctypes.memset(ctypes.byref(self._options), 0, ctypes.sizeof(self._options))
+        self._options.size = ctypes.sizeof(self._options)
+        status = self._run(self._program_fd, ctypes.byref(self._options))
+        if status:
+            raise BpfError.of(f"{self._function}: the program cannot be run", ctypes.get_errno() or -status)
