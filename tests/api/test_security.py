@@ -394,7 +394,7 @@ def test_the_policy_lets_in_privileged_runners_only_when_its_parameters_say_so(
     guarded.kubectl("-n", RUNNERS, "create", "serviceaccount", "other")
     try:
         eventually(lambda: create(operator, privileged) == "")
-        assert "have no other image" in create(operator, runner_manifest(container={"image": "evil/image:1"}))
+        assert "must use the image" in create(operator, runner_manifest(container={"image": "evil/image:1"}))
     finally:
         guarded.kubectl(*patch, '{"data": {"privileged": null, "serviceAccountName": null}}')
         guarded.kubectl("-n", RUNNERS, "delete", "serviceaccount", "other")
