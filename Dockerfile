@@ -1,15 +1,15 @@
-# memdiag's two images: `--target operator` and `--target node-runner`; `--target sbom` has their bills of materials only.
+# memdiag's two images: `--target operator` and `--target node-runner`. `--target sbom` has only their bills of materials.
 #
-# Both run Debian's Python, because bcc is Debian's python3-bpfcc (the `bcc` on PyPI is another project). What changes
-# often comes last: a change of the source rebuilds one small layer, and reinstalls nothing.
+# Both use Debian's Python, because bcc is Debian's python3-bpfcc (the `bcc` on PyPI is an unrelated project). Parts
+# that change often come last: a source change rebuilds one small layer and reinstalls nothing.
 #
 # Arguments, which `make release-images` passes:
-#   BASE_IMAGE   the base image to build on, best by digest
-#   BASE_NAME    the name by which it was asked for
+#   BASE_IMAGE   the base image to build on, preferably with a digest
+#   BASE_NAME    the requested name of the base image
 #   BASE_DIGEST  its digest; a build without it fails
-#   VERSION      of memdiag
+#   VERSION      the version of memdiag
 #   REVISION     the commit that the images are built from
-#   SOURCE       where that commit can be found
+#   SOURCE       the URL of the sources with that commit
 
 ARG BASE_IMAGE=debian:trixie-slim
 ARG BASE_NAME=${BASE_IMAGE}
@@ -23,25 +23,25 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/cache/ldconfig /var/log/*
 
-# --- built here, copied from here; never part of an image ---
+# --- build stages: the images only copy from them ---
 
 FROM python AS build
 RUN apt-get update && apt-get install --yes --no-install-recommends python3-pip python3-hatchling
-# Made where it will lie in the images: a script names its interpreter by path.
+# At the same path as in the images: scripts contain the path of their interpreter.
 RUN python3 -m venv --without-pip /opt/memdiag
 
 FROM build AS operator-dependencies
 COPY requirements/operator.txt /requirements.txt
 RUN python3 -m pip --python /opt/memdiag install --no-cache-dir --require-hashes --only-binary :all: --report /pip-report.json \
         -r /requirements.txt \
-    # the same client once more, for asyncio; the operator uses the other
+    # the asyncio copy of the client; the operator uses the other one
     && rm -rf /opt/memdiag/lib/python3*/site-packages/kubernetes/aio
 
 FROM build AS node-runner-dependencies
 COPY requirements/node-runner.txt /requirements.txt
 RUN python3 -m pip --python /opt/memdiag install --no-cache-dir --require-hashes --only-binary :all: --report /pip-report.json \
         -r /requirements.txt \
-    # bcc lies outside of the environment; numpy's own tests and headers are no use
+    # bcc is outside the environment; numpy's own tests and headers are not needed
     && sed -i 's/^include-system-site-packages = false/include-system-site-packages = true/' /opt/memdiag/pyvenv.cfg \
     && rm -rf /opt/memdiag/lib/python3*/site-packages/numpy/tests \
               /opt/memdiag/lib/python3*/site-packages/numpy/*/tests \
@@ -55,22 +55,22 @@ COPY node_runner /source/node_runner
 RUN python3 -m pip wheel --no-cache-dir --no-deps --no-build-isolation --no-index --wheel-dir /wheels /source
 RUN python3 -m pip --python /opt/memdiag install --no-deps --no-index --prefix /package /wheels/*.whl
 
-# --- what lies in the images, and their bills of materials ---
+# --- the contents of the images, and their bills of materials ---
 
 FROM python AS operator-files
 COPY --from=operator-dependencies /opt/memdiag /opt/memdiag
 COPY --from=package /package /opt/memdiag
 
 FROM python AS node-runner-files
-# Most of this image is LLVM, with which bcc compiles: libLLVM 130 MB, libclang 71 MB, libz3 28 MB.
+# Most of this image is LLVM, bcc's compiler: libLLVM 130 MB, libclang 71 MB, libz3 28 MB.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3-bpfcc \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/cache/ldconfig /var/log/*
 COPY --from=node-runner-dependencies /opt/memdiag /opt/memdiag
 COPY --from=package /package /opt/memdiag
 
-# Everything that the labels say is in them as well: buildah takes a label from its cache whatever its argument is now,
-# unless what was copied before it differs.
+# They also contain all values of the labels: buildah reuses a cached label even if its argument has changed, unless the
+# files that were copied before it differ.
 FROM operator-files AS operator-sbom
 COPY tools/sbom.py /sbom.py
 COPY --from=operator-dependencies /pip-report.json /pip-report.json

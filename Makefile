@@ -1,4 +1,4 @@
-# memdiag: `make demo` shows one real diagnosis end to end, `make test` runs every test. `make` alone lists the targets.
+# memdiag: `make demo` shows one real diagnosis end to end, `make test` runs all tests. `make` alone lists the targets.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -16,7 +16,7 @@ SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
 
-# --- using it ---------------------------------------------------------------------------------------------------------
+# --- use -------------------------------------------------------------------------------------------------------------
 
 .PHONY: prepare
 prepare: ## install the Debian packages that are missing
@@ -27,7 +27,7 @@ demo: ## one real diagnosis in an embedded cluster; KEEP=1 leaves the cluster up
 	@$(CLUSTER) demo $(if $(KEEP),--keep)
 
 .PHONY: case
-case: ## the whole story on a node in QEMU with a real network driver; CAUSE=blocked: another cause; KEEP=1 leaves it up
+case: ## the nginx case on a node in QEMU with a real network driver; CAUSE=blocked: another cause; KEEP=1 leaves it up
 	@$(CLUSTER) case $(if $(CAUSE),--cause $(CAUSE)) $(if $(KEEP),--keep)
 
 .PHONY: cluster-up
@@ -35,11 +35,11 @@ cluster-up: prepare ## start the embedded one-node cluster with memdiag's images
 	@$(CLUSTER) up
 
 .PHONY: cluster-down
-cluster-down: ## stop the embedded cluster and remove all that it left
+cluster-down: ## stop the embedded cluster and remove everything that it created
 	@$(CLUSTER) down
 
 .PHONY: images
-images: prepare ## build the two container images (cached), and print where their bills of materials are
+images: prepare ## build the two container images (cached), and print the location of their bills of materials
 	@$(CLUSTER) build
 
 .PHONY: release-images
@@ -51,12 +51,12 @@ release-images: ## build a release for REPOSITORY=registry/path; BASE_IMAGE=, BU
 clean-cache: ## empty the cache of Kubernetes binaries and images
 	@$(CLUSTER) clean-cache
 
-# --- working on it ----------------------------------------------------------------------------------------------------
+# --- development -----------------------------------------------------------------------------------------------------
 
 .PHONY: venv
 venv: $(VENV)/.complete ## the development environment in .venv
 
-# bcc comes from Debian (python3-bpfcc), so the environment is made by Debian's Python and sees its packages.
+# bcc comes from Debian (python3-bpfcc), so Debian's Python creates the environment, which includes Debian's packages.
 $(VENV)/.complete: requirements/dev.txt pyproject.toml | prepare
 	$(PYTHON3) -m venv --system-site-packages $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
@@ -73,7 +73,7 @@ lint: venv ## ruff, clang-format, mypy --strict, import-linter, generated files
 	$(PY) tools/generate_crds.py --check
 
 .PHONY: format
-format: venv ## let ruff and clang-format rewrite what they can
+format: venv ## fix and format with ruff and clang-format
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 	$(VENV)/bin/clang-format -i $(C_FILES)
@@ -83,11 +83,11 @@ crds: venv ## write crds/ from the API models
 	$(PY) tools/generate_crds.py
 
 .PHONY: requirements
-requirements: ## pin requirements/*.txt anew (needs uv)
+requirements: ## pin requirements/*.txt again (needs uv)
 	tools/lock_requirements.sh
 
 .PHONY: test
-test: prepare lint ## every tier of tests: unit, kernel, api, e2e, vm
+test: prepare lint ## all tiers of tests: unit, kernel, api, e2e, vm
 	@$(CLUSTER) prepare qemu-system-x86 e2fsprogs libfaketime
 	@$(CLUSTER) build --promtool
 	@failed=0; \
@@ -100,26 +100,26 @@ test-unit test-kernel: test-%: venv ## one tier (unit anywhere; kernel: root and
 	$(PYTEST) $(if $(filter unit,$*),$(SIDE_BY_SIDE)) tests/$* $(ARGS)
 
 .PHONY: bench-trace
-bench-trace: prepare venv ## what the trace costs, beside bcc's memleak; writes docs/benchmarks.md
+bench-trace: prepare venv ## cost of the trace compared with bcc's memleak; writes docs/benchmarks.md
 	@$(CLUSTER) prepare gcc bpfcc-tools linux-headers-amd64
 	$(PY) tests/bench/trace_cost.py --write docs/benchmarks.md
 
 .PHONY: bench-scan
-bench-scan: prepare venv ## what a scan of 100,000 sockets costs, beside ss; writes docs/benchmarks.md
+bench-scan: prepare venv ## cost of a scan of 100,000 sockets compared with ss; writes docs/benchmarks.md
 	$(PY) tests/bench/scan_cost.py --write docs/benchmarks.md
 
 .PHONY: bench-operator
-bench-operator: prepare venv ## what the operator costs with 1,000 nodes and 200 diagnoses; writes docs/benchmarks.md
+bench-operator: prepare venv ## cost of the operator with 1,000 nodes and 200 diagnoses; writes docs/benchmarks.md
 	$(PY) tests/bench/operator_scale.py --write docs/benchmarks.md
 
 .PHONY: test-faults
-test-faults: prepare venv ## make every fault happen, print the fault table and write it into docs/reliability.md
+test-faults: prepare venv ## inject every fault, print the fault table and write it into docs/reliability.md
 	@$(CLUSTER) prepare libfaketime
 	@$(CLUSTER) build
 	$(PYTEST) -m fault --write-faults=docs/reliability.md $(ARGS)
 
 .PHONY: fuzz
-fuzz: venv ## 10,000 hostile documents, the same in every run; prints how many were refused
+fuzz: venv ## 10,000 hostile documents, the same in every run; prints how many were rejected
 	MEMDIAG_FUZZ_EXAMPLES=10000 $(PYTEST) tests/unit/operator/test_hostile_documents.py --timeout=3600 $(ARGS)
 
 .PHONY: test-api test-e2e

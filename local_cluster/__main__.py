@@ -23,7 +23,8 @@ DEFAULT_NAME = "memdiag"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = _parser().parse_args(arguments)
-    # Both end it the same way: what was started is taken down. A shell's background job ignores SIGINT until told.
+    # Both have the same effect: everything that was started is taken down. Background jobs of a shell ignore SIGINT
+    # unless a handler is set.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     command: Callable[[argparse.Namespace], int] = options.command
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StepError as error:
         return steps.fail(error)
     except KeyboardInterrupt:
-        print("interrupted; what was started is taken down", file=sys.stderr)
+        print("interrupted; taking down everything that was started", file=sys.stderr)
         return 130
 
 
@@ -46,23 +47,23 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     prepare = add("prepare", _prepare, "install the Debian packages that are missing")
-    prepare.add_argument("packages", nargs="*", metavar="PACKAGE", help="further packages to install")
+    prepare.add_argument("packages", nargs="*", metavar="PACKAGE", help="additional packages to install")
     build = add("build", _build, "build the Kubernetes binaries and the images, unless they are cached")
-    build.add_argument("--promtool", action="store_true", help="and promtool, with which alert rules are tested")
-    release = add("release-images", _release_images, "build the images of a release, for a registry")
-    release.add_argument("--repository", required=True, help="where they will be pushed, without the last part")
+    build.add_argument("--promtool", action="store_true", help="also build promtool, which tests the alert rules")
+    release = add("release-images", _release_images, "build the images of a release for a registry")
+    release.add_argument("--repository", required=True, help="repository to push them to, without the last part")
     release.add_argument("--base-image", default=DEFAULT_BASE_IMAGE, help="(default: %(default)s)")
     release.add_argument("--builder", choices=BUILDERS, default="docker", help="(default: %(default)s)")
-    release.add_argument("--source", help="where the sources are published (default: git's remote origin)")
-    release.add_argument("--sboms", type=Path, default=Path("dist"), help="folder for the bills of materials")
-    release.add_argument("words", nargs=argparse.REMAINDER, metavar="OPTION", help="further options of the builder")
-    up = add("up", _up, "start a cluster, building what it needs")
+    release.add_argument("--source", help="URL of the published sources (default: git's remote origin)")
+    release.add_argument("--sboms", type=Path, default=Path("dist"), help="directory for the bills of materials")
+    release.add_argument("words", nargs=argparse.REMAINDER, metavar="OPTION", help="more options for the builder")
+    up = add("up", _up, "start a cluster, and build what it needs")
     up.add_argument("--api-only", action="store_true", help="etcd and kube-apiserver only")
     up.add_argument("--owner-pid", type=int, help="the cluster may be removed once this process has ended")
     down = add("down", _down, "stop a cluster and remove every trace of it")
-    demo = add("demo", _demo, "diagnose a planted stuck socket in a cluster made for it")
+    demo = add("demo", _demo, "diagnose a deliberately stuck socket in a temporary cluster")
     demo.add_argument("--keep", action="store_true", help="leave the cluster up")
-    case = add("case", _case, "tell the story that memdiag is made for, on a node in QEMU with a real network driver")
+    case = add("case", _case, "reproduce the case that memdiag is made for, on a QEMU node with a real network driver")
     case.add_argument("--keep", action="store_true", help="leave the cluster up")
     case.add_argument(
         "--cause",
@@ -72,15 +73,15 @@ def _parser() -> argparse.ArgumentParser:
         help="why nginx stops reading: stopped by a signal, or blocked in a handler (default: %(default)s)",
     )
     case.add_argument("--owner-pid", type=int, help="the cluster may be removed once this process has ended")
-    case.add_argument("--outcome", type=Path, metavar="FILE", help="write what was measured to this file, as JSON")
-    kubectl = add("kubectl", _kubectl, "run the cluster's kubectl as its admin")
+    case.add_argument("--outcome", type=Path, metavar="FILE", help="write the measurements to this file, as JSON")
+    kubectl = add("kubectl", _kubectl, "run the cluster's kubectl as admin")
     enter = add("enter", _enter, "run a command inside the node's namespaces")
     for command in (up, down, demo, case, kubectl, enter):
         command.add_argument("--name", default=DEFAULT_NAME, help="the cluster's name (default: %(default)s)")
     kubectl.add_argument("words", nargs=argparse.REMAINDER, metavar="ARGUMENT")
     enter.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
     add("status", _status, "list the clusters")
-    add("clean-cache", _clean_cache, "delete everything that was built")
+    add("clean-cache", _clean_cache, "delete all cached builds")
     return parser
 
 
@@ -92,7 +93,7 @@ def _prepare(options: argparse.Namespace) -> int:
 def _build(options: argparse.Namespace) -> int:
     kubernetes_binaries.provide()
     images = image_store.provide()
-    print(f"what the images are made of: {images / image_store.SBOMS}")
+    print(f"bills of materials of the images: {images / image_store.SBOMS}")
     if options.promtool:
         promtool.provide()
     return 0
@@ -108,7 +109,7 @@ def _release_images(options: argparse.Namespace) -> int:
         options=_after_dashes(options.words),
     )
     release.build()
-    print("Push them; their digests belong into manifests/overlays/release:")
+    print("Push them, and put their digests into manifests/overlays/release:")
     for image in release.images().values():
         print(f"  {options.builder} push {image}")
     return 0
@@ -144,7 +145,7 @@ def _case(options: argparse.Namespace) -> int:
 
 def _kubectl(options: argparse.Namespace) -> int:
     cluster = Cluster(options.name)
-    cluster.sandbox()  # says so if it is not running
+    cluster.sandbox()  # raises an error if it is not running
     os.execve(
         cluster.kubectl,
         ["kubectl", *_after_dashes(options.words)],
@@ -158,7 +159,7 @@ def _enter(options: argparse.Namespace) -> int:
 
 
 def _after_dashes(words: list[str]) -> list[str]:
-    """argparse hands on the `--` before another program's arguments (only some versions drop it)."""
+    """argparse keeps the `--` before another program's arguments (only some versions drop it)."""
     return words[1:] if words[:1] == ["--"] else words
 
 

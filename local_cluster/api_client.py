@@ -1,4 +1,4 @@
-"""Just enough of a Kubernetes client to see whether the cluster is ready."""
+"""A minimal Kubernetes client that checks whether the cluster is ready."""
 
 import http.client
 import json
@@ -17,7 +17,7 @@ class ApiClient:
         self._tls.load_cert_chain(pki.certificate("admin"), pki.key("admin"))
 
     def get(self, path: str) -> bytes | None:
-        """The body of a successful answer; None if there is no answer or another one."""
+        """The body of a successful response; None if there is no response or an error."""
         connection = http.client.HTTPSConnection(self._address, API_PORT, context=self._tls, timeout=5)
         try:
             connection.request("GET", path)
@@ -30,7 +30,7 @@ class ApiClient:
         return body if response.status == http.HTTPStatus.OK else None
 
     def is_ready(self) -> bool:
-        """Whether the API server says that it is ready."""
+        """Whether the API server reports that it is ready."""
         return self.get("/readyz") is not None
 
     def exists(self, path: str) -> bool:

@@ -1,7 +1,7 @@
-"""What was built once, kept outside the checkout and found again by the content it was built from.
+"""Build results, kept outside the checkout and found by a hash of the content that they were built from.
 
-An entry appears under its final name only when it is whole, so that a killed build leaves nothing that looks finished;
-a lock per kind lets two runs at once build it only once.
+An entry appears under its final name only when it is complete, so that a killed build leaves nothing that looks
+finished; with one lock per kind, two runs at the same time build it only once.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from local_cluster.locks import exclusive
 
 KEPT_ENTRIES = 3
 PARTIAL = ".partial"
-# Another run may be about to copy what it has just asked for.
+# Another run may be about to copy an entry that it has just looked up.
 IN_USE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
 class Cache:
-    """The cache folder: `root/KIND/KEY/`, and `root/logs/` of what was built."""
+    """The cache folder: `root/KIND/KEY/`, and `root/logs/` with the build logs."""
 
     root: Path
 
@@ -32,9 +32,9 @@ class Cache:
         return self.root / "logs" / f"{name}.log"
 
     def entry(self, kind: str, key: str, fill: Callable[[Path], None]) -> tuple[Path, bool]:
-        """The folder of `key`, and whether it was there already; otherwise `fill(folder)` builds it.
+        """The folder of `key`, built by `fill(folder)` if needed, and whether it existed already.
 
-        Older entries of the same kind are deleted, all but the newest few.
+        Of the same kind, only the newest few entries are kept.
         """
         final = self.root / kind / key
         if _found(final):
@@ -54,7 +54,7 @@ class Cache:
         return final, False
 
     def clean(self) -> None:
-        """Delete everything, waiting for builds that are under way."""
+        """Delete everything, after waiting for builds in progress."""
         with ExitStack() as locks:
             for lock in sorted((self.root / "locks").glob("*.lock")):
                 locks.enter_context(exclusive(lock))
@@ -72,7 +72,7 @@ class Cache:
 
 
 def _found(entry: Path) -> bool:
-    """Whether the entry is there; it then counts as used now."""
+    """Whether the entry exists; if so, it is marked as used now."""
     try:
         os.utime(entry)
     except FileNotFoundError:
@@ -81,7 +81,7 @@ def _found(entry: Path) -> bool:
 
 
 def content_key(parts: Iterable[str | Path]) -> str:
-    """A short key of strings and of files' contents (a path stands for the file's bytes)."""
+    """A short hash of strings and of the contents of files (given as paths)."""
     digest = hashlib.sha256()
     for part in parts:
         content = part.read_bytes() if isinstance(part, Path) else part.encode()

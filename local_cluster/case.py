@@ -1,10 +1,10 @@
-"""The case that memdiag is made for, on a node in QEMU with a real network driver: what happens, and what is measured.
+"""The case that memdiag is made for, on a node in QEMU with a real network driver: its steps and its measurements.
 
-nginx stops reading. Clients outside the node send small pieces of uploads, each between two blocks of bulk that another
-program reads. The virtio-net driver takes blocks of 32 KiB for what arrives (drivers/net/virtio_net.c, add_recvbuf_
-mergeable): a piece of 140 bytes, unread, keeps the whole block in which it arrived.
+nginx stops reading. Clients outside the node send small pieces of uploads, each between two blocks of bulk data that
+another program reads. The virtio-net driver allocates blocks of 32 KiB for incoming packets (drivers/net/virtio_net.c,
+add_recvbuf_mergeable): an unread piece of 140 bytes keeps the whole block in which it arrived.
 
-`make case` shows it (case_story.py has the words); a test judges the same Outcome (tests/vm/test_case.py).
+`make case` shows it (the texts are in case_story.py); a test checks the same Outcome (tests/vm/test_case.py).
 """
 
 import contextlib
@@ -32,11 +32,11 @@ PODS_TIMEOUT_SECONDS = 180
 UPLOADS = 8
 HTTP_PORT = 80
 
-# Sent before anybody asks; then on, slowly, while the diagnosis runs.
+# Sent before the diagnosis; then more slowly while the diagnosis runs.
 PIECES_BEFORE, PIECES_PER_SECOND_BEFORE = 16_000, 1_000
 PIECES_PER_SECOND_DURING = 40
 
-# Free memory that no longer changes by more than this within a second is at rest.
+# Free memory is stable once it changes by less than 1024 KiB within a second.
 _AT_REST = """
 last=0
 for attempt in $(seq 30); do
@@ -54,19 +54,19 @@ def run_case(
     *,
     keep: bool = False,
     owner_pid: int | None = None,
-    tell: Callable[[str], None] = case_story.say,
+    show: Callable[[str], None] = case_story.say,
 ) -> Outcome:
-    """Bring up the cluster and its second node, let the story happen, diagnose it, mend it and diagnose again.
+    """Start the cluster and its second node, reproduce the case, diagnose it, fix it and diagnose again.
 
-    `owner_pid` as in Cluster.up; `tell` gets each part of the story as it happens. Raises StepError for a step that
-    failed.
+    `owner_pid` as in Cluster.up; `show` is called with each part of the story as it happens. Raises StepError for a
+    step that failed.
     """
     if cluster.is_running():
         raise StepError(
             f"cluster {cluster.name} is running", remedy=f"python3 -m local_cluster down --name {cluster.name}"
         )
     try:
-        return _run(cluster, cause, owner_pid, tell)
+        return _run(cluster, cause, owner_pid, show)
     except StepError as failure:
         raise cluster.keep_log(failure) or failure from failure
     finally:
@@ -75,26 +75,26 @@ def run_case(
                 cluster.down()
 
 
-def _run(cluster: Cluster, cause: Cause, owner_pid: int | None, tell: Callable[[str], None]) -> Outcome:
+def _run(cluster: Cluster, cause: Cause, owner_pid: int | None, show: Callable[[str], None]) -> Outcome:
     system = guest_node.provide_system(kubernetes_binaries.provide() / "kubelet")
     images = guest_node.provide_images([case_image.provide()])
     cluster.up(api_only=False, owner_pid=owner_pid)
     install(cluster)
     with step("second node, in QEMU") as current:
         ready_seconds = cluster.add_guest(system, images)
-        current.outcome = f"Ready {ready_seconds:.0f} s after power on"
+        current.outcome = f"Ready {ready_seconds:.0f} s after power-on"
     with step("nginx on it"):
         kubectl(cluster, "apply", "-k", str(EXAMPLE))
         pods = ["pod/nginx", "pod/healthy-reader", "pod/node-shell"]
         kubectl(cluster, "-n", "web", "wait", "--for=condition=Ready", *pods, f"--timeout={PODS_TIMEOUT_SECONDS}s")
     with _Sender.started(cluster) as sender:
-        return _story(cluster, cause, sender, ready_seconds, tell)
+        return _story(cluster, cause, sender, ready_seconds, show)
 
 
 def _story(
-    cluster: Cluster, cause: Cause, sender: "_Sender", ready_seconds: float, tell: Callable[[str], None]
+    cluster: Cluster, cause: Cause, sender: "_Sender", ready_seconds: float, show: Callable[[str], None]
 ) -> Outcome:
-    tell(case_story.healthy())
+    show(case_story.healthy())
     worker_pid = int(_on_node(cluster, "pgrep -f '[n]ginx: worker'"))
     before = _moment(cluster, worker_pid)
     sender.do(f"open {UPLOADS}")
@@ -102,17 +102,17 @@ def _story(
         _on_node(cluster, f"kill -STOP {worker_pid}")
     else:
         sender.do("get /report")
-    tell(case_story.reads_no_more(cause, worker_pid))
-    with step("clients go on sending"):
+    show(case_story.reads_no_more(cause, worker_pid))
+    with step("clients keep sending"):
         sent_before = _sent_bytes(sender.do(f"send {PIECES_PER_SECOND_BEFORE} {PIECES_BEFORE}"))
     planted = _moment(cluster, worker_pid)
-    tell(case_story.memory_is_gone(before, planted))
-    with step("looked at with usual tools"):
+    show(case_story.memory_is_gone(before, planted))
+    with step("checked with the usual tools"):
         tools = _usual_tools(cluster, worker_pid)
-    tell(case_story.tools_show(tools))
+    show(case_story.tools_show(tools))
 
     sending = sender.begin(f"send {PIECES_PER_SECOND_DURING}")
-    tell(f"$ kubectl apply -f {(EXAMPLE / 'memdiag.yaml').relative_to(PROJECT)}")
+    show(f"$ kubectl apply -f {(EXAMPLE / 'memdiag.yaml').relative_to(PROJECT)}")
     asked = time.monotonic()
     kubectl(cluster, "apply", "-f", str(EXAMPLE / "memdiag.yaml"))
     follow(cluster)
@@ -120,25 +120,25 @@ def _story(
     found = diagnosis(cluster)
     sender.begin("stop")
     sent = _sent_bytes(sender.end(sending))
-    tell(f"\n$ kubectl get memorydiagnoses\n{kubectl(cluster, 'get', 'memorydiagnoses')}\n{render_status(found)}")
+    show(f"\n$ kubectl get memorydiagnoses\n{kubectl(cluster, 'get', 'memorydiagnoses')}\n{render_status(found)}")
     evidence = _evidence(cluster, found)
     full = _moment(cluster, worker_pid)
 
     _on_node(cluster, f"kill -KILL {worker_pid}")
     after = _moment(cluster, worker_pid)
-    tell(case_story.memory_is_back(full, after))
+    show(case_story.memory_is_back(full, after))
     request = f"after-{worker_pid}-was-killed"
-    tell(f"$ kubectl annotate --overwrite memdiag {NAME} memdiag.dev/requestedAt={request}")
+    show(f"$ kubectl annotate --overwrite memdiag {NAME} memdiag.dev/requestedAt={request}")
     kubectl(cluster, "annotate", "--overwrite", "memdiag", NAME, f"memdiag.dev/requestedAt={request}")
     follow(cluster, request)
     rerun = diagnosis(cluster)
-    tell(render_status(rerun))
+    show(render_status(rerun))
     outcome = Outcome(
         ready_seconds=ready_seconds, sent_before=sent_before, sent=sent, worker_pid=worker_pid, before=before,
         planted=planted, tools=tools, diagnosis=found, diagnosis_seconds=diagnosis_seconds, evidence=evidence,
         full=full, after=after, rerun=rerun,
     )  # fmt: skip
-    tell(case_story.beside_the_story(outcome))
+    show(case_story.beside_the_story(outcome))
     return outcome
 
 
@@ -161,7 +161,7 @@ def _usual_tools(cluster: Cluster, worker_pid: int) -> dict[str, str]:
 
 
 def _moment(cluster: Cluster, worker_pid: int) -> Moment:
-    """The node's own figures, once they have come to rest; without connections where the worker has ended."""
+    """The node's own figures, once they are stable; without connections if the worker has exited."""
     _on_node(cluster, _AT_REST)
     lines = _on_node(cluster, "grep MemFree /proc/meminfo; grep TCP: /proc/net/sockstat").splitlines()
     command = f"nsenter --target {worker_pid} --net ss -tnpH state established 'sport = :{HTTP_PORT}'"
@@ -187,7 +187,7 @@ class _Sender:
     @classmethod
     @contextlib.contextmanager
     def started(cls, cluster: Cluster) -> Iterator["_Sender"]:
-        """Start it, end it."""
+        """Run it for the duration of the body."""
         addresses = [_pod_address(cluster, name) for name in ("nginx", "healthy-reader")]
         command = [*_inside(cluster.sandbox()), sys.executable, str(EXAMPLE / "sender.py"), *addresses]
         pipe = subprocess.PIPE
@@ -201,18 +201,18 @@ class _Sender:
                 process.communicate()
 
     def do(self, words: str) -> str:
-        """Have it do something; its answer."""
+        """Send a command and return the answer."""
         return self.end(self.begin(words))
 
     def begin(self, words: str) -> str:
-        """Have it start something, for `end` to wait for."""
+        """Send a command; `end` waits for the answer."""
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended: `end` tells why
+        with contextlib.suppress(BrokenPipeError):  # it has exited: `end` reports why
             self.process.stdin.write(f"{words}\n")
         return words
 
     def end(self, words: str) -> str:
-        """The answer to what was begun."""
+        """The answer to the command that `begin` sent."""
         assert self.process.stdout is not None
         answer = self.process.stdout.readline().strip()
         if not answer:

@@ -1,4 +1,4 @@
-"""What one run of the case came to: the figures that `make case` shows and that a test judges."""
+"""The outcome of one run of the case: the figures that `make case` shows and that a test checks."""
 
 import enum
 import json
@@ -9,7 +9,7 @@ from typing import Any, Self
 
 
 class Cause(enum.StrEnum):
-    """Why the worker reads no more."""
+    """Why the worker stops reading."""
 
     STOPPED = "stopped"
     BLOCKED = "blocked"
@@ -17,42 +17,42 @@ class Cause(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Moment:
-    """What the node itself says at one moment, in bytes."""
+    """The node's own figures at one moment, in bytes."""
 
     free: int
     tcp: int
     """`mem` of TCP in /proc/net/sockstat: what the kernel charges to all TCP sockets."""
     unread: Mapping[str, int]
-    """Unread bytes of each upload, by the worker's fd (in decimal), as ss has them."""
+    """Unread bytes of each upload, by the worker's fd (in decimal), as shown by ss."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run of the case came to; all sizes in bytes."""
+    """The outcome of one run of the case; all sizes in bytes."""
 
     ready_seconds: float
     sent_before: int
-    """By the clients, when the diagnosis was asked for."""
+    """Bytes sent by the clients when the diagnosis was created."""
     sent: int
-    """By the clients, when it had ended."""
+    """Bytes sent by the clients when it had ended."""
     worker_pid: int
     before: Moment
     planted: Moment
     tools: Mapping[str, str]
-    """What the usual tools showed, by command line."""
+    """Output of the usual tools, by command line."""
     diagnosis: dict[str, Any]
     diagnosis_seconds: float
     evidence: dict[str, Any]
-    """The report's, of that diagnosis."""
+    """From the report of that diagnosis."""
     full: Moment
-    """When the diagnosis had ended, and the clients had stopped."""
+    """After the diagnosis had ended and the clients had stopped."""
     after: Moment
-    """When the worker had been killed."""
+    """After the worker had been killed."""
     rerun: dict[str, Any]
 
     @classmethod
     def load(cls, file: Path) -> Self:
-        """What `save` wrote."""
+        """Read what `save` wrote."""
         fields = json.loads(file.read_text())
         moments = {name: Moment(**fields[name]) for name in ("before", "planted", "full", "after")}
         return cls(**(fields | moments))
@@ -68,7 +68,7 @@ class Outcome:
 
     @property
     def pinned(self) -> int:
-        """Bytes that sockets pin, each block counted once however many sockets share it."""
+        """Bytes that sockets pin; a block that several sockets share is counted once."""
         pinned: int = self.evidence["coverage"]["pinnedBytes"]
         return pinned
 
@@ -81,7 +81,7 @@ class Outcome:
 
     @property
     def join_share(self) -> float:
-        """The share of what that stack allocated in the window, and what was not freed, that lies in the sockets."""
+        """The share of that stack's allocations that is in the sockets, of those in the window that were not freed."""
         share: float = self.driver_stack["explainedBytes"] / self.driver_stack["outstandingBytes"]
         return share
 

@@ -1,4 +1,4 @@
-"""The cluster's certificates and kubeconfig files, made anew for every cluster by openssl."""
+"""The cluster's certificates and kubeconfig files, created by openssl for each new cluster."""
 
 import base64
 import json
@@ -11,7 +11,7 @@ from local_cluster.shell import run
 API_PORT = 6443
 VALID_DAYS = "365"
 
-# Python 3.13 verifies strictly (RFC 5280): a CA needs keyUsage, a leaf the identifier of its issuer's key.
+# Python 3.13 verifies strictly (RFC 5280): a CA needs keyUsage, a leaf certificate its issuer's key identifier.
 _OPENSSL_CONFIG = """\
 [req]
 distinguished_name = none
@@ -47,11 +47,11 @@ class Pki:
         return self.folder / f"{name}.key"
 
     def kubeconfig(self, name: str) -> Path:
-        """The file by which `name` reaches the API server."""
+        """The kubeconfig file of `name`."""
         return self.folder / f"{name}.kubeconfig"
 
     def create(self, node_name: str) -> None:
-        """Make the authority, all certificates and kubeconfig files, and the key that signs service account tokens."""
+        """Create the CA, all certificates and kubeconfig files, and the key that signs service account tokens."""
         self.folder.mkdir(mode=0o700, parents=True)
         config = _OPENSSL_CONFIG.format(
             node=self.network.node_address, guest=GUEST_ADDRESS, service=API_SERVICE_ADDRESS
@@ -74,7 +74,7 @@ class Pki:
         run(["openssl", "pkey", "-in", self.key("service-account"), "-pubout", "-out", self.public_key])
 
     def add_node(self, node_name: str) -> None:
-        """Make certificate, key and kubeconfig file of a further node, under its name."""
+        """Create the certificate, key and kubeconfig file of another node, under its name."""
         self._issue(node_name, f"/O=system:nodes/CN=system:node:{node_name}", "leaf", self._issuer)
         self._write_kubeconfig(node_name)
 
@@ -99,7 +99,7 @@ class Pki:
         run([*request, *issuer])
 
     def _write_kubeconfig(self, name: str) -> None:
-        # JSON is YAML, so kubectl and the clients read it as it is.
+        # JSON is valid YAML, so kubectl and the clients can read it.
         cluster = {
             "server": f"https://{self.network.node_address}:{API_PORT}",
             "certificate-authority-data": _base64(self.certificate("ca")),

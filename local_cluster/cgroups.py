@@ -1,7 +1,7 @@
-"""The cgroup in which all of a cluster's processes live, containers included (cgroup v1 and v2).
+"""The cgroup of all processes of a cluster, including its containers (cgroup v1 and v2).
 
-It is what makes stopping certain: whatever is in it belongs to the cluster, however it was started, and no process id
-has to be remembered.
+It makes stopping reliable: every process in it belongs to the cluster, no matter how it was started, and no process ID
+has to be stored.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ KILL_DEADLINE_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Cgroup:
-    """The cgroup `/NAME` in every hierarchy of the host; kubelet makes the pods' cgroups below it."""
+    """The cgroup `/NAME` in every hierarchy of the host; kubelet creates the pods' cgroups below it."""
 
     name: str
 
     def create(self) -> None:
-        """Make it, with the controllers that a kubelet asks for."""
+        """Create it, with the controllers that a kubelet needs."""
         for hierarchy in _hierarchies():
             group = hierarchy / self.name
             group.mkdir(exist_ok=True)
@@ -33,9 +33,9 @@ class Cgroup:
             (group / "system").mkdir(exist_ok=True)
 
     def enter(self) -> list[str]:
-        """The words to put before a command so that it runs in the part for the cluster's own daemons.
+        """The prefix of a command that runs it in the subgroup for the cluster's own daemons.
 
-        In one hierarchy only: this marks them as the cluster's and limits nothing.
+        In one hierarchy only: this marks them as part of the cluster and limits nothing.
         """
         return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(_hierarchies()[0] / self.name / "system/cgroup.procs")]
 
@@ -56,7 +56,7 @@ class Cgroup:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             if time.monotonic() > deadline:
-                raise StepError(f"processes {sorted(pids)} of cgroup {self.name} do not end")
+                raise StepError(f"processes {sorted(pids)} of cgroup {self.name} did not exit")
             time.sleep(0.02)
 
     def remove(self) -> None:
@@ -66,7 +66,7 @@ class Cgroup:
                 _remove_when_idle(folder)
 
     def exists(self) -> bool:
-        """Whether any hierarchy has it."""
+        """Whether it exists in any hierarchy."""
         return any((hierarchy / self.name).is_dir() for hierarchy in _hierarchies())
 
 
@@ -76,7 +76,7 @@ def uses_version_1() -> bool:
 
 
 def _hierarchies() -> list[Path]:
-    """Where they are mounted: one with v2, one per controller with v1, both kinds on a hybrid host."""
+    """The mount points: one with v2, one per controller with v1, both kinds on a hybrid host."""
     mounts = [line.split(" - ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     # mountinfo: the mount point is field 5 before the dash, the file system the first after it (proc(5)).
     points = [Path(left.split()[4]) for left, right in mounts if right.split()[0] in {"cgroup", "cgroup2"}]
@@ -93,7 +93,7 @@ def _tree(top: Path) -> Iterator[Path]:
 
 
 def _read(file: Path) -> str:
-    """The content of a cgroup file, empty if the cgroup went away meanwhile."""
+    """The content of a cgroup file, empty if the cgroup was removed in the meantime."""
     try:
         return file.read_text()
     except (FileNotFoundError, OSError):
@@ -108,12 +108,12 @@ def _inherit_cpuset(group: Path) -> None:
 
 
 def _delegate_controllers(hierarchy: Path, group: Path) -> None:
-    """On v2 let the group's children have every controller that the host has."""
+    """On v2, delegate every controller of the host to the children of the group."""
     if uses_version_1():
         return
     for parent in (hierarchy, group):
         for controller in (parent / "cgroup.controllers").read_text().split():
-            with contextlib.suppress(OSError):  # e.g. cpu while real-time tasks sit in the root
+            with contextlib.suppress(OSError):  # for example cpu, while there are real-time tasks in the root
                 (parent / "cgroup.subtree_control").write_text(f"+{controller}")
 
 

@@ -1,4 +1,4 @@
-"""One cluster from `up` to `down`: what it consists of, where its state lies, and how every trace of it goes."""
+"""One cluster from `up` to `down`: its components, the location of its state, and its complete removal."""
 
 import contextlib
 import json
@@ -24,31 +24,31 @@ from local_cluster.paths import cache_root, state_root
 from local_cluster.sandbox import Network, Sandbox, free_slot, open_sandbox, remove_machine_interface
 from local_cluster.steps import StepError, step
 
-# cgroups and file names are made of it.
+# Used in names of cgroups and files.
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
 class Record:
-    """What must be remembered of a running cluster (`cluster.json`)."""
+    """The stored state of a running cluster (`cluster.json`)."""
 
     slot: int
     api_only: bool
-    owner_pid: int | None  # the process for which it runs: when that is gone, so may the cluster be
+    owner_pid: int | None  # the process for which it runs; the cluster may be removed once it has exited
     owner_start: str | None
     images: str | None = None  # the key of the images on its node
     holder_pid: int | None = None
 
     @classmethod
     def load(cls, file: Path) -> Self | None:
-        """The record in `file`; None if there is none, or one that a crash left unfinished."""
+        """The record in `file`; None if there is none, or if a crash left it incomplete."""
         try:
             return cls(**json.loads(file.read_text()))
         except (FileNotFoundError, ValueError, TypeError):
             return None
 
     def save(self, file: Path) -> None:
-        """Write it so that a reader sees the old or the new one, never a part."""
+        """Write it atomically: a reader sees either the old or the new record."""
         partial = file.with_suffix(".partial")
         partial.write_text(json.dumps(asdict(self)))
         partial.replace(file)
@@ -59,14 +59,14 @@ class Cluster:
 
     def __init__(self, name: str) -> None:
         if not _NAME.fullmatch(name):
-            raise StepError(f"{name!r} is no name for a cluster", remedy="use up to 32 of a-z, 0-9 and inner dashes")
+            raise StepError(f"{name!r} is not a valid cluster name", remedy="use up to 32 of a-z, 0-9 and inner dashes")
         self.name = name
         self.folder = state_root() / name
         self.cgroup = Cgroup(f"memdiag-{name}")
 
     @property
     def kubeconfig(self) -> Path:
-        """The admin's kubeconfig file; it exists while the cluster does."""
+        """The admin's kubeconfig file; it exists as long as the cluster."""
         return self.folder / "pki" / "admin.kubeconfig"
 
     @property
@@ -75,11 +75,11 @@ class Cluster:
         return self.folder / "bin" / "kubectl"
 
     def record(self) -> Record | None:
-        """What is remembered of the cluster; None if it has not been started."""
+        """The stored state of the cluster; None if it has not been started."""
         return Record.load(self.folder / "cluster.json")
 
     def is_running(self) -> bool:
-        """Whether its namespaces are open and its API server answers."""
+        """Whether its namespaces exist and its API server is ready."""
         record = self.record()
         if record is None or record.holder_pid not in self.cgroup.pids():
             return False
@@ -95,7 +95,7 @@ class Cluster:
         return Sandbox(record.holder_pid)
 
     def up(self, *, api_only: bool, owner_pid: int | None) -> None:
-        """Start it, or say that it runs already; a failure or an interruption takes down what was started.
+        """Start it, or report that it is already running; on failure or interruption, take down what was started.
 
         `api_only`: etcd and kube-apiserver, nothing else. Raises StepError.
         """
@@ -107,7 +107,7 @@ class Cluster:
                 return
             binaries = kubernetes_binaries.provide()
             images = None if api_only else image_store.provide()
-            self._take_down()  # what a crash or a restart of the machine may have left
+            self._take_down()  # leftovers of a crash or a reboot of the machine
             try:
                 self._start(self._claim(owner_pid, images), binaries, images)
             except BaseException as failure:
@@ -119,12 +119,12 @@ class Cluster:
                 raise
 
     def add_guest(self, system: GuestSystem, images: Path) -> float:
-        """Have a node in QEMU join the running cluster; returns the seconds from power on until it was Ready.
+        """Add a node in QEMU to the running cluster; returns the seconds from power-on until it was Ready.
 
-        It ends with the cluster. Raises StepError with the guest's console.
+        It is stopped with the cluster. Raises StepError with the guest's console.
         """
         sandbox, record = self.sandbox(), self.record()
-        assert record is not None  # else there was no sandbox
+        assert record is not None  # otherwise sandbox() raised
         daemons = Daemons(self.cgroup, sandbox, self.folder / "logs")
         return guest_node.join(daemons, self._pki(record), self.folder / "guest", system, images)
 
@@ -161,7 +161,7 @@ class Cluster:
             control_plane.wait_for_controllers(daemons, pki)
 
     def _claim(self, owner_pid: int | None, images: Path | None) -> Record:
-        """Take a slot that no other cluster has, and remember it before anything is made."""
+        """Take a slot that no other cluster has, and store it before anything is created."""
         with exclusive(state_root() / ".slots.lock"):
             taken = {record.slot for other in all_clusters() if (record := other.record())}
             owner_start = _start_time(owner_pid) if owner_pid else None
@@ -180,10 +180,10 @@ class Cluster:
         with step(f"cluster {self.name}") as current:
             current.outcome = "already running"
             if record and record.images not in {None, image_build.key()}:
-                current.outcome += ", with images of an older source: take it down to renew them"
+                current.outcome += ", with images of an older source: take it down to update them"
 
     def keep_log(self, failure: BaseException) -> StepError | None:
-        """The failure with its log moved out of the cluster's folder, with which it would go; None if it has none."""
+        """The failure with its log copied out of the cluster's folder, which will be deleted; None without a log."""
         if not isinstance(failure, StepError) or failure.log is None or not failure.log.is_relative_to(self.folder):
             return None
         kept = Cache(cache_root()).log(f"{self.name}-{failure.log.stem}")
@@ -217,12 +217,12 @@ class Cluster:
 
 
 def all_clusters() -> list[Cluster]:
-    """Every cluster that has a folder, by name."""
+    """All clusters that have a folder, sorted by name."""
     return [Cluster(file.parent.name) for file in sorted(state_root().glob("*/cluster.json"))]
 
 
 def take_down_abandoned() -> None:
-    """Take down the clusters whose owner has ended without doing so."""
+    """Take down the clusters whose owner has exited without taking them down."""
     for cluster in all_clusters():
         record = cluster.record()
         if record and record.owner_pid and _start_time(record.owner_pid) != record.owner_start:
@@ -232,17 +232,17 @@ def take_down_abandoned() -> None:
 
 
 def _start_time(pid: int) -> str | None:
-    """When the process was started, in clock ticks since boot: with the pid it names one process for good."""
+    """The start time of the process, in clock ticks since boot: with the PID it identifies one process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return stat.rpartition(")")[2].split()[19]  # field 22 of proc(5); the name before it may hold spaces
+    return stat.rpartition(")")[2].split()[19]  # field 22 of proc(5); the name before it may contain spaces
 
 
 def _require_root() -> None:
     if os.geteuid() != 0:
-        raise StepError("a cluster needs root: namespaces, cgroups and containerd", remedy="run it with sudo")
+        raise StepError("a cluster needs root, for namespaces, cgroups and containerd", remedy="run it with sudo")
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ state = "{state}"
 
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{pause}"
-  # Lowering a process's OOM score needs CAP_SYS_RESOURCE, which some machines withhold; runc dies without it.
+  # Lowering the OOM score of a process needs CAP_SYS_RESOURCE, which some machines do not grant; runc fails without it.
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
@@ -30,6 +30,6 @@ def write_config(file: Path, *, root: Path, state: Path, socket: Path, cni: Path
 
 
 def answers(socket: Path, enter: Sequence[str] = ()) -> bool:
-    """Whether containerd answers on its socket, asked from where `enter` leads (see Sandbox.enter)."""
+    """Whether containerd responds on its socket, in the namespaces that `enter` selects (see Sandbox.enter)."""
     asked = subprocess.run([*enter, "ctr", f"--address={socket}", "version"], capture_output=True, check=False)
     return asked.returncode == 0

@@ -13,8 +13,8 @@ ETCD_URL = "http://127.0.0.1:2379"
 def start_api_server(daemons: Daemons, binaries: Path, pki: Pki, etcd_data: Path, *, alone: bool) -> None:
     """Start etcd and kube-apiserver and wait until the API is ready.
 
-    `alone`: no controller manager will come, so nothing would create the service accounts that pods must have;
-    pods are then admitted without.
+    `alone`: there will be no controller manager to create the service accounts that pods must have, so pods are
+    admitted without one.
     """
     daemons.start("etcd", _etcd(binaries, etcd_data))
     command = _kube_apiserver(binaries, pki)
@@ -25,7 +25,7 @@ def start_api_server(daemons: Daemons, binaries: Path, pki: Pki, etcd_data: Path
 
 
 def start_controllers(daemons: Daemons, binaries: Path, pki: Pki) -> None:
-    """Start controller manager and scheduler; they connect on their own."""
+    """Start the controller manager and the scheduler; they connect by themselves."""
     daemons.start(
         "kube-controller-manager",
         [
@@ -34,7 +34,7 @@ def start_controllers(daemons: Daemons, binaries: Path, pki: Pki) -> None:
             f"--service-account-private-key-file={pki.key('service-account')}",
             f"--root-ca-file={pki.certificate('ca')}",
             "--use-service-account-credentials",
-            # All controllers start at once here: the usual limit of requests would hold them up for seconds.
+            # All controllers start at the same time here: the default request limits would delay them for seconds.
             "--kube-api-qps=500",
             "--kube-api-burst=1000",
             "--leader-elect=false",
@@ -58,7 +58,7 @@ def start_controllers(daemons: Daemons, binaries: Path, pki: Pki) -> None:
 def wait_for_controllers(daemons: Daemons, pki: Pki) -> None:
     """Wait until a pod can be created: its namespace then has a service account."""
     path = "/api/v1/namespaces/default/serviceaccounts/default"
-    daemons.wait("controllers at work", lambda: ApiClient(pki).exists(path), log="kube-controller-manager")
+    daemons.wait("controllers running", lambda: ApiClient(pki).exists(path), log="kube-controller-manager")
 
 
 def _etcd(binaries: Path, data: Path) -> list[str | Path]:
@@ -68,7 +68,7 @@ def _etcd(binaries: Path, data: Path) -> list[str | Path]:
         f"--listen-client-urls={ETCD_URL}",
         f"--advertise-client-urls={ETCD_URL}",
         "--listen-peer-urls=http://127.0.0.1:2380",
-        "--unsafe-no-fsync",  # the cluster does not outlive a crash of the machine anyway
+        "--unsafe-no-fsync",  # the cluster does not survive a crash of the machine anyway
     ]
 
 

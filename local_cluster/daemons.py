@@ -1,4 +1,4 @@
-"""The cluster's long-running programs: start them in its sandbox, wait until they answer, notice when one dies."""
+"""The cluster's long-running programs: start them in its sandbox, wait until they respond, detect when one exits."""
 
 import subprocess
 import time
@@ -16,7 +16,7 @@ POLL_SECONDS = 0.05
 
 @dataclass
 class Daemons:
-    """What this process has started for one cluster; each daemon logs to `logs/NAME.log`."""
+    """The daemons that this process has started for one cluster; each logs to `logs/NAME.log`."""
 
     cgroup: Cgroup
     sandbox: Sandbox
@@ -24,7 +24,7 @@ class Daemons:
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, name: str, command: Command) -> None:
-        """Start `command`, apart from this process's terminal, so that it outlives us."""
+        """Start `command`, detached from this process's terminal, so that it survives this process."""
         self.logs.mkdir(exist_ok=True)
         with self.log(name).open("wb") as log:
             self._running[name] = subprocess.Popen(
@@ -48,7 +48,7 @@ class Daemons:
         timeout_seconds: float = 60,
         log_lines: int = LOG_TAIL_LINES,
     ) -> None:
-        """Wait until `ready()`; raises StepError with the log of `log` on timeout, or at once if a daemon ends."""
+        """Wait until `ready()`; raises StepError with the log of `log` on timeout, or at once if a daemon exits."""
         deadline = time.monotonic() + timeout_seconds
         while not ready():
             for name, process in self._running.items():

@@ -1,4 +1,4 @@
-"""The Debian packages that the embedded cluster is built with and runs on."""
+"""The Debian packages that are needed to build and run the embedded cluster."""
 
 from collections.abc import Iterable, Sequence
 
@@ -31,14 +31,14 @@ GUEST_PACKAGES = (
 
 def missing(packages: Iterable[str]) -> list[str]:
     """Those of `packages` that are not installed."""
-    # dpkg-query fails when one of several names is unknown to it, hence the listing of all.
+    # dpkg-query fails if one of several names is unknown to it, so list all packages.
     listing = run(["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package}\n"])
     installed = {line.split()[1] for line in listing.splitlines() if line.startswith("installed ")}
     return sorted(set(packages) - installed)
 
 
 def install(packages: Sequence[str]) -> None:
-    """Install what is missing of `packages`; touches neither network nor package lists when nothing is."""
+    """Install the missing ones of `packages`; uses neither the network nor the package lists if none is missing."""
     with step("Debian packages") as current:
         wanted = missing(packages)
         if wanted:

@@ -1,4 +1,4 @@
-"""`make demo`: one real diagnosis from an empty machine to the answer, step by step."""
+"""`make demo`: one real diagnosis from an empty machine to the result, step by step."""
 
 import json
 import re
@@ -22,7 +22,7 @@ DIAGNOSIS = "where-is-the-memory"
 
 
 def run_demo(cluster: Cluster, *, keep: bool) -> None:
-    """Bring `cluster` up, plant a stuck socket, diagnose it and show the answer; then take the cluster down.
+    """Start `cluster`, create a stuck socket, diagnose it and show the result; then take the cluster down.
 
     Raises StepError for a step that failed.
     """
@@ -52,13 +52,13 @@ def install(cluster: Cluster) -> None:
 
 
 def _plant(cluster: Cluster) -> None:
-    with step("stuck socket planted") as current:
+    with step("stuck socket created") as current:
         kubectl(cluster, "apply", "-k", str(PROJECT / "examples/demo"))
         deadline = time.monotonic() + PLANT_TIMEOUT_SECONDS
         while (sent_bytes := _sent_bytes(cluster)) < PLANTED_BYTES:
             if time.monotonic() > deadline:
                 raise StepError(
-                    f"the planted sender sent {sent_bytes} bytes in {PLANT_TIMEOUT_SECONDS} s",
+                    f"the sender sent only {sent_bytes} bytes in {PLANT_TIMEOUT_SECONDS} s",
                     remedy="KEEP=1 make demo, then kubectl -n demo describe pods",
                 )
             time.sleep(0.5)
@@ -81,7 +81,7 @@ def _diagnose(cluster: Cluster) -> None:
 
 
 def follow(cluster: Cluster, request: str = "") -> None:
-    """Show how the diagnosis goes until it ends, of the rerun `request` if there is one (memdiag.dev/requestedAt).
+    """Show the progress of the diagnosis, or of its rerun `request` (memdiag.dev/requestedAt), until it ends.
 
     Raises StepError unless it succeeds.
     """
@@ -105,7 +105,7 @@ def follow(cluster: Cluster, request: str = "") -> None:
 
 @contextmanager
 def _progress() -> Iterator[Any]:
-    """A line for each new message; on a terminal, counting up is shown on one line."""
+    """Prints one line per new message; on a terminal, all messages are shown on the same line."""
     last = ""
 
     def show(message: str) -> None:
@@ -119,7 +119,7 @@ def _progress() -> Iterator[Any]:
             print(f"    {message}", flush=True)
         last = message
 
-    print("==> diagnosis runs", flush=True)
+    print("==> diagnosis running", flush=True)
     try:
         yield show
     finally:
@@ -135,7 +135,7 @@ def _show(cluster: Cluster) -> None:
 
 def _say_how_to_use(cluster: Cluster) -> None:
     print(
-        f"The cluster stays up. To use it:\n"
+        f"The cluster is still running. To use it:\n"
         f"  export KUBECONFIG={cluster.kubeconfig} PATH={cluster.kubectl.parent}:$PATH\n"
         f"  kubectl describe memorydiagnosis {DIAGNOSIS}\n"
         f"  kubectl get memorydiagnosisreports\n"
@@ -146,11 +146,11 @@ def _say_how_to_use(cluster: Cluster) -> None:
 
 
 def diagnosis(cluster: Cluster) -> dict[str, Any]:
-    """The diagnosis as the API server has it."""
+    """The diagnosis as stored in the API server."""
     answer: dict[str, Any] = json.loads(kubectl(cluster, "get", "memorydiagnosis", DIAGNOSIS, "-o", "json"))
     return answer
 
 
 def kubectl(cluster: Cluster, *words: str) -> str:
-    """Run kubectl as the cluster's admin; its output. Raises StepError with what it said if it fails."""
+    """Run kubectl as the cluster's admin and return its output. Raises StepError with its error message if it fails."""
     return run([cluster.kubectl, *words], env={"KUBECONFIG": str(cluster.kubeconfig)})

@@ -16,10 +16,10 @@ _RUNNER_SOURCES = ("Dockerfile", "requirements/node-runner.txt")
 
 
 def provide_runner_disk() -> Path:
-    """A disk with the node runner image's file system, for a guest that runs programs in it without a cluster.
+    """A disk with the file system of the node runner image, for a guest that runs programs in it without a cluster.
 
-    Its init unpacks the second disk, a tar archive, to /source and runs `/source/start`. The image's own copy of the
-    project may be older than the checkout's: what is to be tested comes on the second disk.
+    Its init unpacks the second disk, a tar archive, to /source and runs `/source/start`. The copy of the project in the
+    image may be older than the checkout, so the code under test is on the second disk.
     """
     with step("guest with the node runner's system") as current:
         cache = Cache(cache_root())
@@ -46,6 +46,6 @@ def make_disk(root: Path, disk: Path, log: Path) -> None:
     size_mib = int(run(["du", "--summarize", "--block-size=1M", root]).split()[0])
     with disk.open("wb") as file:
         file.truncate((size_mib * 5 // 4 + _SPARE_MIB) << 20)
-    # Without checksums: computing them costs an emulated CPU more than they are worth for a disk of a test.
+    # Without checksums: on an emulated CPU they cost more than they are worth for a test disk.
     run(["mke2fs", "-q", "-t", "ext4", "-O", "^metadata_csum", "-d", root, disk], log=log)
     shutil.rmtree(root)

@@ -1,4 +1,4 @@
-"""Debian's cloud kernels, as a QEMU guest boots them: kernel, initial RAM disk and build configuration of one suite."""
+"""Debian's cloud kernels for QEMU guests: kernel, initial RAM disk and build configuration of one suite."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from local_cluster.shell import run
 from local_cluster.steps import step
 
 KERNEL_PACKAGES = ("linux-image-cloud-amd64", "initramfs-tools")
-# An initial RAM disk with the drivers of our guests and nothing else: a software-emulated CPU unpacks it in a moment.
+# An initial RAM disk with only the drivers of our guests: even a software-emulated CPU unpacks it quickly.
 _DRIVERS = ("virtio_pci", "virtio_blk", "virtio_net", "ext4")
 _INITRAMFS_SETTINGS = (
     'mkdir -p "$1/etc/initramfs-tools/conf.d"',
@@ -33,7 +33,7 @@ class GuestKernel:
 
     @property
     def initial_ram_disk(self) -> Path:
-        """What mounts the root file system."""
+        """The initrd that mounts the root file system."""
         return self.folder / "initrd"
 
     @property
@@ -45,7 +45,7 @@ class GuestKernel:
 def provide(suite: str) -> GuestKernel:
     """The kernel of `suite`, from the cache or from Debian's archive.
 
-    A cached one is kept until the cache is cleaned, whatever the archive has meanwhile.
+    A cached kernel is kept until the cache is cleaned, even if the archive has a newer one.
     """
     with step(f"kernel of Debian {suite}") as current:
         cache = Cache(cache_root())
@@ -56,20 +56,20 @@ def provide(suite: str) -> GuestKernel:
 
 
 def key() -> str:
-    """Changes whenever a root file system made by `bootstrap` of given packages would."""
+    """Changes whenever a root file system that `bootstrap` makes from the same packages would."""
     return content_key([*KERNEL_PACKAGES, *_INITRAMFS_SETTINGS])
 
 
 def bootstrap(suite: str, packages: Sequence[str], archive: Path, work: Path, log: Path) -> None:
     """Write a root file system with `packages`, a kernel among them, to the tar file `archive`.
 
-    What it takes besides lies in the folder `work`.
+    Temporary files are in the folder `work`.
     """
     apt = work / "bootstrap-apt.conf"
     apt.write_text(registries.apt_settings())
     options = [f"--include={','.join(packages)}", f"--aptopt={apt}"]
     options += [f"--essential-hook={line}" for line in _INITRAMFS_SETTINGS]
-    # mmdebstrap would leave the machine's apt settings in there.
+    # mmdebstrap would leave the machine's apt settings in the archive.
     options.append('--customize-hook=rm "$1/etc/apt/apt.conf.d/99mmdebstrap"')
     run(
         ["mmdebstrap", "--variant=apt", *options, suite, archive, *registries.debian_sources(suite)],

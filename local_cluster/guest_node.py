@@ -1,4 +1,4 @@
-"""A second node of a running cluster, in QEMU: another kernel, cgroup v2, and a real driver before its pods."""
+"""A second node of a running cluster, in QEMU: another kernel, cgroup v2, and a real network driver for its pods."""
 
 import json
 import shutil
@@ -25,14 +25,14 @@ READY_TIMEOUT_SECONDS = 180
 MEMORY_MIB = 3072
 RECEIVE_BUFFER_MAX_BYTES = 8 << 20
 
-# The release whose containerd is the machine's own: it opens the image store that this one has filled.
+# The release with the same containerd as the machine: it can open the image store that the machine's has filled.
 _SUITE = "bookworm"
 _PACKAGES = (
     *KERNEL_PACKAGES,
     "containerd",
     "containernetworking-plugins",
     "iproute2",
-    "iptables",  # kubelet looks for it
+    "iptables",  # kubelet needs it
     "kmod",
     "mount",
     "procps",
@@ -44,7 +44,7 @@ _INIT_SOURCE = PACKAGE / "guest" / "node-init"
 
 @dataclass(frozen=True)
 class GuestSystem:
-    """What every guest node boots: the cluster's own settings come on a further disk."""
+    """What every guest node boots: the settings of the cluster are on an additional disk."""
 
     kernel: GuestKernel
     root: Path
@@ -84,9 +84,9 @@ def provide_images(archives: Sequence[Path]) -> Path:
 
 
 def join(daemons: Daemons, pki: Pki, work: Path, system: GuestSystem, images: Path) -> float:
-    """Boot the guest and wait until it is Ready; returns the seconds from power on.
+    """Boot the guest and wait until it is Ready; returns the seconds since power-on.
 
-    Raises StepError with the guest's console, which is `guest.log` among the cluster's logs.
+    Raises StepError with the guest's console, which is `guest.log` in the cluster's logs.
     """
     connect_guest(daemons.sandbox)
     pki.add_node(GUEST_NODE_NAME)
@@ -126,7 +126,7 @@ def _pack_settings(pki: Pki, work: Path) -> Path:
         shutil.copyfile(source, folder / name)
     there = Path("/etc/kubernetes")
     settings = node.kubelet_settings(ca=there / "ca.crt", certificate=there / "kubelet.crt", key=there / "kubelet.key")
-    # Emulated CPUs are slow: what a container does may take minutes.
+    # Emulated CPUs are slow: an operation on a container may take minutes.
     settings |= {"runtimeRequestTimeout": "10m"}
     (folder / "kubelet.json").write_text(json.dumps(settings, indent=1))
     (folder / "settings").write_text(

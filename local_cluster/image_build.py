@@ -1,7 +1,7 @@
-"""Build the project's images from its Dockerfile, on a base system made by mmdebstrap, with buildah.
+"""Build the project's images from its Dockerfile with buildah, on a base system created by mmdebstrap.
 
-No daemon and no image registry is needed. buildah keeps its layers in the cache, so a step of the Dockerfile runs again
-only when it, or what it copies, has changed.
+Neither a daemon nor an image registry is needed. buildah keeps its layers in the cache, so a step of the Dockerfile
+runs again only if it, or what it copies, has changed.
 """
 
 import os
@@ -21,16 +21,16 @@ NODE_RUNNER_IMAGE = "memdiag.dev/node-runner:dev"
 TARGETS = {"operator": OPERATOR_IMAGE, "node-runner": NODE_RUNNER_IMAGE}
 
 _SUITE = "trixie"
-# What Debian's own slim image leaves out as well.
+# Debian's own slim image excludes these as well.
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*", "/usr/share/lintian/*")
-# Already there, so that no step of the build installs it over the machine's own certificates (see registries.py).
+# Included, so that no build step installs it over the machine's own certificates (see registries.py).
 _INCLUDED = "ca-certificates"
 _KEPT_LAYERS = 300
 _PAUSE = PACKAGE / "pause"
 
 
 def build_context() -> list[Path]:
-    """The files that the images are made of: those that .dockerignore lets through, relative to the checkout."""
+    """The files that are copied into the images: those that .dockerignore admits, relative to the checkout."""
     admitted = [line[1:] for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     found: list[Path] = []
     for name in admitted:
@@ -59,7 +59,7 @@ class ImageBuilder:
     def build(self, sboms: Path) -> Path:
         """The archive with the pause image and one image for every target of the Dockerfile.
 
-        What each of these is made of is written to the new folder `sboms`, as TARGET.cdx.json.
+        Their bills of materials are written to the new folder `sboms`, as TARGET.cdx.json.
         """
         self._build_pause()
         context, arguments = self._prepare()
@@ -71,12 +71,12 @@ class ImageBuilder:
         return archive
 
     def build_sboms(self, folder: Path) -> None:
-        """Write the bills of materials as `build` does, of packages that are all installed again for it."""
+        """Write the bills of materials as `build` does, after installing all packages again."""
         context, arguments = self._prepare()
         self._write_sboms(folder, context, "--no-cache", *arguments)
 
     def build_other(self, name: str, context: Path) -> Path:
-        """The archive with one more image, of the Dockerfile in the folder `context`, on the same base system."""
+        """The archive with another image, built from the Dockerfile in `context` on the same base system."""
         self._build(name, context, f"--build-arg=BASE_IMAGE={self._base_image()}", *self._machine())
         return self._archive([name])
 
@@ -84,11 +84,11 @@ class ImageBuilder:
         """The build context, and the arguments that are the same for every target."""
         name = self._base_image()
         base = Base(name, name, self._buildah("images", "--format={{.Digest}}", name).strip())
-        told = provenance.build_arguments(base, revision=provenance.revision(), source=provenance.source())
-        return self._copy_context(), [*told, *self._machine()]
+        labels = provenance.build_arguments(base, revision=provenance.revision(), source=provenance.source())
+        return self._copy_context(), [*labels, *self._machine()]
 
     def _machine(self) -> list[str]:
-        """How to build on this machine, with its own package archives."""
+        """The options for a build on this machine, with its package archives."""
         return ["--isolation=chroot", "--network=host", *registries.mounts(self.work)]
 
     def _build_pause(self) -> None:
@@ -98,7 +98,7 @@ class ImageBuilder:
         self._build(PAUSE_IMAGE, context)
 
     def _base_image(self) -> str:
-        """Debian's base system as an image; made once, by mmdebstrap."""
+        """Debian's base system as an image; created once, by mmdebstrap."""
         name = f"localhost/memdiag-base:{base_key()}"
         if self._buildah("images", "--quiet", "--filter", f"reference={name}"):
             return name
@@ -115,7 +115,7 @@ class ImageBuilder:
         apt.write_text(registries.apt_settings())
         options = [f"--include={_INCLUDED}", f"--aptopt={apt}"]
         options += [f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT]
-        # mmdebstrap would leave the machine's apt settings in there.
+        # mmdebstrap would leave the machine's apt settings in the archive.
         options.append('--customize-hook=rm "$1/etc/apt/apt.conf.d/99mmdebstrap"')
         sources = registries.debian_sources(_SUITE)
         run(
@@ -125,7 +125,7 @@ class ImageBuilder:
         )
 
     def _copy_context(self) -> Path:
-        """The build context with the same times and modes in every checkout: buildah's layer cache looks at both."""
+        """The build context with the same times and modes in every checkout: buildah's layer cache compares both."""
         context = self.work / "context"
         for path in build_context():
             copy = context / path
@@ -144,17 +144,17 @@ class ImageBuilder:
         self._buildah("build", "--pull=never", "--target=sbom", output, *arguments, str(context))
 
     def _archive(self, names: list[str]) -> Path:
-        # One layout for all, so that layers they share are compressed and imported once.
+        # One layout for all, so that shared layers are compressed and imported once.
         layout = self.work / "layout"
         for name in names:
-            # Light compression: the archive is unpacked right away.
+            # Fast compression: the archive is unpacked right away.
             self._buildah("push", "--compression-format=gzip", "--compression-level=1", name, f"oci:{layout}:{name}")
         archive = self.work / "images.tar"
         run(["tar", "--create", f"--directory={layout}", f"--file={archive}", "."], log=self.log)
         return archive
 
     def _drop_old_layers(self) -> None:
-        """Now and then forget what no image uses any more, and with it the layers that only save time."""
+        """Occasionally remove what no image uses any more, including layers that only save time."""
         listing = self._buildah("images", "--all", "--quiet")
         if len(set(listing.split())) > _KEPT_LAYERS:
             self._buildah("rmi", "--prune", "--force")
@@ -162,11 +162,11 @@ class ImageBuilder:
     def _buildah(self, *arguments: str) -> str:
         store = self.cache.root / "buildah"
         store.mkdir(exist_ok=True)
-        # A mount namespace of its own: a killed build leaves no mount behind, and /var/lib/containers is in the cache.
+        # A separate mount namespace: a killed build leaves no mount behind, and /var/lib/containers is in the cache.
         inside: list[str | Path] = ["unshare", "--mount", "--propagation=slave"]
         inside += ["sh", "-c", 'mount --bind "$0" /var/lib && exec "$@"', store]
         options = [f"--runroot={self.work / 'buildah'}", "--storage-driver=overlay"]
-        remedy = "see the whole log; if the cache is damaged: python3 -m local_cluster clean-cache"
+        remedy = "see the complete log; if the cache is damaged: python3 -m local_cluster clean-cache"
         log = None if arguments[0] == "images" else self.log
         return run([*inside, "buildah", *options, *arguments], log=log, remedy=remedy)
 

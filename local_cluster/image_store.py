@@ -18,9 +18,9 @@ from local_cluster.shell import run
 from local_cluster.steps import StepError, step
 
 SBOMS = "sbom"
-"""Beside the images in their folder: what each is made of, as TARGET.cdx.json."""
+"""Folder next to the images with their bills of materials, as TARGET.cdx.json."""
 
-# No garbage collection of its own accord: an import would lose the layers that it is about to use again.
+# No automatic garbage collection: an import would lose the layers that it is about to reuse.
 _STORE_CONFIG = """\
 version = 2
 root = "{root}"
@@ -38,7 +38,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 
 
 def provide() -> Path:
-    """The root folder of a containerd that holds the pause image and the project's images."""
+    """The root folder of a containerd with the pause image and the project's images."""
     with step("images") as current:
         folder, cached = find_or_build()
         current.outcome = "cached" if cached else "built"
@@ -46,14 +46,14 @@ def provide() -> Path:
 
 
 def find_or_build() -> tuple[Path, bool]:
-    """As `provide`, without a line about it; also whether it was in the cache."""
+    """As `provide`, without printing a step; also returns whether it was in the cache."""
     cache = Cache(cache_root())
     log = cache.log("images")
     return cache.entry("images", image_build.key(), lambda partial: _fill(partial, cache, log))
 
 
 def copy_with(store: Path, archives: Sequence[Path], target: Path, log: Path) -> None:
-    """Copy a store (see `provide`) to the new folder `target`, and import further image archives there."""
+    """Copy a store (see `provide`) to the new folder `target`, and import more image archives into it."""
     copy_tree(store, target)
     with tempfile.TemporaryDirectory(prefix="memdiag-") as state, _containerd(target, Path(state), log) as socket:
         for archive in archives:
@@ -64,7 +64,7 @@ def copy_root(store: Path, image: str, target: Path, log: Path) -> None:
     """Copy the file system of an image in `store` (see `provide`) to the new folder `target`."""
     with tempfile.TemporaryDirectory(suffix=PARTIAL, dir=target.parent) as work:
         own = Path(work) / "store"
-        copy_tree(store, own)  # a mount leaves its mark in containerd's database
+        copy_tree(store, own)  # a mount changes containerd's database
         mounted = Path(work) / "mounted"
         mounted.mkdir()
         with tempfile.TemporaryDirectory(prefix="memdiag-") as state, _containerd(own, Path(state), log) as socket:
@@ -79,7 +79,7 @@ def image_labels(store: Path, image: str, log: Path) -> dict[str, str]:
     """The labels of an image in `store` (see `provide`)."""
     with tempfile.TemporaryDirectory(suffix=PARTIAL, dir=store.parent) as work:
         own = Path(work) / "store"
-        copy_tree(store, own)  # even a look leaves its mark in containerd's database
+        copy_tree(store, own)  # even reading changes containerd's database
         with tempfile.TemporaryDirectory(prefix="memdiag-") as state, _containerd(own, Path(state), log) as socket:
             ctr = ["ctr", f"--address={socket}", "--namespace=k8s.io"]
             listing = run([*ctr, "images", "list", f"name=={image}"])
@@ -97,19 +97,19 @@ def _fill(folder: Path, cache: Cache, log: Path) -> None:
         builder, sboms = image_build.ImageBuilder(cache, Path(work), log), Path(work) / "sbom"
         archive = builder.build(sboms)
         _start_from_newest(folder)
-        # Not below the cache: the path of a socket may be 107 bytes long.
+        # Not in the cache folder: the path of a socket is limited to 107 bytes.
         with tempfile.TemporaryDirectory(prefix="memdiag-") as state, _containerd(folder, Path(state), log) as socket:
             ctr = ["ctr", f"--address={socket}", "--namespace=k8s.io"]
             run([*ctr, "images", "import", archive], log=log)
-            # A lease that is deleted synchronously makes containerd collect what no image uses any more.
+            # Deleting a lease synchronously makes containerd collect everything that no image uses any more.
             run([*ctr, "leases", "create", "--id=collect-garbage"], log=log)
             run([*ctr, "leases", "delete", "--sync", "collect-garbage"], log=log)
-        shutil.rmtree(folder / SBOMS, ignore_errors=True)  # of the store that this one began with
+        shutil.rmtree(folder / SBOMS, ignore_errors=True)  # of the store that this one was copied from
         shutil.copytree(sboms, folder / SBOMS)
 
 
 def _start_from_newest(folder: Path) -> None:
-    """Begin with the store that was made last: layers that are in it need not be unpacked again."""
+    """Start from the newest store: the layers in it need not be unpacked again."""
     others = [other for other in folder.parent.iterdir() if not other.name.endswith(PARTIAL)]
     if others:
         folder.rmdir()
@@ -118,11 +118,11 @@ def _start_from_newest(folder: Path) -> None:
 
 @contextmanager
 def _containerd(root: Path, state: Path, log: Path) -> Iterator[Path]:
-    """A containerd that only keeps images; yields its socket."""
+    """Run a containerd that only stores images; yields its socket."""
     socket = state / "containerd.sock"
     config = state / "containerd.toml"
     config.write_text(_STORE_CONFIG.format(root=root, state=state, socket=socket))
-    # It ends with this process, even if that is killed.
+    # It exits with this process, even if that is killed.
     command = ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--propagation=slave", "containerd"]
     command.append(f"--config={config}")
     with log.open("a") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
@@ -130,7 +130,7 @@ def _containerd(root: Path, state: Path, log: Path) -> Iterator[Path]:
             deadline = time.monotonic() + 30
             while not containerd.answers(socket):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise StepError("containerd does not start", log=log)
+                    raise StepError("containerd did not start", log=log)
                 time.sleep(0.05)
             yield socket
         finally:

@@ -24,7 +24,7 @@ READY_BINARIES = "MEMDIAG_KUBE_BIN"
 
 
 def provide() -> Path:
-    """The folder with the BINARIES: what MEMDIAG_KUBE_BIN names, else from the cache, else built (minutes)."""
+    """The folder with the BINARIES: MEMDIAG_KUBE_BIN if set, otherwise from the cache or built (takes minutes)."""
     with step("Kubernetes binaries") as current:
         ready = os.environ.get(READY_BINARIES)
         if ready:
@@ -40,7 +40,7 @@ def _checked(folder: Path) -> Path:
     absent = [name for name in BINARIES if not os.access(folder / name, os.X_OK)]
     if absent:
         raise StepError(
-            f"{folder} lacks {', '.join(absent)}", remedy=f"complete it, or unset {READY_BINARIES} to build"
+            f"{folder} does not have {', '.join(absent)}", remedy=f"add them, or unset {READY_BINARIES} to build them"
         )
     return folder
 
@@ -65,7 +65,7 @@ def _build(folder: Path, log: Path) -> None:
         env={"CGO_ENABLED": "0"},
         remedy="check that Go modules can be downloaded (go env GOPROXY), then run it again",
     )
-    (folder / "server").rename(folder / "etcd")  # Go names a binary after the last part of its import path.
+    (folder / "server").rename(folder / "etcd")  # Go names a binary after the last part of its import path
     _checked(folder)
 
 
@@ -91,7 +91,7 @@ def _packages() -> list[str]:
 
 def go_command() -> str:
     """The Go tool."""
-    # sudo's PATH lacks the folder where Go's own installation instructions put it.
+    # sudo's PATH does not have the folder of Go's own installation instructions.
     found = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
     if found is None:
         raise StepError(

@@ -1,4 +1,4 @@
-"""A copy of a folder in no time: files that are never changed in place are shared by hard links."""
+"""Fast copies of a folder: files that are never changed in place are shared as hard links."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ _WRITTEN_IN_PLACE = "*.db"
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """Copy `source` to `target`, which must not exist yet; across file systems it takes a true copy."""
+    """Copy `source` to `target`, which must not exist yet; across file systems, without hard links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         run(["cp", "--archive", "--link", source, target])

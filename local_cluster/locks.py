@@ -1,4 +1,4 @@
-"""A lock between processes, held as long as its file is open (flock(2)): a dead holder never blocks anyone."""
+"""A lock between processes, held as long as its file is open (flock(2)): a process that exits releases it."""
 
 import fcntl
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock `path`; waits for another holder to let go."""
+    """Hold the lock `path`, after waiting for other holders to release it."""
     descriptor = _open_current(path)
     try:
         yield
@@ -18,7 +18,7 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def _open_current(path: Path) -> int:
-    """Lock the file that `path` names once we hold it: it may have been deleted while we waited."""
+    """Lock the file at `path`, and open it again if it was deleted while we waited."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

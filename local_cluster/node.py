@@ -11,14 +11,14 @@ from local_cluster.sandbox import API_SERVICE_ADDRESS, POD_NETWORK
 
 NODE_NAME = "node1"
 
-# Paths as the node sees them: its /run and /var/lib are its own (see sandbox.py).
+# Paths as seen by the node: it has its own /run and /var/lib (see sandbox.py).
 CONTAINERD_ROOT = Path("/var/lib/containerd")
 CONTAINERD_STATE = Path("/run/containerd")
 CONTAINERD_SOCKET = CONTAINERD_STATE / "containerd.sock"
 
 
 def start_containerd(daemons: Daemons, configuration: Path) -> None:
-    """Start containerd with a network for pods: a veth pair each, routed, not masqueraded."""
+    """Start containerd with a pod network: one veth pair per pod, routed, without masquerading."""
     cni = configuration / "cni"
     write_pod_network(cni, POD_NETWORK)
     file = configuration / "containerd.toml"
@@ -27,7 +27,7 @@ def start_containerd(daemons: Daemons, configuration: Path) -> None:
 
 
 def start_kubelet_and_proxy(daemons: Daemons, binaries: Path, pki: Pki, configuration: Path) -> None:
-    """Start kubelet and kube-proxy; containerd must have been started and the API be ready."""
+    """Start kubelet and kube-proxy; containerd must be started and the API ready."""
     enter = daemons.sandbox.enter()
     daemons.wait("containerd ready", lambda: containerd.answers(CONTAINERD_SOCKET, enter), log="containerd")
     file = configuration / "kubelet.json"
@@ -50,7 +50,7 @@ def start_kubelet_and_proxy(daemons: Daemons, binaries: Path, pki: Pki, configur
             "--proxy-mode=nftables",
             f"--hostname-override={NODE_NAME}",
             f"--cluster-cidr={POD_NETWORK}",
-            # Limits of the machine's connection tracking are not ours to set.
+            # Do not change the machine's connection tracking limits.
             "--conntrack-max-per-core=0",
             "--conntrack-tcp-timeout-established=0",
             "--conntrack-tcp-timeout-close-wait=0",
@@ -59,7 +59,7 @@ def start_kubelet_and_proxy(daemons: Daemons, binaries: Path, pki: Pki, configur
 
 
 def wait_until_ready(daemons: Daemons, pki: Pki) -> None:
-    """Wait until pods can run on the node and reach the API by its service address."""
+    """Wait until pods can run on the node and reach the API at its service address."""
     client = ApiClient(pki)
     daemons.wait("node Ready", lambda: client.node_is_ready(NODE_NAME), log="kubelet")
     daemons.wait("service addresses routed", lambda: _routes_api_service(daemons), log="kube-proxy")
@@ -90,7 +90,7 @@ def _kubelet_configuration(pki: Pki, cgroup: str) -> dict[str, object]:
 
 
 def kubelet_settings(*, ca: Path, certificate: Path, key: Path) -> dict[str, object]:
-    """A kubelet's configuration, as far as every node has it; the paths are as the node sees them."""
+    """The kubelet configuration that all nodes share; paths are as seen by the node."""
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -107,7 +107,7 @@ def kubelet_settings(*, ca: Path, certificate: Path, key: Path) -> dict[str, obj
         "authorization": {"mode": "AlwaysAllow"},
         "tlsCertFile": str(certificate),
         "tlsPrivateKeyFile": str(key),
-        # How full the machine's disk is says nothing about this cluster: no eviction and no image removal for it.
+        # Disk usage of the machine is unrelated to this cluster: no eviction and no image removal because of it.
         "evictionHard": {"memory.available": "100Mi"},
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,

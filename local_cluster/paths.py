@@ -1,4 +1,4 @@
-"""Where things lie: the checkout, the cache and the state of running clusters (XDG base directory specification)."""
+"""Locations of the checkout, the cache and the state of running clusters (XDG Base Directory Specification)."""
 
 import os
 from pathlib import Path
@@ -19,5 +19,5 @@ def state_root() -> Path:
 
 def _xdg(variable: str, default: str) -> Path:
     base = os.environ.get(variable, "")
-    # The specification: a relative path is invalid and to be ignored.
+    # The specification: relative paths are invalid and must be ignored.
     return (Path(base) if base.startswith("/") else Path.home() / default) / "memdiag"

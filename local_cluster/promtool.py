@@ -10,12 +10,12 @@ from local_cluster.steps import step
 
 MODULE = PACKAGE / "prometheus"
 COMMAND = "github.com/prometheus/prometheus/cmd/promtool"
-# Without the clients of every cloud that Prometheus can discover targets in, which are most of it.
+# Without service discovery: its cloud clients are most of the binary.
 BUILD_FLAGS = ("-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-tags=remove_all_sd")
 
 
 def provide() -> Path:
-    """The binary: from the cache, else built (a minute or two)."""
+    """The binary: from the cache, otherwise built (a minute or two)."""
     with step("promtool") as current:
         cache = Cache(cache_root())
         key = content_key([MODULE / "go.mod", MODULE / "go.sum", run([go_command(), "version"]), *BUILD_FLAGS, COMMAND])

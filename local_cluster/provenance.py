@@ -1,4 +1,4 @@
-"""What images are made from, as the build arguments that become their labels (OCI image spec, annotations)."""
+"""The origin of images, as the build arguments that become their labels (OCI image spec, annotations)."""
 
 import re
 import tomllib
@@ -17,7 +17,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Base:
-    """A base image: `image` is what to build on, `name` how it was asked for."""
+    """A base image: `image` is the reference to build on, `name` the name that was requested."""
 
     image: str
     name: str
@@ -26,8 +26,8 @@ class Base:
     def __post_init__(self) -> None:
         if not _DIGEST.fullmatch(self.digest):
             raise StepError(
-                f"the base image {self.name} has no digest: the builder says {self.digest!r}",
-                remedy="check that its registry can be reached, or name it by digest: BASE_IMAGE=NAME@sha256:...",
+                f"the base image {self.name} has no digest: the builder returned {self.digest!r}",
+                remedy="check that its registry can be reached, or specify a digest: BASE_IMAGE=NAME@sha256:...",
             )
 
 
@@ -45,13 +45,13 @@ def build_arguments(base: Base, *, revision: str, source: str) -> list[str]:
 
 
 def version() -> str:
-    """Of the project."""
+    """The version of the project."""
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     return str(project["version"])
 
 
 def revision(checkout: Path = PROJECT) -> str:
-    """The checked-out commit, with "-dirty" behind it if tracked files differ; "unknown" outside of a git checkout."""
+    """The checked-out commit, with "-dirty" appended if tracked files differ; "unknown" outside a git checkout."""
     git = ["git", "-C", str(checkout)]
     try:
         commit = run([*git, "rev-parse", "HEAD"]).strip()
@@ -62,7 +62,7 @@ def revision(checkout: Path = PROJECT) -> str:
 
 
 def source(checkout: Path = PROJECT) -> str:
-    """Where the checkout came from, if that is a public address (never with a user in it)."""
+    """The URL of the checkout's origin, if it is public (never with a user name in it)."""
     try:
         address = run(["git", "-C", str(checkout), "remote", "get-url", "origin"]).strip()
     except StepError:

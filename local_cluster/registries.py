@@ -1,8 +1,8 @@
-"""How this machine reaches the package registries, handed on to an image build.
+"""The machine's access to the package registries, passed on to an image build.
 
-A machine may reach Debian's archive and PyPI by a mirror, through a proxy or with certificates of its own; its
-configuration of apt and pip says so. The build gets it by bind mounts; all that stays in an image is which Debian
-archive it came from.
+A machine may use mirrors, a proxy or its own certificates for Debian's archive and PyPI, as configured for apt and pip.
+The build gets this configuration through bind mounts; the only part that stays in an image is the address of the Debian
+archive that it was built from.
 """
 
 import configparser
@@ -17,7 +17,7 @@ _CERTIFICATES = Path("/etc/ssl/certs")
 
 
 def mounts(folder: Path) -> list[str]:
-    """Arguments for `buildah build`; what they mount is written to `folder`."""
+    """Arguments for `buildah build`; the mounted files are written to `folder`."""
     apt = folder / "apt.conf"
     apt.write_text(apt_settings())
     pip = folder / "pip.conf"
@@ -29,23 +29,23 @@ def mounts(folder: Path) -> list[str]:
 
 
 def apt_settings() -> str:
-    """The machine's apt settings that bear on downloads, as an apt.conf(5)."""
+    """The machine's apt settings that affect downloads, as an apt.conf(5)."""
     lines = run(["apt-config", "dump"]).splitlines()
     return "".join(f"{line}\n" for line in lines if line.startswith(_APT_SETTINGS) and not line.endswith(' "";'))
 
 
 def debian_sources(suite: str) -> list[str]:
-    """sources.list(5) lines for `suite`, from the archives that the machine uses; none if its lists do not tell."""
+    """sources.list(5) lines for `suite`, from the archives that the machine uses, if its package lists show any."""
     listing = run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(LABEL)", "Created-By: Packages"])
     archives = {label: address for address, _, label in (line.partition(" ") for line in listing.splitlines())}
     suites = {"Debian": suite}
-    if suite != "sid":  # fixed by newer packages, not by security updates
+    if suite != "sid":  # gets newer packages instead of security updates
         suites["Debian-Security"] = f"{suite}-security"
     return [f"deb {archives[label]} {name} main" for label, name in suites.items() if label in archives]
 
 
 def _pip_configuration() -> str:
-    """pip's configuration files and environment as one file: later ones win, the environment most (pip's own rule)."""
+    """pip's configuration files and environment as one file: later files override earlier ones, the environment all."""
     merged = configparser.RawConfigParser()
     home = Path.home()
     merged.read(["/etc/pip.conf", home / ".pip/pip.conf", home / ".config/pip/pip.conf"])

@@ -1,6 +1,6 @@
-"""The images of a release, for a registry: built on a base image whose digest is known, with their bills of materials.
+"""The images of a release, for a registry: built on a base image with a known digest, with their bills of materials.
 
-Nothing is pushed: pushing gives the digests by which the release overlay names the images.
+Nothing is pushed: a push returns the digests that the release overlay needs.
 """
 
 import json
@@ -20,7 +20,7 @@ DEFAULT_BASE_IMAGE = "debian:trixie-slim"
 
 @dataclass(frozen=True)
 class Release:
-    """What to build, with which program, and where the bills of materials go."""
+    """What to build, with which program, and the folder of the bills of materials."""
 
     repository: str
     base_image: str
@@ -28,23 +28,23 @@ class Release:
     source: str
     sboms: Path
     options: Sequence[str] = ()
-    """Further options for `docker build` or `buildah build`."""
+    """More options for `docker build` or `buildah build`."""
 
     def build(self) -> None:
         """Build everything from the checked-out commit; see `build_from`."""
         self.build_from(provenance.revision())
 
     def build_from(self, revision: str) -> None:
-        """Raises StepError before any build if the sources' revision, their address or the base's digest is unknown."""
+        """Raises StepError, before any build, if the revision, the source URL or the base digest is unknown."""
         if revision == "unknown" or revision.endswith("-dirty"):
             raise StepError(
-                f"a release is built from a commit, but the checkout's revision is {revision}",
-                remedy="commit or stash what was changed",
+                f"a release must be built from a commit, but the checkout's revision is {revision}",
+                remedy="commit or stash the changes",
             )
         if self.source == provenance.UNPUBLISHED:
             raise StepError(
-                "a release says where its sources are, but this checkout has no public origin",
-                remedy="name it: SOURCE=https://...",
+                "a release must state where its sources are, but this checkout has no public origin",
+                remedy="set it: SOURCE=https://...",
             )
         base = self.resolve_base()
         arguments = [*provenance.build_arguments(base, revision=revision, source=self.source), *self.options]
@@ -60,11 +60,11 @@ class Release:
         return {target: f"{self.repository}/{target}:{provenance.version()}" for target in image_build.TARGETS}
 
     def resolve_base(self) -> Base:
-        """The base image with the digest that it has now. Raises StepError where the builder cannot tell it."""
+        """The base image with its current digest. Raises StepError if the builder cannot find it."""
         name, _, digest = self.base_image.partition("@")
         if digest:
             return Base(self.base_image, name, digest)
-        remedy = "check that its registry can be reached, or name it by digest: BASE_IMAGE=NAME@sha256:..."
+        remedy = "check that its registry can be reached, or specify a digest: BASE_IMAGE=NAME@sha256:..."
         if self.builder == "docker":
             inspect = ["docker", "buildx", "imagetools", "inspect", "--format={{json .Manifest}}", name]
             digest = json.loads(run(inspect, remedy=remedy))["digest"]

@@ -1,9 +1,9 @@
 """The namespaces a cluster runs in: a network and a mount namespace that live as long as its processes.
 
 Network: one veth pair to the machine and no default route, so nothing leaves the machine, and the machine's own
-routes and firewall stay as they are. Mounts: the node has its own /run, /var/lib and /var/log (kubelet, containerd and
-CNI have paths there that no option moves), so two clusters do not meet, and every mount ends with the last process.
-A process that sleeps keeps both namespaces open.
+routes and firewall are not changed. Mounts: the node has its own /run, /var/lib and /var/log (kubelet, containerd and
+CNI have paths there that cannot be configured), so two clusters do not conflict, and all mounts disappear with the last
+process. A sleeping process keeps both namespaces open.
 """
 
 import ipaddress
@@ -17,7 +17,7 @@ from local_cluster.cgroups import Cgroup
 from local_cluster.shell import run
 from local_cluster.steps import StepError
 
-# 198.18.0.0/15 is set aside for tests between separate networks (RFC 2544): it is nobody's real network.
+# 198.18.0.0/15 is reserved for tests between separate networks (RFC 2544), so it is not used as a real network.
 _TEST_NETWORK = ipaddress.IPv4Network("198.18.0.0/16")
 SLOTS = 200
 POD_NETWORK = "10.244.0.0/24"
@@ -34,7 +34,7 @@ NODE_INTERFACE = "eth0"
 
 @dataclass(frozen=True)
 class Network:
-    """The addresses of the cluster in slot `slot` of the machine; each cluster has a slot of its own."""
+    """The addresses of the cluster in slot `slot` of the machine; each cluster has its own slot."""
 
     slot: int
 
@@ -50,12 +50,12 @@ class Network:
 
     @property
     def node_address(self) -> str:
-        """The node, where the API server listens."""
+        """The address of the node, on which the API server listens."""
         return str(self.subnet[1])
 
     @property
     def machine_address(self) -> str:
-        """The machine as the node sees it."""
+        """The address of the machine as seen by the node."""
         return str(self.subnet[254])
 
 
@@ -69,7 +69,8 @@ def free_slot(taken: set[int]) -> int:
         if network.machine_interface not in interfaces and not used:
             return slot
     raise StepError(
-        "no network is free for another cluster", remedy="see `python3 -m local_cluster status` and take some down"
+        "no free network for another cluster",
+        remedy="list the clusters with `python3 -m local_cluster status` and take some down",
     )
 
 
@@ -80,19 +81,19 @@ class Sandbox:
     holder_pid: int
 
     def enter(self) -> list[str]:
-        """The words to put before a command so that it runs inside.
+        """The prefix of a command that runs it inside.
 
         Not `ip netns exec`, which mounts a new /sys and so hides the cgroups.
         """
         return ["nsenter", f"--target={self.holder_pid}", "--mount", "--net", "--"]
 
     def run(self, *command: str | Path) -> str:
-        """Run a command inside, to its end."""
+        """Run a command inside and wait until it exits."""
         return run([*self.enter(), *command])
 
 
 def open_sandbox(cgroup: Cgroup, network: Network, private: Path) -> Sandbox:
-    """Make the namespaces; the node's own folders get their content from below `private`."""
+    """Create the namespaces; the node's own folders are stored below `private`."""
     sandbox = Sandbox(_start_holder(cgroup))
     _connect(sandbox, network)
     _hide_machine_folders(sandbox, private)
@@ -100,7 +101,7 @@ def open_sandbox(cgroup: Cgroup, network: Network, private: Path) -> Sandbox:
 
 
 def connect_guest(sandbox: Sandbox) -> None:
-    """Make the tap device of a guest and the route to its pods; both end with the namespace."""
+    """Create the tap device of a guest and the route to its pods; both disappear with the namespace."""
     sandbox.run("ip", "tuntap", "add", GUEST_INTERFACE, "mode", "tap")
     sandbox.run("ip", "address", "add", f"{GUEST_GATEWAY}/24", "dev", GUEST_INTERFACE)
     sandbox.run("ip", "link", "set", GUEST_INTERFACE, "up")
@@ -108,7 +109,7 @@ def connect_guest(sandbox: Sandbox) -> None:
 
 
 def remove_machine_interface(network: Network) -> None:
-    """Delete the veth pair, if it is there; the kernel also does so some time after the namespace has ended."""
+    """Delete the veth pair if it exists; the kernel also deletes it some time after the namespace is gone."""
     if any(entry["ifname"] == network.machine_interface for entry in _ip_json("link")):
         subprocess.run(["ip", "link", "delete", network.machine_interface], capture_output=True, check=False)
 
@@ -122,10 +123,11 @@ def _start_holder(cgroup: Cgroup) -> int:
         start_new_session=True,
     )
     deadline = time.monotonic() + 10
-    while Path(f"/proc/{holder.pid}/comm").read_text() != "sleep\n":  # exec comes after both namespaces are made
+    while Path(f"/proc/{holder.pid}/comm").read_text() != "sleep\n":  # exec happens after both namespaces were created
         if holder.poll() is not None or time.monotonic() > deadline:
             raise StepError(
-                "cannot make a network and a mount namespace", remedy="run as root (CAP_SYS_ADMIN, CAP_NET_ADMIN)"
+                "cannot create a network namespace and a mount namespace",
+                remedy="run as root (CAP_SYS_ADMIN, CAP_NET_ADMIN)",
             )
         time.sleep(0.005)
     return holder.pid
@@ -140,7 +142,7 @@ def _connect(sandbox: Sandbox, network: Network) -> None:
     sandbox.run("ip", "link", "set", "lo", "up")
     sandbox.run("ip", "address", "add", f"{network.node_address}/24", "dev", NODE_INTERFACE)
     sandbox.run("ip", "link", "set", NODE_INTERFACE, "up")
-    # A service's address needs some route before kube-proxy's rules rewrite it.
+    # A service address needs a route before kube-proxy's rules rewrite it.
     sandbox.run("ip", "route", "add", SERVICE_NETWORK, "dev", NODE_INTERFACE)
     sandbox.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
 
@@ -151,7 +153,7 @@ def _hide_machine_folders(sandbox: Sandbox, private: Path) -> None:
     for folder in PRIVATE_FOLDERS:
         if private.is_relative_to(folder):
             raise StepError(
-                f"the state folder {private} lies below {folder}, which the node replaces by its own",
+                f"the state folder {private} is below {folder}, which the node replaces with its own",
                 remedy="set XDG_STATE_HOME to a folder elsewhere",
             )
         own = private / folder.lstrip("/")
@@ -165,5 +167,5 @@ def _ip_json(what: str) -> list[dict[str, str]]:
 
 
 def _destination(text: str) -> ipaddress.IPv4Network | None:
-    """The network of a route; None for the default route, which overlaps everything."""
+    """The destination network of a route; None for the default route, which overlaps everything."""
     return None if text == "default" else ipaddress.IPv4Network(text, strict=False)

@@ -1,4 +1,4 @@
-"""Run a program to its end; its failure becomes a StepError."""
+"""Run a program and wait for it; a failure becomes a StepError."""
 
 import os
 import shlex
@@ -22,8 +22,8 @@ def run(
 ) -> str:
     """Run `command` and return its standard output; with `log`, all its output is appended there instead.
 
-    `env` adds to this process's environment. Raises StepError if the program is missing or ends with another
-    status than 0.
+    `env` is added to this process's environment. Raises StepError if the program is missing or exits with a status
+    other than 0.
     """
     environment = {**os.environ, **(env or {})}
     try:

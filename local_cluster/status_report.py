@@ -1,4 +1,4 @@
-"""The answer in a MemoryDiagnosis's status, as text for a person."""
+"""The results in the status of a MemoryDiagnosis, as readable text."""
 
 import textwrap
 from typing import Any
@@ -10,7 +10,7 @@ _FRAMES_SHOWN = 6
 
 
 def render_status(diagnosis: dict[str, Any]) -> str:
-    """What `status` says, at most 100 columns wide."""
+    """The content of `status`, at most 100 columns wide."""
     status = diagnosis.get("status", {})
     lines = _wrapped(status.get("summary", "No summary yet."), "")
     for result in status.get("results", []):
@@ -37,7 +37,7 @@ def _result(result: dict[str, Any]) -> list[str]:
         explained = result.get("explainedBytes", 0)
         lines.append(
             f"  {format_bytes(outstanding)} were allocated in the window and not freed; {explained / outstanding:.0%} "
-            f"of it was found, page by page, in holders"
+            f"of this was found, page by page, in holders"
         )
     by_pod = [
         f"{one['namespace']}/{one['pod']} ({one['container']}) {format_bytes(one['pinnedBytes'])}"
@@ -76,6 +76,6 @@ def _stacks(stacks: list[dict[str, Any]]) -> list[str]:
 
 
 def _wrapped(text: str, prefix: str, *, indent: int | None = None) -> list[str]:
-    """`text` after `prefix`, further lines indented by `indent`, or below the text's start."""
+    """`text` after `prefix`, continuation lines indented by `indent`, or aligned with the start of the text."""
     further = " " * (len(prefix) if indent is None else indent)
     return textwrap.wrap(text, WIDTH, initial_indent=prefix, subsequent_indent=further) if text else []

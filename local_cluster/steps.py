@@ -1,4 +1,4 @@
-"""Steps of a longer command: one line each with its time, and a failure that can be acted upon."""
+"""Steps of a longer command: one line each with its duration, and failures that say how to fix them."""
 
 import sys
 import time
@@ -10,10 +10,10 @@ LOG_TAIL_LINES = 20
 
 
 class StepError(Exception):
-    """What failed, and where known: the log that tells why, and how to mend it.
+    """What failed and, if known, the log that shows why, and how to fix it.
 
-    As a string it is all of that, so that whoever shows it (a test's failure, say) shows the end of the log, as it
-    was when the step failed: the log may be gone by then.
+    The string has all of this, including the end of the log at the time of the failure: when the string is shown (for
+    example in a test failure), the log may already be deleted.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class StepError(Exception):
         self._tail = log_tail(log, log_lines) if log is not None else []
 
     def report(self) -> str:
-        """The failure as several lines for a person, with the last lines of the log."""
+        """The failure in readable form, with the last lines of the log."""
         return f"error: {self}"
 
     def __str__(self) -> str:
@@ -36,19 +36,19 @@ class StepError(Exception):
             lines.append(f"  last lines of {self.log}:")
             lines += [f"    {line}" for line in self._tail]
         if self.remedy:
-            lines.append(f"  to mend it: {self.remedy}")
+            lines.append(f"  to fix it: {self.remedy}")
         return "\n".join(lines)
 
 
 class Step:
-    """Lets the body of a `step` say how it went; otherwise it is simply done."""
+    """Lets the body of a `step` set the outcome; the default is "done"."""
 
     outcome = "done"
 
 
 @contextmanager
 def step(title: str) -> Iterator[Step]:
-    """Announce `title`, run the body, end the line with its outcome and its time."""
+    """Print `title`, run the body, and complete the line with the outcome and the duration."""
     started = time.monotonic()
     print(f"==> {title:<28} ", end="", flush=True)
     current = Step()
@@ -65,7 +65,7 @@ def step(title: str) -> Iterator[Step]:
 
 
 def log_tail(log: Path, lines_shown: int = LOG_TAIL_LINES) -> list[str]:
-    """The last lines of a log; says so if there is none."""
+    """The last lines of a log, or a note that there is none."""
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError as error:
@@ -74,6 +74,6 @@ def log_tail(log: Path, lines_shown: int = LOG_TAIL_LINES) -> list[str]:
 
 
 def fail(error: StepError) -> int:
-    """Print the failure; returns the exit status for it."""
+    """Print the failure and return the exit status."""
     print(error.report(), file=sys.stderr, flush=True)
     return 1

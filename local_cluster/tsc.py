@@ -1,4 +1,4 @@
-"""How fast the machine's time stamp counter counts (x86-64): what an emulated CPU's counter shows as well."""
+"""The frequency of the machine's time stamp counter (x86-64), which emulated CPUs also use."""
 
 import ctypes
 import functools
@@ -15,7 +15,7 @@ _CLOSE_NS = 10_000
 
 @functools.cache
 def frequency_khz() -> int:
-    """Counted against the kernel's clock for a moment, to better than a thousandth."""
+    """Measured briefly against the kernel's clock, with an error below 0.1 %."""
     with mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC) as code:
         code.write(_READ_COUNTER)
         start = ctypes.c_char.from_buffer(code)
@@ -25,12 +25,12 @@ def frequency_khz() -> int:
             time.sleep(_MEASURED_SECONDS)
             last_ns, last = _both(read)
         finally:
-            del start  # or the mapping could not be closed
+            del start  # otherwise the mapping could not be closed
     return round((last - first) * 1_000_000 / (last_ns - first_ns))
 
 
 def _both(read: Callable[[], int]) -> tuple[int, int]:
-    """Clock and counter of one moment: read again if this process was interrupted in between."""
+    """Clock and counter at the same moment: read again if this process was interrupted in between."""
     found = []
     for _ in range(_ATTEMPTS):
         before, counter, after = time.monotonic_ns(), read(), time.monotonic_ns()

@@ -11,10 +11,10 @@ from local_cluster.shell import Command
 from local_cluster.steps import StepError
 
 CONSOLE_TAIL_LINES = 120
-"""A kernel's last words are many: registers and call stack of each CPU."""
+"""A kernel panic prints many lines: registers and call stack of each CPU."""
 
-# A fixed, modest processor (x86-64-v2: what numpy's wheels need), with instructions that emulators have known for long.
-# `max` would add what this QEMU emulates at all, five-level page tables and the new AVX among it.
+# A fixed, simple processor (x86-64-v2, which numpy's wheels need), with instructions that emulators have supported for
+# years. `max` would add everything that this QEMU emulates, including five-level page tables and the new AVX.
 _CPU = "Nehalem,+rdrand"
 
 _COMMAND_LINE = (
@@ -23,15 +23,16 @@ _COMMAND_LINE = (
     "console=ttyS0",
     "net.ifnames=0",
     "panic=-1",  # a panic ends QEMU at once (-no-reboot)
-    "mitigations=off",  # against other guests: they only cost time here
-    # The emulated CPUs stand still whenever the machine has other work. What a kernel concludes from that is wrong:
+    "mitigations=off",  # protect against other guests; they only cost time here
+    # The emulated CPUs stop whenever the machine has other work. From that, a kernel draws the wrong conclusions:
     "no_timer_check",  # that no timer interrupts arrive: "IO-APIC + timer doesn't work!", and a panic
-    "tsc=reliable",  # that the time stamp counter is wrong: each look at the clock would then leave the emulated CPU
+    "tsc=reliable",  # that the time stamp counter is wrong: each clock read would then exit to the emulator
     "nowatchdog",  # that a CPU hangs
     "rcupdate.rcu_cpu_stall_suppress=1",
 )
-# Seen with two busy loops beside it, Debian 13's kernel, five boots: twice it found three of four ways to its timer
-# dead (the fourth would be the panic), once it took its counter for 35 times slower than it is: so it is told, below.
+# Observed with Debian 13's kernel next to two busy loops, in five boots: twice it found three of the four ways to
+# connect its timer dead (the fourth failure would be the panic), once it measured its counter as 35 times slower than
+# it is. So the frequency is passed to it, below.
 
 
 class KernelPanicError(StepError):
@@ -50,9 +51,9 @@ class VirtualMachine:
     cpus: int = 2
     kernel_arguments: Sequence[str] = ()
     devices: Sequence[str] = ()
-    """Further arguments of QEMU."""
+    """More arguments for QEMU."""
     writable: frozenset[Path] = frozenset()
-    """Disks that keep what the guest writes; on others it goes with the guest."""
+    """Disks that keep what the guest writes; on other disks it is discarded."""
 
     def command(self) -> Command:
         """The command line that runs it in the foreground; its console is QEMU's standard output."""
@@ -68,12 +69,12 @@ class VirtualMachine:
         return [*machine, *self.devices]
 
     def run(self, console: Path, *, timeout_seconds: float) -> None:
-        """Run it until it turns itself off; what its console shows goes to the file `console`, QEMU's errors too.
+        """Run it until it powers off; its console output and QEMU's errors go to the file `console`.
 
-        Raises StepError with the end of the console if that takes longer than `timeout_seconds`, if its kernel
+        Raises StepError with the end of the console if this takes longer than `timeout_seconds`, if the kernel
         panics (KernelPanicError), or if QEMU fails.
         """
-        # It ends with this process, even if that is killed.
+        # It exits with this process, even if that is killed.
         command = ["setpriv", "--pdeathsig=KILL", *self.command()]
         with (
             console.open("wb") as output,

@@ -1,9 +1,9 @@
-"""Cut a kernel's BTF down to what the node runner asks of it: a recorded kernel for tests, some ten kilobytes large.
+"""Reduce a kernel's BTF to the types that the node runner reads: a fixture for tests, some ten kilobytes large.
 
     .venv/bin/python tools/cut_btf.py VMLINUX tests/fixtures/btf/linux-5.10-x86_64.btf
 
-VMLINUX is /sys/kernel/btf/vmlinux of a running kernel, or an ELF file, as the kernel's scripts/extract-vmlinux makes of
-a distribution's vmlinuz. The same input and the same runner give the same output.
+VMLINUX is /sys/kernel/btf/vmlinux of a running kernel, or an ELF file such as the one that the kernel's
+scripts/extract-vmlinux extracts from a distribution's vmlinuz. The output is reproducible for a given input and runner.
 """
 
 import struct
@@ -43,7 +43,7 @@ _HEADER = struct.Struct("<HBBIIIII")
 
 
 class CuttableBtf(Btf):
-    """Notes what it is asked for, and gives a blob that answers the same."""
+    """Records the lookups, and writes a blob that gives the same results for them."""
 
     def __init__(self, data: bytes, source: str) -> None:
         super().__init__(data, source)
@@ -55,12 +55,12 @@ class CuttableBtf(Btf):
         return super()._ids_by_name(name)
 
     def enum_value(self, name: str) -> int:
-        """As of any Btf."""
+        """As in Btf; records the name."""
         self._asked_enumerators.add(name)
         return super().enum_value(name)
 
     def cut(self) -> bytes:
-        """The types asked for and what lies in them; pointers lead nowhere."""
+        """A blob of the types that were looked up and their members; pointers have no target."""
         kept = sorted(self._with_contents(self._asked_types()))
         numbers = {old: new for new, old in enumerate(kept, start=1)}
         strings, places = bytearray(b"\0"), {0: 0}
@@ -130,7 +130,7 @@ class CuttableBtf(Btf):
 
 
 def btf_of(data: bytes) -> bytes:
-    """The BTF in an ELF file; any other data as it is."""
+    """The BTF of an ELF file; any other data is returned unchanged."""
     if not data.startswith(_ELF_MAGIC):
         return data
     (table,) = struct.unpack_from("<Q", data, 0x28)
@@ -143,7 +143,7 @@ def btf_of(data: bytes) -> bytes:
 
 
 def main() -> None:
-    """Read, ask what the runner asks, and write."""
+    """Read the BTF, make the runner's lookups, and write the result."""
     source, target = map(Path, sys.argv[1:])
     btf = CuttableBtf.parse(btf_of(source.read_bytes()), source=source.name)
     for layout in LAYOUTS:

@@ -1,4 +1,4 @@
-"""Write crds/*.yaml from the models in memdiag_api. `--check` only says whether they are as they should be."""
+"""Write crds/*.yaml from the models in memdiag_api. `--check` only reports whether they are up to date."""
 
 import argparse
 import sys
@@ -21,9 +21,9 @@ def rendered() -> dict[Path, str]:
 
 
 def main() -> int:
-    """Exit 0 when the files are (now) as the models say."""
+    """Return 0 if the files match the models (after writing them, without --check)."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file differs")
     arguments = parser.parse_args()
     stale = [path for path, text in rendered().items() if not path.exists() or path.read_text() != text]
     if arguments.check:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Write requirements/*.txt anew: every version pinned, every file hashed, no registry named. Needs `uv` on PATH.
+# Regenerate requirements/*.txt: all versions pinned, all files hashed, no index URL. Needs `uv` on PATH.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 lock() { # lock NAME PYTHON ARGUMENT...

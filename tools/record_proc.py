@@ -1,7 +1,7 @@
 """Record this machine's kernel text files as a test fixture: `record_proc.py TARGET_FOLDER`, as root.
 
-TARGET_FOLDER becomes a root with proc/ and sys/ in it. Numbers are left as they are; kernel addresses, the boot id
-and log lines that nobody parses are not recorded.
+TARGET_FOLDER becomes a root directory with proc/ and sys/ in it. Numbers are not changed; kernel addresses, the boot ID
+and log lines that are not parsed are not recorded.
 """
 
 import re
@@ -28,7 +28,7 @@ PHYSICAL_ADDRESS = re.compile(rb"\bphys=0x[0-9a-f]+")
 
 
 def record(machine: Path, target: Path, kernel_log: bytes | None) -> list[Path]:
-    """Copy what exists of the files below `machine` to `target`; returns the copies."""
+    """Copy those of the files that exist below `machine` to `target`; returns the copies."""
     sources = [machine / name for name in FILES]
     sources += [path for pattern in FILE_PATTERNS for path in sorted((machine / "sys").glob(pattern))]
     contents = {path.relative_to(machine): path.read_bytes() for path in sources if path.exists()}
@@ -47,12 +47,12 @@ def record(machine: Path, target: Path, kernel_log: bytes | None) -> list[Path]:
 
 
 def scrub(vmallocinfo: bytes) -> bytes:
-    """Take the addresses out of /proc/vmallocinfo."""
+    """Remove the addresses from /proc/vmallocinfo."""
     return PHYSICAL_ADDRESS.sub(b"phys=0x0", ADDRESS_RANGE.sub(b"0x0-0x0", vmallocinfo))
 
 
 def main() -> None:
-    """Record, and say what was recorded."""
+    """Record the files, and print their paths."""
     if len(sys.argv) != 2:  # noqa: PLR2004 - the command and its one argument
         sys.exit(__doc__)
     for copy in record(Path("/"), Path(sys.argv[1]), read_kernel_log()):

@@ -1,7 +1,7 @@
-"""Record what this version stores, as root: `record_released.py VERSION`, once, before VERSION is released.
+"""Record the objects that this version stores: `record_released.py VERSION`, as root, once, before VERSION is released.
 
 Writes tests/fixtures/released/VERSION: the CustomResourceDefinitions, and from a real API server the objects at each
-step of one run on one node. Tests of later versions carry them on.
+step of one run on one node. Tests of later versions load them.
 """
 
 import json
@@ -24,7 +24,7 @@ NAME, NODE = "where", "node1"
 
 
 class Recorder:
-    """Writes objects as kubectl shows them."""
+    """Writes objects in kubectl's output format."""
 
     def __init__(self, cluster: TestCluster, folder: Path) -> None:
         self._cluster = cluster
@@ -37,7 +37,7 @@ class Recorder:
 
 
 def record(version: str) -> Path:
-    """Record into tests/fixtures/released/`version`; the folder."""
+    """Record into tests/fixtures/released/`version`; returns that folder."""
     target = PROJECT / "tests" / "fixtures" / "released" / version
     for part in ("crds", "objects"):
         (target / part).mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def record(version: str) -> Path:
 
 
 def record_run(cluster: TestCluster, recorder: Recorder, folder: Path, address: str) -> None:
-    """One run from its begin to its end, beside one that holds its node at first, and one that is suspended."""
+    """One complete run, together with one that occupies its node at first, and one that is suspended."""
     with running_operator(cluster, folder / "operator", CONFIG) as operator:
         world = World(cluster, operator, folder, address)
         node = HollowNode(cluster, NODE, folder)
@@ -68,7 +68,7 @@ def record_run(cluster: TestCluster, recorder: Recorder, folder: Path, address: 
         first = node.runner()
         node.run(first)
         world.diagnose(NAME, NODE, duration="60s")
-        eventually(lambda: "another runner is at work" in world.condition(NAME)[2])
+        eventually(lambda: "another runner is" in world.condition(NAME)[2])
         recorder.keep("diagnosis-pending", "memdiag", NAME)
         node.finish(first, *delivered(evidence_of(NODE, run_id(pod_of(world, first)))))
         world.end("before")

@@ -1,7 +1,7 @@
 """Write an image's software bill of materials (CycloneDX 1.6, JSON): every Debian package and every Python package.
 
-Runs in the image while it is built (see Dockerfile), with nothing but the standard library. It contains neither a time
-nor a serial number: the same packages give the same bytes.
+Runs in the image during the build (see Dockerfile) and uses only the standard library. The output has neither a time
+nor a serial number: the same packages produce the same bytes.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def document(name: str, version: str, origin: Mapping[str, str], components: Iterable[Component]) -> dict[str, Any]:
-    """The bill of materials of the image `name`; `origin` is what the labels of the same names say."""
+    """The bill of materials of the image `name`; `origin` has the values of the labels of the same names."""
     properties = [{"name": f"org.opencontainers.image.{key}", "value": value} for key, value in origin.items()]
     image = {"bom-ref": name, "type": "container", "name": name, "version": version, "properties": properties}
     return {
@@ -95,7 +95,7 @@ def debian_components(listing: str, release: Mapping[str, str]) -> list[Componen
 
 
 def python_components(installed: Iterable[tuple[str, str]], wheel_hashes: Mapping[str, str]) -> list[Component]:
-    """Every installed distribution, with the SHA-256 of the wheel that it came from where pip has downloaded one."""
+    """Every installed distribution, with the SHA-256 of its wheel if pip has downloaded one."""
     found = []
     for name, version in installed:
         normal = _normal(name)
@@ -108,7 +108,7 @@ def python_components(installed: Iterable[tuple[str, str]], wheel_hashes: Mappin
 
 
 def read_wheel_hashes(pip_report: str) -> dict[str, str]:
-    """By normalized name, from what `pip install --report` has written."""
+    """Hashes by normalized name, from the output of `pip install --report`."""
     return {
         _normal(one["metadata"]["name"]): one["download_info"]["archive_info"]["hashes"]["sha256"]
         for one in json.loads(pip_report)["install"]
@@ -127,7 +127,7 @@ def _normal(name: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """As a package URL wants it: the colon stays."""
+    """Quoted for a package URL, which keeps the colon."""
     return quote(text, safe=":")
 
 
@@ -135,12 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", required=True, help="the image's name")
     parser.add_argument("--version", required=True, help="the image's version")
-    parser.add_argument("--revision", required=True, help="the commit that it is built from")
+    parser.add_argument("--revision", required=True, help="the commit that the image is built from")
     parser.add_argument("--source", required=True, help="where that commit can be found")
     parser.add_argument("--base-name", required=True, help="the base image's name")
     parser.add_argument("--base-digest", required=True, help="the base image's digest")
-    parser.add_argument("--site-packages", required=True, type=Path, help="where the Python packages are")
-    parser.add_argument("--pip-report", required=True, type=Path, help="what `pip install --report` wrote")
+    parser.add_argument("--site-packages", required=True, type=Path, help="directory of the Python packages")
+    parser.add_argument("--pip-report", required=True, type=Path, help="output file of `pip install --report`")
     return parser
 
 

@@ -1,11 +1,11 @@
-"""Clients outside the node: small pieces of uploads to nginx, and bulk to the healthy reader between any two of them.
+"""Clients outside the node: small pieces of uploads to nginx, with bulk data to the healthy reader in between.
 
-Usage: sender.py NGINX_ADDRESS HEALTHY_ADDRESS. It obeys lines on standard input and answers each with a line:
+Usage: sender.py NGINX_ADDRESS HEALTHY_ADDRESS. Executes commands from standard input and answers each with one line:
 
-    open COUNT            open so many uploads, and wait until each has been accepted
-    get PATH              ask nginx for PATH on a connection of its own, and do not wait for the answer
-    send PER_SECOND COUNT send so many pieces, to the uploads in turn, and wait until they have arrived
-    send PER_SECOND       the same until the next line comes, which is then obeyed
+    open COUNT            open COUNT uploads, and wait until each has been accepted
+    get PATH              request PATH from nginx on a new connection, without waiting for the response
+    send PER_SECOND COUNT send COUNT pieces, to each upload in turn, and wait until they have arrived
+    send PER_SECOND       send pieces until the next command arrives, which is then executed
 """
 
 import fcntl
@@ -16,9 +16,9 @@ import sys
 import termios
 import time
 
-# A packet of up to 128 bytes is copied out of the block that it arrived in; of a longer one the rest stays there.
+# A packet of up to 128 bytes is copied out of the block that it arrived in; the rest of a longer packet stays there.
 PIECE = b"p" * 140
-# More than a block of 32 KiB, so that the next piece arrives in another one.
+# Larger than a block of 32 KiB, so that the next piece arrives in another block.
 BULK = b"b" * 65_536
 HTTP_PORT, HEALTHY_PORT = 80, 9001
 ARRIVAL_SECONDS = 30
@@ -30,7 +30,7 @@ sent_bytes = [0]
 
 
 def connect(address: str, port: int) -> socket.socket:
-    """A connection that sends what it is given at once; waits until somebody listens there."""
+    """Connect without send delay (TCP_NODELAY); waits until the server accepts connections."""
     for attempts_left in range(100, -1, -1):
         try:
             connection = socket.create_connection((address, port), timeout=30)
@@ -45,7 +45,7 @@ def connect(address: str, port: int) -> socket.socket:
 
 
 def open_uploads(count: int) -> str:
-    """Start uploads far larger than what will be sent; nginx says so when it has read the header of one."""
+    """Start uploads far larger than what will be sent; nginx responds when it has read the header of one."""
     for number in range(count):
         upload = connect(nginx, HTTP_PORT)
         request = (
@@ -61,7 +61,7 @@ def open_uploads(count: int) -> str:
 
 
 def get(path: str) -> str:
-    """Ask for something; whoever answers takes its time."""
+    """Send a request, and do not wait for the response."""
     connection = connect(nginx, HTTP_PORT)
     connection.sendall(f"GET {path} HTTP/1.1\r\nHost: web\r\n\r\n".encode())
     kept.append(connection)
@@ -69,12 +69,12 @@ def get(path: str) -> str:
 
 
 def not_arrived_bytes(connection: socket.socket) -> int:
-    """What the other end has not acknowledged."""
+    """The number of sent bytes that the peer has not acknowledged."""
     return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def send(per_second: float, count: int | None) -> str:
-    """Send pieces at an even pace, or as fast as the healthy reader reads; without `count`, until a line comes."""
+    """Send pieces at a constant rate, or as fast as the healthy reader reads; without `count`, until a line arrives."""
     start = time.monotonic()
     refused = 0
     for number in itertools.count() if count is None else range(count):
@@ -82,7 +82,7 @@ def send(per_second: float, count: int | None) -> str:
             break
         try:
             sent_bytes.append(uploads[number % len(uploads)].send(PIECE))
-        except BlockingIOError:  # its queue is full: it pins what it can
+        except BlockingIOError:  # the queue is full: it pins as much as it can
             refused += 1
         bulk.sendall(BULK)
         time.sleep(max(0.0, start + number / per_second - time.monotonic()))

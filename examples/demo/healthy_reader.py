@@ -1,4 +1,4 @@
-"""Accepts connections and reads them as fast as data comes."""
+"""Accepts connections and reads data as fast as it arrives."""
 
 import socket
 import threading

@@ -1,7 +1,7 @@
-"""Sends tiny messages to the slow reader, and a block to the healthy reader after each.
+"""Sends tiny messages to the slow reader, and after each of them a block to the healthy reader.
 
-The kernel takes both from the sender's current 32 KiB page fragment. The block is read and freed at once, but the tiny
-message, unread, keeps its whole fragment: 64 bytes pin 32 KiB.
+The kernel allocates both from the sender's current 32 KiB page fragment. The block is read and freed at once, but the
+unread tiny message keeps its whole fragment: 64 bytes pin 32 KiB.
 """
 
 import itertools
@@ -16,7 +16,7 @@ MESSAGES_PER_SECOND = 100.0
 
 
 def connect(service: str) -> socket.socket:
-    """A connection to a service of this namespace; waits until somebody listens there."""
+    """Connect to a service in this namespace; waits until it accepts connections."""
     address = (os.environ[f"{service}_SERVICE_HOST"], int(os.environ[f"{service}_SERVICE_PORT"]))
     while True:
         try:
@@ -30,7 +30,7 @@ def connect(service: str) -> socket.socket:
 
 
 healthy = connect("HEALTHY_READER")
-connections = []  # kept open: a closed one would leave its unsent messages to the kernel
+connections = []  # kept open: the kernel would keep the unsent messages of a closed one
 unread_bytes = 0
 for number in range(1, CONNECTIONS + 1):
     slow = connect("SLOW_READER")
@@ -39,12 +39,12 @@ for number in range(1, CONNECTIONS + 1):
     for count in itertools.count(1):
         try:
             slow.send(MESSAGE)
-        except BlockingIOError:  # its queue is full: it pins what it can
+        except BlockingIOError:  # the queue is full: it pins as much as it can
             break
         healthy.sendall(BLOCK)
         unread_bytes += len(MESSAGE)
         if count % 100 == 0:
-            print(f"connection {number}: {unread_bytes} bytes sent to the slow reader in all", flush=True)
+            print(f"connection {number}: {unread_bytes} bytes sent to the slow reader in total", flush=True)
         time.sleep(1 / MESSAGES_PER_SECOND)
 print("every connection is full; waiting", flush=True)
 time.sleep(10**8)

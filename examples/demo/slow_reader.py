@@ -1,9 +1,9 @@
-"""Accepts connections and never reads them: what arrives stays in the sockets' receive queues."""
+"""Accepts connections and never reads from them: all data stays in the receive queues of the sockets."""
 
 import socket
 
 PORT = 9000
-# As much as an ordinary process may ask for. A small buffer is enough: it bounds what is unread, not what that pins.
+# The most that an unprivileged process may set. A small buffer is enough: it limits unread data, not what that pins.
 RECEIVE_BUFFER_BYTES = 212_992
 
 listener = socket.create_server(("", PORT), backlog=64)

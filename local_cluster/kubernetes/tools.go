@@ -1,6 +1,6 @@
 //go:build tools
 
-// Package kubernetes pins, by go.mod and go.sum, the commands that the embedded cluster is built from.
+// Package kubernetes pins the commands of the embedded cluster, with go.mod and go.sum.
 package kubernetes
 
 import (

@@ -1,6 +1,6 @@
 //go:build tools
 
-// Package prometheus pins, by go.mod and go.sum, the promtool that checks metrics and alert rules.
+// Package prometheus pins promtool, which checks metrics and alert rules, with go.mod and go.sum.
 package prometheus
 
 import (

@@ -295,7 +295,7 @@ def test_what_the_policy_refuses_after_a_webhook_says_so_too(world: World, tmp_p
         world.diagnose("injected", "node-a")
         status, reason, message = world.end("injected")
     assert (status, reason) == ("False", "AdmissionDenied")
-    assert "without variables, hooks and probes" in message
+    assert "without variables, hooks or probes" in message
     assert "exempt the namespace memdiag-runners" in message
 
 

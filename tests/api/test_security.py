@@ -184,74 +184,77 @@ def with_capability(name: str) -> dict[str, Any]:
 SECOND = {"name": "second", "image": IMAGE, "command": ["memdiag-node"]}
 # What a stolen token of the operator tries, and the words of the refusal.
 STOLEN: dict[str, tuple[dict[str, Any], str]] = {
-    "another image": (runner_manifest(container={"image": "evil/image:1"}), "have no other image than"),
+    "another image": (runner_manifest(container={"image": "evil/image:1"}), "must use the image"),
     "a second container with another image": (
         runner_manifest(containers=[*runner_manifest()["spec"]["containers"], SECOND | {"image": "evil/image:1"}]),
-        "have no other image than",
+        "must use the image",
     ),
     "a second container with the right image": (
         runner_manifest(containers=[*runner_manifest()["spec"]["containers"], SECOND]),
-        "a node runner is one container",
+        "a node runner must have one container",
     ),
-    "an init container": (runner_manifest(initContainers=[SECOND]), "have no other image than"),
+    "an init container": (runner_manifest(initContainers=[SECOND]), "must use the image"),
     "a shell in the right image": (
         runner_manifest(container={"command": ["sh", "-c", "id"]}),
-        "a node runner is one container that runs memdiag-node",
+        "a node runner must have one container that runs memdiag-node",
     ),
     "the image's own entry point": (
         runner_manifest(container={"command": []}),
-        "a node runner is one container that runs memdiag-node",
+        "a node runner must have one container that runs memdiag-node",
     ),
     "a variable (LD_PRELOAD, PYTHONPATH)": (
         runner_manifest(container={"env": [{"name": "LD_PRELOAD", "value": "/tmp/x.so"}]}),
-        "without variables, hooks and probes",
+        "without variables, hooks or probes",
     ),
     "a hook": (
         runner_manifest(container={"lifecycle": {"postStart": {"exec": {"command": ["sh"]}}}}),
-        "without variables, hooks and probes",
+        "without variables, hooks or probes",
     ),
     "a probe that runs a command": (
         runner_manifest(container={"livenessProbe": {"exec": {"command": ["sh"]}}}),
-        "without variables, hooks and probes",
+        "without variables, hooks or probes",
     ),
     "another service account": (
         runner_manifest(serviceAccountName="default"),
-        "a node runner has the service account memdiag-runner",
+        "a node runner must use the service account memdiag-runner",
     ),
-    "the service account's token": (runner_manifest(automountServiceAccountToken=True), "and not its token"),
-    "the host's network": (runner_manifest(hostNetwork=True), "no network, no IPC and no path"),
-    "the host's IPC": (runner_manifest(hostIPC=True), "no network, no IPC and no path"),
+    "the service account's token": (runner_manifest(automountServiceAccountToken=True), "and must not mount its token"),
+    "the host's network": (runner_manifest(hostNetwork=True), "but not its network, IPC or paths"),
+    "the host's IPC": (runner_manifest(hostIPC=True), "but not its network, IPC or paths"),
     "the host's root": (
         runner_manifest(volumes=volumes({"hostPath": {"path": "/"}})),
-        "no network, no IPC and no path",
+        "but not its network, IPC or paths",
     ),
     "a path of the host, to read": (
         runner_manifest(volumes=volumes({"hostPath": {"path": "/sys/kernel/tracing", "type": "Directory"}})),
-        "no network, no IPC and no path",
+        "but not its network, IPC or paths",
     ),
-    "a Secret": (runner_manifest(volumes=volumes({"secret": {"secretName": "s"}})), "no network, no IPC and no path"),
+    "a Secret": (
+        runner_manifest(volumes=volumes({"secret": {"secretName": "s"}})),
+        "but not its network, IPC or paths",
+    ),
     "a projected token": (
         runner_manifest(volumes=volumes({"projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}})),
-        "no network, no IPC and no path",
+        "but not its network, IPC or paths",
     ),
     "a privileged container": (
         runner_manifest(container={"securityContext": {"privileged": True}}),
-        "drops all capabilities but",
+        "must drop all capabilities except",
     ),
     **{
-        name: (with_capability(name), "drops all capabilities but")
+        name: (with_capability(name), "must drop all capabilities except")
         for name in ("SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH", "NET_ADMIN")
     },
     "the runtime's default capabilities as well": (
         runner_manifest(container=security(capabilities={"add": list(RUNNER_CAPABILITIES)})),
-        "drops all capabilities but",
+        "must drop all capabilities except",
     ),
     "no seccomp profile": (
         runner_manifest(container=security(seccompProfile={"type": "Unconfined"})),
-        "has the runtime's seccomp profile",
+        "use the runtime's seccomp profile",
     ),
-    "no security context": (runner_manifest(container={"securityContext": {}}), "drops all capabilities but"),
-    "another runtime": (runner_manifest(runtimeClassName="other"), "has the node's default runtime"),
+    "no security context": (runner_manifest(container={"securityContext": {}}), "must drop all capabilities except"),
+    "another runtime": (runner_manifest(runtimeClassName="other"), "must use the node's default runtime"),
 }
 # What others with all rights try, as Kubernetes' own controllers do for them.
 OTHERS = {
@@ -282,7 +285,7 @@ OTHER_RUNTIME = {
 def guarded(installed: TestCluster) -> Iterator[TestCluster]:
     """The admission policies take effect a moment after they were applied. There is a second runtime to ask for."""
     eventually(lambda: "only the memdiag operator" in create(installed, runner_manifest()))
-    eventually(lambda: "nobody runs a command" in run_in(installed, NO_POD, "exec"))
+    eventually(lambda: "commands cannot be run" in run_in(installed, NO_POD, "exec"))
     installed.kubectl("create", "-f", "-", input=json.dumps(OTHER_RUNTIME))
     yield installed
     installed.kubectl("delete", "runtimeclass", "other")
@@ -317,7 +320,7 @@ def test_nobody_else_creates_a_pod_among_the_runners(guarded: TestCluster, attem
 
 
 NO_POD = "no-such-pod"
-EXCHANGED = "the image of a running node runner is not exchanged"
+EXCHANGED = "the image of a running node runner cannot be changed"
 
 
 def run_in(cluster: TestCluster, pod: str, how: str) -> str:
@@ -347,12 +350,12 @@ def test_a_runners_image_cannot_be_exchanged(
 def test_nothing_is_added_to_a_runner_not_even_by_an_admin(guarded: TestCluster, started: str) -> None:
     body = json.dumps({"spec": {"ephemeralContainers": [{"name": "debug", "image": IMAGE}]}})
     patch = ("patch", "pod", started, "--subresource=ephemeralcontainers", "-p", body)
-    assert "nothing is added to a running node runner" in guarded.try_kubectl("-n", RUNNERS, *patch).stderr
+    assert "containers cannot be added to a running node runner" in guarded.try_kubectl("-n", RUNNERS, *patch).stderr
 
 
 def test_nobody_runs_a_command_in_a_runner_not_even_an_admin(guarded: TestCluster, started: str) -> None:
     for how in ("exec", "attach"):
-        assert "nobody runs a command in a node runner" in run_in(guarded, started, how)
+        assert "commands cannot be run in a node runner" in run_in(guarded, started, how)
 
 
 def test_the_operator_may_shorten_a_runners_time(operator: TestCluster, started: str) -> None:
@@ -366,9 +369,7 @@ def test_a_runner_of_a_former_image_is_ended_after_an_upgrade(
     patch = ("-n", RUNNERS, "patch", "configmap", "memdiag-runner-image", "--type=merge", "-p")
     guarded.kubectl(*patch, '{"data": {"image": "memdiag.dev/node-runner:next"}}')
     try:
-        eventually(
-            lambda: "have no other image than memdiag.dev/node-runner:next" in create(operator, runner_manifest())
-        )
+        eventually(lambda: "must use the image memdiag.dev/node-runner:next" in create(operator, runner_manifest()))
         operator.kubectl("-n", RUNNERS, "patch", "pod", started, "-p", '{"spec": {"activeDeadlineSeconds": 1}}')
         other = {"spec": {"containers": [{"name": "node-runner", "image": "memdiag.dev/node-runner:next"}]}}
         refused = operator.try_kubectl("-n", RUNNERS, "patch", "pod", started, "-p", json.dumps(other))
@@ -393,11 +394,11 @@ def test_the_policy_lets_in_privileged_runners_only_when_its_parameters_say_so(
     guarded.kubectl("-n", RUNNERS, "create", "serviceaccount", "other")
     try:
         eventually(lambda: create(operator, privileged) == "")
-        assert "have no other image" in create(operator, runner_manifest(container={"image": "evil/image:1"}))
+        assert "must use the image" in create(operator, runner_manifest(container={"image": "evil/image:1"}))
     finally:
         guarded.kubectl(*patch, '{"data": {"privileged": null, "serviceAccountName": null}}')
         guarded.kubectl("-n", RUNNERS, "delete", "serviceaccount", "other")
-        eventually(lambda: "drops all capabilities but" in create(operator, STOLEN["a privileged container"][0]))
+        eventually(lambda: "must drop all capabilities except" in create(operator, STOLEN["a privileged container"][0]))
 
 
 def test_the_policy_lets_in_a_tag_only_when_its_parameters_say_so(guarded: TestCluster, operator: TestCluster) -> None:
@@ -407,7 +408,7 @@ def test_the_policy_lets_in_a_tag_only_when_its_parameters_say_so(guarded: TestC
     by_digest = f"registry.example.com/node-runner@sha256:{hashlib.sha256(b'an image').hexdigest()}"
     try:
         guarded.kubectl(*patch, '{"data": {"allowTags": null}}')
-        eventually(lambda: "is named by digest (NAME@sha256:...)" in create(operator, runner_manifest()))
+        eventually(lambda: "must have a digest (NAME@sha256:...)" in create(operator, runner_manifest()))
         guarded.kubectl(*patch, json.dumps({"data": {"image": by_digest}}))
         eventually(lambda: create(operator, runner_manifest(container={"image": by_digest})) == "")
     finally:
@@ -571,8 +572,8 @@ def tables() -> dict[str, str]:
                 *(("the operator's token", what, f"…{said}…") for what, (_, said) in STOLEN.items()),
                 *(("others", what, "only the memdiag operator may create pods") for what in OTHERS),
                 ("anyone, an admin too", "exchange a runner's image", EXCHANGED),
-                ("anyone, an admin too", "`kubectl debug`", "nothing is added to a running node runner"),
-                ("anyone, an admin too", "`kubectl exec`, `kubectl attach`", "nobody runs a command in a node runner"),
+                ("anyone, an admin too", "`kubectl debug`", "containers cannot be added to a running node runner"),
+                ("anyone, an admin too", "`kubectl exec`, `kubectl attach`", "commands cannot be run in a node runner"),
             ),
         ),
     }

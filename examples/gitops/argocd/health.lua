@@ -1,5 +1,5 @@
--- Health of a MemoryDiagnosis for Argo CD, which gives `obj` and no library but table: strings have no methods here.
--- argocd-cm.yaml beside this file carries it.
+-- Health of a MemoryDiagnosis for Argo CD, which provides `obj` and only the library table: strings have no methods
+-- here. argocd-cm.yaml in this folder contains a copy.
 
 local function health(status, message)
   return { status = status, message = message or "" }
@@ -19,9 +19,9 @@ for _, request in ipairs(status.handledRequests or {}) do
 end
 if not handled then
   if suspended then
-    return health("Suspended", "another run was asked for, and spec.suspend is true")
+    return health("Suspended", "another run was requested, and spec.suspend is true")
   end
-  return health("Progressing", "another run was asked for and has not begun yet")
+  return health("Progressing", "another run was requested and has not started yet")
 end
 
 for _, condition in ipairs(status.conditions) do

@@ -1,4 +1,4 @@
--- The action "rerun" of a MemoryDiagnosis in Argo CD: asks for another run.
+-- The action "rerun" of a MemoryDiagnosis in Argo CD: requests another run.
 local os = require("os")
 if obj.metadata.annotations == nil then
   obj.metadata.annotations = {}

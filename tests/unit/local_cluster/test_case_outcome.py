@@ -55,7 +55,7 @@ def test_only_the_workers_sockets_count_and_the_drivers_largest_stack() -> None:
 
 def test_the_figures_stand_beside_those_of_the_story() -> None:
     lines = beside_the_story(an_outcome()).splitlines()
-    (ratio,) = [line for line in lines if "pinned by each unread" in line]
+    (ratio,) = [line for line in lines if "pinned per unread byte" in line]
     assert ratio.split()[-1] == "70"
     (blocks,) = [line for line in lines if "not freed" in line]
     assert blocks.endswith("4,919 in 10 min      1,015 in 60 s")

@@ -30,5 +30,5 @@ def test_the_interface_name_fits_the_kernels_limit() -> None:
 
 @pytest.mark.parametrize("name", ["", "UPPER", "../x", "a/b", "-a", "a-", "a" * 33, "a b"])
 def test_a_name_that_is_no_file_and_cgroup_name_is_refused(name: str) -> None:
-    with pytest.raises(StepError, match="no name for a cluster"):
+    with pytest.raises(StepError, match="is not a valid cluster name"):
         Cluster(name)

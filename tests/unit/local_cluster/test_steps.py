@@ -1,4 +1,4 @@
-"""What a person sees of a step, of its failure and of the way to mend it."""
+"""What a person sees of a step, of its failure and of the way to fix it."""
 
 import re
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_a_report_holds_the_end_of_the_log_and_the_remedy(tmp_path: Path) -> Non
     assert "line 99" in report
     assert f"line {100 - LOG_TAIL_LINES}" in report
     assert f"line {99 - LOG_TAIL_LINES}\n" not in report
-    assert report.endswith("to mend it: turn it off and on")
+    assert report.endswith("to fix it: turn it off and on")
 
 
 def test_a_failure_shows_the_end_of_its_log_wherever_it_is_shown_even_when_the_log_is_gone(tmp_path: Path) -> None:
