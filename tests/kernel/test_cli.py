@@ -159,7 +159,7 @@ def test_preflight_lists_every_need() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--duration", "5"), "duration '5' is not understood: write it as 90s, 10m or 1h30m"),
+        (("--duration", "5"), "invalid duration '5': write it as 90s, 10m or 1h30m"),
         (("--duration", "2h"), "2h is out of range: 1s to 30m"),
         (("--check", "Sockets"), "there is no check 'Sockets': choose from Breakdown, AllocPageTrace, SocketQueues"),
         (("--top-n", "0"), "'0' is not a number from 1 to 50"),
