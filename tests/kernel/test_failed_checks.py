@@ -48,7 +48,7 @@ def lacking(evidence: Evidence) -> Need:
     """The only need that is missing."""
     (need,) = [need for need in evidence.needs if need.state is NeedState.MISSING]
     assert need.remedy
-    assert any(note.startswith(f"{need.checks[0].value} was not made: ") for note in evidence.notes)
+    assert any(note.startswith(f"{need.checks[0].value} was skipped: ") for note in evidence.notes)
     return need
 
 

@@ -135,7 +135,9 @@ def test_a_result_that_the_deadline_cut_short_is_kept() -> None:
         pytest.param(
             finished("panic: \x1b[2J"), b"", Reason.RESULT_INVALID, "malformed", id="last words that are none of ours"
         ),
-        pytest.param(finished(delivered(EVIDENCE)[0]), b"", Reason.RESULT_INVALID, "contains no document", id="empty log"),
+        pytest.param(
+            finished(delivered(EVIDENCE)[0]), b"", Reason.RESULT_INVALID, "contains no document", id="empty log"
+        ),
         pytest.param(
             finished(delivered(EVIDENCE)[0]),
             delivered(EVIDENCE)[1][:2000],
