@@ -225,12 +225,12 @@ class Stack(Record):
 class TraceCounters(Record):
     """TraceCounters counts what the trace saw and what it missed. Nonzero losses are shown to the user."""
 
-    events_seen: Count = Field(default=0, description="Number of page allocations and frees.")
+    events_seen: Count = Field(default=0, description="Number of page allocations.")
     events_filtered: Count = Field(
-        default=0, description="Events of user memory (movable), filtered before anything is recorded."
+        default=0, description="Allocations of user memory (movable), filtered before anything is recorded."
     )
     events_sampled_out: Count = Field(
-        default=0, description="Events that were not recorded, to stay within the CPU budget."
+        default=0, description="Allocations that were not recorded, to stay within the CPU budget."
     )
     lost_stacks: Count = Field(default=0, description="Number of blocks whose stack could not be stored.")
     lost_records: Count = Field(
@@ -554,7 +554,7 @@ class Evidence(Record):
     run_id: Name = Field(description="ID of the run that it belongs to.")
     host: Host
     window: Window
-    checks: Annotated[list[Check], Field(max_length=limits.MAX_CHECKS)] = Field(description="Checks that were made.")
+    checks: Annotated[list[Check], Field(max_length=limits.MAX_CHECKS)] = Field(description="Checks that were run.")
     needs: Annotated[list[Need], Field(max_length=limits.MAX_NEEDS)] = Field(
         default_factory=list, description="Prerequisites of the checks on the host, and whether they are met."
     )
