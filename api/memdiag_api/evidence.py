@@ -107,7 +107,7 @@ class MemoryClass(Record):
 
     name: Name = Field(description="Name that the kernel uses, such as AnonPages or SUnreclaim, or AllocPage.")
     group: Literal["Application", "Kernel", "Free"] = Field(
-        description="Who uses the memory: applications, the kernel, or nobody (free memory)."
+        description="Use of the memory: by applications, by the kernel, or free."
     )
     size_bytes: ByteCount
 

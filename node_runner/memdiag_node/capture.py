@@ -78,7 +78,7 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
         trace = _open_trace(attached, attempts, settings, roots, stop)
         if not attempts.checks:
             failure = MeasurementError if stop.is_set() else UnsupportedError
-            raise failure(f"nothing can be measured here:\n{explain_missing(attempts.needs)}")
+            raise failure(f"no check is possible on this host:\n{explain_missing(attempts.needs)}")
         if sockets or trace:
             attempts.progress(
                 f"tracing for {settings.duration_seconds:.0f} s" if trace else "waiting for the second scan"

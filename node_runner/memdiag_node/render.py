@@ -281,7 +281,7 @@ def _counters(counters: TraceCounters) -> list[str]:
         lines += _wrapped(text, "  untraced: ")
     aside = [f"{name} {format_bytes(size)}" for name, size in counters.set_aside_bytes.items() if size]
     if counters.movable_outstanding_bytes > 0:
-        aside.append(f"user memory {format_bytes(counters.movable_outstanding_bytes)}")
+        aside.append(f"movable user memory {format_bytes(counters.movable_outstanding_bytes)}")
     return lines + _wrapped(", ".join(aside), "  not counted as allocpage: ")
 
 

@@ -39,7 +39,7 @@ def measure(settings: Settings, *, roots: HostRoots, stop: Stop, progress: Progr
     needs = preflight(settings.checks, roots)
     attempts = Attempts(possible_checks(settings.checks, needs), progress)
     if not attempts.checks:
-        raise UnsupportedError(f"nothing can be measured here:\n{explain_missing(needs)}")
+        raise UnsupportedError(f"no check is possible on this host:\n{explain_missing(needs)}")
     start_time = datetime.now(UTC)
     captured = capture(settings, attempts=attempts, roots=roots, stop=stop)
     progress("evaluating the results")

@@ -18,7 +18,7 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Which holders have blocks of which stacks. A block that several packets share counts once in each figure."""
+    """The holders that have blocks of each stack. A block that several packets share counts once in each figure."""
 
     overlaps: tuple[Overlap, ...]
     """Largest first."""

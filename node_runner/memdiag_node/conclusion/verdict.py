@@ -214,7 +214,7 @@ def _doubtful(
         reasons=[doubt.sentence for doubt in doubts if not doubt.forbids_no],
         advice="Check the holders below: do their processes read late, or not at all?"
         if is_pinned
-        else "Check the needs below for what is missing, or run again with all checks when the node is less busy.",
+        else "Check the missing and degraded needs below, or run again with all checks when the node is less busy.",
         holder=largest,
         suspect=together if is_pinned else None,
     )
@@ -228,7 +228,7 @@ def _no_leak(measured: Measurements, thresholds: Thresholds, doubts: Sequence[Do
     return _verdict(
         VerdictKind.NO_LEAK,
         Confidence.MEDIUM if doubts else Confidence.HIGH,
-        f"No process, container or pod pins {limit} or more by unread data; no call stack keeps allocating "
+        f"No process, container or pod pins {limit} or more with unread data; no call stack keeps allocating "
         f"{limit} or more without freeing it; no class of memory that can leak has {large} or more unexplained"
         f"{alloc_page}.",
         reasons=[

@@ -70,7 +70,7 @@ def _kernel_log_need() -> Need:
     return degraded(
         "kernel log",
         _BREAKDOWN,
-        f"The kernel log {reason}. The per-CPU memory reserved at boot is estimated, with an error of up to "
+        f"It {reason}. The per-CPU memory reserved at boot is estimated, with an error of up to "
         f"{error_kib} KiB per CPU.",
         "Run as root, or with the capability SYSLOG." if log is None else "No action is needed: the error is small.",
     )
