@@ -1,15 +1,15 @@
-"""The Linux capabilities of a node runner (capabilities(7)): all that its checks need, as docs/kernels.md measures it.
+"""The Linux capabilities of a node runner (capabilities(7)): what its checks need, as measured in docs/kernels.md.
 
-Everything else that it reads belongs to root, and it runs as root.
+Everything else that it reads is owned by root, and it runs as root.
 """
 
 RUNNER_CAPABILITIES = (
     "BPF",  # load programs and maps
     "PERFMON",  # let them read kernel memory, attach them to tracepoints and iterators
-    "SYSLOG",  # the kernel log, for the size of the first per-CPU chunk
+    "SYSLOG",  # read the kernel log, for the size of the first per-CPU chunk
 )
 
 
 def in_words() -> str:
-    """The capabilities as a list in a sentence."""
+    """Return the capabilities as a list for a sentence."""
     return f"{', '.join(RUNNER_CAPABILITIES[:-1])} and {RUNNER_CAPABILITIES[-1]}"

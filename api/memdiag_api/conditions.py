@@ -1,4 +1,4 @@
-"""Conditions of a MemoryDiagnosis: their types, and every reason that they can carry.
+"""Conditions of a MemoryDiagnosis: their types, and every reason that they can have.
 
 Source: Kubernetes API conventions, "Typical status properties"; docs/conditions.md explains each reason to users.
 """
@@ -13,7 +13,7 @@ from memdiag_api.model import ApiModel
 
 
 class ConditionType(StrEnum):
-    """What a condition is about."""
+    """ConditionType is the type of a condition."""
 
     SUCCEEDED = "Succeeded"
     LEAK_DETECTED = "LeakDetected"
@@ -22,7 +22,7 @@ class ConditionType(StrEnum):
 
 
 class ConditionStatus(StrEnum):
-    """Kubernetes' three values."""
+    """ConditionStatus is the status of a condition, one of True, False and Unknown."""
 
     TRUE = "True"
     FALSE = "False"
@@ -30,7 +30,7 @@ class ConditionStatus(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a condition has its status."""
+    """Reason is the reason for the status of a condition."""
 
     # Succeeded
     LIMIT_REACHED = "LimitReached"
@@ -57,7 +57,7 @@ class Reason(StrEnum):
     SUSPENDED = "Suspended"
     TERMINATED = "Terminated"
     INVALID_SPEC = "InvalidSpec"
-    # LeakDetected: the verdict's kind
+    # LeakDetected: the kind of the verdict
     PINNED_BY_UNREAD_SOCKET = "PinnedByUnreadSocket"
     GROWING_KERNEL_ALLOCATION = "GrowingKernelAllocation"
     LARGE_BUT_UNEXPLAINED = "LargeButUnexplained"
@@ -67,11 +67,13 @@ class Reason(StrEnum):
 
 
 class Condition(ApiModel):
-    """One condition, shaped as metav1.Condition."""
+    """Condition describes one aspect of the current state. Its schema is that of metav1.Condition."""
 
     type: ConditionType
     status: ConditionStatus
     reason: Reason
-    message: Annotated[str, StringConstraints(max_length=32768)] = Field(default="", description="for a person")
-    last_transition_time: datetime = Field(description="when the status last changed")
-    observed_generation: int = Field(ge=-1, description="the generation of the spec that it is about")
+    message: Annotated[str, StringConstraints(max_length=32768)] = Field(
+        default="", description="Human-readable details about the transition."
+    )
+    last_transition_time: datetime = Field(description="Last time at which the status changed.")
+    observed_generation: int = Field(ge=-1, description="Generation of the spec that the condition is based on.")

@@ -1,7 +1,7 @@
-"""CustomResourceDefinitions from the models: one strict converter from JSON Schema to a structural schema.
+"""CustomResourceDefinitions from the models: a strict converter from JSON Schema to a structural schema.
 
-Kubernetes knows only a part of JSON Schema (apiextensions-apiserver: pkg/apis/apiextensions/v1/types_jsonschema.go).
-A keyword that this converter does not know raises SchemaError, so that nothing a model promises is lost on the way.
+Kubernetes supports only a part of JSON Schema (apiextensions-apiserver: pkg/apis/apiextensions/v1/types_jsonschema.go).
+A keyword that this converter does not know raises SchemaError, so that no constraint of a model is lost.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ _COPIED = frozenset(
         "x-kubernetes-validations",
     }
 )
-# `title` repeats the field's name; closed objects are what Kubernetes' pruning does anyway.
+# `title` repeats the name of the field. Pruning by Kubernetes has the effect of closed objects.
 _DROPPED = frozenset({"$defs", "additionalProperties", "title"})
 
 
@@ -45,13 +45,13 @@ _INT64_BOUNDS = {"minimum": -(2**63), "maximum": 2**63 - 1}
 
 
 class SchemaError(ValueError):
-    """A model says something that a structural schema cannot carry."""
+    """A model has something that a structural schema cannot express."""
 
 
 def structural_schema(model: type[ApiModel]) -> dict[str, Any]:
-    """The OpenAPI v3 structural schema of `model`, references inlined.
+    """Return the OpenAPI v3 structural schema of `model`, with references inlined.
 
-    Raises SchemaError naming the place and the keyword that cannot be carried over.
+    Raises SchemaError with the place and the keyword that cannot be converted.
     """
     schema = model.model_json_schema(by_alias=True)
     return _convert(schema, schema.get("$defs", {}), model.__name__)
@@ -63,7 +63,7 @@ def _convert(schema: JsonSchema, definitions: JsonSchema, place: str) -> dict[st
     for keyword, value in resolved.items():
         match keyword:
             case _ if keyword in _COPIED:
-                converted[keyword] = deepcopy(value)  # else YAML would show places of one type as aliases
+                converted[keyword] = deepcopy(value)  # otherwise YAML would write places of one type as aliases
             case "const":
                 converted["enum"] = [value]
             case "properties":
@@ -80,12 +80,12 @@ def _convert(schema: JsonSchema, definitions: JsonSchema, place: str) -> dict[st
 
 
 def _finish(converted: dict[str, Any], place: str) -> dict[str, Any]:
-    """What Kubernetes wants beyond JSON Schema: a type everywhere, known formats, sentences for `kubectl explain`."""
+    """Add what Kubernetes requires beyond JSON Schema: types, known formats, sentences for `kubectl explain`."""
     if "type" not in converted:
-        raise SchemaError(f"{place}: a structural schema needs a type at every place")
+        raise SchemaError(f"{place}: a structural schema needs a type everywhere")
     if converted["type"] == "integer":
         converted["format"] = "int64"
-        # Kubernetes keeps bounds as float64, which cannot hold these; the format says the same.
+        # Kubernetes stores limits as float64, which cannot represent these. The format implies them.
         for keyword, bound in _INT64_BOUNDS.items():
             if converted.get(keyword) == bound:
                 del converted[keyword]
@@ -99,7 +99,7 @@ def _finish(converted: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def _without_inner_defaults(schema: JsonSchema) -> dict[str, Any]:
-    """`schema` with defaults at its top only: defaults are for what users write; in results they are clutter."""
+    """Return `schema` with defaults at its top level only: they help users who write, but clutter results."""
     stripped = dict(schema)
     if "properties" in stripped:
         stripped["properties"] = {name: _without_defaults(part) for name, part in stripped["properties"].items()}
@@ -115,7 +115,7 @@ def _without_defaults(schema: JsonSchema) -> dict[str, Any]:
 
 
 def _resolve(schema: JsonSchema, definitions: JsonSchema, place: str) -> dict[str, Any]:
-    """`schema` with its reference and its "or null" replaced by what they stand for; what stands beside them wins."""
+    """Return `schema` with `$ref` and "or null" resolved. Keywords next to them take precedence."""
     resolved = dict(schema)
     while True:
         if "$ref" in resolved:
@@ -124,7 +124,7 @@ def _resolve(schema: JsonSchema, definitions: JsonSchema, place: str) -> dict[st
         elif "anyOf" in resolved:
             alternatives = [one for one in resolved.pop("anyOf") if one != {"type": "null"}]
             if len(alternatives) != 1:
-                raise SchemaError(f"{place}: of several alternatives a structural schema can carry only 'T or null'")
+                raise SchemaError(f"{place}: of several alternatives, a structural schema can express only 'T or null'")
             resolved = _merge(alternatives[0], resolved)
         else:
             return resolved
@@ -154,7 +154,7 @@ class PrinterColumn:
     priority: int = 0
 
     def to_json_object(self) -> dict[str, Any]:
-        """As the CustomResourceDefinition wants it."""
+        """Return the column as in a CustomResourceDefinition."""
         column = {"name": self.name, "type": self.type, "jsonPath": self.json_path, "description": self.description}
         return {**column, "priority": self.priority} if self.priority else column
 
@@ -164,21 +164,27 @@ def _condition(kind: str, field: str) -> str:
 
 
 _DIAGNOSIS_COLUMNS = (
-    PrinterColumn("Target", ".status.target", "The nodes that are diagnosed"),
+    PrinterColumn("Target", ".status.target", "The diagnosed nodes"),
     PrinterColumn(
-        "Succeeded", _condition("Succeeded", "status"), "True when the run ended with a result, Unknown while it runs"
+        "Succeeded",
+        _condition("Succeeded", "status"),
+        "True if the run ended with a result, Unknown while it is in progress",
     ),
-    PrinterColumn("Reason", _condition("Succeeded", "reason"), "How the run stands or ended"),
-    PrinterColumn("Progress", ".status.progress", "How far the run is"),
+    PrinterColumn("Reason", _condition("Succeeded", "reason"), "Reason of the Succeeded condition"),
+    PrinterColumn("Progress", ".status.progress", "Progress of the run"),
     PrinterColumn("Leak", _condition("LeakDetected", "status"), "Whether a leak was found"),
-    PrinterColumn("AllocPage", ".status.results[0].allocPage", "Memory taken straight from the page allocator"),
+    PrinterColumn(
+        "AllocPage",
+        ".status.results[0].allocPage",
+        "Memory that kernel code allocated directly from the page allocator",
+    ),
     PrinterColumn("Suspect", ".status.suspect", "The prime suspect"),
     PrinterColumn("Age", ".metadata.creationTimestamp", "Time since creation", type="date"),
     PrinterColumn("Verdict", _condition("LeakDetected", "reason"), "The verdict", priority=1),
     PrinterColumn("Summary", ".status.summary", "The answer in one sentence", priority=1),
 )
 _REPORT_COLUMNS = (
-    PrinterColumn("Diagnosis", ".diagnosis", "The MemoryDiagnosis that asked"),
+    PrinterColumn("Diagnosis", ".diagnosis", "The MemoryDiagnosis that requested the report"),
     PrinterColumn("Node", ".nodeName", "The node that was measured"),
     PrinterColumn("Verdict", ".evidence.verdict.kind", "The answer in one word"),
     PrinterColumn("Suspect", ".suspect", "The prime suspect"),
@@ -187,7 +193,7 @@ _REPORT_COLUMNS = (
 
 
 def custom_resource_definitions() -> dict[str, dict[str, Any]]:
-    """Every CustomResourceDefinition of the group, by file name under crds/."""
+    """Return all CustomResourceDefinitions of the group, by file name under crds/."""
     return {
         f"{GROUP}_{MemoryDiagnosis.PLURAL}.yaml": _definition(
             MemoryDiagnosis,
@@ -210,8 +216,8 @@ def _definition(
 ) -> dict[str, Any]:
     schema = structural_schema(model)
     type_meta = {
-        "apiVersion": {"type": "string", "description": "The version of this representation of the object."},
-        "kind": {"type": "string", "description": "What the object is."},
+        "apiVersion": {"type": "string", "description": "Version of the schema of this representation of the object."},
+        "kind": {"type": "string", "description": "Kind of the object."},
         "metadata": {"type": "object"},  # the API server describes it
     }
     schema["properties"] = type_meta | {

@@ -1,4 +1,4 @@
-"""The MemoryDiagnosis custom resource: what a user asks for, and the answer in its status."""
+"""The MemoryDiagnosis custom resource: a request in its spec, the answer in its status."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -29,7 +29,7 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 
 REQUESTED_AT_ANNOTATION = f"{GROUP}/requestedAt"
-"""Set to a new value (a time, say) to run a finished diagnosis again."""
+"""Set it to a new value, such as the current time, to run a finished diagnosis again."""
 
 DEFAULT_DEADLINE_SECONDS = 900
 MAX_DEADLINE_SECONDS = 86400
@@ -44,7 +44,7 @@ DnsLabel = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern
 _LABEL_NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 MAX_LABEL_KEY_LENGTH = 253 + 1 + 63
 LABEL_KEY_PATTERN = rf"^({_DNS_LABEL}(\.{_DNS_LABEL})*/)?{_LABEL_NAME}$"
-"""Of a label's key (Kubernetes: apimachinery, pkg/util/validation)."""
+"""Pattern of a label's key (Kubernetes: apimachinery, pkg/util/validation)."""
 LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=rf"^({_LABEL_NAME})?$")]
 
 
@@ -59,19 +59,19 @@ def immutable(field: str) -> JsonDict:
 
 
 class FailOn(StrEnum):
-    """What makes a finished diagnosis count as failed."""
+    """FailOn specifies which results make a finished diagnosis count as failed."""
 
     NEVER = "Never"
     LEAK_DETECTED = "LeakDetected"
 
 
 class NodeSelector(ApiModel):
-    """Nodes by their labels."""
+    """NodeSelector selects nodes by their labels."""
 
     match_labels: dict[str, LabelValue] = Field(
         min_length=1,
         max_length=16,
-        description="labels that a node must have, all of them",
+        description="Labels that a node must have. All of them must match.",
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
@@ -84,14 +84,17 @@ class NodeSelector(ApiModel):
 
 
 class PodReference(ApiModel):
-    """A pod, whose node is diagnosed."""
+    """PodReference identifies a pod. The node that it runs on is diagnosed."""
 
-    namespace: DnsLabel = Field(description="the pod's namespace")
-    name: DnsSubdomain = Field(description="the pod's name")
+    namespace: DnsLabel = Field(description="Namespace of the pod.")
+    name: DnsSubdomain = Field(description="Name of the pod.")
 
 
 class Target(ApiModel):
-    """Which nodes to look at: exactly one of nodeName, nodeSelector and podRef. Chosen once, as the run begins."""
+    """Target specifies the nodes to diagnose: exactly one of nodeName, nodeSelector and podRef must be set.
+
+    The nodes are chosen once, when the run starts.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -108,21 +111,26 @@ class Target(ApiModel):
         }
     )
 
-    node_name: DnsSubdomain | None = Field(default=None, description="The node's name, as kubectl get nodes shows it.")
+    node_name: DnsSubdomain | None = Field(default=None, description="Name of the node, as in `kubectl get nodes`.")
     node_selector: NodeSelector | None = Field(
-        default=None, description="Nodes by their labels, those that are Ready first, then by name; needs maxNodes."
+        default=None,
+        description="Selects nodes by their labels. Ready nodes are chosen first, then by name. Requires maxNodes.",
     )
     max_nodes: Annotated[int, Field(ge=1, le=1000)] | None = Field(
-        default=None, description="At most this many of the selected nodes."
+        default=None, description="Maximum number of selected nodes to diagnose."
     )
     pod_ref: PodReference | None = Field(
         default=None,
-        description="The node that this pod runs on as the run begins; results say what the pod itself pins.",
+        description="Selects the node that this pod runs on when the run starts. "
+        "The results also report what the pod itself pins.",
     )
 
 
 class MemoryDiagnosisSpec(ApiModel):
-    """What to measure, where and for how long. Only suspend, terminate and ttlSecondsAfterFinished may change later."""
+    """MemoryDiagnosisSpec specifies what to measure, on which nodes and for how long.
+
+    Only suspend, terminate and ttlSecondsAfterFinished can be changed after creation.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -141,7 +149,7 @@ class MemoryDiagnosisSpec(ApiModel):
         min_length=1,
         max_length=3,
         description=(
-            "What to look at. Breakdown: where the node's memory is. AllocPageTrace: call stacks whose pages "
+            "Checks to run. Breakdown: memory usage of the node by class. AllocPageTrace: call stacks whose pages "
             "are not freed. SocketQueues: sockets whose unread data pins memory."
         ),
         json_schema_extra={"x-kubernetes-list-type": "set", **immutable("checks")},
@@ -150,7 +158,8 @@ class MemoryDiagnosisSpec(ApiModel):
         str, StringConstraints(min_length=2, max_length=8, pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$")
     ] = Field(
         default="60s",
-        description="How long to trace, 5s to 30m, written as 90s, 10m or 1m30s. Slow leaks need long windows.",
+        description="Duration of the trace, from 5s to 30m, such as 90s, 10m or 1m30s. "
+        "Slow leaks need a long duration.",
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
@@ -162,48 +171,50 @@ class MemoryDiagnosisSpec(ApiModel):
         },
     )
     top_n: Annotated[int, Field(ge=1, le=20)] = Field(
-        default=10, description="How many stacks and holders to list at most.", json_schema_extra=immutable("topN")
+        default=10, description="Maximum number of stacks and of holders to list.", json_schema_extra=immutable("topN")
     )
     cpu_budget_percent: Annotated[int, Field(ge=1, le=100)] = Field(
         default=5,
-        description="Of each CPU's time, what recording allocations may take; above it the trace thins out.",
+        description="Percentage of each CPU's time that recording allocations may take. "
+        "Above it, the trace records only a sample of the allocations.",
         json_schema_extra=immutable("cpuBudgetPercent"),
     )
     active_deadline_seconds: Annotated[int, Field(ge=30, le=MAX_DEADLINE_SECONDS)] = Field(
         default=DEFAULT_DEADLINE_SECONDS,
-        description="After this many seconds, waiting included, nothing more is started, runners are asked to end, and "
-        "the run ends as DeadlineExceeded with what they have measured. The default grows with the number of nodes: "
-        "see status.activeDeadlineSeconds.",
+        description="Maximum duration of the run in seconds, including the time spent waiting. After that, no more "
+        "runners are started, running ones are asked to stop, and the run ends with reason DeadlineExceeded and the "
+        "results measured so far. The default grows with the number of nodes: see status.activeDeadlineSeconds.",
         json_schema_extra=immutable("activeDeadlineSeconds"),
     )
     fail_on: FailOn = Field(
         default=FailOn.NEVER,
-        description="LeakDetected makes a found leak end in Succeeded=False, so that a pipeline stops there.",
+        description="If LeakDetected, the run ends with Succeeded=False when a leak is found, which stops a pipeline "
+        "that waits for it. Never: a leak does not make the run fail.",
         json_schema_extra=immutable("failOn"),
     )
-    suspend: bool = Field(default=False, description="Do not start a runner while true; a running one is ended.")
+    suspend: bool = Field(default=False, description="If true, no runner is started and running ones are stopped.")
     terminate: bool = Field(
-        default=False, description="End the run now; what was measured until then is kept where it can be."
+        default=False, description="If true, the run is ended now. Results measured so far are kept if possible."
     )
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31536000)] | None = Field(
         default=None,
-        description="Delete the diagnosis this long after it finished. Leave unset under GitOps: what deletes itself "
-        "is created anew for ever.",
+        description="Number of seconds after which a finished diagnosis is deleted. If unset, it is not deleted. "
+        "Leave it unset under GitOps: the object would be recreated in a loop.",
     )
 
 
 class NodeCounts(ApiModel):
-    """How many of the run's nodes are where."""
+    """NodeCounts contains node counts by state."""
 
-    total: Count = Field(default=0, description="nodes that the run is about")
-    pending: Count = Field(default=0, description="nodes whose runner is not at work yet")
-    running: Count = Field(default=0, description="nodes that are being measured")
-    succeeded: Count = Field(default=0, description="nodes that have delivered a whole result")
-    failed: Count = Field(default=0, description="nodes that have not, and will not")
+    total: Count = Field(default=0, description="Number of nodes of the run.")
+    pending: Count = Field(default=0, description="Number of nodes whose runner has not started measuring.")
+    running: Count = Field(default=0, description="Number of nodes that are being measured.")
+    succeeded: Count = Field(default=0, description="Number of nodes with a complete result.")
+    failed: Count = Field(default=0, description="Number of nodes that failed.")
 
 
 class RunStep(StrEnum):
-    """How far a run is on one node."""
+    """RunStep is the current step of a run on one node."""
 
     WAITING = "Waiting"
     STARTING = "Starting"
@@ -216,229 +227,264 @@ Percent = Annotated[int, Field(ge=0, le=100)]
 
 
 class VerdictSummary(ApiModel):
-    """The answer for one node."""
+    """VerdictSummary is the answer for one node."""
 
     kind: VerdictKind
     confidence: Confidence
-    sentence: Sentence = Field(description="the answer in one sentence")
-    advice: Sentence = Field(default="", description="what a person can do next")
+    sentence: Sentence = Field(description="The answer in one sentence.")
+    advice: Sentence = Field(default="", description="Recommended next step.")
 
 
 class StackHolder(ApiModel):
-    """A holder in which a stack's outstanding blocks were found."""
+    """StackHolder is a holder that contains outstanding blocks of a stack."""
 
-    holder: ShortText = Field(description="the holder's line in topHolders, or its description")
+    holder: ShortText = Field(description="The holder, as shown in topHolders, or its description.")
     size_bytes: ByteCount
     share: Share
 
 
 class StackSummary(ApiModel):
-    """A call stack whose allocations were not given back."""
+    """StackSummary describes a call stack whose allocations were not freed."""
 
-    frames: list[ShortText] = Field(max_length=limits.MAX_TOP_FRAMES, description="innermost first")
+    frames: list[ShortText] = Field(
+        max_length=limits.MAX_TOP_FRAMES, description="Functions of the stack, innermost first."
+    )
     context: Context
     trend: Trend
     outstanding_bytes: ByteCount
-    outstanding_blocks: Count = Field(description="blocks allocated in the window and not freed")
-    growth_bytes_per_second: float = Field(default=0, description="how fast the outstanding bytes grow")
+    outstanding_blocks: Count = Field(description="Number of blocks allocated in the window and not freed.")
+    growth_bytes_per_second: float = Field(default=0, description="Growth rate of the outstanding bytes.")
     processes: list[ShortText] = Field(
         default_factory=list,
         max_length=limits.MAX_TOP_PROCESSES,
-        description="comm[pid] of those that allocated, largest first",
+        description="Processes that allocated, as comm[pid], largest first.",
     )
     held_by: list[StackHolder] = Field(
         default_factory=list,
         max_length=limits.MAX_TOP_HELD_BY,
-        description="where those blocks were found, largest share first",
+        description="Holders that contain those blocks, largest share first.",
     )
 
 
 class HolderSummary(ApiModel):
-    """What pins memory, and whose it is. Pod and container names are the API server's, never the node's word."""
+    """HolderSummary describes an object that pins memory, and the process, container and pod that own it.
+
+    Names of pods and containers come from the API server, never from the node.
+    """
 
     kind: HolderKind
-    namespace: ShortText = Field(default="", description="of the pod")
-    pod: ShortText = Field(default="", description="whose process it is; empty when no pod of the node is it")
-    container: ShortText = Field(default="", description="in that pod")
-    pid: Count = Field(default=0, description="the process, as its node counts; 0 when no process holds it")
-    comm: ShortText = Field(default="", description="the process's name")
+    namespace: ShortText = Field(default="", description="Namespace of the pod.")
+    pod: ShortText = Field(
+        default="",
+        description="Name of the pod that owns the process. Empty if it belongs to no pod on the node.",
+    )
+    container: ShortText = Field(default="", description="Name of the container in the pod.")
+    pid: Count = Field(default=0, description="Process ID in the PID namespace of the node. 0 if no process holds it.")
+    comm: ShortText = Field(default="", description="Name of the process.")
     fds: list[Count] = Field(
         default_factory=list,
         max_length=limits.MAX_TOP_FDS,
-        description="the file descriptors by which the process holds it",
+        description="File descriptors through which the process holds it.",
     )
-    unowned_reason: ShortText = Field(default="", description="why it has no process, or the process no pod")
-    protocol: ShortText = Field(default="", description="of a socket")
-    state: ShortText = Field(default="", description="of a connection")
-    local_address: ShortText = Field(default="", description="this end of a connection")
-    remote_address: ShortText = Field(default="", description="the other end")
+    unowned_reason: ShortText = Field(default="", description="Reason why there is no process, or no pod.")
+    protocol: ShortText = Field(default="", description="Protocol of the socket.")
+    state: ShortText = Field(default="", description="State of the connection.")
+    local_address: ShortText = Field(default="", description="Local address of the connection.")
+    remote_address: ShortText = Field(default="", description="Remote address of the connection.")
     unread_bytes: ByteCount = 0
     charge_bytes: ByteCount = 0
     pinned_bytes: ByteCount = 0
     stuck_seconds: float | None = Field(
-        default=None, description="unread for at least this long, with nothing read; absent when it moves"
+        default=None,
+        description="Minimum time in seconds for which data was unread and nothing was read. Absent if data is read.",
     )
 
 
 class PodShare(ApiModel):
-    """What the holders of one container pin."""
+    """PodShare is the memory that the holders of one container pin."""
 
     namespace: ShortText = Field(
-        default="", description="its pod's namespace; empty when the API server has no such pod"
+        default="", description="Namespace of the pod. Empty if the API server has no such pod."
     )
-    pod: ShortText = Field(default="", description="its pod")
-    container: ShortText = Field(default="", description="its name in the pod")
-    pinned_bytes: ByteCount = Field(description="bytes of the blocks that its sockets, pipes and so on keep")
+    pod: ShortText = Field(default="", description="Name of the pod.")
+    container: ShortText = Field(default="", description="Name of the container in the pod.")
+    pinned_bytes: ByteCount = Field(description="Bytes of the blocks pinned by its sockets, pipes and other holders.")
 
 
 class TargetPod(ApiModel):
-    """What the pod that target.podRef names pins on its node."""
+    """TargetPod is the memory that the pod in target.podRef pins on its node."""
 
-    namespace: ShortText = Field(description="the pod's namespace")
-    name: ShortText = Field(description="the pod's name")
-    message: Sentence = Field(description="what it pins, in one sentence")
-    unread_bytes: ByteCount = Field(default=0, description="in those of its holders that the report lists")
-    pinned_bytes: ByteCount = Field(default=0, description="by all its holders, each block counted once")
+    namespace: ShortText = Field(description="Namespace of the pod.")
+    name: ShortText = Field(description="Name of the pod.")
+    message: Sentence = Field(description="What the pod pins, in one sentence.")
+    unread_bytes: ByteCount = Field(
+        default=0, description="Unread bytes in those of its holders that are listed in the report."
+    )
+    pinned_bytes: ByteCount = Field(
+        default=0, description="Bytes pinned by all its holders. Each block is counted once."
+    )
 
 
 class NodeResult(ApiModel):
-    """What one node's runner found: the top of it; the MemoryDiagnosisReport has all."""
+    """NodeResult contains the main findings for one node. The MemoryDiagnosisReport contains all of them."""
 
-    node_name: DnsSubdomain = Field(description="the node, by the API server's word")
-    pod_name: ShortText = Field(default="", description="the runner pod, which is removed once its result is stored")
-    reason: ShortText = Field(default="", description="how this node's run ended: Completed, or why it failed")
-    message: Sentence = Field(default="", description="how far it is, or what went wrong and how to mend it")
-    step: RunStep | None = Field(default=None, description="how far it is; absent when it has ended")
-    progress_percent: Percent | None = Field(default=None, description="how far it is; absent when it has ended")
+    node_name: DnsSubdomain = Field(description="Name of the node, as reported by the API server.")
+    pod_name: ShortText = Field(
+        default="", description="Name of the runner pod. The pod is deleted after its result is stored."
+    )
+    reason: ShortText = Field(
+        default="", description="How the run ended on this node: Completed, or the reason of the failure."
+    )
+    message: Sentence = Field(default="", description="Current progress, or what went wrong and how to fix it.")
+    step: RunStep | None = Field(default=None, description="Current step. Absent when the run on this node has ended.")
+    progress_percent: Percent | None = Field(
+        default=None, description="Progress in percent. Absent when the run on this node has ended."
+    )
     verdict: VerdictSummary | None = None
-    suspect: ShortText = Field(default="", description="the prime suspect in one short line")
+    suspect: ShortText = Field(default="", description="The prime suspect, in one short line.")
     target_pod: TargetPod | None = Field(
-        default=None, description="of the pod that target.podRef names; its holders are the first of topHolders"
+        default=None,
+        description="Memory pinned by the pod in target.podRef. Its holders are listed first in topHolders.",
     )
     mem_total_bytes: ByteCount = 0
-    alloc_page: ShortText = Field(default="", description="allocPageBytes as people read it")
+    alloc_page: ShortText = Field(default="", description="The value of allocPageBytes in readable form.")
     alloc_page_bytes: ByteCount | None = Field(
-        default=None, description="pages that kernel code took straight from the buddy allocator"
+        default=None, description="Bytes that kernel code allocated directly from the buddy allocator."
     )
-    alloc_page_change_bytes: SignedByteCount = Field(default=0, description="over the trace window")
-    outstanding_bytes: ByteCount = Field(default=0, description="traced in the window and not freed")
-    explained_bytes: ByteCount = Field(default=0, description="of outstandingBytes: found, page by page, in holders")
-    pinned_bytes: ByteCount = Field(default=0, description="by all holders, each block counted once")
+    alloc_page_change_bytes: SignedByteCount = Field(
+        default=0, description="Change of allocPageBytes over the trace window."
+    )
+    outstanding_bytes: ByteCount = Field(default=0, description="Bytes traced in the window and not freed.")
+    explained_bytes: ByteCount = Field(
+        default=0, description="The part of outstandingBytes whose pages were found in holders."
+    )
+    pinned_bytes: ByteCount = Field(default=0, description="Bytes pinned by all holders. Each block is counted once.")
     breakdown: list[MemoryClass] = Field(
         default_factory=list,
         max_length=limits.MAX_CLASSES,
-        description="where the node's memory is: the classes add up to memTotalBytes",
+        description="Memory usage of the node by class. The classes add up to memTotalBytes.",
     )
     top_stacks: list[StackSummary] = Field(
         default_factory=list,
         max_length=limits.MAX_TOP,
-        description="call stacks whose pages were not freed, largest first",
+        description="Call stacks whose pages were not freed, largest first.",
     )
     top_holders: list[HolderSummary] = Field(
-        default_factory=list, max_length=limits.MAX_TOP, description="what pins memory, largest first"
+        default_factory=list, max_length=limits.MAX_TOP, description="Objects that pin memory, largest first."
     )
     pinned_by_pod: list[PodShare] = Field(
         default_factory=list,
         max_length=limits.MAX_TOP,
-        description="what the holders of each container pin, largest first",
+        description="Memory pinned by the holders of each container, largest first.",
     )
     coverage: list[Sentence] = Field(
         default_factory=list,
         max_length=limits.MAX_COVERAGE,
-        description="what this result does not cover, and what was lost",
+        description="What this result does not cover, and what was lost.",
     )
 
 
 class NodeState(ApiModel):
-    """How the run stands on one node, in the fewest words: a run may have a thousand of them."""
+    """NodeState is the state of the run on one node. It is kept short: a run may have a thousand of them."""
 
-    node_name: DnsSubdomain = Field(description="the node")
-    reason: ShortText = Field(description="Pending, Running, Completed, or why it failed")
-    verdict: VerdictKind | None = Field(default=None, description="the answer, where there is one")
+    node_name: DnsSubdomain = Field(description="Name of the node.")
+    reason: ShortText = Field(description="Pending, Running, Completed, or the reason of the failure.")
+    verdict: VerdictKind | None = Field(default=None, description="The answer, if any.")
 
 
 class LastRun(ApiModel):
-    """How the run before this one ended."""
+    """LastRun describes how the previous run ended."""
 
-    run_id: ShortText = Field(description="the run; its reports bear it as the label memdiag.dev/run-id")
-    start_time: datetime | None = Field(default=None, description="when it began")
-    completion_time: datetime | None = Field(default=None, description="when it ended")
-    reason: ShortText = Field(default="", description="of its condition Succeeded")
-    leak_detected: ShortText = Field(default="", description="its condition LeakDetected: True, False or Unknown")
-    verdict: ShortText = Field(default="", description="of its condition LeakDetected")
-    suspect: ShortText | None = Field(default=None, description="its prime suspect")
-    summary: Sentence | None = Field(default=None, description="its answer in one sentence")
+    run_id: ShortText = Field(description="ID of the run. Its reports have it as the label memdiag.dev/run-id.")
+    start_time: datetime | None = Field(default=None, description="Time at which the run started.")
+    completion_time: datetime | None = Field(default=None, description="Time at which the run ended.")
+    reason: ShortText = Field(default="", description="Reason of its condition Succeeded.")
+    leak_detected: ShortText = Field(
+        default="", description="Status of its condition LeakDetected: True, False or Unknown."
+    )
+    verdict: ShortText = Field(default="", description="Reason of its condition LeakDetected.")
+    suspect: ShortText | None = Field(default=None, description="Its prime suspect.")
+    summary: Sentence | None = Field(default=None, description="Its answer in one sentence.")
 
 
 class ReportReference(ApiModel):
-    """A MemoryDiagnosisReport of this run."""
+    """ReportReference identifies a MemoryDiagnosisReport of this run."""
 
-    name: ShortText = Field(description="the report's name")
-    node_name: ShortText = Field(description="the node that it is about")
+    name: ShortText = Field(description="Name of the report.")
+    node_name: ShortText = Field(description="Name of the node that was measured.")
 
 
 class MemoryDiagnosisStatus(ApiModel):
-    """The answer, and how the run goes."""
+    """MemoryDiagnosisStatus contains the state of the run and its results."""
 
     observed_generation: int = Field(
         default=-1,
-        description="the generation of the spec that this status is about; -1 before an operator has seen it",
+        description="Generation of the spec that this status is based on. -1 until the operator has seen the object.",
     )
-    run_id: ShortText | None = Field(default=None, description="the run; every rerun has another")
+    run_id: ShortText | None = Field(default=None, description="ID of the run. Every rerun has a new one.")
     last_handled_request: ShortText | None = Field(
         default=None,
-        description=f"The value of the annotation {REQUESTED_AT_ANNOTATION} that this run answers.",
+        description=f"Value of the annotation {REQUESTED_AT_ANNOTATION} that requested this run.",
     )
     handled_requests: list[ShortText] = Field(
         default_factory=list,
         max_length=limits.MAX_HANDLED_REQUESTS,
-        description="Values of that annotation that had their run, the latest first: none of them begins another.",
+        description="Values of that annotation that already had a run, latest first. They do not start another.",
     )
-    start_time: datetime | None = Field(default=None, description="when the run began; absent while suspended")
+    start_time: datetime | None = Field(
+        default=None, description="Time at which the run started. Absent while suspended."
+    )
     active_deadline_seconds: Count | None = Field(
-        default=None, description="how long this run may take from startTime on, computed when it began"
+        default=None, description="Maximum duration of this run, counted from startTime. Computed when the run started."
     )
-    completion_time: datetime | None = Field(default=None, description="when the run ended, in whatever way")
-    target: ShortText | None = Field(default=None, description="What the run is about, as people read it.")
+    completion_time: datetime | None = Field(
+        default=None, description="Time at which the run ended, successfully or not."
+    )
+    target: ShortText | None = Field(default=None, description="The diagnosed nodes, in readable form.")
     nodes: NodeCounts | None = None
-    progress_percent: Percent | None = Field(default=None, description="How far the run is; 100 when it has ended.")
-    progress: ShortText | None = Field(default=None, description="progressPercent as people read it, with the step")
+    progress_percent: Percent | None = Field(
+        default=None, description="Progress of the run in percent. 100 when it has ended."
+    )
+    progress: ShortText | None = Field(
+        default=None, description="The value of progressPercent in readable form, with the current step."
+    )
     node_states: list[NodeState] = Field(
         default_factory=list,
         max_length=limits.MAX_NODES,
-        description="every node of the run, as chosen when it began; results has more about the most telling of them",
+        description="All nodes of the run, as chosen when it started. See results for the most relevant ones.",
     )
     summary: Sentence | None = Field(default=None, description="The answer in one sentence.")
     suspect: ShortText | None = Field(default=None, description="The prime suspect in one short line.")
     results: list[NodeResult] = Field(
         default_factory=list,
         max_length=limits.MAX_RESULTS,
-        description="by node: the top of what its runner found, or how far it is; of many nodes the most telling first",
+        description="Results by node: the main findings, or the progress so far. If there are many nodes, "
+        "the most relevant come first.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["nodeName"]},
     )
     report_refs: list[ReportReference] = Field(
         default_factory=list,
         max_length=limits.MAX_NODES,
-        description="the reports with the whole evidence, of the nodes in results; the label memdiag.dev/run-id finds "
-        "those of all nodes",
+        description="Reports with the complete evidence of the nodes in results. Select by the label "
+        "memdiag.dev/run-id to find the reports of all nodes.",
     )
-    last_run: LastRun | None = Field(default=None, description="how the run before this one ended")
+    last_run: LastRun | None = Field(default=None, description="How the previous run ended.")
     previous_run_ids: list[ShortText] = Field(
         default_factory=list,
         max_length=limits.MAX_PREVIOUS_RUNS,
-        description="ended runs whose reports are kept, the latest first",
+        description="IDs of ended runs whose reports are kept, latest first.",
     )
-    truncated: bool = Field(default=False, description="The status leaves off what its reports have.")
+    truncated: bool = Field(default=False, description="If true, the status omits findings that the reports contain.")
     conditions: list[Condition] = Field(
         default_factory=list,
         max_length=limits.MAX_CONDITIONS,
-        description="Succeeded, LeakDetected, Reconciling and Stalled, each with its reason",
+        description="Conditions of the diagnosis: Succeeded, LeakDetected, Reconciling and Stalled.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
 
 
 class MemoryDiagnosis(ApiModel):
-    """Asks where a node's memory went; the answer comes in the status."""
+    """MemoryDiagnosis requests a diagnosis of where a node's memory went. The status contains the answer."""
 
     KIND: ClassVar[str] = "MemoryDiagnosis"
     PLURAL: ClassVar[str] = "memorydiagnoses"

@@ -1,4 +1,4 @@
-"""Reading an evidence document: the runner checks so what it publishes, and the operator what it receives."""
+"""Reading an evidence document: the runner checks what it publishes, the operator what it receives."""
 
 from pydantic import ValidationError
 
@@ -6,13 +6,13 @@ from memdiag_api.evidence import Evidence
 
 
 class DocumentError(ValueError):
-    """The bytes are not a usable evidence document; the text says why."""
+    """The bytes are not a usable evidence document; the message says why."""
 
 
 def read_document(document: bytes) -> Evidence:
-    """The evidence in `document`, parsed strictly, with every reference inside it checked.
+    """Parse `document` strictly and check every reference in it.
 
-    Raises DocumentError for the first fault.
+    Raises DocumentError for the first error.
     """
     try:
         evidence = Evidence.model_validate_json(document, strict=True)
@@ -23,7 +23,7 @@ def read_document(document: bytes) -> Evidence:
 
 
 def check_references(evidence: Evidence) -> None:
-    """Raises DocumentError when `evidence` refers to a holder or a stack that it does not list."""
+    """Raise DocumentError if `evidence` refers to a holder or a stack that it does not list."""
     verdict = evidence.verdict
     holders = [verdict.holder, *(held.holder for stack in evidence.stacks for held in stack.held_by)]
     stacks = [verdict.stack, *(filled.stack for holder in evidence.holders for filled in holder.filled_by)]
@@ -34,7 +34,7 @@ def check_references(evidence: Evidence) -> None:
 
 
 def first_fault(error: ValidationError) -> str:
-    """The first fault that pydantic found: where, and what."""
+    """Return the first error that pydantic found, with its place."""
     fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(str(part) for part in fault["loc"])
     return f"{place}: {fault['msg']}" if place else fault["msg"]

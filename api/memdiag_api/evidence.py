@@ -1,8 +1,8 @@
-"""The evidence document: everything that one node runner found, as it hands it over.
+"""The evidence document: everything that one node runner found, in the form in which it is delivered.
 
 One document is the single source of the CLI report, of the MemoryDiagnosisReport and of the diagnosis's status.
-It travels through a container log, so a reader must take every field as chosen by someone who may be hostile:
-strings and lists are bounded here, unknown fields are refused, and no field holds a kernel address.
+It is delivered through a container log, so a reader must not trust any field: the writer may be hostile. Strings and
+lists are bounded here, unknown fields are rejected, and no field contains a kernel address.
 """
 
 from datetime import datetime
@@ -19,19 +19,21 @@ SCHEMA_VERSION: Literal[1] = 1
 
 Name = Annotated[str, StringConstraints(max_length=253)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
-ByteCount = Annotated[int, Field(ge=0, le=2**63 - 1, description="in bytes")]
-SignedByteCount = Annotated[int, Field(ge=-(2**63), le=2**63 - 1, description="in bytes, negative when it shrank")]
-Share = Annotated[float, Field(ge=0, le=1, description="a share, 0 to 1", allow_inf_nan=False)]
+ByteCount = Annotated[int, Field(ge=0, le=2**63 - 1, description="Size in bytes.")]
+SignedByteCount = Annotated[
+    int, Field(ge=-(2**63), le=2**63 - 1, description="Size in bytes. Negative for a decrease.")
+]
+Share = Annotated[float, Field(ge=0, le=1, description="A share, from 0 to 1.", allow_inf_nan=False)]
 
 
 class Record(ApiModel):
-    """A part of the document: immutable, unknown fields refused."""
+    """A part of the document: immutable, unknown fields are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Check(StrEnum):
-    """What a diagnosis looks at."""
+    """Check is one of the checks that a diagnosis can run."""
 
     BREAKDOWN = "Breakdown"
     ALLOC_PAGE_TRACE = "AllocPageTrace"
@@ -39,7 +41,7 @@ class Check(StrEnum):
 
 
 class NeedState(StrEnum):
-    """Whether something that a check needs is there."""
+    """NeedState is the state of a prerequisite: met, missing, or absent with a degraded result."""
 
     MET = "Met"
     DEGRADED = "Degraded"
@@ -47,79 +49,90 @@ class NeedState(StrEnum):
 
 
 class Need(Record):
-    """One thing that the runner needs from the host, and what its absence costs."""
+    """Need is a prerequisite of checks on the host, and the effect of its absence."""
 
-    name: Name = Field(description="what is needed")
+    name: Name = Field(description="Name of the prerequisite.")
     state: NeedState
-    checks: Annotated[list[Check], Field(max_length=limits.MAX_CHECKS)] = Field(description="the checks that need it")
-    detail: Sentence = Field(default="", description="what was found")
-    remedy: Sentence = Field(default="", description="how to mend it")
+    checks: Annotated[list[Check], Field(max_length=limits.MAX_CHECKS)] = Field(description="Checks that need it.")
+    detail: Sentence = Field(default="", description="What was found.")
+    remedy: Sentence = Field(default="", description="How to fix it.")
 
 
 class Host(Record):
-    """The machine that was measured, as it describes itself."""
+    """Host describes the measured machine, as reported by itself."""
 
-    node_name: Name = Field(description="the node that was measured, as it was told its name")
-    kernel_release: ShortText = Field(description="uname -r")
-    architecture: ShortText = Field(description="uname -m")
-    cpus: Count = Field(description="online CPUs")
+    node_name: Name = Field(description="Name of the node, as passed to the runner.")
+    kernel_release: ShortText = Field(description="Kernel release, as in `uname -r`.")
+    architecture: ShortText = Field(description="Machine architecture, as in `uname -m`.")
+    cpus: Count = Field(description="Number of online CPUs.")
     mem_total_bytes: ByteCount
     page_size_bytes: ByteCount
-    boot_id: ShortText = Field(description="changes with every boot")
+    boot_id: ShortText = Field(description="Random ID that the kernel generates at each boot.")
 
 
 class Window(Record):
-    """The time that was measured."""
+    """Window is the time window of the measurement."""
 
-    start_time: datetime = Field(description="by the host's clock")
-    end_time: datetime = Field(description="by the host's clock")
-    requested_seconds: float = Field(ge=0, allow_inf_nan=False, description="how long it was to be")
-    traced_seconds: float = Field(ge=0, allow_inf_nan=False, description="0 when nothing was traced")
+    start_time: datetime = Field(description="Start of the window, by the clock of the host.")
+    end_time: datetime = Field(description="End of the window, by the clock of the host.")
+    requested_seconds: float = Field(ge=0, allow_inf_nan=False, description="Requested duration in seconds.")
+    traced_seconds: float = Field(
+        ge=0, allow_inf_nan=False, description="Traced duration in seconds. 0 if nothing was traced."
+    )
     interrupted: bool = Field(
-        default=False, description="ended early by a signal: the figures cover what was traced until then"
+        default=False,
+        description="If true, a signal ended the window early. The figures cover what was traced until then.",
     )
 
 
 class Owner(Record):
-    """A process as its node knows it; container and pod ids come from its cgroup, names from the API server."""
+    """Owner is a process on the node. IDs of its container and pod come from its cgroup."""
 
-    pid: Count = Field(description="in the host's PID namespace")
-    comm: ShortText = Field(description="the process's name, which it chooses itself")
+    pid: Count = Field(description="Process ID in the PID namespace of the host.")
+    comm: ShortText = Field(description="Name of the process, which the process itself can choose.")
     command_line: Sentence = Field(
-        default="", description="its executable; with its arguments only where the operator's configuration says so"
+        default="",
+        description="Path of the executable. Arguments are included only if the operator is configured to report them.",
     )
-    uid: Count = Field(default=0, description="its user")
-    container_id: ShortText = Field(default="", description="from its cgroup's path")
-    pod_uid: ShortText = Field(default="", description="from its cgroup's path")
+    uid: Count = Field(default=0, description="User ID of the process.")
+    container_id: ShortText = Field(default="", description="ID of the container, from the path of the cgroup.")
+    pod_uid: ShortText = Field(default="", description="UID of the pod, from the path of the cgroup.")
     fds: Annotated[list[Count], Field(max_length=limits.MAX_FDS)] = Field(
-        default_factory=list, description="every fd of this process that holds it"
+        default_factory=list, description="File descriptors through which this process holds it."
     )
 
 
 class MemoryClass(Record):
-    """One line of the breakdown."""
+    """MemoryClass is one line of the breakdown."""
 
-    name: Name = Field(description="a name of the kernel's: AnonPages, SUnreclaim, ..., or AllocPage")
-    group: Literal["Application", "Kernel", "Free"] = Field(description="whose memory it is")
+    name: Name = Field(description="Name that the kernel uses, such as AnonPages or SUnreclaim, or AllocPage.")
+    group: Literal["Application", "Kernel", "Free"] = Field(
+        description="Use of the memory: by applications, by the kernel, or free."
+    )
     size_bytes: ByteCount
 
 
 class Breakdown(Record):
-    """Where the node's memory is. The classes add up to `mem_total_bytes`."""
+    """Breakdown is the memory usage of the node by class. The classes add up to memTotalBytes."""
 
     mem_total_bytes: ByteCount
     classes: Annotated[list[MemoryClass], Field(max_length=limits.MAX_CLASSES)] = Field(
-        description="largest first in each group"
+        description="Classes of memory by group, largest first in each group."
     )
-    alloc_page_bytes: ByteCount = Field(description="pages that kernel code took straight from the buddy allocator")
+    alloc_page_bytes: ByteCount = Field(
+        description="Bytes that kernel code allocated directly from the buddy allocator."
+    )
     alloc_page_error_bytes: ByteCount = Field(
-        description="half the spread of the readings that the median was taken of"
+        description="Estimated error of allocPageBytes: half the spread of the readings from which a typical one "
+        "was chosen, plus the error of estimated terms."
     )
-    alloc_page_change_bytes: SignedByteCount = Field(default=0, description="from the window's start to its end")
+    alloc_page_change_bytes: SignedByteCount = Field(
+        default=0, description="Change from the start of the window to its end."
+    )
 
 
 class Context(StrEnum):
-    """In which context allocations of a stack happened; only Process names a process."""
+    """Context is the kernel context of a stack's allocations. Only Process can be attributed to a process."""
 
     PROCESS = "Process"
     SOFTIRQ = "SoftIRQ"
@@ -128,7 +141,7 @@ class Context(StrEnum):
 
 
 class Trend(StrEnum):
-    """What the birth times of a stack's outstanding blocks say."""
+    """Trend is derived from the allocation times of a stack's outstanding blocks."""
 
     GROWING = "Growing"
     PINNED = "Pinned"
@@ -137,135 +150,151 @@ class Trend(StrEnum):
 
 
 class AllocatingProcess(Record):
-    """One process that allocated through a stack, as it was when it did."""
+    """AllocatingProcess is a process that allocated through a stack, as it was at that time."""
 
-    pid: Count = Field(description="in the host's PID namespace")
-    comm: ShortText = Field(description="the process's name")
-    container_id: ShortText = Field(default="", description="from its cgroup's path")
-    pod_uid: ShortText = Field(default="", description="from its cgroup's path")
+    pid: Count = Field(description="Process ID in the PID namespace of the host.")
+    comm: ShortText = Field(description="Name of the process.")
+    container_id: ShortText = Field(default="", description="ID of the container, from the path of the cgroup.")
+    pod_uid: ShortText = Field(default="", description="UID of the pod, from the path of the cgroup.")
     outstanding_bytes: ByteCount
 
 
 class HeldBy(Record):
-    """A part of a stack's outstanding blocks that was found in one holder."""
+    """HeldBy is the part of a stack's outstanding blocks that was found in one holder."""
 
-    holder: Count = Field(description="index in `holders`")
+    holder: Count = Field(description="Index in holders.")
     size_bytes: ByteCount
-    share: Share = Field(description="of the stack's outstanding bytes")
+    share: Share = Field(description="Share of the outstanding bytes of the stack.")
 
 
 class FilledBy(Record):
-    """A part of a holder's pinned blocks that was allocated by one traced stack."""
+    """FilledBy is the part of a holder's pinned blocks that was allocated through one traced stack."""
 
-    stack: Count = Field(description="index in `stacks`")
+    stack: Count = Field(description="Index in stacks.")
     size_bytes: ByteCount
-    share: Share = Field(description="of the holder's pinned bytes")
+    share: Share = Field(description="Share of the pinned bytes of the holder.")
 
 
 class Stack(Record):
-    """Allocations of one kernel call stack that were not freed while the trace ran."""
+    """Stack describes allocations of one kernel call stack that were not freed while the trace ran."""
 
     frames: Annotated[list[ShortText], Field(max_length=limits.MAX_FRAMES)] = Field(
-        description="innermost first, symbol+offset, [module] where it is one"
+        description="Functions of the stack, innermost first, as symbol+offset, with [module] if it is in a module."
     )
     context: Context
     memory_class: Name = Field(
         default=ClassName.ALLOC_PAGE.value,
-        description="the breakdown's class that the memory belongs to, told by its stack",
+        description="Class of the breakdown that the memory belongs to, derived from the stack.",
     )
     outstanding_bytes: ByteCount
-    outstanding_blocks: Count = Field(description="allocated in the window and not freed")
+    outstanding_blocks: Count = Field(description="Number of blocks allocated in the window and not freed.")
     outstanding_by_order: dict[str, Count] = Field(
-        default_factory=dict, max_length=limits.MAX_ORDERS, description="blocks by order (0, 1, 2, ...)"
+        default_factory=dict,
+        max_length=limits.MAX_ORDERS,
+        description="Number of outstanding blocks by order (0, 1, 2, ...).",
     )
     births_bytes: Annotated[list[ByteCount], Field(max_length=limits.MAX_SLICES)] = Field(
-        default_factory=list, description="outstanding bytes by time of birth, the window cut in equal slices"
+        default_factory=list,
+        description="Outstanding bytes by time of allocation. The window is divided into equal slices.",
     )
-    allocated_bytes: ByteCount = Field(default=0, description="all that this stack allocated in the window")
+    allocated_bytes: ByteCount = Field(default=0, description="Bytes that this stack allocated in the window.")
     freed_bytes: ByteCount = 0
-    growth_bytes_per_second: float = Field(default=0, allow_inf_nan=False, description="slope of the outstanding bytes")
+    growth_bytes_per_second: float = Field(
+        default=0, allow_inf_nan=False, description="Growth rate of the outstanding bytes."
+    )
     growth_error_bytes_per_second: float = Field(
-        default=0, ge=0, allow_inf_nan=False, description="standard error of the slope"
+        default=0, ge=0, allow_inf_nan=False, description="Standard error of the growth rate."
     )
     median_life_seconds: float | None = Field(
-        default=None, description="of what was freed; null when nothing was", allow_inf_nan=False
+        default=None, description="Median lifetime of the freed blocks. Null if none were freed.", allow_inf_nan=False
     )
     trend: Trend = Trend.UNCLEAR
     sampled_share: Share = Field(
-        default=1, description="of this stack's events that were recorded; figures are scaled by it"
+        default=1, description="Share of this stack's events that were recorded. The figures are scaled accordingly."
     )
-    error_bytes: ByteCount = Field(default=0, description="standard error of the scaled outstanding bytes")
+    error_bytes: ByteCount = Field(default=0, description="Standard error of the scaled outstanding bytes.")
     processes: Annotated[list[AllocatingProcess], Field(max_length=limits.MAX_PROCESSES)] = Field(
-        default_factory=list, description="largest outstanding first"
+        default_factory=list, description="Processes that allocated, largest outstanding bytes first."
     )
     held_by: Annotated[list[HeldBy], Field(max_length=limits.MAX_JOINED)] = Field(
-        default_factory=list, description="largest share first"
+        default_factory=list, description="Holders that contain outstanding blocks, largest share first."
     )
-    explained_bytes: ByteCount = Field(default=0, description="outstanding bytes that were found in any holder")
+    explained_bytes: ByteCount = Field(default=0, description="Outstanding bytes that were found in any holder.")
 
 
 class TraceCounters(Record):
-    """What the trace saw and what it missed. Nonzero losses are shown to the user."""
+    """TraceCounters counts what the trace saw and what it missed. Nonzero losses are shown to the user."""
 
-    events_seen: Count = Field(default=0, description="page allocations and frees")
+    events_seen: Count = Field(default=0, description="Number of page allocations.")
     events_filtered: Count = Field(
-        default=0, description="user memory (movable), set aside before anything is recorded"
+        default=0, description="Allocations of user memory (movable), filtered before anything is recorded."
     )
-    events_sampled_out: Count = Field(default=0, description="left out to keep the trace's CPU budget")
-    lost_stacks: Count = Field(default=0, description="blocks whose stack could not be stored")
-    lost_records: Count = Field(default=0, description="blocks that found a table full")
+    events_sampled_out: Count = Field(
+        default=0, description="Allocations that were not recorded, to stay within the CPU budget."
+    )
+    lost_stacks: Count = Field(default=0, description="Number of blocks whose stack could not be stored.")
+    lost_records: Count = Field(
+        default=0, description="Number of blocks that were not recorded because a table was full."
+    )
     lost_record_bytes: ByteCount = 0
     large_sampled_out: Count = Field(
-        default=0, description="of those, blocks of more than one page; left out only far above the budget"
+        default=0,
+        description="Of eventsSampledOut, blocks of more than one page, which are skipped only far above the budget.",
     )
     unnamed_blocks: Count = Field(
-        default=0, description="blocks recorded with their stack but without their process: no class was left for it"
+        default=0,
+        description="Blocks recorded with their stack but without their process, because no class was left for it.",
     )
     lost_cgroups: Count = Field(
-        default=0, description="times that a memory cgroup's name found a table full: its processes name no container"
+        default=0,
+        description="Number of times that a memory cgroup could not be stored because a table was full. "
+        "The container of its processes is not known.",
     )
-    missed_runs: Count = Field(default=0, description="program runs that the kernel skipped (recursion)")
+    missed_runs: Count = Field(default=0, description="Number of program runs that the kernel skipped (recursion).")
     untraced_bytes: SignedByteCount = Field(
-        default=0, description="growth of allocpage in the window that no traced event explains"
+        default=0, description="Growth of allocpage in the window that no traced event explains."
     )
     movable_outstanding_bytes: SignedByteCount = Field(
-        default=0, description="net bytes that the movable filter set aside in the window"
+        default=0, description="Net bytes that the movable filter excluded in the window."
     )
     set_aside_bytes: dict[str, ByteCount] = Field(
         default_factory=dict,
         max_length=limits.MAX_SET_ASIDE,
-        description="outstanding, but no allocpage: Slab, PageTables, UserMemory, ...",
+        description="Outstanding bytes that do not count as allocpage, by use: Slab, PageTables, UserMemory, ...",
     )
     program_seconds: float = Field(
-        default=0, ge=0, allow_inf_nan=False, description="CPU time that the traced programs took"
+        default=0, ge=0, allow_inf_nan=False, description="CPU time used by the programs of the trace, in seconds."
     )
     sampled_share: Share = 1
-    table_bytes: ByteCount = Field(default=0, description="memory of the trace's own tables")
+    table_bytes: ByteCount = Field(default=0, description="Memory used by the tables of the trace.")
 
 
 class ContainerShare(Record):
-    """What of a sum belongs to one container."""
+    """ContainerShare is the part of a sum that belongs to one container."""
 
-    container_id: ShortText = Field(description="the container's id, from its cgroup")
-    pod_uid: ShortText = Field(default="", description="its pod's uid, from its cgroup")
-    size_bytes: ByteCount = Field(description="bytes of it")
+    container_id: ShortText = Field(description="ID of the container, from its cgroup.")
+    pod_uid: ShortText = Field(default="", description="UID of the pod, from its cgroup.")
+    size_bytes: ByteCount = Field(description="Bytes that belong to the container.")
 
 
 class Trace(Record):
-    """The page-allocation trace, apart from its stacks."""
+    """Trace is the summary of the page-allocation trace. Its stacks are in stacks."""
 
-    outstanding_bytes: ByteCount = Field(description="allocpage allocated in the window and not freed")
-    outstanding_blocks: Count = Field(description="blocks of it")
-    slice_seconds: float = Field(ge=0, allow_inf_nan=False, description="length of one slice of a stack's births")
+    outstanding_bytes: ByteCount = Field(description="Bytes of allocpage allocated in the window and not freed.")
+    outstanding_blocks: Count = Field(description="Number of blocks of outstandingBytes.")
+    slice_seconds: float = Field(
+        ge=0, allow_inf_nan=False, description="Length in seconds of one slice of birthsBytes."
+    )
     charges: Annotated[list[ContainerShare], Field(max_length=limits.MAX_CHARGES)] = Field(
         default_factory=list,
-        description="outstanding blocks that the kernel charges to a container; the rest is charged to nobody known",
+        description="Outstanding bytes that the kernel charges to each container. "
+        "The rest is charged to no known container.",
     )
     counters: TraceCounters
 
 
 class HolderKind(StrEnum):
-    """What pins blocks."""
+    """HolderKind is the kind of an object that pins blocks."""
 
     SOCKET = "Socket"
     PIPE = "Pipe"
@@ -275,170 +304,202 @@ class HolderKind(StrEnum):
 
 
 class Queue(Record):
-    """One queue of a socket, walked to its end."""
+    """Queue describes one queue of a socket."""
 
     name: Literal["receive", "reader", "outOfOrder", "backlog", "write", "retransmit", "error"] = Field(
-        description="which of the socket's queues"
+        description="Name of the queue."
     )
-    packets: Count = Field(description="in it")
-    unread_bytes: ByteCount = Field(description="bytes of payload in it")
-    charge_bytes: ByteCount = Field(description="truesize of its packets, as the kernel accounts them")
-    pinned_bytes: ByteCount = Field(description="blocks that its fragments keep, each counted once")
+    packets: Count = Field(description="Number of packets in the queue.")
+    unread_bytes: ByteCount = Field(description="Bytes of payload in the queue.")
+    charge_bytes: ByteCount = Field(description="Sum of the truesize of its packets, as the kernel accounts them.")
+    pinned_bytes: ByteCount = Field(
+        description="Bytes of the blocks that its fragments pin. Each block is counted once."
+    )
     head_bytes: ByteCount = Field(
-        default=0, description="linear heads: slab memory, shared, never part of pinned_bytes"
+        default=0, description="Bytes of linear heads: shared slab memory, not part of pinnedBytes."
     )
     user_bytes: ByteCount = Field(
-        default=0, description="pages of processes or of the page cache that it refers to: no allocpage"
+        default=0,
+        description="Bytes of referenced pages of processes or of the page cache. They do not count as allocpage.",
     )
     complete: bool = Field(
-        default=True, description="false when the queue changed under the walk every time, or could not be read"
+        default=True, description="False if the queue changed during every attempt to walk it, or could not be read."
     )
-    missing: ShortText = Field(default="", description="what an incomplete walk lacks")
+    missing: ShortText = Field(default="", description="What is missing from an incomplete walk.")
 
 
 class Socket(Record):
-    """What a holder of kind Socket is."""
+    """Socket describes a holder of kind Socket."""
 
-    family: ShortText = Field(description="IPv4, IPv6, UNIX, ...")
-    protocol: ShortText = Field(description="TCP, UDP, ...")
-    state: ShortText = Field(default="", description="of a connection")
-    inode: Count = Field(default=0, description="as in /proc/PID/fd")
-    network_namespace: Count = Field(default=0, description="its inode number, as in /proc/PID/ns/net")
-    local_address: ShortText = Field(default="", description="this end")
-    remote_address: ShortText = Field(default="", description="the other end")
-    backlog: Count | None = Field(default=None, description="connections that a listener has not accepted")
+    family: ShortText = Field(description="Address family: IPv4, IPv6, UNIX, ...")
+    protocol: ShortText = Field(description="Protocol: TCP, UDP, ...")
+    state: ShortText = Field(default="", description="State of the connection.")
+    inode: Count = Field(default=0, description="Inode number, as in /proc/PID/fd.")
+    network_namespace: Count = Field(
+        default=0, description="Inode number of the network namespace, as in /proc/PID/ns/net."
+    )
+    local_address: ShortText = Field(default="", description="Local address of the connection.")
+    remote_address: ShortText = Field(default="", description="Remote address of the connection.")
+    backlog: Count | None = Field(
+        default=None, description="Number of connections of a listener that are not accepted."
+    )
     queues: Annotated[list[Queue], Field(max_length=limits.MAX_QUEUES)] = Field(
-        default_factory=list, description="each walked to its end"
+        default_factory=list, description="Queues of the socket. Each was walked to its end, unless complete is false."
     )
 
 
 class Holder(Record):
-    """Something that keeps blocks from being freed, and whose it is."""
+    """Holder is an object that keeps blocks from being freed, and its owners."""
 
     kind: HolderKind
-    description: Sentence = Field(default="", description="one line for people")
+    description: Sentence = Field(default="", description="Description in one line, in readable form.")
     owners: Annotated[list[Owner], Field(max_length=limits.MAX_OWNERS)] = Field(
-        default_factory=list, description="empty when no process holds it"
+        default_factory=list, description="Processes that hold it. Empty if no process does."
     )
-    owners_total: Count = Field(default=0, description="processes that hold it, also those beyond the listed")
+    owners_total: Count = Field(
+        default=0, description="Number of processes that hold it, including those that are not listed."
+    )
     summed: Count = Field(
-        default=1, description="holders that this one sums up: a process's sockets beyond the largest of the node"
+        default=1,
+        description="Number of holders that this entry sums up. More than 1 for the sockets of a process that are "
+        "not among the largest of the node.",
     )
     unowned_reason: ShortText = Field(
-        default="", description="why no process holds it: not yet accepted, orphaned, in flight, kernel"
+        default="", description="Reason why no process holds it: not yet accepted, orphaned, in flight, kernel."
     )
     unread_bytes: ByteCount = 0
-    unread_packets: Count = Field(default=0, description="packets that nobody has read yet")
+    unread_packets: Count = Field(default=0, description="Number of packets that have not been read.")
     charge_bytes: ByteCount = 0
     pinned_bytes: ByteCount = Field(
-        description="bytes of the blocks that would be freed if it let go, each block counted once"
+        description="Bytes of the blocks that would be freed if the holder released them. Each block is counted once."
     )
-    pinned_blocks: Count = Field(default=0, description="blocks of pinned_bytes")
+    pinned_blocks: Count = Field(default=0, description="Number of blocks of pinnedBytes.")
     stuck_seconds: float | None = Field(
         default=None,
         ge=0,
         allow_inf_nan=False,
-        description="unread for at least this long with nothing read; null when it moved or is empty",
+        description="Minimum time in seconds for which data was unread and nothing was read. "
+        "Null if data was read or the holder is empty.",
     )
     socket: Socket | None = None
     filled_by: Annotated[list[FilledBy], Field(max_length=limits.MAX_JOINED)] = Field(
-        default_factory=list, description="largest share first"
+        default_factory=list, description="Stacks that allocated its blocks, largest share first."
     )
 
 
 class ScanCoverage(Record):
-    """What the scan of the holders saw and what it could not see."""
+    """ScanCoverage counts what the scan of the holders saw and what it could not see."""
 
-    sockets: Count = Field(default=0, description="sockets that were looked at")
-    queues: Count = Field(default=0, description="queues that were not empty")
-    packets: Count = Field(default=0, description="packets in them")
-    incomplete_queues: Count = Field(default=0, description="queues that could not be walked to their end")
+    sockets: Count = Field(default=0, description="Number of scanned sockets.")
+    queues: Count = Field(default=0, description="Number of queues that were not empty.")
+    packets: Count = Field(default=0, description="Number of packets in these queues.")
+    incomplete_queues: Count = Field(default=0, description="Number of queues that could not be walked to their end.")
     is_compared: bool = Field(
-        default=True, description="false: there was no earlier look to compare with, so no socket was found stuck"
+        default=True,
+        description="False if there was no earlier scan to compare with, so that no socket was found stuck.",
     )
     lists_every_fd: bool = Field(
-        default=True, description="false: time or room did not suffice to list every fd and every socket without one"
+        default=True,
+        description="False if time or space did not suffice to list every file descriptor and every socket "
+        "without one.",
     )
-    sockets_not_reached: Count = Field(default=0, description="sockets that the scan's time did not reach")
-    queues_not_reached: Count = Field(default=0, description="queues that the scan's time did not reach")
-    blocks_not_kept: Count = Field(default=0, description="blocks of sockets beyond those that a scan may keep")
+    sockets_not_reached: Count = Field(default=0, description="Number of sockets that were not scanned in time.")
+    queues_not_reached: Count = Field(default=0, description="Number of queues that were not scanned in time.")
+    blocks_not_kept: Count = Field(default=0, description="Number of blocks of sockets beyond the limit of one scan.")
     sees_linear_heads: bool = Field(
-        default=True, description="false: packets' linear heads that are pages of their own count as slab heads"
+        default=True, description="False if linear heads of packets that are whole pages are counted as slab."
     )
     socket_tables_complete: bool = Field(
-        default=True, description="false: a part of the kernel's tables of sockets changed or was not reached"
+        default=True, description="False if a part of the kernel's socket tables changed or was not reached."
     )
-    processes_unreadable: Count = Field(default=0, description="processes that refused even to be looked at")
-    scan_seconds: float = Field(default=0, ge=0, allow_inf_nan=False, description="time that the scan took")
-    pinned_bytes: ByteCount = Field(default=0, description="by all sockets, each block of the node counted once")
+    processes_unreadable: Count = Field(default=0, description="Number of processes that could not be read.")
+    scan_seconds: float = Field(default=0, ge=0, allow_inf_nan=False, description="Duration of the scan in seconds.")
+    pinned_bytes: ByteCount = Field(
+        default=0, description="Bytes pinned by all sockets. Each block of the node is counted once."
+    )
     not_seen: Annotated[list[ShortText], Field(max_length=limits.MAX_NOT_SEEN)] = Field(
-        default_factory=list, description="kinds of sockets that this kernel does not let us see"
+        default_factory=list, description="Holders that could not be seen, and why."
     )
 
 
 class LedgerLine(Record):
-    """A share of allocpage and what is known to hold it."""
+    """LedgerLine is a part of allocpage and what is known to hold it."""
 
-    name: Name = Field(description="what holds it")
+    name: Name = Field(description="Kind of the holders, or TracedWithoutHolder.")
     size_bytes: ByteCount
 
 
 class Ledger(Record):
-    """Allocpage, split into what is known to hold it: the lines and `unexplained_bytes` add up to it exactly."""
+    """Ledger splits allocpage by what is known to hold it. lines and unexplainedBytes add up to it exactly."""
 
     alloc_page_bytes: ByteCount
     lines: Annotated[list[LedgerLine], Field(max_length=limits.MAX_LEDGER_LINES)] = Field(
-        description="what holders of a kind pin of it, each block once, and what was traced and is in no holder; "
-        "largest first"
+        description="Bytes of allocpage pinned by each kind of holder, with each block counted once, and bytes that "
+        "were traced but are in no holder. Largest first."
     )
     unexplained_bytes: SignedByteCount = Field(
-        description="the rest; below zero when the lines come to more, since they are not read at the same moment"
+        description="The rest. Negative if the lines add up to more than allocpage, which is possible because they are "
+        "not read at the same moment."
     )
     containers: Annotated[list[ContainerShare], Field(max_length=limits.MAX_CONTAINERS)] = Field(
-        default_factory=list, description="what the holders of each container pin of it, each block once; largest first"
+        default_factory=list,
+        description="Bytes of allocpage pinned by the holders of each container, with each block counted once. "
+        "Largest first.",
     )
 
 
 class CompoundBlocks(Record):
-    """Blocks of one order that kernel code allocated as a whole."""
+    """CompoundBlocks counts blocks of one order that kernel code allocated as a whole."""
 
-    order: Annotated[int, Field(ge=0, le=32)] = Field(description="each block is 2^order page frames")
-    blocks: Count = Field(description="how many there are")
+    order: Annotated[int, Field(ge=0, le=32)] = Field(
+        description="Order of the blocks. A block has 2^order page frames."
+    )
+    blocks: Count = Field(description="Number of blocks.")
     size_bytes: ByteCount
     held_bytes: ByteCount | None = Field(
-        default=None, description="of them, in known holders; null where the trace does not tell the frames' places"
+        default=None,
+        description="Bytes of these blocks in known holders. Null if the trace does not provide the positions of "
+        "the frames.",
     )
 
 
 class CensusShare(Record):
-    """Kernel page frames that are charged to one container."""
+    """CensusShare counts kernel page frames that are charged to one container."""
 
-    container_id: ShortText = Field(description="from its memory cgroup's path; empty: cgroups of no known container")
-    pod_uid: ShortText = Field(default="", description="from its memory cgroup's path")
-    single_bytes: ByteCount = Field(description="frames that are no compound block: pipes, and also kernel stacks")
-    compound_bytes: ByteCount = Field(description="frames of compound blocks")
-    held_bytes: ByteCount | None = Field(default=None, description="of both, in known holders")
+    container_id: ShortText = Field(
+        description="ID of the container, from the path of its memory cgroup. Empty for cgroups of no known container."
+    )
+    pod_uid: ShortText = Field(default="", description="UID of the pod, from the path of its memory cgroup.")
+    single_bytes: ByteCount = Field(
+        description="Bytes of frames that are not part of a compound block: pipes, but also kernel stacks."
+    )
+    compound_bytes: ByteCount = Field(description="Bytes of frames of compound blocks.")
+    held_bytes: ByteCount | None = Field(default=None, description="Bytes of both in known holders.")
 
 
 class Census(Record):
-    """Page frames that no flag says to be anything else than kernel memory, where something tells them apart.
+    """Census counts page frames that have no flag of another use than kernel memory, by block order and by charge.
 
-    What is in compound blocks or charged to a container is an upper bound of allocpage there: large kmalloc is compound
-    as well, and kernel stacks and vmalloc are charged as well. Frames that are neither are not counted.
+    Compound blocks and charged frames are an upper bound of allocpage there: large kmalloc blocks are compound as
+    well, and kernel stacks and vmalloc are charged as well. Frames that are neither compound nor charged are not
+    counted.
     """
 
     compound: Annotated[list[CompoundBlocks], Field(max_length=limits.MAX_CENSUS_ORDERS)] = Field(
-        description="by order; none left out"
+        description="Compound blocks of every order, by order."
     )
     charged: Annotated[list[CensusShare], Field(max_length=limits.MAX_CENSUS_SHARES)] | None = Field(
-        default=None, description="by container, largest first; null where /proc/kpagecgroup cannot be read"
+        default=None,
+        description="Charged frames by container, largest first. Null if /proc/kpagecgroup cannot be read.",
     )
-    scanned_share: Share = Field(default=1, description="of all page frames; below 1 when the time ran out")
-    scan_seconds: float = Field(default=0, ge=0, allow_inf_nan=False, description="time that it took")
+    scanned_share: Share = Field(
+        default=1, description="Share of all page frames that were scanned. Less than 1 if the time ran out."
+    )
+    scan_seconds: float = Field(default=0, ge=0, allow_inf_nan=False, description="Duration of the census in seconds.")
 
 
 class VerdictKind(StrEnum):
-    """The answer in one word. docs/verdicts.md has the rule of each."""
+    """VerdictKind is the answer in one word. docs/verdicts.md describes the rule for each of them."""
 
     PINNED_BY_UNREAD_SOCKET = "PinnedByUnreadSocket"
     GROWING_KERNEL_ALLOCATION = "GrowingKernelAllocation"
@@ -448,7 +509,7 @@ class VerdictKind(StrEnum):
 
 
 class Confidence(StrEnum):
-    """How much the verdict's figures bear."""
+    """Confidence is the confidence in the verdict."""
 
     HIGH = "High"
     MEDIUM = "Medium"
@@ -456,7 +517,7 @@ class Confidence(StrEnum):
 
 
 class SuspectScope(StrEnum):
-    """Whose stuck sockets a suspect is."""
+    """SuspectScope is the scope of a suspect: the owner of its stuck sockets."""
 
     PROCESS = "Process"
     CONTAINER = "Container"
@@ -465,71 +526,77 @@ class SuspectScope(StrEnum):
 
 
 class Verdict(Record):
-    """The answer, what it rests on, and what a person can do next."""
+    """Verdict is the answer, its reasons and the recommended next step."""
 
     kind: VerdictKind
     confidence: Confidence
-    sentence: Sentence = Field(description="the answer in one sentence")
+    sentence: Sentence = Field(description="The answer in one sentence.")
     reasons: Annotated[list[Sentence], Field(max_length=limits.MAX_REASONS)] = Field(
-        default_factory=list, description="figures and thresholds that it rests on"
+        default_factory=list, description="Figures and thresholds that the verdict is based on."
     )
-    advice: Sentence = Field(default="", description="what a person can do next")
-    holder: Count | None = Field(default=None, description="index of the prime suspect in `holders`")
-    stack: Count | None = Field(default=None, description="index of the prime suspect in `stacks`")
+    advice: Sentence = Field(default="", description="Recommended next step.")
+    holder: Count | None = Field(default=None, description="Index of the prime suspect in holders.")
+    stack: Count | None = Field(default=None, description="Index of the prime suspect in stacks.")
     suspect_bytes: ByteCount = 0
-    suspect_unread_bytes: ByteCount = Field(default=0, description="unread in all stuck sockets of the suspect")
+    suspect_unread_bytes: ByteCount = Field(default=0, description="Unread bytes in all stuck sockets of the suspect.")
     scope: SuspectScope | None = Field(
         default=None,
-        description="whose stuck sockets the suspect's figures sum up, `holder` among them; "
-        "null: the verdict is not about stuck sockets, or is of version 0.1.0, which means Process",
+        description="Scope of the suspect's figures: they sum up the stuck sockets of this process, container, pod or "
+        "node, including holder. Null if the verdict is not about stuck sockets, or is of version 0.1.0, where it "
+        "means Process.",
     )
 
 
 class Evidence(Record):
-    """The whole document."""
+    """Evidence is the whole document."""
 
-    schema_version: Literal[1] = Field(default=SCHEMA_VERSION, description="of this document")
-    run_id: Name = Field(description="the run that it belongs to")
+    schema_version: Literal[1] = Field(default=SCHEMA_VERSION, description="Version of the schema of this document.")
+    run_id: Name = Field(description="ID of the run that it belongs to.")
     host: Host
     window: Window
-    checks: Annotated[list[Check], Field(max_length=limits.MAX_CHECKS)] = Field(description="the checks that were made")
+    checks: Annotated[list[Check], Field(max_length=limits.MAX_CHECKS)] = Field(description="Checks that were run.")
     needs: Annotated[list[Need], Field(max_length=limits.MAX_NEEDS)] = Field(
-        default_factory=list, description="what the checks need of the host, and whether it is there"
+        default_factory=list, description="Prerequisites of the checks on the host, and whether they are met."
     )
     breakdown: Breakdown | None = None
     trace: Trace | None = None
     stacks: Annotated[list[Stack], Field(max_length=limits.MAX_STACKS)] = Field(
-        default_factory=list, description="largest outstanding first"
+        default_factory=list, description="Call stacks, largest outstanding bytes first."
     )
     coverage: ScanCoverage | None = None
     holders: Annotated[list[Holder], Field(max_length=limits.MAX_HOLDERS)] = Field(
-        default_factory=list, description="largest pinned first"
+        default_factory=list, description="Holders, largest pinned bytes first."
     )
     ledger: Ledger | None = None
-    census: Census | None = Field(default=None, description="null where /proc/kpageflags cannot be read")
+    census: Census | None = Field(
+        default=None, description="Census of page frames. Null if /proc/kpageflags cannot be read."
+    )
     verdict: Verdict
     truncated: bool = Field(
-        default=False, description="stacks or holders were left off to keep the document within its bound"
+        default=False, description="True if stacks or holders were left out to keep the document within its size limit."
     )
     notes: Annotated[list[Sentence], Field(max_length=limits.MAX_NOTES)] = Field(
-        default_factory=list, description="what the reader must know: narrower checks, losses"
+        default_factory=list, description="Notes for the reader, such as narrower checks and losses."
     )
 
 
 class RunnerError(StrEnum):
-    """Why a runner could not deliver evidence."""
+    """RunnerError is the reason why a runner could not deliver evidence."""
 
     KERNEL_UNSUPPORTED = "KernelUnsupported"
     INTERNAL = "RunnerFailed"
 
 
 class TerminationMessage(Record):
-    """The small message that survives the container log: what was sent, and the essence in case it is lost."""
+    """TerminationMessage is the runner's termination message, which survives the loss of its log.
+
+    It identifies the document that was written, and contains the essence in case the document is lost.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     run_id: Name
     length_bytes: Annotated[int, Field(ge=0, le=limits.MAX_DOCUMENT_BYTES)] = Field(
-        default=0, description="of the document's JSON text in UTF-8; 0 when there is none"
+        default=0, description="Length of the document's JSON text in UTF-8. 0 if there is none."
     )
     sha256: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")] = ""
     error: RunnerError | None = None

@@ -1,10 +1,10 @@
-"""Bounds that the writer of a document keeps and its reader checks: both name them by these names.
+"""Limits that the writer of a document observes and its reader checks. Both use these constants.
 
-A list or a text that is longer is refused as a whole, so a bound that only one side knew would cost a run its result.
-Every one of them is part of the stored format: raise them only with a new version of the reader first.
+A list or a text that is longer is rejected as a whole, so if only one side had a limit, a run could lose its result.
+All of them are part of the stored format: before raising one, release a reader that accepts the higher limit.
 """
 
-# Characters of a text.
+# Characters of a string.
 MAX_SHORT_TEXT = 256
 MAX_SENTENCE = 1024
 
@@ -18,7 +18,7 @@ MAX_FRAMES = 64
 MAX_ORDERS = 16
 MAX_SLICES = 64
 MAX_PROCESSES = 16
-"""That allocated through one stack."""
+"""Processes that allocated through one stack."""
 MAX_JOINED = 16
 """Holders of one stack, stacks of one holder."""
 MAX_SET_ASIDE = 32
@@ -38,7 +38,7 @@ MAX_NOTES = 32
 # A report: the document, and the names of the containers in it.
 MAX_NAMED_CONTAINERS = 512
 
-# The status of a diagnosis: the top of each document.
+# The status of a diagnosis: the main findings of each document.
 MAX_NODES = 1000
 MAX_RESULTS = 16
 MAX_TOP = 20

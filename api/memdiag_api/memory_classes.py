@@ -1,10 +1,10 @@
-"""Names of the classes of memory that a breakdown has, as documents and reports spell them (docs/breakdown.md)."""
+"""Names of the memory classes of a breakdown, as spelled in documents and reports (docs/breakdown.md)."""
 
 from enum import StrEnum
 
 
 class ClassName(StrEnum):
-    """A class of the breakdown; its name is /proc/meminfo's where it has one."""
+    """A class of the breakdown, with its name in /proc/meminfo if it has one."""
 
     ANON_PAGES = "AnonPages"
     FILE_CACHE = "FileCache"
@@ -25,4 +25,4 @@ class ClassName(StrEnum):
     MEM_FREE = "MemFree"
     PER_CPU_LISTS = "PerCpuLists"
     SLAB = "Slab"
-    """Of a call stack: SUNRECLAIM or SRECLAIMABLE, which the stack does not say."""
+    """Of a call stack: SUNRECLAIM or SRECLAIMABLE. The stack does not show which."""

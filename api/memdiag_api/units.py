@@ -1,4 +1,4 @@
-"""Durations as Kubernetes users write them, and byte counts as people read them."""
+"""Durations as Kubernetes users write them, and byte counts in readable form."""
 
 import re
 
@@ -8,21 +8,21 @@ _BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB")
 
 
 def parse_duration_seconds(text: str) -> int:
-    """Whole seconds of a duration such as `60s`, `10m` or `1h30m` (Go's notation, without fractions).
+    """Return the seconds of a duration such as `60s`, `10m` or `1h30m` (Go's notation, without fractions).
 
-    Raises ValueError saying what was given and what is expected.
+    Raises ValueError with the text and the expected format.
     """
     match = _DURATION.fullmatch(text)
     if not text or match is None:
-        raise ValueError(f"duration {text!r} is not understood: write it as 90s, 10m or 1h30m")
+        raise ValueError(f"invalid duration {text!r}: write it as 90s, 10m or 1h30m")
     hours, minutes, seconds = (int(part or 0) for part in match.group("hours", "minutes", "seconds"))
     return hours * 3600 + minutes * 60 + seconds
 
 
 def format_bytes(size_bytes: float) -> str:
-    """`size_bytes` in binary units with at most three digits, counted after rounding: 5.86 GiB, 0.98 MiB, 0 B.
+    """Format `size_bytes` in binary units with at most three digits, after rounding: 5.86 GiB, 0.98 MiB, 0 B.
 
-    What no 64-bit counter reaches is `over 999 ZiB`: a rate in a hostile document may be any finite number.
+    Values that no 64-bit counter can reach are `over 999 ZiB`: a rate in a hostile document may be any finite number.
     """
     value = float(size_bytes)
     for unit in _BINARY_UNITS:

@@ -1,4 +1,4 @@
-"""The checks of a run, each on its own: what goes wrong in one becomes a need of that check, and the others go on."""
+"""The checks of a run, isolated from each other: an error in one becomes a need of that check, the others continue."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,8 +9,8 @@ from memdiag_node.errors import first_line
 
 _MAX_DETAIL_CHARACTERS = 512
 _REMEDY = (
-    "Run memdiag-node by hand on this node, with this check only and without --quiet, for the whole message; and "
-    "report it with the kernel's release."
+    "Run memdiag-node on this node with this check only and without --quiet to see the complete message, and "
+    "report it with the kernel release."
 )
 _SUBJECTS = {
     Check.BREAKDOWN: "breakdown",
@@ -20,7 +20,7 @@ _SUBJECTS = {
 
 
 class Attempts:
-    """Which checks are still being made, and what the failed ones ran into."""
+    """The checks that are still running, and the errors of the failed ones."""
 
     def __init__(self, checks: Sequence[Check], progress: Callable[[str], None]) -> None:
         self.checks = list(checks)
@@ -29,9 +29,9 @@ class Attempts:
 
     @contextmanager
     def step(self, check: Check, doing: str, *, optional: bool = False) -> Iterator[None]:
-        """Do a step of `check`. When it raises, the check is no longer made; when it is `optional`, it goes on.
+        """Run a step of `check`. If it raises, the check is dropped, unless the step is `optional`.
 
-        Any exception counts: whatever one check runs into must not cost what the others found.
+        Any exception counts: an error in one check must not lose the results of the others.
         """
         try:
             yield
@@ -40,11 +40,11 @@ class Attempts:
             self.fail(check, f"{doing} failed: {first_line(error)}", optional=optional)
 
     def skip(self, check: Check) -> None:
-        """A request to stop came before the first step of `check`."""
-        self.fail(check, "the run was asked to stop before it began", remedy="Run it again.")
+        """Drop `check`, because a request to stop came before its first step."""
+        self.fail(check, "the run was asked to stop before it started", remedy="Run it again.")
 
     def doubts(self) -> list[Doubt]:
-        """What failed in checks that went on. A leak check that was not made whole cannot say that there is no leak."""
+        """Return what failed in checks that continued. An incomplete leak check cannot show that there is no leak."""
         return [
             Doubt(f"{need.name}: {need.detail}", forbids_no=Check.BREAKDOWN not in need.checks)
             for need in self.needs
@@ -52,7 +52,7 @@ class Attempts:
         ]
 
     def fail(self, check: Check, why: str, *, optional: bool = False, remedy: str = _REMEDY) -> None:
-        """Note what went wrong; unless it was `optional`, the check is no longer made."""
+        """Record an error. The check is dropped, unless the step was `optional`."""
         if not optional and check in self.checks:
             self.checks.remove(check)
         self.needs.append(

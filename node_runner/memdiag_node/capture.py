@@ -1,4 +1,4 @@
-"""What is read from the kernel in one run: the readings, the trace between two looks at the sockets, the census."""
+"""What one run reads from the kernel: counters, the trace between two scans of the sockets, the census."""
 
 import math
 import mmap
@@ -30,16 +30,16 @@ from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from memdiag_node.trace.result import TraceResult
 
 _WAIT_STEP_SECONDS = 0.25
-# Of what is left of the grace period, when the run was asked to stop.
+# Shares of the remaining grace period, after the run was asked to stop.
 _TALLY_SHARE, _CENSUS_SHARE = 0.4, 0.3
 
 
 class UnsupportedError(RuntimeError):
-    """None of the checks can be made here; the message names each missing need and its remedy."""
+    """None of the checks is possible here. The message names each missing need and its remedy."""
 
 
 class MeasurementError(RuntimeError):
-    """Every check failed after it had begun; the message says of each what it ran into."""
+    """Every check failed after it had started. The message names the error of each."""
 
 
 @dataclass(slots=True)
@@ -51,20 +51,20 @@ class Capture:
     first_scan: SocketScan | None = None
     scan: SocketScan | None = None
     others: list[Holding] | None = None
-    """Other holders than sockets, most pinned bytes first."""
+    """Holders other than sockets, most pinned bytes first."""
     not_seen: list[str] = field(default_factory=list)
-    """What the search for other holders could not see, in words."""
+    """What the scan of other holders could not see, as text."""
     trace: TraceResult | None = None
     census: FrameCensus | None = None
     containers: dict[int, ContainerIdentity] = field(default_factory=dict)
-    """Which container a memory cgroup is, by its inode."""
+    """The container of each memory cgroup, by the inode of the cgroup."""
     interrupted: bool = False
 
 
 def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: Stop) -> Capture:
-    """Make the checks of `attempts` in one window, which `stop` ends early.
+    """Run the checks of `attempts` in one window, which `stop` ends early.
 
-    Raises UnsupportedError when none of them can be started.
+    Raises UnsupportedError if none of them can be started.
     """
     captured = Capture()
     owner_of = owner_reader(roots, settings)
@@ -78,19 +78,19 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
         trace = _open_trace(attached, attempts, settings, roots, stop)
         if not attempts.checks:
             failure = MeasurementError if stop.is_set() else UnsupportedError
-            raise failure(f"nothing can be measured here:\n{explain_missing(attempts.needs)}")
+            raise failure(f"no check is possible on this host:\n{explain_missing(attempts.needs)}")
         if sockets or trace:
             attempts.progress(
-                f"tracing for {settings.duration_seconds:.0f} s" if trace else "waiting for the second look"
+                f"tracing for {settings.duration_seconds:.0f} s" if trace else "waiting for the second scan"
             )
             captured.interrupted = _wait(settings.duration_seconds, stop, trace, attempts)
         _end_window(trace, attempts)
         if sockets:
-            attempts.progress("looking at every socket again")
-            with attempts.step(Check.SOCKET_QUEUES, "the last look at every socket"):
+            attempts.progress("scanning all sockets again")
+            with attempts.step(Check.SOCKET_QUEUES, "the last scan of all sockets"):
                 captured.scan = sockets.scanner.scan()
         if sockets and captured.scan:
-            with attempts.step(Check.SOCKET_QUEUES, "the look at other holders", optional=True):
+            with attempts.step(Check.SOCKET_QUEUES, "the scan of other holders", optional=True):
                 captured.others, captured.not_seen = other_holders(
                     sockets.scanner, captured.scan, owner_of, sockets.holder_fields
                 )
@@ -107,13 +107,13 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
 
 @dataclass(frozen=True, slots=True)
 class _Sockets:
-    """The socket scan, loaded, and what else is taken from the kernel with its programs."""
+    """The loaded socket scan, and what else is read from the kernel with its programs."""
 
     scanner: SocketScanner
     cgroup_layout: dict[str, int]
     holder_fields: dict[str, int]
     first_scan: SocketScan
-    """Without its fds: only the last look needs to know them."""
+    """Without its fds: only the last scan needs them."""
 
 
 def _open_sockets(attached: ExitStack, attempts: Attempts, roots: HostRoots, stop: Stop) -> _Sockets | None:
@@ -122,16 +122,16 @@ def _open_sockets(attached: ExitStack, attempts: Attempts, roots: HostRoots, sto
     if stop.is_set():
         attempts.skip(Check.SOCKET_QUEUES)
         return None
-    attempts.progress("looking at every socket")
+    attempts.progress("scanning all sockets")
     scanner = None
     with attempts.step(Check.SOCKET_QUEUES, "loading its programs"):
         btf = Btf.load(roots.sys)
         layouts = memory_cgroup_layout(btf), holder_fields(btf)
         scanner = attached.enter_context(SocketScanner(btf=btf, stop=stop))
-        del btf  # it need not stay in memory
+        del btf  # not needed any longer, and large
     if scanner is None:
         return None
-    with attempts.step(Check.SOCKET_QUEUES, "the first look at every socket"):  # without it nothing is known as stuck
+    with attempts.step(Check.SOCKET_QUEUES, "the first scan of all sockets"):  # without it nothing is known as stuck
         scan = scanner.watch(scanner.scan())
         return _Sockets(scanner, *layouts, replace(scan, owners=scan.owners[:0].copy(), files=scan.files[:0].copy()))
     return None
@@ -145,14 +145,14 @@ def _open_trace(
     if stop.is_set():
         attempts.skip(Check.ALLOC_PAGE_TRACE)
         return None
-    with attempts.step(Check.ALLOC_PAGE_TRACE, "starting it"):
+    with attempts.step(Check.ALLOC_PAGE_TRACE, "starting the trace"):
         trace_settings = TraceSettings(settings.duration_seconds, cpu_budget_share=settings.cpu_budget_share)
         return attached.enter_context(PageTrace(trace_settings, roots=roots))
     return None
 
 
 def _wait(duration_seconds: float, stop: Stop, trace: PageTrace | None, attempts: Attempts) -> bool:
-    """Let the window pass; True when it was ended early."""
+    """Wait until the end of the window. Return True if it was ended early."""
     end = time.monotonic() + duration_seconds
     while (left := end - time.monotonic()) > 0:
         if stop.is_set():
@@ -160,34 +160,34 @@ def _wait(duration_seconds: float, stop: Stop, trace: PageTrace | None, attempts
         time.sleep(min(left, _WAIT_STEP_SECONDS))
         if trace:
             is_on_time = False
-            with attempts.step(Check.ALLOC_PAGE_TRACE, "keeping it running until the window's end", optional=True):
+            with attempts.step(Check.ALLOC_PAGE_TRACE, "advancing the trace", optional=True):
                 trace.advance()
                 is_on_time = True
-            if not is_on_time:  # its slices would be wrong from now on
+            if not is_on_time:  # its slices would be wrong from here on
                 return True
     return False
 
 
 def _end_window(trace: PageTrace | None, attempts: Attempts) -> None:
-    """Have the trace record nothing new, before the holders are looked at; it sees what is freed until its own end.
+    """Stop recording new allocations before the holders are scanned. The trace sees frees until its own end.
 
-    So a block that a holder shows and that is outstanding at the end was that holder's: it was not freed and allocated
-    again in between.
+    So a block that a holder has and that is outstanding at the end belongs to that holder: it was not freed and
+    allocated again in between.
     """
     if trace:
-        with attempts.step(Check.ALLOC_PAGE_TRACE, "ending its window", optional=True):
+        with attempts.step(Check.ALLOC_PAGE_TRACE, "ending the window", optional=True):
             trace.stop_recording()
 
 
 def _finish(trace: PageTrace, attempts: Attempts, stop: Stop) -> TraceResult | None:
     budget = stop.budget(math.inf, share=_TALLY_SHARE)
-    with attempts.step(Check.ALLOC_PAGE_TRACE, "reading it out"):
+    with attempts.step(Check.ALLOC_PAGE_TRACE, "reading the result"):
         result = trace.finish(budget.late)
         if budget.ran_out:
             attempts.fail(
                 Check.ALLOC_PAGE_TRACE,
-                "the run was asked to stop: a part of what is outstanding was not checked against what the frames are "
-                "used for",
+                "the run was asked to stop: a part of the outstanding blocks was not checked against the use of their "
+                "frames",
                 optional=True,
                 remedy="Allow a longer grace period (--grace; in a cluster, runner.terminationGraceSeconds).",
             )
@@ -196,7 +196,7 @@ def _finish(trace: PageTrace, attempts: Attempts, stop: Stop) -> TraceResult | N
 
 
 def _count(captured: Capture, sockets: _Sockets | None, attempts: Attempts, roots: HostRoots, stop: Stop) -> None:
-    """Read the counters at the end, and count page frames."""
+    """Read the counters again, and count page frames."""
     with attempts.step(Check.BREAKDOWN, "the last readings", optional=bool(captured.readings_before)):
         captured.readings = take_readings(roots)
     attempts.progress("counting page frames")
@@ -208,7 +208,7 @@ def _count(captured: Capture, sockets: _Sockets | None, attempts: Attempts, root
 
 
 def _count_frames(captured: Capture, roots: HostRoots, stop: Stop) -> FrameCensus | None:
-    """None where the kernel does not show its frames: preflight has said so."""
+    """Return None if the kernel does not expose its frames, which preflight has reported."""
     with ExitStack() as files:
         flags, charges = (open_frame_table(roots.proc / name, files) for name in ("kpageflags", "kpagecgroup"))
         if flags is None:
@@ -226,5 +226,5 @@ def _count_frames(captured: Capture, roots: HostRoots, stop: Stop) -> FrameCensu
 
 
 def owner_reader(roots: HostRoots, settings: Settings) -> OwnerOf:
-    """Reads who a pid is, with its arguments if `settings` asks for them."""
+    """Return a reader of the owner of a pid, with its arguments if `settings` requests them."""
     return lambda pid: read_owner(roots.proc, pid, with_arguments=settings.report_arguments)

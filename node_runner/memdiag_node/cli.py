@@ -1,4 +1,4 @@
-"""The command line: `memdiag-node`, by hand on any Linux host or as the runner pod's only process."""
+"""The command line `memdiag-node`: standalone on any Linux host, or as the only process of the runner pod."""
 
 import argparse
 import os
@@ -24,7 +24,7 @@ from memdiag_node.time_budget import Stop
 
 EXIT_OK = 0
 EXIT_UNSUPPORTED = 3
-"""2 is argparse's, for a command line that is not understood."""
+"""2 is the exit status of argparse for an invalid command line."""
 
 MAX_DURATION_SECONDS = 30 * 60
 LINE_END = "\n"
@@ -33,12 +33,12 @@ MAX_CPU_BUDGET_PERCENT = 100
 MAX_GRACE_SECONDS = 86_400
 # Kubernetes: pod.spec.containers[].terminationMessagePath, by default.
 TERMINATION_LOG = Path("/dev/termination-log")
-# man 5 proc_pid_oom_score_adj: the highest.
+# man 5 proc_pid_oom_score_adj: the highest value.
 OOM_SCORE_ADJ, FIRST_TO_BE_KILLED = Path("/proc/self/oom_score_adj"), 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, publish, and say by the exit status if there is a result: 0 yes, 1 failed, 3 the host lacks a need."""
+    """Measure and publish. Return the exit status: 0 if there is a result, 1 on failure, 3 if the host lacks a need."""
     problem = _volunteer_for_the_oom_killer()
     options = _parser().parse_args(arguments)
     checks = tuple(dict.fromkeys(options.check or Check))
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         publish_failure(options.run_id, RunnerError.KERNEL_UNSUPPORTED, str(error), termination_log)
         return EXIT_UNSUPPORTED
     except Exception as error:
-        failure = f"{type(error).__name__}: {str(error).partition(LINE_END)[0]}"  # a verifier's log has hundreds
+        failure = f"{type(error).__name__}: {str(error).partition(LINE_END)[0]}"  # a verifier log has hundreds
         publish_failure(options.run_id, RunnerError.INTERNAL, failure, termination_log)
         raise
     return EXIT_OK
@@ -83,92 +83,112 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="memdiag-node",
-        description="Says where this machine's memory went: a breakdown, the kernel call stacks that took pages and "
-        "did not free them, and the sockets and processes that pin them. Needs root, and "
-        f"of root's capabilities only {in_words()}. Changes nothing and leaves nothing behind.",
-        epilog="Ctrl-C ends the trace early and reports what was traced until then.",
+        description="Report where the memory of this machine went: a breakdown, the kernel call stacks that allocated "
+        "pages and did not free them, and the sockets and processes that pin them. Must run as root; "
+        f"of root's capabilities it needs only {in_words()}. Changes nothing on the machine and leaves nothing behind.",
+        epilog="Ctrl-C ends the trace early and reports what was traced so far.",
     )
     parser.add_argument(
-        "--duration", type=_duration, default=30, metavar="TIME", help="how long to trace: 5s, 90s, 10m (default: 30s)"
+        "--duration",
+        type=_duration,
+        default=30,
+        metavar="TIME",
+        help="duration of the trace, such as 5s, 90s or 10m (default: 30s)",
     )
     parser.add_argument(
         "--check",
         action="append",
         type=_check,
         metavar="CHECK",
-        help=f"only this check; may be repeated: {', '.join(Check)} (default: all)",
+        help=f"run only this check, may be repeated: {', '.join(Check)} (default: all)",
     )
     parser.add_argument(
         "--output",
         type=Output,
         default=Output.TEXT,
         choices=list(Output),
-        help="text: a report; json: the whole document; folded: stacks for flame graph tools; framed: for the operator",
+        help="text: a report; json: the complete document; folded: stacks for flame graph tools; framed: for the "
+        "operator (default: text)",
     )
     parser.add_argument(
-        "--top-n", type=_top_n, default=10, metavar="N", help="list so many stacks and holders (default: 10)"
+        "--top-n",
+        type=_top_n,
+        default=10,
+        metavar="N",
+        help="maximum number of stacks and of holders to list (default: 10)",
     )
     parser.add_argument(
         "--cpu-budget-percent",
         type=_percent,
         default=5,
         metavar="PERCENT",
-        help="of each CPU's time, for recording allocations; above it the trace thins out and says so (default: 5)",
+        help="percentage of each CPU's time for recording allocations; above it only a sample is recorded, which is "
+        "reported (default: 5)",
     )
     parser.add_argument(
         "--grace",
         type=_grace,
         default=30,
         metavar="SECONDS",
-        help="be done so soon after SIGTERM or Ctrl-C; what that leaves no time for is reported (default: 30)",
+        help="time to finish after SIGTERM or Ctrl-C; what is skipped for lack of time is reported (default: 30)",
     )
     parser.add_argument(
         "--report-arguments",
         action="store_true",
-        help="report processes with their arguments, which may be passwords and tokens (default: the executable only)",
+        help="report processes with their arguments, which may contain passwords and tokens (default: the executable "
+        "only)",
     )
-    parser.add_argument("--preflight", action="store_true", help="only say what is needed and whether it is there")
-    parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    parser.add_argument("--preflight", action="store_true", help="only check the prerequisites and print their state")
+    parser.add_argument("--quiet", action="store_true", help="do not print progress to standard error")
     parser.add_argument(
-        "--node-name", default=socket.gethostname(), metavar="NAME", help="the node's name in the report"
+        "--node-name",
+        default=socket.gethostname(),
+        metavar="NAME",
+        help="name of the node in the report (default: the host name)",
     )
-    parser.add_argument("--run-id", default="by-hand", metavar="ID", help="the run's name in the report")
+    parser.add_argument(
+        "--run-id", default="by-hand", metavar="ID", help="ID of the run in the report (default: by-hand)"
+    )
     defaults = Thresholds()
     parser.add_argument(
         "--suspect-mib",
         type=int,
         default=defaults.suspect_floor_bytes // MIB,
         metavar="MIB",
-        help="pinned or growing memory below this is no leak (default: %(default)s)",
+        help="ignore pinned or growing memory below this size (default: %(default)s)",
     )
     parser.add_argument(
         "--suspect-share",
         type=float,
         default=defaults.suspect_share,
         metavar="SHARE",
-        help="nor is less than this share of the machine's memory (default: %(default)s)",
+        help="or below this share of the machine's memory, if that is more (default: %(default)s)",
     )
     parser.add_argument(
         "--large-mib",
         type=int,
         default=defaults.large_floor_bytes // MIB,
         metavar="MIB",
-        help="as much of a class of memory without an explanation rules out NoLeak (default: %(default)s)",
+        help="unexplained memory of one class of at least this size rules out NoLeak (default: %(default)s)",
     )
     parser.add_argument(
         "--large-share",
         type=float,
         default=defaults.large_share,
         metavar="SHARE",
-        help="or this share of the machine's memory, if that is more (default: %(default)s)",
+        help="or of this share of the machine's memory, if that is more (default: %(default)s)",
     )
-    parser.add_argument("--proc", type=Path, default=Path("/proc"), metavar="DIR", help="the host's /proc")
-    parser.add_argument("--sys", type=Path, default=Path("/sys"), metavar="DIR", help="the host's /sys")
+    parser.add_argument(
+        "--proc", type=Path, default=Path("/proc"), metavar="DIR", help="/proc of the host (default: /proc)"
+    )
+    parser.add_argument(
+        "--sys", type=Path, default=Path("/sys"), metavar="DIR", help="/sys of the host (default: /sys)"
+    )
     return parser
 
 
 class _Parsed(argparse.ArgumentTypeError):
-    """What argparse shows behind `argument --NAME:`."""
+    """An error that argparse prints after `argument --NAME:`."""
 
 
 def _duration(text: str) -> int:
@@ -185,7 +205,7 @@ def _check(text: str) -> Check:
     try:
         return Check(text)
     except ValueError:
-        raise _Parsed(f"there is no check {text!r}: choose from {', '.join(Check)}") from None
+        raise _Parsed(f"unknown check {text!r}: choose from {', '.join(Check)}") from None
 
 
 def _percent(text: str) -> int:
@@ -207,10 +227,10 @@ def _top_n(text: str) -> int:
 
 
 def _volunteer_for_the_oom_killer() -> str:
-    """Be the first that the kernel kills when memory runs out; gives what kept that from being set, if anything.
+    """Become the first process that the kernel kills when memory runs out. Return the error, if any.
 
-    A node that is diagnosed is often at its last memory, and a pod with requests equal to limits comes with an
-    oom_score_adj of -997: without this another tenant would be killed for what the runner takes.
+    A diagnosed node is often short of memory, and a pod with requests equal to limits starts with an oom_score_adj of
+    -997. Without this, another tenant would be killed because of the memory that the runner uses.
     """
     try:
         OOM_SCORE_ADJ.write_text(str(FIRST_TO_BE_KILLED))
@@ -220,7 +240,7 @@ def _volunteer_for_the_oom_killer() -> str:
 
 
 def _stop_on_signals(grace_seconds: float) -> Stop:
-    """What SIGINT and SIGTERM set; a second one ends the process at once."""
+    """Return the Stop that SIGINT and SIGTERM set. A second signal ends the process at once."""
     stop = Stop(grace_seconds)
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -235,7 +255,7 @@ def _stop_on_signals(grace_seconds: float) -> Stop:
 
 
 def _termination_log(options: argparse.Namespace) -> Path | None:
-    """Where the pod's termination message goes: only a runner pod has both the format and the file."""
+    """Return the path of the pod's termination message. Only a runner pod has both the format and the file."""
     return TERMINATION_LOG if options.output is Output.FRAMED and TERMINATION_LOG.exists() else None
 
 

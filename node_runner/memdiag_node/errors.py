@@ -1,4 +1,4 @@
-"""What went wrong, in words for a report."""
+"""Errors as text for a report."""
 
 from memdiag_node.kernel.btf import BtfError
 from memdiag_node.kernel.errors import BpfError
@@ -6,7 +6,7 @@ from memdiag_node.procfs.errors import ProcFormatError
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, in one line: the log of the kernel's verifier has hundreds."""
+    """Return the error on one line: the log of the kernel's verifier has hundreds of lines."""
     text = str(error).strip().partition("\n")[0]
     if isinstance(error, BpfError | BtfError | OSError | ProcFormatError) and text:
         return text

@@ -1,4 +1,4 @@
-"""A holder and the blocks that it pins: the record that sockets, other holders, the join and the ledger share."""
+"""A holder and the blocks that it pins: the record shared by sockets, other holders, the join and the ledger."""
 
 import mmap
 from collections.abc import Iterable, Sequence
@@ -10,9 +10,9 @@ import numpy.typing as npt
 from memdiag_api.evidence import Holder
 
 PINNED_DTYPE = np.dtype([("page", "<u8"), ("order", "u1"), ("slab", "?")])
-"""One block, by the address of its first struct page: a key for the join, never published.
+"""One block, identified by the address of its first struct page: a key for the join, never published.
 
-`slab`: of kmalloc, counted as slab and not as allocpage.
+`slab`: allocated by kmalloc, counted as slab and not as allocpage.
 """
 
 
@@ -23,26 +23,26 @@ class Holding:
     holder: Holder
     blocks: npt.NDArray[np.void]
     pool: int = 0
-    """Address of a page pool, by which later findings of it are recognized; never published."""
+    """Address of a page pool, to recognize it in later findings. Never published."""
 
     @property
     def alloc_page_blocks(self) -> npt.NDArray[np.void]:
-        """Those of its blocks that are allocpage."""
+        """The blocks that are allocpage."""
         blocks: npt.NDArray[np.void] = self.blocks[~self.blocks["slab"]]
         return blocks
 
     def unlisted_bytes(self, page_bytes: int) -> int:
-        """What it pins beyond its blocks: of a page pool only the sum is known, and those blocks that were traced."""
+        """Return the bytes that it pins beyond `blocks`: only the sum and traced blocks of a page pool are known."""
         return max(0, self.holder.pinned_bytes - unique_bytes([self.blocks], page_bytes=page_bytes))
 
 
 def by_size(holdings: Iterable[Holding]) -> list[Holding]:
-    """Most pinned bytes first."""
+    """Return the holdings with the most pinned bytes first."""
     return sorted(holdings, key=lambda one: -one.holder.pinned_bytes)
 
 
 def pinned_blocks(blocks: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
-    """These blocks as PINNED_DTYPE. Without a field `slab`, none is slab."""
+    """Return these blocks as PINNED_DTYPE. Without a field `slab`, none of them is slab."""
     pinned = np.zeros(len(blocks), PINNED_DTYPE)
     for column in set(PINNED_DTYPE.names or ()) & set(blocks.dtype.names or ()):
         pinned[column] = blocks[column]
@@ -50,25 +50,25 @@ def pinned_blocks(blocks: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
 
 
 def unique_blocks(blocks: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
-    """Each page once, sorted by page."""
+    """Return each page once, sorted by page."""
     _, first = np.unique(blocks["page"], return_index=True)
     unique: npt.NDArray[np.void] = blocks[first]
     return unique
 
 
 def sizes_bytes(blocks: npt.NDArray[np.void], *, page_bytes: int = mmap.PAGESIZE) -> npt.NDArray[np.uint64]:
-    """The size of each block of an array that has orders."""
+    """Return the size of each block of an array with orders."""
     return np.left_shift(np.uint64(page_bytes), blocks["order"].astype(np.uint64), dtype=np.uint64)
 
 
 def unique_bytes(holders: Sequence[npt.NDArray[np.void]], *, page_bytes: int) -> int:
-    """Bytes of all blocks of `holders` (fields page and order), a block that several of them share counted once."""
+    """Return the bytes of all blocks of `holders` (fields page and order). Shared blocks are counted once."""
     if not holders:
         return 0
     return int(sizes_bytes(unique_blocks(np.concatenate(holders)), page_bytes=page_bytes).sum())
 
 
 def pinned_together_bytes(holdings: Sequence[Holding], *, page_bytes: int) -> int:
-    """Bytes that the holders pin together, blocks that they share counted once."""
+    """Return the bytes that the holders pin together. Shared blocks are counted once."""
     listed_bytes = unique_bytes([one.blocks for one in holdings], page_bytes=page_bytes)
     return listed_bytes + sum(one.unlisted_bytes(page_bytes) for one in holdings)

@@ -1,4 +1,4 @@
-"""The measured host: what it reports about itself."""
+"""The measured host, as reported by itself."""
 
 import os
 
@@ -9,9 +9,9 @@ from memdiag_node.procfs.roots import HostRoots
 
 
 def read_host(roots: HostRoots, node_name: str) -> Host:
-    """Describe the host, as `node_name` in the cluster (or its host name, outside one).
+    """Describe the host. `node_name`: its name in the cluster, or its host name outside of one.
 
-    Raises OSError when a file is missing and ProcFormatError when one is malformed.
+    Raises OSError if a file is missing, ProcFormatError if one is malformed.
     """
     meminfo, online = roots.proc / "meminfo", roots.sys / "devices/system/cpu/online"
     return Host(

@@ -1,4 +1,4 @@
-"""Who owns what was found: a process, and the container and pod that it runs in."""
+"""Owners of what was found: processes, with their container and pod."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -12,11 +12,11 @@ from memdiag_node.procfs.status import parse_status
 from memdiag_node.procfs.text import printable
 
 OwnerOf = Callable[[int], Owner | None]
-"""What a pid is; None when it has vanished."""
+"""Returns the process of a pid, or None if it has exited."""
 
 
 def owners_of(pairs: Iterable[tuple[int, int]], owner_of: OwnerOf) -> tuple[list[Owner], int]:
-    """The processes of these (pid, fd) with their fds, the first limits.MAX_OWNERS of them, and how many there are."""
+    """Return the first limits.MAX_OWNERS processes of these (pid, fd) with their fds, and the number of processes."""
     fds: dict[int, list[int]] = {}
     for pid, fd in pairs:
         fds.setdefault(pid, []).append(fd)
@@ -29,11 +29,11 @@ def owners_of(pairs: Iterable[tuple[int, int]], owner_of: OwnerOf) -> tuple[list
 
 
 def read_owner(proc: Path, pid: int, *, with_arguments: bool = False) -> Owner | None:
-    """The process `pid` as it is now, or None when it is gone or hidden.
+    """Return the process `pid` in its current state, or None if it has exited or is hidden.
 
-    Its command line is its executable only, unless `with_arguments`: arguments may be passwords and tokens.
-    Every file is read through one open directory, so all tell of the same process even if its pid is used again.
-    Raises ProcFormatError when a file is not as the kernel writes it.
+    Its command line is only the executable, unless `with_arguments`: arguments may contain passwords and tokens.
+    All files are read through one open directory, so they describe the same process even if its pid is reused.
+    Raises ProcFormatError if a file is malformed.
     """
     directory = proc / str(pid)
     try:
@@ -64,9 +64,10 @@ def _all_words(arguments: bytes) -> bytes:
 
 
 def _executable(directory_fd: int, arguments: bytes) -> bytes:
-    """The path of the executable; where that may not be read (ptrace(2), access modes) the first word of its arguments.
+    """Return the path of the executable, or the first argument if it cannot be read (ptrace(2), access modes).
 
-    Only up to a blank: a program that sets its title may have written all of its arguments there, in one string.
+    The argument is cut at the first blank: a program that sets its title may write all its arguments there, in one
+    string.
     """
     try:
         return os.readlink(b"exe", dir_fd=directory_fd).removesuffix(b" (deleted)")

@@ -1,4 +1,4 @@
-"""The runner's only output: the document in the asked format, and the pod's termination message."""
+"""The only output of the runner: the document in the requested format, and the termination message of the pod."""
 
 import hashlib
 from enum import StrEnum
@@ -12,7 +12,7 @@ from memdiag_node.conclusion.document import encode, publishable
 from memdiag_node.render import render_report
 from memdiag_node.trace.stacks import to_folded
 
-# The kubelet keeps 4096 bytes of a termination message: the whole of it must stay below.
+# The kubelet keeps 4096 bytes of a termination message, so it must be shorter.
 
 
 class Output(StrEnum):
@@ -25,10 +25,10 @@ class Output(StrEnum):
 
 
 def publish(evidence: Evidence, output: Output, stream: BinaryIO, termination_log: Path | None = None) -> None:
-    """Write `evidence` to `stream` and, where there is one, the pod's termination log.
+    """Write `evidence` to `stream` and to the termination log of the pod, if any.
 
-    Framed, the document is kept within its bound, checked as the operator checks it, and wrapped as memdiag_api.framing
-    says: that is how it leaves a pod. Raises DocumentError when it cannot be made to pass.
+    A framed document is kept within its size limit, validated as the operator does, and wrapped by
+    memdiag_api.framing. A pod delivers it in this form. Raises DocumentError if it cannot be made valid.
     """
     match output:
         case Output.TEXT:
@@ -45,13 +45,13 @@ def publish(evidence: Evidence, output: Output, stream: BinaryIO, termination_lo
 
 
 def publish_failure(run_id: str, error: RunnerError, message: str, termination_log: Path | None) -> None:
-    """Leave word of a run that has no document: what `message` says; the log has the rest."""
+    """Report a run without a document in the termination log. The log of the pod has the details."""
     text = _bounded(message, limits.MAX_SENTENCE)
     _write_termination(termination_log, TerminationMessage(run_id=run_id, error=error, error_message=text))
 
 
 def _bounded(text: str, limit_bytes: int) -> str:
-    """`text` on one line, of at most `limit_bytes` in UTF-8, without characters that JSON would escape at length."""
+    """Return `text` on one line of at most `limit_bytes` in UTF-8, without characters with long JSON escapes."""
     printable = "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
     return printable.encode(errors="replace")[:limit_bytes].decode(errors="ignore")
 

@@ -1,4 +1,4 @@
-"""The report that a person reads: text from one evidence document."""
+"""The report for users: text from one evidence document."""
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ WIDTH = 100
 _BAR_WIDTH = 24
 _FRAMES_SHOWN = 12
 _FDS_SHOWN = 3
-# What a machine does all the time leaves many stacks with a page or two.
+# The normal activity of a machine leaves many stacks with a page or two.
 _ALWAYS_SHOWN = 3
 _SMALL_BYTES = 256 * 1024
 _SMALL_CENSUS_BYTES = 1024 * 1024
@@ -33,7 +33,7 @@ _SPARKS = " ▁▂▃▄▅▆▇█"
 
 
 def render_report(evidence: Evidence) -> str:
-    """The whole report, at most 100 columns wide, the answer first."""
+    """Return the complete report, at most 100 columns wide, with the answer first."""
     parts = [
         _heading(evidence),
         _verdict(evidence.verdict),
@@ -56,7 +56,7 @@ def _heading(evidence: Evidence) -> list[str]:
     ]
     if window.interrupted:
         lines.append(
-            f"Ended early: {window.requested_seconds:.0f} s were asked for. The figures cover what was traced."
+            f"Ended early: {window.requested_seconds:.0f} s were requested. The figures cover what was traced."
         )
     return lines
 
@@ -72,7 +72,7 @@ def _verdict(verdict: Verdict) -> list[str]:
 
 def _breakdown(breakdown: Breakdown) -> list[str]:
     change = breakdown.alloc_page_change_bytes
-    lines = [f"WHERE THE MEMORY IS   {format_bytes(breakdown.mem_total_bytes)} in all"]
+    lines = [f"WHERE THE MEMORY IS   {format_bytes(breakdown.mem_total_bytes)} in total"]
     for group in ("Application", "Kernel", "Free"):
         members = [one for one in breakdown.classes if one.group == group and one.size_bytes]
         total = sum(one.size_bytes for one in members)
@@ -94,9 +94,9 @@ def _breakdown(breakdown: Breakdown) -> list[str]:
 def _holders(evidence: Evidence) -> list[str]:
     if evidence.coverage is None:
         return []
-    lines = ["WHO HOLDS IT   blocks of pages that sockets and others keep from being freed"]
+    lines = ["WHO HOLDS IT   blocks of pages that sockets and other holders keep from being freed"]
     if not evidence.holders:
-        return [*lines, "  No holder pins anything."]
+        return [*lines, "  No holder pins memory."]
     header = ("PINNED", "UNREAD", "CHARGED", "STUCK", "PROCESS", "FD")
     shown = [
         holder
@@ -118,7 +118,7 @@ def _holder_row(holder: Holder) -> tuple[str, ...]:
         format_bytes(holder.unread_bytes),
         format_bytes(holder.charge_bytes),
         f">={holder.stuck_seconds:.0f}s" if holder.stuck_seconds is not None else "-",
-        f"{shown_process(owner.comm, owner.pid)}{more}" if owner else f"({holder.unowned_reason or 'nobody'})",
+        f"{shown_process(owner.comm, owner.pid)}{more}" if owner else f"({holder.unowned_reason or 'no process'})",
         _fds(owner.fds) if owner else "-",
     )
 
@@ -158,7 +158,7 @@ def _stacks(evidence: Evidence) -> list[str]:
 
 
 def _left_out(count: int) -> list[str]:
-    return [f"  {count} more of less than {format_bytes(_SMALL_BYTES)} each"] if count else []
+    return [f"  {count} more with less than {format_bytes(_SMALL_BYTES)} each"] if count else []
 
 
 def _stack(number: int, stack: Stack, evidence: Evidence) -> Iterator[str]:
@@ -170,7 +170,7 @@ def _stack(number: int, stack: Stack, evidence: Evidence) -> Iterator[str]:
         f"{format_bytes(stack.growth_bytes_per_second)}/s"
     )
     if stack.births_bytes:
-        yield f"      born |{_sparkline(stack.births_bytes)}| over the window"
+        yield f"      allocated |{_sparkline(stack.births_bytes)}| over the window"
     if stack.context is not Context.PROCESS:
         yield f"      in {stack.context.value} context: no process can be named"
     elif stack.processes:
@@ -194,9 +194,9 @@ def _ledger(evidence: Evidence) -> list[str]:
     parts = [(line.name, line.size_bytes) for line in ledger.lines if line.size_bytes]
     parts.append(("Unexplained", ledger.unexplained_bytes))
     rows = [(name, format_bytes(size), _percent(size, ledger.alloc_page_bytes)) for name, size in parts]
-    lines = [f"WHAT HOLDS ALLOCPAGE   {format_bytes(ledger.alloc_page_bytes)} in all", *_table(rows, right=(1, 2))]
+    lines = [f"WHAT HOLDS ALLOCPAGE   {format_bytes(ledger.alloc_page_bytes)} in total", *_table(rows, right=(1, 2))]
     if ledger.unexplained_bytes < 0:
-        lines += _wrapped("below zero: the lines are not read at the same moment, and came to more", "  ")
+        lines += _wrapped("below zero: the lines are not read at the same moment, and add up to more", "  ")
     lines += [
         f"  of it in container {share.container_id[:_CONTAINER_ID_SHOWN]}: {format_bytes(share.size_bytes)}"
         for share in ledger.containers[:_CONTAINERS_SHOWN]
@@ -205,7 +205,7 @@ def _ledger(evidence: Evidence) -> list[str]:
 
 
 def _census(census: Census) -> list[str]:
-    """Blocks and charges, the largest first; what is small is left out."""
+    """Render blocks and charges, the largest first, without small ones."""
     rows = [("FRAMES", "SIZE", "IN KNOWN HOLDERS")]
     for blocks in sorted(census.compound, key=lambda one: -one.size_bytes):
         if blocks.size_bytes >= _SMALL_CENSUS_BYTES:
@@ -217,9 +217,9 @@ def _census(census: Census) -> list[str]:
             rows.append((f"charged to {_charged(share)}", format_bytes(size_bytes), _held_part(share.held_bytes)))
     if len(rows) == 1:
         return []
-    lines = ["KERNEL PAGES BY BLOCK AND CHARGE   at most so much of allocpage is there", *_table(rows, right=(1, 2))]
+    lines = ["KERNEL PAGES BY BLOCK AND CHARGE   upper bounds of allocpage", *_table(rows, right=(1, 2))]
     if census.scanned_share < 1:
-        lines.append(f"  the time was enough for {census.scanned_share:.0%} of the page frames")
+        lines.append(f"  only {census.scanned_share:.0%} of the page frames were scanned in time")
     return lines
 
 
@@ -253,34 +253,36 @@ def _coverage(evidence: Evidence) -> list[str]:
 
 
 def _counters(counters: TraceCounters) -> list[str]:
-    """What the trace saw; what it missed only where it missed something."""
+    """Render what the trace saw, and what it missed, if anything."""
     lines = _wrapped(
-        f"{counters.events_seen} allocations, {counters.events_filtered} of them user memory; its programs took "
-        f"{counters.program_seconds:.2f} s of CPU",
+        f"{counters.events_seen} allocations, {counters.events_filtered} of them user memory; its programs used "
+        f"{counters.program_seconds:.2f} s of CPU time",
         "  traced ",
     )
     if counters.events_sampled_out:
         text = f"{counters.sampled_share:.0%} were recorded, to keep within the CPU budget; figures are scaled"
         if counters.large_sampled_out:
-            text += f"; {counters.large_sampled_out} blocks of several pages were left out, far above the budget"
-        lines += _wrapped(text, "  thinned out: ")
+            text += f"; {counters.large_sampled_out} blocks of several pages were skipped, far above the budget"
+        lines += _wrapped(text, "  sampled: ")
     losses = {
         "stacks could not be stored": counters.lost_stacks,
-        f"blocks found a table full ({format_bytes(counters.lost_record_bytes)} still out)": counters.lost_records,
+        f"blocks did not fit in a table ({format_bytes(counters.lost_record_bytes)} not freed)": counters.lost_records,
         "blocks were recorded without their process": counters.unnamed_blocks,
-        "times a memory cgroup's name found a table full": counters.lost_cgroups,
+        "times a memory cgroup did not fit in a table": counters.lost_cgroups,
         "runs of a program were skipped by the kernel": counters.missed_runs,
     }
     for what, count in losses.items():
         if count:
             lines += _wrapped(f"{count} {what}", "  lost: ")
     if counters.untraced_bytes > 0:
-        text = f"{format_bytes(counters.untraced_bytes)} were allocated where no tracepoint is (bulk allocations)"
+        text = (
+            f"{format_bytes(counters.untraced_bytes)} were allocated on paths without a tracepoint (bulk allocations)"
+        )
         lines += _wrapped(text, "  untraced: ")
     aside = [f"{name} {format_bytes(size)}" for name, size in counters.set_aside_bytes.items() if size]
     if counters.movable_outstanding_bytes > 0:
-        aside.append(f"user memory {format_bytes(counters.movable_outstanding_bytes)}")
-    return lines + _wrapped(", ".join(aside), "  set aside, no allocpage: ")
+        aside.append(f"movable user memory {format_bytes(counters.movable_outstanding_bytes)}")
+    return lines + _wrapped(", ".join(aside), "  not counted as allocpage: ")
 
 
 def _sparkline(values: Sequence[int]) -> str:
@@ -312,7 +314,7 @@ def _cut(line: str) -> str:
 
 
 def _wrapped(text: str, prefix: str) -> list[str]:
-    """`text` after `prefix`, wrapped to the width, further lines indented below its start."""
+    """Return `text` after `prefix`, wrapped to the width, with further lines indented below its start."""
     if not text:
         return []
     return textwrap.wrap(text, WIDTH, initial_indent=prefix, subsequent_indent=" " * len(prefix))

@@ -1,4 +1,4 @@
-"""One run from start to end: what is needed, what is read from the kernel, and what all of it says."""
+"""One run from start to end: check the prerequisites, read from the kernel, draw the conclusion."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,29 +25,29 @@ from memdiag_node.trace.result import TraceResult
 from memdiag_node.trace.stacks import fold_stacks
 
 MAX_SINGLE_SOCKETS = 192
-"""Those beyond are summed up by process, which leaves room for that and for other holders."""
+"""More sockets are summed up by process, which leaves space for these sums and for other holders."""
 
 Progress = Callable[[str], None]
 
 
 def measure(settings: Settings, *, roots: HostRoots, stop: Stop, progress: Progress) -> Evidence:
-    """Make the checks of `settings` that can be made here; `stop` ends the window early, with what there is until then.
+    """Run the checks of `settings` that are possible here. `stop` ends the window early and keeps the results so far.
 
-    A check that fails on the way is reported as a missing need, and the others go on. Raises UnsupportedError when none
-    of them can be begun, MeasurementError when none came to an end.
+    A check that fails is reported as a missing need, and the others continue. Raises UnsupportedError if none of them
+    can be started, MeasurementError if none of them completed.
     """
     needs = preflight(settings.checks, roots)
     attempts = Attempts(possible_checks(settings.checks, needs), progress)
     if not attempts.checks:
-        raise UnsupportedError(f"nothing can be measured here:\n{explain_missing(needs)}")
+        raise UnsupportedError(f"no check is possible on this host:\n{explain_missing(needs)}")
     start_time = datetime.now(UTC)
     captured = capture(settings, attempts=attempts, roots=roots, stop=stop)
-    progress("putting the findings together")
+    progress("evaluating the results")
     measured = _measurements(
         settings, attempts=attempts, needs=needs, roots=roots, captured=captured, start_time=start_time
     )
     if not measured.checks:
-        raise MeasurementError(f"no check came to an end:\n{explain_missing(attempts.needs)}")
+        raise MeasurementError(f"no check completed:\n{explain_missing(attempts.needs)}")
     return conclude(
         measured,
         run_id=settings.run_id,
@@ -89,10 +89,10 @@ def _measurements(
             trace, stacks, traced = _traced(captured.trace)
             measured = replace(measured, trace=trace, stacks=stacks, traced=traced)
     if readings:
-        with attempts.step(Check.BREAKDOWN, "adding it up"):
+        with attempts.step(Check.BREAKDOWN, "computing the result"):
             measured = replace(measured, breakdown=breakdown(readings, earlier=captured.readings_before))
     if captured.census:
-        with attempts.step(Check.BREAKDOWN, "adding up the census", optional=True):
+        with attempts.step(Check.BREAKDOWN, "computing the census", optional=True):
             census = census_of(captured.census, captured.containers, page_bytes=host.page_size_bytes)
             measured = replace(measured, census=census)
     return replace(measured, checks=tuple(attempts.checks), needs=(*needs, *attempts.needs), doubts=attempts.doubts())
@@ -101,7 +101,7 @@ def _measurements(
 def _holdings(
     captured: Capture, scan: SocketScan, settings: Settings, roots: HostRoots
 ) -> tuple[list[Holding], ScanCoverage]:
-    """Every holder, most pinned bytes first, and what the scan saw."""
+    """Return every holder, most pinned bytes first, and what the scan saw."""
     owner_of = owner_reader(roots, settings)
     sockets = socket_holdings(captured.first_scan, scan, owner_of, limit=MAX_SINGLE_SOCKETS)
     coverage = coverage_of(scan, captured.not_seen, first=captured.first_scan)

@@ -16,7 +16,7 @@ class Settings:
     checks: Sequence[Check]
     duration_seconds: float
     cpu_budget_share: float = 0.05
-    """Of each CPU's time, for recording allocations; above it the trace thins out."""
+    """Share of each CPU's time for recording allocations. Above it, the trace records only a sample."""
     thresholds: Thresholds = field(default_factory=Thresholds)
     report_arguments: bool = False
-    """Whether processes are reported with their arguments, which may be passwords and tokens."""
+    """Whether processes are reported with their arguments, which may contain passwords and tokens."""

@@ -196,7 +196,7 @@ def pod_deleted(node: HollowNode, runner: str, _run: str) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[HollowNode, str, str], None], str, str]] = {
-    "cut log": (cut_log, "ResultInvalid", "the log is cut"),
+    "cut log": (cut_log, "ResultInvalid", "the log is cut off"),
     "missing log": (missing_log, "ResultInvalid", "unproven, says PinnedByUnreadSocket"),
     "a document of another node": (forged_node, "ResultInvalid", "speaks of node 'another-node'"),
     "a document of another run": (forged_run, "ResultInvalid", "speaks of run 'another-run'"),

@@ -48,7 +48,7 @@ def lacking(evidence: Evidence) -> Need:
     """The only need that is missing."""
     (need,) = [need for need in evidence.needs if need.state is NeedState.MISSING]
     assert need.remedy
-    assert any(note.startswith(f"{need.checks[0].value} was not made: ") for note in evidence.notes)
+    assert any(note.startswith(f"{need.checks[0].value} was skipped: ") for note in evidence.notes)
     return need
 
 
@@ -186,7 +186,7 @@ def test_a_trace_that_cannot_be_read_out_leaves_the_breakdown(monkeypatch: pytes
     monkeypatch.setattr(PageTrace, "finish", raising(FULL))
     evidence = evidence_of(Check.BREAKDOWN, Check.ALLOC_PAGE_TRACE)
     assert list(evidence.checks) == [Check.BREAKDOWN]
-    assert lacking(evidence).detail == f"reading it out failed: {FULL}"
+    assert lacking(evidence).detail == f"reading the result failed: {FULL}"
 
 
 def test_a_full_table_ends_the_window_and_keeps_what_was_traced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,14 +211,14 @@ def test_a_last_scan_that_fails_leaves_the_breakdown(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(SocketScanner, "scan", fail_at_the_second)
     evidence = evidence_of(Check.BREAKDOWN, Check.SOCKET_QUEUES)
     assert list(evidence.checks) == [Check.BREAKDOWN]
-    assert "the last look at every socket failed: describe: " in lacking(evidence).detail
+    assert "the last scan of all sockets failed: describe: " in lacking(evidence).detail
 
 
 def test_without_a_first_scan_no_socket_can_be_stuck_so_the_check_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SocketScanner, "scan", raising(BpfError("describe: the program cannot be run", 5)))
     evidence = evidence_of(Check.BREAKDOWN, Check.SOCKET_QUEUES)
     assert list(evidence.checks) == [Check.BREAKDOWN]
-    assert "the first look at every socket failed: describe: " in lacking(evidence).detail
+    assert "the first scan of all sockets failed: describe: " in lacking(evidence).detail
 
 
 def test_other_holders_that_cannot_be_looked_for_are_reported_as_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def test_the_runner_is_killed_before_its_larger_neighbour(kernel_log: int) -> No
         )
         try:
             assert runner.stderr is not None
-            assert any("waiting for the second look" in line for line in runner.stderr)
+            assert any("waiting for the second scan" in line for line in runner.stderr)
             adjustments = [Path(f"/proc/{one.pid}/oom_score_adj").read_text().strip() for one in (runner, tenant)]
             assert adjustments == ["1000", Path("/proc/self/oom_score_adj").read_text().strip()]
             assert tenant.stdin is not None

@@ -100,7 +100,7 @@ def test_sigterm_ends_a_run_with_a_slow_census_with_a_valid_document() -> None:
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if "waiting for the second look" in line:
+            if "waiting for the second scan" in line:
                 break
         process.send_signal(signal.SIGTERM)
         document, errors = process.communicate(timeout=100)
@@ -121,6 +121,6 @@ def test_a_run_that_is_stopped_before_it_traces_begins_nothing_more() -> None:
     assert list(evidence.checks) == [Check.BREAKDOWN]
     missing = {need.checks[0]: need.detail for need in evidence.needs if need.state is NeedState.MISSING}
     assert missing == dict.fromkeys(
-        (Check.SOCKET_QUEUES, Check.ALLOC_PAGE_TRACE), "the run was asked to stop before it began"
+        (Check.SOCKET_QUEUES, Check.ALLOC_PAGE_TRACE), "the run was asked to stop before it started"
     )
-    assert not any("looking at every socket" in line for line in said)
+    assert not any("scanning all sockets" in line for line in said)

@@ -53,7 +53,7 @@ class GuestRun:
         if report.get("status") != 0:
             return f"{release:<32} no measurement"
         said = {line.partition(": ")[2].partition(" for ")[0]: seconds for seconds, line in report["stderr"]}
-        load = said["tracing"] - said["looking at every socket"]
+        load = said["tracing"] - said["scanning all sockets"]
         evidence = json.loads(report["stdout"])
         return (
             f"{release:<32} load {load:5.1f} s   traced {evidence['window']['tracedSeconds']:5.1f} s   "

@@ -1,4 +1,4 @@
-"""Whatever a run finds, the document that leaves the runner passes the operator's checks and names the suspect."""
+"""Every document that the runner publishes passes the checks of the operator and names the suspect."""
 
 import io
 from dataclasses import replace
@@ -46,7 +46,7 @@ from memdiag_operator.results.receive import check_document
 PAGE, STRUCT_PAGE = 4096, 64
 MIB = 1 << 20
 RUN, NODE = "run-1", "node-1"
-MAX_STACKS, MAX_HOLDERS = 64, 256  # as memdiag_node.run has them
+MAX_STACKS, MAX_HOLDERS = 64, 256  # as in memdiag_node.run
 ModelT = TypeVar("ModelT", bound=Record)
 BLOCK_DTYPE = np.dtype([("page", "<u8"), ("order", "u1"), ("slab", "?")])
 TRACED_DTYPE = np.dtype([("page", "<u8"), ("order", "u1"), ("frames", "<u4"), ("stack", "<i4"), ("weight", "<f4")])
@@ -85,7 +85,7 @@ EMPTY = Measurements(
 
 
 def received(measured: Measurements) -> Evidence:
-    """What the operator takes from the log and the termination message of a runner that measured this."""
+    """Return what the operator reads from the log and the termination message of a runner that measured this."""
     concluded = conclude(measured, run_id=RUN, thresholds=Thresholds(), max_stacks=MAX_STACKS, max_holders=MAX_HOLDERS)
     log = io.BytesIO()
     with TemporaryDirectory() as directory:
@@ -115,8 +115,8 @@ def stuck(pid: int, held: npt.NDArray[np.void], *, summed: int = 1, pinned_bytes
     )
 
 
-def test_a_leak_that_is_spread_over_100192_sockets_survives_beside_300_pipes() -> None:
-    """Each of the sockets pins one page, each of the pipes two: by size, no single socket is among the 256 holders."""
+def test_a_leak_in_100192_sockets_is_kept_despite_300_pipes() -> None:
+    """Each socket pins one page, each pipe two: by size, no single socket is among the 256 holders."""
     single = [stuck(4711, blocks(number, 1)) for number in range(192)]
     rest = stuck(4711, blocks(1_000, 100_000), summed=100_000)
     pipes = [
@@ -137,7 +137,7 @@ def test_a_leak_that_is_spread_over_100192_sockets_survives_beside_300_pipes() -
 
 
 def made(model: type[ModelT], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[ModelT]:
-    """Records with these fields; the others have their defaults."""
+    """Records with these fields, and defaults for the others."""
     return st.fixed_dictionaries(fields).map(lambda values: model(**values))
 
 

@@ -1,20 +1,20 @@
-"""Where the node's memory is: application, kernel and free memory that add up to MemTotal.
+"""Memory usage of the node: application, kernel and free memory that add up to MemTotal.
 
-Nothing in the kernel counts allocpage, the pages that kernel code takes straight from the buddy allocator. It is what
-is left of MemTotal when every other use is taken away:
+The kernel does not count allocpage, the pages that kernel code allocates directly from the buddy allocator. It is the
+rest of MemTotal after all other uses are subtracted:
 
     AllocPage = MemTotal
               - MemFree - pages on per-CPU free lists
-              - pages on the LRU lists, the unevictable one too, and those isolated from them for a moment
+              - pages on the LRU lists, including the unevictable list, and pages temporarily isolated from them
               - Hugetlb - the huge zero page
               - Slab - PageTables - SecPageTables
-              - vmalloc (kernel stacks are part of it) - (Percpu - its first chunk, which lies outside MemTotal)
-              - zsmalloc - the descriptions of hot-plugged memory - a balloon that is still inside MemTotal
+              - vmalloc (kernel stacks are part of it) - (Percpu - its first chunk, which is outside of MemTotal)
+              - zsmalloc - the memory map of hot-plugged memory - a balloon that is still part of MemTotal
 
-docs/breakdown.md gives the reason for each term and the measured error. The counters have no common moment, and pages
-wander between them while they are read; so several readings are taken, and the one whose AllocPage is the median is
-shown, whole. Where free pages are reported to a hypervisor it is the lower quartile: pages that are being reported are
-on no list, so that each reading of that moment has too much AllocPage, and none has too little.
+docs/breakdown.md has the reason for each term and the measured error. The counters are not read at the same moment,
+and pages move between them meanwhile. So several readings are taken, and the one with the median AllocPage is shown,
+unchanged. If free pages are reported to a hypervisor, the lower quartile is used: pages that are being reported are on
+no list, so readings at that moment have too much AllocPage, and none has too little.
 """
 
 from collections.abc import Sequence
@@ -47,14 +47,15 @@ _GROUPS: dict[ClassName, Group] = {
     ClassName.PER_CPU_LISTS: "Free",
 }
 
-# When a torn reading leaves AllocPage below zero, pages were counted twice; these classes are where pages move fastest.
-_GIVING = (ClassName.PER_CPU_LISTS, ClassName.MEM_FREE, ClassName.FILE_CACHE)
+# If an inconsistent reading makes AllocPage negative, pages were counted twice. Pages move fastest in these classes.
+_REDUCED_FIRST = (ClassName.PER_CPU_LISTS, ClassName.MEM_FREE, ClassName.FILE_CACHE)
 
 
 def breakdown(readings: Sequence[MemoryReading], *, earlier: Sequence[MemoryReading] = ()) -> Breakdown:
-    """A typical reading, in classes that add up to its MemTotal: the largest of a group first, empty ones left out.
+    """Return a typical reading in classes that add up to MemTotal, largest first in each group, without empty ones.
 
-    `earlier` are readings of the window's start, for the change of AllocPage. Raises ValueError without readings.
+    `earlier` are readings from the start of the window, for the change of AllocPage. Raises ValueError without
+    readings.
     """
     if not readings:
         raise ValueError("a breakdown needs at least one reading")
@@ -75,17 +76,17 @@ def breakdown(readings: Sequence[MemoryReading], *, earlier: Sequence[MemoryRead
 
 
 def alloc_page_bytes(reading: MemoryReading) -> int:
-    """AllocPage by the formula above; below zero when the reading is torn by more than there is."""
+    """Return AllocPage by the formula above. It is negative if the reading is inconsistent by more than AllocPage."""
     return reading.meminfo.mem_total_bytes - sum(_counted(reading).values())
 
 
 def class_sizes(reading: MemoryReading) -> dict[ClassName, int]:
-    """Bytes by class, none below zero, adding up to MemTotal."""
+    """Return bytes by class, none of them negative, that add up to MemTotal."""
     sizes = _counted(reading)
     rest_bytes = reading.meminfo.mem_total_bytes - sum(sizes.values())
     sizes[ClassName.ALLOC_PAGE] = max(0, rest_bytes)
     missing_bytes = max(0, -rest_bytes)
-    for name in (*_GIVING, *sizes):
+    for name in (*_REDUCED_FIRST, *sizes):
         given_bytes = min(missing_bytes, sizes[name])
         sizes[name] -= given_bytes
         missing_bytes -= given_bytes
@@ -93,12 +94,12 @@ def class_sizes(reading: MemoryReading) -> dict[ClassName, int]:
 
 
 def _counted(reading: MemoryReading) -> dict[ClassName, int]:
-    """Bytes of every class that the kernel counts, each page in one class, none below zero."""
+    """Return the bytes of every class that the kernel counts, each page in one class, none of them negative."""
     meminfo, vmstat, surroundings = reading.meminfo, reading.vmstat, reading.surroundings
     page = surroundings.page_size_bytes
     user_bytes = meminfo.lru_bytes + vmstat.isolated_pages * page
-    # The LRU lists hold three kinds of pages. AnonPages and Shmem are counted; what remains is cache of files and of
-    # block devices, and swapped-in pages that nobody maps.
+    # The LRU lists have three kinds of pages. AnonPages and Shmem are counted. The rest is the cache of files and of
+    # block devices, and swapped-in pages that no process maps.
     anon_bytes = min(meminfo.anon_bytes, user_bytes)
     shmem_bytes = min(meminfo.shmem_bytes, user_bytes - anon_bytes)
     stack_bytes = meminfo.kernel_stack_bytes
@@ -126,7 +127,7 @@ def _counted(reading: MemoryReading) -> dict[ClassName, int]:
 
 
 def _balloon_bytes(reading: MemoryReading) -> int:
-    """The balloon's part of MemTotal, by meminfo's own figure where it has one."""
+    """Return the part of MemTotal in a balloon, from meminfo if it has the field."""
     if not reading.surroundings.balloon_in_total:
         return 0
     if reading.meminfo.balloon_bytes is not None:
@@ -135,15 +136,15 @@ def _balloon_bytes(reading: MemoryReading) -> int:
 
 
 def _typical(readings: Sequence[MemoryReading]) -> MemoryReading:
-    """The reading whose AllocPage is the median, or the lower quartile: see above."""
+    """Return the reading whose AllocPage is the median, or the lower quartile: see above."""
     in_order = sorted(readings, key=alloc_page_bytes)
     return in_order[len(in_order) // (4 if _overstate(readings) else 2)]
 
 
 def _half_spread_bytes(readings: Sequence[MemoryReading]) -> int:
-    """Half the distance between the quartiles: on a busy node one reading in eight jumps, far from the median.
+    """Return half the distance between the quartiles. On a busy node one reading in eight is far from the median.
 
-    Where only too much can be read, between the lowest and the median.
+    If readings can only be too large, return half the distance between the lowest and the median.
     """
     sizes = sorted(map(alloc_page_bytes, readings))
     cut = len(sizes) // 4
@@ -152,5 +153,5 @@ def _half_spread_bytes(readings: Sequence[MemoryReading]) -> int:
 
 
 def _overstate(readings: Sequence[MemoryReading]) -> bool:
-    """Whether some of them may have too much AllocPage, and none too little."""
+    """Return whether some readings may have too much AllocPage, and none too little."""
     return readings[0].surroundings.free_pages_reported

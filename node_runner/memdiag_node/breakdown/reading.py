@@ -13,31 +13,30 @@ from memdiag_node.procfs.zoneinfo import parse_zoneinfo
 
 READINGS = 9
 READING_GAP_SECONDS = 0.01
-# Where free pages are reported to a hypervisor, which takes up to half a second of every two (measured).
+# If free pages are reported to a hypervisor, which takes up to half a second of every two (measured).
 REPORTED_READING_GAP_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryReading:
-    """Every counter, read within about a millisecond. The kernel gives no common moment to all of them."""
+    """All counters, read within about a millisecond. The kernel has no way to read them at one moment."""
 
     meminfo: MemInfo
     vmstat: VmStat
     per_cpu_list_bytes: int
     """Free pages on per-CPU lists."""
     vmalloc_bytes: int
-    """As meminfo has it; added up from /proc/vmallocinfo on kernels whose meminfo does not."""
+    """From meminfo, or added up from /proc/vmallocinfo on kernels whose meminfo does not have it."""
     surroundings: Surroundings
 
 
 def take_readings(roots: HostRoots, *, count: int = READINGS, gap_seconds: float | None = None) -> list[MemoryReading]:
-    """Read the counters `count` times with a pause between, for a typical one of them (breakdown.classes).
+    """Read the counters `count` times with pauses, to choose a typical reading (breakdown.classes).
 
-    Without `gap_seconds` the pause follows from the machine, so that some readings are outside of the moment in which
-    free pages are being reported.
+    Without `gap_seconds` the pause depends on the machine, so that some readings are not taken while free pages are
+    being reported.
 
-    Raises OSError when a file that is always needed is missing (see preflight.counters), ProcFormatError when one is
-    malformed.
+    Raises OSError if a required file is missing (see preflight.counters), ProcFormatError if one is malformed.
     """
     surroundings = read_surroundings(roots, kernel_log=read_kernel_log())
     may_fold = not surroundings.undisturbed_cpus
@@ -56,7 +55,7 @@ def take_readings(roots: HostRoots, *, count: int = READINGS, gap_seconds: float
 def take_reading(roots: HostRoots, surroundings: Surroundings) -> MemoryReading:
     """Read the counters once."""
     proc = roots.proc
-    # Free pages wander between MemFree and the per-CPU lists: read the two right after each other.
+    # Free pages move between MemFree and the per-CPU lists: read the two directly after each other.
     meminfo_text, zoneinfo_text = (proc / "meminfo").read_bytes(), (proc / "zoneinfo").read_bytes()
     meminfo = parse_meminfo(meminfo_text, source=str(proc / "meminfo"))
     zones = parse_zoneinfo(zoneinfo_text, source=str(proc / "zoneinfo"))
@@ -73,10 +72,10 @@ def take_reading(roots: HostRoots, surroundings: Surroundings) -> MemoryReading:
 
 
 def fold_per_cpu_counts(roots: HostRoots) -> bool:
-    """Have the kernel add each CPU's counts to the sums now (sysctl vm.stat_refresh).
+    """Make the kernel add the counts of each CPU to the totals now (sysctl vm.stat_refresh).
 
-    The kernel does so each second on most CPUs, but it does not disturb isolated ones: this does, and it waits for them
-    (mm/vmstat.c, schedule_on_each_cpu). Never to be called where there are any. False when it may not be asked for.
+    The kernel does this each second on most CPUs, but does not disturb isolated ones. This call does, and waits for
+    them (mm/vmstat.c, schedule_on_each_cpu), so it must not be used if there are any. Returns False if not permitted.
     """
     try:
         (roots.proc / "sys/vm/stat_refresh").read_bytes()
@@ -86,7 +85,7 @@ def fold_per_cpu_counts(roots: HostRoots) -> bool:
 
 
 def _read_vmallocinfo(proc: Path) -> VmallocInfo | None:
-    """None when this process may not read it (mode 0400)."""
+    """Return None if this process cannot read it (mode 0400)."""
     path = proc / "vmallocinfo"
     try:
         text = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What does not change while the machine runs and a breakdown has to know: read once for many readings."""
+"""Properties of the machine that a breakdown depends on and that do not change: read once for many readings."""
 
 import ctypes
 import itertools
@@ -14,57 +14,57 @@ from memdiag_node.procfs.kernel_log import parse_first_chunk_pages_per_cpu
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.procfs.vmallocinfo import has_stack
 
-# What x86-64 and arm64 kernels of the large distributions print, when the boot log no longer tells: 48 to 96 pages.
+# For a boot log without the line. x86-64 and arm64 kernels of the large distributions print 48 to 96 pages.
 _USUAL_FIRST_CHUNK_PAGES_PER_CPU = 72
 USUAL_FIRST_CHUNK_ERROR_PAGES_PER_CPU = 24
-# mm/vmstat.c, calculate_normal_threshold: what a CPU keeps of a counter before it adds it to the sum, at most.
+# mm/vmstat.c, calculate_normal_threshold: the most that a CPU keeps of a counter before adding it to the total.
 _FOLD_THRESHOLD_PAGES = 125
-# Counters of the AllocPage formula that are kept so: free, five LRU lists, two of isolated pages, two of slab, two of
-# page tables, zsmalloc.
+# Such counters in the AllocPage formula: free, five LRU lists, two of isolated pages, two of slab, two of page tables,
+# zsmalloc.
 _COUNTERS = 13
-_MAX_AREAS = 10_000  # of vmalloc: a kernel that takes stacks from there has shown one by then
+_MAX_AREAS = 10_000  # of vmalloc: by then, a kernel with stacks in vmalloc has shown one
 _SYSLOG_ACTION_READ_ALL = 3
 _SYSLOG_ACTION_SIZE_BUFFER = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What does not change while the machine runs, or hardly: read once for many readings."""
+    """Properties of the machine that do not change, or rarely: read once for many readings."""
 
     page_size_bytes: int
     huge_page_bytes: int
-    """Size of a transparent huge page; 0 where the kernel has none."""
+    """Size of a transparent huge page. 0 if the kernel has none."""
     first_chunk_bytes: int
-    """Part of `Percpu` that lies outside MemTotal."""
+    """Part of `Percpu` that is outside of MemTotal."""
     first_chunk_error_bytes: int
     stacks_in_vmalloc: bool
     balloon_in_total: bool
     free_pages_reported: bool = False
-    """Free pages are on no free list for a moment while they are reported to the hypervisor."""
+    """Free pages are temporarily on no free list while they are reported to the hypervisor."""
     undisturbed_cpus: int = 0
-    """CPUs that are isolated or without a tick: nothing may make work for them."""
+    """Number of CPUs that are isolated or have no tick, and must not be disturbed."""
 
     @property
     def unfolded_error_bytes(self) -> int:
-        """What the counts that such CPUs keep to themselves make of the sum, with 95 % probability.
+        """Return the error of the sum from counts that such CPUs have not added, with 95 % probability.
 
-        Each of them keeps up to _FOLD_THRESHOLD_PAGES of each counter, more or less, evenly distributed.
+        Each CPU keeps up to _FOLD_THRESHOLD_PAGES of each counter, positive or negative, evenly distributed.
         """
         counts = self.undisturbed_cpus * _COUNTERS
         return round(2 * _FOLD_THRESHOLD_PAGES * math.sqrt(counts / 3)) * self.page_size_bytes
 
 
 def read_surroundings(roots: HostRoots, *, kernel_log: bytes | None) -> Surroundings:
-    """Read what stays as it is. `kernel_log` is None when it may not be read."""
+    """Read the properties of the machine. `kernel_log` is None if it cannot be read."""
     page_size_bytes = os.sysconf("SC_PAGE_SIZE")
     possible = roots.sys / "devices/system/cpu/possible"
     cpus = parse_cpu_count(possible.read_bytes(), source=str(possible))
-    told = parse_first_chunk_pages_per_cpu(kernel_log or b"")
+    found = parse_first_chunk_pages_per_cpu(kernel_log or b"")
     return Surroundings(
         page_size_bytes=page_size_bytes,
         huge_page_bytes=_read_huge_page_bytes(roots.sys / "kernel/mm/transparent_hugepage/hpage_pmd_size"),
-        first_chunk_bytes=(told or _USUAL_FIRST_CHUNK_PAGES_PER_CPU) * cpus * page_size_bytes,
-        first_chunk_error_bytes=0 if told else USUAL_FIRST_CHUNK_ERROR_PAGES_PER_CPU * cpus * page_size_bytes,
+        first_chunk_bytes=(found or _USUAL_FIRST_CHUNK_PAGES_PER_CPU) * cpus * page_size_bytes,
+        first_chunk_error_bytes=0 if found else USUAL_FIRST_CHUNK_ERROR_PAGES_PER_CPU * cpus * page_size_bytes,
         stacks_in_vmalloc=_stacks_are_in_vmalloc(roots),
         balloon_in_total=balloon_stays_in_total(roots.sys),
         free_pages_reported=free_pages_are_reported(roots.sys),
@@ -73,7 +73,7 @@ def read_surroundings(roots: HostRoots, *, kernel_log: bytes | None) -> Surround
 
 
 def read_kernel_log() -> bytes | None:
-    """The whole kernel log (man 2 syslog), or None where only CAP_SYSLOG may read it and this process lacks it."""
+    """Return the kernel log (man 2 syslog), or None if it requires CAP_SYSLOG and this process does not have it."""
     libc = ctypes.CDLL(None, use_errno=True)
     size = libc.klogctl(_SYSLOG_ACTION_SIZE_BUFFER, None, 0)
     if size <= 0:
@@ -84,9 +84,9 @@ def read_kernel_log() -> bytes | None:
 
 
 def _stacks_are_in_vmalloc(roots: HostRoots) -> bool:
-    """Whether kernel stacks come from vmalloc (CONFIG_VMAP_STACK).
+    """Return whether kernel stacks are allocated by vmalloc (CONFIG_VMAP_STACK).
 
-    /proc/vmallocinfo shows it too, but reading it holds up vmalloc, and it has a line for each thread.
+    /proc/vmallocinfo shows it too, but reading it blocks vmalloc, and it has a line for each thread.
     """
     by_btf = has_stack_areas_by_btf(roots)
     if by_btf is not None:
@@ -95,11 +95,11 @@ def _stacks_are_in_vmalloc(roots: HostRoots) -> bool:
         with (roots.proc / "vmallocinfo").open("rb") as lines:
             return has_stack(itertools.islice(lines, _MAX_AREAS))
     except OSError:
-        return True  # so it is on every 64-bit kernel of today
+        return True  # as on all current 64-bit kernels
 
 
 def has_stack_areas_by_btf(roots: HostRoots) -> bool | None:
-    """Whether task_struct has the field that only CONFIG_VMAP_STACK gives it; None where the kernel shows no BTF."""
+    """Return whether task_struct has the field that only CONFIG_VMAP_STACK adds. None if the kernel has no BTF."""
     try:
         btf = (roots.sys / "kernel/btf/vmlinux").read_bytes()
     except OSError:
@@ -108,9 +108,9 @@ def has_stack_areas_by_btf(roots: HostRoots) -> bool | None:
 
 
 def undisturbed_cpu_count(roots: HostRoots) -> int:
-    """CPUs that are isolated, or that have no tick, whichever are more: mostly they are the same.
+    """Return the number of CPUs that are isolated or have no tick, the larger one: they are usually the same CPUs.
 
-    All of them, where the kernel's list is not understood: to leave a CPU alone costs little.
+    If a list cannot be parsed, all CPUs count: not disturbing a CPU costs little.
     """
     counts = [0]
     for name in ("isolated", "nohz_full"):

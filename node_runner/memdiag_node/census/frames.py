@@ -1,7 +1,7 @@
-"""A census of page frames: kernel memory that no flag names, by the size of its blocks and by who is charged.
+"""A census of page frames: kernel memory that no flag identifies, by block size and by charged memory cgroup.
 
-One pass over /proc/kpageflags (and /proc/kpagecgroup where something may be charged), in bounded pieces. It is no
-snapshot: what is allocated and freed meanwhile may be counted in part.
+One pass over /proc/kpageflags (and /proc/kpagecgroup where frames may be charged), in bounded pieces. It is not a
+snapshot: memory that is allocated or freed meanwhile may be counted in part.
 """
 
 import time
@@ -16,15 +16,15 @@ from memdiag_node.procfs.memory_map import FrameRange, frames_in
 
 ORDERS = 20
 CENSUS_SECONDS = 30.0
-"""What a census may take; an idle CPU looks at 24 GiB a second."""
-_PIECE_FRAMES = 1 << 16  # 256 MiB of memory, 512 KiB of flags; no compound block of kernel memory reaches across
+"""Time limit of a census. An idle CPU scans 24 GiB a second."""
+_PIECE_FRAMES = 1 << 16  # 256 MiB of memory, 512 KiB of flags; no compound block of kernel memory crosses its end
 _RUN_FRAMES = 1 << 10
 
 ReadFrames = Callable[[int, int], npt.NDArray[np.uint64]]
 """The entries of (first frame, number of frames); fewer at the end of memory."""
 
 HELD_DTYPE = np.dtype([("frame", "<u8"), ("frames", "<u8")])
-"""Frames that are known to be held: first frame, and how many."""
+"""Frames that are known to be held: first frame, number of frames."""
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class ChargedFrames:
 
 @dataclass(slots=True)
 class FrameCensus:
-    """What the pass counted: frames of FrameKind DIRECT that are compound, or charged, or both."""
+    """Result of the pass: frames of FrameKind DIRECT that are compound, or charged, or both."""
 
     blocks: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(ORDERS, np.int64))
     """Compound blocks by order."""
@@ -48,7 +48,7 @@ class FrameCensus:
     held_frames: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(ORDERS, np.int64))
     """Of those frames, in known holders."""
     charged: dict[int, ChargedFrames] = field(default_factory=dict)
-    """By the inode of the memory cgroup; that of a removed one is the nearest ancestor's that is left."""
+    """By the inode of the memory cgroup. A removed cgroup has the inode of its nearest remaining ancestor."""
     knows_charges: bool = False
     knows_holders: bool = False
     scanned_share: float = 1.0
@@ -64,19 +64,19 @@ def take_census(
     held: npt.NDArray[np.void] | None = None,
     late: Callable[[], bool] = lambda: False,
 ) -> FrameCensus:
-    """Look at every frame of `ranges` once, until it is `late`: asked before each piece.
+    """Scan every frame of `ranges` once, until `late` returns True. It is called before each piece.
 
-    `held` (HELD_DTYPE) are the frames of known holders, None when that is not known.
+    `held` (HELD_DTYPE) are the frames of known holders, None if they are not known.
     """
     census = FrameCensus(knows_charges=read_charges is not None, knows_holders=held is not None)
     holders = np.empty(0, HELD_DTYPE) if held is None else np.sort(held, order="frame")
     started = time.monotonic()
-    looked_at = 0
+    scanned = 0
     for base, count in _pieces(ranges):
         if late():
-            census.scanned_share = looked_at / frames_in(ranges)
+            census.scanned_share = scanned / frames_in(ranges)
             break
-        looked_at += count
+        scanned += count
         flags = read_flags(base, count)
         direct = is_direct(flags)
         if not direct.any():
@@ -91,15 +91,15 @@ def take_census(
 
 
 def _pieces(ranges: Sequence[FrameRange]) -> Iterator[tuple[int, int]]:
-    """(First frame, number of frames)."""
+    """Yield (first frame, number of frames)."""
     for one in ranges:
         for first in range(one.first, one.end, _PIECE_FRAMES):
             yield first, min(_PIECE_FRAMES, one.end - first)
 
 
 def _held_mask(held: npt.NDArray[np.void], base: int, frames: int) -> npt.NDArray[np.bool_]:
-    """Which of the frames from `base` on lie in any entry of `held`, which is sorted by frame."""
-    # An entry that began before the piece reaches into it by less than the largest block.
+    """Return which of the frames from `base` on are in any entry of `held`, which is sorted by frame."""
+    # An entry that starts before the piece extends into it by less than the largest block.
     first, last = np.searchsorted(held["frame"], (max(0, base - (1 << ORDERS)), base + frames)).tolist()
     steps = np.zeros(frames + 1, np.int32)
     starts = held["frame"][first:last].astype(np.int64) - base
@@ -115,7 +115,7 @@ def _count_compound(
     direct: npt.NDArray[np.bool_],
     is_held: npt.NDArray[np.bool_],
 ) -> None:
-    """Add the compound blocks of a piece. A block reaches up to the next frame that is no tail."""
+    """Add the compound blocks of a piece. A block extends to the next frame that is not a tail."""
     heads = np.flatnonzero(direct & is_head(flags))
     if not len(heads):
         return
@@ -135,14 +135,14 @@ def _count_charged(
     is_held: npt.NDArray[np.bool_],
     charges: npt.NDArray[np.uint64],
 ) -> None:
-    """Add the charged frames of a piece. Only a block's first frame says to whom the block is charged."""
+    """Add the charged frames of a piece. Only the first frame of a block has the cgroup that is charged."""
     tails = is_tail(flags)
     head_of = np.maximum.accumulate(np.where(tails, 0, np.arange(len(flags))))
     inodes = np.where(tails, charges[head_of], charges)
     chosen = np.flatnonzero(direct & (inodes != 0))
     if not len(chosen):
         return
-    # Frames of one cgroup mostly lie together: count them run by run.
+    # Frames of one cgroup are mostly adjacent: count them run by run.
     inodes = inodes[chosen]
     starts = np.flatnonzero(np.concatenate(([True], inodes[1:] != inodes[:-1])))
     compound = np.add.reduceat((tails | is_head(flags))[chosen].astype(np.int64), starts)
@@ -158,7 +158,7 @@ def _count_charged(
 
 
 def _read_runs(wanted: npt.NDArray[np.bool_], base: int, read: ReadFrames) -> npt.NDArray[np.uint64]:
-    """What `read` says of each frame from `base` on; 0 where no frame nearby is wanted."""
+    """Read the entry of each frame from `base` on. Entries are 0 where no frame nearby is wanted."""
     values = np.zeros(len(wanted), np.uint64)
     for start, end in _active_runs(wanted):
         part = read(base + start, end - start)

@@ -1,4 +1,4 @@
-"""The census of page frames as the document has it: blocks by order, charges by container (pure)."""
+"""The census of page frames in the document: blocks by order, charges by container (pure)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ _NO_CONTAINER = ContainerIdentity("", "")
 def held_frames(
     holders: Sequence[npt.NDArray[np.void]], *, first_page: int, struct_page_bytes: int
 ) -> npt.NDArray[np.void]:
-    """The frames of these holders' blocks (fields page and order), as HELD_DTYPE, each block once."""
+    """Return the frames of these holders' blocks (fields page and order), as HELD_DTYPE, each block once."""
     blocks = np.concatenate(holders) if holders else np.empty(0, [("page", "<u8"), ("order", "u1")])
     pages, first = np.unique(blocks["page"], return_index=True)
     held = np.zeros(len(pages), HELD_DTYPE)
@@ -26,7 +26,7 @@ def held_frames(
 
 
 def census_of(counted: FrameCensus, containers: Mapping[int, ContainerIdentity], *, page_bytes: int) -> Census:
-    """The document's census. `containers`: which container a memory cgroup is, by its inode."""
+    """Return the census for the document. `containers`: the container of each memory cgroup, by its inode."""
     return Census(
         compound=[
             CompoundBlocks(
@@ -44,7 +44,7 @@ def census_of(counted: FrameCensus, containers: Mapping[int, ContainerIdentity],
 
 
 def _shares(counted: FrameCensus, containers: Mapping[int, ContainerIdentity], page_bytes: int) -> list[CensusShare]:
-    """One for each container, its own cgroups together, and one for all that are no container's; largest first."""
+    """Return one share for each container with all its cgroups, and one for all other cgroups, largest first."""
     by_container: dict[ContainerIdentity, ChargedFrames] = {}
     for inode, frames in counted.charged.items():
         total = by_container.setdefault(containers.get(inode, _NO_CONTAINER), ChargedFrames())

@@ -1,1 +1,1 @@
-"""From records to the evidence document and its verdict: pure functions, no I/O."""
+"""The evidence document and its verdict, from the measurements: pure functions, no I/O."""

@@ -1,4 +1,4 @@
-"""All that was measured, put together: the join, the ledger, the verdict, one evidence document."""
+"""Combine all measurements: the join, the ledger and the verdict, in one evidence document."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,7 +31,7 @@ from memdiag_node.trace.stacks import first_name
 def conclude(
     measured: Measurements, *, run_id: str, thresholds: Thresholds, max_stacks: int, max_holders: int
 ) -> Evidence:
-    """The evidence document of a run: every finding in the light of the others."""
+    """Return the evidence document of a run, with every finding related to the others."""
     page_bytes = measured.host.page_size_bytes
     join = _join(measured)
     ledger = _ledger(measured, join)
@@ -43,7 +43,7 @@ def conclude(
         held_bytes=held_bytes(ledger) if ledger else 0,
     )
     kept = keep_lists(joined.stacks, joined.holders, verdict, max_stacks=max_stacks, max_holders=max_holders)
-    notes = (*_not_made(measured), *_unnamed(measured.stacks), *measured.notes)
+    notes = (*_skipped(measured), *_unnamed(measured.stacks), *measured.notes)
     return Evidence(
         run_id=run_id,
         host=measured.host,
@@ -74,7 +74,7 @@ def _join(measured: Measurements) -> Join:
 
 
 def _with_overlaps(measured: Measurements, join: Join) -> Measurements:
-    """The same, with each stack's holders and each holder's stacks."""
+    """Return `measured` with the holders of each stack and the stacks of each holder."""
     overlaps = [one for one in join.overlaps if 0 <= one.stack < len(measured.stacks)]
     of_stack, of_holder = _overlaps_by(overlaps, "stack"), _overlaps_by(overlaps, "holder")
     return replace(
@@ -139,13 +139,13 @@ def _ledger(measured: Measurements, join: Join) -> Ledger | None:
 
 
 def _held_bytes(holdings: Sequence[Holding], page_bytes: int) -> int:
-    """The allocpage that these holders pin."""
+    """Return the bytes of allocpage that these holders pin."""
     listed_bytes = unique_bytes([one.alloc_page_blocks for one in holdings], page_bytes=page_bytes)
     return listed_bytes + sum(one.unlisted_bytes(page_bytes) for one in holdings)
 
 
 def _by_container(holdings: Sequence[Holding], page_bytes: int) -> list[ContainerShare]:
-    """The allocpage that the holders of each container pin; a holder is its first owner's."""
+    """Return the allocpage that the holders of each container pin. A holder belongs to its first owner."""
     blocks: dict[tuple[str, str], list[npt.NDArray[np.void]]] = {}
     for holding in holdings:
         for owner in holding.holder.owners[:1]:
@@ -158,10 +158,10 @@ def _by_container(holdings: Sequence[Holding], page_bytes: int) -> list[Containe
     return sorted((one for one in shares if one.size_bytes), key=lambda one: -one.size_bytes)[: limits.MAX_CONTAINERS]
 
 
-def _not_made(measured: Measurements) -> list[str]:
-    """What a missing need kept the run from doing."""
+def _skipped(measured: Measurements) -> list[str]:
+    """Return a note for each check that was skipped because of a missing need."""
     return [
-        f"{check.value} was not made: {need.detail or need.name}"
+        f"{check.value} was skipped: {need.detail or need.name}"
         for need in measured.needs
         if need.state is NeedState.MISSING
         for check in need.checks
@@ -169,11 +169,14 @@ def _not_made(measured: Measurements) -> list[str]:
 
 
 def _unnamed(stacks: Sequence[Stack]) -> list[str]:
-    """What it costs that the kernel gave no names for whole stacks."""
+    """Return a note about stacks without any function name, if any."""
     unnamed = sum(first_name(stack.frames) is None for stack in stacks)
     if not unnamed:
         return []
-    return [f"{unnamed} of {len(stacks)} call stacks have no function names: they are not judged, and name no process"]
+    return [
+        f"{unnamed} of {len(stacks)} call stacks have no function names: they are not evaluated, and no process is "
+        "named for them"
+    ]
 
 
 def _share(part_bytes: int, whole_bytes: int) -> float:

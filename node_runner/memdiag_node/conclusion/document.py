@@ -1,4 +1,4 @@
-"""The evidence document's last step: kept within its bounds; what the verdict refers to stays, then the largest."""
+"""Keep the evidence document within its limits: what the verdict refers to is kept first, then the largest items."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -9,15 +9,14 @@ from memdiag_api.document import DocumentError, read_document
 from memdiag_api.evidence import Evidence, Holder, Owner, Stack, Verdict
 from memdiag_api.limits import MAX_DOCUMENT_BYTES
 
-"""How many holders a stack, and how many stacks a holder lists."""
 _STEP = 0.75
-"""How much of a list is kept at each try."""
+"""Share of a list that is kept at each attempt."""
 _SHORT_LIST, _SHORT_TEXT = 4, 256
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Stacks and holders of a document, and a verdict that refers to nothing else."""
+    """Stacks and holders of a document, and a verdict that refers only to these."""
 
     stacks: list[Stack]
     holders: list[Holder]
@@ -27,9 +26,9 @@ class Kept:
 def keep_lists(
     stacks: Sequence[Stack], holders: Sequence[Holder], verdict: Verdict, *, max_stacks: int, max_holders: int
 ) -> Kept:
-    """As many of both, in the order that they have: what `verdict` refers to, then the first ones.
+    """Keep up to the given number of both, in their order: what `verdict` refers to, then the first ones.
 
-    References go with what they refer to; those to what is left off are removed.
+    References are adjusted, and those to omitted items are removed.
     """
     first_holders = [index for index in [verdict.holder] if index is not None and index < len(holders)]
     first_stacks = [index for index in [verdict.stack] if index is not None and index < len(stacks)]
@@ -52,7 +51,7 @@ def keep_lists(
 
 
 def keep(evidence: Evidence, *, stacks: int, holders: int) -> Evidence:
-    """`evidence` with so many stacks and holders; `truncated` says when some were left off."""
+    """Return `evidence` with up to the given number of stacks and holders. `truncated` is set if some are omitted."""
     if stacks >= len(evidence.stacks) and holders >= len(evidence.holders):
         return evidence
     kept = keep_lists(evidence.stacks, evidence.holders, evidence.verdict, max_stacks=stacks, max_holders=holders)
@@ -62,15 +61,15 @@ def keep(evidence: Evidence, *, stacks: int, holders: int) -> Evidence:
 
 
 def encode(evidence: Evidence) -> bytes:
-    """The document's JSON text in ASCII, on one line."""
+    """Return the JSON text of the document in ASCII, on one line."""
     return json.dumps(evidence.to_json_object(), ensure_ascii=True, separators=(",", ":")).encode("ascii")
 
 
 def fit(evidence: Evidence, *, limit_bytes: int = MAX_DOCUMENT_BYTES) -> Evidence:
-    """`evidence` within `limit_bytes`; `truncated` says when something was left off.
+    """Return `evidence` within `limit_bytes`. `truncated` is set if something was omitted.
 
-    The smallest stacks and holders go first, then details, then everything but the breakdown and the verdict. The
-    verdict's own stack and holder stay to the last.
+    The smallest stacks and holders are omitted first, then details, then everything except the breakdown and the
+    verdict. The stack and the holder of the verdict are kept the longest.
     """
     while len(encode(evidence)) > limit_bytes and (len(evidence.holders) > 1 or len(evidence.stacks) > 1):
         evidence = keep(
@@ -81,24 +80,24 @@ def fit(evidence: Evidence, *, limit_bytes: int = MAX_DOCUMENT_BYTES) -> Evidenc
     if len(encode(evidence)) > limit_bytes:
         evidence = _without_details(evidence)
     if len(encode(evidence)) > limit_bytes:
-        evidence = bare(evidence, f"the document would have more than {limit_bytes} bytes")
+        evidence = bare(evidence, f"the document would be larger than {limit_bytes} bytes")
     return evidence
 
 
 def publishable(evidence: Evidence) -> bytes:
-    """The document of `evidence` as it is published: within its bound, and accepted by the operator's own checks.
+    """Return the document to publish: within its size limit, and accepted by the checks of the operator.
 
-    Should the whole not pass, which would be a fault of the runner, the breakdown and the verdict are published, with a
-    note that says why. Raises DocumentError when not even these pass.
+    If `evidence` does not pass, which would be a bug in the runner, only the breakdown and the verdict are published,
+    with a note that says why. Raises DocumentError if these do not pass either.
     """
     try:
         return _checked(fit(evidence))
-    except ValueError as error:  # what cannot be written as JSON raises others than DocumentError
-        return _checked(bare(evidence, f"the document fails its own check: {error}"))
+    except ValueError as error:  # values that cannot be written as JSON raise other errors than DocumentError
+        return _checked(bare(evidence, f"the document failed validation: {error}"))
 
 
 def bare(evidence: Evidence, reason: str) -> Evidence:
-    """The breakdown and the verdict of `evidence`, with a note that the rest was left off for `reason`."""
+    """Return the breakdown and the verdict of `evidence`, with a note that the rest was omitted for `reason`."""
     verdict = evidence.verdict
     return evidence.model_copy(
         update={
@@ -119,7 +118,7 @@ def bare(evidence: Evidence, reason: str) -> Evidence:
                 }
             ),
             "truncated": True,
-            "notes": [_writable(f"stacks, holders and details were left off: {reason}")[:_SHORT_TEXT]],
+            "notes": [_writable(f"stacks, holders and details were omitted: {reason}")[:_SHORT_TEXT]],
         }
     )
 
@@ -127,13 +126,13 @@ def bare(evidence: Evidence, reason: str) -> Evidence:
 def _checked(evidence: Evidence) -> bytes:
     document = encode(evidence)
     if len(document) > MAX_DOCUMENT_BYTES:
-        raise DocumentError(f"the document has {len(document)} bytes, {MAX_DOCUMENT_BYTES} are allowed")
+        raise DocumentError(f"the document has {len(document)} bytes, but at most {MAX_DOCUMENT_BYTES} are allowed")
     read_document(document)
     return document
 
 
 def _without_details(evidence: Evidence) -> Evidence:
-    """Every list and text short that is not a figure or a name."""
+    """Return `evidence` with all lists and texts shortened, except figures and names."""
     coverage, ledger, trace = evidence.coverage, evidence.ledger, evidence.trace
     return evidence.model_copy(
         update={
@@ -172,12 +171,12 @@ def _short_owners(owners: Iterable[Owner]) -> Iterable[Owner]:
 
 
 def _writable(text: str) -> str:
-    """`text` without what UTF-8 cannot hold."""
+    """Return `text` without characters that UTF-8 cannot represent."""
     return text.encode(errors="replace").decode()
 
 
 def _chosen(count: int, limit: int, first: Iterable[int]) -> list[int]:
-    """`limit` of `count` indexes in ascending order: `first`, then the smallest."""
+    """Choose `limit` of `count` indexes: `first`, then the smallest. Returned in ascending order."""
     wanted = [*(index for index in first if index < count), *range(count)]
     return sorted(list(dict.fromkeys(wanted))[:limit])
 

@@ -1,4 +1,4 @@
-"""The join: blocks that the trace saw allocated and not freed, against blocks that holders pin, frame by frame."""
+"""The join: match blocks that the trace saw allocated and not freed with blocks that holders pin, by frame."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Which holders have which stacks' blocks. A block counts once in each figure, however many packets share it."""
+    """The holders that have blocks of each stack. A block that several packets share counts once in each figure."""
 
     overlaps: tuple[Overlap, ...]
     """Largest first."""
@@ -42,8 +42,8 @@ def join_blocks(
 
     `blocks` has the fields page, order, frames, stack and weight of the trace's result. Each of `holders` has page and
     order: the head page of every block that it pins. Pages are addresses of `struct page`, `struct_page_bytes` apart,
-    so no frame number is needed. A holder may name any page inside a traced block: what was split after its allocation
-    is found as well.
+    so no frame number is needed. A holder may refer to any page in a traced block, so blocks that were split after
+    their allocation are found as well.
     """
     if not len(blocks) or not any(len(held) for held in holders):
         return Join((), {})
@@ -70,7 +70,7 @@ def join_blocks(
 
 
 def _sum_by(keys: tuple[npt.NDArray[np.int64], ...], values: npt.NDArray[np.int64]) -> dict[tuple[int, ...], int]:
-    """Sums of `values` over rows that have the same keys."""
+    """Sum `values` over rows with the same keys."""
     unique, where = np.unique(np.stack(keys, axis=1), axis=0, return_inverse=True)
     sums = np.zeros(len(unique), dtype=np.int64)
     np.add.at(sums, where.reshape(-1), values)

@@ -1,4 +1,4 @@
-"""Memory that is too large for a "no" and that no check explains: by class of the breakdown (pure)."""
+"""Large memory that no check explains, which rules out NoLeak: by class of the breakdown (pure)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from memdiag_api.units import format_bytes
 from memdiag_node.conclusion.suspects import Keeper
 
 OTHER_CLASSES = (ClassName.SUNRECLAIM, ClassName.VMALLOC, ClassName.PERCPU, ClassName.SHMEM)
-"""Classes beside AllocPage that can leak. No check looks into them yet."""
+"""Classes besides AllocPage that can leak. No check covers them yet."""
 _KINDS = {
     HolderKind.SOCKET: "socket",
     HolderKind.PIPE: "pipe",
@@ -26,7 +26,7 @@ _ID_SHOWN = 12
 
 @dataclass(frozen=True, slots=True)
 class LargePart:
-    """So much of one class, and why it is not explained."""
+    """A part of one class, and why it is not explained."""
 
     size_bytes: int
     sentence: str
@@ -34,13 +34,13 @@ class LargePart:
     advice: str
     reasons: tuple[str, ...] = ()
     holder: int | None = None
-    """Index of the holder that the sentence names."""
+    """Index of the holder in the sentence."""
     stack: int | None = None
-    """Index of the stack that a reason names."""
+    """Index of the stack in a reason."""
 
 
 def other_classes(breakdown: Breakdown) -> Iterator[LargePart]:
-    """Each of OTHER_CLASSES as it is: nobody is known to hold a part of it."""
+    """Yield each of OTHER_CLASSES as a whole: no holder of them is known."""
     for one in breakdown.classes:
         if one.name in OTHER_CLASSES:
             yield LargePart(
@@ -51,17 +51,16 @@ def other_classes(breakdown: Breakdown) -> Iterator[LargePart]:
 
 
 _ADVICE: dict[str, str] = {
-    ClassName.SUNRECLAIM: "Look at slabtop: which kernel objects there are most of, and whether their number grows.",
-    ClassName.VMALLOC: "Look at /proc/vmallocinfo: which kernel functions allocated the most, and whether it grows.",
-    ClassName.PERCPU: "Look at how many cgroups, network interfaces and BPF maps there are, and whether their number "
-    "grows.",
-    ClassName.SHMEM: "Look at what is in tmpfs mounts (df -t tmpfs) and in shared memory (ipcs -m): files stay "
-    "until deleted.",
+    ClassName.SUNRECLAIM: "Run slabtop to see which kernel objects are most numerous, and whether their number grows.",
+    ClassName.VMALLOC: "Check in /proc/vmallocinfo which kernel functions allocated the most, and whether it grows.",
+    ClassName.PERCPU: "Check the number of cgroups, network interfaces and BPF maps, and whether it grows.",
+    ClassName.SHMEM: "Check the contents of tmpfs mounts (df -t tmpfs) and shared memory (ipcs -m): files stay until "
+    "they are deleted.",
 }
 
 
 def unheld(breakdown: Breakdown, held_bytes: int, stacks: Sequence[Stack], census: Census | None) -> LargePart:
-    """The part of AllocPage that is in no known holder. `held_bytes`: the part that is."""
+    """Return the part of AllocPage that is in no known holder. `held_bytes`: the part that is in known holders."""
     size_bytes = breakdown.alloc_page_bytes - held_bytes
     stack = max(range(len(stacks)), key=lambda index: _unheld_bytes(stacks[index]), default=None)
     taken_bytes = _unheld_bytes(stacks[stack]) if stack is not None else 0
@@ -76,22 +75,22 @@ def unheld(breakdown: Breakdown, held_bytes: int, stacks: Sequence[Stack], censu
         f"AllocPage has {format_bytes(breakdown.alloc_page_bytes)}; {format_bytes(size_bytes)} of it are neither held "
         "by a known holder nor growing now",
         reasons=tuple(reasons),
-        advice="Find out what allocates there: see the call stack in the reasons."
+        advice="Check the call stack in the reasons to see what allocates this memory."
         if stack is not None
-        else "It was allocated before the window. Trace for longer while the workload runs, so that growth shows, "
-        "or look at what drivers and other kernel users preallocate.",
+        else "It was allocated before the window. Run a longer trace under the usual workload to see whether it grows, "
+        "or check what drivers and other kernel users preallocate.",
         stack=stack,
     )
 
 
 def held(holders: Sequence[Holder], keeper: Keeper, held_bytes: int) -> LargePart:
-    """The part of AllocPage that is in known holders, and who has the most: `keeper`."""
+    """Return the part of AllocPage that is in known holders. `keeper` has the most of it."""
     who = _name(holders[keeper.holder], keeper.count)
     return LargePart(
         held_bytes,
         f"known holders keep {format_bytes(held_bytes)} of AllocPage, {who} the most "
-        f"({format_bytes(keeper.pinned_bytes)}), and no check tells whether it is needed",
-        advice="Look at the holders below: what they keep comes back when they read, send or close.",
+        f"({format_bytes(keeper.pinned_bytes)}), and no check can determine whether it is needed",
+        advice="Check the holders below: their memory is freed when they read, send or close.",
         holder=keeper.holder,
     )
 
@@ -109,9 +108,9 @@ def _unheld_bytes(stack: Stack) -> int:
 
 
 def _where(census: Census, unexplained_bytes: int) -> Iterator[str]:
-    """What the census says of the unexplained part: bounds from above, those that are a tenth of it or more.
+    """Yield upper bounds from the census for the unexplained part, if they are at least a tenth of it.
 
-    A census that was cut short has bounds only for the frames that it looked at, and says so.
+    A census that was cut short has bounds only for the frames that it scanned, which the sentence says.
     """
     parts = [
         (blocks.size_bytes - blocks.held_bytes, f"are blocks of order {blocks.order}")
@@ -127,7 +126,7 @@ def _where(census: Census, unexplained_bytes: int) -> Iterator[str]:
         if share.container_id and share.held_bytes is not None
     ]
     is_whole = census.scanned_share >= 1
-    frames = "" if is_whole else f"in the {census.scanned_share:.0%} of page frames that were looked at, "
+    frames = "" if is_whole else f"in the {census.scanned_share:.0%} of page frames that were scanned, "
     for size_bytes, what in sorted(parts, reverse=True)[:_MAX_PARTS]:
         if size_bytes >= _PART_SHARE * unexplained_bytes * census.scanned_share:
             yield f"{frames}at most {format_bytes(size_bytes)} of it {what} and in no known holder"

@@ -1,4 +1,4 @@
-"""The ledger: allocpage's bytes, split into what is known to hold them and the rest."""
+"""The ledger: the bytes of allocpage, split by what is known to hold them, and the rest."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,10 +16,10 @@ def ledger_of(
 ) -> Ledger:
     """Split `breakdown`'s allocpage; the lines and the unexplained rest add up to it exactly.
 
-    `held_by_kind_bytes` has what all holders of a kind pin of it, each block counted once. `unheld_bytes` is what the
-    trace saw allocated and not freed, and no holder has: its stacks are known, its holder is not. Holders, trace and
-    counters are read one after the other, so the lines can come to more than the whole: then the rest is below zero,
-    and the lines are shown as they were measured.
+    `held_by_kind_bytes` is the part that all holders of a kind pin, with each block counted once. `unheld_bytes` is the
+    part that the trace saw allocated and not freed and that is in no holder: its stacks are known, its holder is not.
+    Holders, trace and counters are read one after the other, so the lines can add up to more than allocpage. The rest
+    is negative then, and the lines are shown as measured.
     """
     lines = [
         LedgerLine(name=f"{kind.value}s", size_bytes=size_bytes) for kind, size_bytes in held_by_kind_bytes.items()
@@ -34,5 +34,5 @@ def ledger_of(
 
 
 def held_bytes(ledger: Ledger) -> int:
-    """The allocpage that is in known holders. What was only traced is explained by nobody."""
+    """Return the allocpage that is in known holders. Memory that was only traced is not explained."""
     return sum(line.size_bytes for line in ledger.lines if line.name != _WITHOUT_HOLDER)

@@ -1,4 +1,4 @@
-"""What one run measured: the input of the conclusion."""
+"""The measurements of one run: the input of the conclusion."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ class TracedBlocks:
     blocks: npt.NDArray[np.void]
     """With the fields page, order, frames, stack and weight of trace.result.BLOCK_DTYPE."""
     memory_classes: Sequence[str]
-    """Of every traced stack, also of those that the document does not list."""
+    """Of every traced stack, including those that the document does not list."""
     struct_page_bytes: int
-    """Distance of two neighbouring pages of `blocks`."""
+    """Distance of two adjacent pages in `blocks`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measurements:
-    """What one run measured. A part is None or empty if its check was not asked for, or failed."""
+    """The measurements of one run. A part is None or empty if its check was not requested or failed."""
 
     host: Host
     window: Window
     checks: Sequence[Check]
-    """The checks that were made."""
+    """The checks that were run."""
     needs: Sequence[Need]
     breakdown: Breakdown | None = None
     trace: Trace | None = None
@@ -42,14 +42,14 @@ class Measurements:
     """Largest pinned first."""
     notes: Sequence[str] = ()
     doubts: Sequence[Doubt] = ()
-    """What the run did not see, unless `checks`, `coverage`, `trace` or `census` say it (conclusion.doubts)."""
+    """What the run did not see, except what `checks`, `coverage`, `trace` and `census` show (conclusion.doubts)."""
 
     @property
     def holders(self) -> list[Holder]:
-        """Of each holding, in the same order."""
+        """The holder of each holding, in the same order."""
         return [one.holder for one in self.holdings]
 
     @property
     def window_seconds(self) -> float:
-        """Time between the two looks at the sockets, about."""
+        """Approximate time between the two scans of the sockets."""
         return self.window.traced_seconds or self.window.requested_seconds

@@ -1,4 +1,4 @@
-"""Holders summed up by process, container and pod: who leaves how much unread, and who keeps the most (pure)."""
+"""Holders summed up by process, container and pod: who leaves data unread, and who pins the most (pure)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from memdiag_api.evidence import Holder, HolderKind, SuspectScope
 from memdiag_node.holding import Holding, pinned_together_bytes
 
 _SCOPES = (SuspectScope.PROCESS, SuspectScope.CONTAINER, SuspectScope.POD)
-"""From the most to the least precise. What is only found on the whole node has no suspect."""
-_TELLING_SHARE = 0.5
+"""From the most to the least precise. Stuck sockets that only add up on the whole node have no suspect."""
+_SUSPECT_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,19 +17,19 @@ class StuckSockets:
 
     scope: SuspectScope
     holders: tuple[int, ...]
-    """Indexes: sockets that can be named before sums, then the most pinned bytes first."""
+    """Indexes of holders: single sockets before sums, then the most pinned bytes first."""
     sockets: int
     processes: int
     pinned_bytes: int
     """Together, each block once."""
     unread_bytes: int
     stuck_seconds: float
-    """All of them, at least."""
+    """Minimum for all of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keeper:
-    """What one process keeps in holders of one kind that are not stuck, or one holder without a process."""
+    """Holders of one kind that one process has and that are not stuck, or one holder without a process."""
 
     holder: int
     """Index of the largest of them."""
@@ -40,18 +40,18 @@ class Keeper:
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """Who pins how much, in plain figures."""
+    """Who pins how many bytes."""
 
     stuck: StuckSockets
     """All stuck sockets of the node."""
     groups: tuple[StuckSockets, ...]
     """The stuck sockets of each process, container and pod: by scope, then the most pinned bytes first."""
     largest_keeper: Keeper | None
-    """Of the holders that are not stuck sockets."""
+    """The largest among the holders that are not stuck sockets."""
 
 
 def pinned_by(holdings: Sequence[Holding], *, stuck_floor_seconds: float, page_bytes: int) -> Pinned:
-    """Sum up by whom. A socket is stuck if nothing was read from it for `stuck_floor_seconds`."""
+    """Sum up pinned bytes by owner. A socket is stuck if nothing was read from it for `stuck_floor_seconds`."""
     stuck = [
         index
         for index, one in enumerate(holdings)
@@ -73,13 +73,13 @@ def pinned_by(holdings: Sequence[Holding], *, stuck_floor_seconds: float, page_b
 
 
 def find_suspect(groups: Sequence[StuckSockets], limit_bytes: int) -> StuckSockets | None:
-    """The most precise group that pins `limit_bytes`, and half of what the largest group pins.
+    """Return the most precise group that pins at least `limit_bytes`, and half of what the largest group pins.
 
-    So one worker among a thousand does not stand for its container, and a container does not hide the one process
-    that causes it. None when no process, container or pod pins as much as `limit_bytes`.
+    One worker among a thousand is not reported instead of its container, and a container does not hide the one
+    process that is the cause. None if no process, container or pod pins `limit_bytes`.
     """
     most_bytes = max((one.pinned_bytes for one in groups), default=0)
-    floor_bytes = max(limit_bytes, _TELLING_SHARE * most_bytes)
+    floor_bytes = max(limit_bytes, _SUSPECT_SHARE * most_bytes)
     return next((one for one in groups if one.pinned_bytes >= floor_bytes), None)
 
 
@@ -101,9 +101,9 @@ def _largest_keeper(holdings: Sequence[Holding], chosen: Iterable[int], page_byt
 
 
 def _key(scope: SuspectScope, index: int, holder: Holder) -> object:
-    """What the members of a group have in common; None for a holder that belongs to no group of this scope.
+    """Return what the members of a group have in common, or None if the holder belongs to no group of this scope.
 
-    Sockets without a process have nothing in common: each is a group by itself, and a sum of them is none.
+    Sockets without a process have nothing in common: each is a group by itself, and a sum of them is not a group.
     """
     owner = holder.owners[0] if holder.owners else None
     match scope:

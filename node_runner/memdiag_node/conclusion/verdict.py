@@ -1,4 +1,4 @@
-"""The verdict: one rule for each answer, decided from the evidence alone. docs/verdicts.md says the same for users."""
+"""The verdict: one rule for each answer, decided from the evidence alone. docs/verdicts.md documents the rules."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,11 +37,11 @@ _ID_SHOWN = 12
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """From which size on a finding matters: the larger of a floor and a share of the node's memory.
+    """Minimum sizes of findings: the larger of a floor and a share of the node's memory.
 
-    The floors keep small machines quiet: a healthy node's queues and caches move by some MiB all the time, and its
-    slab alone has 50 to 150 MiB. The shares keep large ones quiet: 0.1 % of 512 GiB is what a busy server's queues hold
-    in passing.
+    The floors avoid false alarms on small machines: the queues and caches of a healthy node change by some MiB all the
+    time, and its slab alone has 50 to 150 MiB. The shares avoid them on large ones: the queues of a busy server can
+    hold 0.1 % of 512 GiB for a short time.
     """
 
     suspect_floor_bytes: int = 16 * MIB
@@ -51,18 +51,18 @@ class Thresholds:
     stuck_floor_seconds: float = 1.0
 
     def suspect_bytes(self, mem_total_bytes: int) -> int:
-        """Bytes from which on pinned or growing memory makes a suspect."""
+        """Return the minimum size in bytes of pinned or growing memory that makes a suspect."""
         return max(self.suspect_floor_bytes, round(self.suspect_share * mem_total_bytes))
 
     def large_bytes(self, mem_total_bytes: int) -> int:
-        """Bytes of a class from which on nobody may say that there is no leak, unless a check explains them."""
+        """Return the size in bytes of a class that rules out NoLeak, unless a check explains it."""
         return max(self.large_floor_bytes, round(self.large_share * mem_total_bytes))
 
 
 def decide_verdict(measured: Measurements, pinned: Pinned, thresholds: Thresholds, *, held_bytes: int) -> Verdict:
-    """The first rule that applies: a leak, a reason why none can be ruled out, no leak.
+    """Return the verdict of the first rule that applies: a leak, a reason why none can be ruled out, no leak.
 
-    `pinned` is what `measured.holdings` pin, by whom; `held_bytes` what they have of allocpage.
+    `pinned` is what `measured.holdings` pin, by owner. `held_bytes` is the part of allocpage that they have.
     """
     doubts = _doubts(measured, pinned.stuck, thresholds)
     return (
@@ -75,7 +75,7 @@ def decide_verdict(measured: Measurements, pinned: Pinned, thresholds: Threshold
 
 
 def _doubts(measured: Measurements, together: StuckSockets, thresholds: Thresholds) -> list[Doubt]:
-    """Everything that keeps the run from saying "no" with confidence, what forbids it first."""
+    """Return everything that reduces the confidence in NoLeak, with doubts that rule it out first."""
     suspect_bytes = thresholds.suspect_bytes(measured.host.mem_total_bytes)
     doubts = list(
         check_doubts(
@@ -101,17 +101,17 @@ def _doubts(measured: Measurements, together: StuckSockets, thresholds: Threshol
 
 
 def _pinned_by_many(together: StuckSockets, limit_bytes: int) -> Doubt:
-    """Stuck sockets that have nothing in common but the node: much is pinned, and nobody is the suspect."""
+    """Return the doubt about stuck sockets with only the node in common: they pin much, but there is no suspect."""
     return Doubt(
         f"{together.sockets} stuck sockets of the node together pin {format_bytes(together.pinned_bytes)} of AllocPage "
-        f"with {format_bytes(together.unread_bytes)} unread for at least {together.stuck_seconds:.0f} s, but those of "
-        f"no process, container or pod pin {format_bytes(limit_bytes)}",
+        f"with {format_bytes(together.unread_bytes)} unread for at least {together.stuck_seconds:.0f} s, but no single "
+        f"process, container or pod pins {format_bytes(limit_bytes)}",
         forbids_no=True,
     )
 
 
 def _confidence(measured: Measurements, *, is_complete: bool = True) -> Confidence:
-    """Of a leak that was found."""
+    """Return the confidence in a leak that was found."""
     is_whole = is_complete and not measured.window.interrupted and set(measured.checks) >= set(Check)
     return Confidence.HIGH if is_whole else Confidence.MEDIUM
 
@@ -132,7 +132,7 @@ def _pinned(measured: Measurements, pinned: Pinned, thresholds: Thresholds) -> V
         _confidence(measured, is_complete=not incomplete),
         f"{_who(suspect, holders)} pins {size}.",
         reasons=[
-            f"nothing was read in the meantime, and {size} are pinned: a suspect from {format_bytes(limit_bytes)} on",
+            f"nothing was read during that time, and {size} are pinned (threshold: {format_bytes(limit_bytes)})",
             f"each unread byte keeps {suspect.pinned_bytes / max(1, suspect.unread_bytes):.0f} bytes from being freed",
             *_filled_by(holder, measured.stacks),
         ],
@@ -155,11 +155,11 @@ def _growing(measured: Measurements, thresholds: Thresholds) -> Verdict | None:
             _confidence(measured),
             f"Allocations through {frame} grow by {rate}/s: {size} were not freed in the window.",
             reasons=[
-                f"{size} outstanding, a suspect from {format_bytes(limit_bytes)} on, born all through the window",
-                f"growth {rate}/s, give or take {format_bytes(stack.growth_error_bytes_per_second)}/s",
+                f"{size} are outstanding, allocated throughout the window (threshold: {format_bytes(limit_bytes)})",
+                f"growth is {rate}/s, with a standard error of {format_bytes(stack.growth_error_bytes_per_second)}/s",
             ],
-            advice="Trace for longer to see whether it goes on; the call stack names the kernel code that allocates, "
-            "and held-by names who keeps it where that is known.",
+            advice="Run a longer trace to see whether the growth continues. The call stack shows the kernel code that "
+            "allocates, and held-by shows the holder, if known.",
             stack=index,
             suspect_bytes=stack.outstanding_bytes,
         )
@@ -187,7 +187,7 @@ def _large(
         Confidence.MEDIUM,
         sentence[:1].upper() + sentence[1:] + ".",
         reasons=[
-            f"memory without an explanation matters from {format_bytes(limit_bytes)} of a class on",
+            f"the threshold for unexplained memory of a class is {format_bytes(limit_bytes)}",
             *(reason for part in parts for reason in part.reasons),
             *(doubt.sentence for doubt in doubts),
         ],
@@ -206,15 +206,15 @@ def _doubtful(
         return None
     is_pinned = together.pinned_bytes >= thresholds.suspect_bytes(measured.host.mem_total_bytes)
     largest = together.holders[0] if is_pinned else None
-    named = "" if largest is None else f" One of the largest is {_name(measured.holdings[largest].holder)}."
+    named = "" if largest is None else f" One of the largest holders is {_name(measured.holdings[largest].holder)}."
     return _verdict(
         VerdictKind.INCONCLUSIVE,
         Confidence.LOW,
-        f"No leak was found, but one cannot be ruled out: {'; '.join(grave)}.{named}",
+        f"No leak was found, but a leak cannot be ruled out: {'; '.join(grave)}.{named}",
         reasons=[doubt.sentence for doubt in doubts if not doubt.forbids_no],
-        advice="Look at the holders below: find out whether their processes read late, or not at all."
+        advice="Check the holders below: do their processes read late, or not at all?"
         if is_pinned
-        else "See the needs below for what is missing, or run again with every check, at a quieter time.",
+        else "Check the missing and degraded needs below, or run again with all checks when the node is less busy.",
         holder=largest,
         suspect=together if is_pinned else None,
     )
@@ -228,8 +228,8 @@ def _no_leak(measured: Measurements, thresholds: Thresholds, doubts: Sequence[Do
     return _verdict(
         VerdictKind.NO_LEAK,
         Confidence.MEDIUM if doubts else Confidence.HIGH,
-        f"No process, container or pod leaves {limit} or more pinned by unread data; no call stack keeps allocating "
-        f"{limit} or more without freeing; no class of memory that can leak has {large} or more without an explanation"
+        f"No process, container or pod pins {limit} or more with unread data; no call stack keeps allocating "
+        f"{limit} or more without freeing it; no class of memory that can leak has {large} or more unexplained"
         f"{alloc_page}.",
         reasons=[
             f"the window was {measured.window_seconds:.0f} s: a slower leak needs a longer window",
@@ -250,7 +250,7 @@ def _verdict(
     suspect: StuckSockets | None = None,
     suspect_bytes: int = 0,
 ) -> Verdict:
-    """A verdict whose texts are within the document's bounds, whatever names they are made of."""
+    """Return a verdict with all texts cut to the limits of the document: names in them can be long."""
     return Verdict(
         kind=kind,
         confidence=confidence,
@@ -270,7 +270,7 @@ def _queues(holder: Holder) -> Sequence[Queue]:
 
 
 def _who(suspect: StuckSockets, holders: Sequence[Holder]) -> str:
-    """Whose unread data it is, how much, and for how long."""
+    """Return who has unread data, how much, and for how long."""
     first = holders[suspect.holders[0]]
     unread = f"{format_bytes(suspect.unread_bytes)} unread for at least {suspect.stuck_seconds:.0f} s"
     if suspect.scope is SuspectScope.PROCESS:
@@ -278,7 +278,7 @@ def _who(suspect: StuckSockets, holders: Sequence[Holder]) -> str:
         more = f" and {others} more of its sockets" if others else ""
         return f"{_name(first)}{more}: {unread}"
     return (
-        f"{_group(suspect, first)}, {suspect.sockets} sockets of {suspect.processes} processes, the most in "
+        f"{_group(suspect, first)}, {suspect.sockets} sockets of {suspect.processes} processes, the largest being "
         f"{_name(first)}: {unread}"
     )
 
@@ -292,12 +292,18 @@ def _group(suspect: StuckSockets, first: Holder) -> str:
 
 def _advice(suspect: StuckSockets, first: Holder) -> str:
     if not first.owners:
-        return "No process can be restarted for it: find out what its peer still sends, and end that connection there."
+        return (
+            "No process can be restarted to free it. Check what the peer still sends, and close the connection there."
+        )
     if suspect.scope is SuspectScope.PROCESS:
-        who = f"why {_process(first)} does not read {_fd(first)}, and restart or fix it"
-    else:
-        who = f"why the processes of {_group(suspect, first)} do not read their sockets, and restart or fix them"
-    return f"Find out {who}: the memory comes back as soon as they are read or closed."
+        return (
+            f"Check why {_process(first)} is not reading {_fd(first)}. Restarting or fixing it frees the memory as "
+            "soon as it reads or closes the sockets."
+        )
+    return (
+        f"Check why the processes of {_group(suspect, first)} are not reading their sockets. Restarting or fixing them "
+        "frees the memory as soon as they read or close the sockets."
+    )
 
 
 def _name(holder: Holder) -> str:
@@ -306,7 +312,7 @@ def _name(holder: Holder) -> str:
     subject = f"{holder.summed} sockets" if holder.summed > 1 else "a socket"
     if holder.owners_total and not holder.unowned_reason:
         return f"{subject} of a process that has ended"
-    return f"{subject} that no process holds ({holder.unowned_reason or 'why is not known'})"
+    return f"{subject} that no process holds ({holder.unowned_reason or 'reason unknown'})"
 
 
 def _process(holder: Holder) -> str:

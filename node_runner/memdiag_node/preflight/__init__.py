@@ -1,1 +1,1 @@
-"""What each check needs of the host, and whether it is there."""
+"""Prerequisites of each check on the host, and whether they are met."""

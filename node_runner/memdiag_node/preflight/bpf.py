@@ -1,4 +1,4 @@
-"""What the eBPF checks need from the kernel and from rights, found out by trying (bpf(2), capabilities(7))."""
+"""Kernel features and privileges that the eBPF checks need, found by trying (bpf(2), capabilities(7))."""
 
 import ctypes
 import errno
@@ -34,7 +34,7 @@ _CAPABILITIES = f"run as root with the capabilities {in_words()}"
 
 
 def needs(roots: HostRoots) -> list[Need]:
-    """What the page-allocation trace and the socket scan need, in the order in which a person would mend it."""
+    """Return the needs of the page-allocation trace and the socket scan, in the order in which to fix them."""
     return [
         _bcc(),
         *_btf(roots),
@@ -51,8 +51,8 @@ def _bcc() -> Need:
     return missing(
         "bcc",
         _BOTH,
-        "Python's bcc cannot be imported.",
-        "Install the distribution's package: python3-bpfcc on Debian and Ubuntu (the bcc on PyPI is another project).",
+        "The Python module bcc cannot be imported.",
+        "Install the package of the distribution: python3-bpfcc on Debian and Ubuntu (bcc on PyPI is another project).",
     )
 
 
@@ -62,52 +62,52 @@ def _btf(roots: HostRoots) -> list[Need]:
         btf = Btf.load(roots.sys)
     except (OSError, BtfError) as error:
         reason = f"{path}: {error.strerror or error}." if isinstance(error, OSError) else f"{error}."
-        return [missing("BTF", _BOTH, reason, "Boot a kernel that is built with CONFIG_DEBUG_INFO_BTF.")]
+        return [missing("BTF", _BOTH, reason, "Boot a kernel built with CONFIG_DEBUG_INFO_BTF.")]
     return [met("BTF", _BOTH), _iterators(btf), _symbols(roots, btf)]
 
 
 def _iterators(btf: Btf) -> Need:
-    """The iterator over all files (Linux 5.8) and the helper that gives the socket of a file (5.11)."""
+    """Check for the iterator over all files (Linux 5.8) and the helper that returns the socket of a file (5.11)."""
     lacks = ""
     if not btf.has_struct("bpf_iter__task_file"):
         lacks = "cannot list the files of all tasks"
     elif not btf.has_enumerator("BPF_FUNC_sock_from_file"):
-        lacks = "does not let BPF iterators ask which socket a file is (bpf_sock_from_file)"
+        lacks = "does not let BPF iterators get the socket of a file (bpf_sock_from_file)"
     if lacks:
         return missing("BPF iterators", _SOCKETS, f"The kernel {lacks}.", "Boot Linux 5.11 or later.")
     return met("BPF iterators", _SOCKETS)
 
 
 def _programs() -> Need:
-    """Load the smallest programs of the kind that the trace uses, and drop them at once."""
+    """Load minimal programs of the type that the trace uses, and close them at once."""
     code = load_program(_RETURN_ZERO)
     if code == 0:
         return _reading_programs()
     if code == errno.EPERM:
-        remedy = f"In a pod or a container its seccomp profile must allow bpf(2). Otherwise, {_CAPABILITIES}."
+        remedy = f"In a pod or container, the seccomp profile must allow bpf(2). Otherwise, {_CAPABILITIES}."
     elif code == errno.ENOSYS:
-        remedy = "Boot a kernel that is built with CONFIG_BPF_SYSCALL."
+        remedy = "Boot a kernel built with CONFIG_BPF_SYSCALL."
     else:
         remedy = "Boot Linux 5.8 or later."
-    return missing("eBPF programs", _BOTH, f"The kernel refuses to load one: {os.strerror(code)}.", remedy)
+    return missing("eBPF programs", _BOTH, f"The kernel does not load a program: {os.strerror(code)}.", remedy)
 
 
 def _reading_programs() -> Need:
-    """Programs can be loaded; whether they may read kernel memory, the verifier says by knowing the helper or not."""
+    """Check whether programs may read kernel memory: if not, the verifier rejects the helper function."""
     code = load_program(_READ_KERNEL)
     if code == 0:
         return met("eBPF programs", _BOTH)
     return missing(
         "eBPF programs",
         _BOTH,
-        f"The kernel refuses to load one that reads kernel memory: {os.strerror(code)}.",
-        "The kernel is locked down for confidentiality, which forbids that (kernel_lockdown(7)): boot it with "
+        f"The kernel does not load a program that reads kernel memory: {os.strerror(code)}.",
+        "If the kernel is locked down for confidentiality, which forbids this (kernel_lockdown(7)), boot it with "
         "lockdown=integrity or none. Otherwise, boot Linux 5.8 or later.",
     )
 
 
 def load_program(code: bytes) -> int:
-    """0 when a raw tracepoint program of these instructions can be loaded, else the error number. Never attached."""
+    """Load a raw tracepoint program of these instructions. Return 0 or the error number. It is never attached."""
     number = _BPF_SYSCALL.get(platform.machine())
     if number is None:
         return errno.ENOSYS
@@ -126,15 +126,15 @@ def load_program(code: bytes) -> int:
 
 
 def _symbols(roots: HostRoots, btf: Btf) -> Need:
-    """Names come from the kernel's own tables, by an iterator: kernel.kptr_restrict does not matter."""
+    """Check the symbol table. An iterator reads it, so kernel.kptr_restrict does not matter."""
     if not (roots.proc / "kallsyms").exists():
-        detail, remedy = "The kernel has no symbol table.", "Boot a kernel that is built with CONFIG_KALLSYMS."
+        detail, remedy = "The kernel has no symbol table.", "Boot a kernel built with CONFIG_KALLSYMS."
     elif not btf.has_struct("bpf_iter__bpf_map"):
         detail, remedy = "The kernel has no BPF iterators, which read its symbol table.", "Boot Linux 5.9 or later."
     else:
         return met("kernel symbols", _TRACE)
-    effect = "Call stacks have no function names, no context and no processes, and those of vmalloc and per-CPU memory "
-    effect += "count as allocpage."
+    effect = "Call stacks have no function names, no context and no processes, and stacks of vmalloc and per-CPU "
+    effect += "memory count as allocpage."
     return degraded("kernel symbols", _TRACE, f"{detail} {effect}", remedy)
 
 
@@ -146,8 +146,8 @@ def _kpageflags(roots: HostRoots) -> Need:
     return degraded(
         "page flags",
         _FRAMES,
-        f"{path}: {reason}. What is outstanding is not checked against what the frames are used for, and page frames "
-        "are not counted.",
+        f"{path}: {reason}. Outstanding blocks are not checked against the use of their frames, and page frames are "
+        "not counted.",
         "Run as root, on a kernel built with CONFIG_PROC_PAGE_MONITOR.",
     )
 
@@ -160,7 +160,7 @@ def _kpagecgroup(roots: HostRoots) -> Need:
     return degraded(
         "page charges",
         _FRAMES,
-        f"{path}: {reason}. Which container is charged for kernel memory is not told.",
+        f"{path}: {reason}. The containers charged for kernel memory are not reported.",
         "Run as root, on a kernel built with CONFIG_PROC_PAGE_MONITOR and CONFIG_MEMCG.",
     )
 
@@ -176,6 +176,6 @@ def _host_pids(roots: HostRoots) -> Need:
     return degraded(
         "host PIDs",
         _BOTH,
-        "The runner is in a PID namespace of its own, so processes that own sockets and stacks cannot be named.",
+        "The runner is in a separate PID namespace, so processes that own sockets and stacks cannot be named.",
         "Start it in the host's PID namespace (in a pod: hostPID).",
     )

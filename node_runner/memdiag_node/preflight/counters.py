@@ -1,4 +1,4 @@
-"""What the breakdown needs from the files of /proc and /sys, found out by trying."""
+"""Files of /proc and /sys that the breakdown needs, found by trying."""
 
 import os
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _BREAKDOWN = (Check.BREAKDOWN,)
 
 
 def needs(roots: HostRoots) -> list[Need]:
-    """In the order in which a person would fix them."""
+    """Return the needs of the breakdown, in the order in which to fix them."""
     return [*_file_needs(roots), *_vmallocinfo_need(roots), _kernel_log_need(), _stat_refresh_need(roots)]
 
 
@@ -36,15 +36,15 @@ def _file_needs(roots: HostRoots) -> Iterator[Need]:
             yield missing(
                 str(path),
                 _BREAKDOWN,
-                f"{problem}: no breakdown is possible",
-                "give the runner the host's own /proc and /sys, not a container runtime's imitation",
+                f"{problem}. No breakdown is possible.",
+                "Give the runner the /proc and /sys of the host, not those that a container runtime emulates.",
             )
         else:
             yield met(str(path), _BREAKDOWN)
 
 
 def _vmallocinfo_need(roots: HostRoots) -> Iterator[Need]:
-    """None where it is not read: BTF tells where stacks are, and meminfo sums up vmalloc."""
+    """Check /proc/vmallocinfo, unless it is not read: BTF shows where stacks are, and meminfo sums up vmalloc."""
     if has_stack_areas_by_btf(roots) is not None and _sums_up_vmalloc(roots):
         return
     path = roots.proc / "vmallocinfo"
@@ -55,9 +55,9 @@ def _vmallocinfo_need(roots: HostRoots) -> Iterator[Need]:
     yield degraded(
         str(path),
         _BREAKDOWN,
-        f"{problem}: kernel stacks are taken to be part of vmalloc; a kernel whose meminfo has VmallocUsed 0 "
-        "(before 5.3) shows its vmalloc memory as AllocPage",
-        "run as root",
+        f"{problem}. Kernel stacks are assumed to be part of vmalloc. If VmallocUsed in meminfo is 0 (before "
+        "Linux 5.3), vmalloc memory is shown as AllocPage.",
+        "Run as root.",
     )
 
 
@@ -65,13 +65,14 @@ def _kernel_log_need() -> Need:
     log = read_kernel_log()
     if log is not None and parse_first_chunk_pages_per_cpu(log) is not None:
         return met("kernel log", _BREAKDOWN)
-    reason = "may not be read" if log is None else "no longer goes back to the boot"
+    reason = "cannot be read" if log is None else "no longer contains the boot messages"
     error_kib = USUAL_FIRST_CHUNK_ERROR_PAGES_PER_CPU * os.sysconf("SC_PAGE_SIZE") // 1024
     return degraded(
         "kernel log",
         _BREAKDOWN,
-        f"it {reason}: how much per-CPU memory was set aside at boot is estimated, to {error_kib} KiB per CPU",
-        "run as root, or with the capability SYSLOG" if log is None else "none is needed: the error is small",
+        f"It {reason}. The per-CPU memory reserved at boot is estimated, with an error of up to "
+        f"{error_kib} KiB per CPU.",
+        "Run as root, or with the capability SYSLOG." if log is None else "No action is needed: the error is small.",
     )
 
 
@@ -81,17 +82,17 @@ def _stat_refresh_need(roots: HostRoots) -> Need:
         return degraded(
             str(path),
             _BREAKDOWN,
-            f"it is not used: {undisturbed} CPUs are isolated or have no tick (nohz_full), and it would wait "
-            "for them; counts that they keep to themselves are part of AllocPage's error",
-            "none is needed",
+            f"Not used, because {undisturbed} CPUs are isolated or have no tick (nohz_full), and it would wait for "
+            "them. Counts that they have not added to the totals are part of the error of AllocPage.",
+            "No action is needed.",
         )
     if fold_per_cpu_counts(roots):
         return met(str(path), _BREAKDOWN)
     return degraded(
         str(path),
         _BREAKDOWN,
-        "it may not be read: counters may be a second old, so AllocPage's error grows while the node is busy",
-        "run as root",
+        "It cannot be read. Counters may be a second old, so the error of AllocPage is larger while the node is busy.",
+        "Run as root.",
     )
 
 

@@ -1,13 +1,13 @@
-"""Which container and pod a process belongs to, from /proc/PID/cgroup (man 7 cgroups).
+"""The container and pod of a process, from /proc/PID/cgroup (man 7 cgroups).
 
-Paths that kubelet and the container runtimes make:
+Paths created by the kubelet and the container runtimes:
 
     cgroupfs driver   /kubepods/burstable/pod<uid>/<container>
     systemd driver    /kubepods.slice/.../kubepods-burstable-pod<uid>.slice/cri-containerd-<container>.scope
-                      (crio-, docker- likewise; the uid's dashes are underscores there)
-    drivers at odds   /system.slice/containerd.service/kubepods-burstable-pod<uid>.slice:cri-containerd:<container>
+                      (also crio-, docker-; the dashes of the uid are underscores there)
+    mixed drivers     /system.slice/containerd.service/kubepods-burstable-pod<uid>.slice:cri-containerd:<container>
 
-A path may have a prefix (nodes that are containers themselves), or start with `/..` (seen from another cgroup
+A path may have a prefix (if the node itself is a container), or start with `/..` (if read from another cgroup
 namespace).
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from memdiag_node.procfs.errors import ProcFormatError
 
 _LINE = re.compile(rb"\d+:(?P<controllers>[^:]*):(?P<path>.*)")
-# A static pod's uid is a hash without dashes.
+# The uid of a static pod is a hash without dashes.
 _POD = re.compile(rb"(?<![0-9a-z])pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?![0-9a-z])")
 _CONTAINER = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _HYBRID_ORDER = (b"memory", b"name=systemd", b"")
@@ -25,7 +25,7 @@ _HYBRID_ORDER = (b"memory", b"name=systemd", b"")
 
 @dataclass(frozen=True, slots=True)
 class ContainerIdentity:
-    """Ids as the runtime and the API have them; empty when the process is in no container, or in no pod."""
+    """IDs as in the runtime and the API. Empty if the process is in no container, or in no pod."""
 
     container_id: str
     pod_uid: str
@@ -50,7 +50,7 @@ def parse_cgroup(text: bytes, *, source: str = "cgroup") -> ContainerIdentity:
 
 
 def _identify(path: bytes) -> ContainerIdentity:
-    """The innermost pod of the path and the container right below it; without a pod, the innermost container."""
+    """Return the innermost pod of the path and the container below it; without a pod, the innermost container."""
     pods = list(_POD.finditer(path))
     if not pods:
         containers = _CONTAINER.findall(path)

@@ -8,7 +8,7 @@ _RANGE = re.compile(rb"(\d{1,6})(?:-(\d{1,6}))?")
 
 
 def parse_cpu_count(text: bytes, *, source: str = "cpulist") -> int:
-    """How many CPUs a list names. Raises ProcFormatError when it is not one line of ranges."""
+    """Return the number of CPUs in a list. Raises ProcFormatError if it is not one line of ranges."""
     count = 0
     for part in text.strip().split(b","):
         match = _RANGE.fullmatch(part)
@@ -22,5 +22,5 @@ def parse_cpu_count(text: bytes, *, source: str = "cpulist") -> int:
 
 
 def parse_undisturbed_cpu_count(text: bytes, *, source: str = "cpulist") -> int:
-    """As parse_cpu_count, for `isolated` and `nohz_full`: a kernel without such CPUs shows nothing, or `(null)`."""
+    """As parse_cpu_count, for `isolated` and `nohz_full`: without such CPUs they are empty, or `(null)`."""
     return 0 if text.strip() in {b"", b"(null)"} else parse_cpu_count(text, source=source)

@@ -1,10 +1,10 @@
-"""The one error of every parser of kernel text."""
+"""The error that all parsers of kernel text raise."""
 
 
 class ProcFormatError(ValueError):
-    """A kernel text file does not look as its format says.
+    """A kernel text file does not match its format.
 
-    Names the file (`source`), the line (`line_number`, from 1; 0 for the whole file), its text and what was expected.
+    It has the file (`source`), the line (`line_number`, from 1; 0 for the whole file), its text, and what was expected.
     """
 
     def __init__(self, source: str, line_number: int, line: bytes, expected: str) -> None:

@@ -1,4 +1,4 @@
-"""What each page frame is, from /proc/kpageflags (kernel: fs/proc/page.c, Documentation/admin-guide/mm/pagemap.rst)."""
+"""Use of each page frame, from /proc/kpageflags (kernel: fs/proc/page.c, Documentation/admin-guide/mm/pagemap.rst)."""
 
 import os
 from contextlib import ExitStack
@@ -18,10 +18,10 @@ _HEAD, _TAIL, _HWPOISON, _NOPAGE, _RESERVED = 15, 16, 19, 20, 32
 
 
 class FrameKind(IntEnum):
-    """What a frame is used for, as far as its flags tell."""
+    """The use of a frame, as far as its flags show it."""
 
     DIRECT = 0
-    """No flag that tells: taken straight from the buddy allocator."""
+    """No identifying flag: allocated directly from the buddy allocator."""
     FREE = 1
     SLAB = 2
     PAGE_TABLES = 3
@@ -36,8 +36,8 @@ def _mask(*bits: int) -> np.uint64:
     return np.uint64(sum(1 << bit for bit in bits))
 
 
-# The first that matches counts: slab and page tables reuse the fields that make other frames look anonymous. Being
-# mapped (MMAP) or dirty proves nothing: packet rings and perf buffers are kernel memory that user space maps.
+# The first match counts: slab and page tables reuse fields that make other frames look anonymous. MMAP and DIRTY prove
+# nothing: packet rings and perf buffers are kernel memory that user space maps.
 _RULES = (
     (FrameKind.FREE, _mask(_BUDDY)),
     (FrameKind.SLAB, _mask(_SLAB)),
@@ -55,7 +55,7 @@ _NOT_DIRECT = np.bitwise_or.reduce([mask for _, mask in _RULES]) | _mask(_HWPOIS
 
 
 def classify(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
-    """The FrameKind of each frame, from its flags."""
+    """Return the FrameKind of each frame, from its flags."""
     kinds = np.zeros(len(flags), np.uint8)
     for kind, mask in reversed(_RULES):
         kinds[(flags & mask) != 0] = kind
@@ -63,28 +63,28 @@ def classify(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
 
 
 def is_anonymous(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Whether each frame is anonymous user memory."""
+    """Return whether each frame is anonymous user memory."""
     found: npt.NDArray[np.bool_] = (flags & _mask(_ANON, _SLAB, _BUDDY)) == _mask(_ANON)
     return found
 
 
 def is_direct(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Whether each frame is there, in use, and of FrameKind DIRECT.
+    """Return whether each frame exists, is in use, and is of FrameKind DIRECT.
 
-    A single frame of that kind may also be one of vmalloc, of per-CPU memory, of a per-CPU free list, or a hole.
+    A single frame of that kind may also belong to vmalloc, per-CPU memory or a per-CPU free list, or be a hole.
     """
     found: npt.NDArray[np.bool_] = (flags & _NOT_DIRECT) == 0
     return found
 
 
 def is_head(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Whether each frame is the first of a compound block: of one allocated as a whole (__GFP_COMP)."""
+    """Return whether each frame is the first of a compound block, which is allocated as a whole (__GFP_COMP)."""
     found: npt.NDArray[np.bool_] = (flags & _mask(_HEAD)) != 0
     return found
 
 
 def is_tail(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Whether each frame belongs to a compound block and is not its first."""
+    """Return whether each frame belongs to a compound block and is not its first."""
     found: npt.NDArray[np.bool_] = (flags & _mask(_TAIL)) != 0
     return found
 
@@ -93,12 +93,12 @@ class FrameTable(Resource):
     """A file of /proc with 64 bits for each frame: kpageflags, or kpagecgroup (inode of the cgroup that is charged)."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError when there is no such file or it may not be read."""
+        """Open the file. Raises OSError if it does not exist or cannot be read."""
         with self._opening() as parts:
             self._file = parts.enter_context(path.open("rb", buffering=0))
 
     def read(self, first_frame: int, frames: int) -> npt.NDArray[np.uint64]:
-        """The entries of `frames` frames, fewer at the end of memory."""
+        """Return the entries of `frames` frames, fewer at the end of memory."""
         parts: list[bytes] = []
         position, end = first_frame * _ENTRY_BYTES, (first_frame + frames) * _ENTRY_BYTES
         while position < end:
@@ -112,7 +112,7 @@ class FrameTable(Resource):
 
 
 def open_frame_table(path: Path, files: ExitStack) -> FrameTable | None:
-    """The table at `path`, closed with `files`; None where the kernel does not have it, or does not show it."""
+    """Open the table at `path`, to be closed with `files`. None if the kernel does not have or show it."""
     try:
         return files.enter_context(FrameTable(path))
     except OSError:

@@ -12,15 +12,15 @@ _BYTES_PER_KB = 1024
 
 @dataclass(frozen=True, slots=True)
 class MemInfo:
-    """The figures of the whole machine, in bytes, that a breakdown is made of.
+    """The figures of the whole machine that a breakdown uses, in bytes.
 
-    A figure that older kernels do not print is None where its absence must not be taken for zero.
+    A figure that older kernels do not print is None if its absence does not mean zero.
     """
 
     mem_total_bytes: int
     mem_free_bytes: int
     lru_bytes: int
-    """Pages on the LRU lists: anonymous and file, active and inactive, and the unevictable."""
+    """Pages on the LRU lists: anonymous and file, active and inactive, and unevictable."""
     anon_bytes: int
     shmem_bytes: int
     hugetlb_bytes: int
@@ -29,18 +29,18 @@ class MemInfo:
     kernel_stack_bytes: int
     page_table_bytes: int
     secondary_page_table_bytes: int
-    """Page tables of virtual machines and IOMMUs; before Linux 6.1 they are counted nowhere."""
+    """Page tables of virtual machines and IOMMUs. Not counted before Linux 6.1."""
     vmalloc_bytes: int
-    """0 before Linux 5.3, which did not add it up."""
+    """0 before Linux 5.3, which did not sum it up."""
     percpu_bytes: int
     balloon_bytes: int | None
     """Since Linux 6.16."""
 
 
 def parse_meminfo(text: bytes, *, source: str = "meminfo") -> MemInfo:
-    """Read /proc/meminfo. Fields that nobody asks for may come and go.
+    """Parse /proc/meminfo. Unused fields may be present or not.
 
-    Raises ProcFormatError for a line that is not `Name: number`, and for a missing field that every kernel prints.
+    Raises ProcFormatError for a line that is not `Name: number`, and if a field is missing that every kernel prints.
     """
     fields: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -73,5 +73,5 @@ def parse_meminfo(text: bytes, *, source: str = "meminfo") -> MemInfo:
 
 
 def _hugetlb_bytes(fields: Mapping[str, int]) -> int:
-    """Pools of every page size (`Hugetlb`, since Linux 4.16); before, only those of the default size are told."""
+    """Return the pools of all page sizes (`Hugetlb`, since Linux 4.16), or of the default size on older kernels."""
     return fields.get("Hugetlb", fields.get("HugePages_Total", 0) * fields.get("Hugepagesize", 0))

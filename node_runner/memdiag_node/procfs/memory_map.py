@@ -1,7 +1,7 @@
-"""Which page frames are RAM (kernel: drivers/base/memory.c, mm/vmstat.c).
+"""The page frames that are RAM (kernel: drivers/base/memory.c, mm/vmstat.c).
 
-The number of the last frame says little: memory of devices (HMM, persistent memory) may lie at the top of the physical
-address space, and there may be large holes between banks.
+The number of the last frame is not enough: memory of devices (HMM, persistent memory) may be at the top of the
+physical address space, and there may be large holes between banks.
 """
 
 import re
@@ -20,17 +20,17 @@ _DEVICE_ZONE = b"Device"
 
 
 class FrameRange(NamedTuple):
-    """Frames from `first` on, up to but without `end`."""
+    """Frames from `first` up to `end`, exclusive."""
 
     first: int
     end: int
 
 
 def read_memory_map(proc: Path, sys: Path, *, page_bytes: int) -> list[FrameRange]:
-    """The frames of the machine's memory, ascending: of memory blocks that are online, else of the zones.
+    """Return the frames of the machine's memory in ascending order: of online memory blocks, or else of the zones.
 
-    /sys/devices/system/memory needs CONFIG_MEMORY_HOTPLUG. Raises OSError or ProcFormatError when /proc/zoneinfo does
-    not say it either.
+    /sys/devices/system/memory requires CONFIG_MEMORY_HOTPLUG. Raises OSError or ProcFormatError if /proc/zoneinfo does
+    not have the ranges either.
     """
     folder = sys / "devices/system/memory"
     try:
@@ -44,9 +44,9 @@ def read_memory_map(proc: Path, sys: Path, *, page_bytes: int) -> list[FrameRang
 
 
 def parse_zone_ranges(text: bytes, *, source: str = "zoneinfo") -> list[FrameRange]:
-    """The frames that the zones of /proc/zoneinfo span, without those of devices.
+    """Return the frames that the zones of /proc/zoneinfo span, except the zone of devices.
 
-    Raises ProcFormatError when no zone says where it starts and how far it spans.
+    Raises ProcFormatError if no zone has its start and its number of spanned frames.
     """
     ranges: list[FrameRange] = []
     zone, spanned = b"", 0
@@ -67,12 +67,12 @@ def parse_zone_ranges(text: bytes, *, source: str = "zoneinfo") -> list[FrameRan
 
 
 def frames_in(ranges: Iterable[FrameRange]) -> int:
-    """How many frames these are."""
+    """Return the number of frames."""
     return sum(one.end - one.first for one in ranges)
 
 
 def _online_blocks(folder: Path, page_bytes: int) -> list[FrameRange]:
-    """Memory blocks in use. Memory of devices has none."""
+    """Return the memory blocks that are online. Memory of devices has none."""
     block_frames = int((folder / "block_size_bytes").read_text(), 16) // page_bytes
     numbers = [int(match[1]) for entry in folder.iterdir() if (match := _BLOCK.fullmatch(entry.name))]
     online = [number for number in sorted(numbers) if (folder / f"memory{number}/online").read_text().strip() == "1"]
@@ -80,7 +80,7 @@ def _online_blocks(folder: Path, page_bytes: int) -> list[FrameRange]:
 
 
 def _whole_sections(ranges: Iterable[FrameRange]) -> list[FrameRange]:
-    """These ranges, rounded out to whole sections, in order; those that touch are one."""
+    """Return these ranges in order, extended to whole sections, with adjacent ranges merged."""
     merged: list[FrameRange] = []
     for one in sorted(ranges):
         first, end = one.first // SECTION_FRAMES * SECTION_FRAMES, -(-one.end // SECTION_FRAMES) * SECTION_FRAMES

@@ -11,18 +11,18 @@ _UID = re.compile(rb"(\d{1,10})(?:\t\d{1,10}){3}")
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """Who a process is."""
+    """Name and user of a process."""
 
     comm: bytes
     uid: int
-    """The real user id, as seen from the reader's user namespace."""
+    """The real user ID, in the user namespace of the reader."""
 
 
 def parse_status(text: bytes, *, source: str = "status") -> ProcessStatus:
-    """Read `Name` and `Uid`. Raises ProcFormatError when either is missing or malformed."""
+    """Parse `Name` and `Uid`. Raises ProcFormatError if either is missing or malformed."""
     comm: bytes | None = None
     uid: int | None = None
-    # Only \n separates lines here: a comm may hold any other control character.
+    # Only \n separates lines here: a comm may contain any other control character.
     for number, line in enumerate(text.split(b"\n"), start=1):
         name, _, value = line.partition(b":\t")
         if name == b"Name" and comm is None:

@@ -8,7 +8,7 @@ from memdiag_node.procfs.errors import ProcFormatError
 
 _LINE = re.compile(rb"0x[0-9a-f]+-0x[0-9a-f]+ +\d+ (?P<rest>.*)")
 _PAGES = re.compile(rb"\bpages=(\d{1,15})\b")
-# Who asks for a task's stack; compilers fold the inner functions into the outer in different ways.
+# Callers that allocate the stack of a task. Compilers inline the inner functions in different ways.
 _STACK_CALLER = re.compile(
     rb"(?:alloc_thread_stack_node|dup_task_struct|copy_process|kernel_clone|_do_fork)(?:\.\S+)?\+"
 )
@@ -16,15 +16,15 @@ _STACK_CALLER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class VmallocInfo:
-    """Pages that back vmalloc areas."""
+    """Pages of vmalloc areas."""
 
     vmalloc_pages: int
     has_stacks: bool
-    """Whether kernel stacks are among them: not so on a kernel that takes its stacks from elsewhere (no VMAP_STACK)."""
+    """Whether kernel stacks are among them. Not on kernels that allocate stacks elsewhere (without VMAP_STACK)."""
 
 
 def has_stack(lines: Iterable[bytes]) -> bool:
-    """Whether any line is a kernel stack; what comes after the first one is not read."""
+    """Return whether any line is a kernel stack. Lines after the first one are not read."""
     for line in lines:
         area = _LINE.fullmatch(line.rstrip(b"\n"))
         if area is not None and _STACK_CALLER.match(area["rest"]) and b" vmalloc" in area["rest"]:
@@ -33,7 +33,7 @@ def has_stack(lines: Iterable[bytes]) -> bool:
 
 
 def parse_vmallocinfo(text: bytes, *, source: str = "vmallocinfo") -> VmallocInfo:
-    """Add up the pages of areas made by vmalloc; `vmap` and `ioremap` areas show memory that is counted elsewhere.
+    """Add up the pages of areas allocated by vmalloc. `vmap` and `ioremap` areas are counted elsewhere.
 
     Raises ProcFormatError for a line that does not start with an address range and a size.
     """

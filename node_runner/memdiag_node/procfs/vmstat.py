@@ -11,20 +11,20 @@ _LINE = re.compile(rb"([a-z0-9_]+) (-?\d{1,20})")
 
 @dataclass(frozen=True, slots=True)
 class VmStat:
-    """What /proc/meminfo does not tell. A counter that this kernel does not have is 0."""
+    """Counters that /proc/meminfo does not have. A counter that this kernel does not have is 0."""
 
     isolated_pages: int
-    """Taken off the LRU lists for a moment, by reclaim or compaction."""
+    """Temporarily removed from the LRU lists by reclaim or compaction."""
     zsmalloc_pages: int
     memmap_pages: int
-    """The kernel's own description of memory that was plugged in after boot, since Linux 6.10."""
+    """The kernel's memory map of memory that was hot-plugged after boot, since Linux 6.10."""
     balloon_pages: int
-    """Inflated and not deflated since boot, by balloons that count it (virtio, VMware)."""
+    """Inflated and not deflated since boot, by balloons with these counters (virtio, VMware)."""
     huge_zero_pages_made: int
 
 
 def parse_vmstat(text: bytes, *, source: str = "vmstat") -> VmStat:
-    """Read /proc/vmstat. Raises ProcFormatError for a line that is not `name number`."""
+    """Parse /proc/vmstat. Raises ProcFormatError for a line that is not `name number`."""
     counters: dict[bytes, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         match = _LINE.fullmatch(line)
@@ -35,7 +35,7 @@ def parse_vmstat(text: bytes, *, source: str = "vmstat") -> VmStat:
         raise ProcFormatError(source, 0, text, "a line nr_free_pages")
 
     def pages(name: bytes) -> int:
-        # Differences of per-CPU counts can show a small number below zero for a moment.
+        # Differences of per-CPU counts can be temporarily negative.
         return max(0, counters.get(name, 0))
 
     return VmStat(
@@ -48,9 +48,9 @@ def parse_vmstat(text: bytes, *, source: str = "vmstat") -> VmStat:
 
 
 def parse_allocated_pages(text: bytes, *, source: str = "vmstat") -> int:
-    """Pages that the page allocator handed out since boot: the sum of all zones' `pgalloc_*` (mm/page_alloc.c).
+    """Return the pages that the page allocator allocated since boot: the sum of `pgalloc_*` (mm/page_alloc.c).
 
-    The counters see every path, also `alloc_pages_bulk`, which passes no tracepoint. Raises ProcFormatError if there
+    The counters include all paths, also `alloc_pages_bulk`, which has no tracepoint. Raises ProcFormatError if there
     are none, or one is not a number.
     """
     total: int | None = None

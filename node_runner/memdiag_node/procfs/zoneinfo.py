@@ -11,7 +11,7 @@ _COUNT = re.compile(rb" +count: +(-?\d{1,15})")
 
 @dataclass(frozen=True, slots=True)
 class ZoneFreeLists:
-    """Pages of one zone that sit on per-CPU lists: free, but not counted in MemFree."""
+    """Pages of one zone on per-CPU lists: free, but not counted in MemFree."""
 
     node: int
     zone: str
@@ -19,9 +19,9 @@ class ZoneFreeLists:
 
 
 def parse_zoneinfo(text: bytes, *, source: str = "zoneinfo") -> list[ZoneFreeLists]:
-    """Read every zone's `pagesets`; a zone without them has an empty tuple.
+    """Parse the `pagesets` of every zone. A zone without them has an empty tuple.
 
-    Raises ProcFormatError for a count that is no number or stands in no zone, and for a file without zones.
+    Raises ProcFormatError for a count that is not a number or not in a zone, and for a file without zones.
     """
     zones: list[tuple[int, str, list[int]]] = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -34,7 +34,7 @@ def parse_zoneinfo(text: bytes, *, source: str = "zoneinfo") -> list[ZoneFreeLis
             count = _COUNT.fullmatch(line)
             if count is None or not zones:
                 raise ProcFormatError(source, number, line, "`count: NUMBER` of a zone's per-CPU list")
-            # A list's count is read without its lock.
+            # The kernel reads the count of a list without its lock.
             zones[-1][2].append(max(0, int(count[1])))
     if not zones:
         raise ProcFormatError(source, 0, text, "at least one line `Node N, zone NAME`")

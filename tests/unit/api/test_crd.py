@@ -1,4 +1,4 @@
-"""The converter from models to structural schemas, and the files that it wrote."""
+"""The converter from models to structural schemas, and the generated files."""
 
 from typing import Annotated, Any
 
@@ -23,18 +23,18 @@ def schema_of(**fields: Any) -> dict[str, Any]:
     return properties
 
 
-def test_references_are_inlined_and_sentences_made() -> None:
+def test_references_are_inlined_and_descriptions_are_sentences() -> None:
     part = schema_of(inner=Inner)["inner"]
     assert "$ref" not in str(part)
     assert part["description"] == "An inner part."
     assert part["properties"]["sizeBytes"] == {"default": 3, "type": "integer", "format": "int64"}
 
 
-def test_an_optional_field_is_one_that_may_be_absent() -> None:
+def test_an_optional_field_may_be_absent() -> None:
     assert schema_of(name=str | None)["name"] == {"type": "string"}
 
 
-def test_bounds_that_float64_cannot_hold_are_left_to_the_format() -> None:
+def test_bounds_that_float64_cannot_represent_are_left_to_the_format() -> None:
     wide = Annotated[int, Field(ge=0, le=2**63 - 1)]
     assert schema_of(count=wide)["count"] == {"type": "integer", "format": "int64", "minimum": 0}
 
@@ -42,7 +42,7 @@ def test_bounds_that_float64_cannot_hold_are_left_to_the_format() -> None:
 @pytest.mark.parametrize(
     ("annotation", "reason"),
     [
-        pytest.param(Annotated[int, Field(gt=3)], "exclusiveMinimum", id="bounds as Kubernetes does not know them"),
+        pytest.param(Annotated[int, Field(gt=3)], "exclusiveMinimum", id="bounds that Kubernetes does not know"),
         pytest.param(tuple[int, str], "prefixItems", id="tuples"),
         pytest.param(Annotated[str, Field(examples=["a"])], "examples", id="examples"),
         pytest.param(int | str, "only 'T or null'", id="alternatives"),
@@ -51,13 +51,13 @@ def test_bounds_that_float64_cannot_hold_are_left_to_the_format() -> None:
         pytest.param(Annotated[str, Field(deprecated=True)], "deprecated", id="deprecation"),
     ],
 )
-def test_what_a_structural_schema_cannot_carry_is_refused_with_its_place(annotation: Any, reason: str) -> None:
+def test_what_a_structural_schema_cannot_express_is_rejected_with_its_place(annotation: Any, reason: str) -> None:
     with pytest.raises(SchemaError, match=reason) as caught:
         schema_of(field=annotation)
     assert "Model.field" in str(caught.value)
 
 
-def test_the_files_in_crds_are_what_the_models_say() -> None:
+def test_the_files_in_crds_match_the_models() -> None:
     for path, text in rendered().items():
         assert path.read_text() == text, f"{path.name} differs from the models: run `make crds`"
 
@@ -82,6 +82,6 @@ def test_results_have_no_defaults_and_lists_are_bounded(definition: dict[str, An
             assert "default" not in schema, f"{path} would be filled in by the API server"
 
 
-def test_a_stored_status_is_never_taken_for_finished_before_an_operator_has_seen_it() -> None:
+def test_a_stored_status_does_not_count_as_finished_before_an_operator_has_seen_it() -> None:
     schema = custom_resource_definitions()["memdiag.dev_memorydiagnoses.yaml"]["spec"]["versions"][0]["schema"]
     assert schema["openAPIV3Schema"]["properties"]["status"]["default"] == {"observedGeneration": -1}

@@ -1,6 +1,6 @@
-"""Whatever was stored under a released version is valid under this one, and nobody's fields are gone.
+"""Objects that were stored under a released version are valid under this one, and no field was removed.
 
-tests/fixtures/released has the CustomResourceDefinitions of each version as they were released.
+tests/fixtures/released contains the CustomResourceDefinitions of each released version.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from support.crd_compatibility import broken_promises
 
 RELEASED = Path(__file__).parents[2] / "fixtures" / "released"
 DEFINITIONS = sorted(RELEASED.glob("*/crds/*.yaml"))
-# 0.1.0 refused every object that had one of these two, so none is stored.
+# 0.1.0 rejected every object with one of these two, so none is stored.
 NEVER_STORED = ("v1alpha1.spec.target.nodeSelector", "v1alpha1.spec.target.podRef")
 DIAGNOSES = "memdiag.dev_memorydiagnoses.yaml"
 
@@ -27,12 +27,12 @@ def released(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", DEFINITIONS, ids=lambda path: f"{path.parts[-3]}/{path.name}")
-def test_what_was_released_is_kept(path: Path) -> None:
+def test_a_released_definition_is_kept(path: Path) -> None:
     broken = broken_promises(released(path), custom_resource_definitions()[path.name])
     assert [one for one in broken if not one.startswith(NEVER_STORED)] == []
 
 
-def test_what_0_1_0_never_stored_it_refused() -> None:
+def test_0_1_0_rejected_the_fields_that_it_never_stored() -> None:
     rules = [rule["rule"] for rule in target(released(RELEASED / "0.1.0" / "crds" / DIAGNOSES))]
     assert "!has(self.nodeSelector) && !has(self.podRef)" in rules
 
@@ -57,7 +57,7 @@ def status(definition: dict[str, Any]) -> Any:
     return schema(definition)["properties"]["status"]["properties"]
 
 
-# Each takes something away, in one of the ways that there are.
+# One incompatible change of each kind.
 TAKING_AWAY: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a field": (lambda one: spec(one)["properties"].pop("topN"), "v1alpha1.spec.topN is gone"),
     "a field of a list's items": (
@@ -139,12 +139,12 @@ TAKING_AWAY: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(("take", "told"), TAKING_AWAY.values(), ids=TAKING_AWAY.keys())
-def test_what_takes_away_is_found(take: Callable[[dict[str, Any]], object], told: str) -> None:
+@pytest.mark.parametrize(("take", "reported"), TAKING_AWAY.values(), ids=TAKING_AWAY.keys())
+def test_an_incompatible_change_is_found(take: Callable[[dict[str, Any]], object], reported: str) -> None:
     old = released(RELEASED / "0.1.0" / "crds" / DIAGNOSES)
     new = deepcopy(old)
     take(new)
-    assert broken_promises(old, new) == [told]
+    assert broken_promises(old, new) == [reported]
 
 
 GIVING: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -158,7 +158,7 @@ GIVING: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize("give", GIVING.values(), ids=GIVING.keys())
-def test_what_gives_is_fine(give: Callable[[dict[str, Any]], object]) -> None:
+def test_a_compatible_change_is_accepted(give: Callable[[dict[str, Any]], object]) -> None:
     old = released(RELEASED / "0.1.0" / "crds" / DIAGNOSES)
     new = deepcopy(old)
     give(new)

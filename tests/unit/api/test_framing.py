@@ -1,4 +1,4 @@
-"""Documents come out of a log as they went in, or not at all."""
+"""A document is read from a log unchanged, or not at all."""
 
 import hashlib
 
@@ -23,24 +23,24 @@ def test_a_frame_is_three_lines() -> None:
     assert frame(DOCUMENT, "r1") == header + DOCUMENT + b"\nmemdiag-evidence end\n"
 
 
-def test_words_around_the_frame_do_not_matter() -> None:
+def test_lines_around_the_frame_do_not_matter() -> None:
     log = b"loading\nattached\n" + frame(DOCUMENT, "r1") + b"bye\n"
     assert unframe(log, announced()) == DOCUMENT
 
 
 @given(st.binary(max_size=200), st.binary(max_size=200))
-def test_whatever_stands_around_it_the_document_comes_out_unchanged(before: bytes, after: bytes) -> None:
+def test_a_document_is_read_unchanged_with_any_text_around_it(before: bytes, after: bytes) -> None:
     assert unframe(before + b"\n" + frame(DOCUMENT, "r1") + after, announced()) == DOCUMENT
 
 
 @given(st.integers(min_value=0, max_value=len(frame(DOCUMENT, "r1")) - 2))
-def test_a_log_cut_anywhere_gives_no_document(length: int) -> None:
+def test_a_log_cut_off_anywhere_has_no_document(length: int) -> None:
     with pytest.raises(FramingError):
         unframe(frame(DOCUMENT, "r1")[:length], announced())
 
 
 @given(st.integers(min_value=0, max_value=len(frame(DOCUMENT, "r1")) - 2), st.integers(min_value=1, max_value=255))
-def test_a_changed_byte_anywhere_gives_no_document(place: int, change: int) -> None:
+def test_a_log_with_a_changed_byte_has_no_document(place: int, change: int) -> None:
     log = bytearray(frame(DOCUMENT, "r1"))
     log[place] ^= change
     with pytest.raises(FramingError):
@@ -50,14 +50,14 @@ def test_a_changed_byte_anywhere_gives_no_document(place: int, change: int) -> N
 @pytest.mark.parametrize(
     ("log", "message", "reason"),
     [
-        pytest.param(b"", announced(), "the log holds no document", id="empty log"),
-        pytest.param(b"killed\n", announced(), "the log holds no document", id="no frame"),
+        pytest.param(b"", announced(), "the log contains no document", id="empty log"),
+        pytest.param(b"killed\n", announced(), "the log contains no document", id="no frame"),
         pytest.param(frame(DOCUMENT, "r0"), announced(), "not one of run r1", id="another run"),
         pytest.param(
             frame(b"{}", "r1"), announced(), "not the one that the termination message", id="another document"
         ),
         pytest.param(frame(DOCUMENT, "r1") * 2, announced(), "more than once", id="two frames"),
-        pytest.param(frame(DOCUMENT, "r1")[:120], announced(), "the log is cut: it has 4 of", id="cut"),
+        pytest.param(frame(DOCUMENT, "r1")[:120], announced(), "the log is cut off: it has 4 of", id="cut"),
         pytest.param(
             frame(DOCUMENT, "r1"), TerminationMessage(run_id="r1"), "announces no document", id="nothing announced"
         ),

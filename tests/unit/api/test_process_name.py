@@ -1,4 +1,4 @@
-"""A process chooses its name: it must not pass for anything but a name."""
+"""A process chooses its own name: it must not be mistaken for anything else."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Durations and sizes as people write and read them."""
+"""Durations and sizes in readable form."""
 
 import re
 
@@ -17,7 +17,7 @@ def test_durations(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "5", "s", "-5s", "1.5s", "5 s", "5s1m", "5S", "five", "5s\n"])
-def test_other_text_is_no_duration(text: str) -> None:
+def test_other_text_is_not_a_duration(text: str) -> None:
     with pytest.raises(ValueError, match="write it as 90s, 10m or 1h30m"):
         parse_duration_seconds(text)
 
@@ -50,7 +50,7 @@ def test_sizes_have_three_digits(size_bytes: float, text: str) -> None:
     assert format_bytes(size_bytes) == text
 
 
-# Values near a change of unit or of decimals are what goes wrong: so near them, and anywhere.
+# Errors are likely near a change of unit or of decimals: test values near them, and anywhere.
 _NEAR_A_CHANGE = st.builds(
     lambda digits, unit, off: digits * 1024.0**unit * (1 + off),
     st.sampled_from((0.98, 1, 9.995, 99.95, 999.5, 1000, 1024)),
@@ -61,7 +61,7 @@ _NEAR_A_CHANGE = st.builds(
 
 @given(st.integers(min_value=0, max_value=2**63) | _NEAR_A_CHANGE | st.floats(min_value=0, allow_infinity=False))
 def test_a_size_is_always_short_and_true(size_bytes: float) -> None:
-    """At most three digits, as few units as that takes, and within the rounding of its last digit."""
+    """At most three digits, the smallest unit that allows it, and within the rounding of the last digit."""
     text = format_bytes(size_bytes)
     shown = re.fullmatch(r"(\d\.\d\d|\d\d\.\d|\d{3}|\d{1,3}(?= B)) ([KMGTPEZ]i)?B|over 999 ZiB", text)
     assert shown, text

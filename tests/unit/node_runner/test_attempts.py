@@ -1,4 +1,4 @@
-"""What fails in a check that goes on keeps the run from saying that there is no leak."""
+"""A failure in a check that continues prevents the verdict NoLeak."""
 
 import pytest
 
@@ -15,12 +15,12 @@ def failed(check: Check, doing: str, *, optional: bool) -> Attempts:
 
 
 @pytest.mark.parametrize("check", [Check.SOCKET_QUEUES, Check.ALLOC_PAGE_TRACE])
-def test_a_failed_step_of_a_leak_check_forbids_a_no(check: Check) -> None:
-    attempts = failed(check, "the first look", optional=True)
+def test_a_failed_step_of_a_leak_check_rules_out_no_leak(check: Check) -> None:
+    attempts = failed(check, "the first scan", optional=True)
     assert check in attempts.checks
     (doubt,) = attempts.doubts()
     assert doubt.forbids_no
-    assert doubt.sentence.endswith("the first look failed: [Errno 5] Input/output error")
+    assert doubt.sentence.endswith("the first scan failed: [Errno 5] Input/output error")
 
 
 def test_a_failed_census_only_lowers_the_confidence() -> None:
@@ -28,8 +28,8 @@ def test_a_failed_census_only_lowers_the_confidence() -> None:
     assert doubt == Doubt("breakdown: the census failed: [Errno 5] Input/output error", forbids_no=False)
 
 
-def test_a_check_that_ended_needs_no_doubt_of_its_own() -> None:
-    """It is missing from the checks, which forbids a "no" already."""
+def test_a_check_that_failed_needs_no_separate_doubt() -> None:
+    """It is missing from the checks, which rules out NoLeak already."""
     attempts = failed(Check.SOCKET_QUEUES, "loading its programs", optional=False)
     assert Check.SOCKET_QUEUES not in attempts.checks
     assert attempts.doubts() == []

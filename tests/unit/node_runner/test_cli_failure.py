@@ -21,18 +21,18 @@ def _signal_handlers_as_before() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def test_a_document_that_no_operator_would_accept_is_reported_as_a_failure(
+def test_a_document_that_the_operator_would_reject_is_reported_as_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     termination_log = tmp_path / "termination-log"
     termination_log.touch()
 
     def measured(*_: object, **__: object) -> Evidence:
-        """A measurement takes root and a kernel; here only its result matters."""
+        """A measurement needs root and a kernel; only its result matters here."""
         return evidence_with().model_copy(update={"run_id": "x" * 300})
 
     oom_score_adj = tmp_path / "oom_score_adj"
-    monkeypatch.setattr(cli, "OOM_SCORE_ADJ", oom_score_adj)  # this process is not to be the first to be killed
+    monkeypatch.setattr(cli, "OOM_SCORE_ADJ", oom_score_adj)  # this process must not become the first to be killed
     monkeypatch.setattr(cli, "TERMINATION_LOG", termination_log)
     monkeypatch.setattr(cli, "measure", measured)
     with pytest.raises(DocumentError):

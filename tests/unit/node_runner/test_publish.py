@@ -1,4 +1,4 @@
-"""What leaves the runner: the frame in the log, and a termination message that the kubelet keeps whole."""
+"""The output of the runner: the frame in the log, and a termination message that the kubelet keeps complete."""
 
 import hashlib
 import io
@@ -14,7 +14,7 @@ from support.evidence import evidence_with
 KUBELET_KEEPS_BYTES = 4096
 
 
-def test_a_framed_document_comes_back_by_its_termination_message(tmp_path: Path) -> None:
+def test_a_framed_document_is_found_by_its_termination_message(tmp_path: Path) -> None:
     evidence, log, message_file = evidence_with(holders=3, stacks=2), io.BytesIO(), tmp_path / "termination-log"
     publish(evidence, Output.FRAMED, log, message_file)
     message = TerminationMessage.model_validate_json(message_file.read_bytes())
@@ -42,7 +42,7 @@ def test_a_failure_says_what_failed_on_one_line(tmp_path: Path) -> None:
     assert message.error_message == "nothing can be measured: BTF: not there."
 
 
-def test_by_hand_there_is_no_termination_message() -> None:
+def test_without_a_pod_there_is_no_termination_message() -> None:
     stream = io.BytesIO()
     publish(evidence_with(), Output.JSON, stream)
     assert Evidence.model_validate_json(stream.getvalue()) == evidence_with()

@@ -1,4 +1,4 @@
-"""The report for a person: complete, the answer first, at most 100 columns wide."""
+"""The report for users: complete, the answer first, at most 100 columns wide."""
 
 from memdiag_api.evidence import (
     Census,
@@ -24,19 +24,19 @@ def test_the_answer_comes_first_and_every_part_follows() -> None:
     assert headings[1:] == ["WHERE THE MEMORY IS", "WHO HOLDS IT", "WHICH CALL STACKS", "WHAT THIS COVERS"]
 
 
-def test_a_holder_says_how_much_who_and_what() -> None:
+def test_a_holder_has_its_size_owner_and_kind() -> None:
     lines = render_report(evidence_with()).splitlines()
     at = next(number for number, line in enumerate(lines) if "nginx[4711]" in line and ">=60s" in line)
     assert lines[at].split() == ["5.66", "GiB", "3.00", "MiB", "125", "MiB", ">=60s", "nginx[4711]", "11"]
     assert lines[at + 1].strip() == "TCP ESTABLISHED 10.244.0.7:80 < 10.244.0.9:51234"
 
 
-def test_no_line_is_wider_than_100_columns_however_long_the_names() -> None:
+def test_no_line_is_wider_than_100_columns_even_with_long_names() -> None:
     report = render_report(evidence_with(holders=20, stacks=5, comm="a-very-long-name" * 16))
     assert max(map(len, report.splitlines())) <= 100
 
 
-def test_what_is_missing_is_said_with_its_remedy() -> None:
+def test_a_missing_need_is_reported_with_its_remedy() -> None:
     need = Need(
         name="tracefs",
         state=NeedState.MISSING,
@@ -56,7 +56,7 @@ def test_the_ledger_shows_each_part_and_says_why_the_rest_can_be_below_zero() ->
         unexplained_bytes=-4 * MIB,
     )
     lines = render_report(evidence_with().model_copy(update={"ledger": ledger})).splitlines()
-    at = lines.index("WHAT HOLDS ALLOCPAGE   100 MiB in all")
+    at = lines.index("WHAT HOLDS ALLOCPAGE   100 MiB in total")
     assert [line.split() for line in lines[at + 1 : at + 3]] == [
         ["Sockets", "104", "MiB", "104.0", "%"],
         ["Unexplained", "-4.00", "MiB", "-4.0", "%"],
@@ -83,17 +83,17 @@ def test_the_census_names_blocks_and_charges_that_are_large() -> None:
         ["blocks", "of", "order", "3", "2.00", "MiB", "1.00", "MiB"],
         ["charged", "to", "container", "c0ffeec0ffee", "4.00", "MiB", "-"],
         ["charged", "to", "no", "container", "1.00", "MiB", "0", "B"],
-        ["the", "time", "was", "enough", "for", "50%", "of", "the", "page", "frames"],
+        ["only", "50%", "of", "the", "page", "frames", "were", "scanned", "in", "time"],
     ]
 
 
 def test_an_interrupted_run_says_so() -> None:
     evidence = evidence_with()
     window = evidence.window.model_copy(update={"interrupted": True})
-    assert "Ended early: 60 s were asked for" in render_report(evidence.model_copy(update={"window": window}))
+    assert "Ended early: 60 s were requested" in render_report(evidence.model_copy(update={"window": window}))
 
 
-def test_what_the_trace_lost_or_left_out_is_said() -> None:
+def test_what_the_trace_lost_or_skipped_is_reported() -> None:
     evidence = evidence_with()
     assert evidence.trace
     said_nothing = render_report(evidence)
@@ -103,7 +103,7 @@ def test_what_the_trace_lost_or_left_out_is_said() -> None:
     report = render_report(
         evidence.model_copy(update={"trace": evidence.trace.model_copy(update={"counters": counters})})
     )
-    for text in ("4 blocks of several pages were left out", "7 blocks were recorded without their process"):
+    for text in ("4 blocks of several pages were skipped", "7 blocks were recorded without their process"):
         assert text in " ".join(report.split())
         assert text not in " ".join(said_nothing.split())
-    assert "lost: 3 times a memory cgroup's name found a table full" in report
+    assert "lost: 3 times a memory cgroup did not fit in a table" in report

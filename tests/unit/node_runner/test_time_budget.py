@@ -1,4 +1,4 @@
-"""How long steps may take, by a clock of the test's own."""
+"""Time limits of steps, with a clock made for the test."""
 
 import math
 
@@ -23,10 +23,10 @@ def clock() -> Clock:
 
 
 def seconds_until_late(budget: Budget, clock: Clock) -> float:
-    began = clock.seconds
+    start = clock.seconds
     while not budget.late():
         clock.seconds += 0.25
-    return clock.seconds - began
+    return clock.seconds - start
 
 
 def test_a_step_has_its_own_limit(clock: Clock) -> None:
@@ -72,7 +72,7 @@ def test_only_the_first_request_counts(clock: Clock) -> None:
     assert seconds_until_late(stop.budget(60, share=1), clock) == 1
 
 
-def test_what_comes_after_the_grace_period_has_no_time_at_all(clock: Clock) -> None:
+def test_a_step_after_the_grace_period_has_no_time(clock: Clock) -> None:
     stop = Stop(30, clock=clock)
     stop.set()
     clock.seconds += 31
@@ -81,14 +81,14 @@ def test_what_comes_after_the_grace_period_has_no_time_at_all(clock: Clock) -> N
 
 @pytest.mark.parametrize("grace_seconds", [1, 5, 30, 300])
 def test_all_steps_of_a_run_together_end_within_the_grace_period(clock: Clock, grace_seconds: float) -> None:
-    """Each takes all that it may, and a quarter of a second too much: they ask between two pieces of work."""
+    """Each step uses all of its time and a quarter of a second more: it checks between two pieces of work."""
     stop = Stop(grace_seconds, clock=clock)
     stop.set()
-    began = clock.seconds
+    start = clock.seconds
     shares = (
         *(sockets._LISTING_SHARE, sockets._WALKING_SHARE, sockets._CONFIRMING_SHARE, sockets._OTHERS_SHARE),
         *(capture._TALLY_SHARE, capture._CENSUS_SHARE),
     )
     for share in shares:
         seconds_until_late(stop.budget(math.inf, share=share), clock)
-    assert clock.seconds - began <= USABLE_GRACE * grace_seconds + 0.25
+    assert clock.seconds - start <= USABLE_GRACE * grace_seconds + 0.25

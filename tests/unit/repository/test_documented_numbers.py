@@ -1,4 +1,4 @@
-"""Numbers that the docs promise are those of the code."""
+"""Numbers in the docs match the code."""
 
 import re
 from typing import Any
@@ -54,7 +54,7 @@ THRESHOLDS, TRACE = Thresholds(), TraceSettings(duration_seconds=60)
         ("breakdown", r"taken, (\S+) ms apart", reading.READING_GAP_SECONDS * 1000),
     ],
 )
-def test_a_documented_number_is_that_of_the_code(page: str, sentence: str, value: Any) -> None:
+def test_a_documented_number_matches_the_code(page: str, sentence: str, value: Any) -> None:
     text = " ".join((PROJECT / f"docs/{page}.md").read_text().split())
     found = re.findall(sentence, text)
     assert found, f"docs/{page}.md no longer says {sentence!r}"

@@ -1,4 +1,4 @@
-"""The fault table is renewed where tests were run, and only there."""
+"""The rows of the fault table are updated if their tests were run, and only then."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def report(nodeid: str, outcome: str, *seen: str) -> pytest.TestReport:
     )
 
 
-def test_rows_say_what_was_seen() -> None:
+def test_rows_have_the_result() -> None:
     rows = {name: [Row(f"fault {name}", "api", "NodeLost")] for name in ("a", "b", "c")}
     reports = [report("a", "passed", "NodeLost"), report("b", "failed", "Completed")]
     assert [(row.fault, row.seen) for row in filled_rows(rows, reports)] == [
@@ -29,7 +29,7 @@ def test_rows_say_what_was_seen() -> None:
     ]
 
 
-def test_rows_of_tests_that_were_not_run_stay(tmp_path: Path) -> None:
+def test_rows_of_tests_that_were_not_run_are_kept(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# Page\n")
     a, b = Row("a", "api", "NodeLost"), Row("b", "e2e", "Completed")

@@ -1,4 +1,4 @@
-"""Rules about the tree that no tool holds."""
+"""Rules about the source tree that no tool enforces."""
 
 import importlib
 import os
@@ -8,14 +8,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_source_roots_are_no_packages() -> None:
+def test_source_roots_are_not_packages() -> None:
     """`operator/__init__.py` would shadow the standard library's `operator`, from which `collections` imports."""
     assert not (ROOT / "operator/__init__.py").exists()
     assert not (ROOT / "node_runner/__init__.py").exists()
     assert importlib.import_module("operator").__file__ == os.__file__.replace("os.py", "operator.py")
 
 
-def test_bcc_is_imported_by_the_compiler_alone() -> None:
+def test_only_the_compiler_imports_bcc() -> None:
     importers = [
         str(path.relative_to(ROOT))
         for path in ROOT.glob("node_runner/**/*.py")
@@ -33,7 +33,7 @@ def test_no_c_function_is_longer_than_60_lines() -> None:
     assert found > 50
 
 
-def test_every_requirement_is_hashed_and_names_no_index() -> None:
+def test_every_requirement_has_a_hash_and_no_index() -> None:
     for path in (ROOT / "requirements").glob("*.txt"):
         text = path.read_text()
         pinned = re.findall(r"^[a-z0-9.\-]+(?:\[[a-z,]+\])?==", text, re.MULTILINE)
@@ -43,7 +43,7 @@ def test_every_requirement_is_hashed_and_names_no_index() -> None:
         assert text.count("--hash=sha256:") >= len(pinned)
 
 
-def test_every_link_between_pages_leads_somewhere() -> None:
+def test_every_link_between_pages_has_a_target() -> None:
     broken = [
         f"{page.relative_to(ROOT)}: {target}"
         for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))

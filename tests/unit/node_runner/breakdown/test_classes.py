@@ -1,4 +1,4 @@
-"""The breakdown's arithmetic, on readings of real kernels and on ones changed by hand."""
+"""The arithmetic of the breakdown, on readings of real kernels and on modified ones."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -51,8 +51,8 @@ READING = MemoryReading(
 )
 
 
-def test_every_use_is_taken_away_once() -> None:
-    """Sums by hand: 3 GiB + 1 MiB isolated on the LRU, 500 MiB of it neither anon nor shmem, and so on."""
+def test_every_use_is_subtracted_once() -> None:
+    """Expected: 3 GiB + 1 MiB isolated on the LRU, 500 MiB of it not anon and not shmem, and so on."""
     sizes = class_sizes(READING)
     assert sizes == {
         "AnonPages": 1 * GIB,
@@ -76,14 +76,14 @@ def test_every_use_is_taken_away_once() -> None:
     }
 
 
-def test_stacks_from_elsewhere_are_taken_away_beside_vmalloc() -> None:
+def test_stacks_outside_of_vmalloc_are_subtracted_separately() -> None:
     elsewhere = replace(READING, surroundings=replace(READING.surroundings, stacks_in_vmalloc=False))
     assert class_sizes(elsewhere)[ClassName.VMALLOC] == 60 * MIB
     assert alloc_page_bytes(READING) - alloc_page_bytes(elsewhere) == 10 * MIB
 
 
 @pytest.mark.parametrize(("in_meminfo", "expected_bytes"), [(7 * MIB, 7 * MIB), (None, 2048 * PAGE)])
-def test_a_balloon_inside_the_total_is_told_apart(in_meminfo: int | None, expected_bytes: int) -> None:
+def test_a_balloon_inside_the_total_is_a_separate_class(in_meminfo: int | None, expected_bytes: int) -> None:
     ballooned = replace(
         READING,
         meminfo=replace(READING.meminfo, balloon_bytes=in_meminfo),
@@ -105,7 +105,7 @@ def test_pages_counted_twice_are_taken_from_the_free_lists() -> None:
     assert sum(sizes.values()) == 8 * GIB
 
 
-def test_the_median_reading_is_shown_and_a_jump_does_not_count() -> None:
+def test_the_median_reading_is_shown_and_an_outlier_does_not_count() -> None:
     steady = [with_free_bytes(2 * GIB + wobble * MIB) for wobble in (0, 1, 2, 3, 4, 5, 6, 7)]
     found = breakdown([*steady, with_free_bytes(1 * GIB)])
     assert found.alloc_page_bytes == alloc_page_bytes(READING) - 3 * MIB
@@ -125,7 +125,7 @@ def test_the_change_is_from_the_earlier_median() -> None:
     assert breakdown(earlier, earlier=[READING]).alloc_page_change_bytes == -64 * MIB
 
 
-def test_classes_come_by_group_and_size_and_empty_ones_are_left_out() -> None:
+def test_classes_are_sorted_by_group_and_size_without_empty_ones() -> None:
     found = breakdown([READING])
     groups = [line.group for line in found.classes]
     assert groups == sorted(groups, key=["Application", "Kernel", "Free"].index)
@@ -133,14 +133,14 @@ def test_classes_come_by_group_and_size_and_empty_ones_are_left_out() -> None:
     assert "Balloon" not in {line.name for line in found.classes}
 
 
-def test_no_readings_are_refused() -> None:
+def test_an_empty_list_of_readings_is_rejected() -> None:
     with pytest.raises(ValueError, match="at least one reading"):
         breakdown([])
 
 
 @pytest.mark.parametrize("machine", RECORDED, ids=RECORDED_IDS)
-def test_a_recorded_machine_that_did_nothing_has_hardly_any_allocpage(machine: Path) -> None:
-    """None of the machines held a load when it was recorded: below 20 MiB, and not below zero."""
+def test_a_recorded_idle_machine_has_hardly_any_allocpage(machine: Path) -> None:
+    """None of the machines had a load when it was recorded: less than 20 MiB, and not negative."""
     roots = roots_of(machine)
     surroundings = read_surroundings(roots, kernel_log=(machine / "kernel_log").read_bytes())
     reading = take_reading(roots, surroundings)
@@ -158,7 +158,7 @@ sizes_bytes = st.integers(0, 1 << 42)
     vmalloc_bytes=sizes_bytes,
     surroundings=st.builds(Surroundings, st.just(PAGE), st.just(2 * MIB), sizes_bytes, st.just(0)),
 )
-def test_whatever_is_read_the_classes_close_and_none_is_below_zero(
+def test_classes_always_add_up_and_none_is_negative(
     meminfo: MemInfo, vmstat: VmStat, per_cpu_list_bytes: int, vmalloc_bytes: int, surroundings: Surroundings
 ) -> None:
     sizes = class_sizes(MemoryReading(meminfo, vmstat, per_cpu_list_bytes, vmalloc_bytes, surroundings))

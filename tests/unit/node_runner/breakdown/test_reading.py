@@ -1,4 +1,4 @@
-"""Reading the counters from a tree, and saying what is missing: with files that really are missing or unreadable."""
+"""Reading the counters, and reporting what is missing: with files that are really missing or unreadable."""
 
 import math
 import os
@@ -27,7 +27,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Path:
-    """A recorded machine that a test may break."""
+    """A copy of a recorded machine that a test can modify."""
     return Path(shutil.copytree(RECORDED[0], tmp_path / "machine"))
 
 
@@ -45,21 +45,21 @@ def test_a_host_describes_itself(recorded: Path) -> None:
     assert (host.cpus, host.boot_id) == (2, "00000000-0000-0000-0000-000000000000")
 
 
-def test_this_machine_is_read_as_often_as_asked() -> None:
+def test_this_machine_is_read_the_requested_number_of_times() -> None:
     readings = take_readings(LIVE, count=3, gap_seconds=0)
     assert len(readings) == 3
     assert len({reading.surroundings for reading in readings}) == 1
 
 
 def test_without_the_boot_log_the_first_chunk_is_estimated_within_its_error(machine: Path) -> None:
-    told = read_surroundings(roots_of(machine), kernel_log=(machine / "kernel_log").read_bytes())
+    found = read_surroundings(roots_of(machine), kernel_log=(machine / "kernel_log").read_bytes())
     estimated = read_surroundings(roots_of(machine), kernel_log=None)
-    assert told.first_chunk_error_bytes == 0 < estimated.first_chunk_error_bytes
-    assert abs(told.first_chunk_bytes - estimated.first_chunk_bytes) <= estimated.first_chunk_error_bytes
+    assert found.first_chunk_error_bytes == 0 < estimated.first_chunk_error_bytes
+    assert abs(found.first_chunk_bytes - estimated.first_chunk_bytes) <= estimated.first_chunk_error_bytes
 
 
-def test_a_kernel_that_does_not_sum_up_vmalloc_has_it_summed(machine: Path) -> None:
-    """VmallocUsed is 0 before Linux 5.3: the areas' own pages stand in for it."""
+def test_vmalloc_is_summed_up_if_the_kernel_does_not(machine: Path) -> None:
+    """VmallocUsed is 0 before Linux 5.3: the pages of the areas are used instead."""
     roots = roots_of(machine)
     surroundings = read_surroundings(roots, kernel_log=None)
     newer = take_reading(roots, surroundings)
@@ -70,7 +70,7 @@ def test_a_kernel_that_does_not_sum_up_vmalloc_has_it_summed(machine: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["proc/meminfo", "proc/zoneinfo", "proc/vmstat", "sys/devices/system/cpu/possible"])
-def test_a_missing_file_that_nothing_replaces_is_a_missing_need(machine: Path, name: str) -> None:
+def test_a_missing_required_file_is_a_missing_need(machine: Path, name: str) -> None:
     (machine / name).unlink()
     found = need(roots_of(machine), name)
     assert (found.state, found.checks) == (NeedState.MISSING, [Check.BREAKDOWN])
@@ -79,7 +79,7 @@ def test_a_missing_file_that_nothing_replaces_is_a_missing_need(machine: Path, n
 
 
 @pytest.mark.parametrize("name", ["proc/vmallocinfo", "proc/sys/vm/stat_refresh"])
-def test_a_missing_file_that_can_be_done_without_degrades(machine: Path, name: str) -> None:
+def test_a_missing_optional_file_is_a_degraded_need(machine: Path, name: str) -> None:
     (machine / name).unlink(missing_ok=True)
     found = need(roots_of(machine), name)
     assert found.state == NeedState.DEGRADED
@@ -91,8 +91,8 @@ def test_a_missing_file_that_can_be_done_without_degrades(machine: Path, name: s
 
 
 @pytest.mark.parametrize("name", ["isolated", "nohz_full"])
-def test_counts_are_not_asked_for_where_cpus_are_not_to_be_disturbed(machine: Path, name: str) -> None:
-    """vm.stat_refresh waits for every CPU. A FIFO in its place shows whether anything opens it: it would wait, too."""
+def test_stat_refresh_is_not_used_with_isolated_cpus(machine: Path, name: str) -> None:
+    """vm.stat_refresh waits for every CPU. A FIFO in its place shows whether it is opened: that would block, too."""
     (machine / "sys/devices/system/cpu" / name).write_text("2-3\n")
     refresh = machine / "proc/sys/vm/stat_refresh"
     refresh.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def test_counts_are_not_asked_for_where_cpus_are_not_to_be_disturbed(machine: Pa
 
 
 @pytest.mark.parametrize("text", ["\n", "(null)\n", ""])
-def test_without_isolated_cpus_counts_are_asked_for(machine: Path, text: str) -> None:
+def test_stat_refresh_is_used_without_isolated_cpus(machine: Path, text: str) -> None:
     for name in ("isolated", "nohz_full"):
         (machine / "sys/devices/system/cpu" / name).write_text(text)
     (machine / "proc/sys/vm").mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def test_without_isolated_cpus_counts_are_asked_for(machine: Path, text: str) ->
     assert take_readings(roots_of(machine), count=1)[0].surroundings.undisturbed_cpus == 0
 
 
-def test_a_list_of_isolated_cpus_that_is_none_leaves_all_alone(machine: Path) -> None:
+def test_a_malformed_list_of_isolated_cpus_counts_as_all(machine: Path) -> None:
     (machine / "sys/devices/system/cpu/isolated").write_text("all\n")
     found = need(roots_of(machine), "stat_refresh")
     assert found.state is NeedState.DEGRADED
@@ -127,9 +127,7 @@ def test_a_list_of_isolated_cpus_that_is_none_leaves_all_alone(machine: Path) ->
 
 
 @pytest.mark.parametrize(("strings", "in_vmalloc"), [(b"\0stack\0stack_vm_area\0", True), (b"\0stack\0", False)])
-def test_where_stacks_are_is_known_from_btf_without_a_look_at_the_areas(
-    machine: Path, strings: bytes, in_vmalloc: bool
-) -> None:
+def test_stacks_are_found_from_btf_without_reading_the_areas(machine: Path, strings: bytes, in_vmalloc: bool) -> None:
     (machine / "sys/kernel/btf").mkdir(parents=True)
     (machine / "sys/kernel/btf/vmlinux").write_bytes(strings)
     areas = machine / "proc/vmallocinfo"
@@ -146,16 +144,16 @@ def test_this_kernels_btf_and_its_areas_agree_on_where_stacks_are(tmp_path: Path
     assert read_surroundings(LIVE, kernel_log=None).stacks_in_vmalloc is by_areas
 
 
-def test_of_the_areas_only_those_up_to_the_first_stack_are_read(machine: Path) -> None:
+def test_areas_are_only_read_up_to_the_first_stack(machine: Path) -> None:
     lines = (machine / "proc/vmallocinfo").read_bytes().splitlines(keepends=True)
     read: list[bytes] = []
-    assert has_stack(read.append(line) or line for line in lines)  # type: ignore[func-returns-value] # append gives None
+    assert has_stack(read.append(line) or line for line in lines)  # type: ignore[func-returns-value] # append returns None
     assert b" kernel_clone+" in read[-1]
     assert not any(b" kernel_clone+" in line for line in read[:-1])
     assert len(read) < len(lines)
 
 
-def test_a_huge_page_size_that_is_none_is_refused(machine: Path) -> None:
+def test_a_malformed_huge_page_size_is_rejected(machine: Path) -> None:
     (machine / "sys/kernel/mm/transparent_hugepage/hpage_pmd_size").write_text("large\n")
     with pytest.raises(ProcFormatError, match="expected a size in bytes, found 'large"):
         read_surroundings(roots_of(machine), kernel_log=None)
@@ -198,10 +196,10 @@ def first_chunk_error_bytes(readings: list[MemoryReading]) -> int:
 
 
 @pytest.mark.parametrize("away_at_seconds", [0.0, 0.25, 0.55])
-def test_free_pages_that_are_away_for_a_moment_are_not_allocpage(
+def test_free_pages_that_are_being_reported_are_not_allocpage(
     machine: Path, monkeypatch: pytest.MonkeyPatch, away_at_seconds: float
 ) -> None:
-    """They are for 0.38 s: all readings that are close to each other could be in it."""
+    """That takes 0.38 s: all readings that are close to each other could be within it."""
     device = machine / "sys/bus/virtio/drivers/virtio_balloon/virtio3"
     device.mkdir(parents=True)
     (device / "features").write_text("0000010\n")
@@ -220,7 +218,7 @@ def test_free_pages_that_are_away_for_a_moment_are_not_allocpage(
     sleep(0)
     monkeypatch.setattr("memdiag_node.breakdown.reading.time.sleep", sleep)
     readings = take_readings(roots_of(machine))
-    assert len({alloc_page_bytes(one) for one in readings}) == 2  # some were in it
+    assert len({alloc_page_bytes(one) for one in readings}) == 2  # some were within it
     found = breakdown(readings)
     assert (found.alloc_page_bytes, found.alloc_page_error_bytes) == (expected_bytes, first_chunk_error_bytes(readings))
 

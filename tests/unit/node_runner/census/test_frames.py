@@ -1,4 +1,4 @@
-"""The census of page frames: blocks, charges and holders, told from flags, against counting frame by frame."""
+"""The census of page frames: blocks, charges and holders from flags, compared with counting frame by frame."""
 
 import itertools
 from typing import Any
@@ -63,12 +63,12 @@ def test_frames_that_a_flag_explains_are_not_counted() -> None:
     assert found.charged == {}
 
 
-def test_tails_are_charged_as_their_head_says() -> None:
+def test_tails_are_charged_like_their_head() -> None:
     found = census([PLAIN, PLAIN, *block(2), PLAIN], [5, 0, 6, 0, 0, 0, 5])
     assert found.charged == {5: ChargedFrames(single=2), 6: ChargedFrames(compound=4)}
 
 
-def test_what_known_holders_have_is_told_apart() -> None:
+def test_frames_in_known_holders_are_counted_separately() -> None:
     found = census([*block(3), *block(3), PLAIN, PLAIN], [9] * 18, [(8, 8), (16, 1)])
     assert by_order(found.frames) == {3: 16}
     assert by_order(found.held_frames) == {3: 8}
@@ -89,12 +89,12 @@ def test_holes_between_memory_are_not_read() -> None:
     assert found.scanned_share == 1
 
 
-def test_without_charges_and_holders_it_says_that_it_does_not_know() -> None:
+def test_without_charges_and_holders_they_are_reported_as_unknown() -> None:
     found = census(block(3))
     assert (found.knows_charges, found.knows_holders) == (False, False)
 
 
-def test_when_the_time_runs_out_it_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scanned_share_is_reported_when_the_time_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frame_census, "_PIECE_FRAMES", 8)
     ticks = itertools.count()
     found = census(block(3) * 10, late=lambda: next(ticks) >= 3)
@@ -110,7 +110,7 @@ PIECES = st.sampled_from([[PLAIN], [FREE], [SLAB], block(1), block(2), block(3),
     inodes=st.lists(st.integers(0, 3), min_size=240, max_size=240),
     held=st.lists(st.tuples(st.integers(0, 250), st.sampled_from([1, 2, 8])), max_size=10),
 )
-def test_it_agrees_with_looking_at_every_frame(
+def test_it_agrees_with_checking_every_frame(
     pieces: list[list[int]], inodes: list[int], held: list[tuple[int, int]]
 ) -> None:
     expected: dict[int, ChargedFrames] = {}
@@ -138,7 +138,7 @@ def test_it_agrees_with_looking_at_every_frame(
     assert found.charged == expected
 
 
-def test_pieces_that_the_pass_is_made_in_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_boundaries_of_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     flags, charges = [PLAIN, *([PLAIN] * 7), *block(3)] * 50, [4] * 800
     held = [(8 + 16 * number, 8) for number in range(0, 50, 2)]
     whole = census(flags, charges, held)

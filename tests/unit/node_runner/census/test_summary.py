@@ -1,4 +1,4 @@
-"""The census as the document has it."""
+"""The census in the document."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ PAGE = 4096
 HELD = np.dtype([("page", "<u8"), ("order", "u1")])
 
 
-def test_frames_of_holders_are_told_by_their_struct_pages_and_shared_ones_once() -> None:
+def test_frames_of_holders_follow_from_their_struct_pages_and_shared_ones_count_once() -> None:
     base = 0xFFFF_EA00_0000_0000
     first, second = (np.array([(base + 64 * frame, order)], HELD) for frame, order in ((8, 3), (5, 0)))
     held = held_frames([first, second, first], first_page=base, struct_page_bytes=64)
@@ -37,7 +37,7 @@ def test_cgroups_of_one_container_are_one_share_and_the_largest_comes_first() ->
     ]
 
 
-def test_what_is_not_known_is_left_open() -> None:
+def test_unknown_figures_are_null() -> None:
     counted = FrameCensus()
     counted.blocks[0] = counted.frames[0] = 1
     census = census_of(counted, {}, page_bytes=PAGE)

@@ -1,4 +1,4 @@
-"""The evidence document keeps within its bound, and refers to nothing that it left off."""
+"""The evidence document keeps within its size limit, and refers to nothing that it omits."""
 
 import json
 
@@ -11,7 +11,7 @@ from memdiag_node.conclusion.document import encode, fit, keep, publishable
 from support.evidence import evidence_with
 
 
-def test_the_document_is_one_line_of_ascii_that_reads_back_as_it_was() -> None:
+def test_the_document_is_one_line_of_ascii_and_reads_back_unchanged() -> None:
     evidence = evidence_with(holders=2, comm="bäd\x1b[31m\u2028name")
     document = encode(evidence)
     assert document.isascii()
@@ -20,7 +20,7 @@ def test_the_document_is_one_line_of_ascii_that_reads_back_as_it_was() -> None:
     assert Evidence.model_validate_json(document) == evidence
 
 
-def test_a_small_document_stays_as_it_is() -> None:
+def test_a_small_document_is_not_changed() -> None:
     evidence = evidence_with(holders=3, stacks=3)
     assert fit(evidence) is evidence
     assert not evidence.truncated
@@ -38,14 +38,14 @@ def test_a_large_document_loses_its_smallest_findings() -> None:
     ]
 
 
-def test_what_is_left_off_is_not_referred_to() -> None:
+def test_omitted_items_are_not_referred_to() -> None:
     fitted = fit(evidence_with(holders=200, stacks=60), limit_bytes=20_000)
     assert all(part.holder < len(fitted.holders) for stack in fitted.stacks for part in stack.held_by)
     assert all(part.stack < len(fitted.stacks) for holder in fitted.holders for part in holder.filled_by)
     assert json.loads(encode(fitted))["truncated"] is True
 
 
-def test_the_bound_holds_for_the_fullest_document_that_the_models_allow() -> None:
+def test_the_size_limit_holds_for_the_largest_document_that_the_models_allow() -> None:
     fullest = evidence_with(holders=256, stacks=64, comm="\u4e2d" * 256)
     assert len(encode(fit(fullest))) <= 256 * 1024
 
@@ -56,7 +56,7 @@ def judged(evidence: Evidence, *, holder: int, stack: int) -> Evidence:
 
 
 @pytest.mark.parametrize("limit", [200_000, 60_000, 20_000])
-def test_what_the_verdict_refers_to_stays_however_small_it_is(limit: int) -> None:
+def test_what_the_verdict_refers_to_is_kept_even_if_it_is_small(limit: int) -> None:
     evidence = judged(evidence_with(holders=256, stacks=64), holder=255, stack=63)
     fitted = fit(evidence, limit_bytes=limit)
     assert len(encode(fitted)) <= limit
@@ -66,8 +66,8 @@ def test_what_the_verdict_refers_to_stays_however_small_it_is(limit: int) -> Non
     assert fitted.stacks[fitted.verdict.stack].outstanding_bytes == evidence.stacks[63].outstanding_bytes
 
 
-def test_references_go_with_what_they_refer_to() -> None:
-    """Stack 3 is held by holder 9, which is its verdict's: both keep pointing at each other at their new places."""
+def test_references_are_adjusted() -> None:
+    """Stack 3 is held by holder 9, the verdict's: both still refer to each other at their new places."""
     template = evidence_with(holders=10, stacks=4)
     part = template.stacks[0].held_by[0].model_copy(update={"holder": 9})
     stacks = [*template.stacks[:3], template.stacks[3].model_copy(update={"held_by": [part]})]
@@ -78,7 +78,7 @@ def test_references_go_with_what_they_refer_to() -> None:
     assert [filled.stack for filled in shorter.holders[2].filled_by] == [0, 1]
 
 
-def test_details_go_before_the_suspect_does() -> None:
+def test_details_are_omitted_before_the_suspect() -> None:
     needs = [Need(name=f"need {n}", state=NeedState.MET, checks=[], detail="\u4e2d" * 1024) for n in range(64)]
     evidence = evidence_with(holders=1, stacks=1).model_copy(update={"needs": needs, "notes": ["\u4e2d" * 1024] * 32})
     assert len(encode(evidence)) > MAX_DOCUMENT_BYTES
@@ -87,8 +87,8 @@ def test_details_go_before_the_suspect_does() -> None:
     assert (published.verdict.holder, published.verdict.stack, published.truncated) == (0, 0, True)
 
 
-def test_a_document_that_fails_its_own_check_is_published_without_what_is_wrong() -> None:
-    """A fault of the runner does not lose the node's whole result."""
+def test_a_document_that_fails_validation_is_published_without_the_invalid_part() -> None:
+    """A bug in the runner does not lose the whole result of the node."""
     whole = evidence_with(holders=3, stacks=2)
     for broken in (
         judged(whole, holder=7, stack=0),
@@ -99,10 +99,10 @@ def test_a_document_that_fails_its_own_check_is_published_without_what_is_wrong(
         assert published.breakdown == whole.breakdown
         assert (published.verdict.kind, published.verdict.sentence) == (whole.verdict.kind, whole.verdict.sentence)
         assert published.verdict.holder is None
-        assert "stacks, holders and details were left off: the document fails its own check: " in published.notes[0]
+        assert "stacks, holders and details were omitted: the document failed validation: " in published.notes[0]
 
 
-def test_what_cannot_be_published_at_all_says_why() -> None:
+def test_a_document_that_cannot_be_published_has_an_error_that_says_why() -> None:
     broken = evidence_with().model_copy(update={"run_id": "x" * 300})
     with pytest.raises(DocumentError, match="runID: String should have at most 253 characters"):
         publishable(broken)

@@ -20,7 +20,7 @@ def page(frame: int) -> int:
 
 
 def blocks(*rows: tuple[int, int, int]) -> npt.NDArray[np.void]:
-    """Rows of (first frame, order, stack), whole and unsampled."""
+    """Rows of (first frame, order, stack), complete and not sampled."""
     return np.array([(page(frame), order, 1 << order, stack, 1.0) for frame, order, stack in rows], dtype=BLOCK)
 
 
@@ -63,18 +63,18 @@ def test_only_the_frames_that_are_still_out_are_explained() -> None:
     assert join(split, held((8, 0))) == {(0, 0): 3 * PAGE}
 
 
-def test_a_sampled_block_stands_for_its_weight() -> None:
+def test_a_sampled_block_counts_with_its_weight() -> None:
     sampled = blocks((8, 0, 0))
     sampled["weight"] = 4.0
     assert join(sampled, held((8, 0))) == {(0, 0): 4 * PAGE}
 
 
-def test_stacks_are_told_apart() -> None:
+def test_stacks_are_distinguished() -> None:
     traced = blocks((0, 0, 0), (1, 0, 1), (2, 0, 1))
     assert join(traced, held((0, 0), (1, 0)), held((2, 0))) == {(0, 0): PAGE, (1, 0): PAGE, (1, 1): PAGE}
 
 
-def test_nothing_joins_with_nothing() -> None:
+def test_an_empty_join_is_empty() -> None:
     assert join(blocks(), held((1, 0))) == {}
     assert join(blocks((1, 0, 0))) == {}
     assert join(blocks((1, 0, 0)), held()) == {}
@@ -84,8 +84,8 @@ def test_nothing_joins_with_nothing() -> None:
     traced=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 2)), max_size=12, unique_by=lambda row: row[0]),
     kept=st.lists(st.lists(st.integers(0, 170), max_size=20), min_size=1, max_size=4),
 )
-def test_it_agrees_with_looking_at_every_frame(traced: list[tuple[int, int]], kept: list[list[int]]) -> None:
-    # Blocks of at most 4 frames on places 4 apart never overlap.
+def test_it_agrees_with_checking_every_frame(traced: list[tuple[int, int]], kept: list[list[int]]) -> None:
+    # Blocks of at most 4 frames, 4 frames apart, never overlap.
     rows = [(4 * place, order, place % 3) for place, order in traced]
     explained = {
         (stack, frame): 1 << order

@@ -1,4 +1,4 @@
-"""The ledger: whatever was measured, its parts add up to allocpage."""
+"""The ledger: its parts always add up to allocpage."""
 
 from datetime import UTC, datetime
 
@@ -47,7 +47,7 @@ def total_bytes(ledger: Ledger) -> int:
 
 
 @given(alloc_page=SIZES, held=st.dictionaries(st.sampled_from(HolderKind), SIZES), unheld=SIZES)
-def test_lines_and_rest_add_up_whatever_was_measured(alloc_page: int, held: dict[HolderKind, int], unheld: int) -> None:
+def test_lines_and_rest_always_add_up(alloc_page: int, held: dict[HolderKind, int], unheld: int) -> None:
     ledger = ledger_of(breakdown_of(alloc_page), held_by_kind_bytes=held, containers=[], unheld_bytes=unheld)
     assert total_bytes(ledger) == ledger.alloc_page_bytes == alloc_page
     assert {line.name: line.size_bytes for line in ledger.lines} == {
@@ -76,7 +76,7 @@ def evidence_of(
     max_stacks: int = 64,
     max_holders: int = 256,
 ) -> Evidence:
-    """What a run concludes. `traced`: first frame, order, stack."""
+    """Return the evidence of a run. `traced`: first frame, order, stack."""
     blocks = np.array([(frame * STRUCT_PAGE, order, 1 << order, stack, 1.0) for frame, order, stack in traced], TRACED)
     alloc_page_frames = sum(1 << order for _, order, stack in traced if classes[stack] == "AllocPage")
     start = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -117,7 +117,7 @@ def evidence_of(
 
 
 def test_what_was_traced_and_has_no_holder_is_not_explained() -> None:
-    """30 GiB that a driver took at once in the window: neither held nor growing, and more than a "no" can bear."""
+    """30 GiB that a driver allocated at once in the window: neither held nor growing, but too large for NoLeak."""
     gib, order = 1 << 30, 18
     traced = tuple((number << order, order, 0) for number in range(30))
     evidence = evidence_of([], alloc_page_bytes=31 * gib, traced=traced)
@@ -127,7 +127,7 @@ def test_what_was_traced_and_has_no_holder_is_not_explained() -> None:
 
 
 def lines_of(evidence: Evidence) -> dict[str, int]:
-    """In pages, with the rest."""
+    """The lines in pages, with the rest."""
     assert evidence.ledger is not None
     lines = {line.name: line.size_bytes // PAGE for line in evidence.ledger.lines}
     return {**lines, "rest": evidence.ledger.unexplained_bytes // PAGE}
@@ -144,7 +144,7 @@ ROWS = st.lists(st.tuples(st.integers(0, FRAMES // 4 - 1).map(lambda place: 4 * 
 def test_it_adds_up_and_no_traced_page_is_in_two_lines(
     holders: list[tuple[HolderKind, list[tuple[int, int]]]], traced: dict[int, int], alloc_page: int
 ) -> None:
-    """Blocks lie on places 4 frames apart and have one size each, so a frame tells its block."""
+    """Blocks are 4 frames apart and each has one size, so a frame identifies its block."""
     orders = {
         place: max((o for _, rows in holders for p, o in rows if p == place), default=0) for place in range(FRAMES)
     }
@@ -162,7 +162,7 @@ def test_it_adds_up_and_no_traced_page_is_in_two_lines(
 
 
 def test_blocks_that_the_kernel_counts_as_slab_are_pinned_and_in_no_line() -> None:
-    """Nor do they make up for traced pages without a holder: their stack is of another class."""
+    """They do not compensate for traced pages without a holder either: their stack is of another class."""
     large = holding(HolderKind.SOCKET, held((0, 2), slab=True), container="c")
     evidence = evidence_of(
         [large, holding(HolderKind.PIPE, held((8, 0)), container="c")],
@@ -180,8 +180,8 @@ def test_a_block_of_two_sockets_is_counted_once() -> None:
     assert lines_of(evidence_of(both))["Sockets"] == 9
 
 
-def test_of_a_pool_the_count_is_in_the_line_and_its_traced_blocks_are_its_own() -> None:
-    """It has 100 blocks out; two of them were taken in the window."""
+def test_the_line_of_a_pool_has_its_count_and_its_traced_blocks_belong_to_it() -> None:
+    """It has 100 blocks in use, two of them allocated in the window."""
     pool = holding(HolderKind.PAGE_POOL, held((0, 0), (1, 0)), pinned_bytes=100 * PAGE)
     evidence = evidence_of([pool], traced=((0, 0, 0), (1, 0, 0), (2, 0, 0)))
     assert lines_of(evidence) == {"PagePools": 100, "TracedWithoutHolder": 1, "rest": 155}
@@ -189,7 +189,7 @@ def test_of_a_pool_the_count_is_in_the_line_and_its_traced_blocks_are_its_own() 
     assert evidence.stacks[0].held_by[0].size_bytes == 2 * PAGE
 
 
-def test_lines_that_come_to_more_than_there_is_leave_a_negative_rest() -> None:
+def test_lines_that_add_up_to_more_than_allocpage_leave_a_negative_rest() -> None:
     assert lines_of(evidence_of([holding(HolderKind.PIPE, held((0, 3)))], alloc_page_bytes=6 * PAGE)) == {
         "Pipes": 8,
         "TracedWithoutHolder": 0,
@@ -197,8 +197,8 @@ def test_lines_that_come_to_more_than_there_is_leave_a_negative_rest() -> None:
     }
 
 
-def test_what_is_beyond_the_lists_counts_and_is_not_referred_to() -> None:
-    """Three holders and stacks, of which the document has room for one each."""
+def test_items_beyond_the_lists_count_and_are_not_referred_to() -> None:
+    """Three holders and stacks; the document has space for one of each."""
     holdings = [holding(HolderKind.PIPE, held((8 * number, order))) for number, order in ((0, 2), (1, 1), (2, 0))]
     evidence = evidence_of(
         holdings,

@@ -1,4 +1,4 @@
-"""Every rule of the verdict, a row for each way that the evidence can look."""
+"""Every rule of the verdict, with a row for each kind of evidence."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -101,7 +101,7 @@ def verdict(
     interrupted: bool = False,
     **changes: Any,
 ) -> Verdict:
-    """Of what an idle node shows with these `changes`; `blocks` are those of each holder, where they matter."""
+    """The verdict on an idle node with these `changes`. `blocks`: those of each holder, if they matter."""
     measured = replace(
         IDLE,
         window=IDLE.window.model_copy(update={"traced_seconds": window_seconds, "interrupted": interrupted}),
@@ -124,7 +124,7 @@ def test_a_stuck_socket_that_pins_much_is_the_suspect() -> None:
     answer = verdict(holders=[holder()])
     assert (answer.kind, answer.confidence) == (VerdictKind.PINNED_BY_UNREAD_SOCKET, Confidence.HIGH)
     assert answer.sentence == "nginx[4711] fd 11: 3.00 MiB unread for at least 60 s pins 6.00 GiB."
-    assert "why nginx[4711] does not read fd 11" in answer.advice
+    assert "why nginx[4711] is not reading fd 11" in answer.advice
     assert (answer.holder, answer.suspect_bytes) == (0, 6 * GIB)
 
 
@@ -132,11 +132,11 @@ def test_a_stuck_socket_that_pins_much_is_the_suspect() -> None:
     ("name", "socket"),
     [
         ("it is read", holder(stuck=None)),
-        ("it was looked at for an instant only", holder(stuck=0.5)),
+        ("it was watched for an instant only", holder(stuck=0.5)),
         ("it pins little", holder(pinned=15 * MIB)),
     ],
 )
-def test_a_socket_is_no_suspect_when(name: str, socket: Holder) -> None:
+def test_a_socket_is_not_a_suspect_when(name: str, socket: Holder) -> None:
     assert verdict(holders=[socket]).kind is VerdictKind.NO_LEAK, name
 
 
@@ -215,7 +215,9 @@ def test_the_suspect_is_the_smallest_group_that_pins_much(
         ("a sum of sockets without a process", [unowned(pinned=27 * MIB, summed=300)]),
     ],
 )
-def test_stuck_sockets_with_nothing_in_common_have_no_suspect_and_forbid_a_no(name: str, holders: list[Holder]) -> None:
+def test_stuck_sockets_with_nothing_in_common_have_no_suspect_and_rule_out_no_leak(
+    name: str, holders: list[Holder]
+) -> None:
     answer = verdict(holders=holders)
     assert (answer.kind, answer.scope) == (VerdictKind.INCONCLUSIVE, SuspectScope.NODE), name
     assert "stuck sockets of the node together pin 27.0 MiB of AllocPage" in answer.sentence
@@ -223,7 +225,7 @@ def test_stuck_sockets_with_nothing_in_common_have_no_suspect_and_forbid_a_no(na
 
 
 def test_many_stuck_sockets_do_not_hide_a_large_class() -> None:
-    """And what they pin is not called held and not stuck."""
+    """And what they pin does not count as held but not stuck."""
     large = with_class("SUnreclaim", 9 * GIB).model_copy(update={"alloc_page_bytes": 8 * GIB})
     holders = [of(pid=pid, container=f"c{pid}", pod=f"pod-{pid}", pinned=16 * MIB) for pid in range(1, 500)]
     answer = verdict(holders=holders, breakdown=large, held_bytes=8 * GIB)
@@ -232,11 +234,11 @@ def test_many_stuck_sockets_do_not_hide_a_large_class() -> None:
     assert any("499 stuck sockets of the node together pin 7.80 GiB of AllocPage" in one for one in answer.reasons)
 
 
-def test_stuck_sockets_that_pin_little_together_are_no_leak() -> None:
+def test_stuck_sockets_that_pin_little_together_are_not_a_leak() -> None:
     assert verdict(holders=[of(pid=pid, pinned=5 * MIB) for pid in (1, 2, 3)]).kind is VerdictKind.NO_LEAK
 
 
-def test_nobody_is_told_to_restart_a_process_that_is_not_there() -> None:
+def test_the_advice_does_not_restart_a_process_that_does_not_exist() -> None:
     assert "No process can be restarted" in verdict(holders=[unowned(pinned=GIB)]).advice
 
 
@@ -247,12 +249,12 @@ def test_the_process_that_pins_most_is_named_first() -> None:
     assert (answer.holder, answer.suspect_bytes) == (1, 120 * MIB)
 
 
-def test_a_socket_that_nobody_holds_is_named_by_its_reason() -> None:
+def test_a_socket_without_a_process_is_named_by_its_reason() -> None:
     assert "not yet accepted" in verdict(holders=[holder(pid=None)]).sentence
 
 
 def test_sockets_of_a_process_that_has_ended_are_one_group() -> None:
-    """Its pid was seen, its name no more."""
+    """Its pid was seen, but its name could no longer be read."""
     ended = holder(pid=None, pinned=30 * MIB).model_copy(
         update={"summed": 99, "owners_total": 1, "unowned_reason": "", "socket": None}
     )
@@ -286,22 +288,22 @@ def test_a_growing_stack_is_a_leak_from_a_size_on(outstanding: int, trend: Trend
 
 
 @pytest.mark.parametrize("frames", [("unnamed#0a1b2c3d", "unnamed#4e5f6071"), NO_STACK, ()])
-def test_what_has_no_name_is_not_called_growing_and_leaves_doubt(frames: Sequence[str]) -> None:
+def test_a_stack_without_names_is_not_called_growing_and_leaves_doubt(frames: Sequence[str]) -> None:
     answer = verdict(stacks=[stack(outstanding=5 * GIB, trend=Trend.GROWING, frames=frames)])
     assert (answer.kind, answer.confidence) == (VerdictKind.INCONCLUSIVE, Confidence.LOW)
-    assert "the kernel gave no names for call stacks" in answer.sentence
+    assert "the kernel provided no names for call stacks" in answer.sentence
 
 
 @pytest.mark.parametrize(
     ("unnamed_bytes", "named", "kind"),
     [
-        (4096, 0, VerdictKind.INCONCLUSIVE),  # the kernel gives no names: a leak may be split over many stacks
+        (4096, 0, VerdictKind.INCONCLUSIVE),  # the kernel provides no names: a leak may be split over many stacks
         (4096, 1, VerdictKind.NO_LEAK),
         (15 * MIB, 1, VerdictKind.NO_LEAK),
         (20 * MIB, 1, VerdictKind.INCONCLUSIVE),
     ],
 )
-def test_without_names_nobody_says_that_there_is_no_leak(unnamed_bytes: int, named: int, kind: VerdictKind) -> None:
+def test_without_names_no_leak_is_ruled_out(unnamed_bytes: int, named: int, kind: VerdictKind) -> None:
     stacks = [stack(outstanding=unnamed_bytes // 2, trend=Trend.UNCLEAR, frames=(f"unnamed#{n}",)) for n in range(2)]
     stacks += [stack(outstanding=4096, trend=Trend.UNCLEAR)] * named
     assert verdict(stacks=stacks).kind is kind
@@ -322,9 +324,7 @@ def test_a_growing_stack_is_named_by_its_innermost_name() -> None:
         (300 * MIB, 0, VerdictKind.NO_LEAK),
     ],
 )
-def test_large_allocpage_is_reported_when_nobody_is_known_to_hold_it(
-    alloc_page: int, explained: int, kind: VerdictKind
-) -> None:
+def test_large_allocpage_is_reported_if_no_holder_is_known(alloc_page: int, explained: int, kind: VerdictKind) -> None:
     assert IDLE.breakdown is not None
     large = IDLE.breakdown.model_copy(update={"alloc_page_bytes": alloc_page})
     assert verdict(breakdown=large, held_bytes=explained).kind is kind
@@ -343,7 +343,7 @@ def test_many_small_stuck_sockets_of_one_process_count_together() -> None:
     assert alone.sentence.startswith("nginx[4711] 999 of its sockets: ")
 
 
-def test_a_large_remainder_says_where_at_most_it_can_be() -> None:
+def test_a_large_remainder_has_upper_bounds_by_place() -> None:
     census = Census(
         compound=[
             CompoundBlocks(order=3, blocks=0, size_bytes=5 * GIB, held_bytes=3 * GIB),
@@ -366,8 +366,8 @@ def test_a_large_remainder_says_where_at_most_it_can_be() -> None:
     assert len(verdict(breakdown=large, census=unplaced).reasons) == 1  # the threshold
 
 
-def test_a_census_that_was_cut_short_bounds_only_what_it_looked_at() -> None:
-    """On a node of 64 GiB, of which the census saw a quarter: the whole may have four times as much."""
+def test_a_census_that_was_cut_short_bounds_only_what_it_scanned() -> None:
+    """On a node of 64 GiB the census saw a quarter: the whole may have four times as much."""
     census = Census(
         compound=[CompoundBlocks(order=3, blocks=0, size_bytes=GIB, held_bytes=0)], charged=[], scanned_share=0.25
     )
@@ -375,9 +375,9 @@ def test_a_census_that_was_cut_short_bounds_only_what_it_looked_at() -> None:
     large = IDLE.breakdown.model_copy(update={"alloc_page_bytes": 20 * GIB})
     answer = verdict(breakdown=large, census=census)
     assert answer.reasons[1:] == [
-        "in the 25% of page frames that were looked at, at most 1.00 GiB of it are blocks of order 3 and in no known "
+        "in the 25% of page frames that were scanned, at most 1.00 GiB of it are blocks of order 3 and in no known "
         "holder",
-        "the census looked at 25% of the page frames",
+        "the census scanned 25% of the page frames",
     ]
 
 
@@ -388,7 +388,7 @@ def with_class(name: str, size_bytes: int) -> Breakdown:
 
 
 @pytest.mark.parametrize("name", ["SUnreclaim", "Vmalloc", "Percpu", "Shmem"])
-def test_a_large_class_that_no_check_looks_into_forbids_a_no(name: str) -> None:
+def test_a_large_class_that_no_check_covers_rules_out_no_leak(name: str) -> None:
     answer = verdict(breakdown=with_class(name, 5 * GIB))
     assert answer.kind is VerdictKind.LARGE_BUT_UNEXPLAINED
     assert answer.sentence == f"{name} has 5.00 GiB that no check explains."
@@ -398,7 +398,7 @@ def test_a_large_class_that_no_check_looks_into_forbids_a_no(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["AnonPages", "FileCache", "SReclaimable", "PageTables", "MemFree"])
-def test_a_class_that_is_somebodys_or_comes_back_does_not(name: str) -> None:
+def test_a_class_that_has_owners_or_is_reclaimable_does_not(name: str) -> None:
     assert verdict(breakdown=with_class(name, 12 * GIB)).kind is VerdictKind.NO_LEAK
 
 
@@ -443,7 +443,7 @@ POOL = Holder(
         pytest.param([POOL], "page pool 3 of eth0 the most (5.00 GiB)", 0, id="page pool"),
     ],
 )
-def test_much_that_is_held_and_not_stuck_forbids_a_no_and_names_the_largest_holder(
+def test_large_held_memory_that_is_not_stuck_rules_out_no_leak_and_names_the_largest_holder(
     holders: list[Holder], words: str, named: int
 ) -> None:
     assert IDLE.breakdown is not None
@@ -454,7 +454,7 @@ def test_much_that_is_held_and_not_stuck_forbids_a_no_and_names_the_largest_hold
     assert answer.holder == named
 
 
-def test_what_was_taken_in_the_window_is_named_by_its_call_stack() -> None:
+def test_memory_allocated_in_the_window_is_named_by_its_call_stack() -> None:
     assert IDLE.breakdown is not None
     large = IDLE.breakdown.model_copy(update={"alloc_page_bytes": 4 * GIB})
     answer = verdict(breakdown=large, stacks=[stack(outstanding=3 * GIB, trend=Trend.PINNED)])
@@ -468,17 +468,17 @@ def test_without_any_check_it_is_inconclusive() -> None:
 
 
 @pytest.mark.parametrize("missing", list(Check))
-def test_no_leak_takes_every_check(missing: Check) -> None:
+def test_no_leak_needs_every_check(missing: Check) -> None:
     checks = tuple(check for check in Check if check is not missing)
     answer = verdict(checks=checks, breakdown=None if missing is Check.BREAKDOWN else IDLE.breakdown)
     assert (answer.kind, answer.confidence) == (VerdictKind.INCONCLUSIVE, Confidence.LOW)
-    assert f"{missing} was not made" in answer.sentence
+    assert f"{missing} was not run" in answer.sentence
 
 
 def test_the_breakdown_alone_is_inconclusive() -> None:
     answer = verdict(checks=(Check.BREAKDOWN,))
     assert answer.kind is VerdictKind.INCONCLUSIVE
-    assert "AllocPageTrace and SocketQueues were not made" in answer.sentence
+    assert "AllocPageTrace and SocketQueues were not run" in answer.sentence
 
 
 def counters(**changes: int) -> Trace:
@@ -501,7 +501,9 @@ GREW = IDLE.breakdown.model_copy(update={"alloc_page_change_bytes": 200 * MIB}) 
             "did not reach 900000 sockets and 12 queues",
             id="sockets",
         ),
-        pytest.param({"coverage": ScanCoverage(is_compared=False)}, "the first look at the sockets failed", id="look"),
+        pytest.param(
+            {"coverage": ScanCoverage(is_compared=False)}, "the first scan of the sockets failed", id="first scan"
+        ),
         pytest.param({"coverage": ScanCoverage(lists_every_fd=False)}, "could not list every fd", id="fds"),
         pytest.param({"coverage": ScanCoverage(queues_not_reached=1)}, "0 sockets and 1 queues", id="queues"),
         pytest.param(
@@ -509,7 +511,7 @@ GREW = IDLE.breakdown.model_copy(update={"alloc_page_change_bytes": 200 * MIB}) 
         ),
         pytest.param(
             {"coverage": ScanCoverage(incomplete_queues=2), "holders": [holder(pinned=MIB, complete=False)]},
-            "2 queues could not be walked to their end, 1 of them of stuck sockets",
+            "2 queues could not be walked to their end, including 1 of stuck sockets",
             id="a stuck queue",
         ),
         pytest.param(
@@ -533,7 +535,7 @@ GREW = IDLE.breakdown.model_copy(update={"alloc_page_change_bytes": 200 * MIB}) 
         pytest.param({"doubts": [Doubt("a probe failed", forbids_no=True)]}, "a probe failed", id="another's doubt"),
     ],
 )
-def test_losses_that_may_hide_a_leak_forbid_a_no(changes: dict[str, Any], words: str) -> None:
+def test_losses_that_may_hide_a_leak_rule_out_no_leak(changes: dict[str, Any], words: str) -> None:
     answer = verdict(**changes)
     assert (answer.kind, answer.confidence) == (VerdictKind.INCONCLUSIVE, Confidence.LOW), answer.sentence
     assert words in answer.sentence
@@ -548,13 +550,13 @@ def test_losses_that_may_hide_a_leak_forbid_a_no(changes: dict[str, Any], words:
         pytest.param({"coverage": ScanCoverage(socket_tables_complete=False)}, "tables of sockets", id="orphans"),
         pytest.param({"trace": counters(lost_records=9, lost_record_bytes=MIB)}, "9 allocations", id="few records"),
         pytest.param({"trace": counters(lost_stacks=9)}, "9 allocations have no call stack", id="stacks"),
-        pytest.param({"trace": counters(missed_runs=2_000)}, "2% of what they saw", id="some runs"),
+        pytest.param({"trace": counters(missed_runs=2_000)}, "2% of all runs", id="some runs"),
         pytest.param({"trace": counters(untraced_bytes=500 * MIB)}, "differ by 500 MiB", id="untraced"),
         pytest.param({"census": Census(compound=[], scanned_share=0.4)}, "40% of the page frames", id="frames"),
         pytest.param({"doubts": [Doubt("a symbol is missing", forbids_no=False)]}, "a symbol", id="another's doubt"),
     ],
 )
-def test_small_losses_lower_the_confidence_of_a_no(changes: dict[str, Any], words: str) -> None:
+def test_small_losses_lower_the_confidence_in_no_leak(changes: dict[str, Any], words: str) -> None:
     answer = verdict(**changes)
     assert (answer.kind, answer.confidence) == (VerdictKind.NO_LEAK, Confidence.MEDIUM)
     assert any(words in reason for reason in answer.reasons), answer.reasons
@@ -566,20 +568,20 @@ def test_small_losses_lower_the_confidence_of_a_no(changes: dict[str, Any], word
         {"coverage": ScanCoverage(sockets=500, queues=90)},
         {"trace": counters(missed_runs=700)},
         {"trace": counters(untraced_bytes=2 * MIB)},
-        {"trace": counters(untraced_bytes=2 * MIB), "breakdown": GREW},  # before the trace began
+        {"trace": counters(untraced_bytes=2 * MIB), "breakdown": GREW},  # before the trace started
         {"census": Census(compound=[])},
     ],
 )
-def test_what_every_healthy_run_misses_is_no_doubt(changes: dict[str, Any]) -> None:
+def test_what_every_healthy_run_misses_does_not_count_as_a_doubt(changes: dict[str, Any]) -> None:
     assert verdict(**changes).confidence is Confidence.HIGH
 
 
-def test_a_leak_is_less_sure_where_not_all_was_looked_at() -> None:
+def test_a_leak_is_less_certain_if_not_everything_was_checked() -> None:
     assert verdict(holders=[holder()], checks=(Check.SOCKET_QUEUES,)).confidence is Confidence.MEDIUM
     assert verdict(holders=[holder()], interrupted=True).confidence is Confidence.MEDIUM
 
 
-def test_what_matters_grows_with_the_machine() -> None:
+def test_thresholds_grow_with_the_machine() -> None:
     assert THRESHOLDS.suspect_bytes(2 * GIB) == 16 * MIB
     assert THRESHOLDS.suspect_bytes(1000 * GIB) == 1000 * GIB // 1000
     assert THRESHOLDS.large_bytes(2 * GIB) == 256 * MIB

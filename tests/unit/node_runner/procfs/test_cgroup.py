@@ -12,6 +12,6 @@ def test_the_path_names_container_and_pod(text: bytes, container_id: str, pod_ui
     assert parse_cgroup(text) == ContainerIdentity(container_id, pod_uid)
 
 
-def test_a_line_without_its_parts_is_named() -> None:
+def test_the_error_names_a_malformed_line() -> None:
     with pytest.raises(ProcFormatError, match=r"^/proc/7/cgroup:2: expected `ID:CONTROLLERS:PATH`, found 'nonsense'$"):
         parse_cgroup(b"0::/\nnonsense\n", source="/proc/7/cgroup")

@@ -18,7 +18,7 @@ every_machine = pytest.mark.parametrize("machine", RECORDED, ids=RECORDED_IDS)
 
 @every_machine
 def test_the_recorded_files_agree_with_each_other(machine: Path) -> None:
-    """vmallocinfo is the list that meminfo's VmallocUsed sums up; vmstat counts the LRU pages that meminfo shows."""
+    """VmallocUsed in meminfo is the sum of vmallocinfo. vmstat counts the LRU pages that meminfo shows."""
     meminfo = parse_meminfo((machine / "proc/meminfo").read_bytes())
     vmalloc = parse_vmallocinfo((machine / "proc/vmallocinfo").read_bytes())
     zones = parse_zoneinfo((machine / "proc/zoneinfo").read_bytes())
@@ -31,15 +31,15 @@ def test_the_recorded_files_agree_with_each_other(machine: Path) -> None:
 
 
 @every_machine
-def test_the_boot_log_tells_the_first_chunk(machine: Path) -> None:
-    """It is part of `Percpu`, so it can be no larger."""
+def test_the_boot_log_has_the_first_chunk(machine: Path) -> None:
+    """It is part of `Percpu`, so it cannot be larger."""
     pages = parse_first_chunk_pages_per_cpu((machine / "kernel_log").read_bytes())
     cpus = parse_cpu_count((machine / "sys/devices/system/cpu/possible").read_bytes())
     assert pages is not None
     assert 0 < pages * cpus * 4096 <= parse_meminfo((machine / "proc/meminfo").read_bytes()).percpu_bytes
 
 
-def test_a_log_that_lost_its_beginning_tells_nothing() -> None:
+def test_a_log_without_its_start_has_no_first_chunk() -> None:
     assert parse_first_chunk_pages_per_cpu(b"<6>[99.1] eth0: link up\n") is None
 
 
@@ -59,12 +59,12 @@ def test_hugetlb_counts_the_pools_of_every_size() -> None:
     assert parse_meminfo(meminfo_text(Hugetlb="1050624 kB", HugePages_Total="1")).hugetlb_bytes == 1050624 * 1024
 
 
-def test_a_meminfo_line_that_is_none_is_named() -> None:
+def test_the_error_names_a_malformed_meminfo_line() -> None:
     with pytest.raises(ProcFormatError, match=r"^/proc/meminfo:2: expected `Name: number`.*, found 'MemFree: lots'$"):
         parse_meminfo(b"MemTotal: 1 kB\nMemFree: lots\n", source="/proc/meminfo")
 
 
-def test_a_meminfo_without_a_figure_that_every_kernel_has_is_refused() -> None:
+def test_a_meminfo_without_a_figure_that_every_kernel_has_is_rejected() -> None:
     with pytest.raises(ProcFormatError, match="expected a line Shmem"):
         parse_meminfo(meminfo_text(Shmem=None))
 
@@ -75,11 +75,11 @@ def test_vmstat_counts() -> None:
     assert (found.isolated_pages, found.balloon_pages, found.memmap_pages, found.zsmalloc_pages) == (5, 60, 0, 0)
 
 
-def test_a_vmstat_counter_that_dipped_below_zero_is_zero() -> None:
+def test_a_negative_vmstat_counter_is_zero() -> None:
     assert parse_vmstat(b"nr_free_pages 7\nnr_isolated_anon -2\nnr_isolated_file 3\n").isolated_pages == 3
 
 
-def test_zoneinfo_gives_every_cpu_of_every_zone() -> None:
+def test_zoneinfo_has_every_cpu_of_every_zone() -> None:
     text = (
         b"Node 0, zone   Normal\n  pages free     5\n  pagesets\n    cpu: 0\n              count: 12\n"
         b"              high:  9\n    cpu: 1\n              count: 30\nNode 1, zone  Movable\n  pages free     0\n"
@@ -96,7 +96,7 @@ def test_zoneinfo_gives_every_cpu_of_every_zone() -> None:
         (b"", "zoneinfo: "),
     ],
 )
-def test_a_zoneinfo_that_is_none_is_refused(text: bytes, place: str) -> None:
+def test_a_malformed_zoneinfo_is_rejected(text: bytes, place: str) -> None:
     with pytest.raises(ProcFormatError, match=f"^{place}"):
         parse_zoneinfo(text)
 
@@ -120,6 +120,6 @@ def test_cpu_lists(text: bytes, cpus: int) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"\n", b"3-1\n", b"0-\n", b"a\n"])
-def test_a_cpu_list_that_is_none_is_refused(text: bytes) -> None:
+def test_a_malformed_cpu_list_is_rejected(text: bytes) -> None:
     with pytest.raises(ProcFormatError, match=r"^cpulist:1: expected a list of CPUs"):
         parse_cpu_count(text)

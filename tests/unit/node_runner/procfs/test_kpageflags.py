@@ -1,4 +1,4 @@
-"""Frame kinds from flag words as a 6.18 kernel showed them, and the other files that tell of frames."""
+"""Frame kinds from flag words of a 6.18 kernel, and the other files with an entry for each frame."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from support.fixtures import RECORDED, RECORDED_IDS
     ("flags", "kind"),
     [
         (0x0, FrameKind.DIRECT),
-        (0x8000, FrameKind.DIRECT),  # the head of a queued fragment's block
+        (0x8000, FrameKind.DIRECT),  # the head of the block of a queued fragment
         (0x10000, FrameKind.DIRECT),  # its tail
         (0x800, FrameKind.DIRECT),  # mapped only: a packet ring
         (0x810, FrameKind.DIRECT),  # mapped and dirty: a ring that user space has written to
@@ -37,7 +37,7 @@ def test_kind(flags: int, kind: FrameKind) -> None:
     assert classify(np.array([flags], np.uint64)).tolist() == [kind]
 
 
-def test_anonymous_memory_is_told_from_other() -> None:
+def test_anonymous_memory_is_distinguished_from_other_memory() -> None:
     flags = np.array([0x5868, 0x200045868, 0x201080, 0x0], np.uint64)
     assert is_anonymous(flags).tolist() == [True, True, False, False]
 
@@ -59,7 +59,7 @@ def test_recorded_machines(machine: Path) -> None:
     assert parse_allocated_pages((machine / "proc/vmstat").read_bytes()) > 0
 
 
-def test_files_without_their_lines_are_refused() -> None:
+def test_files_without_required_lines_are_rejected() -> None:
     with pytest.raises(ProcFormatError, match="spanned"):
         parse_zone_ranges(b"Node 0, zone Normal\n")
     with pytest.raises(ProcFormatError, match="zoneinfo:1"):

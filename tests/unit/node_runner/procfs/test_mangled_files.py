@@ -1,4 +1,4 @@
-"""No parser of kernel text answers a damaged file with anything but ProcFormatError or a result."""
+"""All parsers of kernel text either return a result for a damaged file or raise ProcFormatError."""
 
 import contextlib
 from collections.abc import Callable
@@ -34,7 +34,7 @@ PARSERS: dict[str, tuple[Parser, list[bytes]]] = {
 
 
 def mangled(whole: bytes) -> st.SearchStrategy[bytes]:
-    """`whole` with some of its places cut out, overwritten, repeated or filled with anything."""
+    """Return `whole` with some parts removed, overwritten, repeated or filled with random bytes."""
 
     @st.composite
     def damaged(draw: st.DrawFn) -> bytes:
@@ -51,7 +51,7 @@ def mangled(whole: bytes) -> st.SearchStrategy[bytes]:
 
 @pytest.mark.parametrize("name", PARSERS)
 @given(data=st.data())
-def test_a_mangled_file_gives_a_result_or_a_format_error(name: str, data: st.DataObject) -> None:
+def test_a_mangled_file_has_a_result_or_a_format_error(name: str, data: st.DataObject) -> None:
     parse, originals = PARSERS[name]
     text = data.draw(st.sampled_from(originals).flatmap(mangled))
     with contextlib.suppress(ProcFormatError):

@@ -1,4 +1,4 @@
-"""Where memory is: from memory blocks in sysfs, or from zones, never from the highest frame number."""
+"""Ranges of memory: from memory blocks in sysfs, or from zones, never from the highest frame number."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ ZONE = """Node {node}, zone {name:>8}
 
 @pytest.fixture
 def roots(tmp_path: Path) -> tuple[Path, Path]:
-    """/proc and /sys of a machine with 2 GiB from 0 on, 10 GiB from 4 GiB on, and a device's memory at the very end."""
+    """/proc and /sys of a machine with 2 GiB at 0, 10 GiB at 4 GiB, and memory of a device at the end."""
     proc, sys = tmp_path / "proc", tmp_path / "sys"
     proc.mkdir()
     zones = [
@@ -45,7 +45,7 @@ def roots(tmp_path: Path) -> tuple[Path, Path]:
 EXPECTED = [FrameRange(0, BLOCK_FRAMES), FrameRange(2 * BLOCK_FRAMES, 7 * BLOCK_FRAMES)]
 
 
-def test_blocks_that_are_online_count(roots: tuple[Path, Path]) -> None:
+def test_online_blocks_count(roots: tuple[Path, Path]) -> None:
     assert read_memory_map(*roots, page_bytes=PAGE_BYTES) == EXPECTED
 
 
@@ -59,8 +59,8 @@ def test_ranges_are_whole_sections_and_do_not_overlap() -> None:
     assert parse_zone_ranges(text.encode()) == [FrameRange(0, 3 * SECTION_FRAMES)]
 
 
-def test_this_machine_says_the_same_in_both_places(tmp_path: Path) -> None:
-    """Zones may span holes; memory blocks may not."""
+def test_both_sources_agree_on_this_machine(tmp_path: Path) -> None:
+    """Zones can span holes, memory blocks cannot."""
     blocks = read_memory_map(Path("/proc"), Path("/sys"), page_bytes=PAGE_BYTES)
     zones = read_memory_map(Path("/proc"), tmp_path, page_bytes=PAGE_BYTES)
     assert blocks[-1].end == zones[-1].end

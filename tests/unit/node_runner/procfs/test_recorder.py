@@ -1,4 +1,4 @@
-"""The command that records fixtures: what it writes is what the readers read."""
+"""The command that records fixtures writes what the readers read."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("machine", RECORDED, ids=RECORDED_IDS)
-def test_recording_a_recorded_machine_gives_the_same(machine: Path, tmp_path: Path) -> None:
+def test_recording_a_recorded_machine_is_idempotent(machine: Path, tmp_path: Path) -> None:
     copies = record(machine, tmp_path, (machine / "kernel_log").read_bytes())
     assert contents(tmp_path) == contents(machine)
     assert len(copies) == len(contents(tmp_path))

@@ -134,12 +134,14 @@ def test_a_result_that_the_deadline_cut_short_is_kept() -> None:
         pytest.param(
             finished("panic: \x1b[2J"), b"", Reason.RESULT_INVALID, "malformed", id="last words that are none of ours"
         ),
-        pytest.param(finished(delivered(EVIDENCE)[0]), b"", Reason.RESULT_INVALID, "holds no document", id="empty log"),
+        pytest.param(
+            finished(delivered(EVIDENCE)[0]), b"", Reason.RESULT_INVALID, "contains no document", id="empty log"
+        ),
         pytest.param(
             finished(delivered(EVIDENCE)[0]),
             delivered(EVIDENCE)[1][:2000],
             Reason.RESULT_INVALID,
-            "the log is cut.*unproven, says PinnedByUnreadSocket",
+            "the log is cut off.*unproven, says PinnedByUnreadSocket",
             id="cut log",
         ),
     ],
