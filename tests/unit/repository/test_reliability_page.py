@@ -21,6 +21,7 @@ def faults_of_tests() -> set[tuple[str, str, str]]:
     pytest collects them in a process of its own: a mark's arguments are only known once its file is imported, and this
     session may have selected other tests. It imports only the files that mention the mark: all take four times as long.
     """
+    marked = [str(path) for path in (PROJECT / "tests").rglob("test_*.py") if "mark.fault" in path.read_text()]
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "fault", "-p", "no:cacheprovider", *marked]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
