@@ -88,36 +88,29 @@ def _parser() -> argparse.ArgumentParser:
         f"of root's capabilities it needs only {in_words()}. Changes nothing on the machine and leaves nothing behind.",
         epilog="Ctrl-C ends the trace early and reports what was traced so far.",
     )
-    parser.add_argument(
+    _add_measuring(parser.add_argument_group("what to measure"))
+    _add_output(parser.add_argument_group("output"))
+    _add_thresholds(parser.add_argument_group("thresholds of the verdict"))
+    _add_host(parser.add_argument_group("host"))
+    return parser
+
+
+def _add_measuring(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--duration",
         type=_duration,
         default=30,
         metavar="TIME",
         help="duration of the trace, such as 5s, 90s or 10m (default: 30s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--check",
         action="append",
         type=_check,
         metavar="CHECK",
         help=f"run only this check, may be repeated: {', '.join(Check)} (default: all)",
     )
-    parser.add_argument(
-        "--output",
-        type=Output,
-        default=Output.TEXT,
-        choices=list(Output),
-        help="text: a report; json: the complete document; folded: stacks for flame graph tools; framed: for the "
-        "operator (default: text)",
-    )
-    parser.add_argument(
-        "--top-n",
-        type=_top_n,
-        default=10,
-        metavar="N",
-        help="maximum number of stacks and of holders to list (default: 10)",
-    )
-    parser.add_argument(
+    group.add_argument(
         "--cpu-budget-percent",
         type=_percent,
         default=5,
@@ -125,66 +118,87 @@ def _parser() -> argparse.ArgumentParser:
         help="percentage of each CPU's time for recording allocations; above it only a sample is recorded, which is "
         "reported (default: 5)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--grace",
         type=_grace,
         default=30,
         metavar="SECONDS",
         help="time to finish after SIGTERM or Ctrl-C; what is skipped for lack of time is reported (default: 30)",
     )
-    parser.add_argument(
+    group.add_argument("--preflight", action="store_true", help="only check the prerequisites and print their state")
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--output",
+        type=Output,
+        default=Output.TEXT,
+        choices=list(Output),
+        help="text: a report; json: the complete document; folded: stacks for flame graph tools; framed: for the "
+        "operator (default: text)",
+    )
+    group.add_argument(
+        "--top-n",
+        type=_top_n,
+        default=10,
+        metavar="N",
+        help="maximum number of stacks and of holders to list (default: 10)",
+    )
+    group.add_argument(
         "--report-arguments",
         action="store_true",
         help="report processes with their arguments, which may contain passwords and tokens (default: the executable "
         "only)",
     )
-    parser.add_argument("--preflight", action="store_true", help="only check the prerequisites and print their state")
-    parser.add_argument("--quiet", action="store_true", help="do not print progress to standard error")
-    parser.add_argument(
+    group.add_argument(
         "--node-name",
         default=socket.gethostname(),
         metavar="NAME",
         help="name of the node in the report (default: the host name)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--run-id", default="by-hand", metavar="ID", help="ID of the run in the report (default: by-hand)"
     )
+    group.add_argument("--quiet", action="store_true", help="do not print progress to standard error")
+
+
+def _add_thresholds(group: argparse._ArgumentGroup) -> None:
     defaults = Thresholds()
-    parser.add_argument(
+    group.add_argument(
         "--suspect-mib",
         type=int,
         default=defaults.suspect_floor_bytes // MIB,
         metavar="MIB",
         help="ignore pinned or growing memory below this size (default: %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--suspect-share",
         type=float,
         default=defaults.suspect_share,
         metavar="SHARE",
         help="or below this share of the machine's memory, if that is more (default: %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--large-mib",
         type=int,
         default=defaults.large_floor_bytes // MIB,
         metavar="MIB",
         help="unexplained memory of one class of at least this size rules out NoLeak (default: %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--large-share",
         type=float,
         default=defaults.large_share,
         metavar="SHARE",
         help="or of this share of the machine's memory, if that is more (default: %(default)s)",
     )
-    parser.add_argument(
+
+
+def _add_host(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--proc", type=Path, default=Path("/proc"), metavar="DIR", help="/proc of the host (default: /proc)"
     )
-    parser.add_argument(
-        "--sys", type=Path, default=Path("/sys"), metavar="DIR", help="/sys of the host (default: /sys)"
-    )
-    return parser
+    group.add_argument("--sys", type=Path, default=Path("/sys"), metavar="DIR", help="/sys of the host (default: /sys)")
 
 
 class _Parsed(argparse.ArgumentTypeError):
