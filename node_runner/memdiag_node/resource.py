@@ -1,4 +1,4 @@
-"""The life cycle that everything has here that must be closed."""
+"""The life cycle of objects that must be closed."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -6,9 +6,9 @@ from typing import Self
 
 
 class Resource:
-    """Open from its construction until `close`, which is also the end of its context.
+    """Open from construction until `close`, which the end of its context calls.
 
-    A constructor opens its parts within `with self._opening() as parts`. When that fails, the parts opened so far are
+    A constructor opens its parts within `with self._opening() as parts`. If that fails, the parts opened so far are
     closed.
     """
 

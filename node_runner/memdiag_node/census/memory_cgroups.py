@@ -1,6 +1,6 @@
-"""Every memory cgroup of the node, and the container that it is, read from the kernel's own tree.
+"""Every memory cgroup of the node, and its container, read from the kernel's own tree.
 
-The file system shows it only to who has the host's cgroup namespace and mounts, which a runner pod has not.
+The file system shows the tree only to a process with the host's cgroup namespace and mounts, which a runner pod lacks.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from memdiag_node.procfs.cgroup import ContainerIdentity, parse_cgroup
 
 _MAX_DEPTH = 64
 _MAX_GROUPS = 1 << 16
-_NAME_BYTES = 160  # a container's is 85 bytes: cri-containerd-<64 digits>.scope
+_NAME_BYTES = 160  # a container's name has 85 bytes: cri-containerd-<64 digits>.scope
 _FIELDS: tuple[Field, ...] = (
     ("TASK_CGROUPS", "task_struct", "cgroups"),
     ("CSS_SET_SUBSYSTEMS", "css_set", "subsys"),
@@ -31,7 +31,7 @@ _FIELDS: tuple[Field, ...] = (
 
 
 def memory_cgroup_layout(btf: Btf) -> dict[str, int]:
-    """Where in the kernel's structures the tree lies; empty on a kernel without memory cgroups."""
+    """The offsets of the tree in the kernel's structures; empty on a kernel without memory cgroups."""
     if not btf.has_struct("mem_cgroup"):
         return {}
     layout = optional_offsets(btf, "HAS_MEMORY_CGROUPS", _FIELDS)
@@ -41,9 +41,9 @@ def memory_cgroup_layout(btf: Btf) -> dict[str, int]:
 
 
 def container_cgroups(memory: KernelMemory, at: Mapping[str, int]) -> dict[int, ContainerIdentity]:
-    """The container of each memory cgroup that is one, or lies in one, by its inode.
+    """The container of each memory cgroup that is a container or inside one, by the cgroup's inode.
 
-    `at` is that of `memory_cgroup_layout`, taken beforehand so that no BTF need stay in memory.
+    `at` is the result of `memory_cgroup_layout`, taken beforehand so that the BTF need not stay in memory.
     """
     if not at:
         return {}
@@ -54,7 +54,7 @@ def container_cgroups(memory: KernelMemory, at: Mapping[str, int]) -> dict[int, 
     for _ in range(_MAX_DEPTH):
         level = list_entries(memory, level + np.uint64(at["CSS_CHILDREN"])) - np.uint64(at["CSS_SIBLING"])
         parents = memory.peek(level + np.uint64(at["CSS_PARENT"]))
-        known = np.isin(parents, np.fromiter(paths, "<u8"))  # not so for the head of a list that changed meanwhile
+        known = np.isin(parents, np.fromiter(paths, "<u8"))  # false for the head of a list that changed meanwhile
         level, parents = level[known], parents[known]
         if not len(level) or len(paths) > _MAX_GROUPS:
             break
@@ -70,7 +70,7 @@ def container_cgroups(memory: KernelMemory, at: Mapping[str, int]) -> dict[int, 
 
 
 def _root(memory: KernelMemory, at: Mapping[str, int]) -> int:
-    """The root of the memory cgroups (its cgroup_subsys_state), by way of this process's own."""
+    """The root of the memory cgroups (its cgroup_subsys_state), reached from this process's own cgroup."""
     group = memory.word(memory.word(memory.current_task() + at["TASK_CGROUPS"]) + at["CSS_SET_MEMORY"])
     for _ in range(_MAX_DEPTH):
         parent = memory.word(group + at["CSS_PARENT"])
@@ -81,7 +81,7 @@ def _root(memory: KernelMemory, at: Mapping[str, int]) -> int:
 
 
 def _texts(memory: KernelMemory, addresses: npt.NDArray[np.uint64]) -> list[bytes]:
-    """The text at each address, up to its end or _NAME_BYTES."""
+    """The text at each address, up to its NUL byte or _NAME_BYTES."""
     words = addresses[:, np.newaxis] + np.arange(0, _NAME_BYTES, 8, dtype="<u8")
     rows = memory.peek(words.reshape(-1)).reshape(words.shape)
     return [row.tobytes().split(b"\0")[0] for row in rows]

@@ -1,1 +1,1 @@
-"""The running kernel: its types, its memory, its symbols, and eBPF programs in it. Knows no subject."""
+"""Access to the running kernel: its types, memory and symbols, and eBPF programs. Independent of what is measured."""

@@ -1,6 +1,6 @@
 """Structure layouts and enumerators of the running kernel, from its BTF (kernel: Documentation/bpf/btf.rst).
 
-Types stay in their binary form and are decoded when asked for: a vmlinux has over a hundred thousand of them, and a
+Types stay in their binary form and are decoded on demand: a vmlinux has over a hundred thousand of them, and a
 Python object for each would cost more memory than the whole trace.
 """
 
@@ -27,11 +27,11 @@ _BITS_PER_BYTE = 8
 
 
 class BtfError(Exception):
-    """BTF that cannot be read, or that lacks what was asked for; the message says which."""
+    """BTF that cannot be read, or that lacks the requested type or field; the message says which."""
 
 
 class Btf:
-    """One BTF blob. Lookups are by C name; a struct that is defined several times is any that has the field."""
+    """One BTF blob. Lookups are by C name; of several structs with the same name, one that has the field is used."""
 
     def __init__(self, data: bytes, source: str) -> None:
         self._data = data
@@ -44,17 +44,17 @@ class Btf:
 
     @classmethod
     def parse(cls, data: bytes, *, source: str = "vmlinux") -> Self:
-        """Read a BTF blob. Raises BtfError naming `source` when it is cut or mangled."""
+        """Read a BTF blob. Raises BtfError naming `source` if it is truncated or malformed."""
         return cls(data, source)
 
     @classmethod
     def load(cls, sys_root: Path = Path("/sys")) -> Self:
-        """Read the running kernel's BTF. Raises BtfError when the kernel has none (CONFIG_DEBUG_INFO_BTF)."""
+        """Read the running kernel's BTF. Raises BtfError if the kernel has none (CONFIG_DEBUG_INFO_BTF)."""
         path = sys_root / "kernel/btf/vmlinux"
         try:
             return cls.parse(path.read_bytes(), source=str(path))
         except OSError as error:
-            raise BtfError(f"{path}: {error.strerror}: this kernel offers no BTF (CONFIG_DEBUG_INFO_BTF)") from error
+            raise BtfError(f"{path}: {error.strerror}: this kernel has no BTF (CONFIG_DEBUG_INFO_BTF)") from error
 
     def _index(self) -> tuple[int, int]:
         data = self._data
@@ -62,12 +62,12 @@ class Btf:
             raise BtfError(f"{self._source}: {len(data)} bytes are too few for a BTF header")
         magic, _, _, header_bytes, types_offset, types_bytes, strings_offset, strings_bytes = _HEADER.unpack_from(data)
         if magic != _MAGIC:
-            raise BtfError(f"{self._source}: magic {magic:#06x} is not BTF of this machine's byte order")
+            raise BtfError(f"{self._source}: magic {magic:#06x} is not BTF in this machine's byte order")
         position = header_bytes + types_offset
         end = position + types_bytes
         strings_start = header_bytes + strings_offset
         if end > len(data) or strings_start + strings_bytes > len(data):
-            raise BtfError(f"{self._source}: the header promises more than its {len(data)} bytes")
+            raise BtfError(f"{self._source}: the header describes more than its {len(data)} bytes")
         while position < end:
             if position + _TYPE.size > end:
                 raise BtfError(f"{self._source}: type {len(self._offsets)} is cut off")
@@ -82,14 +82,14 @@ class Btf:
             self._offsets.append(position)
             position += _TYPE.size + _TRAILER_BYTES.get(kind, 0) + _TRAILER_BYTES_EACH.get(kind, 0) * (info & 0xFFFF)
         if position != end:
-            raise BtfError(f"{self._source}: type {len(self._offsets) - 1} runs over the end of the types")
+            raise BtfError(f"{self._source}: type {len(self._offsets) - 1} extends beyond the end of the types")
         return strings_start, strings_bytes
 
     def offset_bytes(self, struct: str, path: str) -> int:
-        """Where a field lies in a struct or union, in bytes. `path` may be dotted ("sk_receive_queue.qlen").
+        """The offset of a field in a struct or union, in bytes. `path` may be dotted ("sk_receive_queue.qlen").
 
-        Anonymous members are looked through, and an array stands for its first element. Raises BtfError naming struct
-        and field when there is no such field, or when it is a bit field that starts inside a byte.
+        Anonymous members are searched, and an array stands for its first element. Raises BtfError naming struct and
+        field if there is no such field, or if it is a bit field that starts inside a byte.
         """
         for type_id in self._struct_ids(struct):
             bits = self._offset_bits(type_id, path.split("."))
@@ -100,7 +100,7 @@ class Btf:
         raise BtfError(f"{self._source}: struct {struct} has no field {path}")
 
     def bit_offset(self, struct: str, path: str) -> int:
-        """Where a field lies in a struct, in bits: also of a bit field. Raises BtfError as `offset_bytes` does."""
+        """The offset of a field in a struct, in bits; bit fields included. Raises BtfError like `offset_bytes`."""
         for type_id in self._struct_ids(struct):
             bits = self._offset_bits(type_id, path.split("."))
             if bits is not None:
@@ -120,11 +120,11 @@ class Btf:
         return bool(self._ids_by_name(struct))
 
     def size_bytes(self, struct: str) -> int:
-        """The size of a struct or union. Raises BtfError naming it when there is none."""
+        """The size of a struct or union. Raises BtfError naming it if there is none."""
         return self._decode(self._struct_ids(struct)[0])[3]
 
     def enum_value(self, name: str) -> int:
-        """The value of an enumerator, whatever its enum ("PG_head"). Raises BtfError naming it when there is none."""
+        """The value of an enumerator of any enum ("PG_head"). Raises BtfError naming it if there is none."""
         wanted = self._string_offsets(name)
         for type_id in self._enums:
             kind, flag, count, _ = self._decode(type_id)
@@ -183,7 +183,7 @@ class Btf:
             yield name, member_type, offset & 0xFFFFFF if flag else offset
 
     def _resolve(self, type_id: int) -> int:
-        """The type behind typedefs, qualifiers and array dimensions; 0 when there is none."""
+        """The type behind typedefs, qualifiers and array dimensions; 0 if there is none."""
         for _ in range(len(self._offsets)):
             kind, _, _, referred = self._decode(type_id)
             if kind in _TRANSPARENT:
@@ -196,7 +196,7 @@ class Btf:
 
     def _offset_bits(self, type_id: int, path: list[str], depth: int = 0) -> int | None:
         type_id = self._resolve(type_id)
-        if self._decode(type_id)[0] not in (_STRUCT, _UNION) or depth > 64:  # noqa: PLR2004 - no C type nests that deep; a mangled blob may loop
+        if self._decode(type_id)[0] not in (_STRUCT, _UNION) or depth > 64:  # noqa: PLR2004 - no C type nests that deep; a malformed blob may loop
             return None
         wanted = self._string_offsets(path[0])
         for name, member_type, bits in self._members(type_id):

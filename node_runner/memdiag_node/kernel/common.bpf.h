@@ -1,17 +1,17 @@
-// common.bpf.h - what the programs of the node runner have in common.
+// common.bpf.h - definitions shared by the programs of the node runner.
 
-// Read kernel memory at `base` + `offset` into a variable. Not 0 when that fails: then the variable is zeroed.
+// Read kernel memory at `base` + `offset` into a variable. If that fails, the variable is zeroed and the value is not 0.
 #define READ(destination, base, offset) \
     bpf_probe_read_kernel(&(destination), sizeof(destination), (void *)((u64)(base) + (offset)))
 
 #define UNROLL _Pragma("unroll")
 #define NO_UNROLL _Pragma("nounroll")
 
-// Keeps the compiler from replacing a loop's counter by another: the verifier follows the bound of this one. (Before
-// Linux 6.8 it loses count where the compiler counts down instead.)
+// Keep the compiler from replacing a loop's counter with another: the verifier tracks the bound of this one. (Before
+// Linux 6.8 it loses the bound if the compiler counts down instead.)
 #define AS_WRITTEN(counter) asm volatile("" : "+r"(counter))
 
-// What every BPF iterator gets (include/linux/bpf.h, struct bpf_iter_meta).
+// The context that every BPF iterator gets (include/linux/bpf.h, struct bpf_iter_meta).
 struct seq_file;
 struct iterator_meta {
     struct seq_file *seq;

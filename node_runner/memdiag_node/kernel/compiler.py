@@ -24,14 +24,14 @@ _MAX_C_INT = 0x7FFFFFFF
 
 
 def has_bcc() -> bool:
-    """Whether there is a module of that name; `import_bcc` says whether it is the right one."""
+    """Whether a module of that name is installed; `import_bcc` checks that it is the right one."""
     return importlib.util.find_spec("bcc") is not None
 
 
 def compile_source(source: Path, defines: Mapping[str, int]) -> Any:
-    """The bcc.BPF of a `.bpf.c` file; `defines` become preprocessor integers.
+    """Compile a `.bpf.c` file to a bcc.BPF; `defines` become preprocessor integers.
 
-    Raises BpfError when bcc is missing, or with the compiler's own message.
+    Raises BpfError if bcc is missing, or with the compiler's own message.
     """
     bcc = import_bcc()
     text = "".join(_expanded(source, set())).encode()
@@ -63,7 +63,7 @@ def _expanded(path: Path, included: set[str]) -> Iterator[str]:
 
 
 def import_bcc() -> Any:
-    """The module of Debian's python3-bpfcc. Raises BpfError when it is missing, or another one has its name."""
+    """The module of Debian's python3-bpfcc. Raises BpfError if it is missing or is another module of that name."""
     try:
         import bcc
     except ImportError as error:
@@ -77,7 +77,7 @@ def import_bcc() -> Any:
 
 
 def _release_compiler_memory() -> None:
-    """Give back what the compiler used: its heap, and its code, which is read again when it is needed again."""
+    """Release the compiler's memory: its heap, and its code, which is read from disk again when needed."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.malloc_trim(0)
     for line in Path("/proc/self/maps").read_text().splitlines():
@@ -100,14 +100,14 @@ def _version_code(release: str) -> int:
 
 
 def _first_errors(log: str) -> str:
-    """The compiler's error lines, without the notes and the echoed source."""
+    """The compiler's error lines, without notes and quoted source."""
     lines = [line.strip() for line in log.splitlines() if "error" in line]
     return "; ".join(lines or log.split("\n"))[:_MAX_LOG_CHARACTERS].strip()
 
 
 @contextmanager
 def _stub_headers() -> Iterator[None]:
-    """Make bcc find our stub headers where it looks for the kernel's."""
+    """Make bcc find our stub headers in place of the kernel's."""
     name = "BCC_KERNEL_SOURCE"
     before = os.environ.get(name)
     os.environ[name] = str(_STUB_HEADERS)
@@ -122,7 +122,7 @@ def _stub_headers() -> Iterator[None]:
 
 @contextmanager
 def captured_stderr() -> Iterator[Any]:
-    """Collect what C++ code writes to the stderr descriptor; gives a function that returns it so far."""
+    """Collect what C++ code writes to the stderr descriptor; yields a function that returns the text so far."""
     sink = os.memfd_create("bcc-messages")
     kept = os.dup(2)
     os.dup2(sink, 2)

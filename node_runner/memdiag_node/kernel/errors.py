@@ -1,10 +1,10 @@
-"""What goes wrong with eBPF."""
+"""Errors of eBPF."""
 
 import os
 
 
 class BpfError(Exception):
-    """eBPF that cannot be compiled, loaded, attached or read; the message says what, why and how to mend it."""
+    """eBPF that cannot be compiled, loaded, attached or read; the message says what, why and how to fix it."""
 
     def __init__(self, message: str, code: int = 0) -> None:
         super().__init__(message)
@@ -12,5 +12,5 @@ class BpfError(Exception):
 
     @classmethod
     def of(cls, message: str, code: int) -> "BpfError":
-        """With the words for an error number; 0 is none."""
+        """An error with the text of an error number; 0 means none."""
         return cls(f"{message}: {os.strerror(code)}" if code else message, code)

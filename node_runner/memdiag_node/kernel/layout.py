@@ -10,12 +10,12 @@ Field = tuple[str, str, str]
 
 
 def offsets(btf: Btf, fields: Iterable[Field]) -> dict[str, int]:
-    """The offset in bytes of each field. Raises BtfError naming the first that this kernel lacks."""
+    """The offset in bytes of each field. Raises BtfError naming the first one that this kernel lacks."""
     return {name: btf.offset_bytes(struct, path) for name, struct, path in fields}
 
 
 def optional_offsets(btf: Btf, switch: str, fields: Iterable[Field]) -> dict[str, int]:
-    """As `offsets`, with `switch` set to 1 beside them; empty when any is missing: a feature is whole or off."""
+    """Like `offsets`, plus `switch` set to 1; empty if any field is missing: a feature is either complete or off."""
     fields = list(fields)
     if not all(btf.has_field(struct, path) for _, struct, path in fields):
         return {}
@@ -28,7 +28,7 @@ def enum_defines(prefix: str, numbers: type[IntEnum]) -> dict[str, int]:
 
 
 def block_layout(btf: Btf) -> dict[str, int]:
-    """How a struct page tells the head and the order of its block, in every form that kernels since 5.15 gave it."""
+    """Where a struct page has the head and the order of its block, in every form since kernel 5.15."""
     page_bytes = btf.size_bytes("page")
     compound = "compound_info" if btf.has_field("page", "compound_info") else "compound_head"
     if btf.has_field("folio", "_folio_order"):  # 6.1, c3a15bff46cb; it has _flags_1 too, without an order in it

@@ -1,6 +1,6 @@
 """Which struct page belongs to an address of the kernel's linear map.
 
-Both the linear map and the array of struct pages lie at random places. A partly used slab ties them together: it is a
+Both the linear map and the array of struct pages start at random addresses. A partly used slab connects them: it is a
 struct page (`struct slab`, and before Linux 5.17 `struct page` itself), and its first free object is an address inside
 the block of that page (mm/slub.c; the pointer in the slab is not encoded by CONFIG_SLAB_FREELIST_HARDENED).
 """
@@ -14,8 +14,8 @@ from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import Field, optional_offsets
 from memdiag_node.kernel.lists import WordReader, list_entries
 
-# Of a cache, for each NUMA node with memory. The array is shorter on most machines: what lies behind it is read too,
-# and is no node of the cache, since nothing there leads to a slab that names the cache.
+# Of a cache, for each NUMA node with memory. The array is shorter on most machines. What follows it is read too, and
+# does not count as a node of the cache, since nothing there points to a slab that refers to the cache.
 _MAX_NODES = 64
 _MAX_ORDER = 31
 _CACHE: tuple[Field, ...] = (
@@ -26,7 +26,7 @@ _CACHE: tuple[Field, ...] = (
 
 
 def slab_layout(btf: Btf) -> dict[str, int]:
-    """Where SLUB keeps the slabs of its caches, with HAS_SLAB; empty where this kernel has another slab allocator."""
+    """Where SLUB keeps the slabs of its caches, with HAS_SLAB; empty if this kernel has another slab allocator."""
     slab = "slab" if btf.has_field("slab", "slab_cache") else "page"
     fields: tuple[Field, ...] = (
         *_CACHE,
@@ -41,7 +41,7 @@ def linear_to_page(memory: WordReader, at: Mapping[str, int], *, cache: int) -> 
     """The page array less the linear map: a linear address has its struct page there + (address >> shift) * size.
 
     `at` has the offsets of `slab_layout` and `block_layout`, and PAGE_SHIFT. `cache` is any kmem_cache, from which all
-    are reached. 0 when no slab tells. Slabs change while they are read, so what most of them say is taken.
+    are reached. 0 if no slab shows it. Slabs change while they are read, so the most frequent answer is used.
     """
     bases = _bases(memory, at, cache)
     if not len(bases):
@@ -52,7 +52,7 @@ def linear_to_page(memory: WordReader, at: Mapping[str, int], *, cache: int) -> 
 
 
 def _bases(memory: WordReader, at: Mapping[str, int], cache: int) -> npt.NDArray[np.uint64]:
-    """What the first partial slab of each cache on each NUMA node says."""
+    """The answer of the first partial slab of each cache on each NUMA node."""
 
     def field(addresses: npt.NDArray[np.uint64], name: str) -> npt.NDArray[np.uint64]:
         return memory.peek(addresses + np.uint64(at[name]))

@@ -17,7 +17,7 @@ class WordReader(Protocol):
 
 
 def list_entries(memory: WordReader, heads: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """All entries of the lists that begin at `heads`, list_head or hlist_head: both begin with the next one."""
+    """All entries of the lists with the heads `heads` (list_head or hlist_head: the first field of both is `next`)."""
     found = [np.empty(0, "<u8")]
     entries = memory.peek(heads)
     for _ in range(_MAX_LIST):

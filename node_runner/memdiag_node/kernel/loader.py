@@ -1,7 +1,7 @@
 """Loading and attaching the programs of a `.bpf.c` file, and reading and writing its maps.
 
 Every link to the kernel is a file descriptor of this process and nothing is pinned, so the kernel itself removes
-programs and maps when the process ends, in whatever way it ends. `BpfObject.close` does it earlier.
+programs and maps when the process exits, however it exits. `BpfObject.close` removes them earlier.
 """
 
 import ctypes
@@ -29,8 +29,8 @@ class BpfObject(Resource):
     """The programs and maps of one `.bpf.c` file.
 
     `defines` become preprocessor integers. `maps` says how user space reads maps: as records with the fields `key` and
-    `value`, or, with keys of 32 bits, as values alone. Raises BpfError when bcc is missing, with the compiler's own
-    message, or naming a map that was compiled with other sizes.
+    `value`, or, with keys of 32 bits, as values alone. Raises BpfError if bcc is missing, with the compiler's own
+    message, or naming a map that was compiled with different sizes.
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class BpfObject(Resource):
         )
         if compiled != (key.itemsize, value.itemsize):
             raise BpfError(
-                f"{self._source}: the map {name} has keys and values of {compiled[0]} and {compiled[1]} bytes, and is "
+                f"{self._source}: the map {name} has keys and values of {compiled[0]} and {compiled[1]} bytes, but is "
                 f"read as if they had {key.itemsize} and {value.itemsize}"
             )
 
     def attach_raw_tracepoint(self, tracepoint: str, function: str) -> None:
-        """Run `function` at each hit of a raw tracepoint, after those that were attached to it before.
+        """Run `function` at each hit of a raw tracepoint, after the functions attached to it before.
 
-        Raises BpfError, with errno ENOENT when the kernel has no such tracepoint.
+        Raises BpfError, with errno ENOENT if the kernel has no such tracepoint.
         """
         program_fd = self.load_raw_tracepoint(function)
         with captured_stderr():
@@ -75,21 +75,21 @@ class BpfObject(Resource):
         self._module.raw_tracepoint_fds[f"{tracepoint} {function}".encode()] = link_fd
 
     def load_raw_tracepoint(self, function: str) -> int:
-        """Have the kernel check a raw tracepoint program; gives its file descriptor. Raises BpfError."""
+        """Load a raw tracepoint program, which the kernel verifies; returns its file descriptor. Raises BpfError."""
         return self._load(function, self._bcc.BPF.RAW_TRACEPOINT)
 
     def detach_raw_tracepoint(self, tracepoint: str) -> None:
-        """Stop every function that `attach_raw_tracepoint` started there, if any, the last one first.
+        """Detach all functions that `attach_raw_tracepoint` attached to the tracepoint, the last one first.
 
         The maps stay readable.
         """
         links = self._module.raw_tracepoint_fds
-        # One that takes what another leaves must not see events that nobody has left to it.
+        # A function that handles what another one left must not run without that one.
         for key in [key for key in reversed(links) if key.startswith(f"{tracepoint} ".encode())]:
             os.close(links.pop(key))
 
     def attach_iterator(self, function: str, *, map_name: str | None = None) -> IteratorLink:
-        """Attach a `bpf_iter__*` function; one over a map's elements is told which map. Raises BpfError."""
+        """Attach a `bpf_iter__*` function; `map_name` is for an iterator over a map's elements. Raises BpfError."""
         libbcc = self._bcc.lib
         program_fd = self._load(function, self._bcc.BPF.TRACING)
         libbcc.bcc_iter_attach.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32]
@@ -106,7 +106,7 @@ class BpfObject(Resource):
 
     def runnable(self, function: str) -> RunnableProgram:
         """Load a function that user space runs itself. Raises BpfError."""
-        # libbcc carries libbpf's functions with it: looked up through it, they are of the same version.
+        # libbcc includes libbpf's functions: looked up through it, they are of the same version.
         return RunnableProgram(self._bcc.lib, function, self._load(function, self._bcc.BPF.RAW_TRACEPOINT))
 
     def table(self, name: str) -> Any:
@@ -121,7 +121,7 @@ class BpfObject(Resource):
         return fd
 
     def mmap(self, name: str, size_bytes: int) -> mmap.mmap:
-        """An array map made with BPF_F_MMAPABLE, shared with the programs, rounded up to whole pages.
+        """An array map created with BPF_F_MMAPABLE, shared with the programs, rounded up to whole pages.
 
         The mapping lasts as long as anything refers to it, also after `close`.
         """
@@ -138,7 +138,7 @@ class BpfObject(Resource):
     def read_map(self, name: str, entry: np.dtype[np.void]) -> npt.NDArray[np.void]:
         """Every entry of a hash map as an array of records with the fields `key` and `value`.
 
-        Entries that change during the read may be missed or seen twice, as the kernel says of its batch lookup.
+        Entries that change during the read may be missed or returned twice, like in the kernel's batch lookup.
         """
         libbcc = self._bcc.lib
         fd = self.map_fd(name)
@@ -170,7 +170,7 @@ class BpfObject(Resource):
             token, started = following, True
 
     def update(self, name: str, keys: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
-        """Write entries of a hash map, new or known. Raises BpfError when it is full."""
+        """Write entries of a hash map, new or existing. Raises BpfError if it is full."""
         fd = self.map_fd(name)
         keys, values = np.ascontiguousarray(keys), np.ascontiguousarray(values)
         for index in range(len(keys)):
@@ -179,7 +179,7 @@ class BpfObject(Resource):
                 raise BpfError.of(f"{self._source}: the map {name} cannot be written", ctypes.get_errno())
 
     def push(self, name: str, values: npt.NDArray[Any]) -> None:
-        """Append values to a queue. Raises BpfError when it is full."""
+        """Append values to a queue. Raises BpfError if it is full."""
         fd = self.map_fd(name)
         values = np.ascontiguousarray(values)
         for index in range(len(values)):
@@ -187,14 +187,14 @@ class BpfObject(Resource):
                 raise BpfError.of(f"{self._source}: the queue {name} cannot be written", ctypes.get_errno())
 
     def delete_keys(self, name: str, keys: npt.NDArray[Any]) -> None:
-        """Remove entries of a hash map; those that are gone already are no error."""
+        """Remove entries of a hash map; missing entries are ignored."""
         fd = self.map_fd(name)
         packed = np.ascontiguousarray(keys)
         for index in range(len(packed)):
             self._bcc.lib.bpf_delete_elem(fd, packed.ctypes.data + index * packed.itemsize)
 
     def read_per_cpu(self, name: str, value: np.dtype[Any], key: int = 0) -> npt.NDArray[Any]:
-        """One entry of a per-CPU array: a value for each possible CPU, of a multiple of 8 bytes each."""
+        """One entry of a per-CPU array: a value for each possible CPU, each a multiple of 8 bytes."""
         cpus = self._bcc.table.get_possible_cpus()
         values = np.zeros(len(cpus), value)
         index = ctypes.c_uint32(key)
@@ -203,7 +203,7 @@ class BpfObject(Resource):
         return values
 
     def map_bytes(self) -> int:
-        """The memory of all maps, as the kernel counts it (/proc/PID/fdinfo, memlock)."""
+        """The memory used by all maps, as counted by the kernel (/proc/PID/fdinfo, memlock)."""
         total = 0
         for number in range(self._bcc.lib.bpf_num_tables(self._module.module)):
             fd = self._bcc.lib.bpf_table_fd_id(self._module.module, number)
@@ -220,7 +220,7 @@ class BpfObject(Resource):
         size = ctypes.c_uint32(len(info))
         if self._bcc.lib.bpf_obj_get_info(fd, info, ctypes.byref(size)):
             raise BpfError.of(
-                f"{self._source}: the kernel says nothing about the program {function}", ctypes.get_errno()
+                f"{self._source}: the kernel returned no information about the program {function}", ctypes.get_errno()
             )
 
         def field(offset_bytes: int | None, width_bytes: int) -> int:
@@ -244,6 +244,6 @@ class BpfObject(Resource):
                 verifier = log()[-_MAX_LOG_CHARACTERS:].strip()
                 message = f"{self._source}: the kernel refuses {function}: {os.strerror(code) if code else error}"
                 if code in (errno.EPERM, errno.EACCES) and not verifier:
-                    message += "; it takes the capabilities BPF and PERFMON, and a kernel that is not locked down"
+                    message += "; this requires the capabilities BPF and PERFMON, and a kernel that is not locked down"
                 raise BpfError(f"{message}\n{verifier}" if verifier else message, code) from error
         return fd

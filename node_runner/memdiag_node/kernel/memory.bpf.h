@@ -1,9 +1,9 @@
-// memory.bpf.h - words of kernel memory for user space, and what is known about this kernel.
+// memory.bpf.h - read words of kernel memory for user space, and keep facts about this kernel.
 //
 //   peek     run by user space (BPF_PROG_RUN): WORDS words at a time
 //
-//   words    addresses, written by user space, 0 at the end; each is replaced by what stands there, 0 if unreadable.
-//   facts    values by their FACT_ number: what programs learn, and what user space tells them. 0: not known.
+//   words    addresses, written by user space, 0 at the end; each is replaced by the word there, 0 if unreadable.
+//   facts    values by their FACT_ number, set by the programs or by user space. 0: not known.
 //
 // Defines from memory.py: WORDS, FACTS in entries, the FACT_ numbers.
 

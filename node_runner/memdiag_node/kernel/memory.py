@@ -21,24 +21,24 @@ _WORDS = 512
 
 
 class Fact(IntEnum):
-    """Something to know about the running kernel."""
+    """A fact about the running kernel."""
 
     CURRENT_TASK = 0
-    """struct task_struct of this process's thread that ran `peek` last."""
+    """struct task_struct of the thread of this process that last ran `peek`."""
     LINEAR_TO_PAGE = 1
     """See `linear_to_page`."""
     NET_OPERATIONS = 2
-    """What every network namespace has as `ns.ops`, and hardly anything else in memory."""
+    """The `ns.ops` of every network namespace, a value that is rare elsewhere in memory."""
     SOCKET_FILE_OPERATIONS = 3
-    """The `f_op` of a socket's file; likewise the following."""
+    """The `f_op` of a socket's file; the following are the same for other files."""
     PERF_FILE_OPERATIONS = 4
     MAP_FILE_OPERATIONS = 5
 
 
 MEMORY_DEFINES = {"WORDS": _WORDS, "FACTS": len(Fact), **enum_defines("FACT", Fact)}
-"""What memory.bpf.h needs to know."""
+"""The defines of memory.bpf.h."""
 MEMORY_MAPS = dict.fromkeys(("words", "facts"), np.dtype("<u8"))
-"""Its maps, as they are read here."""
+"""The maps of memory.bpf.h, as read here."""
 
 _FIELDS: tuple[Field, ...] = (
     ("TASK_FILES", "task_struct", "files"),
@@ -55,22 +55,22 @@ _FIELDS: tuple[Field, ...] = (
 
 
 def memory_layout(btf: Btf) -> dict[str, int]:
-    """The offsets by which `KernelMemory` finds its way. Raises BtfError naming what this kernel lacks."""
+    """The offsets that `KernelMemory` needs. Raises BtfError naming what this kernel lacks."""
     page_shift = mmap.PAGESIZE.bit_length() - 1
     return {**offsets(btf, _FIELDS), **slab_layout(btf), **block_layout(btf), "PAGE_SHIFT": page_shift}
 
 
 class KernelMemory(Resource):
-    """The kernel's memory, read through `bpf`, whose source includes memory.bpf.h and which stays open meanwhile."""
+    """The kernel's memory, read through `bpf`, whose source includes memory.bpf.h and which must stay open."""
 
     def __init__(self, bpf: BpfObject, at: Mapping[str, int]) -> None:
-        """`at` is that of `memory_layout`. Raises BpfError when the kernel refuses the program."""
+        """`at` is the result of `memory_layout`. Raises BpfError if the kernel rejects the program."""
         self._at = at
         self._peek = bpf.runnable("peek")
         with self._opening() as parts:
             self._words = bpf.view("words", MEMORY_MAPS["words"], _WORDS)
             self._facts = bpf.view("facts", MEMORY_MAPS["facts"], len(Fact))
-            for view in ("_words", "_facts"):  # a numpy view keeps its mapping from being closed
+            for view in ("_words", "_facts"):  # the mapping cannot be closed while a numpy view uses it
                 parts.callback(delattr, self, view)
             self.own_net = self._follow_task("TASK_NAMESPACES", "NAMESPACES_NET")
             """Address of this process's network namespace."""
@@ -83,7 +83,7 @@ class KernelMemory(Resource):
         wanted = np.asarray(addresses, "<u8")
         values = np.zeros(len(wanted), "<u8")
         for start in range(0, len(wanted), _WORDS):
-            piece = np.maximum(wanted[start : start + _WORDS], 1)  # 0 would end the batch; 1 cannot be read either
+            piece = np.maximum(wanted[start : start + _WORDS], 1)  # 0 would end the batch; address 1 is unreadable too
             self._words[: len(piece)] = piece
             self._words[len(piece) :] = 0
             self._peek.run()
@@ -95,16 +95,16 @@ class KernelMemory(Resource):
         return int(self.peek([address])[0])
 
     def fact(self, which: Fact) -> int:
-        """Something learned about this kernel; 0 when it is not known."""
+        """A fact about this kernel; 0 if not known."""
         return int(self._facts[which])
 
     def learn(self, which: Fact, value: int) -> None:
-        """Note a fact, for the programs too."""
+        """Store a fact, for the programs too."""
         self._facts[which] = value
 
     def current_task(self) -> int:
         """Address of the struct task_struct of the calling thread."""
-        self.peek([1])  # whatever stands there: the run says which task this is
+        self.peek([1])  # any address will do: the run itself stores the current task
         return self.fact(Fact.CURRENT_TASK)
 
     def file(self, fd: int) -> int:
@@ -116,12 +116,12 @@ class KernelMemory(Resource):
         return self._follow(self.current_task(), *fields)
 
     def _follow(self, at: int, *fields: str) -> int:
-        """Where pointers lead from a structure, by the names of their offsets."""
+        """Follow pointers from a structure, by the names of their offsets."""
         for name in fields:
             at = self.word(at + self._at[name])
         return at
 
     def _any_cache(self) -> int:
-        """A kmem_cache: that of a UNIX socket of this process."""
+        """A kmem_cache: the one of a UNIX socket of this process."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as own:
             return self._follow(self.file(own.fileno()), "FILE_PRIVATE", "SOCKET_SK", "SOCK_PROT", "PROTO_SLAB")

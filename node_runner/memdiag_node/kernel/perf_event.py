@@ -1,4 +1,4 @@
-"""A perf event that counts nothing: only a file of that kind (man 2 perf_event_open)."""
+"""A perf event that counts nothing, only to have such a file (man 2 perf_event_open)."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ _CLOSE_ON_EXEC = 1 << 3
 
 
 def open_idle_perf_event() -> int:
-    """A file descriptor of it. Raises OSError when this process may not have one."""
+    """Open one and return its file descriptor. Raises OSError if this process may not open one."""
     number = _SYSTEM_CALLS.get(platform.machine())
     if number is None:
         raise OSError(f"the number of perf_event_open is not known for {platform.machine()}")

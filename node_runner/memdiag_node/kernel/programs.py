@@ -1,4 +1,4 @@
-"""Loaded eBPF programs: iterators, those that user space runs, and what the kernel counts about them."""
+"""Loaded eBPF programs: iterators, programs that user space runs, and the kernel's counters of both."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ProgramInfoLayout:
-    """Where this kernel's struct bpf_prog_info has its fields, in bytes; None for one that it lacks."""
+    """The offsets of fields in this kernel's struct bpf_prog_info, in bytes; None for a missing field."""
 
     size_bytes: int
     id: int | None
@@ -23,7 +23,7 @@ class ProgramInfoLayout:
 
     @classmethod
     def of(cls, btf: Btf) -> Self:
-        """Look it up."""
+        """Look the offsets up."""
 
         def offset(field: str) -> int | None:
             return btf.offset_bytes("bpf_prog_info", field) if btf.has_field("bpf_prog_info", field) else None
@@ -38,7 +38,7 @@ class ProgramInfoLayout:
 
 @dataclass(frozen=True, slots=True)
 class ProgramInfo:
-    """What the kernel counts about a loaded program (struct bpf_prog_info)."""
+    """The kernel's counters of a loaded program (struct bpf_prog_info)."""
 
     function: str
     program_id: int
@@ -47,7 +47,7 @@ class ProgramInfo:
 
 
 class IteratorLink:
-    """An attached BPF iterator: each `read` runs it once over everything."""
+    """An attached BPF iterator: each `read` runs it once over all objects."""
 
     def __init__(self, libbcc: ctypes.CDLL, function: str, link_fd: int) -> None:
         self._libbcc = libbcc
@@ -55,11 +55,11 @@ class IteratorLink:
         self._link_fd = link_fd
 
     def read(self) -> bytes:
-        """Create the iterator anew, in the caller's network namespace, and drain it."""
+        """Create a new iterator in the caller's network namespace, and read it to the end."""
         return b"".join(self.chunks())
 
     def chunks(self) -> Iterator[bytes]:
-        """As `read`, piece by piece: whole records, as each read asks for more than the kernel buffers (32 KiB)."""
+        """Like `read`, in pieces of whole records: each read asks for more than the kernel buffers (32 KiB)."""
         iterator_fd = self._libbcc.bcc_iter_create(self._link_fd)
         if iterator_fd < 0:
             raise BpfError.of(f"{self._function}: the iterator cannot be created", -iterator_fd)
@@ -75,7 +75,7 @@ class IteratorLink:
 
 
 class _RunOptions(ctypes.Structure):
-    """struct bpf_test_run_opts of libbpf, as far as its first size; all zero but the size runs a program as it is."""
+    """struct bpf_test_run_opts of libbpf in its first version; all zero except the size: run the program as it is."""
 
     _fields_ = (("size", ctypes.c_size_t), ("fields", ctypes.c_uint64 * 16))
 
@@ -87,7 +87,7 @@ class RunnableProgram:
     """A raw tracepoint program that is attached to nothing: user space runs it (BPF_PROG_RUN, Linux 5.10)."""
 
     def __init__(self, libbpf: ctypes.CDLL, function: str, program_fd: int) -> None:
-        # A prototype of our own: newer bcc gives the library's function one that wants bcc's structure.
+        # Our own prototype: newer bcc sets one on the library's function that expects bcc's structure.
         self._run = _RUN_PROTOTYPE(("bpf_prog_test_run_opts", libbpf))
         self._function = function
         self._program_fd = program_fd

@@ -1,7 +1,7 @@
 // symbols.bpf.c - the names of kernel return addresses, from the kernel's own symbol tables.
 //
 //   bpf_map     an iterator over all BPF maps. It uses only the first call, which has a seq_file to print to, and prints
-//               a line for each address: "SYMBOL+OFFSET/SIZE [MODULE]", without the module for the kernel itself.
+//               a line for each address: "SYMBOL+OFFSET/SIZE [MODULE]", without a module for the kernel itself.
 //   addresses   written by user space, 0 at the end.
 //
 // The format %pB is for return addresses: it looks up the call that precedes them (kernel:
@@ -9,7 +9,7 @@
 // depend on CAP_SYSLOG and kernel.kptr_restrict. An address without a symbol is printed as a number; user space drops
 // it.
 //
-// Defines from the loader: ADDRESSES in entries, so few that their lines always fit into the buffer of the seq_file.
+// Defines from the loader: ADDRESSES in entries, small enough that their lines always fit into the seq_file's buffer.
 
 #include "common.bpf.h"
 

@@ -13,10 +13,10 @@ from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.resource import Resource
 
 ReadLines = Callable[[Sequence[int]], Sequence[str]]
-"""The kernel's own text for each address: `symbol+0x1f/0x80 [module]`, or the address where it has no symbol."""
+"""The kernel's own text for each address: `symbol+0x1f/0x80 [module]`, or the address if it has no symbol."""
 
 UNNAMED_PREFIX = "unnamed#"
-"""What the text of an address without a name starts with."""
+"""The prefix of the text of an address without a name."""
 
 _SOURCE = Path(__file__).with_suffix(".bpf.c")
 # A line has at most 511 characters of symbol (KSYM_NAME_LEN, Linux 6.1), 55 of module and 40 of numbers; an iterator
@@ -25,27 +25,27 @@ _ADDRESSES = 48
 _MAPS = {"addresses": np.dtype("<u8")}
 _LINE = re.compile(r"(?P<symbol>[^\s+]+)\+(?P<offset>0x[0-9a-f]+)/0x[0-9a-f]+(?: \[(?P<module>[^\]]+)\])?")
 _KEY_BYTES, _ID_BYTES = 16, 4
-# Newer kernels mark functions that memory allocation profiling accounts for (Linux 6.10); compilers add their own.
+# Newer kernels mark functions covered by memory allocation profiling (Linux 6.10); compilers add suffixes too.
 _SUFFIX = re.compile(r"(_noprof|\.(constprop|isra|part|cold|llvm)\.?\w*)+$")
 
 
 def function_name(text: str) -> str:
-    """The function of an address's text, without offset, module and compiler's suffixes."""
+    """The function name in an address's text, without offset, module and compiler suffixes."""
     return _SUFFIX.sub("", text.split("+", 1)[0])
 
 
 class SymbolReader(Resource):
-    """Asks the kernel for the text of addresses. Raises BpfError where the kernel refuses the program."""
+    """Asks the kernel for the text of addresses. Raises BpfError if the kernel rejects the program."""
 
     def __init__(self) -> None:
         with self._opening() as parts:
             self._object = parts.enter_context(BpfObject(_SOURCE, {"ADDRESSES": _ADDRESSES}, _MAPS))
             self._addresses = self._object.view("addresses", _MAPS["addresses"], _ADDRESSES)
-            parts.callback(delattr, self, "_addresses")  # a numpy view keeps its mapping from being closed
+            parts.callback(delattr, self, "_addresses")  # the mapping cannot be closed while a numpy view uses it
             self._iterator = self._object.attach_iterator("bpf_iter__bpf_map")
 
     def lines(self, addresses: Sequence[int]) -> list[str]:
-        """A line for each return address; 0 is none."""
+        """A line for each return address; address 0 means none."""
         lines: list[str] = []
         for start in range(0, len(addresses), _ADDRESSES):
             batch = addresses[start : start + _ADDRESSES]
@@ -60,7 +60,7 @@ class SymbolReader(Resource):
 class Symbols:
     """Text for kernel return addresses, each looked up once.
 
-    An address without a name gets an identifier that is stable within this object and tells nothing about the address,
+    An address without a name gets an identifier that is stable within this object and does not reveal the address,
     so that different stacks stay different.
     """
 
@@ -70,7 +70,7 @@ class Symbols:
         self._texts: dict[int, str] = {}
 
     def texts(self, addresses: Collection[int]) -> dict[int, str]:
-        """For each return address `symbol+0x1f`, with ` [module]` where it is in one, or `unnamed#1a2b3c4d`."""
+        """For each return address `symbol+0x1f`, with ` [module]` if it is in one, or `unnamed#1a2b3c4d`."""
         new = [address for address in addresses if address not in self._texts]
         lines = self._read_lines(new) if self._read_lines else [""] * len(new)
         for address, line in zip(new, lines, strict=True):

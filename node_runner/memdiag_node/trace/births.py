@@ -1,21 +1,21 @@
-"""What the birth times of outstanding blocks say: do they grow, are they pinned, or is it churn?
+"""Judge outstanding blocks by their birth times: do they grow, are they pinned, or is it churn?
 
-The window is cut into three parts. The youngest says little: blocks of any load with some life are still out there. The
-rule looks at what is left of the two older ones; docs/trace.md shows it with examples.
+The window is divided into three parts. The youngest says little: any load whose blocks live for a while still has some
+outstanding there. The rule uses what is left of the two older ones; docs/trace.md shows it with examples.
 
     Churn    less than a tenth of the outstanding bytes is from the two older thirds
     Growing  in both older thirds, at least half of the slices have survivors; the oldest third has at least half as
-             many bytes as the middle one (a load whose blocks just live long thins out towards the past); and the
+             many bytes as the middle one (a load of long-lived blocks thins out towards the past); and the
              growth is more than twice its error
-    Pinned   at least half of the bytes is from the older thirds, but from fewer than half of their slices: once
-             filled, since then kept
+    Pinned   at least half of the bytes is from the older thirds, but from fewer than half of their slices: filled
+             once, and kept since then
     Unclear  anything else, and anything with fewer than 8 blocks
 
-Growth is what is left of the two older thirds over their time: bytes that were allocated and stay, per second. Its
-error is the standard error of the mean over their slices, and the error of thinned figures on top.
+Growth is what is left of the two older thirds divided by their time: bytes allocated and not freed, per second. Its
+error combines the standard error of the mean over their slices with the error of thinned figures.
 
-Only slices that have begun are judged. The last of them may be shorter than the others, when the window ended early, or
-longer, since the trace goes on while the holders are looked at. Being young, it is no part of the rate.
+Only slices that have started are judged. The last of them may be shorter than the others, if the window ended early, or
+longer, since the trace continues while the holders are scanned. As one of the youngest, it is not part of the rate.
 """
 
 import math
@@ -51,9 +51,9 @@ def growth_of(
     blocks: int,
     error_bytes: float = 0.0,
 ) -> Growth:
-    """Judge outstanding bytes by time of birth: one value for each slice that has begun, oldest first.
+    """Judge outstanding bytes by time of birth: one value for each slice that has started, oldest first.
 
-    `slice_seconds` is the length of every slice but the last. `error_bytes` is the standard error of the sum, 0 when
+    `slice_seconds` is the length of every slice except the last. `error_bytes` is the standard error of the sum, 0 if
     every block was recorded.
     """
     third = len(births_bytes) // 3
@@ -97,7 +97,7 @@ def _filled(births_bytes: Sequence[float]) -> float:
 
 
 def median_life_seconds(freed_by_bucket: dict[int, int]) -> float | None:
-    """The median life of freed blocks; None when none was timed.
+    """The median life of freed blocks; None if none was timed.
 
     A bucket is a quarter of an octave: number 4 * o + q has the lives from (4 + q) / 4 * 2^o microseconds up to the
     next bucket's, as page_trace.bpf.c counts them. The answer is the middle of the median's bucket.

@@ -1,4 +1,4 @@
-"""The context that an allocation was made in, from the names on its stack."""
+"""The context of an allocation, from the names on its stack."""
 
 import re
 from collections.abc import Collection
@@ -11,7 +11,7 @@ from memdiag_node.kernel.symbols import UNNAMED_PREFIX, Symbols, function_name
 
 
 class ContextCode(IntEnum):
-    """In which context a stack ran."""
+    """The context that a stack ran in."""
 
     UNKNOWN = 0
     PROCESS = 1
@@ -19,7 +19,7 @@ class ContextCode(IntEnum):
     INTERRUPT = 3
 
 
-# What is outside of these was merely interrupted: it has no part in the allocation.
+# Frames outside of these were merely interrupted: they have no part in the allocation.
 _CONTEXT_FUNCTIONS = (
     (re.compile(r"handle_softirqs|__do_softirq"), ContextCode.SOFTIRQ),
     (
@@ -39,17 +39,17 @@ def interrupt_context(function: str) -> ContextCode | None:
 
 
 class Contexts:
-    """The contexts of stacks, each address judged once."""
+    """The contexts of stacks; each address is looked up once."""
 
     def __init__(self, symbols: Symbols) -> None:
         self._symbols = symbols
         self._codes: dict[int, ContextCode] = {}
 
     def of(self, stacks: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
-        """The ContextCode of each stack: a row of return addresses, innermost first, 0 where it has ended.
+        """The ContextCode of each stack: a row of return addresses, innermost first, 0 after its end.
 
-        It is that of the innermost function that runs in an interrupt. That works on every kernel, unlike the
-        preemption counter, whose place changes between versions. A stack without any name has an unknown context.
+        It is that of the innermost function that runs in an interrupt. This works on every kernel, unlike the
+        preemption counter, whose location changes between versions. A stack without any name has an unknown context.
         """
         unique, inverse = np.unique(stacks, return_inverse=True)
         self._learn([address for address in unique.tolist() if address and address not in self._codes])

@@ -1,9 +1,9 @@
-"""Where frame 0's struct page lies, which ties frame numbers to addresses of struct pages.
+"""Find the address of frame 0's struct page, which maps frame numbers to addresses of struct pages.
 
-Addresses of struct pages are a linear function of frame numbers, whose start is random and shown nowhere. So this
-process takes some pages, sees the addresses of their struct pages, and tries every start that the kernel may have
-chosen. For the right one, /proc/kpageflags calls these frames anonymous while they are mapped, and no longer when they
-are unmapped. Other anonymous memory stays as it is, however much there is. Nothing has to be locked.
+Addresses of struct pages are a linear function of frame numbers, whose start is random and not exposed. So this process
+allocates some pages, records the addresses of their struct pages, and tries every start that the kernel may have
+chosen. For the right one, /proc/kpageflags reports these frames as anonymous while they are mapped, and no longer once
+they are unmapped. Other anonymous memory, however much there is, does not change. Nothing has to be locked.
 """
 
 import mmap
@@ -21,7 +21,7 @@ from memdiag_node.procfs.kpageflags import is_anonymous
 ReadFlags = Callable[[int, int], npt.NDArray[np.uint64]]
 """kpageflags of (first frame, number of frames)."""
 OwnPages = Callable[[], AbstractContextManager[npt.NDArray[np.uint64]]]
-"""Takes pages: the addresses of their struct pages, and of few others, for as long as the context lasts."""
+"""Allocates pages for as long as the context lasts: the addresses of their struct pages, and of a few others."""
 
 _ALIGNMENT_BYTES = {"x86_64": 1 << 30}  # arch/x86/mm/kaslr.c: PUD_SIZE, with four and with five levels of page tables
 _SMALLEST_ALIGNMENT_BYTES = 1 << 24  # arm64: 1 GiB of memory (ARM64_MEMSTART_ALIGN), with struct pages of 64 bytes
@@ -31,14 +31,14 @@ _PAGES = 128
 # The program also sees pages that the kernel takes for this process and that are not anonymous, such as page tables.
 _MAPPED_SHARE = 0.9
 # Up to 31 unmapped pages stay anonymous while they wait in another CPU's batch for the LRU lists (mm/swap.c), and
-# others may be taken again at once. So not all have to change, and only some are looked at, which is quick.
+# others may be reused at once. So not all have to change, and only a sample is checked, which is fast.
 _UNMAPPED_SHARE = 0.5
 _UNMAPPED_ONE_IN = 8
 _ROUNDS = 8
 
 
 def alignment_bytes() -> int:
-    """What this machine's kernel aligns frame 0's struct page to, at least."""
+    """The minimum alignment of frame 0's struct page in this machine's kernel."""
     return _ALIGNMENT_BYTES.get(platform.machine(), _SMALLEST_ALIGNMENT_BYTES)
 
 
@@ -50,7 +50,7 @@ def find_first_page(
     struct_page_bytes: int,
     alignment: int,
 ) -> int:
-    """The address of frame 0's struct page. Raises BpfError when it cannot be told."""
+    """The address of frame 0's struct page. Raises BpfError if it cannot be determined."""
 
     def anonymous_share(start: int, pages: npt.NDArray[np.uint64]) -> float:
         frames = ((pages - np.uint64(start)) // np.uint64(struct_page_bytes)).tolist()
@@ -59,7 +59,7 @@ def find_first_page(
     starts: list[int] = []
     for _ in range(_ROUNDS):
         with own_pages() as pages:
-            # Those that the rounds before left; all, when others took the pages of the last round at once.
+            # The candidates left by earlier rounds; all, if others reused the pages of the last round at once.
             starts = starts or possible_starts(pages, struct_page_bytes, frame_count, alignment)
             starts = [start for start in starts if anonymous_share(start, pages) >= _MAPPED_SHARE]
         few = pages[::_UNMAPPED_ONE_IN]
@@ -72,7 +72,7 @@ def find_first_page(
 def only_possible_start(
     own_pages: OwnPages, *, frame_count: int, struct_page_bytes: int, alignment: int = _LARGEST_ALIGNMENT_BYTES
 ) -> int:
-    """The address of frame 0's struct page without kpageflags. Raises BpfError when several are possible."""
+    """The address of frame 0's struct page without kpageflags. Raises BpfError if several are possible."""
     with own_pages() as pages:
         starts = possible_starts(pages, struct_page_bytes, frame_count, alignment)
     if len(starts) != 1:
@@ -94,12 +94,12 @@ def possible_starts(
 
 def _not_found(starts: list[int]) -> BpfError:
     return BpfError(
-        f"the frame numbers of struct pages cannot be told: {len(starts)} starts fit the runner's own pages"
+        f"the frame numbers of struct pages cannot be determined: {len(starts)} starts fit the runner's own pages"
     )
 
 
 def traced_own_pages(bpf: BpfObject, own: npt.NDArray[np.uint64], *, tracepoint: str, function: str) -> OwnPages:
-    """Anonymous pages that this process touches while `function` notes their struct pages in `own`.
+    """Anonymous pages that this process touches while `function` records their struct pages in `own`.
 
     The first entry of `own` counts the others.
     """

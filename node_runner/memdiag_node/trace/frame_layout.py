@@ -1,4 +1,4 @@
-"""Where the frames of the machine's memory stand in the trace's table: section by section, without the holes."""
+"""The layout of the trace's table: the frames of the machine's memory, section by section, without the holes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from memdiag_node.procfs.memory_map import SECTION_FRAMES, FrameRange, frames_in
 
 ENTRY_BYTES = 2
 MAX_ORDER = 10
-"""Of a block that is traced: include/linux/mmzone.h, MAX_PAGE_ORDER by default.
+"""The highest order of a traced block: include/linux/mmzone.h, MAX_PAGE_ORDER by default.
 
 Larger ones, which arm64 has with pages of 64 KiB, count as lost."""
 CHUNK_FRAMES = 1 << MAX_ORDER
-"""Frames of one entry of the table: no block reaches over its end."""
+"""Frames of one entry of the table: no block extends beyond its end."""
 _SOME_TABLE_BYTES = 64 << 20
 _MAX_RATIO = 4
 
 
 class FrameRun(NamedTuple):
-    """Frames that stand together in the table."""
+    """Frames that are adjacent in the table."""
 
     place: int
-    """Of the first one in the table."""
+    """The table index of the first one."""
     first_frame: int
     frames: int
 
@@ -38,7 +38,7 @@ class FrameLayout:
 
     @property
     def entries(self) -> int:
-        """How many frames the table has room for."""
+        """The number of frames that the table has room for."""
         return frames_in(self.ranges)
 
     @property
@@ -48,7 +48,7 @@ class FrameLayout:
 
     @property
     def end_frame(self) -> int:
-        """The first frame behind all memory."""
+        """The first frame after all memory."""
         return self.ranges[-1].end
 
     @property
@@ -57,7 +57,7 @@ class FrameLayout:
         return self.end_frame // SECTION_FRAMES
 
     def index(self) -> npt.NDArray[np.uint64]:
-        """For each section of frames: 1 + its place in the table, in sections; 0 for a hole."""
+        """For each section of frames: 1 + its index in the table, in sections; 0 for a hole."""
         index = np.zeros(self.sections, np.uint64)
         for run in self.runs():
             first, count = run.first_frame // SECTION_FRAMES, run.frames // SECTION_FRAMES
@@ -65,7 +65,7 @@ class FrameLayout:
         return index
 
     def runs(self, max_frames: int = 1 << 62) -> Iterator[FrameRun]:
-        """The table in order, in pieces of frames that lie together, of up to `max_frames`."""
+        """The table in order, in pieces of up to `max_frames` adjacent frames."""
         place = 0
         for one in self.ranges:
             for first in range(one.first, one.end, max_frames):
@@ -75,7 +75,7 @@ class FrameLayout:
 
 
 def oversize(layout: FrameLayout, *, mem_total_bytes: int, page_bytes: int) -> str | None:
-    """Why the table would be absurdly large for this machine; None when it is not.
+    """Why the table would be absurdly large for this machine; None if it would not.
 
     A balloon may have taken most of a small guest's memory, so tables up to 64 MiB are never too large.
     """

@@ -1,7 +1,7 @@
-"""The page-allocation trace: what kernel code took from the page allocator in a window and did not give back.
+"""The page-allocation trace: what kernel code allocated from the page allocator in a window and did not free.
 
-`page_trace.bpf.c` keeps two bytes for each page frame; this module starts it, moves its time slices, keeps its tables
-from filling up, and reads it out. docs/trace.md explains the design and its costs.
+`page_trace.bpf.c` keeps two bytes for each page frame; this module starts it, advances its time slices, keeps its
+tables from filling up, and reads them. docs/trace.md explains the design and its costs.
 """
 
 import errno
@@ -41,16 +41,16 @@ _STACKS = 8192
 _CGROUPS = 2048
 _BIRTHS = 16384
 _ALLOC, _FREE, _POOL_HOLD = "mm_page_alloc", "mm_page_free", "page_pool_state_hold"
-# From this share of their room on, tables are made smaller by what nothing uses any more.
+# From this share of their room on, tables are cleared of entries that nothing uses any more.
 _CROWDED = 0.5
-# A class that was removed may still be marked on a block by a CPU that had just looked it up.
+# A CPU that has just looked up a class may still mark a block with it after it was removed.
 _REST_SECONDS = 0.5
-# Looking through all frames for classes in use may take this share of the runner's time.
+# Scanning all frames for classes in use may take this share of the runner's time.
 _MAX_LOOKING_SHARE = 0.2
 _RESTING_DTYPE = np.dtype([("number", "<u4"), ("until", "<f8")])
-# How often new stacks are looked at. Until then, a stack of an interrupt takes a class for each process that it hits.
+# How often new stacks are classified. Until then, a stack of an interrupt takes a class for each process that it hits.
 _TELL_SECONDS = 1.0
-# Of the budget: above this, orders above 0 are thinned out too.
+# As a multiple of the budget: above this, orders above 0 are thinned out too.
 _CEILING_FACTOR = 4
 # A program that is detached may still run to its end on another CPU.
 _SETTLE_SECONDS = 0.05
@@ -58,13 +58,13 @@ _SETTLE_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class TraceSettings:
-    """How to trace."""
+    """The settings of a trace."""
 
     duration_seconds: float
-    """The planned window; its slices follow from it. A trace that goes on for longer puts the rest in the last one."""
+    """The planned window, which defines the slices. A trace that runs longer puts the rest in the last slice."""
     slices: int = 20
     cpu_budget_share: float = 0.05
-    """Of each CPU's time, for recording; above it, order-0 allocations are thinned out. 0: never."""
+    """Share of each CPU's time for recording; above it, order-0 allocations are thinned out. 0: never."""
 
     def __post_init__(self) -> None:
         if not 0 < self.slices <= MAX_SLICES or self.duration_seconds <= 0 or not 0 <= self.cpu_budget_share <= 1:
@@ -78,7 +78,7 @@ class TraceSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Attached:
-    """The loaded programs, and their maps as numpy sees them."""
+    """The loaded programs, and their maps as numpy arrays."""
 
     bpf: BpfObject
     config: npt.NDArray[Any]
@@ -87,7 +87,7 @@ class _Attached:
 
     @classmethod
     def load(cls, defines: Mapping[str, int], layout: FrameLayout, parts: ExitStack) -> Self:
-        """Compile for this kernel, with room for its frames; closed with `parts`."""
+        """Compile for this kernel, with room for its frames; `parts` closes it."""
         counts = {"SECTIONS": layout.sections, "CHUNKS": layout.chunks}
         bpf = parts.enter_context(BpfObject(_SOURCE, {**defines, **counts}, tables.MAPS))
         bpf.view("sections", tables.MAPS["sections"], layout.sections)[:] = layout.index()
@@ -109,17 +109,17 @@ class _Window:
 
 
 class _Idle:
-    """What a hash table has and no class refers to any more, to be removed once the table is crowded."""
+    """Entries of a hash table that no class refers to any more, to be removed once the table is crowded."""
 
     def __init__(self, capacity: int, entry: np.dtype[Any]) -> None:
         self.removed = 0
-        """Entries so far."""
+        """The number of entries removed so far."""
         self._crowded = _CROWDED * capacity
         self._seen_idle = np.zeros(0, np.uint64)
         self._forgotten = np.zeros(0, entry)
 
     def forget(self, bpf: BpfObject, name: str, entries: npt.NDArray[np.void], used: npt.NDArray[np.uint64]) -> None:
-        """Remove what was idle at two looks in a row; put back what a class got hold of at the last moment.
+        """Remove entries that were idle in two checks in a row; restore those that a class took at the last moment.
 
         `entries` is the table now, `used` the keys that classes refer to.
         """
@@ -173,9 +173,9 @@ class PageTrace(Resource):
         attached.config["budget_permille"] = round(self._settings.cpu_budget_share * 1000)
         attached.config["ceiling_permille"] = round(_CEILING_FACTOR * self._settings.cpu_budget_share * 1000)
         for program in ("on_free", "on_alloc", "on_nested_alloc", "on_pool_hold"):
-            # Before any is attached: the trace is not to find the memory of its own programs.
+            # Before any is attached: the trace must not find the memory of its own programs.
             attached.bpf.load_raw_tracepoint(program)
-        # Frees first: a block whose free nobody watched would count as outstanding.
+        # Frees first: a block whose free was not traced would count as outstanding.
         attached.bpf.attach_raw_tracepoint(_FREE, "on_free")
         self._pages_at_start = self._allocator_pages()
         attached.bpf.attach_raw_tracepoint(_ALLOC, "on_alloc")
@@ -188,17 +188,17 @@ class PageTrace(Resource):
         self._started = time.monotonic()
 
     def _read_btf(self) -> dict[str, int]:
-        """The defines of the programs. The BTF is out of memory when this returns, before anything is compiled."""
+        """The defines of the programs. The BTF's memory is freed when this returns, before anything is compiled."""
         btf = Btf.load(self._roots.sys)
         self._program_info_layout = ProgramInfoLayout.of(btf)
         self._struct_page_bytes = btf.size_bytes("page")
         return _layout(btf)
 
     def _forget(self) -> None:
-        self._attached = None  # its numpy views keep their mappings from being closed
+        self._attached = None  # the mappings cannot be closed while its numpy views use them
 
     def advance(self) -> None:
-        """Move on to the time slice that is due, and keep room in the tables. To be called each quarter of a second."""
+        """Advance to the current time slice, and keep room in the tables. Call it every quarter of a second."""
         attached = self._running()
         elapsed = time.monotonic() - self._started
         if elapsed - self._told >= _TELL_SECONDS:
@@ -215,8 +215,8 @@ class PageTrace(Resource):
     def stop_recording(self) -> None:
         """End the window: new allocations are not recorded, frees still are. Idempotent.
 
-        What is outstanding at the end was then allocated before this call and not freed since. So whatever is looked at
-        in between, a block that it shows is still the same block at the end.
+        What is outstanding at the end was then allocated before this call and not freed since. So a block that is seen
+        by any scan in between is still the same block at the end.
         """
         self._stop_recording()
 
@@ -231,7 +231,7 @@ class PageTrace(Resource):
         return self._window
 
     def finish(self, late: Callable[[], bool] = lambda: False) -> TraceResult:
-        """Stop recording, read out, detach, and put it all together. Once it is `late`, see tally_frames."""
+        """Stop recording, read the tables, detach, and decode. For `late`, see tally_frames."""
         try:
             raw = self.read_out(late)
             symbols, contexts = self.symbols(raw), self.contexts(raw)  # while the programs still have names
@@ -240,7 +240,7 @@ class PageTrace(Resource):
         return tables.decode(raw, symbols, contexts)
 
     def symbols(self, raw: RawTrace) -> dict[int, str]:
-        """A text for each address that the decoding needs. To be asked for before `close`, as `contexts`."""
+        """A text for each address that the decoding needs. Call it before `close`, as with `contexts`."""
         return self._symbols.texts(tables.outstanding_addresses(raw))
 
     def contexts(self, raw: RawTrace) -> npt.NDArray[np.uint8]:
@@ -248,7 +248,7 @@ class PageTrace(Resource):
         return self._contexts.of(raw.stacks["value"]["address"])
 
     def read_out(self, late: Callable[[], bool] = lambda: False) -> RawTrace:
-        """Stop recording, and read the tables. The maps last until `close`. Once it is `late`, see tally_frames."""
+        """Stop recording, and read the tables. The maps last until `close`. For `late`, see tally_frames."""
         attached = self._running()
         bpf = attached.bpf
         window = self._stop_recording()
@@ -310,7 +310,7 @@ class PageTrace(Resource):
         return parse_allocated_pages(path.read_bytes(), source=str(path))
 
     def _look_at_names(self, attached: _Attached) -> None:
-        """Add the context to new stacks: from then on, interrupts name no process. Forget what no class has."""
+        """Add the context to new stacks: from then on, interrupts name no process. Remove entries without a class."""
         bpf = attached.bpf
         stacks = bpf.read_map("stacks", tables.STACK_ENTRY_DTYPE)
         new = stacks[stacks["value"]["context"] == ContextCode.UNKNOWN]
@@ -325,7 +325,7 @@ class PageTrace(Resource):
             self._idle_cgroups.forget(bpf, "cgroups", cgroups, np.unique(used["cgroup"]))
 
     def _forget_births(self, attached: _Attached) -> None:
-        """Forget the oldest births, so that blocks that are never freed do not keep out those that are."""
+        """Remove the oldest births, so that blocks that are never freed do not displace those that are."""
         births = attached.bpf.read_map("births", tables.BIRTH_ENTRY_DTYPE)
         surplus = len(births) - int(_CROWDED * _BIRTHS)
         if surplus > 0:
@@ -335,8 +335,8 @@ class PageTrace(Resource):
     def _make_room(self, attached: _Attached) -> None:
         """Give numbers of classes that have nothing outstanding to new classes.
 
-        A CPU may be about to mark a block with a class that it looked up before. So the number of a removed class rests
-        for a while, and goes to another class only if it is still without frames then.
+        A CPU may be about to mark a block with a class that it looked up before. So the number of a removed class is
+        not reused for a while, and then only if it still has no frames.
         """
         bpf = attached.bpf
         taken = int(bpf.read_per_cpu("cpu", tables.CPU_DTYPE)["taken_classes"].sum()) - self._returned_classes
@@ -355,7 +355,7 @@ class PageTrace(Resource):
         self._next_look = started + (time.monotonic() - started) / _MAX_LOOKING_SHARE
 
     def _return_numbers(self, attached: _Attached, numbers: npt.NDArray[np.uint32]) -> None:
-        """Hand out numbers of classes that are gone again; what they allocated stays counted by stack."""
+        """Make the numbers of removed classes available again; what they allocated stays counted by stack."""
         infos = attached.infos[numbers]
         weights = np.exp2(infos["key"]["level"].astype(np.float64))
         stacks, where = np.unique(infos["key"]["stack"], return_inverse=True)
@@ -379,7 +379,7 @@ class PageTrace(Resource):
 
 
 def _open_symbol_reader(parts: ExitStack) -> SymbolReader | None:
-    """None where the kernel refuses the program: stacks have no names then, and their bytes are right all the same."""
+    """None if the kernel refuses the program: then stacks have no names, but their bytes are still correct."""
     try:
         return parts.enter_context(SymbolReader())
     except BpfError:
@@ -387,14 +387,14 @@ def _open_symbol_reader(parts: ExitStack) -> SymbolReader | None:
 
 
 def _push_numbers(bpf: BpfObject, numbers: npt.NDArray[np.uint32]) -> None:
-    """Make class numbers free, each in the queue that it belongs to."""
+    """Put class numbers back, each in the queue that it belongs to."""
     is_reserved = numbers >= tables.CLASSES - tables.reserved_classes()
     bpf.push("spare_classes", numbers[~is_reserved])
     bpf.push("reserve_classes", numbers[is_reserved])
 
 
 def _layout(btf: Btf) -> dict[str, int]:
-    """What page_trace.bpf.c needs to know of this kernel and of its own tables."""
+    """The defines of page_trace.bpf.c: offsets of this kernel, and the sizes of its own tables."""
     parent = "parent" if btf.has_field("kernfs_node", "parent") else "__parent"  # renamed in Linux 6.15
     pool_order = "p.order" if btf.has_field("page_pool", "p.order") else ""
     return {

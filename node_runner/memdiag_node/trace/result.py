@@ -1,4 +1,4 @@
-"""What a page-allocation trace found, as numbers: the result that stacks, join and report are made of."""
+"""The numeric result of a page-allocation trace, from which stacks, join and report are built."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ BLOCK_DTYPE = np.dtype(
         ("frames", "<u4"),  # still out
         ("stack", "<i4"),  # index in TraceResult.stacks
         ("process", "<i4"),  # index in TraceResult.processes, -1 none
-        ("weight", "<f4"),  # blocks that this one stands for
+        ("weight", "<f4"),  # the number of blocks that this one represents
     ]
 )
 GROUP_DTYPE = np.dtype(
@@ -28,7 +28,7 @@ GROUP_DTYPE = np.dtype(
         ("slice", "u1"),
         ("context", "u1"),
         ("weight", "<f8"),
-        ("frames", "<i8"),  # outstanding; this and the following are not weighted
+        ("frames", "<i8"),  # outstanding; this field and the following ones are not weighted
         ("blocks", "<i8"),
         ("allocated_pages", "<i8"),
         ("allocated_blocks", "<i8"),
@@ -62,7 +62,7 @@ class TraceResult:
     blocks: npt.NDArray[np.void]
     """BLOCK_DTYPE, for the join."""
     groups: npt.NDArray[np.void]
-    """GROUP_DTYPE: all blocks, summed up by what they have in common."""
+    """GROUP_DTYPE: all blocks, summed up by their common properties."""
     stacks: list[tuple[str, ...]]
     """Trimmed frames, innermost first."""
     memory_classes: list[str]
@@ -71,24 +71,24 @@ class TraceResult:
     """Of each stack: freed blocks that were timed, by bucket of their life (births.median_life_seconds)."""
     processes: list[TracedProcess]
     charges: list[Charge]
-    """By container, largest first: recorded blocks, not scaled. What is not listed is charged to nobody known."""
+    """By container, largest first: recorded blocks, not scaled. The rest is charged to no known container."""
     counters: TraceCounters
     slices: int
-    """Those that had begun when the trace ended."""
+    """The number of slices that had started when the trace ended."""
     slice_seconds: float
-    """The length of every slice but the last."""
+    """The length of every slice except the last."""
     traced_seconds: float
     page_bytes: int
     struct_page_bytes: int
     first_page: int
-    """Address of frame 0's struct page: what frames and pages tell of each other. Never published."""
+    """Address of frame 0's struct page, to convert between frames and struct pages. Never published."""
     outstanding_bytes: int
-    """Allocpage only: without the stacks of other memory classes, and without what was set aside."""
+    """Allocpage only: excludes stacks of other memory classes, and memory that was set aside."""
     outstanding_blocks: int
 
     @property
     def last_slice_seconds(self) -> float:
-        """The length of the last slice: it is cut short by an early end, and lasts until the trace is read out."""
+        """The length of the last slice: shorter after an early end, otherwise it lasts until the trace is read."""
         return max(0.0, self.traced_seconds - (self.slices - 1) * self.slice_seconds)
 
     def groups_of(self, stack: int) -> npt.NDArray[np.void]:
@@ -97,9 +97,9 @@ class TraceResult:
         return groups
 
     def error_bytes(self, groups: npt.NDArray[np.void]) -> float:
-        """The standard error of the scaled bytes of `groups`: the truth is within two of it 95 times in 100.
+        """The standard error of the scaled bytes of `groups`: the true value is within two of it 95 times in 100.
 
-        Each block of a thinned kind was recorded with the probability 1 / weight, whatever happened to the others, so
+        Each block of a thinned kind was recorded with the probability 1 / weight, independently of the others, so
         a recorded one adds frames^2 * weight * (weight - 1) to the variance of its sum. But the sum over all stacks is
         known exactly, for order 0 and for the orders above it; a stack with a share of it has only the rest of that
         variance.
@@ -112,7 +112,7 @@ class TraceResult:
 
 
 def _variance(groups: npt.NDArray[np.void], every: npt.NDArray[np.void]) -> float:
-    """In frames^2, of the scaled sum of `groups`, where the sum of `every` group is known exactly."""
+    """The variance of the scaled sum of `groups`, in frames^2; the sum of `every` group is known exactly."""
     all_thinned = float(np.sum(every["frames"] * (every["weight"] - 1)))
     if not all_thinned:
         return 0.0

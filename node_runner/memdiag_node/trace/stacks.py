@@ -1,7 +1,7 @@
-"""Call stacks made fit to read: trimmed, classed, folded.
+"""Call stacks in readable form: trimmed, classified, folded.
 
-A frame is text: `symbol+0x1f`, `symbol+0x1f [module]`, or `unnamed#1a2b3c4d` where the kernel gives no name for its
-address; innermost first.
+A frame is text: `symbol+0x1f`, `symbol+0x1f [module]`, or `unnamed#1a2b3c4d` if the kernel has no name for its address;
+innermost first.
 """
 
 import re
@@ -30,16 +30,16 @@ _CONTEXTS = {
 NO_STACK: tuple[str, ...] = ("(stack was not recorded)",)
 
 # Innermost frames that are the same for every allocation; docs/trace.md lists them for users. First the tracer's own:
-# whatever is inside of these is tracer as well, also when an eBPF program has no name, or somebody else's.
+# frames inside of these belong to the tracer too, even if an eBPF program has no name, or the name of another.
 _TRACER = re.compile(r"bpf_trace_run\d+|__bpf_trace_\w+|__traceiter_\w+|perf_trace_\w+|bpf_get_stack\w*")
 _TRACER_FRAMES = 12
-# Then the page allocator's: up to the first frame that is none of them.
+# Then the page allocator's: up to the first frame that does not match.
 _ALLOCATOR = re.compile(
     r"__alloc_pages(_nodemask|_slowpath|_internal)?|__alloc_frozen_pages|alloc_frozen_pages"
     r"|alloc_pages(_mpol|_vma|_current|_node|_preferred_many)?|alloc_pages_(bulk|exact)\w*|alloc_page_interleave"
     r"|__folio_alloc|folio_alloc|vma_alloc_folio|__get_free_pages?|get_free_pages|get_zeroed_page"
 )
-# What memory is used for, told by who allocated it. The first match from the inner end decides.
+# What memory is used for, by the function that allocated it. The first match from the inner end decides.
 _MEMORY_CLASSES = (
     (ClassName.VMALLOC, re.compile(r"__vmalloc_area_node|vm_area_alloc_pages|__vmalloc_node_range")),
     (ClassName.PERCPU, re.compile(r"pcpu_alloc_pages|pcpu_populate_chunk")),
@@ -51,13 +51,13 @@ _MEMORY_CLASSES = (
 
 
 def first_name(frames: Sequence[str]) -> str | None:
-    """The innermost frame that has a name; None when the stack has none, or was not recorded."""
+    """The innermost frame that has a name; None if the stack has none, or was not recorded."""
     named = (frame for frame in frames if not frame.startswith(UNNAMED_PREFIX) and frame not in NO_STACK)
     return next(named, None)
 
 
 def lacks_names(stacks: Sequence[Stack], limit_bytes: int) -> bool:
-    """Whether `limit_bytes` or more is in stacks without names, or the kernel gave no name at all.
+    """Whether `limit_bytes` or more is in stacks without names, or the kernel returned no name at all.
 
     Then a leak may go unnoticed: without names, the stacks of interrupts differ by what they interrupted.
     """
@@ -66,7 +66,7 @@ def lacks_names(stacks: Sequence[Stack], limit_bytes: int) -> bool:
 
 
 def trim(frames: Sequence[str]) -> tuple[str, ...]:
-    """Remove the tracer's and the page allocator's own frames, and what an interrupt interrupted; never all frames."""
+    """Remove the tracer's and page allocator's own frames, and what an interrupt interrupted; never all frames."""
     names = [function_name(frame) for frame in frames]
     entry = next((index for index, name in enumerate(names) if interrupt_context(name)), len(frames))
     frames = frames[: entry + 1]
@@ -79,7 +79,7 @@ def trim(frames: Sequence[str]) -> tuple[str, ...]:
 
 
 def memory_class(frames: Sequence[str]) -> str:
-    """What class of the breakdown the memory belongs to, by who allocated it: AllocPage when nobody else owns it."""
+    """The breakdown class of the memory, by the function that allocated it; AllocPage if no other class matches."""
     for frame in frames:
         name = function_name(frame)
         for class_name, pattern in _MEMORY_CLASSES:
@@ -89,7 +89,7 @@ def memory_class(frames: Sequence[str]) -> str:
 
 
 def fold_stacks(trace: TraceResult, top_n: int) -> list[Stack]:
-    """The first `top_n` stacks of a trace, largest outstanding first; their places are the trace's stack numbers."""
+    """The first `top_n` stacks of a trace, largest outstanding first; their indexes are the trace's stack numbers."""
     return [_stack(trace, index) for index in range(min(top_n, len(trace.stacks)))]
 
 
@@ -134,7 +134,7 @@ def _stack(trace: TraceResult, index: int) -> Stack:
 def _processes(
     trace: TraceResult, groups: npt.NDArray[np.void], group_bytes: npt.NDArray[np.float64]
 ) -> list[AllocatingProcess]:
-    """The processes that allocated the most of what is outstanding."""
+    """The processes that allocated most of the outstanding memory."""
     known = groups["process"] >= 0
     totals = np.bincount(groups["process"][known], group_bytes[known], minlength=len(trace.processes))
     largest = np.argsort(-totals, kind="stable")[: limits.MAX_PROCESSES].tolist()
@@ -152,7 +152,7 @@ def _processes(
 
 
 def to_folded(stacks: Iterable[Stack]) -> str:
-    """Folded stacks as flame graph tools read them: outermost first, `;` between frames, then the outstanding bytes."""
+    """Folded stacks for flame graph tools: outermost first, `;` between frames, then the outstanding bytes."""
     lines = []
     for stack in stacks:
         frames = (_FOLDED_SEPARATOR.sub("_", frame) for frame in reversed(stack.frames))

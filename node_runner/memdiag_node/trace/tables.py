@@ -1,6 +1,6 @@
-"""The tables of page_trace.bpf.c as numpy sees them, and what they say once symbols are known.
+"""The tables of page_trace.bpf.c as numpy arrays, and how to decode them once symbols are known.
 
-Everything here is a pure function of arrays, so it is tested on recorded tables.
+Everything here is a pure function of arrays, so it can be tested on recorded tables.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,16 +25,16 @@ from memdiag_node.trace.stacks import memory_class, trim
 STACK_FRAMES = 64
 OWN_PAGES = 256
 CLASS_MOVABLE, CLASS_THINNED, CLASS_LOST, CLASS_THINNED_LARGE, FIRST_CLASS = 1, 2, 3, 4, 8
-"""Classes with a meaning of their own, and the first of the others.
+"""Classes with a fixed meaning, and the first of the others.
 
-CLASS_MOVABLE: user memory, by the movable filter. CLASS_THINNED: not recorded, by the governor; CLASS_THINNED_LARGE:
-likewise, of orders above 0. CLASS_LOST: no class was left, or no level of `scratch`.
+CLASS_MOVABLE: user memory, by the movable filter. CLASS_THINNED: skipped by the governor; CLASS_THINNED_LARGE: the
+same, for orders above 0. CLASS_LOST: no class was left, or no level of `scratch`.
 """
 CLASS_MASK = 0x7FFF
-"""The rest of a frame's entry says that its block is in `births`."""
+"""A flag in a frame's entry: its block is in `births`."""
 CLASSES = 1 << 15
 RESERVED_SHARE = 0.25
-"""Of the class numbers: for stacks without a process. The highest ones."""
+"""The share of class numbers kept for stacks without a process, the highest ones."""
 CGROUP_LEVELS, CGROUP_NAME_BYTES = 5, 160
 _GOVERNOR_CELLS = 64
 _MAX_LEVEL = 15  # one in 2^15
@@ -56,7 +56,7 @@ NUMBERS_IN_C = {
     "MAX_LEVEL": _MAX_LEVEL,
     **enum_defines("CONTEXT", ContextCode),
 }
-"""What page_trace.bpf.c shares with this module, beside the room in its tables."""
+"""The constants that page_trace.bpf.c shares with this module, except the sizes of its tables."""
 
 CONFIG_DTYPE = np.dtype(
     [
@@ -127,7 +127,7 @@ MAPS = {
     "scratch": SCRATCH_DTYPE,
     "own_pages": np.dtype("<u8"),
 }
-"""The maps as they are read here (BpfObject)."""
+"""The maps as read here (BpfObject)."""
 
 _OUT_DTYPE = np.dtype([("frame", "<u8"), ("number", "<u2"), ("frames", "<u2")])
 _SCAN_FRAMES = 1 << 18
@@ -145,7 +145,7 @@ _SET_ASIDE_NAMES = {
     FrameKind.USER_MEMORY: "UserMemory",
 }
 MOVABLE_KERNEL = "MovableKernel"
-"""Movable, but no user memory: zsmalloc, some balloons."""
+"""Movable, but not user memory: zsmalloc, some balloons."""
 
 
 ReadFrames = Callable[[int, int], npt.NDArray[np.uint64]]
@@ -153,14 +153,14 @@ ReadFrames = Callable[[int, int], npt.NDArray[np.uint64]]
 
 @dataclass(slots=True)
 class FrameTally:
-    """The frames that were still out when the trace ended."""
+    """The frames that were still outstanding when the trace ended."""
 
     by_kind: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((len(FrameKind), CLASSES), np.int64))
     """Frames by FrameKind and class number."""
     blocks: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(CLASSES, np.int64))
     """Blocks of direct kernel memory by class number."""
     parts: list[npt.NDArray[np.void]] = field(default_factory=list)
-    """Those blocks: first frame, class number, frames still out."""
+    """Those blocks: first frame, class number, frames still outstanding."""
     charged: dict[int, int] = field(default_factory=dict)
     """Frames of those blocks by the inode of the memory cgroup that they are charged to."""
 
@@ -174,13 +174,13 @@ def tally_frames(
     late: Callable[[], bool] = lambda: False,
     layout: FrameLayout,
 ) -> FrameTally:
-    """Look at what every outstanding frame is used for.
+    """Classify every outstanding frame by its use.
 
-    `frames` may change meanwhile, for blocks are freed: it is read before and after the flags, and only a frame that
-    was out both times counts, for only then do the flags speak of the block that was traced. `orders` is by class
-    number; `read_flags` and `read_charges` give kpageflags and kpagecgroup of (first frame, number of frames). Once it
-    is `late` both are left out, and frames count as if the kernel did not show their flags. `layout` says which frame
-    an entry of `frames` is.
+    `frames` may change meanwhile, as blocks are freed: it is read before and after the flags, and only a frame that was
+    outstanding both times counts, because only then do the flags belong to the traced block. `orders` is by class
+    number; `read_flags` and `read_charges` return kpageflags and kpagecgroup of (first frame, number of frames). Once
+    `late` returns true, both are skipped, and frames count as if the kernel did not expose their flags. `layout` says
+    which frame an entry of `frames` is.
     """
     tally = FrameTally()
     for place, base, count in layout.runs(_SCAN_FRAMES):
@@ -204,7 +204,7 @@ def tally_frames(
 
 
 def _read_runs(before: npt.NDArray[np.uint16], base: int, read: ReadFrames) -> npt.NDArray[np.uint64]:
-    """What `read` says of each frame from `base` on, 0 where no frame nearby is out."""
+    """The value of `read` for each frame from `base` on, 0 if no frame nearby is outstanding."""
     values = np.zeros(len(before), np.uint64)
     for start, end in _active_runs(before):
         part = read(base + start, end - start)
@@ -215,7 +215,7 @@ def _read_runs(before: npt.NDArray[np.uint16], base: int, read: ReadFrames) -> n
 def _add_charges(
     charged: dict[int, int], blocks: npt.NDArray[np.void], base: int, charges: npt.NDArray[np.uint64]
 ) -> None:
-    """Only a block's first frame says to whom the block is charged."""
+    """Only a block's first frame shows the cgroup that the block is charged to."""
     inodes, where = np.unique(charges[blocks["frame"] - base], return_inverse=True)
     frames = np.bincount(where.reshape(-1), blocks["frames"])
     for inode, count in zip(inodes.tolist(), frames.tolist(), strict=True):
@@ -224,12 +224,12 @@ def _add_charges(
 
 
 def reserved_classes() -> int:
-    """How many class numbers are kept for stacks without a process."""
+    """The number of class numbers kept for stacks without a process."""
     return int(CLASSES * RESERVED_SHARE)
 
 
 def frames_by_class(frames: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:
-    """How many frames are out, by class number; only of classes that blocks were recorded in."""
+    """The number of outstanding frames by class number; only of classes that blocks were recorded in."""
     counts = np.zeros(CLASSES, np.int64)
     for start in range(0, len(frames), _SCAN_FRAMES):
         part = frames[start : start + _SCAN_FRAMES]
@@ -249,7 +249,7 @@ def _active_runs(entries: npt.NDArray[np.uint16]) -> Iterator[tuple[int, int]]:
 def _blocks(
     frames: npt.NDArray[np.int64], numbers: npt.NDArray[np.uint16], orders: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.void]:
-    """Put frames, in ascending order, together to the blocks that they were allocated as."""
+    """Group frames, in ascending order, into the blocks that they were allocated as."""
     order = orders[numbers].astype(np.int64)
     heads = frames >> order << order
     is_first = np.ones(len(frames), bool)
@@ -275,7 +275,7 @@ class RawTrace:
     lives: npt.NDArray[np.void]
     """LIFE_ENTRY_DTYPE."""
     retired: Mapping[int, tuple[float, float]]
-    """By stack: pages and blocks, scaled, that classes allocated whose number went to another class meanwhile."""
+    """By stack: pages and blocks, scaled, allocated by classes whose number was reused meanwhile."""
     cpus: npt.NDArray[np.void]
     """CPU_DTYPE by CPU."""
     tally: FrameTally
@@ -286,9 +286,9 @@ class RawTrace:
     slice_seconds: float
     traced_seconds: float
     allocator_pages: int
-    """Pages that the page allocator handed out in the window, by its own counters."""
+    """Pages that the page allocator allocated in the window, by its own counters."""
     recursion_misses: int
-    """Runs that the kernel refused, and that no other program made up for."""
+    """Runs that the kernel refused, without those that another program covered."""
     table_bytes: int
 
     def counter(self, name: str) -> int:
@@ -299,7 +299,7 @@ class RawTrace:
 def missed_runs(recursion_misses: Mapping[str, int], *, nested_allocs: int) -> int:
     """Events that no program saw, from the kernel's count for each program.
 
-    An event that finds on_alloc running is left to on_nested_alloc, which counts those that it took.
+    If on_alloc is already running, on_nested_alloc handles the event, and counts it.
     """
     others = sum(count for name, count in recursion_misses.items() if name in {"on_free", "on_pool_hold"})
     return others + max(0, recursion_misses.get("on_alloc", 0) - nested_allocs)
@@ -313,7 +313,7 @@ def outstanding_addresses(raw: RawTrace) -> set[int]:
 
 
 def decode(raw: RawTrace, symbols: Mapping[int, str], contexts: npt.NDArray[np.uint8]) -> TraceResult:
-    """Put the tables together: stacks folded and in order, blocks and groups that point to them.
+    """Combine the tables: stacks folded and sorted, with the blocks and groups that refer to them.
 
     `symbols` has a text for each of `outstanding_addresses`; `contexts` a ContextCode for each of `raw.stacks`.
     """
@@ -361,7 +361,7 @@ def _fold(
     contexts: npt.NDArray[np.uint8],
     direct: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.int64], list[tuple[tuple[str, ...], int]]]:
-    """For each class the number of its folded stack, -1 for those with nothing outstanding; and the folded stacks."""
+    """For each class the number of its folded stack, -1 if nothing is outstanding; and the folded stacks."""
     hashes = raw.infos["key"]["stack"]
     outstanding = set(np.unique(hashes[direct > 0]).tolist())
     rows = {
@@ -409,7 +409,7 @@ def _processes(
 
 
 def _charges(raw: RawTrace) -> list[Charge]:
-    """What is charged to containers, by the cgroups that were seen allocating."""
+    """The memory charged to containers, from the cgroups that were seen allocating."""
     names = {int(entry["key"]): entry["value"] for entry in raw.cgroups}
     frames: dict[ContainerIdentity, int] = {}
     for inode, count in raw.tally.charged.items():
@@ -453,7 +453,7 @@ def _groups(  # noqa: PLR0917 - one array for each property of a class
 def _retired_groups(
     raw: RawTrace, hash_to_stack: Mapping[int, int], context_of: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.void]:
-    """What a stack allocated, and freed, through classes that are gone."""
+    """What each stack allocated, and freed, through classes that were removed."""
     rows = [(hash_to_stack[key], *totals) for key, totals in raw.retired.items() if key in hash_to_stack]
     groups = np.zeros(len(rows), GROUP_DTYPE)
     if rows:
@@ -481,7 +481,7 @@ def _decoded_blocks(
     context_of: npt.NDArray[np.uint8],
     weights: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.void]:
-    """The blocks for the join; of more than _MAX_BLOCKS, every n-th, which then stands for n times as many."""
+    """The blocks for the join; of more than _MAX_BLOCKS only every n-th, with n times its weight."""
     total = sum(len(part) for part in raw.tally.parts)
     stride = -(-total // _MAX_BLOCKS) or 1
     parts = [np.zeros(0, _OUT_DTYPE), *(part[::stride] for part in raw.tally.parts)]
@@ -503,7 +503,7 @@ def _decoded_blocks(
 def class_weights(
     key: npt.NDArray[np.void], direct: npt.NDArray[np.int64], by_class: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
-    """The weight of each class: orders above 0 are thinned by a rule of their own, and so are counted apart."""
+    """The weight of each class: orders above 0 are thinned by a separate rule, and so are counted separately."""
     levels = np.minimum(key["level"], _MAX_LEVEL)
     small = calibrated_weights(np.where(key["order"] == 0, levels, 0), direct, int(by_class[CLASS_THINNED]))
     large = calibrated_weights(np.where(key["order"] > 0, levels, 0), direct, int(by_class[CLASS_THINNED_LARGE]))
@@ -513,10 +513,10 @@ def class_weights(
 def calibrated_weights(
     levels: npt.NDArray[np.uint8], frames: npt.NDArray[np.int64], thinned_frames: int
 ) -> npt.NDArray[np.float64]:
-    """How many blocks a recorded block of each class stands for, itself included.
+    """The number of blocks that a recorded block of each class represents, itself included.
 
-    One in 2^level was recorded. How many frames of the others are still out is known exactly, only not whose they are.
-    So the weights are moved to give that sum, which takes most of the error from the stacks that have most of them.
+    One in 2^level was recorded. The number of outstanding frames of the others is known exactly, but not their stacks.
+    So the weights are scaled to match that sum, which removes most of the error of the stacks with most of them.
     """
     unrecorded = np.exp2(levels.astype(np.float64)) - 1
     estimated_frames = float((frames * unrecorded).sum())
@@ -554,7 +554,7 @@ def _counters(raw: RawTrace, groups: npt.NDArray[np.void], memory_classes: list[
     for name, frames in _frames_by_class(raw, groups, memory_classes).items():
         if name != ClassName.ALLOC_PAGE:
             set_aside[name] = set_aside.get(name, 0) + round(frames * page_bytes)
-    # Pages that only a page pool's own tracepoint shows are events too, and thinned out like the others.
+    # Pages seen only by a page pool's own tracepoint are events too, and thinned out like the others.
     events, movable = raw.counter("events") + raw.counter("pool_events"), raw.counter("movable_events")
     thinned = raw.counter("thinned_events")
     traced_pages = raw.counter("pages") + raw.counter("pool_pages")
@@ -579,7 +579,7 @@ def _counters(raw: RawTrace, groups: npt.NDArray[np.void], memory_classes: list[
 
 
 def _program_seconds(raw: RawTrace) -> float:
-    """What the programs took: the mean of the runs that timed themselves, times the number of runs."""
+    """The run time of the programs: the mean of the runs that timed themselves, times the number of runs."""
     total_ns = 0.0
     for runs, timed, timed_ns in (("events", "timed_events", "timed_ns"), ("frees", "timed_frees", "timed_free_ns")):
         if raw.counter(timed):

@@ -1,1 +1,1 @@
-/* Page geometry is given by the loader where a program needs it. */
+/* Page geometry is defined by the loader if a program needs it. */
