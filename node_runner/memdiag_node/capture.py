@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from memdiag_api.evidence import Check
 from memdiag_node.attempts import Attempts
 from memdiag_node.breakdown.reading import MemoryReading, take_readings
+from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
 from memdiag_node.census.frames import CENSUS_SECONDS, FrameCensus, take_census
-from memdiag_node.census.memory_cgroups import container_cgroups, memory_cgroup_layout
 from memdiag_node.census.summary import held_frames
 from memdiag_node.holders.page_pools import add_traced
 from memdiag_node.holders.registry import holder_fields, other_holders

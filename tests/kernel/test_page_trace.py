@@ -18,7 +18,7 @@ import pytest
 from memdiag_api.evidence import Context, Stack, Trend
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.roots import HostRoots
-from memdiag_node.trace import tables as trace_tables
+from memdiag_node.trace import decode
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from memdiag_node.trace.result import TraceResult
 from memdiag_node.trace.stacks import fold_stacks
@@ -313,7 +313,7 @@ def test_pages_that_a_pool_takes_in_bulk_are_seen_by_the_pool(btf: Btf) -> None:
     with running_trace(btf) as trace:
         receive_and_drop(1 << 14)
         raw = trace.read_out()
-        result = trace_tables.decode(raw, trace.symbols(raw), trace.contexts(raw))
+        result = decode.decode(raw, trace.symbols(raw), trace.contexts(raw))
     assert raw.counter("pool_pages") >= 64
     assert sum(stack.outstanding_bytes for stack in stacks_with(result, "page_pool_alloc_netmems")) == 0
 

@@ -15,7 +15,7 @@ from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.procfs.kpageflags import FrameKind
 from memdiag_node.procfs.memory_map import SECTION_FRAMES, FrameRange
-from memdiag_node.trace import page_trace
+from memdiag_node.trace import decode, frame_tally, page_trace
 from memdiag_node.trace import tables as trace_tables
 from memdiag_node.trace.frame_layout import FrameLayout
 from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, TraceResult
@@ -74,9 +74,9 @@ class Machine:
         part = self.frames[start : start + count] & trace_tables.CLASS_MASK
         return int((part >= trace_tables.FIRST_CLASS).sum())
 
-    def tally(self) -> trace_tables.FrameTally:
+    def tally(self) -> frame_tally.FrameTally:
         orders = np.array(self.infos["key"]["order"])
-        return trace_tables.tally_frames(
+        return frame_tally.tally_frames(
             self.frames, orders, lambda _, frames: np.zeros(frames, np.uint64), layout=LAYOUT
         )
 
@@ -290,7 +290,7 @@ def estimate(machine: Machine, slice_number: int) -> tuple[float, float]:
     """Frames of the blocks of a slice, as the trace estimates them, and their standard error."""
     frames = machine.tally().by_kind[FrameKind.DIRECT]
     used = np.flatnonzero(frames[trace_tables.FIRST_CLASS :]) + trace_tables.FIRST_CLASS
-    weights = trace_tables.class_weights(machine.infos["key"][used], frames[used], frames)
+    weights = decode.class_weights(machine.infos["key"][used], frames[used], frames)
     groups = np.zeros(len(used), GROUP_DTYPE)
     groups["slice"], groups["frames"], groups["weight"] = machine.infos["key"]["slice"][used], frames[used], weights
     groups["order"] = machine.infos["key"]["order"][used]

@@ -8,7 +8,7 @@ import os
 import threading
 
 from memdiag_node.procfs.roots import HostRoots
-from memdiag_node.trace import tables as trace_tables
+from memdiag_node.trace import decode
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from memdiag_node.trace.stacks import fold_stacks
 from planted.allocations import MIB, Allocator
@@ -39,7 +39,7 @@ def test_pages_that_interrupts_take_while_the_program_runs_keep_their_stack() ->
         receiving.join()
         misses = {info.function: info.recursion_misses for info in trace.program_infos()}
         raw = trace.read_out()
-        result = trace_tables.decode(raw, trace.symbols(raw), trace.contexts(raw))
+        result = decode.decode(raw, trace.symbols(raw), trace.contexts(raw))
     stacks = fold_stacks(result, len(result.stacks))
     found_bytes = sum(one.outstanding_bytes for one in stacks if any(map(is_driver, one.frames)))
     assert raw.counter("nested") > 0, "no interrupt hit the program: this load does not show what the test is about"

@@ -6,10 +6,11 @@ import time
 import pytest
 
 from memdiag_node.procfs.roots import HostRoots
+from memdiag_node.trace import decode
 from memdiag_node.trace import tables as trace_tables
+from memdiag_node.trace.decode import RawTrace
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings
 from memdiag_node.trace.stacks import fold_stacks
-from memdiag_node.trace.tables import RawTrace
 from planted.allocations import MIB, Allocator
 
 PLANTED_BYTES = 8 * MIB
@@ -32,7 +33,7 @@ def trace_a_fork_storm(settings: TraceSettings) -> tuple[int, RawTrace]:
             time.sleep(STEP_PAUSE_SECONDS)
             trace.advance()
         raw = trace.read_out()
-        result = trace_tables.decode(raw, trace.symbols(raw), trace.contexts(raw))
+        result = decode.decode(raw, trace.symbols(raw), trace.contexts(raw))
         pid = child.pid
     stacks = [
         stack

@@ -11,17 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_node.procfs.kpageflags import is_direct, is_head, is_tail
+from memdiag_node.procfs.kpageflags import ReadFrames, is_direct, is_head, is_tail, read_runs
 from memdiag_node.procfs.memory_map import FrameRange, frames_in
 
 ORDERS = 20
 CENSUS_SECONDS = 30.0
 """Time limit of a census. An idle CPU scans 24 GiB a second."""
 _PIECE_FRAMES = 1 << 16  # 256 MiB of memory, 512 KiB of flags; no compound block of kernel memory crosses its end
-_RUN_FRAMES = 1 << 10
 
-ReadFrames = Callable[[int, int], npt.NDArray[np.uint64]]
-"""The entries of (first frame, number of frames); fewer at the end of memory."""
 
 HELD_DTYPE = np.dtype([("frame", "<u8"), ("frames", "<u8")])
 """Frames that are known to be held: first frame, number of frames."""
@@ -84,7 +81,7 @@ def take_census(
         is_held = _held_mask(holders, base, len(flags))
         _count_compound(census, flags, direct, is_held)
         if read_charges is not None:
-            charges = _read_runs(direct, base, read_charges)
+            charges = read_runs(direct, base, read_charges)
             _count_charged(census.charged, flags, direct, is_held, charges)
     census.scan_seconds = time.monotonic() - started
     return census
@@ -155,19 +152,3 @@ def _count_charged(
         count.single += frames - in_blocks
         count.compound += in_blocks
         count.held += in_holders
-
-
-def _read_runs(wanted: npt.NDArray[np.bool_], base: int, read: ReadFrames) -> npt.NDArray[np.uint64]:
-    """Read the entry of each frame from `base` on. Entries are 0 where no frame nearby is wanted."""
-    values = np.zeros(len(wanted), np.uint64)
-    for start, end in _active_runs(wanted):
-        part = read(base + start, end - start)
-        values[start : start + len(part)] = part
-    return values
-
-
-def _active_runs(wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    active = np.logical_or.reduceat(wanted, np.arange(0, len(wanted), _RUN_FRAMES))
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], active, [False])).astype(np.int8)))
-    for first, last in edges.reshape(-1, 2).tolist():
-        yield first * _RUN_FRAMES, min(last * _RUN_FRAMES, len(wanted))

@@ -1,6 +1,7 @@
 """Use of each page frame, from /proc/kpageflags (kernel: fs/proc/page.c, Documentation/admin-guide/mm/pagemap.rst)."""
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from enum import IntEnum
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from memdiag_node.resource import Resource
 
 _ENTRY_BYTES = 8
+_RUN_FRAMES = 1 << 10
 # Bit numbers: kernel, include/uapi/linux/kernel-page-flags.h. Stable, unlike the kernel's own page flags.
 _LOCKED, _UPTODATE, _LRU, _SLAB, _WRITEBACK, _BUDDY, _ANON = 0, 3, 5, 7, 8, 10, 12
 _SWAPCACHE, _SWAPBACKED, _HUGE, _UNEVICTABLE, _OFFLINE, _ZERO, _PGTABLE = 13, 14, 17, 18, 23, 24, 26
@@ -109,6 +111,22 @@ class FrameTable(Resource):
             position += len(part)
         data = b"".join(parts)
         return np.frombuffer(data, "<u8", count=len(data) // _ENTRY_BYTES)
+
+
+ReadFrames = Callable[[int, int], npt.NDArray[np.uint64]]
+"""Reads the entries of a table, as FrameTable.read does."""
+
+
+def read_runs(wanted: npt.NDArray[np.bool_], base: int, read: ReadFrames) -> npt.NDArray[np.uint64]:
+    """Read the entry of each frame from `base` on. Entries are 0 if no frame nearby is wanted."""
+    values = np.zeros(len(wanted), np.uint64)
+    active = np.logical_or.reduceat(wanted, np.arange(0, len(wanted), _RUN_FRAMES))
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], active, [False])).astype(np.int8)))
+    for first, last in edges.reshape(-1, 2).tolist():
+        start, end = first * _RUN_FRAMES, min(last * _RUN_FRAMES, len(wanted))
+        part = read(base + start, end - start)
+        values[start : start + len(part)] = part
+    return values
 
 
 def open_frame_table(path: Path, files: ExitStack) -> FrameTable | None:

@@ -31,10 +31,11 @@ from memdiag_node.procfs.vmstat import parse_allocated_pages
 from memdiag_node.resource import Resource
 from memdiag_node.trace import tables
 from memdiag_node.trace.contexts import ContextCode, Contexts
+from memdiag_node.trace.decode import RawTrace, decode, missed_runs, outstanding_addresses
 from memdiag_node.trace.first_page import alignment_bytes, find_first_page, only_possible_start, traced_own_pages
 from memdiag_node.trace.frame_layout import FrameLayout, oversize
+from memdiag_node.trace.frame_tally import frames_by_class, tally_frames
 from memdiag_node.trace.result import TraceResult
-from memdiag_node.trace.tables import RawTrace
 
 _SOURCE = Path(__file__).with_suffix(".bpf.c")
 _STACKS = 8192
@@ -237,11 +238,11 @@ class PageTrace(Resource):
             symbols, contexts = self.symbols(raw), self.contexts(raw)  # while the programs still have names
         finally:
             self.close()
-        return tables.decode(raw, symbols, contexts)
+        return decode(raw, symbols, contexts)
 
     def symbols(self, raw: RawTrace) -> dict[int, str]:
         """A text for each address that the decoding needs. Call it before `close`, as with `contexts`."""
-        return self._symbols.texts(tables.outstanding_addresses(raw))
+        return self._symbols.texts(outstanding_addresses(raw))
 
     def contexts(self, raw: RawTrace) -> npt.NDArray[np.uint8]:
         """The ContextCode of each stack."""
@@ -257,7 +258,7 @@ class PageTrace(Resource):
         with ExitStack() as files:
             flags = open_frame_table(self._roots.proc / "kpageflags", files)
             charges = open_frame_table(self._roots.proc / "kpagecgroup", files)
-            tally = tables.tally_frames(
+            tally = tally_frames(
                 attached.frames,
                 infos["key"]["order"],
                 flags.read if flags else lambda _, count: np.zeros(count, np.uint64),
@@ -283,7 +284,7 @@ class PageTrace(Resource):
             slice_seconds=self._settings.slice_seconds,
             traced_seconds=window.seconds,
             allocator_pages=window.allocator_pages,
-            recursion_misses=tables.missed_runs(misses, nested_allocs=int(cpus["nested_allocs"].sum())),
+            recursion_misses=missed_runs(misses, nested_allocs=int(cpus["nested_allocs"].sum())),
             table_bytes=bpf.map_bytes(),
         )
 
@@ -343,7 +344,7 @@ class PageTrace(Resource):
         started = time.monotonic()
         if taken < _CROWDED * (tables.CLASSES - tables.reserved_classes()) or started < self._next_look:
             return
-        frames = tables.frames_by_class(attached.frames)
+        frames = frames_by_class(attached.frames)
         ready = (self._resting["until"] <= started) & (frames[self._resting["number"]] == 0)
         self._return_numbers(attached, self._resting["number"][ready])
         classes = bpf.read_map("classes", tables.CLASS_ENTRY_DTYPE)
