@@ -71,7 +71,7 @@ def test_a_queue_that_changes_under_every_walk_says_what_is_missing(
     assert holder.socket is not None
     queue = max(holder.socket.queues, key=lambda queue: queue.packets)  # UDP's reader has taken all into its own
     assert not queue.complete
-    assert queue.missing.startswith("it changed under every walk")
+    assert queue.missing.startswith("it changed during every walk")
     assert 0 < queue.packets <= whole.unread_packets
     assert holder.pinned_bytes <= whole.pinned_bytes
 

@@ -454,7 +454,7 @@ def test_a_socket_of_another_network_namespace_is_found_without_any_fd(
     holder = holder_of(scan(), inode)
     assert holder.unread_bytes == truth["unread_bytes"]
     assert holder.owners == []
-    assert holder.unowned_reason.startswith("open, but as no fd of a visible process: registered with io_uring")
+    assert holder.unowned_reason.startswith("open, but not as an fd of a visible process: registered with io_uring")
 
 
 @pytest.mark.parametrize(

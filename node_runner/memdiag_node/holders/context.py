@@ -1,4 +1,4 @@
-"""What a kind of holder gets to look with, and what it gives back."""
+"""The input of a kind of holder, and what it reports."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -24,28 +24,28 @@ _UNFINISHED = {
 
 @dataclass(frozen=True, slots=True)
 class HolderContext:
-    """The scan that just ended, and the means to look further."""
+    """The scan that just ended, and the means to search further."""
 
     scanner: SocketScanner
     scan: SocketScan
     owner_of: OwnerOf
     walks: Walks
-    """With the time that all kinds of holders have together."""
+    """With the time budget that all kinds of holders share."""
     at: Mapping[str, int]
-    """What the kinds need to know of the running kernel (registry.holder_fields)."""
+    """The kernel offsets that the kinds need (registry.holder_fields)."""
     found: list[Holding] = field(default_factory=list)
     """What the kinds before this one have found."""
     not_seen: list[str] = field(default_factory=list)
-    """What the kinds could not see, in words; see `notes`."""
+    """What the kinds could not see, as text; see `notes`."""
     _left: Counter[str] = field(default_factory=Counter)
-    """What walks left out, by what it is."""
+    """The number of objects that walks left out, by description."""
 
     def walk(self, items: npt.NDArray[np.void], subjects: str) -> Walked:
-        """Walk the items (ITEM_DTYPE); what is left unfinished is counted for `notes`, as so many `subjects`."""
+        """Walk the items (ITEM_DTYPE); unfinished ones are counted for `notes`, as a number of `subjects`."""
         walked = self.walks.walk(items, max_blocks=self.scanner.max_blocks)
         for status, why in _UNFINISHED.items():
             self._left[f"{subjects} {why}"] += walked.count(status)
-        self._left[f"blocks of {subjects} beyond those that may be kept"] += walked.blocks_left_out
+        self._left[f"blocks of {subjects} beyond the number that may be kept"] += walked.blocks_left_out
         return walked
 
     def notes(self) -> list[str]:
@@ -53,7 +53,7 @@ class HolderContext:
         return [*self.not_seen, *(f"{count} {what}" for what, count in self._left.items() if count)]
 
     def owners(self, pairs: Iterable[tuple[int, int]]) -> tuple[list[Owner], int]:
-        """The processes of these (pid, fd) with their fds, and how many there are."""
+        """The processes of these (pid, fd) with their fds, and the number of processes."""
         return owners_of(pairs, self.owner_of)
 
 

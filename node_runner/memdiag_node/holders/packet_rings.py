@@ -1,7 +1,7 @@
 """Rings of packet sockets (PACKET_RX_RING, PACKET_TX_RING): blocks that are mapped into the process, full or not.
 
-Kernel: net/packet/af_packet.c, alloc_pg_vec. A block that came from vmalloc, for want of a large one, is no allocpage
-and is left out.
+Kernel: net/packet/af_packet.c, alloc_pg_vec. A block that came from vmalloc, because no large one was free, is not
+allocpage and is left out.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ _POINTER_BYTES = 8
 
 
 def fields(_btf: Btf) -> dict[str, int]:
-    """Nothing: rings come with the description of their socket."""
+    """None: rings are part of the description of their socket."""
     return {}
 
 

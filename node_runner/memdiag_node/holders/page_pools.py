@@ -1,13 +1,13 @@
 """Page pools: pages that network drivers keep for receiving, in their rings or in flight (net/core/page_pool.c).
 
 Netlink lists them too (family netdev, page-pool-get, Linux 6.7), but only those of the caller's own network namespace,
-and a runner pod has one of its own without any driver in it. The same lists, one at each device, are read here from
-every network namespace. Pools of no device (veth with XDP) are on no list: they are found by pages of theirs, in queues
-or among those that the trace saw taken.
+and a runner pod has its own one, without any driver. The same lists, one at each device, are read here from every
+network namespace. Pools without a device (veth with XDP) are on no list: they are found through their pages, in queues
+or among those that the trace saw them take.
 
-A pool does not know its pages. What it took and has not given back is counted (page_pool_inflight); pages of it that
-were found in other holders, sockets' queues above all, are theirs, who keep them from going back, and are taken off.
-Pages that it took while the trace ran are known by that, and by the pool's address in them.
+A pool does not list its pages. It counts those that it took and has not returned (page_pool_inflight). Its pages that
+were found in other holders, mainly in queues of sockets, are subtracted: those holders keep them from being returned.
+Pages that it took while the trace ran are known from the trace, and by the pool's address in them.
 """
 
 import mmap
@@ -67,7 +67,7 @@ _NETS: tuple[Field, ...] = (
 
 
 def fields(btf: Btf) -> dict[str, int]:
-    """Where pools, devices and network namespaces have what is read here."""
+    """The offsets in pools, devices and network namespaces that are read here."""
     pool_of_page = ("PAGE_POOL", "page" if btf.has_field("page", "pp") else "netmem_desc", "pp")
     return (
         offsets(btf, _NETS)
@@ -81,17 +81,17 @@ def fields(btf: Btf) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Pool:
-    """What a pool says of itself."""
+    """A pool's own fields."""
 
     pages: int
-    """Blocks of `order` that it took and did not give back."""
+    """Blocks of `order` that it took and did not return."""
     order: int
     is_kernel_memory: bool
     description: str
 
 
 def find(context: HolderContext) -> list[Holding]:
-    """Every page pool with pages out. To be called last: what other holders have of a pool is no more the pool's."""
+    """Every page pool with pages out. Call it last: blocks in other holders do not count for the pool."""
     memory, at = context.scanner.source.memory, context.at
     if "HAS_PAGE_POOL" not in at:
         return []
@@ -114,10 +114,10 @@ def add_traced(
     others: Sequence[Holding],
     traced: npt.NDArray[np.void],
 ) -> list[Holding]:
-    """Give pools the blocks that the trace saw them take (fields page and order), as far as nobody else has them.
+    """Add to pools the blocks that the trace saw them take (fields page and order), unless another holder has them.
 
-    `others` are all holders but the sockets; `at` has what `fields` returned. Pools that only these blocks lead to are
-    added.
+    `others` are all holders except the sockets; `at` has what `fields` returned. Pools that only these blocks lead to
+    are added.
     """
     if "HAS_PAGE_POOL" not in at or not len(traced):
         return list(others)
@@ -142,16 +142,16 @@ def _all_blocks(scan: SocketScan, others: Sequence[Holding]) -> npt.NDArray[np.v
 
 
 def _held(pool: _Pool, address: int, queued: npt.NDArray[np.void]) -> Holding:
-    """The pool as a holder, without its blocks that wait in other holders."""
+    """The pool as a holder, without its blocks in other holders."""
     block_bytes = mmap.PAGESIZE << pool.order
     size_bytes = pool.pages * block_bytes
     queued_bytes = int(sizes_bytes(queued).sum())
     pinned_bytes = max(0, size_bytes - queued_bytes)
-    elsewhere = f"of it {format_bytes(queued_bytes)} in other holders"
+    elsewhere = f"{format_bytes(queued_bytes)} of it in other holders"
     holder = Holder(
         kind=HolderKind.PAGE_POOL,
         description=f"{pool.description}: {format_bytes(size_bytes)}, {elsewhere}",
-        unowned_reason="the kernel's own: buffers to receive packets in",
+        unowned_reason="the kernel's own: buffers for receiving packets",
         charge_bytes=size_bytes,
         pinned_bytes=pinned_bytes,
         pinned_blocks=pinned_bytes // block_bytes,
@@ -164,7 +164,7 @@ def pools_of(
 ) -> npt.NDArray[np.uint64]:
     """The address of the pool that each block (its first struct page) belongs to, 0 for none.
 
-    The word is only a pool's if the page is signed; where this kernel signs in another way, if the pool is `listed`.
+    The word is only a pool's address if the page is signed, or, if this kernel signs differently, the pool is `listed`.
     """
     pools = memory.peek(pages + np.uint64(at["PAGE_POOL"]))
     if "HAS_PAGE_SIGNATURE" in at:
@@ -176,15 +176,15 @@ def pools_of(
 
 
 def network_devices(memory: KernelMemory, at: Mapping[str, int], scan: SocketScan) -> npt.NDArray[np.uint64]:
-    """Every device (struct net_device) of every network namespace. None when no process has a socket to start from."""
+    """Every device (struct net_device) of every network namespace. None if no process has a socket to start from."""
     if "HAS_DEVICES" not in at:
         return np.empty(0, "<u8")
-    # The namespaces are on one list: any socket leads to all of them.
+    # The namespaces are on one list, which any socket leads to.
     own = np.unique(memory.peek(np.unique(scan.owners["socket"][:_STARTS]) + np.uint64(at["SOCK_NET"])))
     own = own[own != 0]
     nets = np.union1d(own, list_entries(memory, own[:1] + np.uint64(at["NET_LIST"])) - np.uint64(at["NET_LIST"]))
     operations = memory.peek(nets + np.uint64(at["NET_OPERATIONS"]))
-    nets = nets[operations == memory.fact(Fact.NET_OPERATIONS)]  # the head of the list is in no namespace
+    nets = nets[operations == memory.fact(Fact.NET_OPERATIONS)]  # the head of the list is not in a namespace
     return list_entries(memory, nets + np.uint64(at["NET_DEVICES"])) - np.uint64(at["DEVICE_ENTRY"])
 
 
@@ -198,7 +198,7 @@ def _pools_of_devices(
 
 
 def _read(memory: KernelMemory, at: Mapping[str, int], address: int, devices: npt.NDArray[np.uint64]) -> _Pool | None:
-    """None when it is gone, or has nothing out."""
+    """None if it is gone, or has no pages out."""
 
     def number(field: str) -> int:
         return int(memory.peek([address + at[field]])[0])
@@ -217,10 +217,10 @@ def _read(memory: KernelMemory, at: Mapping[str, int], address: int, devices: np
 
 
 def _describe(memory: KernelMemory, at: Mapping[str, int], address: int, devices: npt.NDArray[np.uint64]) -> str:
-    """As netlink names a pool: its id and its device.
+    """Describe a pool as netlink does: its id and its device.
 
-    A pool that is on no device's list may all the same be a network device's, which shows in whom its pages are mapped
-    for: veth has it so.
+    A pool that is on no device's list may still belong to a network device: the one that its pages are mapped for. veth
+    has such pools.
     """
     number = device = detached = 0
     if "HAS_DEVICE_POOLS" in at:

@@ -12,16 +12,16 @@ from memdiag_node.walker.tally import unique_blocks
 from memdiag_node.walker.walker import ITEM_DTYPE, Kind
 
 _PIPES_AT_ONCE = 1 << 16
-"""What a walk came to takes some 150 bytes a pipe, also of the empty ones: a node may have millions."""
+"""The result of a walk takes about 150 bytes per pipe, even if empty: a node may have millions."""
 
 
 def fields(_btf: Btf) -> dict[str, int]:
-    """Nothing: the walker knows pipes."""
+    """None: the walker knows pipes."""
     return {}
 
 
 def find(context: HolderContext) -> list[Holding]:
-    """Every pipe that an fd holds and that holds pages, with all its ends."""
+    """Every pipe with an fd and with pages, and all its ends."""
     fds = context.scan.files[context.scan.files["kind"] == FOUND_PIPE]  # sorted by pipe, pid, fd
     addresses, first_fd = np.unique(fds["socket"], return_index=True)
     first_fd = np.append(first_fd, len(fds))

@@ -1,6 +1,6 @@
-"""Ring buffers that the kernel fills and a process maps: of perf events, and BPF maps of type RINGBUF.
+"""Ring buffers that the kernel fills and a process maps: those of perf events, and BPF maps of type RINGBUF.
 
-Both are single pages straight from the page allocator, so they are allocpage: a perf buffer's are used through the
+Both are single pages directly from the page allocator, so they are allocpage: a perf buffer's are used through the
 linear map (kernel/events/ring_buffer.c, rb_alloc), a BPF ring buffer's are only mapped by vmap, which VmallocUsed does
 not count (kernel/bpf/ringbuf.c, bpf_ringbuf_area_alloc). Left out: their tables of pages, in slab or vmalloc. A perf
 buffer that is mapped while its fd is closed is not found.
@@ -20,7 +20,7 @@ from memdiag_node.sockets.source import FOUND_BPF_MAP, FOUND_PERF_EVENT
 from memdiag_node.walker.walker import ITEM_DTYPE, Kind
 
 _POINTER_BYTES = 8
-_MAX_PAGES = 1 << 24  # 64 GiB: a count beyond it was read from a buffer that is gone
+_MAX_PAGES = 1 << 24  # 64 GiB: a higher count was read from a freed buffer
 
 _RING_BUFFER: tuple[Field, ...] = (
     ("MAP_ID", "bpf_map", "id"),
@@ -39,9 +39,9 @@ _PERF_BUFFER: tuple[Field, ...] = (
 
 
 def fields(btf: Btf) -> dict[str, int]:
-    """Where the buffers have their pages."""
+    """The offsets of the buffers' pages."""
     found = optional_offsets(btf, "HAS_RING_BUFFER", _RING_BUFFER)
-    if not btf.has_field("perf_buffer", "page_order"):  # else (CONFIG_PERF_USE_VMALLOC) its memory is vmalloc
+    if not btf.has_field("perf_buffer", "page_order"):  # otherwise (CONFIG_PERF_USE_VMALLOC) its memory is vmalloc
         found |= optional_offsets(btf, "HAS_PERF_BUFFER", _PERF_BUFFER)
     return found
 
@@ -72,7 +72,7 @@ def _perf_buffers(context: HolderContext) -> list[Holding]:
             memory.peek([buffer + at["PERF_AUX_PAGES"]])[0],
         )
         items["count"], items["stride"], items["kind"] = (1, data, aux), _POINTER_BYTES, Kind.BLOCKS
-        # Before Linux 6.14 a mapped page of it has a mapping, as a file's has: it is the kernel's all the same.
+        # Before Linux 6.14 a mapped page of it has a mapping, like a file's page; it still belongs to the kernel.
         blocks = context.walk(items, "ring buffers").blocks
         description = f"ring buffer of perf events, {data} pages of data"
         if aux:

@@ -1,4 +1,4 @@
-"""What the scan of sockets saw, and what it could not see (pure)."""
+"""The coverage of the socket scan: what it saw and what it could not see (pure)."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ from memdiag_node.walker.walker import Status
 def coverage_of(
     last: SocketScan, also_not_seen: Sequence[str] = (), *, first: SocketScan | None = None
 ) -> ScanCoverage:
-    """What the scan saw and what it could not see. `also_not_seen`: by the other kinds of holders.
+    """The coverage of the scan `last`. `also_not_seen`: notes of the other kinds of holders.
 
-    `first`: the scan that `last` is compared with. What that one did not reach is never found stuck.
+    `first`: the scan that `last` is compared with. Sockets that it did not reach are never found stuck.
     """
     walked = last.queues[last.queues["name"] != ACCEPT]
     scans = [last, first] if first else [last]

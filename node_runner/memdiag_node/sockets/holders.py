@@ -1,7 +1,7 @@
-"""From two scans of the node's sockets to holders: who pins how much, and is it stuck (pure).
+"""Convert two scans of the node's sockets to holders: who pins how much, and whether it is stuck (pure).
 
-Who pins memory is whoever has the socket in whose queue it lies: a receive queue's owner is the receiver, also where
-the kernel charges the sender (AF_UNIX); a write queue's owner is the sender.
+Memory is pinned by the owner of the socket whose queue it is in: for a receive queue that is the receiver, even if the
+kernel charges the sender (AF_UNIX); for a write queue it is the sender.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ from memdiag_node.walker.walker import Status
 def socket_holdings(
     first: SocketScan | None, last: SocketScan, owner_of: OwnerOf, *, limit: int = limits.MAX_HOLDERS
 ) -> list[Holding]:
-    """The sockets of `last` that hold something, most pinned bytes first; beyond `limit` summed up by process.
+    """The sockets of `last` that hold memory, most pinned bytes first; beyond `limit` summed up by process.
 
     `first` is an earlier scan of the same node: with it, a socket that was not read in between is reported as stuck.
     """
@@ -43,7 +43,7 @@ def socket_holdings(
 
 
 def _largest_first(scan: SocketScan) -> npt.NDArray[np.intp]:
-    """Numbers of the sockets that hold something, by pinned bytes, then by unread bytes."""
+    """Numbers of the sockets that hold memory, by pinned bytes, then by unread bytes."""
     pinned, charge, unread = (np.zeros(len(scan.sockets), "<u8") for _ in range(3))
     np.add.at(charge, scan.queues["socket"], scan.queues["charge_bytes"])
     readable = np.isin(scan.queues["name"], READABLE)
@@ -119,15 +119,15 @@ def _queue(row: np.void, queue: np.void) -> Queue:
 
 _MISSING = {
     Status.NOT_REACHED: "the scan's time ran out before its end",
-    Status.RACE: "it changed under every walk",
+    Status.RACE: "it changed during every walk",
     Status.FAULT: "memory of it could not be read",
     Status.TOO_LONG: "it did not end",
-    Status.TOO_DEEP: "packets nested deeper than the walk goes",
+    Status.TOO_DEEP: "packets were nested deeper than the walk supports",
 }
 
 
 def _missing(queue: np.void) -> str:
-    """What an incomplete walk lacks; empty when it is complete."""
+    """What an incomplete walk lacks; empty if the walk is complete."""
     parts = []
     status = Status(int(queue["status"]))
     if status is not Status.WHOLE:
@@ -138,7 +138,7 @@ def _missing(queue: np.void) -> str:
 
 
 def _describe(described: Socket) -> str:
-    """One line for people."""
+    """A one-line description in readable form."""
     words = [described.family, described.protocol, described.local_address or "unbound"]
     if described.remote_address:
         words += ["from", described.remote_address]

@@ -1,4 +1,4 @@
-"""Families, protocols, states and addresses of sockets in the words that people know (pure)."""
+"""Families, protocols, states and addresses of sockets in readable form (pure)."""
 
 import ipaddress
 import socket
@@ -46,7 +46,7 @@ _NETLINK_PROTOCOLS = {
     15: "uevent",
     16: "generic",
 }
-_TCP_STATES = {  # include/net/tcp_states.h, spelled as netstat and ss do
+_TCP_STATES = {  # include/net/tcp_states.h, with the names that netstat and ss use
     1: "ESTABLISHED",
     2: "SYN-SENT",
     3: "SYN-RECV",
@@ -65,12 +65,12 @@ _INET = (socket.AF_INET, socket.AF_INET6)
 
 
 def family_name(family: int) -> str:
-    """ "IPv4", "UNIX", ...; "family 99" for one that has no name here."""
+    """ "IPv4", "UNIX", ...; "family 99" for a family without a name here."""
     return _FAMILIES.get(family, f"family {family}")
 
 
 def protocol_name(family: int, protocol: int, kind: int) -> str:
-    """The protocol, or the type where a family has none: "TCP", "stream", "generic" (netlink), "0x0800"."""
+    """The protocol, or the type if a family has none: "TCP", "stream", "generic" (netlink), "0x0800"."""
     if family in _INET:
         name = _INET_PROTOCOLS.get(protocol, f"protocol {protocol}")
         return f"raw {name}" if kind == socket.SOCK_RAW and name != "raw" else name
@@ -82,20 +82,20 @@ def protocol_name(family: int, protocol: int, kind: int) -> str:
 
 
 def state_name(family: int, kind: int, state: int) -> str:
-    """The state of a connection as ss shows it; of a socket without connections only whether it has a peer."""
+    """The state of a connection as ss shows it; for a socket without connections only whether it has a peer."""
     if kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
         return _TCP_STATES.get(state, f"state {state}")
     return "CONNECTED" if state == _CONNECTED else "UNCONNECTED"
 
 
 def addresses(row: np.void, names: tuple[bytes, bytes]) -> tuple[str, str]:
-    """Local and remote address as people write them; empty where a socket has none."""
+    """Local and remote address in readable form; empty if a socket has none."""
     family = int(row["family"])
     local, remote = int(row["local_number"]), int(row["remote_number"])
     if family in _INET:
         remote_address = row["remote_address"].tobytes()
         connected = any(remote_address) or remote
-        if int(row["type"]) == socket.SOCK_RAW:  # its number is a protocol, no port
+        if int(row["type"]) == socket.SOCK_RAW:  # its number is a protocol, not a port
             local = remote = 0
         return (
             inet_address(family, row["local_address"].tobytes(), local),
@@ -124,7 +124,7 @@ def inet_address(family: int, address: bytes, port: int) -> str:
 
 
 def unix_address(name: bytes, inode: int = 0) -> str:
-    """The path, "@name" for an abstract one, else the inode that tells an unnamed socket from others."""
+    """The path, "@name" for an abstract one, else the inode that identifies an unnamed socket."""
     if name.startswith(b"\0"):
         return _printable(b"@" + name[1:])
     if name.rstrip(b"\0"):
@@ -133,5 +133,5 @@ def unix_address(name: bytes, inode: int = 0) -> str:
 
 
 def _printable(name: bytes) -> str:
-    """Whoever bound the socket chose these bytes: nothing but plain printable text gets through."""
+    """The process that bound the socket chose these bytes: only plain printable text is kept."""
     return "".join(c if c.isprintable() else "?" for c in name.decode("utf-8", "replace"))

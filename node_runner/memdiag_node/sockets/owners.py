@@ -9,14 +9,14 @@ from memdiag_node.walker.walker import Found
 
 
 class SocketOwners:
-    """Who holds a socket: the processes with an fd of it, or else those with the socket that it waits in."""
+    """The holders of a socket: the processes with an fd of it, or else those with the socket that it waits in."""
 
     def __init__(self, scan: SocketScan, address: int) -> None:
         self.how: int | None = None
-        """How it waits in another socket (walker.Found); None when a process has it, or nobody."""
+        """How it waits in another socket (walker.Found); None if a process has it, or if nobody does."""
         pairs = scan.owners_of(address)
         self.direct = bool(pairs)
-        for _ in range(8):  # a socket may travel in a socket that travels itself
+        for _ in range(8):  # a socket may be in flight in a socket that is in flight itself
             if pairs or address not in scan.holding:
                 break
             address, how = scan.holding[address]
@@ -27,7 +27,7 @@ class SocketOwners:
 
 
 def first_pids(scan: SocketScan, numbers: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
-    """The lowest pid of those who hold each socket, or the socket that it waits in; 0 for none."""
+    """The lowest pid that holds each socket, or the socket that it waits in; 0 for none."""
     addresses = scan.sockets["socket"][numbers]
     pids = np.zeros(len(numbers), np.int64)
     if len(scan.owners):
@@ -40,14 +40,14 @@ def first_pids(scan: SocketScan, numbers: npt.NDArray[np.intp]) -> npt.NDArray[n
 
 
 def unowned_reason(row: np.void, how: int | None) -> str:
-    """Why no process has an fd of the socket `row`; `how` as in SocketOwners."""
+    """The reason why no process has an fd of the socket `row`; `how` as in SocketOwners."""
     if how == Found.IN_FLIGHT:
-        return "in flight: sent over a UNIX socket (SCM_RIGHTS) and not received; the owners are the receiver's"
+        return "in flight: sent over a UNIX socket (SCM_RIGHTS) and not received; the owners are those of the receiver"
     if how == Found.UNACCEPTED:
-        return "not accepted yet; the owners are the listener's"
+        return "not accepted yet; the owners are those of the listener"
     flags = int(row["flags"])
     if flags & IS_ORPHANED or not flags & HAS_SOCKET:
         return "orphaned: closed by its process, kept by the kernel until the connection ends"
     if not flags & HAS_FILE:
         return "the kernel's own"
-    return "open, but as no fd of a visible process: registered with io_uring, in flight, or in a hidden process"
+    return "open, but not as an fd of a visible process: registered with io_uring, in flight, or in a hidden process"

@@ -1,4 +1,4 @@
-"""What one scan of the node's sockets found, as records."""
+"""The result of one scan of the node's sockets, as records."""
 
 from dataclasses import dataclass, field
 
@@ -25,9 +25,9 @@ def _without(fields: tuple[str, ...]) -> np.dtype[np.void]:
 
 
 NAMELESS_DTYPE = _without(_NAMES)
-"""What the walk needs to know of a description: all but its names."""
+"""The part of a description that the walk needs: all except its names."""
 SOCKET_DTYPE = _without((*_NAMES, *_FOR_THE_WALK))
-"""What a scan keeps of a description: a node may have a hundred thousand of them."""
+"""The part of a description that a scan keeps: a node may have a hundred thousand of them."""
 
 QUEUE_DTYPE = np.dtype(
     [("socket", "<u4"), ("name", "u1"), ("pinned_bytes", "<u8"), ("user_bytes", "<u8"), *TALLY_DTYPE.descr]
@@ -37,7 +37,7 @@ QUEUE_DTYPE = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class SocketScan:
-    """What one scan found. Sockets with nothing queued, pinned or waiting are counted, not kept."""
+    """The result of one scan. Sockets with nothing queued, pinned or waiting are counted, not kept."""
 
     sockets: npt.NDArray[np.void]
     """SOCKET_DTYPE, sorted by socket address."""
@@ -46,31 +46,31 @@ class SocketScan:
     owners: npt.NDArray[np.void]
     """OWNER_DTYPE: every fd of every process, sorted by socket address, also of sockets that are not kept."""
     holding: dict[int, tuple[int, int]]
-    """For a socket that no fd holds: the socket it waits in (address), and how (ebpf.queues.Found)."""
+    """For a socket that no fd holds: the socket it waits in (address), and how (walker.Found)."""
     queues: npt.NDArray[np.void]
     """QUEUE_DTYPE, sorted by socket."""
     blocks: npt.NDArray[np.void]
     """BLOCK_DTYPE: every block once for each socket, `owner` its number, sorted by it. Without user pages."""
     sockets_seen: int
     pinned_bytes: int
-    """By all sockets, each block of the node once."""
+    """Pinned by all sockets; each block of the node counts once."""
     files: npt.NDArray[np.void] = field(default_factory=lambda: np.empty(0, FOUND_DTYPE))
     """FOUND_DTYPE: every fd of every process that is a pipe, a perf event or a BPF map, for the other holders."""
     not_seen: list[str] = field(default_factory=list)
     lists_every_fd: bool = True
-    """False when the time or the room did not suffice to list every fd, or every socket without one."""
+    """False if time or room ran out before every fd, and every socket without one, was listed."""
     sockets_not_reached: int = 0
-    """Sockets that were known and not looked at, because the time ran out."""
+    """Sockets that were found but not read, because the time ran out."""
     blocks_not_kept: int = 0
-    """Blocks beyond those that the scan may keep."""
+    """Blocks beyond the number that the scan may keep."""
     sees_linear_heads: bool = True
-    """False where linear heads that are pages of their own cannot be told from slab."""
+    """False if linear heads that are pages of their own cannot be distinguished from slab."""
     tables_complete: bool = True
-    """False when a part of the kernel's tables of sockets changed or was not reached."""
+    """False if a part of the kernel's socket tables changed or was not reached."""
     read: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, "<u8"))
     """Addresses of sockets that were watched until this scan (SocketScanner.watch), and read from."""
     start_seconds: float = 0
-    """When it began, on the monotonic clock."""
+    """Start time of the scan on the monotonic clock."""
     end_seconds: float = 0
 
     def blocks_of(self, socket: int) -> npt.NDArray[np.void]:
@@ -84,7 +84,7 @@ class SocketScan:
         return self.queues[start:end]
 
     def owners_of(self, address: int) -> list[tuple[int, int]]:
-        """(pid, fd) of everyone who holds the socket at `address`."""
+        """(pid, fd) of every holder of the socket at `address`."""
         start = np.searchsorted(self.owners["socket"], np.uint64(address), "left")
         end = np.searchsorted(self.owners["socket"], np.uint64(address), "right")
         return [(int(owner["pid"]), int(owner["fd"])) for owner in self.owners[start:end]]

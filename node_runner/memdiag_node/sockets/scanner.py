@@ -1,7 +1,7 @@
-"""Scanning every socket of the node: who holds it, what is queued, which blocks that pins.
+"""Scan every socket of the node: its holders, its queues, and the blocks that they pin.
 
-A scan needs no entering of namespaces, so it works in a pod without CAP_SYS_ADMIN: the sockets of every process come
-by their fds, connections that nobody accepted yet by their listeners, sockets in flight by the queue they travel in.
+A scan does not enter namespaces, so it works in a pod without CAP_SYS_ADMIN: the sockets of every process are found
+through its fds, connections not accepted yet through their listeners, sockets in flight through the queue they are in.
 """
 
 import ctypes
@@ -31,22 +31,22 @@ from memdiag_node.walker.walks import ATTEMPTS, Walked, Walks, is_better
 _MAX_ROUNDS = 16
 _DEFAULT_BUDGET_SECONDS = 20.0
 _LISTING_SECONDS, _CONFIRMING_SECONDS = 20.0, 20.0
-# Of what is left of the grace period, when the run was asked to stop.
+# Of what is left of the grace period, if the run was asked to stop.
 _LISTING_SHARE, _WALKING_SHARE, _CONFIRMING_SHARE, _OTHERS_SHARE = 0.15, 0.4, 0.2, 0.2
 _MIN_BLOCKS = 1 << 20
 _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 1 << 18
-_BLOCKS_PER_RAM_BYTE = 0.0004 / 12  # 0.04 % of RAM, at 12 bytes a block and a half again while sorting
+_BLOCKS_PER_RAM_BYTE = 0.0004 / 12  # 0.04 % of RAM, at 12 bytes per block, plus half of that while sorting
 
 
 class SocketScanner(Resource):
-    """Loads the eBPF programs once, scans as often as asked; use as a context manager or call `close`.
+    """Loads the eBPF programs once and scans on each call; use as a context manager or call `close`.
 
-    A scan walks for `budget_seconds`, and the other holders after it for as long again; listing the sockets before, and
-    looking at them a second time after, have budgets of their own. After a request to `stop` all of them are cut.
-    It keeps up to `max_blocks` blocks, 0 for a share of the node's RAM, and up to `max_sightings` fds. What was not
-    reached or not kept is reported.
+    A scan walks for `budget_seconds`, and the other holders after it for the same time; listing the sockets before and
+    describing them again after, have separate budgets. After a request to `stop` all budgets are shortened. A scan
+    keeps up to `max_blocks` blocks, 0 for a share of the RAM, and up to `max_sightings` fds. What was not reached
+    or not kept is reported.
 
-    Raises BtfError or BpfError when this kernel or this process's rights do not allow it.
+    Raises BtfError or BpfError if this kernel or this process's privileges do not allow it.
     """
 
     def __init__(
@@ -70,20 +70,20 @@ class SocketScanner(Resource):
 
     @property
     def source(self) -> SocketSource:
-        """What reads kernel memory, for the other kinds of holders."""
+        """The source, which reads kernel memory, for the other kinds of holders."""
         return self._source
 
     def walks(self) -> Walks:
-        """To walk something else than queues (holders.registry), with a budget that begins now."""
+        """A walk of other objects than queues (holders.registry), with a budget that starts now."""
         return Walks(self._source.memory, self._walker, self._stop.budget(self._budget_seconds, share=_OTHERS_SHARE))
 
     @property
     def max_blocks(self) -> int:
-        """How many blocks may be kept."""
+        """The number of blocks that may be kept."""
         return self._max_blocks
 
     def scan(self) -> SocketScan:
-        """Look at every socket once. Raises BpfError when the kernel stops answering."""
+        """Scan every socket once. Raises BpfError if reading from the kernel fails."""
         sightings = Sightings(self._max_sightings)
         scan = _Scan(self._source, self._walker, self._stop, self._budget_seconds, sightings, self._max_blocks).run()
         if self._read_early is None:
@@ -95,15 +95,15 @@ class SocketScanner(Resource):
     def watch(self, scan: SocketScan) -> SocketScan:
         """Until the next scan, watch for reads from the sockets with a single packet unread.
 
-        Its memory is soon used again: a packet of the same length that stands there at the end need not be the same.
-        Gives `scan` with the time from which on no read is missed.
+        The packet's memory is soon reused: a packet of the same length at that address at the end may be another one.
+        Returns `scan` with the time from which on no read is missed.
         """
         chosen = lone_packets(scan)[: source.WATCHED]
         sockets = scan.sockets["socket"][scan.queues["socket"][chosen]]
         if not len(chosen) or not self._source.watch(sockets):
             return scan
         watched_seconds = time.monotonic()
-        # What was read before the watch began is not there any more.
+        # Packets that were read before the watch started are gone.
         queues = scan.queues[chosen]
         packets = queues["identity"][:, 0] ^ (queues["payload_bytes"] << np.uint64(32))
         at = {name: np.uint64(self._source.offset[name]) for name in ("SOCK_RECEIVE_QUEUE", "UDP_READER_QUEUE")}
@@ -113,9 +113,9 @@ class SocketScanner(Resource):
 
 
 class _Scan:
-    """The state of one scan."""
+    """The state of a single scan."""
 
-    def __init__(  # noqa: PLR0917 - its maker's own parts
+    def __init__(  # noqa: PLR0917 - parts of the scanner that creates it
         self,
         sockets: SocketSource,
         walker: QueueWalker,
@@ -151,7 +151,7 @@ class _Scan:
         listed = self._list()
         owners, self._files = self._sightings.owners(), self._sightings.files()
         candidates = merged(addresses_of(owners), listed)
-        # The time to walk begins here: a node with millions of fds takes long to list.
+        # The time to walk starts here: listing the fds of a node may take long if there are millions.
         budget = self._stop.budget(self._budget_seconds, share=_WALKING_SHARE)
         self._walks = Walks(self._source.memory, self._walker, budget)
         for _ in range(_MAX_ROUNDS):
@@ -166,7 +166,7 @@ class _Scan:
         return self._result(owners)
 
     def _list(self) -> npt.NDArray[np.uint64]:
-        """Take every fd that leads to a holder; gives the sockets of the own network namespace, held or not."""
+        """List every fd of a holder; returns the sockets of the own network namespace, held or not."""
         budget = self._stop.budget(_LISTING_SECONDS, share=_LISTING_SHARE)
         for records in self._source.held():
             self._sightings.add(records)
@@ -183,10 +183,10 @@ class _Scan:
         return np.concatenate(pieces)
 
     def _look_at(self, candidates: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-        """Describe these sockets, walk their queues, and give the sockets that this brought to light."""
+        """Describe these sockets, walk their queues, and return the sockets found in them."""
         self._known = merged(self._known, candidates)
         rows = self._describe(candidates)
-        rows = rows[np.argsort(-likely_bytes(rows), kind="stable")]  # should time run out, the largest were reached
+        rows = rows[np.argsort(-likely_bytes(rows), kind="stable")]  # if the time runs out, the largest were reached
         base = sum(map(len, self._kept))
         self._kept.append(_narrowed(rows, SOCKET_DTYPE))
         socket, name, items = worklist(rows, self._source.offset)
@@ -211,7 +211,7 @@ class _Scan:
         return not_in(findings["socket"], self._known)
 
     def _in_tables(self) -> npt.NDArray[np.uint64]:
-        """Sockets in the hash tables of every network namespace: also those that no fd and no listener leads to."""
+        """Sockets in the hash tables of all network namespaces, even if no fd and no listener leads to them."""
         self._tables_read = True
         nets = self._walker.net_items(self._source.memory.own_net)
         if not len(nets):
@@ -227,7 +227,7 @@ class _Scan:
         kept = []
         for number, rows in enumerate(self._source.describe(addresses), start=1):
             self._seen += len(rows)
-            rows = rows[is_busy(rows)]  # noqa: PLW2901 - the idle ones are counted, no more
+            rows = rows[is_busy(rows)]  # noqa: PLW2901 - the idle ones are only counted
             for row in rows[(rows["local_name_bytes"] > 0) | (rows["remote_name_bytes"] > 0)]:
                 self._names[int(row["socket"])] = (
                     row["local_name"][: row["local_name_bytes"]].tobytes(),
@@ -244,8 +244,8 @@ class _Scan:
     ) -> Walked:
         """Walk the worklist, and again the two queues of a UDP socket whose reader moved packets between the walks.
 
-        It takes them from the receive queue into its own, where it alone takes them out (net/ipv4/udp.c,
-        __skb_recv_udp). So what was seen in its own, walked first, must still be there after both.
+        The reader moves packets from the receive queue into its own queue, from which only it removes them
+        (net/ipv4/udp.c, __skb_recv_udp). So packets seen in its own queue, walked first, must be there after both.
         """
         walked = self._walk(items, attempts=1)
         for _ in range(ATTEMPTS - 1):
@@ -267,7 +267,7 @@ class _Scan:
         items: npt.NDArray[np.void],
         walked: Walked,
     ) -> npt.NDArray[np.intp]:
-        """The items of those UDP sockets whose two queues were not seen at one moment."""
+        """The items of UDP sockets whose two queues were not seen at the same moment."""
         reader = np.flatnonzero(name == READER)
         waiting = self._source.memory.peek(items["head"][reader] + np.uint64(self._source.offset["QUEUE_LENGTH"]))
         differs = waiting.astype("<u4") != walked.table["packets"][reader]
@@ -316,9 +316,9 @@ class _Scan:
         )
 
     def _still_the_same(self, rows: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
-        """Describe the sockets again and take the newer counters; False for one that is gone, or another by now.
+        """Describe the sockets again and use the newer counters; False for one that was closed or replaced meanwhile.
 
-        Those that the time does not reach count as they were seen first.
+        Sockets not reached in time keep their first description.
         """
         alive = np.zeros(len(rows), bool)
         position = np.argsort(rows["socket"])
@@ -330,7 +330,7 @@ class _Scan:
             same = np.ones(len(newer), bool)
             for column in ("family", "protocol", "netns"):
                 same &= rows[column][index] == newer[column]
-            # A connection gets its inode when accepted and loses it when closed; another socket has another.
+            # A connection gets its inode when accepted and loses it when closed; another inode means another socket.
             older_inode = rows["inode"][index]
             same &= (older_inode == newer["inode"]) | (older_inode == 0) | (newer["inode"] == 0)
             alive[index] = same
@@ -348,18 +348,18 @@ class _Scan:
         others = "netlink" if self._namespaces_walked else "any"
         notes.append(f"{others} sockets of other network namespaces that no fd and no listener leads to")
         if not self._namespaces_whole:
-            notes.append("a part of such sockets of any kind: the tables that they are in changed or were not reached")
+            notes.append("some of these sockets, of any kind: their tables changed during the scan or were not reached")
         if not self._source.sees_perf_events:
-            notes.append("ring buffers of perf events: this process may open none, so it cannot tell their files")
+            notes.append("ring buffers of perf events: this process cannot open a perf event to recognize their files")
         if not self._source.memory.fact(Fact.LINEAR_TO_PAGE):
             notes.append(
                 "pages that are a packet's linear head (counted as slab heads: this kernel's slab layout is unknown)"
             )
         device = int(queues["device"].sum())
         if device:
-            notes.append(f"{device} fragments in device memory, which is no RAM of this node")
+            notes.append(f"{device} fragments in device memory, which is not RAM of this node")
         if self._sightings.left_out:
-            notes.append(f"what only {self._sightings.left_out} fds lead to, beyond those that this scan may keep")
+            notes.append(f"what only {self._sightings.left_out} fds lead to, beyond the number that this scan may keep")
         if self._not_listed_after_pid is not None:
             after = f"processes after pid {self._not_listed_after_pid}"
             notes.append(f"files of {after}, and sockets without an fd: the scan's time did not reach them")
@@ -378,22 +378,22 @@ def _default_max_blocks() -> int:
 
 
 def _give_back_what_is_freed() -> None:
-    """Have the C library map each large array by itself, so that freeing it gives its memory back.
+    """Make the C library map each large array separately, so that freeing it returns its memory.
 
-    Left alone it raises that size with every array that it frees, and keeps tens of MiB (man 3 mallopt).
+    By default it raises that threshold with each array that it frees, and keeps tens of MiB (man 3 mallopt).
     """
     ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def _joined(parts: list[npt.NDArray[np.void]], dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
-    """All parts in one array; the list is emptied, since both together could be too much."""
+    """All parts in one array; empties the list, as both together could take too much memory."""
     whole = np.concatenate(parts) if parts else np.empty(0, dtype)
     parts.clear()
     return whole
 
 
 def _narrowed(rows: npt.NDArray[np.void], dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
-    """The rows with the fields of `dtype` only."""
+    """The rows with only the fields of `dtype`."""
     kept = np.empty(len(rows), dtype)
     for column in dtype.names or ():
         kept[column] = rows[column]

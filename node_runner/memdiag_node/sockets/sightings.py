@@ -1,4 +1,4 @@
-"""The fds of a node's processes that hold sockets, pipes and the like: each once, in a bounded amount of memory."""
+"""The fds of a node's processes that hold sockets, pipes and the like: each once, in bounded memory."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,14 +9,14 @@ OWNER_DTYPE = np.dtype([("socket", "<u8"), ("pid", "<u4"), ("fd", "<u4")])
 """An fd of a socket."""
 
 MAX_SIGHTINGS = 3 << 20
-"""16 bytes each for sockets, 24 for other files, and again as much for a moment while they are sorted."""
+"""16 bytes each for sockets, 24 for other files, and the same again while they are sorted."""
 _WORTHWHILE_SHARE = 0.125
 
 
 class Sightings:
-    """Takes the records of the task iterator (FOUND_DTYPE) piece by piece; what is beyond `room` is counted only.
+    """Collects the records of the task iterator (FOUND_DTYPE) piece by piece; records beyond `room` are only counted.
 
-    The tables are taken whole at the start: the kernel gives memory only to what is written.
+    The tables are allocated in full at the start: the kernel provides memory only for pages that are written.
     """
 
     def __init__(self, room: int = MAX_SIGHTINGS) -> None:
@@ -29,7 +29,7 @@ class Sightings:
         self.left_out = 0
 
     def add(self, records: npt.NDArray[np.void]) -> None:
-        """Take one piece."""
+        """Add one piece."""
         while len(records):
             if not self._free():
                 self._make_room()
@@ -56,7 +56,7 @@ class Sightings:
         return self._sockets[: self._socket_count]
 
     def files(self) -> npt.NDArray[np.void]:
-        """Every fd of something else once (FOUND_DTYPE), sorted by what it is, pid, fd."""
+        """Every fd of another file once (FOUND_DTYPE), sorted by kind, pid, fd."""
         keys = ("kind", "socket", "pid", "fd")
         self._file_count = _sort_and_deduplicate(self._files[: self._file_count], keys)
         return self._files[: self._file_count]
@@ -65,7 +65,7 @@ class Sightings:
         return self._room - self._socket_count - self._file_count
 
     def _make_room(self) -> None:
-        """Drop what is there twice: threads with a table of fds of their own show the same fds again."""
+        """Drop duplicates: threads with their own fd table show the same fds again."""
         if not self._is_full:
             self.owners()
             self.files()
@@ -82,7 +82,7 @@ def addresses_of(owners: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
 
 
 def not_in(addresses: npt.NDArray[np.uint64], known: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Those of `addresses` that are not in `known`, sorted and each once. `known` is sorted, and not copied."""
+    """The `addresses` that are not in `known`, sorted and each once. `known` is sorted, and not copied."""
     addresses = np.unique(addresses)
     if not len(known):
         return addresses
@@ -92,13 +92,13 @@ def not_in(addresses: npt.NDArray[np.uint64], known: npt.NDArray[np.uint64]) -> 
 
 
 def merged(known: npt.NDArray[np.uint64], more: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Both together, sorted and each once. `known` is sorted, without repetition."""
+    """The union of both, sorted and each once. `known` is sorted, without duplicates."""
     more = not_in(more, known)
     return np.insert(known, np.searchsorted(known, more), more) if len(more) else known
 
 
 def _sort_and_deduplicate(rows: npt.NDArray[np.void], keys: tuple[str, ...]) -> int:
-    """Sort the rows in place, each once; gives how many that are. Column by column, to need little memory."""
+    """Sort the rows in place and remove duplicates; returns the number left. By column, to need little memory."""
     order = np.lexsort([rows[key] for key in reversed(keys)])
     for column in rows.dtype.names or ():
         rows[column] = rows[column][order]

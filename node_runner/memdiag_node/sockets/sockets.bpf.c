@@ -1,24 +1,24 @@
-// sockets.bpf.c - every socket of the node, and what each says of itself.
+// sockets.bpf.c - find and describe every socket of the node.
 //
 // Two ways to find a socket, one to describe it.
-//   task_file      every socket and pipe that an fd of a process holds, in whatever network namespace: the fd comes
-//                  with it; perf events and BPF maps likewise, once user space has told their file operations (facts)
+//   task_file      every socket and pipe that an fd of a process holds, in any network namespace, with the fd; also
+//                  perf events and BPF maps, once user space has set their file operations (facts)
 //   tcp udp unix netlink   the sockets of the reader's own network namespace, also those that no fd holds
 //   bpf_map        ring buffers among the BPF maps, held by an fd or not
-//   describe       run by user space (BPF_PROG_RUN), BATCH sockets a time. walker.bpf.c finds yet others by walking.
-//   note_read      attached while user space watches: which of the watched sockets are read from
+//   describe       run by user space (BPF_PROG_RUN), BATCH sockets at a time. walker.bpf.c finds more by walking.
+//   note_read      attached while user space watches sockets: marks those that are read from
 //
 //   subjects       addresses to describe. Written by user space, 0 at the end.
 //   descriptions   one for each subject, at the same index. Written here, read by user space after each run.
-//   watched        sockets by address, written by user space; the value becomes 1 when one is read from.
+//   watched        sockets by address, written by user space; the value becomes 1 when the socket is read from.
 //
 // Iterators: kernel/bpf/task_iter.c, net/ipv4/tcp_ipv4.c, net/ipv4/udp.c, net/unix/af_unix.c, net/netlink/af_netlink.c.
-// A described address may be stale by then, so everything is read by bpf_probe_read_kernel, and user space compares
+// An address may be stale when it is described, so everything is read by bpf_probe_read_kernel, and user space compares
 // descriptions taken before and after.
 //
 // Defines from source.py: offsets in bytes from BTF (an absent field's whole feature is off: HAS_...), sizes in bytes,
 // AF_ and IPPROTO_ numbers of the ABI (include/linux/socket.h, include/uapi/linux/in.h), BATCH and WATCHED in entries,
-// and what descriptions are made of: NAME_BYTES, FOUND_, PRESENT_, and the flags IS_ORPHANED, HAS_SOCKET, HAS_FILE,
+// and the constants in descriptions: NAME_BYTES, FOUND_, PRESENT_, and the flags IS_ORPHANED, HAS_SOCKET, HAS_FILE,
 // HAS_FIN.
 
 #include "memory.bpf.h"
@@ -27,10 +27,10 @@ struct task_struct;
 struct file;
 
 struct found {
-    u64 socket; // address of the struct sock, or of what else the file is: pipe_inode_info, perf_event, bpf_map
-    u32 pid;    // as /proc of the reader names it; 0 when no fd was seen
+    u64 socket; // address of the struct sock, or of the file's other object: pipe_inode_info, perf_event, bpf_map
+    u32 pid;    // as in the reader's /proc; 0 if no fd was seen
     u32 fd;
-    u32 pipe_inode; // 0 for what is no pipe
+    u32 pipe_inode; // 0 unless it is a pipe
     u32 kind;
 };
 
@@ -38,8 +38,8 @@ struct description {
     u64 socket;
     u64 inode;
     u64 peer_inode;
-    u64 vsock_queue;      // address of the transport's own receive queue, 0 when there is none
-    u64 rx_ring, tx_ring; // addresses of a packet socket's block vectors, 0 when there is none
+    u64 vsock_queue;      // address of the transport's own receive queue, 0 if there is none
+    u64 rx_ring, tx_ring; // addresses of a packet socket's block vectors, 0 if there is none
     u32 netns;            // inode number
     u32 receive_packets, write_packets, error_packets, reader_packets, vsock_packets;
     u32 receive_charge_bytes, write_queued_bytes, backlog_bytes;
@@ -184,7 +184,7 @@ int bpf_iter__bpf_map(struct bpf_iter__bpf_map *ctx)
 }
 #endif
 
-// The bound name of a UNIX socket, without its address family. Returns its length in bytes, 0 when it has none.
+// The bound name of a UNIX socket, without its address family. Returns its length in bytes, 0 if it has none.
 static inline u8 read_unix_name(u64 sk, u8 *name)
 {
     u64 address = 0;
@@ -277,7 +277,7 @@ static inline void describe_vsock(struct description *row, u64 sk)
     u64 transport = 0, owner = 0;
     READ(transport, sk, VSOCK_TRANSPORT_STATE);
     READ(owner, transport, VIRTIO_VSOCK_OWNER);
-    if (transport && owner == sk) { // other transports (VMCI, Hyper-V) keep another struct there
+    if (transport && owner == sk) { // other transports (VMCI, Hyper-V) have a different struct there
         row->vsock_queue = transport + VIRTIO_VSOCK_QUEUE;
         READ(row->vsock_packets, transport, VIRTIO_VSOCK_QUEUE + QUEUE_LENGTH);
     }
@@ -293,13 +293,13 @@ static inline int is_socket(struct description *row, u64 sk, u64 *net)
     if (row->state == TCP_TIME_WAIT || row->state == TCP_NEW_SYN_RECV)
         return 0; // these have no queues
     if (READ(row->family, sk, SOCK_FAMILY) || READ(references, sk, SOCK_REFERENCES) || !references)
-        return 0; // its memory stays readable after it was freed
+        return 0; // its memory stays readable after it is freed
     READ(*net, sk, SOCK_NET);
     READ(operations, *net, NET_OPERATIONS);
-    return operations == fact(FACT_NET_OPERATIONS); // ... and is used again for anything
+    return operations == fact(FACT_NET_OPERATIONS); // ... and may be reused for anything
 }
 
-// What holds the socket, and whether its protocol or its peer is done with it.
+// What refers to the socket, and whether its protocol or its peer is done with it.
 static inline void describe_holder(struct description *row, u64 sk)
 {
     u64 socket = 0, file = 0, flags = 0;
@@ -328,7 +328,7 @@ static inline void describe_queues(struct description *row, u64 sk)
     READ(row->receive_charge_bytes, sk, SOCK_RECEIVE_CHARGE);
     READ(row->write_queued_bytes, sk, SOCK_WRITE_QUEUED);
     READ(row->backlog_bytes, sk, SOCK_BACKLOG_LENGTH);
-    if (row->state == TCP_LISTEN) // a child keeps its listener's figure
+    if (row->state == TCP_LISTEN) // a child keeps its listener's value
         READ(row->unaccepted, sk, SOCK_UNACCEPTED);
     READ(first, sk, SOCK_BACKLOG_HEAD);
     if (first)
@@ -342,7 +342,7 @@ static inline void describe_one(struct description *row, u64 sk)
     __builtin_memset(row, 0, sizeof(*row));
     if (!is_socket(row, sk, &net))
         return;
-    row->socket = sk; // only now: a description without it is none
+    row->socket = sk; // set last: a description without it is not valid
     READ(wide, sk, SOCK_PROTOCOL);
     row->protocol = wide;
     READ(wide, sk, SOCK_TYPE);
@@ -376,8 +376,8 @@ int describe(void *ctx)
     return 0;
 }
 
-// sock_recv_length(sk, ret, flags): include/trace/events/sock.h, since Linux 6.3. Hit by every call that receives, also
-// when it was in vain (-EAGAIN, the only error that surely took nothing) or only peeked.
+// sock_recv_length(sk, ret, flags): include/trace/events/sock.h, since Linux 6.3. Hit by every call that receives, even
+// if it failed (-EAGAIN is the only error that certainly took nothing) or only peeked.
 int note_read(struct bpf_raw_tracepoint_args *ctx)
 {
     u64 sk = ctx->args[0];

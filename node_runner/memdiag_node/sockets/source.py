@@ -23,7 +23,7 @@ from memdiag_node.kernel.programs import IteratorLink
 from memdiag_node.resource import Resource
 
 FOUND_DTYPE = np.dtype([("socket", "<u8"), ("pid", "<u4"), ("fd", "<u4"), ("pipe_inode", "<u4"), ("kind", "<u4")])
-"""One sighting of a socket, or of what `kind` says; pid is 0 when no fd was seen."""
+"""One sighting of a socket, or of another object of kind `kind`; pid is 0 if no fd was seen."""
 FOUND_SOCKET, FOUND_PIPE, FOUND_PERF_EVENT, FOUND_BPF_MAP = range(4)
 
 NAME_BYTES = 108  # include/uapi/linux/un.h, UNIX_PATH_MAX
@@ -49,10 +49,10 @@ DESCRIPTION_DTYPE = np.dtype(
 """struct description of sockets.bpf.c."""
 
 PRESENT_OUT_OF_ORDER, PRESENT_RETRANSMIT, PRESENT_BACKLOG, PRESENT_ACCEPT = 1, 2, 4, 8
-"""In `present`: which of a socket's queues that have no length are not empty."""
+"""Bits of `present`: the queues without a length field that are not empty."""
 IS_ORPHANED, HAS_SOCKET, HAS_FILE, HAS_FIN = 1, 2, 4, 8
-"""In `flags`. IS_ORPHANED: closed by its process, still needed by the protocol (SOCK_DEAD). HAS_SOCKET: a struct socket
-stands before it, HAS_FILE: and a file before that. HAS_FIN: the peer's FIN is among the received sequence numbers
+"""Bits of `flags`. IS_ORPHANED: closed by its process, still needed by the protocol (SOCK_DEAD). HAS_SOCKET: it belongs
+to a struct socket, HAS_FILE: and that to a file. HAS_FIN: the peer's FIN is among the received sequence numbers
 (SOCK_DONE)."""
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_VSOCK = (
@@ -70,9 +70,9 @@ USER_RING_BUFFER_TYPE = 31  # include/uapi/linux/bpf.h, BPF_MAP_TYPE_USER_RINGBU
 TCP_LISTEN = 10  # include/net/tcp_states.h; UNIX and vsock use the same number
 
 _SOURCE = Path(__file__).with_name("sockets.bpf.c")
-_BATCH = 32  # descriptions of one run: 32,000 instructions of the million that the verifier follows
+_BATCH = 32  # descriptions per run: 32,000 of the million instructions that the verifier follows
 DESCRIBED_AT_ONCE = 2_048
-"""Sockets that `SocketSource.describe` describes between two pieces of its answer."""
+"""The number of sockets in each piece that `SocketSource.describe` yields."""
 _FINDERS = ("tcp", "udp", "unix", "netlink")
 WATCHED = 16_384
 """Sockets that can be watched at once: 1 MiB."""
@@ -194,15 +194,15 @@ _VIRTIO_VSOCK: tuple[Field, ...] = (
     ("VIRTIO_VSOCK_QUEUE", "virtio_vsock_sock", "rx_queue.qlen"),
 )
 _BPF_MAP: tuple[Field, ...] = (("MAP_TYPE", "bpf_map", "map_type"),)
-# How much of a packet was read already: in its control block.
+# How much of a packet was already read, in its control block.
 _UNIX_CONSUMED: tuple[Field, ...] = (("UNIX_CONSUMED", "unix_skb_parms", "consumed"),)
 _MPTCP_CONSUMED: tuple[Field, ...] = (("MPTCP_CONSUMED", "mptcp_skb_cb", "offset"),)
-# Since 6.7: before, it was cut off.
+# Since 6.7; before that, the read part was removed from the packet.
 _VSOCK_CONSUMED: tuple[Field, ...] = (("VSOCK_CONSUMED", "virtio_vsock_skb_cb", "offset"),)
 
 
 def socket_defines(btf: Btf) -> dict[str, int]:
-    """What sockets.bpf.c needs to know of the running kernel. Raises BtfError naming what it lacks."""
+    """The defines of sockets.bpf.c for the running kernel. Raises BtfError naming what the kernel lacks."""
     defines = _ABI | _NUMBERS_IN_C | MEMORY_DEFINES | offsets(btf, _FIELDS)
     for switch, fields in (
         ("HAS_IPV6", _IPV6),
@@ -230,9 +230,9 @@ def socket_defines(btf: Btf) -> dict[str, int]:
 
 
 def queue_layout(btf: Btf) -> dict[str, int]:
-    """What only user space needs to know of queues: where the control block of a packet tells how much of it was read.
+    """Offsets that only user space needs: of the field in a packet's control block that says how much was read.
 
-    A kernel that lacks one of the protocols lacks its field.
+    If a kernel lacks one of the protocols, its field is missing.
     """
     fields = (*_MPTCP_CONSUMED, *_VSOCK_CONSUMED)
     return offsets(btf, _UNIX_CONSUMED) | offsets(btf, (one for one in fields if btf.has_field(*one[1:])))
@@ -241,13 +241,13 @@ def queue_layout(btf: Btf) -> dict[str, int]:
 class SocketSource(Resource):
     """The finders and the describer, loaded and attached once; use as a context manager or call `close`.
 
-    Raises BpfError when the kernel refuses one that the scan cannot do without.
+    Raises BpfError if the kernel refuses one that the scan requires.
     """
 
     def __init__(self, btf: Btf) -> None:
         defines = socket_defines(btf)
         self.offset = defines | queue_layout(btf)
-        """Where a socket has its queues, and a packet its fields, in bytes."""
+        """Offsets of a socket's queues and of a packet's fields, in bytes."""
         with self._opening() as parts:
             self._object = parts.enter_context(BpfObject(_SOURCE, defines, _MAPS))
             self.memory = parts.enter_context(KernelMemory(self._object, memory_layout(btf)))
@@ -262,22 +262,22 @@ class SocketSource(Resource):
                 self._ring_buffers = self._object.attach_iterator("bpf_iter__bpf_map")
             self._subjects = self._object.view("subjects", _MAPS["subjects"], _BATCH)
             self._descriptions = self._object.view("descriptions", DESCRIPTION_DTYPE, _BATCH)
-            for view in ("_subjects", "_descriptions"):  # a numpy view keeps its mapping from being closed
+            for view in ("_subjects", "_descriptions"):  # the mapping cannot be closed while a numpy view uses it
                 parts.callback(delattr, self, view)
             self.sees_perf_events = self._learn_file_operations()
 
     def _attach_finder(self, kind: str) -> None:
         try:
             self._listed[kind] = self._object.attach_iterator(f"bpf_iter__{kind}")
-        except BpfError as error:  # a kernel without that protocol, or from before its iterator (unix: 5.15)
+        except BpfError as error:  # a kernel without that protocol, or older than its iterator (unix: 5.15)
             if error.errno in (errno.EPERM, errno.EACCES):
                 raise
             self.missing_finders.append(kind)
 
     def _learn_file_operations(self) -> bool:
-        """Tell the iterator what files of perf events and BPF maps look like, by one of each that this process has.
+        """Make the iterator recognize files of perf events and BPF maps, using one of each in this process.
 
-        False when it may not open a perf event.
+        False if this process may not open a perf event.
         """
         self._learn(Fact.MAP_FILE_OPERATIONS, self._object.map_fd("facts"))
         try:
@@ -313,7 +313,7 @@ class SocketSource(Resource):
                 yield np.frombuffer(piece, FOUND_DTYPE)["socket"]
 
     def describe(self, sockets: npt.NDArray[np.uint64]) -> Iterator[npt.NDArray[np.void]]:
-        """Descriptions (DESCRIPTION_DTYPE) of these sockets, in pieces; none of what is no full socket."""
+        """Descriptions (DESCRIPTION_DTYPE) of these sockets, in pieces; skips anything that is not a full socket."""
         for start in range(0, len(sockets), DESCRIBED_AT_ONCE):
             subjects = np.maximum(sockets[start : start + DESCRIBED_AT_ONCE], 1)  # 0 would end a batch
             piece = np.empty(len(subjects), DESCRIPTION_DTYPE)
@@ -326,9 +326,9 @@ class SocketSource(Resource):
             yield piece[piece["socket"] == subjects]
 
     def watch(self, sockets: npt.NDArray[np.uint64]) -> bool:
-        """Note from now on which of these sockets, at most WATCHED, are read from.
+        """Start to record which of these sockets, at most WATCHED, are read from.
 
-        False where the kernel does not tell, before Linux 6.3.
+        False if the kernel has no tracepoint for it, before Linux 6.3.
         """
         self._object.update("watched", sockets, np.zeros(len(sockets), "<u4"))
         try:
@@ -341,7 +341,7 @@ class SocketSource(Resource):
         return True
 
     def unwatch(self) -> npt.NDArray[np.uint64]:
-        """Which sockets were read from since they are watched; no longer watch any."""
+        """The sockets that were read from since the watch started; stops the watch."""
         self._object.detach_raw_tracepoint(_READS)
         watched = self._object.read_map("watched", _WATCHED_DTYPE)
         self._object.delete_keys("watched", watched["key"])

@@ -1,4 +1,4 @@
-"""Which sockets have something unread that nobody reads (pure)."""
+"""Find sockets with unread data that nobody reads (pure)."""
 
 import socket
 
@@ -16,7 +16,7 @@ Rows = npt.NDArray[np.void] | np.void
 
 
 def tcp_unread_bytes(rows: Rows) -> npt.NDArray[np.int64]:
-    """Payload that each TCP connection has received and its process has not read (net/ipv4/tcp.c, tcp_inq).
+    """The payload that each TCP connection has received and its process has not read (net/ipv4/tcp.c, tcp_inq).
 
     ss counts the peer's FIN as one byte more.
     """
@@ -26,7 +26,7 @@ def tcp_unread_bytes(rows: Rows) -> npt.NDArray[np.int64]:
 
 
 def is_tcp(rows: Rows) -> npt.NDArray[np.bool_]:
-    """Whether the counters of a TCP connection mean anything for each socket."""
+    """Whether the counters of a TCP connection are meaningful for each socket."""
     inet = (rows["family"] == socket.AF_INET) | (rows["family"] == socket.AF_INET6)
     stream = inet & (rows["type"] == socket.SOCK_STREAM)  # a raw socket may have the same protocol
     tcp: npt.NDArray[np.bool_] = stream & (rows["protocol"] == socket.IPPROTO_TCP) & (rows["state"] != LISTEN)
@@ -34,11 +34,11 @@ def is_tcp(rows: Rows) -> npt.NDArray[np.bool_]:
 
 
 def stuck_sockets(first: SocketScan, last: SocketScan) -> npt.NDArray[np.bool_]:
-    """Which sockets of `last` have something unread of which nothing was read between the scans.
+    """Which sockets of `last` have unread data, none of which was read between the scans.
 
-    TCP counts what it hands out. Of other sockets, the packets that waited in front must be those that wait there now.
-    A packet's memory is soon used again, so one address alone would prove little; several in the same order, each with
-    its length, do. A socket with a single one was watched for reads, where the kernel allows it.
+    TCP counts the bytes copied to the process. For other sockets, the first packets in the queue must be the same now.
+    A packet's memory is soon reused, so a single address would prove little; several in the same order, each with the
+    same length, do. A socket with a single packet was watched for reads, if the kernel allows it.
     """
     if not len(first.sockets):
         return np.zeros(len(last.sockets), bool)
@@ -55,16 +55,16 @@ def stuck_sockets(first: SocketScan, last: SocketScan) -> npt.NDArray[np.bool_]:
 
 
 def _front_unmoved(first: SocketScan, last: SocketScan, place: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-    """Whether the first packets that waited are those that wait now. `place`: of each socket of `last` in `first`."""
+    """Whether the first packets are the same as before. `place`: the index of each socket of `last` in `first`."""
     earlier, later = _front(first)[place], _front(last)
     kept: npt.NDArray[np.bool_] = ((earlier == later) | (earlier == 0)).all(axis=1) & (earlier[:, 0] != 0)
     return kept
 
 
 def _front(scan: SocketScan) -> npt.NDArray[np.uint64]:
-    """What tells each socket's first IDENTITIES unread packets from others, a row for each socket; 0 for none.
+    """The identities of each socket's first IDENTITIES unread packets, a row for each socket; 0 for none.
 
-    What UDP's reader has in its own queue comes first: it takes packets there whenever it looks, without reading them.
+    Packets in the own queue of UDP's reader come first: it moves packets there on every check, without reading them.
     """
     reader, received = _identities(scan, READER), _identities(scan, RECEIVE)
     taken = np.count_nonzero(reader, axis=1)[:, np.newaxis]
@@ -83,7 +83,7 @@ def _identities(scan: SocketScan, name: int) -> npt.NDArray[np.uint64]:
 
 
 def lone_packets(scan: SocketScan) -> npt.NDArray[np.intp]:
-    """The queues with the only unread packet of a socket, largest first; not of TCP, which counts what it hands out."""
+    """The queues with the only unread packet of a socket, largest first; not of TCP, which counts copied bytes."""
     readable = np.flatnonzero(np.isin(scan.queues["name"], READABLE) & (scan.queues["packets"] > 0))
     packets = np.bincount(
         scan.queues["socket"][readable], weights=scan.queues["packets"][readable], minlength=len(scan.sockets)

@@ -1,4 +1,4 @@
-"""Sockets beyond the largest, which are listed one by one: those of one process together (pure).
+"""Sum up by process the sockets that are not among the largest, which are listed individually (pure).
 
 A leak may be spread over ten thousand connections that each hold little.
 """
@@ -24,9 +24,9 @@ def summed_sockets(
     stuck: npt.NDArray[np.bool_],
     stuck_seconds: float,
 ) -> Iterator[Holding]:
-    """A holding for each process that has sockets among `rest` (their numbers), stuck ones apart.
+    """A holding for each process that has sockets among `rest` (their numbers); stuck ones are summed up separately.
 
-    `stuck` is of every socket of the scan, by number; `stuck_seconds` for at least how long.
+    `stuck` has a value for every socket of the scan, by number; `stuck_seconds` is the minimum time.
     """
     if not len(rest):
         return
@@ -57,7 +57,7 @@ def summed_sockets(
 def _groups(
     scan: SocketScan, rest: npt.NDArray[np.intp], stuck: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[tuple[int, int], npt.NDArray[np.intp], npt.NDArray[np.void]]]:
-    """For each process its pid and whether they are stuck, its sockets, and their blocks (PINNED_DTYPE), each once."""
+    """Per process: pid and whether its sockets are stuck, the sockets, and their blocks (PINNED_DTYPE), each once."""
     keys = np.stack((first_pids(scan, rest), stuck[rest].astype(np.int64)), axis=1)
     groups, group_of = np.unique(keys, axis=0, return_inverse=True)
     group_of_socket = np.full(len(scan.sockets), -1, np.int64)

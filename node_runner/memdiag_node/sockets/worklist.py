@@ -1,4 +1,4 @@
-"""Which queues of which sockets to walk, and in which order (pure)."""
+"""Choose the queues to walk, and their order (pure)."""
 
 import mmap
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from memdiag_node.sockets.scan import ACCEPT, BACKLOG, ERROR, OUT_OF_ORDER, READ
 from memdiag_node.walker.walker import ITEM_DTYPE, ITEM_EMBRYOS, ITEM_UNIX, Kind
 
 _MAX_GROWTH_PACKETS = 4_096
-_MIN_TRUESIZE_BYTES = 512  # no packet is charged less: its struct, its head and the skb_shared_info in it
+_MIN_TRUESIZE_BYTES = 512  # the minimum charge of a packet: its struct, its head and the skb_shared_info in it
 
 
 def is_busy(rows: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
@@ -27,7 +27,7 @@ def is_busy(rows: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
 
 
 def likely_bytes(rows: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
-    """What each socket probably holds. Receiving UNIX sockets are charged nothing: a page for each packet."""
+    """An estimate of what each socket holds. Receiving UNIX sockets are charged nothing: a page for each packet."""
     charged: npt.NDArray[np.int64] = (
         rows["receive_charge_bytes"].astype(np.int64) + rows["write_queued_bytes"] + rows["backlog_bytes"]
     )
@@ -38,15 +38,15 @@ def likely_bytes(rows: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
 def worklist(
     rows: npt.NDArray[np.void], offset: Mapping[str, int]
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint8], npt.NDArray[np.void]]:
-    """What to walk of these sockets: the socket's number, the queue's name, and the item, row by row of the result.
+    """The worklist for these sockets: the socket's number, the queue's name, and the item, one row each.
 
-    `offset`: where in a sock each queue lies, by the names of sockets.source.socket_defines.
+    `offset`: the offset of each queue in a sock, by the names of sockets.source.socket_defines.
     """
     is_unix = rows["family"] == source.AF_UNIX
     is_pending = is_unix & (rows["state"] == source.TCP_LISTEN)
     received, present = rows["receive_packets"], rows["present"]
     is_waiting, waiting = present & source.PRESENT_BACKLOG != 0, 1 + rows["backlog_bytes"] // _MIN_TRUESIZE_BYTES
-    # A reader takes all that was received into its own queue at once: of these both are walked, its own first.
+    # A reader moves all received packets into its own queue at once, so both queues are walked, its own first.
     is_inet = (rows["family"] == source.AF_INET) | (rows["family"] == source.AF_INET6)
     is_udp = is_inet & (rows["type"] == source.SOCK_DGRAM) & np.isin(rows["protocol"], source.UDP_PROTOCOLS)
     is_mptcp = is_inet & (rows["protocol"] == source.IPPROTO_MPTCP)
@@ -78,7 +78,7 @@ def worklist(
         part["kind"], part["flags"] = kind, flags
         if name == RECEIVE:
             part["consumed"] = consumed[chosen]
-        # A walk of a chain that leaves it by a race may go on for ever: it ends far beyond what was there.
+        # A walk that leaves its chain in a race may never end, so it is stopped far beyond the chain's length.
         part["count"] = 2 * length[chosen].astype("<u4") + _MAX_GROWTH_PACKETS
         sockets.append(chosen)
         names.append(np.full(len(chosen), name, "u1"))

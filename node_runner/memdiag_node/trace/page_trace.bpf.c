@@ -1,35 +1,35 @@
 // page_trace.bpf.c - outstanding kernel page allocations, by frame.
 //
 // Every frame of the machine has two bytes in `frames`: 0, or the class of the block that it was allocated with. A
-// class is everything that blocks can have in common: stack, process, time slice, order, thinning. All frames of a
-// block carry its class, so a block that is freed in parts counts with what is still out, and a frame whose free was
-// missed is put right by its next allocation.
+// class is the set of properties that blocks can share: stack, process, time slice, order, thinning. All frames of a
+// block have its class, so a block that is freed in parts counts with what is still outstanding, and a frame whose free
+// was missed is corrected by its next allocation.
 //
-//   config       where frame 0's struct page lies, the time slice, the budget. Written by user space.
-//   sections     section of frames -> 1 + its place in `frames`; 0 for a hole. Written by user space.
+//   config       the address of frame 0's struct page, the time slice, the budget. Written by user space.
+//   sections     section of frames -> 1 + its index in `frames`; 0 for a hole. Written by user space.
 //   frames       chunks of 1024 frames, those of memory only. Written here, read by user space through a mapping.
-//   classes      what identifies a class -> its number. Filled here; user space removes those with nothing outstanding.
+//   classes      class key -> class number. Filled here; user space removes those with nothing outstanding.
 //   spare_classes  numbers that are free. Filled by user space.
-//   reserve_classes  the last of these, for classes without a process: a storm of new processes leaves them alone.
+//   reserve_classes  the last of these, for classes without a process: a burst of new processes does not use them up.
 //   class_info   by number: identity, pages allocated so far, and who allocated first. Written here.
 //   stacks       hash of the addresses -> the addresses and the context. Filled here; user space adds the context, and
 //                removes those that no class needs.
 //   cgroups      kernfs id of a memory cgroup -> names on its path. Filled here; user space removes those without a class.
-//   births       place in `frames` -> when it was allocated, for one block in 16. Filled on alloc, emptied on free.
+//   births       index in `frames` -> time of allocation, for one block in 16. Filled on alloc, emptied on free.
 //   lives        (stack, bucket of the life's logarithm) -> blocks of `births` that were freed. Filled here.
-//   cpu          per CPU: counters that only grow, and the governor's state.
+//   cpu          per CPU: counters that only increase, and the governor's state.
 //   scratch      per CPU and nesting level: room to build a stack in. A program that interrupts another one on the same
 //                CPU uses the next level.
 //   own_pages    struct page addresses of pages that `own_pid` allocated: user space finds frame 0 with them.
 //
 // A CPU does not run a program again while it already runs it (Linux 6.1): the kernel refuses and counts that run. An
-// interrupt during on_alloc would so hide its own allocations. on_nested_alloc, a second program on the same
+// interrupt during on_alloc would thus hide its own allocations. on_nested_alloc, a second program on the same
 // tracepoint, records those.
 //
-// mm_page_alloc(page, order, gfp, migratetype): include/trace/events/kmem.h. `page` is NULL when the allocation failed.
+// mm_page_alloc(page, order, gfp, migratetype): include/trace/events/kmem.h. `page` is NULL if the allocation failed.
 //
-// Defines from tables.py and page_trace.py: what the tables are made of (SECTION_FRAMES, CHUNK_FRAMES, MAX_ORDER,
-// CLASS_, CONTEXT_, TIMED, ...), their room (SECTIONS, CHUNKS, CLASSES, RESERVE, STACKS, CGROUPS, BIRTHS),
+// Defines from tables.py and page_trace.py: the layout of the tables (SECTION_FRAMES, CHUNK_FRAMES, MAX_ORDER, CLASS_,
+// CONTEXT_, TIMED, ...), their sizes in entries (SECTIONS, CHUNKS, CLASSES, RESERVE, STACKS, CGROUPS, BIRTHS),
 // MIGRATE_MOVABLE, and in bytes, from BTF, STRUCT_PAGE_BYTES and the offsets TASK_GROUP_LEADER, TASK_COMM,
 // TASK_CGROUPS, CSS_SET_MEMORY, CSS_CGROUP, CGROUP_NODE, NODE_ID, NODE_NAME, NODE_PARENT, POOL_ORDER.
 
@@ -37,15 +37,15 @@
 
 #define NO_PLACE (~0ULL)
 #define NESTING 4           // on_alloc, on_nested_alloc, on_pool_hold; before Linux 6.1 also each of them in itself
-#define GOVERNOR_EVENTS 256 // between two looks at the clock
-#define TIME_ONE_IN 256     // events of which the program's own time is taken
+#define GOVERNOR_EVENTS 256 // between two reads of the clock
+#define TIME_ONE_IN 256     // events for which the program times itself
 
 struct config {
     u64 first_page; // address of frame 0's struct page
-    u64 end_frame;  // the first one behind all memory
+    u64 end_frame;  // the first one after all memory
     u32 slice;
     u32 budget_permille;  // of one CPU's time; 0: no thinning
-    u32 ceiling_permille; // likewise; above it, orders above 0 are thinned too
+    u32 ceiling_permille; // the same; above it, orders above 0 are thinned too
     u32 reserved;
     u64 own_pid;
 };
@@ -87,7 +87,7 @@ struct life_key {
     u64 bucket;
 };
 
-// What the governor knows of one kind of allocation.
+// The governor's state for one kind of allocation.
 struct cell {
     u32 round;
     u16 count;
@@ -110,7 +110,7 @@ struct governor {
 struct cpu_state {
     struct counters counters;
     struct governor governor;
-    u64 last_page; // that on_alloc ran for on this CPU: address of its struct page
+    u64 last_page; // the last page that on_alloc ran for on this CPU: address of its struct page
 };
 
 struct scratch {
@@ -135,7 +135,7 @@ BPF_PERCPU_ARRAY(cpu, struct cpu_state, 1);
 BPF_PERCPU_ARRAY(scratch, struct scratch, NESTING);
 BPF_F_TABLE("array", u32, u64, own_pages, OWN_PAGES + 1, BPF_F_MMAPABLE);
 
-// Where a frame stands in `frames`; NO_PLACE where there was no memory when the trace started.
+// The index of a frame in `frames`; NO_PLACE if there was no memory when the trace started.
 static inline u64 place_of(struct config *settings, u64 page)
 {
     u64 frame = (page - settings->first_page) / STRUCT_PAGE_BYTES;
@@ -148,7 +148,7 @@ static inline u64 place_of(struct config *settings, u64 page)
     return (*number - 1) * SECTION_FRAMES + frame % SECTION_FRAMES;
 }
 
-// Give every frame of a block its class; the block is aligned, so from order 2 on it is whole 64-bit words.
+// Set the class of every frame of a block. The block is aligned, so from order 2 on it covers whole 64-bit words.
 static inline void set_class(struct chunk *chunk, u32 first, u32 order, u64 class)
 {
     if (order == 0) {
@@ -168,7 +168,7 @@ static inline void set_class(struct chunk *chunk, u32 first, u32 order, u64 clas
     }
 }
 
-// Build the stack in `room` and remember it. Returns its hash, 0 when it could not be stored.
+// Build the stack in `room` and store it. Returns its hash, 0 if it could not be stored.
 static inline u64 intern_stack(void *ctx, struct cpu_state *state, struct scratch *room, u32 *context)
 {
     struct stack *stack = &room->stack;
@@ -202,7 +202,7 @@ static inline u64 intern_stack(void *ctx, struct cpu_state *state, struct scratc
     return hash;
 }
 
-// Remember the names on the path of a memory cgroup, so that it can be told whose it was when it is gone.
+// Store the names on the path of a memory cgroup, so that its owner is still known after it was removed.
 static inline void intern_cgroup(struct cpu_state *state, struct scratch *room, u64 node, u64 id)
 {
     if (cgroups.lookup(&id))
@@ -223,7 +223,7 @@ static inline void intern_cgroup(struct cpu_state *state, struct scratch *room, 
         state->counters.known_cgroups++;
 }
 
-// A free number for a class, 0 when none is left.
+// A free number for a class, 0 if none is left.
 static inline u32 take_number(struct cpu_state *state, struct class_key *key)
 {
     u32 number = 0;
@@ -233,8 +233,8 @@ static inline u32 take_number(struct cpu_state *state, struct class_key *key)
     return number;
 }
 
-// Make a class that was not seen before, with a free number. Returns its number, or that of another CPU that was
-// faster.
+// Create a class that was not seen before, with a free number. Returns its number, or the one that another CPU stored
+// first.
 static inline u32 new_class(struct cpu_state *state, struct scratch *room, struct class_key *key, u32 number)
 {
     struct class_info *info = &room->info;
@@ -292,7 +292,7 @@ static inline u32 log2_floor(u64 value)
     return bits + (value >> 1);
 }
 
-// Random bits, half as dear as the helper's: a linear congruential generator, of which the upper bits are good.
+// Random bits at half the cost of bpf_get_prandom_u32(): the upper bits of a linear congruential generator.
 static inline u32 random_bits(struct scratch *room)
 {
     room->random = room->random * 6364136223846793005ULL + 1442695040888963407ULL;
@@ -305,7 +305,7 @@ static inline void compare(u64 cost, u64 allowed, u32 *more, u32 *less)
     *less = allowed > 3 * cost ? log2_floor(allowed / cost) : 0;
 }
 
-// Compare what the recorded events of this round cost with what its time allows: thin out more, or less.
+// Compare the cost of this round's recorded events with the budget for its duration: thin out more, or less.
 static inline void govern(struct config *settings, struct governor *governor)
 {
     u64 now = bpf_ktime_get_ns();
@@ -318,8 +318,8 @@ static inline void govern(struct config *settings, struct governor *governor)
     governor->round++;
 }
 
-// How much a kind of allocation is thinned out: one in 2^level is recorded. Only kinds that made an eighth of the last
-// round or more are thinned further: a rare one stays whole.
+// How much a kind of allocation is thinned out: one in 2^level is recorded. Only kinds that made up an eighth or more of
+// the last round are thinned further: a rare one is recorded completely.
 static inline u32 level_of(struct governor *governor, struct cell *cell, u32 more, u32 less)
 {
     if (cell->round != (u32)governor->round) {
@@ -332,7 +332,7 @@ static inline u32 level_of(struct governor *governor, struct cell *cell, u32 mor
     return cell->level;
 }
 
-// The class of a block that the movable filter lets through. `flags` tells kinds of allocation apart for the governor.
+// The class of a block that passes the movable filter. By `flags` the governor distinguishes kinds of allocation.
 static inline u32 classify(void *ctx, struct config *settings, struct cpu_state *state, struct scratch *room, u64 order,
                            u64 flags, u64 place)
 {
@@ -363,7 +363,7 @@ static inline u32 classify(void *ctx, struct config *settings, struct cpu_state 
         key.tgid = bpf_get_current_pid_tgid() >> 32;
     u32 *known = classes.lookup(&key);
     u32 spare = known ? 0 : take_number(state, &key);
-    if (!known && !spare && key.tgid) { // rather forget the process than the stack
+    if (!known && !spare && key.tgid) { // drop the process rather than the stack
         key.tgid = 0;
         state->counters.unnamed_blocks++;
         known = classes.lookup(&key);
@@ -387,8 +387,8 @@ static inline u32 classify(void *ctx, struct config *settings, struct cpu_state 
     return number;
 }
 
-// Classify in the first level of `scratch` that no interrupted run on this CPU uses. What happens between the look and
-// the claim does no harm: an interrupt leaves its levels free again before it returns.
+// Classify in the first level of `scratch` that no interrupted run on this CPU uses. An interrupt between the check and
+// the claim is harmless: it frees its levels before it returns.
 static inline u32 recorded_class(void *ctx, struct config *settings, struct cpu_state *state, u64 order, u64 flags,
                                  u64 place)
 {
@@ -418,7 +418,7 @@ static inline u32 recorded_class(void *ctx, struct config *settings, struct cpu_
         start = bpf_ktime_get_ns();
     u32 class = classify(ctx, settings, state, room, order, flags, place);
     if (start && class != CLASS_THINNED && class != CLASS_THINNED_LARGE &&
-        nested == state->counters.nested) // an interrupt's time is not this event's
+        nested == state->counters.nested) // exclude the time of an interrupt
         state->governor.event_ns = (7 * state->governor.event_ns + bpf_ktime_get_ns() - start) >> 3;
     room->busy = 0;
     return class;
@@ -466,9 +466,9 @@ int on_alloc(struct bpf_raw_tracepoint_args *ctx)
     return 0;
 }
 
-// Runs after on_alloc for every event. Where the kernel refused to run that, it ran for another page, and this one has
-// no class yet. (An interrupt between the two programs may have changed `last_page`, too: this page has its class
-// then.)
+// Runs after on_alloc for every event. If the kernel refused to run on_alloc, it last ran for another page, and this one
+// has no class yet. (An interrupt between the two programs may have changed `last_page` too: then this page already has
+// its class.)
 int on_nested_alloc(struct bpf_raw_tracepoint_args *ctx)
 {
     u32 zero = 0;
@@ -536,7 +536,7 @@ int on_free(struct bpf_raw_tracepoint_args *ctx)
     return 0;
 }
 
-// A page pool took a page. Those of alloc_pages_bulk pass no mm_page_alloc: this is their first sight.
+// A page pool took a page. Pages of alloc_pages_bulk do not hit mm_page_alloc: they are first seen here.
 int on_pool_hold(struct bpf_raw_tracepoint_args *ctx)
 {
     u32 zero = 0, order = 0;

@@ -334,7 +334,7 @@ class PageTrace(Resource):
             attached.bpf.delete_keys("births", births["key"][oldest])
 
     def _make_room(self, attached: _Attached) -> None:
-        """Give numbers of classes that have nothing outstanding to new classes.
+        """Reuse the numbers of classes that have nothing outstanding.
 
         A CPU may be about to mark a block with a class that it looked up before. So the number of a removed class is
         not reused for a while, and then only if it still has no frames.

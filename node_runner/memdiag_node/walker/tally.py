@@ -28,22 +28,22 @@ TALLY_DTYPE = np.dtype(
         ("identity", "<u8", IDENTITIES),
     ]
 )
-"""What one item of the worklist came to.
+"""The result for one item of the worklist.
 
-`identity`: address and length of its first packets, mixed. `expected`: its length when the walk ended.
+`identity`: hash of the address and length of its first packets. `expected`: its length when the walk ended.
 """
 
 BLOCK_DTYPE = np.dtype([("owner", "<u4"), ("page", "<u8"), ("order", "u1"), ("user", "?"), ("slab", "?")])
-"""A block behind item or socket number `owner`.
+"""A block of item or socket number `owner`.
 
-`user`: a page of a process or of the page cache. `slab`: of kmalloc, counted as slab and no allocpage.
+`user`: a page of a process or of the page cache. `slab`: from kmalloc, counted as slab and not as allocpage.
 """
 
 FINDING_DTYPE = np.dtype([("item", "<u4"), ("how", "<u2"), ("socket", "<u8")])
 
 
 class Tally:
-    """What a walk found, for each item. Blocks beyond `max_blocks` are counted in `blocks_left_out`, not kept."""
+    """The result of a walk for each item. Blocks beyond `max_blocks` are counted in `blocks_left_out`, not kept."""
 
     def __init__(self, items: int, *, max_blocks: int) -> None:
         self.table = np.zeros(items, TALLY_DTYPE)
@@ -55,7 +55,7 @@ class Tally:
         self._findings: list[npt.NDArray[np.void]] = []
 
     def add(self, records: npt.NDArray[np.void]) -> None:
-        """Take one piece of the walker's records; the items of a piece are neighbours."""
+        """Add one piece of the walker's records; the items of a piece are consecutive."""
         if not len(records):
             return
         first = int(records["item"].min())
@@ -78,7 +78,7 @@ class Tally:
 
     def _add_packets(self, packets: npt.NDArray[np.void], first: int, part: npt.NDArray[np.void]) -> None:
         index = (packets["item"] - first).astype(np.intp)
-        heads = packets["flags"] & IS_MEMBER == 0  # the len and truesize of a frag list's head cover its members
+        heads = packets["flags"] & IS_MEMBER == 0  # len and truesize of a frag list's head include its members
         top = packets[heads]
         top_index = index[heads]
         part["packets"] += np.bincount(top_index, minlength=len(part)).astype("<u4")
@@ -113,12 +113,12 @@ class Tally:
         return unique_blocks(np.concatenate(self._blocks)) if self._blocks else np.empty(0, BLOCK_DTYPE)
 
     def findings(self) -> npt.NDArray[np.void]:
-        """Sockets that the walk came upon (FINDING_DTYPE)."""
+        """Sockets that the walk found (FINDING_DTYPE)."""
         return np.concatenate(self._findings) if self._findings else np.empty(0, FINDING_DTYPE)
 
 
 def _accumulate(column: npt.NDArray[np.uint64], index: npt.NDArray[np.intp], values: npt.NDArray[np.uint64]) -> None:
-    # bincount adds in float64: exact below 2**53 bytes, which one piece of records never reaches
+    # bincount sums in float64: exact below 2**53 bytes, which one piece of records never reaches
     column += np.bincount(index, weights=values, minlength=len(column)).astype("<u8")
 
 
@@ -140,5 +140,5 @@ def bytes_by_owner(blocks: npt.NDArray[np.void], owners: int, *, page_size_bytes
 
 
 def unfinished(table: npt.NDArray[np.void]) -> npt.NDArray[np.intp]:
-    """Items that changed under the walk, worth another one."""
+    """Items that changed during the walk, and should be walked again."""
     return np.flatnonzero((table["status"] == Status.RACE) | (table["status"] == Status.FAULT))

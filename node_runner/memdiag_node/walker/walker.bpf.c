@@ -1,45 +1,45 @@
 // walker.bpf.c - walk kernel lists of packets and pages to their last page.
 //
-// User space runs `walk` again and again (BPF_PROG_RUN). Each run moves one cursor by STEPS steps along a worklist; a
-// step does a bounded amount of work (one packet, one node of a tree, one bucket). So a queue of any length is walked
-// whole, although no program may loop that long.
+// User space runs `walk` repeatedly (BPF_PROG_RUN). Each run advances one cursor by STEPS steps along a worklist; a step
+// does a bounded amount of work (one packet, one node of a tree, one bucket). So a queue of any length is walked to its
+// end, although no program may loop that long.
 //
-//   work      what to walk. Written by user space.
-//   cursor    where the walk is: reset by user space, moved here.
-//   outputs   the records of what was found. Written here from cursor.position on; user space takes them, and sets the
-//             position back.
-//   scratch   working memory: too much for the stack.
+//   work      the items to walk. Written by user space.
+//   cursor    the state of the walk: reset by user space, advanced here.
+//   outputs   the records of the results. Written here from cursor.position on; user space reads them, and resets the
+//             position.
+//   scratch   working memory: too large for the stack.
 //
-// Nothing is locked. Every read may fault, every pointer may be stale: back links, parents and lengths are checked, and
-// at the end that the item still begins with what it began with: a queue that was read from meanwhile does not. A walk
-// that finds one wrong ends with STATUS_RACE for user space to walk again. Every item ends in one END record.
+// Nothing is locked. Every read may fault, every pointer may be stale. So back links, parents and lengths are checked,
+// and at the end, that the item's first entry is still the same: it is not if a queue was read from meanwhile. If a
+// check fails, the walk ends with STATUS_RACE, and user space walks the item again. Every item ends in one END record.
 //
 // Defines from walker.py: offsets and sizes in bytes from BTF, PG_HEAD (enumerator), PAGE_SHIFT, STEPS, MAX_STEPS of
-// one item, WORK and RECORDS in entries, MAX_FRAGMENTS per packet, and what items and records are made of: KIND_,
-// ITEM_, RECORD_, TABLE_, SOCKET_, STATUS_.
+// one item, WORK and RECORDS in entries, MAX_FRAGMENTS per packet, and the constants in items and records: KIND_, ITEM_,
+// RECORD_, TABLE_, SOCKET_, STATUS_.
 
 #include "common.bpf.h"
 
 struct item {
     u64 head;
-    u32 count; // of buckets or pointers; for a packet chain the most that it can hold
+    u32 count; // number of buckets or pointers; for a packet chain the maximum length
     u16 stride;
     u16 node;
     u8 kind;
     u8 flags;
     u8 order;
-    u8 consumed; // where a packet's control block tells how much of it was read, in bytes; 0: it is read whole
+    u8 consumed; // offset in a packet's control block of the bytes already read; 0: packets are read whole
     u8 unused[4];
 };
 
-#define CONTROL_MASK 63 // more than any offset in the 48 bytes of a control block
+#define CONTROL_MASK 63 // larger than any offset in the 48 bytes of a control block
 
 struct record {
     u64 value;
     u32 item;
     u8 type;
     u8 flags;
-    // NET: which table; PACKET: size of a head from slab, in HEAD_UNIT_BYTES; FRAGMENT, HEAD: order; SOCKET: how;
+    // NET: the table; PACKET: size of a head from slab, in HEAD_UNIT_BYTES; FRAGMENT, HEAD: order; SOCKET: how;
     // END: status
     u16 detail;
 };
@@ -50,8 +50,8 @@ enum { PHASE_START, PHASE_LIST, PHASE_DOWN, PHASE_VISIT, PHASE_RIGHT, PHASE_UP }
 
 struct cursor {
     u64 current, previous, last_page, files;
-    u64 first;             // what the item's head led to when the walk began; of a table whether a chain was lost
-    u64 resume[MAX_DEPTH]; // where the walk goes on after each open frag list
+    u64 first;             // what the item's head pointed to when the walk started; of a table whether a chain was lost
+    u64 resume[MAX_DEPTH]; // where the walk continues after each open frag list
     u64 linear_to_page, socket_file_operations, net_operations; // facts, from user space; 0 when unknown
     u32 item, items, position, done;
     u32 phase, in_tree, depth, file, count, steps, fragments, unused;
@@ -77,18 +77,18 @@ BPF_ARRAY(scratches, struct scratch, 1);
 #define FIELD(type, memory, offset) (*(type *)((memory) + (offset)))
 
 // The verifier follows both sides of every branch, for every fragment of every step, and from Linux 6.18 on both values
-// of an arithmetic mask too. What runs for each fragment therefore computes with 0 and 1 instead: IS_SET(v) is 1 when v
-// is not 0, IS_LESS(a, b) when a < b, as signed numbers that are not huge.
+// of an arithmetic mask too. So the code that runs for each fragment computes with 0 and 1 instead: IS_SET(v) is 1 if v
+// is not 0, IS_LESS(a, b) is 1 if a < b, for signed numbers that are not huge.
 static inline u64 opaque(u64 value)
 {
-    AS_WRITTEN(value); // else the compiler sees that it is 0 or 1, and branches on it
+    AS_WRITTEN(value); // otherwise the compiler sees that it is 0 or 1, and branches on it
     return value;
 }
 #define IS_SET(value) opaque(((value) | -(value)) >> 63)
 #define IS_LESS(left, right) opaque(((u64)(left) - (u64)(right)) >> 63)
 
-// From any page of a block to its head: returns it, leaves order and flags in scratch; 0 when it can't be read.
-// A tail names its head (compound_head), or, where struct page's size is a power of two, keeps a mask that leads to it
+// From any page of a block to its head: returns it, leaves order and flags in scratch; 0 if it can't be read.
+// A tail points to its head (compound_head), or, if the size of struct page is a power of two, has a mask to compute it
 // (compound_info, Linux 7.1); a mask has all high bits set, which no address of the page array has.
 static inline u64 block_of(struct scratch *scratch, u64 page)
 {
@@ -110,7 +110,7 @@ static inline u64 block_of(struct scratch *scratch, u64 page)
 
 static inline void put(struct cursor *cur, struct output *out, u8 type, u8 flags, u16 detail, u64 value)
 {
-    // A run stops STEP_RECORDS before the end: the mask is for the verifier.
+    // A run stops STEP_RECORDS before the end; the mask is for the verifier.
     struct record *record = &out->records[cur->position & (RECORDS - 1)];
     record->value = value;
     record->item = cur->item;
@@ -120,14 +120,14 @@ static inline void put(struct cursor *cur, struct output *out, u8 type, u8 flags
     cur->position++;
 }
 
-// Keep what was put last only if `keep` is 1, not 0.
+// Keep the last record only if `keep` is 1, not 0.
 static inline void keep_if(struct cursor *cur, u64 keep)
 {
     cur->position -= 1 - keep;
 }
 
-// A block that one fragment lies in; neighbours often share one, which is told once. Memory of a device (net_iov) has
-// the low bit set (include/net/netmem.h) and no page.
+// The block that a fragment is in; adjacent fragments often share one, which is recorded once. Device memory (net_iov)
+// has the low bit set (include/net/netmem.h) and no page.
 static inline void put_block(struct scratch *scratch, struct cursor *cur, struct output *out, u64 memory)
 {
     u64 is_page = opaque(1 - (memory & 1)), block = block_of(scratch, memory * is_page) * is_page;
@@ -137,9 +137,9 @@ static inline void put_block(struct scratch *scratch, struct cursor *cur, struct
     cur->last_page = block;
 }
 
-// A head that is no slab object but pages of its own: cut from a page fragment, or too large for any slab
-// (mm/slab_common.c: beyond two pages kmalloc takes a compound page). Returns 1 when it is one, else 0. A page that
-// can't be read or is too small means that the head is no memory of the linear map: netlink's may be vmalloc.
+// A head with pages of its own instead of a slab object: cut from a page fragment, or too large for any slab
+// (mm/slab_common.c: beyond two pages kmalloc takes a compound page). Returns 1 for such a head, else 0. A page that
+// can't be read or is too small means that the head is not in the linear map: netlink's may be vmalloc.
 static inline u64 put_head(struct scratch *scratch, struct cursor *cur, struct output *out, u64 head, u64 bytes)
 {
     u64 is_cut = IS_SET((u64)(FIELD(u8, scratch->packet, PACKET_HEAD_FRAG_BYTE) & PACKET_HEAD_FRAG_MASK));
@@ -152,8 +152,8 @@ static inline u64 put_head(struct scratch *scratch, struct cursor *cur, struct o
     return is_own;
 }
 
-// One packet: its size, its head, what it carries. Its fragments and files are left to the next steps, so that the
-// verifier follows those loops once. Returns its frag list, NULL when it has none.
+// One packet: its size, its head, its payload. Its fragments and files are left to the next steps, so that the verifier
+// follows those loops once. Returns its frag list, NULL if it has none.
 static inline u64 visit(struct scratch *scratch, struct cursor *cur, struct output *out, u64 item_flags, u64 consumed)
 {
     u64 head = FIELD(u64, scratch->packet, PACKET_HEAD), end = FIELD(u32, scratch->packet, PACKET_END),
@@ -166,7 +166,7 @@ static inline u64 visit(struct scratch *scratch, struct cursor *cur, struct outp
     put(cur, out, RECORD_IDENTITY, 0, cur->count, cur->current ^ (length << 32));
     keep_if(cur, IS_LESS(cur->count, IDENTITIES) * (1 - is_member));
     put(cur, out, RECORD_SOCKET, 0, SOCKET_UNACCEPTED, FIELD(u64, scratch->packet, PACKET_SOCKET));
-    // A packet that was taken meanwhile and used again has no socket yet.
+    // A packet that was taken and reused meanwhile has no socket yet.
     keep_if(cur, opaque(item_flags & ITEM_EMBRYOS) / ITEM_EMBRYOS * IS_SET(FIELD(u64, scratch->packet, PACKET_SOCKET)));
     is_own = put_head(scratch, cur, out, head, bytes);
     put(cur, out, RECORD_PACKET, is_member * RECORD_IS_MEMBER + unreadable * RECORD_UNREADABLE,
@@ -178,7 +178,7 @@ static inline u64 visit(struct scratch *scratch, struct cursor *cur, struct outp
     return FIELD(u64, scratch->shared, SHARED_FRAGMENT_LIST);
 }
 
-// The fragments of the packet that was visited last.
+// The fragments of the last visited packet.
 static inline void visit_fragments(struct scratch *scratch, struct cursor *cur, struct output *out)
 {
     u32 fragments = cur->fragments;
@@ -193,7 +193,7 @@ static inline void visit_fragments(struct scratch *scratch, struct cursor *cur, 
     }
 }
 
-// SCM_RIGHTS: the next of the files that travel with the packet that was visited last (include/net/scm.h).
+// SCM_RIGHTS: the next of the files that are in flight with the last visited packet (include/net/scm.h).
 static inline void visit_file(struct cursor *cur, struct output *out)
 {
     u16 files = 0;
@@ -214,7 +214,7 @@ static inline void visit_file(struct cursor *cur, struct output *out)
         put(cur, out, RECORD_SOCKET, 0, SOCKET_IN_FLIGHT, sk);
 }
 
-// Where a network namespace keeps its sockets: of each hash table the address, then the number of its buckets.
+// The tables of sockets in a network namespace: the address of each hash table, then the number of its buckets.
 static inline void put_tables(struct cursor *cur, struct output *out, u64 net)
 {
 #ifdef HAS_TABLES
@@ -253,7 +253,7 @@ static inline u16 step_pipe(struct scratch *scratch, struct cursor *cur, struct 
         cur->first = tail;
     if (cur->first != tail) {
         cur->count++;
-        return STATUS_RACE; // read meanwhile: the slots that are left are counted from another one
+        return STATUS_RACE; // it was read meanwhile: the remaining slots are counted from another one
     }
     if (at < used && at < slots) {
         buffers += (u64)((tail + at) & (slots - 1)) * PIPE_BUFFER_SIZE;
@@ -272,7 +272,7 @@ static inline u16 step_pipe(struct scratch *scratch, struct cursor *cur, struct 
     return 0;
 }
 
-// How many packets there can be in the item's list or chain.
+// The maximum number of packets in the item's list or chain.
 static inline u32 limit_of(struct item *item)
 {
     u32 limit = item->count;
@@ -281,15 +281,15 @@ static inline u32 limit_of(struct item *item)
     return limit;
 }
 
-// What the packet that was visited last left to do: its fragments, its files, the end of the frag list that it was in.
-// Returns 1 when that was this step, else 0.
+// What the last visited packet left to do: its fragments, its files, the end of the frag list that it was in.
+// Returns 1 if that was this step, else 0.
 static inline int finish_packet(struct scratch *scratch, struct cursor *cur, struct output *out)
 {
     if (cur->fragments) {
         visit_fragments(scratch, cur, out);
     } else if (cur->files) {
         visit_file(cur, out);
-    } else if (cur->depth && !cur->current) { // on behind the frag list's head
+    } else if (cur->depth && !cur->current) { // continue after the frag list's head
         cur->depth--;
         cur->current = cur->resume[cur->depth & (MAX_DEPTH - 1)];
         if (!cur->depth && cur->in_tree)
@@ -300,7 +300,7 @@ static inline int finish_packet(struct scratch *scratch, struct cursor *cur, str
     return 1;
 }
 
-// Each step below does a bounded part of an item's walk. It returns 0 to go on, or the status that the walk ends with.
+// Each step below does a bounded part of an item's walk. It returns 0 to continue, or the status that ends the walk.
 
 static inline u16 start_item(struct cursor *cur, struct item *item)
 {
@@ -328,7 +328,7 @@ static inline u16 start_item(struct cursor *cur, struct item *item)
     return status;
 }
 
-// The next connection that nobody accepted yet.
+// The next connection that has not been accepted yet.
 static inline u16 step_accept(struct cursor *cur, struct output *out)
 {
     u64 sk = 0, next = 0;
@@ -414,7 +414,7 @@ static inline u16 step_blocks(struct scratch *scratch, struct cursor *cur, struc
     return 0;
 }
 
-// In a tree: down to the left, as far as it goes.
+// In a tree: down to the left, as far as possible.
 static inline u16 step_down(struct cursor *cur)
 {
     u64 left = 0, parent = 0;
@@ -431,7 +431,7 @@ static inline u16 step_down(struct cursor *cur)
     return 0;
 }
 
-// ... then, after a visit, once to the right.
+// ... then, after a visit, right once.
 static inline u16 step_right(struct cursor *cur)
 {
     u64 right = 0;
@@ -444,7 +444,7 @@ static inline u16 step_right(struct cursor *cur)
     return status;
 }
 
-// ... and up again where there is nothing to the right.
+// ... and up again if there is nothing to the right.
 static inline u16 step_up(struct cursor *cur)
 {
     u64 parent = 0, left = 0, right = 0;
@@ -462,7 +462,7 @@ static inline u16 step_up(struct cursor *cur)
     return 0;
 }
 
-// Read the packet that the cursor stands on, of a list, a chain, a tree or a frag list.
+// Read the packet at the cursor, in a list, a chain, a tree or a frag list.
 static inline u16 read_packet(struct scratch *scratch, struct cursor *cur, struct item *item)
 {
     u64 current = cur->current;
@@ -474,9 +474,9 @@ static inline u16 read_packet(struct scratch *scratch, struct cursor *cur, struc
     if (bpf_probe_read_kernel(scratch->packet, PACKET_SIZE, (void *)current))
         return STATUS_FAULT;
     if (in_list && cur->count >= limit_of(item))
-        return STATUS_RACE; // more than there are: some were taken meanwhile
+        return STATUS_RACE; // more than the queue has: some were taken meanwhile
     if (item->kind == KIND_PACKET_LIST && !cur->depth && FIELD(u64, scratch->packet, PACKET_PREVIOUS) != cur->previous)
-        return STATUS_RACE; // taken from this queue, perhaps put on another
+        return STATUS_RACE; // taken from this queue, perhaps added to another
     return 0;
 }
 
@@ -532,7 +532,7 @@ static inline u16 step_item(struct scratch *scratch, struct cursor *cur, struct 
     return step_packet(scratch, cur, out, item);
 }
 
-// Tell how the walk of an item ended; an item that has changed since its walk started is not whole.
+// Record how the walk of an item ended; an item that has changed since its walk started is not complete.
 static inline void end_item(struct cursor *cur, struct output *out, struct item *item, u16 status)
 {
     u32 expected = cur->count;
@@ -544,7 +544,7 @@ static inline void end_item(struct cursor *cur, struct output *out, struct item 
     if (status == STATUS_WHOLE && (expected != cur->count || first != cur->first))
         status = STATUS_RACE;
     put(cur, out, RECORD_END, 0, status, cur->count | ((u64)expected << 32));
-    cur->fragments = 0; // else those of a packet that was nested too deep would count for the next item
+    cur->fragments = 0; // otherwise those of a packet that was nested too deeply would count for the next item
     cur->files = 0;
     cur->item++;
     cur->phase = PHASE_START;
@@ -561,7 +561,7 @@ int walk(void *ctx)
     NO_UNROLL
     for (int step = 0; step < STEPS; step++) {
         if (cur->position > RECORDS - STEP_RECORDS)
-            break; // no room for a step: user space takes the records
+            break; // no room for a step: user space reads the records first
         if (finish_packet(scratch, cur, out))
             continue;
         u32 at = cur->item;

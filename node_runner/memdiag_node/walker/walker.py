@@ -1,6 +1,6 @@
 """Walking kernel lists of packets and pages to their last page (walker.bpf.c).
 
-The walker gives records in the order of the worklist; `analyze` code never sees them, only the tally of each queue.
+The walker returns records in the order of the worklist; other packages see only the tally of each queue.
 """
 
 import errno
@@ -22,7 +22,7 @@ from memdiag_node.resource import Resource
 
 
 class Kind(IntEnum):
-    """What an item of the worklist is."""
+    """The kind of an item of the worklist."""
 
     PACKET_LIST = 0
     """struct sk_buff_head."""
@@ -35,7 +35,7 @@ class Kind(IntEnum):
     TABLE = 4
     """`count` buckets, `stride` bytes apart, of sockets linked by a node `node` bytes inside."""
     NETS = 5
-    """list_head inside a struct net, on the list of all: gives the tables of each."""
+    """list_head inside a struct net, on the list of all network namespaces: returns the tables of each."""
     BLOCKS = 6
     """`count` pointers into the linear map, `stride` bytes apart, each to a block of order `order`."""
     PIPE = 7
@@ -43,7 +43,7 @@ class Kind(IntEnum):
 
 
 class RecordType(IntEnum):
-    """What a record tells."""
+    """The kind of a record."""
 
     PACKET = 1
     IDENTITY = 2
@@ -55,7 +55,7 @@ class RecordType(IntEnum):
 
 
 class Table(IntEnum):
-    """Which hash table of a network namespace."""
+    """A hash table of a network namespace."""
 
     UNIX = 0
     TCP = 1
@@ -64,7 +64,7 @@ class Table(IntEnum):
 
 
 class Status(IntEnum):
-    """How the walk of an item ended; 0 for one that was not reached."""
+    """How the walk of an item ended; 0 for an item that was not reached."""
 
     NOT_REACHED = 0
     WHOLE = 1
@@ -75,7 +75,7 @@ class Status(IntEnum):
 
 
 class Found(IntEnum):
-    """How the walk came upon a socket."""
+    """How the walk found a socket."""
 
     LISTED = 1
     UNACCEPTED = 2
@@ -85,20 +85,20 @@ class Found(IntEnum):
 ITEM_UNIX, ITEM_EMBRYOS = 1, 2
 """Flags of an item.
 
-ITEM_UNIX: packets carry a unix_skb_parms, files in flight. ITEM_EMBRYOS: they are a UNIX listener's, and each stands
-for a socket that nobody accepted yet.
+ITEM_UNIX: packets carry a unix_skb_parms with files in flight. ITEM_EMBRYOS: they are a UNIX listener's, and each
+represents a socket that has not been accepted yet.
 """
 IS_MEMBER, UNREADABLE, IS_USER, IS_DEVICE, IS_SLAB = 1, 2, 4, 8, 16
 """Flags of a record.
 
-IS_MEMBER, of PACKET: part of a frag list, counted in its head's len and truesize. UNREADABLE, of PACKET, FRAGMENT: what
-lies behind it could not be read. IS_USER, of FRAGMENT, HEAD: a page of a process or of the page
-cache. IS_DEVICE, of FRAGMENT: device memory (net_iov), no page at all. IS_SLAB, of HEAD: from kmalloc, which the kernel
-counts as slab also where it takes whole pages.
+IS_MEMBER, of PACKET: part of a frag list, counted in its head's len and truesize. UNREADABLE, of PACKET, FRAGMENT: its
+target could not be read. IS_USER, of FRAGMENT, HEAD: a page of a process or of the page cache. IS_DEVICE, of
+FRAGMENT: device memory (net_iov), without a page. IS_SLAB, of HEAD: from kmalloc, which the kernel counts as slab even
+if it uses whole pages.
 """
 HEAD_UNIT_BYTES = 16
 IDENTITIES = 4
-"""Packets whose address and length are told, mixed, so that a later walk knows the queue again."""
+"""Packets whose address and length are recorded as a hash, so that a later walk recognizes the queue."""
 
 ITEM_DTYPE = np.dtype(
     [
@@ -131,15 +131,15 @@ _CURSOR_DTYPE = np.dtype(
 
 _WORK = 16_384
 _RECORDS = 512
-# Steps of one run. The verifier follows each of them, and how far it gets within its million instructions depends on
-# the compiler's code: with LLVM 14 sixteen steps take 144,000 of them (Linux 6.18).
+# Steps of one run. The verifier follows each of them, and how many fit into its limit of a million instructions depends
+# on the compiler's code: with LLVM 14, sixteen steps take 144,000 of them (Linux 6.18).
 _SOURCE = Path(__file__).with_suffix(".bpf.c")
 _STEPS = (16, 8, 4, 2, 1)
-_STEP_RECORDS = 64  # at most, of one step: a packet with all its fragments (MAX_SKB_FRAGS is at most 45)
-_RUNS_BETWEEN_CLOCKS = 1_024  # at most, also where nothing is found: empty buckets, pages already told
-_GATHER = 65_536  # records given to the caller at once: 1 MiB
-# Of one item, so that a walk gone astray ends. A socket takes packets of 2 GiB at most, each charged 512 bytes or more:
-# 4.2 million, of three steps.
+_STEP_RECORDS = 64  # maximum of one step: a packet with all its fragments (MAX_SKB_FRAGS is at most 45)
+_RUNS_BETWEEN_CLOCKS = 1_024  # maximum, even if nothing is found: empty buckets, pages already recorded
+_GATHER = 65_536  # records passed to the caller at once: 1 MiB
+# Of one item, so that a walk that leaves its item ends. A socket takes packets of 2 GiB at most, each charged 512 bytes
+# or more: 4.2 million, of three steps.
 _MAX_STEPS = 1 << 24
 
 _MAPS = {"work": ITEM_DTYPE, "outputs": np.dtype((RECORD_DTYPE, _RECORDS)), "cursors": _CURSOR_DTYPE}
@@ -214,13 +214,13 @@ _UNIX_BUCKETS = 512  # include/net/af_unix.h, UNIX_HASH_SIZE: 256 for bound and 
 
 
 def _kept_pages(btf: Btf) -> int:
-    """How many pages a pipe keeps: one, since 6.15 (46af8e2406c2) two."""
+    """The number of pages that a pipe keeps: one, since 6.15 (46af8e2406c2) two."""
     kept_bytes = btf.offset_bytes("pipe_inode_info", "fasync_readers") - btf.offset_bytes("pipe_inode_info", "tmp_page")
     return kept_bytes // 8
 
 
 def queue_defines(btf: Btf) -> dict[str, int]:
-    """What walker.bpf.c must know of the running kernel. Raises BtfError naming what it lacks."""
+    """The defines of walker.bpf.c for the running kernel. Raises BtfError naming what the kernel lacks."""
     fragment = (
         "skb_frag" if btf.has_struct("skb_frag") else "bio_vec"
     )  # 6.9, 21d2e6737c97: before, a frag was a bio_vec
@@ -248,7 +248,7 @@ def queue_defines(btf: Btf) -> dict[str, int]:
 
 
 def _load_walk(defines: dict[str, int]) -> tuple[BpfObject, RunnableProgram]:
-    """The walking program with as many steps in a run as the kernel's verifier accepts."""
+    """The walking program with as many steps per run as the kernel's verifier accepts."""
     for steps in _STEPS:
         bpf_object = BpfObject(_SOURCE, {**defines, "STEPS": steps}, _MAPS)
         try:
@@ -261,7 +261,7 @@ def _load_walk(defines: dict[str, int]) -> tuple[BpfObject, RunnableProgram]:
 
 
 class QueueWalker(Resource):
-    """The walking program, loaded once; a context manager. Raises BpfError when the kernel refuses it."""
+    """The walking program, loaded once; a context manager. Raises BpfError if the kernel refuses it."""
 
     def __init__(self, btf: Btf) -> None:
         defines = queue_defines(btf)
@@ -274,18 +274,18 @@ class QueueWalker(Resource):
             self._work = self._object.view("work", ITEM_DTYPE, _WORK)
             self._records = self._object.view("outputs", RECORD_DTYPE, _RECORDS)
             self._cursor = self._object.view("cursors", _CURSOR_DTYPE, 1)
-            for view in ("_work", "_records", "_cursor"):  # a numpy view keeps its mapping from being closed
+            for view in ("_work", "_records", "_cursor"):  # the mapping cannot be closed while a numpy view uses it
                 parts.callback(delattr, self, view)
             self._gathered = np.empty(_GATHER, RECORD_DTYPE)
 
     def net_items(self, net: int) -> npt.NDArray[np.void]:
-        """The item that leads from the network namespace at `net` to all; none where this kernel's are unknown."""
+        """The item that finds all network namespaces from that at `net`; empty if this kernel's layout is unknown."""
         items = np.zeros(1 if self._has_tables else 0, ITEM_DTYPE)
         items["head"], items["kind"] = net + self._net_list, Kind.NETS
         return items
 
     def table_items(self, tables: Iterable[tuple[int, int]]) -> npt.NDArray[np.void]:
-        """Items for the hash tables that walking `net_items` told of, each once: (which, value) as the records came."""
+        """Items for the hash tables that walking `net_items` found, each once: (which, value) in order of records."""
         pairs = list(tables)
         found = {address: (which, count) for (which, address), (_, count) in zip(pairs[::2], pairs[1::2], strict=True)}
         items = np.zeros(len(found), ITEM_DTYPE)
@@ -303,11 +303,11 @@ class QueueWalker(Resource):
         socket_file_operations: int = 0,
         net_operations: int = 0,
     ) -> Iterator[npt.NDArray[np.void]]:
-        """Walk every item (ITEM_DTYPE) and give its records (RECORD_DTYPE), in the order of the items, in pieces.
+        """Walk every item (ITEM_DTYPE) and yield its records (RECORD_DTYPE), in the order of the items, in pieces.
 
-        A piece is only valid until the next; its records name items by their index. Each item ends in one END record;
-        once it is `late` the remaining ones have none. A fact that is 0 switches off what
-        needs it: heads with pages of their own, files in flight, the list of namespaces.
+        A piece is only valid until the next; its records refer to items by index. Each item ends in one END record;
+        once `late` returns true, the remaining ones have none. A fact that is 0 disables the features that
+        need it: heads with pages of their own, files in flight, the list of namespaces.
         """
         for start in range(0, len(items), _WORK):
             batch = items[start : start + _WORK]
@@ -325,7 +325,7 @@ class QueueWalker(Resource):
                 return
 
     def _pieces(self, late: Callable[[], bool]) -> Iterator[npt.NDArray[np.void]]:
-        """The records of the batch that the cursor stands on, until it is done or it is late."""
+        """The records of the batch at the cursor, until it is done or `late` returns true."""
         position, done = self._cursor["position"], self._cursor["done"]
         gathered = 0
         for run in itertools.count(1):

@@ -1,4 +1,4 @@
-"""Walking items of the worklist, and again those that changed under the walk, until the time is up."""
+"""Walking items of the worklist, and again those that changed during the walk, until the time is up."""
 
 from dataclasses import dataclass
 
@@ -15,24 +15,24 @@ ATTEMPTS = 5
 
 @dataclass(slots=True)
 class Walked:
-    """What the items came to."""
+    """The results of the items."""
 
     table: npt.NDArray[np.void]
     """TALLY_DTYPE, one row for each item."""
     blocks: npt.NDArray[np.void]
     """BLOCK_DTYPE, each block once for each item, `owner` its number."""
     findings: npt.NDArray[np.void]
-    """FINDING_DTYPE: sockets that the walks came upon, also those of a walk that was made again."""
+    """FINDING_DTYPE: sockets that the walks found, including walks that were repeated."""
     tables: list[tuple[int, int]]
     """Hash tables of network namespaces (QueueWalker.table_items)."""
     blocks_left_out: int
 
     def count(self, status: Status) -> int:
-        """How many items ended so."""
+        """The number of items that ended with this status."""
         return int(np.count_nonzero(self.table["status"] == status))
 
     def replace(self, again: npt.NDArray[np.intp], newer: "Walked", *, better: npt.NDArray[np.bool_]) -> None:
-        """Take over the items that `newer` saw better; its item n is item again[n] here. Both find what they find."""
+        """Take the items that `newer` saw better; its item n is item again[n] here. The findings of both are kept."""
         replaced = again[better]
         self.table[replaced] = newer.table[better]
         blocks = newer.blocks[better[newer.blocks["owner"]]]
@@ -46,7 +46,7 @@ class Walked:
 
 @dataclass(frozen=True, slots=True)
 class Walks:
-    """The means to walk, and the time for it: what is left when that is over is not reached."""
+    """The walker and its time budget: items left when the time is up are not reached."""
 
     memory: KernelMemory
     walker: QueueWalker
@@ -57,9 +57,9 @@ class Walks:
         return self.budget.late()
 
     def walk(self, items: npt.NDArray[np.void], *, max_blocks: int, attempts: int = ATTEMPTS) -> Walked:
-        """Walk the items (ITEM_DTYPE), and again those that changed meanwhile or could not be read.
+        """Walk the items (ITEM_DTYPE), and repeat those that changed meanwhile or could not be read.
 
-        Of several unfinished walks of an item the one counts that saw as many packets as there are, or nearly.
+        Of several incomplete walks of an item, the one whose number of packets is nearest to the queue's length counts.
         """
         walked = self._walk_once(items, max_blocks)
         for _ in range(attempts - 1):
@@ -84,7 +84,7 @@ class Walks:
 
 
 def is_better(older: npt.NDArray[np.void], newer: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
-    """For each item (TALLY_DTYPE) whether `newer` is whole, or at least nearer to the queue's length."""
+    """For each item (TALLY_DTYPE) whether `newer` is complete, or at least nearer to the queue's length."""
 
     def missed(table: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
         difference: npt.NDArray[np.int64] = table["packets"].astype(np.int64) - table["expected"]

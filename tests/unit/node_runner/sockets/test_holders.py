@@ -39,7 +39,7 @@ def test_a_fin_is_no_unread_byte_and_a_part_that_was_read_is_none_either() -> No
     [
         (IS_ORPHANED, "orphaned"),
         (HAS_SOCKET, "the kernel's own"),
-        (HAS_SOCKET | HAS_FILE, "open, but as no fd"),
+        (HAS_SOCKET | HAS_FILE, "open, but not as an fd"),
     ],
 )
 def test_why_no_process_holds_it(flags: int, reason: str) -> None:
