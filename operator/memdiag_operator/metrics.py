@@ -20,7 +20,7 @@ from prometheus_client import (
 from memdiag_api.conditions import Reason
 from memdiag_api.evidence import VerdictKind
 from memdiag_api.report import MemoryDiagnosisReport
-from memdiag_operator.decide.changes import run_begins, run_end
+from memdiag_operator.decide.changes import run_end, run_starts
 from memdiag_operator.decide.limits import Load
 from memdiag_operator.decide.plan import Plan
 from memdiag_operator.decide.slots import Allotment
@@ -139,7 +139,7 @@ class OperatorMetrics:
 
     def applied(self, diagnosis: Diagnosis, plan: Plan) -> None:
         """A plan made for `diagnosis` has been carried out."""
-        if run_begins(diagnosis, plan):
+        if run_starts(diagnosis, plan):
             self._started.inc()
         end = run_end(diagnosis, plan)
         if end is None:

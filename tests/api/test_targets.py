@@ -150,7 +150,7 @@ def app(world: World, name: str = "nginx") -> str:
     return name
 
 
-def at_work(node: HollowNode, name: str, phase: str = "Running") -> None:
+def running_app(node: HollowNode, name: str, phase: str = "Running") -> None:
     """Run a pod on a node."""
     node.bind(name, "default")
     (one,) = container({"running": {}})["containerStatuses"]
@@ -161,7 +161,7 @@ def at_work(node: HollowNode, name: str, phase: str = "Running") -> None:
 def test_the_node_of_a_pod_is_diagnosed_and_the_pod_comes_first(world: World) -> None:
     world.node("elsewhere")
     node = world.node("here")
-    at_work(node, app(world))
+    running_app(node, app(world))
     world.ask("of-pod", {"podRef": {"namespace": "default", "name": "nginx"}})
     runner = node.runner()
     node.run(runner)
@@ -189,7 +189,7 @@ def unscheduled(world: World) -> None:
 
 
 def ended(world: World) -> None:
-    at_work(world.node("there"), app(world), phase="Succeeded")
+    running_app(world.node("there"), app(world), phase="Succeeded")
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_pod_without_a_node_says_why(world: World, prepare: Callable[[World], 
 
 def test_a_pod_on_a_node_that_may_not_be_diagnosed_is_refused(world: World) -> None:
     (node,) = labelled(world, "secret", labels=("private=yes",))
-    at_work(node, app(world))
+    running_app(node, app(world))
     world.ask("of-pod", {"podRef": {"namespace": "default", "name": "nginx"}})
     assert world.end("of-pod")[:2] == ("False", "NodeNotAllowed")
 

@@ -32,7 +32,7 @@ class RunEnd:
     """How each node's part ended."""
 
 
-def run_begins(diagnosis: Diagnosis, plan: Plan) -> bool:
+def run_starts(diagnosis: Diagnosis, plan: Plan) -> bool:
     """Whether `plan`, made for `diagnosis`, begins a run."""
     return plan.decided is not None and plan.decided.run_id != diagnosis.status.run_id
 
@@ -42,7 +42,7 @@ def node_steps(diagnosis: Diagnosis, plan: Plan) -> list[NodeStep]:
     status = plan.decided
     if status is None:
         return []
-    known = {} if run_begins(diagnosis, plan) else run_states(diagnosis)
+    known = {} if run_starts(diagnosis, plan) else run_states(diagnosis)
     messages = {one.node_name: one.message for one in status.results}
     return [
         NodeStep(one.node_name, one.reason, messages.get(one.node_name, ""))
@@ -56,15 +56,15 @@ def run_end(diagnosis: Diagnosis, plan: Plan) -> RunEnd | None:
     status = plan.decided
     if status is None or status.completion_time is None:
         return None
-    if diagnosis.is_finished and not run_begins(diagnosis, plan):
+    if diagnosis.is_finished and not run_starts(diagnosis, plan):
         return None
     found = {one.type: one for one in status.conditions}
     succeeded, leak = found[ConditionType.SUCCEEDED], found[ConditionType.LEAK_DETECTED]
-    began = status.start_time or status.completion_time
+    started = status.start_time or status.completion_time
     return RunEnd(
         result="succeeded" if succeeded.status is ConditionStatus.TRUE else "failed",
         reason=succeeded.reason,
         verdict=leak.reason,
-        duration_seconds=(status.completion_time - began).total_seconds(),
+        duration_seconds=(status.completion_time - started).total_seconds(),
         node_reasons=tuple(one.reason for one in status.node_states),
     )

@@ -9,9 +9,9 @@ from math import inf
 
 from memdiag_api.conditions import Reason
 from memdiag_operator.config import OperatorConfig
-from memdiag_operator.decide.changes import run_begins
+from memdiag_operator.decide.changes import run_starts
 from memdiag_operator.decide.claims import claim_of
-from memdiag_operator.decide.lifecycle import begins_run, is_suspended
+from memdiag_operator.decide.lifecycle import is_suspended, starts_run
 from memdiag_operator.decide.node_run import NodeRun, node_runs
 from memdiag_operator.decide.plan import Plan
 from memdiag_operator.decide.reconcile import reconcile
@@ -29,20 +29,20 @@ def decide(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan | 
     diagnosis = snapshot.diagnosis
     if diagnosis.metadata.deletion_timestamp:
         return Plan()  # owner references take everything along
-    if needs := _needs_to_begin(snapshot) if begins_run(diagnosis) else _needs_to_go_on(snapshot, config, now):
+    if needs := _needs_to_start(snapshot) if starts_run(diagnosis) else _needs_to_go_on(snapshot, config, now):
         return needs
     plan = reconcile(snapshot, config, now)
-    if run_begins(diagnosis, plan):
-        begun = diagnosis.model_copy(update={"status": plan.status})
+    if run_starts(diagnosis, plan):
+        started = diagnosis.model_copy(update={"status": plan.status})
         return decide(
-            Snapshot(diagnosis=begun, pods=snapshot.pods, refusals=snapshot.refusals, begun=plan), config, now
+            Snapshot(diagnosis=started, pods=snapshot.pods, refusals=snapshot.refusals, start_plan=plan), config, now
         )
-    return snapshot.begun.then(plan) if snapshot.begun else plan
+    return snapshot.start_plan.then(plan) if snapshot.start_plan else plan
 
 
-def _needs_to_begin(snapshot: Snapshot) -> Needs | None:
+def _needs_to_start(snapshot: Snapshot) -> Needs | None:
     spec = snapshot.diagnosis.spec
-    if snapshot.limit_reached is None and claim_of(snapshot.diagnosis).wants_to_begin:
+    if snapshot.limit_reached is None and claim_of(snapshot.diagnosis).wants_to_start:
         return Needs(snapshot, permission=True)
     if snapshot.limit_reached or snapshot.candidates or isinstance(spec, InvalidSpec) or spec_fault(spec):
         return None

@@ -25,7 +25,7 @@ class Claim:
     """Whether it has begun a run that has not ended."""
     unsettled_nodes: int = 0
     """Nodes whose part of that run has not ended."""
-    wants_to_begin: bool = False
+    wants_to_start: bool = False
     """Whether a run is to begin as soon as the limits on unfinished ones allow it."""
     nodes_wanted: int = 0
     """Of the run that is to begin: on how many nodes at most."""

@@ -6,7 +6,7 @@ from memdiag_operator.kube.objects import Diagnosis, InvalidSpec
 from memdiag_operator.status.states import run_states
 
 
-def begins_run(diagnosis: Diagnosis) -> bool:
+def starts_run(diagnosis: Diagnosis) -> bool:
     """Whether a run is to begin: the first, one after a suspension, or one that the annotation asks for."""
     status = diagnosis.status
     if is_suspended(diagnosis):
@@ -29,7 +29,7 @@ def is_settled(diagnosis: Diagnosis) -> bool:
     spec = diagnosis.spec
     has_ttl = not isinstance(spec, InvalidSpec) and spec.ttl_seconds_after_finished is not None
     is_seen = diagnosis.status.observed_generation == diagnosis.metadata.generation
-    return diagnosis.is_finished and is_seen and not has_ttl and not begins_run(diagnosis)
+    return diagnosis.is_finished and is_seen and not has_ttl and not starts_run(diagnosis)
 
 
 def handled_requests(status: MemoryDiagnosisStatus) -> list[str]:

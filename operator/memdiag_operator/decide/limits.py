@@ -26,32 +26,32 @@ class Load:
         return self.diagnoses <= limits.unfinished_diagnoses and self.node_runs <= limits.node_runs
 
 
-def load(claims: Iterable[Claim], beginning: Collection[str] = ()) -> Load:
-    """What is under way; `beginning`: names of those that begin right now, which their status does not say yet."""
+def load(claims: Iterable[Claim], starting: Collection[str] = ()) -> Load:
+    """What is under way; `starting`: names of those that begin right now, which their status does not say yet."""
     diagnoses = node_runs = 0
     for claim in claims:
-        if claim.is_under_way or claim.name in beginning:
+        if claim.is_under_way or claim.name in starting:
             diagnoses += 1
             node_runs += claim.unsettled_nodes if claim.is_under_way else claim.nodes_wanted
     return Load(diagnoses, node_runs)
 
 
-def may_begin(claim: Claim, claims: Iterable[Claim], beginning: Collection[str], limits: LimitSettings) -> bool:
+def may_start(claim: Claim, claims: Iterable[Claim], starting: Collection[str], limits: LimitSettings) -> bool:
     """Whether the run of `claim` may begin: everything that is under way or older leaves room for it."""
     place = _place(claim)
     counted = [
         one
         for one in claims
-        if one.is_under_way or one.name in beginning or (one.wants_to_begin and _place(one) <= place)
+        if one.is_under_way or one.name in starting or (one.wants_to_start and _place(one) <= place)
     ]
     return load(counted, {one.name for one in counted}).is_within(limits)
 
 
-def held_back(claims: Iterable[Claim], beginning: Collection[str], limits: LimitSettings) -> frozenset[str]:
+def held_back(claims: Iterable[Claim], starting: Collection[str], limits: LimitSettings) -> frozenset[str]:
     """Names of those that may not begin: from the oldest that does not fit on."""
     claims = tuple(claims)
-    total = load(claims, beginning)
-    waiting = sorted((one for one in claims if one.wants_to_begin and one.name not in beginning), key=_place)
+    total = load(claims, starting)
+    waiting = sorted((one for one in claims if one.wants_to_start and one.name not in starting), key=_place)
     diagnoses, node_runs = total.diagnoses, total.node_runs
     for index, claim in enumerate(waiting):
         diagnoses, node_runs = diagnoses + 1, node_runs + claim.nodes_wanted

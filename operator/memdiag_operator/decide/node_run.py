@@ -15,7 +15,7 @@ from memdiag_operator.decide.deadline import (
     shortfall,
     window_seconds,
 )
-from memdiag_operator.decide.lifecycle import begins_run
+from memdiag_operator.decide.lifecycle import starts_run
 from memdiag_operator.decide.plan import PodRemoval
 from memdiag_operator.decide.runner_pod import STOP_DEADLINE_SECONDS, runner_pod
 from memdiag_operator.decide.runner_state import Broken, Finished, RunnerState, Starting, Window, Working, runner_state
@@ -298,7 +298,7 @@ class NodeRun:
 def node_runs(snapshot: Snapshot) -> list[NodeRun]:
     """The run on each of its nodes, in their order; none when no run is under way."""
     diagnosis, spec = snapshot.diagnosis, snapshot.diagnosis.spec
-    idle = diagnosis.is_finished or begins_run(diagnosis) or diagnosis.metadata.deletion_timestamp
+    idle = diagnosis.is_finished or starts_run(diagnosis) or diagnosis.metadata.deletion_timestamp
     if idle or isinstance(spec, InvalidSpec):
         return []
     meta, run = diagnosis.metadata, diagnosis.status.run_id or ""

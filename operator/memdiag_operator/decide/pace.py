@@ -56,7 +56,7 @@ def paced(
     if is_only_progress(before, plan) and since_write_seconds < progress_seconds:
         return Plan()
     decided = plan.status or (before.status if snapshot.stored else None)
-    if decided is None or snapshot.begun or not _may_wait(snapshot, decided, since_write_seconds, now):
+    if decided is None or snapshot.start_plan or not _may_wait(snapshot, decided, since_write_seconds, now):
         return replace(plan, status=decided)
     return replace(plan, status=None, draft=plan.status, confirm=bool(plan.launches))
 

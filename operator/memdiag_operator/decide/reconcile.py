@@ -14,11 +14,11 @@ from memdiag_api.conditions import Reason
 from memdiag_api.diagnosis import MemoryDiagnosisSpec, NodeResult, NodeState, ReportReference
 from memdiag_api.limits import MAX_COVERAGE
 from memdiag_operator.config import OperatorConfig
-from memdiag_operator.decide.begin import begin, refuse
-from memdiag_operator.decide.lifecycle import begins_run, is_suspended
+from memdiag_operator.decide.lifecycle import is_suspended, starts_run
 from memdiag_operator.decide.node_run import Step, node_runs
 from memdiag_operator.decide.plan import Plan, PodRemoval, status_plan
 from memdiag_operator.decide.snapshot import Snapshot
+from memdiag_operator.decide.start import refuse, start
 from memdiag_operator.decide.stored_reports import said_size_bytes
 from memdiag_operator.decide.target import choose_nodes, spec_fault
 from memdiag_operator.kube import naming
@@ -33,7 +33,7 @@ from memdiag_operator.status.conditions import (
 )
 from memdiag_operator.status.progress import of_run
 from memdiag_operator.status.states import UNSETTLED, node_counts, run_states
-from memdiag_operator.status.trim import fit, most_telling
+from memdiag_operator.status.trim import fit, most_relevant
 
 MAX_NODES_IN_MESSAGE = 4
 
@@ -43,9 +43,9 @@ def reconcile(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan
     diagnosis = snapshot.diagnosis
     if diagnosis.metadata.deletion_timestamp:
         return Plan()  # owner references take everything along
-    if begins_run(diagnosis):
+    if starts_run(diagnosis):
         why = snapshot.limit_reached
-        return _hold_back(snapshot, why, now) if why else begin(snapshot, config, now)
+        return _hold_back(snapshot, why, now) if why else start(snapshot, config, now)
     if diagnosis.is_finished:
         return _tidy(snapshot, now)
     if is_suspended(diagnosis):
@@ -94,7 +94,7 @@ def _advance(snapshot: Snapshot, spec: MemoryDiagnosisSpec, config: OperatorConf
     states = [step.state for step in steps]
     bare = NodeResult(node_name=states[0].node_name, reason=states[0].reason)
     known = [step.result for step in steps if step.result] or [bare]
-    shown = most_telling(known)
+    shown = most_relevant(known)
     results, shortened = fit(shown)
     left_off = any(step.is_settled and step.result not in shown for step in steps)
     percent, progress = of_run([step.progress for step in steps])
@@ -170,9 +170,9 @@ def _progress(states: list[NodeState], known: list[NodeResult]) -> str:
     """How far the run is: what its runners do, or without any what the first in line waits for."""
     under_way = [result for result in known if result.reason == Reason.RUNNING]
     waiting = [result for result in known if result.reason == Reason.PENDING]
-    told = "; ".join(result.message for result in under_way[:MAX_NODES_IN_MESSAGE] or waiting[:1])
+    shown = "; ".join(result.message for result in under_way[:MAX_NODES_IN_MESSAGE] or waiting[:1])
     settled = sum(state.reason not in UNSETTLED for state in states)
-    return told if len(states) == 1 else f"{settled} of {len(states)} nodes done; {told}"
+    return shown if len(states) == 1 else f"{settled} of {len(states)} nodes done; {shown}"
 
 
 def _done_with(diagnosis: Diagnosis, pods: Iterable[Pod]) -> list[Pod]:

@@ -85,7 +85,7 @@ def runner_state(
         return Broken(Reason.RUNNER_EVICTED, _who_deletes(pod))
     if pod.status.phase is PodPhase.PENDING:
         return _pending(pod, node_name, now, grace, events)
-    return _at_work(pod, node_name, window, now)
+    return _running(pod, node_name, window, now)
 
 
 def _has_ended_by_itself(pod: Pod) -> bool:
@@ -164,14 +164,14 @@ def _pending(pod: Pod, node_name: str, now: datetime, grace: GraceSettings, even
     waiting = pod.main_container.state.waiting if pod.main_container else None
     if waiting and waiting.reason in _PULL_IMPOSSIBLE | _PULL_FAILURES | _START_FAILURES:
         return _container_waiting(waiting, node_name, since, grace)
-    said = ": ".join(part for part in (waiting.reason if waiting else "", _last_words(events)) if part)
+    said = ": ".join(part for part in (waiting.reason if waiting else "", _latest_event(events)) if part)
     if pod.spec.node_name and since > timedelta(seconds=grace.container_start_seconds):
         text = f"the runner's container was not started within {grace.container_start_seconds} s on node {node_name}"
         return Broken(Reason.RUNNER_FAILED, f"{text}: {said or 'its kubelet says nothing about it'}")
     return Starting(f"the runner is being started on node {node_name}" + (f" ({said})" if said else ""))
 
 
-def _last_words(events: Sequence[Event]) -> str:
+def _latest_event(events: Sequence[Event]) -> str:
     """The latest warning; without any, the latest event: it says what is still going on."""
     warnings = [event for event in events if event.type == "Warning"]
     latest = max(warnings or events, key=lambda event: event.seen_at or _LONG_AGO, default=None)
@@ -192,7 +192,7 @@ def _container_waiting(waiting: WaitingState, node_name: str, since: timedelta, 
     return Broken(Reason.RUNNER_FAILED, message) if over else Starting(message)
 
 
-def _at_work(pod: Pod, node_name: str, window: Window, now: datetime) -> Working:
+def _running(pod: Pod, node_name: str, window: Window, now: datetime) -> Working:
     running = pod.main_container.state.running if pod.main_container else None
     if running is None or running.started_at is None or not window.seconds:
         return Working(f"the runner is at work on node {node_name}")
@@ -200,8 +200,8 @@ def _at_work(pod: Pod, node_name: str, window: Window, now: datetime) -> Working
     elapsed = max(0, int((now - running.started_at).total_seconds()))
     if elapsed >= window.seconds:
         return Working(f"tracing on {node_name} is over after {window.seconds} s: waiting for the result")
-    told = elapsed // window.tick_seconds * window.tick_seconds
-    progress = tracing(told, window.seconds)
+    shown = elapsed // window.tick_seconds * window.tick_seconds
+    progress = tracing(shown, window.seconds)
     if window.tick_seconds >= window.seconds:
         return Working(f"tracing on {node_name} for {window.seconds} s", progress)
-    return Working(f"tracing on {node_name}: {told} s of {window.seconds} s", progress)
+    return Working(f"tracing on {node_name}: {shown} s of {window.seconds} s", progress)

@@ -32,7 +32,7 @@ class Snapshot:
     """Names of runner pods that do not exist, as the API server says: a watch may merely be behind."""
     stored: MemoryDiagnosisStatus | None = None
     """The status as it is stored, where that of `diagnosis` is decided and not written yet."""
-    begun: Plan | None = None
+    start_plan: Plan | None = None
     """How the run begins, where that is decided and not carried out yet; `diagnosis` has its status."""
     limit_reached: str | None = None
     """Why its run may not begin yet; empty when it may, None when nobody has asked."""

@@ -23,14 +23,14 @@ from memdiag_operator.kube.objects import Diagnosis, InvalidSpec
 from memdiag_operator.results.sanitize import clip
 from memdiag_operator.status.conditions import when_refused, while_running
 from memdiag_operator.status.progress import DONE, WAITING, of_run
-from memdiag_operator.status.trim import most_telling
+from memdiag_operator.status.trim import most_relevant
 
 MAX_NODES_IN_MESSAGE = 4
 LARGE_RUN_NODES = 100
 """Of a run on more nodes, whose reports may take 250 MiB, those of one former run are kept."""
 
 
-def begin(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
+def start(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
     """Choose the nodes, once for the whole run, and remember the run before."""
     diagnosis, spec = snapshot.diagnosis, snapshot.diagnosis.spec
     before, requested_at = diagnosis.status, diagnosis.requested_at
@@ -73,7 +73,7 @@ def begin(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
             "progress_percent": percent,
             "progress": progress,
             "node_states": [NodeState(node_name=name, reason=Reason.PENDING) for name in names],
-            "results": most_telling(shown),
+            "results": most_relevant(shown),
         }
     )
     plan = status_plan(diagnosis, status, while_running(Reason.PENDING, message, status.node_states), now)

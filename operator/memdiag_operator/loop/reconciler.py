@@ -14,10 +14,10 @@ from memdiag_operator.cluster.cluster import Cluster
 from memdiag_operator.cluster.errors import ClusterError, ConflictError, NotFoundError
 from memdiag_operator.cluster.fetch import fetch, read_snapshot, reread
 from memdiag_operator.cluster.orphans import orphans, remove_orphans
-from memdiag_operator.decide.changes import node_steps, run_begins
+from memdiag_operator.decide.changes import node_steps, run_starts
 from memdiag_operator.decide.claims import claim_of
 from memdiag_operator.decide.fleet import Fleet
-from memdiag_operator.decide.limits import may_begin, why_it_waits
+from memdiag_operator.decide.limits import may_start, why_it_waits
 from memdiag_operator.decide.plan import Plan
 from memdiag_operator.decide.slots import Allotment, allot
 from memdiag_operator.decide.snapshot import Needs, Snapshot
@@ -44,7 +44,7 @@ class Reconciler:
         """Set when a run has begun, whose progress is to be told, or a slot may have become free for another."""
         self.launch_lock = asyncio.Lock()
         """Counting runners and adding one must not be interleaved."""
-        self.beginning: set[str] = set()
+        self.starting: set[str] = set()
         """Names of the diagnoses whose run begins right now: the limits count them."""
         self.written_at: dict[str, float] = {}
         """By UID: when a status was last written. Without it, after a restart, progress is told once too often."""
@@ -151,7 +151,7 @@ class Reconciler:
 
     def _selects_nodes(self, name: str) -> bool:
         claim = self.cluster.cache.diagnoses.claim(name)
-        return claim is not None and claim.wants_to_begin and claim.selects_nodes
+        return claim is not None and claim.wants_to_start and claim.selects_nodes
 
     async def _reconcile(self, name: str) -> None:
         for _ in range(ATTEMPTS):
@@ -167,14 +167,14 @@ class Reconciler:
 
     async def _step(self, name: str, refusals: Mapping[str, str]) -> Mapping[str, str]:
         """Read, decide and do once. By pod name: why it was not created, which is to be decided about."""
-        began_at = time.monotonic()
+        started_at = time.monotonic()
         snapshot = await asyncio.to_thread(read_snapshot, self.cluster, name)
         if snapshot is None:
             return {}
         before = snapshot.diagnosis
         of_run(before.status.run_id)
         async with contextlib.AsyncExitStack() as held:
-            world = _World(self, before, held, began_at)
+            world = _World(self, before, held, started_at)
             applied = await drive(world, replace(snapshot, refusals=refusals), self.cluster.config)
         self.metrics.applied(before, applied.plan)
         _log(before, applied.plan)
@@ -187,13 +187,13 @@ class _World:
     """The cluster, for one step of one diagnosis; `held` is what nobody else may have until its plan is carried out."""
 
     def __init__(
-        self, reconciler: Reconciler, diagnosis: Diagnosis, held: contextlib.AsyncExitStack, began_at: float
+        self, reconciler: Reconciler, diagnosis: Diagnosis, held: contextlib.AsyncExitStack, started_at: float
     ) -> None:
         self._reconciler = reconciler
         self._cluster = reconciler.cluster
         self._diagnosis = diagnosis
         self._held = held
-        self._began_at = began_at
+        self._began_at = started_at
 
     def now(self) -> datetime:
         return self._cluster.now()
@@ -203,7 +203,7 @@ class _World:
 
     async def fetch(self, needs: Needs) -> Snapshot:
         if needs.permission:
-            return replace(needs.snapshot, limit_reached=self._why_not_begin())
+            return replace(needs.snapshot, limit_reached=self._why_not_start())
         if needs.allotment:
             await self._held.enter_async_context(self._reconciler.launch_lock)
             return replace(needs.snapshot, allotment=self._reconciler.allotment(needs.snapshot.diagnosis))
@@ -216,13 +216,13 @@ class _World:
             self._reconciler.written_at[self._diagnosis.metadata.uid] = time.monotonic()
         return refusals
 
-    def _why_not_begin(self) -> str:
+    def _why_not_start(self) -> str:
         # Nothing is awaited in between: of two that begin at the same time the second sees the first.
-        claim, beginning, limits = claim_of(self._diagnosis), self._reconciler.beginning, self._cluster.config.limits
-        if not may_begin(claim, self._cluster.cache.diagnoses.claims(), beginning, limits):
+        claim, starting, limits = claim_of(self._diagnosis), self._reconciler.starting, self._cluster.config.limits
+        if not may_start(claim, self._cluster.cache.diagnoses.claims(), starting, limits):
             return why_it_waits(limits)
-        beginning.add(claim.name)
-        self._held.callback(beginning.discard, claim.name)
+        starting.add(claim.name)
+        self._held.callback(starting.discard, claim.name)
         return ""
 
 
@@ -236,5 +236,5 @@ def _log(diagnosis: Diagnosis, plan: Plan) -> None:
         (logging.WARNING if one.type == "Warning" else logging.INFO, one.reason, one.message)
         for one in plan.announcements
     ]
-    for level, what, message in [*run, *nodes] if run_begins(diagnosis, plan) else [*nodes, *run]:
+    for level, what, message in [*run, *nodes] if run_starts(diagnosis, plan) else [*nodes, *run]:
         logger.log(level, "diagnosis %s: %s%s", name, what, f": {message}" if message else "")

@@ -112,7 +112,7 @@ class Sweep:
         """The diagnoses to look at now: all that something is to be done for, those that merely wait less often."""
         reconciler, cluster, now = self._reconciler, self._reconciler.cluster, time.monotonic()
         fleet, allotment = cluster.cache.fleet(), reconciler.allotment()
-        held = held_back(fleet.claims, reconciler.beginning, cluster.config.limits)
+        held = held_back(fleet.claims, reconciler.starting, cluster.config.limits)
         if self._is_answered:
             reconciler.metrics.swept(allotment, load(fleet.claims), len(held), time.time())
         names = due(fleet, held)

@@ -59,8 +59,8 @@ def holder_line(holder: HolderSummary, *, scope: SuspectScope | None = None) -> 
 def stack_line(stack: StackSummary) -> str:
     """The callers closest to the allocation, without offsets: `skb_page_frag_refill < sk_page_frag_refill`."""
     names = [frame.partition("+")[0] for frame in stack.frames]
-    telling = [name for name in names if not name.startswith(_ALLOCATOR_PREFIXES)] or names
-    shown = [quoted_unless(_PLAIN_SYMBOL, name, _SYMBOL_LIMIT) for name in telling[:_SUSPECT_FRAMES]]
+    callers = [name for name in names if not name.startswith(_ALLOCATOR_PREFIXES)] or names
+    shown = [quoted_unless(_PLAIN_SYMBOL, name, _SYMBOL_LIMIT) for name in callers[:_SUSPECT_FRAMES]]
     return " < ".join(shown) or "unknown stack"
 
 

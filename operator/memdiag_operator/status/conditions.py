@@ -153,10 +153,10 @@ def _succeeded(
                 ConditionStatus.FALSE, Reason.LEAK_FOUND, f"failOn is LeakDetected, and one was found: {summary}"
             )
         return Finding(ConditionStatus.TRUE, Reason.COMPLETED, summary)
-    told = list(failures[:MAX_FAILURES_IN_MESSAGE])
-    if len(told) < len(failed):
-        told.append(f"and {len(failed) - len(told)} more" if told else f"{len(failed)} failed")
-    message = "; ".join(told)
+    shown = list(failures[:MAX_FAILURES_IN_MESSAGE])
+    if len(shown) < len(failed):
+        shown.append(f"and {len(failed) - len(shown)} more" if shown else f"{len(failed)} failed")
+    message = "; ".join(shown)
     if len(failed) < len(states):
         count = f"{len(states) - len(failed)} of {len(states)} nodes delivered a result"
         return Finding(ConditionStatus.FALSE, Reason.PARTIAL_RESULTS, f"{count}; {message}")

@@ -18,7 +18,7 @@ MAX_RESULTS_BYTES = 60 * 1024
 """Of the 64 KiB that a status may have; the rest is for conditions and references."""
 
 
-def most_telling(results: Sequence[NodeResult]) -> list[NodeResult]:
+def most_relevant(results: Sequence[NodeResult]) -> list[NodeResult]:
     """Those that the status has place for: answers, weightiest first; some failures; then what is under way.
 
     An answer that is left off is in its node's report only, so what is under way, and can be told again, yields to it.

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from memdiag_api.conditions import Reason
 from memdiag_api.diagnosis import NodeResult
 from memdiag_operator.cluster.requests import classify
-from memdiag_operator.decide.changes import NodeStep, RunEnd, node_steps, run_begins, run_end
+from memdiag_operator.decide.changes import NodeStep, RunEnd, node_steps, run_end, run_starts
 from memdiag_operator.decide.plan import Plan
 from memdiag_operator.decide.reconcile import reconcile
 from memdiag_operator.decide.slots import allot
@@ -67,10 +67,10 @@ def samples(metrics: OperatorMetrics, family: str) -> dict[tuple[str, ...], floa
 
 def test_a_run_begins_once() -> None:
     plan = plan_for(NEW)
-    assert run_begins(NEW, plan)
+    assert run_starts(NEW, plan)
     assert plan.status
-    begun = diagnosis(status=plan.status.to_json_object())
-    assert not run_begins(begun, plan_for(begun))
+    started = diagnosis(status=plan.status.to_json_object())
+    assert not run_starts(started, plan_for(started))
 
 
 def test_each_nodes_step_is_told_once_and_progress_is_no_step() -> None:
@@ -98,7 +98,7 @@ def test_a_rerun_that_ends_as_it_begins_is_an_end_too() -> None:
     assert ended
     before = diagnosis(status=ended.to_json_object())
     again = Plan(status=ended.model_copy(update={"run_id": "another", "start_time": NOW}))
-    assert run_begins(before, again)
+    assert run_starts(before, again)
     end = run_end(before, again)
     assert end
     assert end.duration_seconds == 0
@@ -116,9 +116,9 @@ def test_the_queue_is_who_has_no_runner_yet_and_the_slots_are_held_by_runners() 
         diagnosis(name=f"d{number}", uid=f"uid-{number}", node=f"node-{number}", status=running_status())
         for number in range(5)
     ]
-    at_work = [pod(name=f"other-{number}", node_name=f"busy-{number}") for number in range(2)]
+    busy = [pod(name=f"other-{number}", node_name=f"busy-{number}") for number in range(2)]
     done = pod(name="done", node_name="busy-9", phase="Succeeded", state=terminated())
-    allotment = allot(fleet((*at_work, done), waiting), 3, NOW)
+    allotment = allot(fleet((*busy, done), waiting), 3, NOW)
     assert (allotment.slots_used, allotment.queue_length) == (2, 5)
 
 

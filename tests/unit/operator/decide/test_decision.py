@@ -57,7 +57,7 @@ def pending(**spec: Any) -> Diagnosis:
     return diagnosis(status=running_status(), spec=spec)
 
 
-def at_work() -> Diagnosis:
+def running_diagnosis() -> Diagnosis:
     return diagnosis(status=running_status(result=NodeResult(node_name=NODE, reason=Reason.RUNNING)))
 
 
@@ -90,8 +90,8 @@ def test_a_run_that_begins_goes_on_at_once_from_what_its_begin_has_decided() -> 
     chosen = Candidates(tuple(node(f"node-{number}") for number in range(3)))
     asked = needs(Snapshot(diagnosis=diagnosis(spec=SELECTOR), limit_reached="", candidates=chosen, pods=(pod(),)))
     assert asked.nodes == {"node-0": inf, "node-1": inf}
-    assert asked.snapshot.begun
-    assert asked.snapshot.diagnosis.status == asked.snapshot.begun.status
+    assert asked.snapshot.start_plan
+    assert asked.snapshot.diagnosis.status == asked.snapshot.start_plan.status
     # A cluster's nodes are not kept any longer than it takes to choose.
     assert (asked.snapshot.candidates, asked.snapshot.pods) == (None, (pod(),))
 
@@ -129,7 +129,7 @@ def test_a_run_that_ends_as_it_begins_takes_no_place_from_anyone(one: Diagnosis,
 
 
 def test_a_runner_that_the_cache_lacks_is_asked_for_before_its_run_ends() -> None:
-    snapshot = Snapshot(diagnosis=at_work())
+    snapshot = Snapshot(diagnosis=running_diagnosis())
     assert needs(snapshot) == Needs(snapshot, pods=(POD_NAME,))
     gone = replace(snapshot, absent_pods=frozenset({POD_NAME}), nodes={NODE: node()})
     ended = plan(gone).status
@@ -146,7 +146,7 @@ def test_a_runner_that_the_cache_lacks_is_asked_for_before_its_run_ends() -> Non
     ],
 )
 def test_how_old_a_reading_of_the_node_may_be(runner: Pod, max_age_seconds: float) -> None:
-    snapshot = Snapshot(diagnosis=at_work(), pods=(runner,))
+    snapshot = Snapshot(diagnosis=running_diagnosis(), pods=(runner,))
     assert needs(snapshot) == Needs(snapshot, nodes={NODE: max_age_seconds})
 
 
@@ -169,13 +169,13 @@ def test_nodes_that_are_known_are_not_asked_for() -> None:
 )
 def test_what_a_runner_left_or_suffers_from_is_asked_for_once(runner: Pod, asked: Callable[[Needs], object]) -> None:
     """A log that was not read among others waits for the next decision."""
-    snapshot = Snapshot(diagnosis=at_work(), pods=(runner,), nodes={NODE: node()})
+    snapshot = Snapshot(diagnosis=running_diagnosis(), pods=(runner,), nodes={NODE: node()})
     assert asked(needs(snapshot)) == (runner,)
     plan(replace(snapshot, outputs={}, events={}))
 
 
 def test_a_runner_that_works_needs_nothing_more() -> None:
-    plan(Snapshot(diagnosis=at_work(), pods=(pod(state=running()),), nodes={NODE: node()}))
+    plan(Snapshot(diagnosis=running_diagnosis(), pods=(pod(state=running()),), nodes={NODE: node()}))
 
 
 def test_a_slot_is_asked_for_and_then_the_node_as_it_is_now() -> None:
@@ -230,7 +230,10 @@ def test_what_launches_nothing_reads_nothing(one: Diagnosis) -> None:
 def test_a_result_is_decided_about_with_what_was_read() -> None:
     runner = pod(phase="Failed", state=terminated(exit_code=1))
     read = Snapshot(
-        diagnosis=at_work(), pods=(runner,), nodes={NODE: node()}, outputs={POD_NAME: RunnerOutput(b"Traceback")}
+        diagnosis=running_diagnosis(),
+        pods=(runner,),
+        nodes={NODE: node()},
+        outputs={POD_NAME: RunnerOutput(b"Traceback")},
     )
     ended = plan(read).status
     assert ended

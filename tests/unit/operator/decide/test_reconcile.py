@@ -81,7 +81,7 @@ def pending() -> Diagnosis:
     return diagnosis(status=running_status())
 
 
-def at_work(**spec: Any) -> Diagnosis:
+def running_diagnosis(**spec: Any) -> Diagnosis:
     result = NodeResult(node_name=NODE, pod_name=POD_NAME, reason=Reason.RUNNING, message="tracing")
     return diagnosis(status=running_status(result=result), spec=spec)
 
@@ -138,7 +138,7 @@ def test_without_a_look_at_the_fleet_nothing_is_launched() -> None:
 
 
 def test_progress_is_told() -> None:
-    plan = plan_for(world(at_work(), pods=(pod(state=running(12)),)))
+    plan = plan_for(world(running_diagnosis(), pods=(pod(state=running(12)),)))
     assert plan.status
     assert plan.status.nodes
     assert plan.status.nodes.running == 1
@@ -151,7 +151,7 @@ def test_progress_is_told() -> None:
 
 
 def test_a_result_is_stored_with_its_report_and_the_pod_stays() -> None:
-    snapshot = world(at_work(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(LOG)})
+    snapshot = world(running_diagnosis(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(LOG)})
     plan = plan_for(snapshot)
     assert plan.status
     assert plan.status.completion_time == NOW
@@ -169,7 +169,7 @@ def test_a_result_is_stored_with_its_report_and_the_pod_stays() -> None:
 
 
 def test_the_event_about_a_leak_names_the_suspect_and_what_to_do() -> None:
-    plan = plan_for(world(at_work(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(LOG)}))
+    plan = plan_for(world(running_diagnosis(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(LOG)}))
     assert plan.announcements[1].message == (
         "nginx[4711] fd 11 (no pod): 3.00 MiB unread pins 5.00 GiB. "
         "The node's runner says: Find out why it does not read, and restart or fix it."
@@ -182,7 +182,7 @@ def test_the_first_runner_at_work_is_told_once() -> None:
     (told,) = plan.announcements
     assert (told.type, told.reason) == ("Normal", "Running")
     assert told.message == f"Runner pod {POD_NAME} is at work on node {NODE}."
-    assert plan_for(world(at_work(), pods=(working,))).announcements == ()
+    assert plan_for(world(running_diagnosis(), pods=(working,))).announcements == ()
 
 
 def test_when_the_result_is_stored_the_pod_goes() -> None:
@@ -192,14 +192,14 @@ def test_when_the_result_is_stored_the_pod_goes() -> None:
 
 
 def test_a_log_that_cannot_be_read_yet_is_waited_for() -> None:
-    plan = plan_for(world(at_work(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(None, "refused")}))
+    plan = plan_for(world(running_diagnosis(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(None, "refused")}))
     assert plan.status
     assert plan.status.completion_time is None
     assert condition(plan.status, ConditionType.RECONCILING)[2].endswith("has ended: waiting for its log")
 
 
 def test_deciding_twice_about_the_same_world_changes_nothing_more() -> None:
-    snapshot = world(at_work(), pods=(pod(state=running(12)),))
+    snapshot = world(running_diagnosis(), pods=(pod(state=running(12)),))
     first = plan_for(snapshot)
     assert first.status
     stored = Diagnosis.model_validate(
@@ -283,13 +283,13 @@ ENDINGS = {
         "last seen: tracing on node1 is over",
     ),
     "the node is rebooted while the runner works": Ending(
-        world(at_work(), nodes=(node(nodeInfo={"bootID": "boot-2"}),), pods=(pod(state=running()),)),
+        world(running_diagnosis(), nodes=(node(nodeInfo={"bootID": "boot-2"}),), pods=(pod(state=running()),)),
         Reason.NODE_LOST,
         "was rebooted",
     ),
     "the node is rebooted, and its kubelet says that the runner has ended": Ending(
         world(
-            at_work(),
+            running_diagnosis(),
             nodes=(node(nodeInfo={"bootID": "boot-2"}),),
             pods=(pod(phase="Failed", state=terminated(exit_code=255, reason="Unknown")),),
         ),
@@ -297,7 +297,7 @@ ENDINGS = {
         "was rebooted",
     ),
     "the node is removed, and another takes its name": Ending(
-        world(at_work(), nodes=(node(uid="another"),), pods=(pod(state=running()),)),
+        world(running_diagnosis(), nodes=(node(uid="another"),), pods=(pod(state=running()),)),
         Reason.NODE_LOST,
         "another of that name has joined",
     ),
@@ -308,13 +308,15 @@ ENDINGS = {
         config=CONFIG.model_copy(update={"allowed_nodes": AllowedNodes(match_labels={"pool": "web"})}),
     ),
     "the node is removed": Ending(
-        world(at_work(), nodes=(), pods=(pod(state=running()),)), Reason.NODE_LOST, "was removed"
+        world(running_diagnosis(), nodes=(), pods=(pod(state=running()),)), Reason.NODE_LOST, "was removed"
     ),
-    "the node is removed and the pod with it": Ending(world(at_work(), nodes=()), Reason.NODE_LOST, "was removed"),
-    "the pod is deleted by someone": Ending(world(at_work()), Reason.RUNNER_EVICTED, "someone else"),
+    "the node is removed and the pod with it": Ending(
+        world(running_diagnosis(), nodes=()), Reason.NODE_LOST, "was removed"
+    ),
+    "the pod is deleted by someone": Ending(world(running_diagnosis()), Reason.RUNNER_EVICTED, "someone else"),
     "kernel without BTF": Ending(
         world(
-            at_work(),
+            running_diagnosis(),
             pods=(pod(phase="Failed", state=terminated(unsupported(), exit_code=3)),),
             outputs={POD_NAME: RunnerOutput(b"")},
         ),
@@ -323,7 +325,7 @@ ENDINGS = {
     ),
     "out of memory": Ending(
         world(
-            at_work(),
+            running_diagnosis(),
             pods=(pod(phase="Failed", state=terminated(exit_code=137, reason="OOMKilled")),),
             outputs={POD_NAME: RunnerOutput(b"")},
         ),
@@ -331,7 +333,7 @@ ENDINGS = {
         "memory limit",
     ),
     "a broken document": Ending(
-        world(at_work(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(LOG.replace(b"nginx", b"NGINX"))}),
+        world(running_diagnosis(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(LOG.replace(b"nginx", b"NGINX"))}),
         Reason.RESULT_INVALID,
         "SHA-256",
     ),
@@ -339,11 +341,13 @@ ENDINGS = {
         world(diagnosis(status=running_status(), spec={"terminate": True})), Reason.TERMINATED, "before a runner"
     ),
     "terminated while it started": Ending(
-        world(at_work(terminate=True), pods=(pod(phase="Pending"),)), Reason.TERMINATED, "before the runner was at work"
+        world(running_diagnosis(terminate=True), pods=(pod(phase="Pending"),)),
+        Reason.TERMINATED,
+        "before the runner was at work",
     ),
     "terminated, and it left what it had": Ending(
         world(
-            at_work(terminate=True),
+            running_diagnosis(terminate=True),
             pods=(pod(phase="Failed", reason="DeadlineExceeded", state=terminated(MESSAGE)),),
             outputs={POD_NAME: RunnerOutput(LOG)},
         ),
@@ -353,7 +357,7 @@ ENDINGS = {
     ),
     "cut short by the kubelet, and it left what it had": Ending(
         world(
-            at_work(),
+            running_diagnosis(),
             pods=(pod(phase="Failed", reason="DeadlineExceeded", state=terminated(MESSAGE)),),
             outputs={POD_NAME: RunnerOutput(LOG)},
         ),
@@ -403,7 +407,7 @@ def test_a_spec_of_another_version_ends_as_invalid() -> None:
 
 
 def test_suspension_ends_a_runner_and_stops_the_clock() -> None:
-    plan = plan_for(world(at_work(suspend=True), pods=(pod(state=running()),)))
+    plan = plan_for(world(running_diagnosis(suspend=True), pods=(pod(state=running()),)))
     assert plan.status
     assert plan.status.start_time is None
     assert [removal.name for removal in plan.removals] == [POD_NAME]
@@ -431,16 +435,16 @@ def test_pods_of_a_former_run_are_removed() -> None:
 
 
 def test_termination_asks_the_runner_to_end_once() -> None:
-    plan = plan_for(world(at_work(terminate=True), pods=(pod(state=running()),)))
+    plan = plan_for(world(running_diagnosis(terminate=True), pods=(pod(state=running()),)))
     assert [one.name for one in plan.stops] == [POD_NAME]
     assert plan.status
     assert plan.status.completion_time is None
     asked = pod(state=running(), deadline_seconds=1)
-    assert plan_for(world(at_work(terminate=True), pods=(asked,))).stops == ()
+    assert plan_for(world(running_diagnosis(terminate=True), pods=(asked,))).stops == ()
 
 
 def test_at_the_deadline_the_runner_is_asked_to_end_and_waited_for() -> None:
-    overdue = at_work().model_copy(
+    overdue = running_diagnosis().model_copy(
         update={"status": MemoryDiagnosisStatus.model_validate(running_status(started=ago(900)))}
     )
     plan = plan_for(world(overdue, pods=(pod(state=running(700)),)))
@@ -581,7 +585,7 @@ def test_a_later_generation_is_seen_after_the_end() -> None:
         pytest.param(world(diagnosis()), False, id="not begun"),
         pytest.param(world(pending(), pods=(pod(phase="Pending"),)), False, id="has its pod"),
         pytest.param(world(pending(), nodes=()), False, id="no node"),
-        pytest.param(world(at_work()), False, id="its pod is gone"),
+        pytest.param(world(running_diagnosis()), False, id="its pod is gone"),
         pytest.param(world(finished()), False, id="finished"),
         pytest.param(world(diagnosis(status=running_status(), spec={"suspend": True})), False, id="suspended"),
         pytest.param(world(diagnosis(status=running_status(), spec={"terminate": True})), False, id="terminated"),
@@ -595,11 +599,11 @@ def test_who_wants_a_slot(snapshot: Snapshot, wants: bool) -> None:
 @pytest.mark.parametrize(
     ("snapshot", "read"),
     [
-        pytest.param(world(at_work(), pods=(DONE_POD,)), True, id="ended"),
+        pytest.param(world(running_diagnosis(), pods=(DONE_POD,)), True, id="ended"),
         pytest.param(world(pending(), pods=(DONE_POD,)), True, id="ended before anybody saw it run"),
-        pytest.param(world(at_work(), pods=(pod(state=running()),)), False, id="running"),
+        pytest.param(world(running_diagnosis(), pods=(pod(state=running()),)), False, id="running"),
         pytest.param(world(finished(), pods=(DONE_POD,)), False, id="stored"),
-        pytest.param(world(at_work(), pods=(pod(name="stray", phase="Succeeded"),)), False, id="another pod"),
+        pytest.param(world(running_diagnosis(), pods=(pod(name="stray", phase="Succeeded"),)), False, id="another pod"),
     ],
 )
 def test_whose_log_is_read(snapshot: Snapshot, read: bool) -> None:
@@ -611,7 +615,7 @@ def test_whose_log_is_read(snapshot: Snapshot, read: bool) -> None:
     ("one", "settled"),
     [
         pytest.param(finished(), True, id="finished"),
-        pytest.param(at_work(), False, id="running"),
+        pytest.param(running_diagnosis(), False, id="running"),
         pytest.param(diagnosis(), False, id="new"),
         pytest.param(finished(spec={"ttlSecondsAfterFinished": 9}), False, id="to be deleted"),
         pytest.param(finished(annotations={"memdiag.dev/requestedAt": "x"}), False, id="to be run again"),
@@ -623,7 +627,7 @@ def test_what_a_sweep_passes_over(one: Diagnosis, settled: bool) -> None:
 
 
 def test_the_same_run_seen_later_has_the_same_times() -> None:
-    snapshot = world(at_work(), pods=(pod(state=running(12)),))
+    snapshot = world(running_diagnosis(), pods=(pod(state=running(12)),))
     later = reconcile(snapshot, CONFIG, NOW + timedelta(seconds=1)).status
     assert later
     assert later.start_time == snapshot.diagnosis.status.start_time

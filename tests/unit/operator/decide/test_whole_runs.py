@@ -12,7 +12,7 @@ from memdiag_operator.decide import pace
 from memdiag_operator.decide.pace import pause_seconds, size_bytes
 from memdiag_operator.kube import naming
 from memdiag_operator.status.progress import tick_seconds, tracing
-from memdiag_operator.status.trim import most_telling
+from memdiag_operator.status.trim import most_relevant
 from support.clockwork import HEALTHY, WEB, Clockwork, found_on, largest_run, of_many
 from support.kubernetes_objects import CONFIG, NAME, NOW, RUN, UID, diagnosis, node, pod
 
@@ -302,9 +302,9 @@ def results(count: int, reason: Reason, verdict: VerdictSummary | None = None) -
 def test_failures_are_shown_beside_answers_and_both_beside_what_goes_on() -> None:
     healthy = VerdictSummary(kind=HEALTHY, confidence=Confidence.HIGH, sentence="No leak.")
     answers, lost = results(20, Reason.COMPLETED, healthy), results(9, Reason.NODE_LOST)
-    shown = most_telling([*answers, *lost, *results(9, Reason.RUNNING)])
+    shown = most_relevant([*answers, *lost, *results(9, Reason.RUNNING)])
     assert [one.reason for one in shown] == ["Completed"] * 12 + ["NodeLost"] * 4
-    few = most_telling([*results(2, Reason.RUNNING), *results(20, Reason.PENDING), *lost[:3]])
+    few = most_relevant([*results(2, Reason.RUNNING), *results(20, Reason.PENDING), *lost[:3]])
     assert [one.reason for one in few] == ["NodeLost"] * 3 + ["Running"] * 2 + ["Pending"] * 11
 
 

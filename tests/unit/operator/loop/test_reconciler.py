@@ -91,7 +91,7 @@ def test_a_run_begins_and_launches_its_runner_by_one_write() -> None:
     ]
     assert reconciler.sweep_wanted.is_set()
     assert reconciler.metrics.registry.get_sample_value("memdiag_runs_started_total") == 1
-    assert not reconciler.beginning
+    assert not reconciler.starting
 
 
 def test_nothing_is_decided_before_the_cluster_was_listed() -> None:
@@ -118,7 +118,7 @@ def test_a_diagnosis_that_keeps_changing_is_left_to_the_next_sweep(caplog: pytes
     assert len(kubernetes.asked("write_status")) == ATTEMPTS == 5
     assert kubernetes.asked("create_pod") == []
     assert f"diagnosis {NAME} keeps changing" in caplog.text
-    assert not reconciler.beginning
+    assert not reconciler.starting
 
 
 def test_a_diagnosis_that_was_deleted_meanwhile_is_forgotten() -> None:
@@ -231,27 +231,27 @@ def test_a_run_that_begins_counts_before_it_is_stored() -> None:
     """However old the other is: what begins is under way."""
     kubernetes = FakeKubernetes(diagnoses=[numbered(1)], nodes=[node("node-0"), node("node-1")])
     reconciler = reconciler_of(kubernetes, limits=LimitSettings(unfinished_diagnoses=1))
-    is_beginning, may_begin = threading.Event(), threading.Event()
+    is_starting, may_start = threading.Event(), threading.Event()
 
     def wait() -> None:
-        is_beginning.set()
-        assert may_begin.wait(60)
+        is_starting.set()
+        assert may_start.wait(60)
 
     kubernetes.before("read_node", wait)
 
     async def an_older_one_arrives() -> None:
-        begins = reconciler.wake("d1")
-        await asyncio.to_thread(is_beginning.wait, 60)
+        first = reconciler.wake("d1")
+        await asyncio.to_thread(is_starting.wait, 60)
         kubernetes.diagnoses["d0"] = numbered(0)
         reconciler.cluster.cache.diagnoses.put(numbered(0))
         await reconciler.reconcile("d0")
-        may_begin.set()
-        await begins
+        may_start.set()
+        await first
 
     run(an_older_one_arrives())
     assert condition(kubernetes, "d0") == "LimitReached"
     assert condition(kubernetes, "d1") == "Pending"
-    assert not reconciler.beginning
+    assert not reconciler.starting
 
 
 def test_a_fault_met_with_one_diagnosis_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
@@ -372,9 +372,9 @@ def test_the_allotment_is_made_once_for_what_the_cache_holds(monkeypatch: pytest
         assert reconciler.allotment(cache.diagnoses.get(f"d{number}")) is made[0]
     assert len(made) == 1
 
-    # A run that has just begun, and is not stored yet, is seen as it is.
-    begun = waiting(20)
-    assert "uid-20" in reconciler.allotment(begun).waiting
+    # A run that has just started, and is not stored yet, is seen as it is.
+    started = waiting(20)
+    assert "uid-20" in reconciler.allotment(started).waiting
     assert reconciler.allotment() is made[0]
 
     cache.pods.put(pod(name="runner", node_name="node-1"))
