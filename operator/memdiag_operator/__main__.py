@@ -29,16 +29,16 @@ def main() -> int:
         "--config",
         type=Path,
         default=Path(os.environ.get("MEMDIAG_CONFIG", DEFAULT_CONFIG)),
-        help=f"its configuration, YAML (default: $MEMDIAG_CONFIG or {DEFAULT_CONFIG})",
+        help=f"YAML configuration file (default: $MEMDIAG_CONFIG or {DEFAULT_CONFIG})",
     )
     parser.add_argument(
-        "--liveness", default="http://0.0.0.0:8080/healthz", metavar="URL", help="where it tells its health"
+        "--liveness", default="http://0.0.0.0:8080/healthz", metavar="URL", help="where to serve its health"
     )
     parser.add_argument(
-        "--metrics", default="0.0.0.0:8081", metavar="ADDRESS:PORT", help="where Prometheus finds its metrics"
+        "--metrics", default="0.0.0.0:8081", metavar="ADDRESS:PORT", help="where to serve Prometheus metrics"
     )
     parser.add_argument("--log-format", choices=("json", "plain"), default="json")
-    parser.add_argument("--verbose", action="store_true", help="log what kopf does, too")
+    parser.add_argument("--verbose", action="store_true", help="also log what kopf does")
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config)

@@ -65,7 +65,7 @@ class RunnerSettings(Settings):
     """How runner pods look."""
 
     image: Word
-    allow_tags: bool = Field(default=False, description="for images that are in no registry and so have no digest")
+    allow_tags: bool = Field(default=False, description="for images that are not in a registry and so have no digest")
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     image_pull_secrets: tuple[Word, ...] = ()
     namespace: Word = "memdiag-runners"
@@ -76,7 +76,7 @@ class RunnerSettings(Settings):
     memory: MemoryLimit = MemoryLimit()
     scratch_mebibytes: Annotated[int, Field(ge=8, le=1024, description="size of the memory-backed /tmp")] = 64
     termination_grace_seconds: Annotated[
-        Seconds, Field(description="time to detach and to print a partial result when a runner is ended early")
+        Seconds, Field(description="time to detach and to print a partial result when a runner is stopped early")
     ] = 30
     report_arguments: Annotated[
         bool, Field(description="report processes with their arguments, which may be passwords and tokens")
@@ -93,7 +93,7 @@ class RunnerSettings(Settings):
             raise ValueError(
                 f"image {self.image} must be named by digest, NAME@sha256:<64 hex digits>, since a tag can be moved to "
                 "another image. `docker push` prints the digest, and so does `docker inspect --format "
-                "'{{index .RepoDigests 0}}' IMAGE`. For an image that is in no registry, set runner.allowTags"
+                "'{{index .RepoDigests 0}}' IMAGE`. For an image that is not in a registry, set runner.allowTags"
             )
         return self
 
@@ -108,7 +108,7 @@ class LabelRequirement(Settings):
     @model_validator(mode="after")
     def _values_go_with_the_operator(self) -> Self:
         if bool(self.values) != (self.operator in ("In", "NotIn")):
-            raise ValueError("In and NotIn take values, Exists and DoesNotExist take none")
+            raise ValueError("In and NotIn require values, Exists and DoesNotExist must have none")
         return self
 
 
@@ -125,7 +125,12 @@ class ThresholdSettings(Settings):
     suspect_mebibytes: Annotated[int, Field(ge=1, le=1 << 20)] = 16
     suspect_share: Annotated[float, Field(ge=0, le=1, description="of the node's memory")] = 0.001
     large_mebibytes: Annotated[
-        int, Field(ge=1, le=1 << 20, description="of a class that nothing explains: from there on never NoLeak")
+        int,
+        Field(
+            ge=1,
+            le=1 << 20,
+            description="of a class that nothing explains: from this size on, the verdict is never NoLeak",
+        ),
     ] = 256
     large_share: Annotated[float, Field(ge=0, le=1, description="of the node's memory")] = 0.02
 
@@ -144,21 +149,26 @@ class SweepSettings(Settings):
     """How often everything is looked at again, whether or not an event came."""
 
     idle_seconds: Seconds = 30
-    active_seconds: Annotated[Seconds, Field(description="while a run is unfinished: the pace of its progress")] = 5
+    active_seconds: Annotated[
+        Seconds, Field(description="while a run is unfinished: how often its progress is updated")
+    ] = 5
 
 
 class LimitSettings(Settings):
     """How much the operator takes on at the same time, and how much it stores."""
 
     unfinished_diagnoses: Annotated[
-        int, Field(ge=1, le=5000, description="that have begun and not ended; further ones wait before they begin")
+        int, Field(ge=1, le=5000, description="that have started and not ended; further ones wait before they start")
     ] = 500
     # The largest diagnosis, target.maxNodes = 1000, must fit when it is alone.
     node_runs: Annotated[int, Field(ge=1000, le=200_000, description="nodes of unfinished diagnoses, together")] = (
         20_000
     )
     stored_reports_mebibytes: Annotated[
-        int, Field(ge=1, le=8192, description="MemoryDiagnosisReports in the whole cluster; above it the oldest go")
+        int,
+        Field(
+            ge=1, le=8192, description="of all MemoryDiagnosisReports in the cluster; above it, the oldest are deleted"
+        ),
     ] = 256
 
     @property
@@ -174,7 +184,7 @@ class OperatorConfig(Settings):
     max_concurrent_runners: Annotated[int, Field(ge=1, le=1000)] = 3
     allowed_nodes: AllowedNodes = AllowedNodes()
     keep_reports_of_runs: Annotated[
-        int, Field(ge=0, le=20, description="ended runs of a diagnosis whose reports stay when it is run again")
+        int, Field(ge=0, le=20, description="ended runs of a diagnosis whose reports are kept on a rerun")
     ] = 3
     limits: LimitSettings = LimitSettings()
     thresholds: ThresholdSettings = ThresholdSettings()

@@ -56,7 +56,7 @@ class OperatorMetrics:
         build = Info("memdiag_build", "The operator's version.", registry=registry)
         build.info({"version": version("memdiag")})
 
-        self._started = Counter("memdiag_runs_started", "Runs that have begun.", registry=registry)
+        self._started = Counter("memdiag_runs_started", "Runs that have started.", registry=registry)
         self._runs = Counter(
             "memdiag_runs",
             "Runs that have ended, by the reason of the condition Succeeded.",
@@ -65,7 +65,7 @@ class OperatorMetrics:
         )
         self._durations = Histogram(
             "memdiag_run_duration_seconds",
-            "Time from a run's begin to its end, waiting for a slot included.",
+            "Time from the start of a run to its end, including the time that it waits for a slot.",
             ("result",),
             buckets=DURATION_BUCKETS_SECONDS,
             registry=registry,
@@ -80,40 +80,46 @@ class OperatorMetrics:
             registry=registry,
         )
         self._reports_refused = Counter(
-            "memdiag_reports_refused", "Reports that the API server did not take.", registry=registry
+            "memdiag_reports_refused", "Reports that the API server rejected.", registry=registry
         )
         self._requests = Counter(
             "memdiag_api_requests",
-            "Requests to the API server, watches not among them; code is none where no answer came.",
+            "Requests to the API server, except watches; code is none if there was no response.",
             ("verb", "resource", "code"),
             registry=registry,
         )
         self._faults = Counter(
-            "memdiag_faults", "Faults of the operator itself: each is in its log with a traceback.", registry=registry
+            "memdiag_faults", "Internal errors of the operator: each is logged with a traceback.", registry=registry
         )
         self._queue = Gauge("memdiag_queue_length", "Node runs that have no runner yet.", registry=registry)
-        self._slots_used = Gauge("memdiag_runner_slots_used", "Runners at work or about to be.", registry=registry)
-        self._slots_limit = Gauge("memdiag_runner_slots_limit", "Runners that there may be at once.", registry=registry)
+        self._slots_used = Gauge(
+            "memdiag_runner_slots_used", "Runners that are running or about to start.", registry=registry
+        )
+        self._slots_limit = Gauge(
+            "memdiag_runner_slots_limit", "Maximum number of runners at the same time.", registry=registry
+        )
         self._unfinished = Gauge(
-            "memdiag_unfinished_diagnoses", "Diagnoses that have begun a run and not ended it.", registry=registry
+            "memdiag_unfinished_diagnoses", "Diagnoses whose run has started and not ended.", registry=registry
         )
         self._unfinished_nodes = Gauge(
             "memdiag_unfinished_node_runs", "Node runs of unfinished diagnoses that have not ended.", registry=registry
         )
         self._held_back = Gauge(
-            "memdiag_held_back_diagnoses", "Diagnoses that wait for the limits to let them begin.", registry=registry
+            "memdiag_held_back_diagnoses",
+            "Diagnoses that wait until the limits allow them to start.",
+            registry=registry,
         )
         self._reports = Gauge(
-            "memdiag_stored_reports_bytes", "What all reports take in etcd, roughly.", registry=registry
+            "memdiag_stored_reports_bytes", "Approximate size of all reports in etcd.", registry=registry
         )
         self._runs_deleted = Counter(
             "memdiag_runs_without_reports",
-            "Ended runs whose reports were deleted to keep to limits.storedReportsMebibytes.",
+            "Ended runs whose reports were deleted to stay within limits.storedReportsMebibytes.",
             registry=registry,
         )
         self._last_sweep = Gauge(
             "memdiag_last_sweep_timestamp_seconds",
-            "When the operator last looked at everything, as long as the API server answers; 0 before the first time.",
+            "When the operator last checked the whole cluster with the API server responding; 0 before the first time.",
             registry=registry,
         )
         self._announce_series()

@@ -62,7 +62,7 @@ def test_an_endless_log_costs_that_node_its_result_and_nobody_else(
     status, reason, message = world.condition("hostile")
     record_property("seen", reason)
     assert (status, reason) == ("False", "ResultInvalid")
-    assert "unproven, says PinnedByUnreadSocket" in message
+    assert "(not verified) says PinnedByUnreadSocket" in message
     eventually(lambda: world.pods() == [])
     assert world.operator.peak_memory_bytes() < memory_limit_bytes()
     assert world.operator.is_up()  # /healthz is an error when the sweep is overdue

@@ -197,9 +197,9 @@ def pod_deleted(node: HollowNode, runner: str, _run: str) -> None:
 
 FAULTS: dict[str, tuple[Callable[[HollowNode, str, str], None], str, str]] = {
     "cut log": (cut_log, "ResultInvalid", "the log is cut"),
-    "missing log": (missing_log, "ResultInvalid", "unproven, says PinnedByUnreadSocket"),
-    "a document of another node": (forged_node, "ResultInvalid", "speaks of node 'another-node'"),
-    "a document of another run": (forged_run, "ResultInvalid", "speaks of run 'another-run'"),
+    "missing log": (missing_log, "ResultInvalid", "(not verified) says PinnedByUnreadSocket"),
+    "a document of another node": (forged_node, "ResultInvalid", "is about node 'another-node'"),
+    "a document of another run": (forged_run, "ResultInvalid", "is from run 'another-run'"),
     "kernel without BTF": (unsupported, "KernelUnsupported", "no BTF"),
     "out of memory": (out_of_memory, "RunnerOOMKilled", "raise runner.memory"),
     "crash": (crash, "RunnerFailed", "(exit code 139): Segmentation fault"),
@@ -207,7 +207,7 @@ FAULTS: dict[str, tuple[Callable[[HollowNode, str, str], None], str, str]] = {
     "no image": (no_image, "ImagePull", "Check runner.image"),
     "unschedulable": (unfit, "Unschedulable", "Insufficient memory"),
     "node removed": (node_removed, "NodeLost", "was removed"),
-    "pod deleted": (pod_deleted, "RunnerEvicted", "someone else"),
+    "pod deleted": (pod_deleted, "RunnerEvicted", "by someone other than the operator"),
 }
 
 
@@ -266,7 +266,7 @@ def test_a_pod_of_the_same_name_that_is_someone_elses_is_not_adopted(world: Worl
     world.change("squatted", suspend=False)
     status, reason, message = world.end("squatted")
     assert (status, reason) == ("False", "AdmissionDenied")
-    assert "belongs to someone else" in message
+    assert "has another owner" in message
 
 
 @pytest.mark.fault("a webhook changes the runner's pod", reason="AdmissionDenied")
@@ -318,7 +318,7 @@ def test_a_diagnosis_that_leaves_its_runner_behind_leaves_nothing_at_work(world:
     world.cluster.kubectl("delete", "memdiag", "orphaned")
     eventually(lambda: all("deletionTimestamp" in pod["metadata"] for pod in world.pods()))
     eventually(lambda: world.reports("orphaned") == [])
-    assert "fault of" not in world.operator.log
+    assert "internal error" not in world.operator.log
 
 
 # --- what people change -----------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def test_nodes_by_label_are_chosen_once_and_what_arrives_is_kept(world: World) -
     [
         ((), {}, "NodeNotFound", "no node has the labels pool=web"),
         (("pool=web",), {"nodeInfo": {"operatingSystem": "windows"}}, "NodeUnsupported", "runs windows"),
-        (("pool=web", "private=yes"), {}, "NodeNotAllowed", "wants nodes with !private"),
+        (("pool=web", "private=yes"), {}, "NodeNotAllowed", "requires nodes with !private"),
     ],
     ids=["no match", "none can be served", "none is allowed"],
 )
@@ -117,7 +117,7 @@ def test_a_named_node_that_may_not_be_diagnosed_is_refused(world: World) -> None
     world.diagnose("curious", "secret")
     status, reason, message = world.end("curious")
     assert (status, reason) == ("False", "NodeNotAllowed")
-    assert "the operator's configuration (allowedNodes) wants nodes with !private" in message
+    assert "the operator's configuration (allowedNodes) requires nodes with !private" in message
     assert world.pods() == []
 
 
@@ -269,7 +269,7 @@ def boot(boot_id: str) -> dict[str, str]:
     [
         (rebooted, "was rebooted"),
         (rebooted_and_told, "was rebooted"),
-        (replaced, "another of that name has joined|was removed"),
+        (replaced, "was replaced by another node of the same name|was removed"),
         (removed_while_it_waited, "was removed"),
     ],
     ids=lambda value: getattr(value, "__name__", None),

@@ -159,7 +159,7 @@ def test_what_0_1_0_left_is_carried_on_under_the_new_definitions(
         # The runner at work is found, told of in the new way, and its result taken.
         eventually(lambda: world.read("running")["status"].get("progress", "").startswith("Tracing"))
         assert [pod["metadata"]["name"] for pod in world.pods()] == [runner]
-        assert "another runner is at work on node node1" in world.condition("pending")[2]
+        assert "another runner is running on node node1" in world.condition("pending")[2]
         world.deliver(node, runner)
         assert world.end("running")[:2] == ("True", "Completed")
         assert [one["podName"] for one in world.reports("running")] == [runner]

@@ -177,7 +177,7 @@ DEATHS: dict[str, tuple[Callable[[TestCluster, str], None], str, str]] = {
     "runner killed": (kill_runner, "RunnerFailed", "exit code 137"),
     "runner's memory exhausted": (exhaust_memory, "RunnerOOMKilled", "raise runner.memory"),
     "runner evicted": (evict, "RunnerEvicted", "EvictionByEvictionAPI"),
-    "runner's pod deleted by a person": (delete, "RunnerEvicted", "someone else"),
+    "runner's pod deleted by a person": (delete, "RunnerEvicted", "by someone other than the operator"),
 }
 
 

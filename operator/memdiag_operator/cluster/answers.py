@@ -47,7 +47,7 @@ def read_body(response: urllib3.BaseHTTPResponse, *, max_bytes: int, end_at: flo
             parts.append(part)
             left_bytes -= len(part)
             if time.monotonic() > end_at:
-                raise TimeoutError(f"the answer is too slow: {max_bytes - left_bytes} bytes had arrived in its time")
+                raise TimeoutError(f"the response is too slow: only {max_bytes - left_bytes} bytes arrived in time")
     finally:
         response.close()  # keeps the connection of a body that is at its end
     return b"".join(parts)

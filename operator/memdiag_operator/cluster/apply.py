@@ -73,10 +73,10 @@ def _create_report(cluster: Cluster, manifest: dict[str, Any]) -> None:
         cluster.cache.reports.put(stored_report(made.model_copy(update={"creation_timestamp": cluster.now()})))
     except AlreadyExistsError:
         # An operator before this one got as far as that; the same run on the same node has the same evidence.
-        logger.info("report %s is there already", manifest["metadata"]["name"])
+        logger.info("report %s already exists", manifest["metadata"]["name"])
     except RefusedError as error:
         # The status still has the top of it: that is worth more than to try for ever.
-        logger.error("report %s is refused: %s", manifest["metadata"]["name"], error)  # noqa: TRY400 - not our fault
+        logger.error("report %s was rejected: %s", manifest["metadata"]["name"], error)  # noqa: TRY400 - not our fault
 
 
 def delete_old_reports(cluster: Cluster) -> int:
@@ -88,7 +88,9 @@ def delete_old_reports(cluster: Cluster) -> int:
         selector = f"{naming.DIAGNOSIS_UID_LABEL}={run.diagnosis_uid},{naming.RUN_ID_LABEL}={run.run_id}"
         cluster.kubernetes.delete_reports(selector)
         cluster.cache.reports.drop(run.__eq__)
-        logger.info("reports of run %s are deleted: the oldest go when there are too many", run.run_id)
+        logger.info(
+            "deleted the reports of run %s, the oldest, to stay within limits.storedReportsMebibytes", run.run_id
+        )
     return len(runs)
 
 
@@ -99,7 +101,7 @@ def _clean_up_reports(cluster: Cluster, cleanup: ReportCleanup) -> None:
         cluster.kubernetes.delete_reports(selector)
     except ClusterError as error:
         # They are deleted with the next run, or with the diagnosis.
-        logger.warning("reports of former runs stay: %s", error)
+        logger.warning("cannot delete the reports of former runs: %s", error)
         return
     uid, kept_runs = cleanup.diagnosis_uid, cleanup.kept_runs
     cluster.cache.reports.drop(lambda run: run.diagnosis_uid == uid and run.run_id not in kept_runs)
@@ -113,7 +115,7 @@ def _launch(cluster: Cluster, owner_uid: str, manifest: dict[str, Any]) -> str:
     except AlreadyExistsError:
         pod = cluster.kubernetes.read_pod(namespace, name)
         if not pod.metadata.is_owned_by(owner_uid):
-            return _refused(f"pod {namespace}/{name} exists and belongs to someone else: delete it")
+            return _refused(f"pod {namespace}/{name} already exists and has another owner: delete it")
     except NotFoundError:
         return _refused(f"there is no namespace {namespace}: apply memdiag's manifests")
     except RefusedError as error:
@@ -122,25 +124,25 @@ def _launch(cluster: Cluster, owner_uid: str, manifest: dict[str, Any]) -> str:
     else:
         if changed := mutations(manifest, created):
             _remove_changed(cluster.kubernetes, pod)
-            return f"the runner pod was changed on its way and removed: {changed}. {_exempt(namespace)}"
+            return f"the runner pod was changed during admission and deleted: {changed}. {_exempt(namespace)}"
     cluster.cache.pods.put(pod)
-    logger.info("runner pod %s/%s is created", namespace, name)
+    logger.info("created runner pod %s/%s", namespace, name)
     return ""
 
 
 def _refused(why: str) -> str:
-    return f"the API server refuses the runner pod: {why}"
+    return f"the API server rejected the runner pod: {why}"
 
 
 def _exempt(namespace: str) -> str:
-    return f"If a webhook adds to pods or changes them, exempt the namespace {namespace} from it"
+    return f"If a webhook changes pods or adds to them, exempt the namespace {namespace} from it"
 
 
 def _remove_changed(kubernetes: KubernetesClient, pod: Pod) -> None:
     try:
         kubernetes.delete_pod(pod.metadata.namespace, pod.metadata.name, pod.metadata.uid, force=False)
     except (NotFoundError, ConflictError):
-        logger.info("runner pod %s is gone already", pod.metadata.name)
+        logger.info("runner pod %s was already deleted", pod.metadata.name)
 
 
 def _stop(cluster: Cluster, pod: PodRemoval) -> None:
@@ -158,7 +160,7 @@ def _remove(cluster: Cluster, pod: PodRemoval) -> None:
         _is_gone(cluster.cache, pod)
         return
     except ConflictError:
-        logger.info("runner pod %s is gone already, and another of its name is there", pod.name)
+        logger.info("runner pod %s was already deleted and replaced by another pod of the same name", pod.name)
         cluster.cache.pods.drop(pod.name, pod.uid)
         return
     if leaving:
@@ -168,7 +170,7 @@ def _remove(cluster: Cluster, pod: PodRemoval) -> None:
 
 
 def _is_gone(cache: Cache, pod: PodRemoval) -> None:
-    logger.info("runner pod %s is gone already", pod.name)
+    logger.info("runner pod %s was already deleted", pod.name)
     cache.pods.drop(pod.name, pod.uid)
 
 
@@ -199,4 +201,4 @@ def _announce(kubernetes: KubernetesClient, meta: ObjectMeta, run: str, announce
     except AlreadyExistsError:
         pass
     except ClusterError as error:
-        logger.warning("event %s is lost: %s", announcement.reason, error)
+        logger.warning("cannot create event %s: %s", announcement.reason, error)

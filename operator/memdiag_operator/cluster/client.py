@@ -70,7 +70,7 @@ def _readable(items: list[dict[str, Any]]) -> list[Diagnosis]:
             found.append(Diagnosis.model_validate(item))
         except ValidationError as error:
             name = item.get("metadata", {}).get("name")
-            logger.warning("MemoryDiagnosis %s is left alone, for it cannot be read: %s", name, error)
+            logger.warning("ignoring MemoryDiagnosis %s: cannot parse it: %s", name, error)
     return found
 
 
@@ -420,7 +420,7 @@ class KubernetesClient:
         bounds = Bounds(READ_TIMEOUT_SECONDS, ANSWER_SECONDS, max_bytes + 1)
         body = self._body(action, method, *args, bounds=bounds, **kwargs)
         if len(body) > max_bytes:
-            raise OversizedError(f"cannot {action}: the answer is larger than the {max_bytes} bytes allowed")
+            raise OversizedError(f"cannot {action}: the response is larger than the {max_bytes} bytes allowed")
         return body
 
     def _body(self, action: str, method: Callable[..., Any], *args: Any, bounds: Bounds, **kwargs: Any) -> bytes:
@@ -443,7 +443,7 @@ def _diagnosis(name: str, answer: bytes) -> Diagnosis:
     try:
         return Diagnosis.model_validate_json(answer)
     except ValidationError as error:
-        raise UnreadableError(f"MemoryDiagnosis {name} cannot be read: {error}") from error
+        raise UnreadableError(f"cannot parse MemoryDiagnosis {name}: {error}") from error
 
 
 def _without_empty_lists(value: Any) -> Any:

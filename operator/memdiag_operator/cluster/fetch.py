@@ -132,7 +132,7 @@ def _events(kubernetes: KubernetesClient, pod: Pod) -> tuple[Event, ...]:
         return kubernetes.list_pod_events(pod.metadata)
     except ClusterError as error:
         # They only explain: a run ends with its reason all the same.
-        logger.info("events of pod %s cannot be read: %s", pod.metadata.name, error)
+        logger.info("cannot read the events of pod %s: %s", pod.metadata.name, error)
         return ()
 
 

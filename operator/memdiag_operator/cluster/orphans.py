@@ -60,7 +60,7 @@ def _is_gone(kubernetes: KubernetesClient, name: str, uid: str) -> bool:
 
 def _remove(cluster: Cluster, pod: Pod) -> None:
     meta = pod.metadata
-    logger.info("runner pod %s is removed: its diagnosis is gone", meta.name)
+    logger.info("deleting runner pod %s: its diagnosis no longer exists", meta.name)
     try:
         cluster.kubernetes.delete_reports(f"{naming.DIAGNOSIS_UID_LABEL}={_owner_uid(pod)}")
         leaving = cluster.kubernetes.delete_pod(meta.namespace, meta.name, meta.uid, force=False)

@@ -67,8 +67,8 @@ def _place(claim: Claim) -> tuple[datetime, str]:
 def why_it_waits(limits: LimitSettings) -> str:
     """What a diagnosis says that may not begin. It does not change while it waits: else all would write it again."""
     return (
-        f"waiting to begin: at most {limits.unfinished_diagnoses} diagnoses (limits.unfinishedDiagnoses in the "
-        f"operator's configuration) and {limits.node_runs} node runs (limits.nodeRuns) are under way at the same "
-        "time, and the oldest request comes first. It begins by itself when others have ended; "
-        "`kubectl get memorydiagnoses` lists them. Terminate or delete those that nobody needs, or raise the limits"
+        f"waiting to start: at most {limits.unfinished_diagnoses} diagnoses (limits.unfinishedDiagnoses in the "
+        f"operator's configuration) and {limits.node_runs} node runs (limits.nodeRuns) can be in progress at the same "
+        "time, and the oldest request comes first. The run starts automatically when others have ended; "
+        "`kubectl get memorydiagnoses` lists them. Terminate or delete those that are not needed, or raise the limits"
     )

@@ -129,7 +129,7 @@ class NodeRun:
             case Broken(reason, message):
                 return self._ended(reason, message)
             case Finished():
-                waiting = Working(f"the runner on node {self.node_name} has ended: waiting for its log")
+                waiting = Working(f"the runner on node {self.node_name} finished; waiting for its log")
                 return self._received(config, now) or self._still_at_it(config, waiting, now)
             case Starting() | Working() as state:
                 return self._still_at_it(config, state, now)
@@ -178,7 +178,7 @@ class NodeRun:
             if self._remaining_seconds(now) <= 0:
                 return self._deadline_exceeded(config, state.message)
             if self.spec.terminate:
-                return self._ended(Reason.TERMINATED, "ended by spec.terminate before the runner was at work")
+                return self._ended(Reason.TERMINATED, "terminated (spec.terminate) before the runner started measuring")
             return self._under_way(Reason.PENDING, state.message, state.progress)
         overdue_seconds = -self._remaining_seconds(now)
         if overdue_seconds < 0:
@@ -187,7 +187,7 @@ class NodeRun:
         if overdue_seconds > config.runner.termination_grace_seconds + config.grace.log_seconds:
             return self._deadline_exceeded(config, state.message)
         message = (
-            f"activeDeadlineSeconds ({self._deadline_seconds} s) are over: waiting for what the runner has measured"
+            f"activeDeadlineSeconds ({self._deadline_seconds} s) exceeded; waiting for what the runner has measured"
         )
         return self._under_way(Reason.RUNNING, message, COLLECTING, stop=self._stop())
 
@@ -201,7 +201,7 @@ class NodeRun:
         if self.state.reason == Reason.RUNNING:
             return self._vanished() if self.is_looked_up else self._unchanged()
         if self.spec.terminate:
-            return self._ended(Reason.TERMINATED, "ended by spec.terminate before a runner was started")
+            return self._ended(Reason.TERMINATED, "terminated (spec.terminate) before a runner was started")
         if self.is_looked_up and self.node is None:
             return self._no_such_node()
         if self.node and (objection := node_objection(self.node, config.allowed_nodes)):
@@ -212,13 +212,15 @@ class NodeRun:
         if self.spec.target.node_name is None:  # it was there when the run began
             text = f"node {self.node_name} was removed from the cluster before its runner was started"
             return self._ended(Reason.NODE_LOST, text)
-        text = f"there is no node {self.node_name}: `kubectl get nodes` lists those that there are"
+        text = f"there is no node {self.node_name}: run `kubectl get nodes` to list existing nodes"
         return self._ended(Reason.NODE_NOT_FOUND, text)
 
     def _vanished(self) -> Step:
         if self.node is None:
-            return self._ended(Reason.NODE_LOST, f"node {self.node_name} was removed while its runner was there")
-        text = f"runner pod {self.pod_name} is gone: someone else than the operator deleted it"
+            return self._ended(
+                Reason.NODE_LOST, f"node {self.node_name} was removed from the cluster while its runner pod was on it"
+            )
+        text = f"runner pod {self.pod_name} was deleted by someone other than the operator"
         return self._ended(Reason.RUNNER_EVICTED, text)
 
     def _launch_or_wait(self, config: OperatorConfig, now: datetime, allotment: Allotment | None) -> Step:
@@ -234,7 +236,7 @@ class NodeRun:
         if slot not in allotment.admitted or self.node is None:
             return self._under_way(Reason.PENDING, f"waiting for a slot: {allotment.why_not(slot)}", WAITING)
         manifest = runner_pod(meta, self.spec, run=self.run_id, node=self.node, config=config, deadline_seconds=seconds)
-        message = f"runner pod {self.pod_name} is created"
+        message = f"creating runner pod {self.pod_name}"
         return self._under_way(Reason.PENDING, message, WAITING, launch=manifest)
 
     def _received(self, config: OperatorConfig, now: datetime) -> Step | None:
@@ -247,7 +249,7 @@ class NodeRun:
             return None
         reason, message = delivery.reason, delivery.message
         if self.spec.terminate and reason in (Reason.DEADLINE_EXCEEDED, Reason.RUNNER_FAILED):
-            reason, message = Reason.TERMINATED, clip(f"ended by spec.terminate: {message}", MAX_SENTENCE)
+            reason, message = Reason.TERMINATED, clip(f"terminated (spec.terminate): {message}", MAX_SENTENCE)
         if delivery.evidence is None:
             return self._ended(reason, message)
         attribution = attribute(output.node_pods)
@@ -278,8 +280,8 @@ class NodeRun:
     def _too_late(self, config: OperatorConfig, seconds: int) -> Step:
         needed = shortest_launch_seconds(self.spec)
         text = (
-            f"no runner is started for the {seconds} s that are left of activeDeadlineSeconds "
-            f"({self._deadline_seconds} s): it needs at least {needed} s; last seen: {self._last_message or 'nothing'}"
+            f"no runner was started: only {seconds} s are left of activeDeadlineSeconds ({self._deadline_seconds} s), "
+            f"and a runner needs at least {needed} s; last seen: {self._last_message or 'nothing'}"
         )
         return self._ended_late(config, text)
 

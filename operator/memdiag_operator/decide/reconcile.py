@@ -141,8 +141,8 @@ def _within_budget(steps: list[Step], snapshot: Snapshot, config: OperatorConfig
 
 def _without_report(step: Step, config: OperatorConfig) -> Step:
     why = (
-        f"no report is stored: those of unfinished runs fill limits.storedReportsMebibytes, "
-        f"{config.limits.stored_reports_mebibytes} in the operator's configuration"
+        f"no report was stored: reports of unfinished runs use up limits.storedReportsMebibytes "
+        f"({config.limits.stored_reports_mebibytes}) of the operator's configuration"
     )
     result = step.result
     if result:

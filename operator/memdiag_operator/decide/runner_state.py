@@ -108,7 +108,7 @@ def _lost_node(pod: Pod, node: Node | None, node_name: str, now: datetime, grace
         if since > timedelta(seconds=grace.node_not_ready_seconds):
             return (
                 f"node {node_name} has not been Ready for {since.total_seconds():.0f} s "
-                f"({ready.reason}: {ready.message}): its runner cannot be reached"
+                f"({ready.reason}: {ready.message}); its runner cannot be reached"
             )
     return ""
 
@@ -116,12 +116,12 @@ def _lost_node(pod: Pod, node: Node | None, node_name: str, now: datetime, grace
 def _gone(pod: Pod, node: Node | None, node_name: str, *, reboot_matters: bool = True) -> str:
     """What became of the node that the pod was made for; empty when `node` is it, in the same boot."""
     if node is None:
-        return f"node {node_name} was removed from the cluster while its runner was there"
+        return f"node {node_name} was removed from the cluster while its runner pod was on it"
     marks, boot_id = pod.metadata.annotations, node.status.node_info.boot_id
     if marks.get(naming.NODE_UID_ANNOTATION, node.metadata.uid) != node.metadata.uid:
-        return f"node {node_name} was removed and another of that name has joined while its runner was there"
+        return f"node {node_name} was replaced by another node of the same name while its runner pod was on it"
     if reboot_matters and marks.get(naming.BOOT_ID_ANNOTATION, boot_id) != boot_id:
-        return f"node {node_name} was rebooted while its runner was there"
+        return f"node {node_name} was rebooted while its runner pod was on it"
     return ""
 
 
@@ -129,7 +129,7 @@ def _who_deletes(pod: Pod) -> str:
     disruption = pod.condition("DisruptionTarget")
     if disruption and disruption.status == "True":
         return f"runner pod {pod.metadata.name} is being evicted: {disruption.reason}: {disruption.message}"
-    return f"runner pod {pod.metadata.name} is being deleted by someone else than the operator"
+    return f"runner pod {pod.metadata.name} is being deleted by someone other than the operator"
 
 
 def starts_slowly(pod: Pod, now: datetime, grace: GraceSettings) -> bool:
@@ -167,8 +167,8 @@ def _pending(pod: Pod, node_name: str, now: datetime, grace: GraceSettings, even
     said = ": ".join(part for part in (waiting.reason if waiting else "", _latest_event(events)) if part)
     if pod.spec.node_name and since > timedelta(seconds=grace.container_start_seconds):
         text = f"the runner's container was not started within {grace.container_start_seconds} s on node {node_name}"
-        return Broken(Reason.RUNNER_FAILED, f"{text}: {said or 'its kubelet says nothing about it'}")
-    return Starting(f"the runner is being started on node {node_name}" + (f" ({said})" if said else ""))
+        return Broken(Reason.RUNNER_FAILED, f"{text}: {said or 'the kubelet reported no reason'}")
+    return Starting(f"the runner is starting on node {node_name}" + (f" ({said})" if said else ""))
 
 
 def _latest_event(events: Sequence[Event]) -> str:
@@ -182,8 +182,8 @@ def _container_waiting(waiting: WaitingState, node_name: str, since: timedelta, 
     said = f"{waiting.reason}: {waiting.message}" if waiting.message else waiting.reason
     if waiting.reason in _PULL_IMPOSSIBLE | _PULL_FAILURES:
         message = (
-            f"node {node_name} cannot get the runner's image: {said}. Check runner.image and "
-            "runner.imagePullSecrets in the operator's configuration, and that the node reaches the registry"
+            f"node {node_name} cannot pull the runner's image: {said}. Check runner.image and "
+            "runner.imagePullSecrets in the operator's configuration, and that the node can reach the registry"
         )
         over = waiting.reason in _PULL_IMPOSSIBLE or since > timedelta(seconds=grace.image_pull_seconds)
         return Broken(Reason.IMAGE_PULL, message) if over else Starting(message)
@@ -195,11 +195,11 @@ def _container_waiting(waiting: WaitingState, node_name: str, since: timedelta, 
 def _running(pod: Pod, node_name: str, window: Window, now: datetime) -> Working:
     running = pod.main_container.state.running if pod.main_container else None
     if running is None or running.started_at is None or not window.seconds:
-        return Working(f"the runner is at work on node {node_name}")
+        return Working(f"the runner is running on node {node_name}")
     # The start is by the node's clock: a skewed one must not show less than nothing.
     elapsed = max(0, int((now - running.started_at).total_seconds()))
     if elapsed >= window.seconds:
-        return Working(f"tracing on {node_name} is over after {window.seconds} s: waiting for the result")
+        return Working(f"tracing on {node_name} finished after {window.seconds} s; waiting for the result")
     shown = elapsed // window.tick_seconds * window.tick_seconds
     progress = tracing(shown, window.seconds)
     if window.tick_seconds >= window.seconds:

@@ -88,11 +88,11 @@ class Allotment:
         if line is None or place is None:
             return "this run is not in the queue yet"
         if slot.node_name in self._busy_nodes:
-            return f"another runner is at work on node {slot.node_name}"
+            return f"another runner is running on node {slot.node_name}"
         if place >= MAX_PLACES:
-            return f"all {self.limit} runner slots of the cluster are taken, other nodes of this run come first"
+            return f"all {self.limit} runner slots are in use; other nodes of this run come first"
         ahead = _rounded(self._ahead(line, place))
-        return f"all {self.limit} runner slots of the cluster are taken, {ahead} ahead in the queue"
+        return f"all {self.limit} runner slots are in use; {ahead} ahead in the queue"
 
     def _ahead(self, line: _Line, place: int) -> int:
         """How many come before the node at `place` of `line`; nodes that are busy or admitted do not count."""
@@ -171,8 +171,10 @@ def holds_slot(pod: Pod, now: datetime) -> bool:
 
 
 def _rounded(ahead: int) -> str:
-    """A place in the queue, rounded up to a power of two: else each step would write the status of all who wait."""
-    return str(ahead) if ahead < 2 else f"at most {1 << (ahead - 1).bit_length()}"  # noqa: PLR2004 - 0 and 1 are exact
+    """A place in the queue, rounded up to a power of two: else each step would write the status of all that wait."""
+    if ahead <= 1:
+        return "1 node run" if ahead else "0 node runs"
+    return f"at most {1 << (ahead - 1).bit_length()} node runs"
 
 
 def _lines(fleet: Fleet, holders: list[Pod]) -> dict[str, _Line]:

@@ -46,14 +46,14 @@ def _node_of_pod(wanted: PodReference, pod: Pod | None) -> Choice:
     name = f"{wanted.namespace}/{wanted.name}"
     shown = clip(name, MAX_SHORT_TEXT)
     if pod is None:
-        text = f"there is no pod {name}: `kubectl -n {wanted.namespace} get pods` lists those that there are"
+        text = f"there is no pod {name}: run `kubectl -n {wanted.namespace} get pods` to list existing pods"
         return Choice(shown, refusal=(Reason.POD_NOT_FOUND, text))
     if pod.is_terminal:
-        text = f"pod {name} has ended: nothing of it is on a node any more"
+        text = f"pod {name} has ended: it no longer runs on a node"
         return Choice(shown, refusal=(Reason.POD_NOT_RUNNING, text))
     node_name = pod.spec.node_name
     if not node_name:
-        text = f"pod {name} is not on a node yet: run the diagnosis again when it is scheduled"
+        text = f"pod {name} is not on a node yet: run the diagnosis again when the pod is scheduled"
         return Choice(shown, refusal=(Reason.POD_NOT_RUNNING, text))
     return Choice(clip(f"{name} on {node_name}", MAX_SHORT_TEXT), (node_name,))
 
@@ -63,7 +63,7 @@ def _with_labels(
 ) -> Choice:
     labels = equality_selector(match_labels)
     if not selected:
-        text = f"no node has the labels {labels}: `kubectl get nodes --show-labels` shows which there are"
+        text = f"no node has the labels {labels}: run `kubectl get nodes --show-labels` to list nodes with their labels"
         return Choice(clip(labels, MAX_SHORT_TEXT), refusal=(Reason.NODE_NOT_FOUND, text))
     objections = [objection for node in selected if (objection := node_objection(node, allowed))]
     fit = sorted((node for node in selected if not node_objection(node, allowed)), key=_ready_first)
@@ -83,11 +83,11 @@ def _ready_first(node: Node) -> tuple[bool, str]:
 def spec_fault(spec: MemoryDiagnosisSpec | InvalidSpec) -> str:
     """Why a spec cannot be served, although the API server took it; empty when it can."""
     if isinstance(spec, InvalidSpec):
-        return f"{spec.message}; it was stored under another version's schema: delete it and create it anew"
+        return f"{spec.message}; it was stored under another version's schema: delete it and create it again"
     selector = spec.target.node_selector
     key = faulty_key(selector.match_labels) if selector else None
     if key is not None:  # what the model's patterns do not reach, and the API server was to refuse
-        return f"spec.target.nodeSelector.matchLabels: {clip(repr(key), MAX_SHORT_TEXT)} cannot be a label's key"
+        return f"spec.target.nodeSelector.matchLabels: {clip(repr(key), MAX_SHORT_TEXT)} is not a valid label key"
     return ""
 
 
@@ -97,7 +97,7 @@ def node_objection(node: Node, allowed: AllowedNodes) -> tuple[Reason, str] | No
         return Reason.NODE_UNSUPPORTED, unsupported
     if not allows(allowed, node.metadata.labels):
         text = (
-            f"node {node.metadata.name} may not be diagnosed: the operator's configuration (allowedNodes) wants "
+            f"node {node.metadata.name} may not be diagnosed: the operator's configuration (allowedNodes) requires "
             f"nodes with {described(allowed)}"
         )
         return Reason.NODE_NOT_ALLOWED, text
@@ -111,5 +111,5 @@ def unsupported_node(node: Node) -> str:
         return f"node {name} runs {system}: memdiag measures Linux kernels only"
     for label, value in _VIRTUAL_NODE_LABELS.items():
         if node.metadata.labels.get(label) == value:
-            return f"node {name} is virtual ({label}={value}): there is no kernel to look into"
+            return f"node {name} is virtual ({label}={value}): it has no kernel to examine"
     return ""

@@ -24,6 +24,6 @@ async def reconcile_diagnosis(event: kopf.RawEvent, memo: OperatorMemo, **_: Any
         diagnosis = Diagnosis.model_validate(event["object"])
     except ValidationError as error:
         name = event["object"].get("metadata", {}).get("name")
-        logger.warning("MemoryDiagnosis %s is left alone, for it cannot be read: %s", name, error)
+        logger.warning("ignoring MemoryDiagnosis %s: cannot parse it: %s", name, error)
         return
     memo.reconciler.saw_diagnosis(diagnosis, deleted=event["type"] == "DELETED")

@@ -139,10 +139,10 @@ class Reconciler:
             ):
                 await self._reconcile(name)
         except ClusterError as error:
-            logger.warning("diagnosis %s has to wait for the next sweep: %s", name, error)
+            logger.warning("cannot reconcile diagnosis %s, will retry on the next sweep: %s", name, error)
         except Exception:
-            # A fault of the operator itself, met with one diagnosis: all others must go on.
-            logger.exception("diagnosis %s has to wait: the operator met a fault of its own", name)
+            # An error of the operator itself, which must not stop the other diagnoses.
+            logger.exception("internal error while reconciling diagnosis %s, will retry on the next sweep", name)
             self.metrics.faulted()
 
     def _has_ended_runner(self, name: str) -> bool:
@@ -163,7 +163,7 @@ class Reconciler:
                 await asyncio.to_thread(reread, self.cluster, name)
                 continue
             return
-        logger.warning("diagnosis %s keeps changing: the next sweep goes on with it", name)
+        logger.warning("diagnosis %s keeps changing, will retry on the next sweep", name)
 
     async def _step(self, name: str, refusals: Mapping[str, str]) -> Mapping[str, str]:
         """Read, decide and do once. By pod name: why it was not created, which is to be decided about."""

@@ -68,7 +68,7 @@ class Sweep:
             await self._keep_to_budget()
         except Exception:
             # One malformed object must not end the sweeps of all others.
-            logger.exception("the sweep met a fault of the operator itself")
+            logger.exception("internal error in the sweep")
             reconciler.metrics.faulted()
         self._completed_at = time.monotonic()
 
@@ -85,13 +85,13 @@ class Sweep:
             self._is_answered = True
         except ClusterError as error:
             self._is_answered = False
-            logger.warning("the cluster cannot be listed, the next sweep tries again: %s", error)
+            logger.warning("cannot list the cluster, will retry on the next sweep: %s", error)
 
     async def _remove_orphans(self) -> None:
         try:
             await self._reconciler.remove_orphans()
         except ClusterError as error:
-            logger.warning("what deleted diagnoses have left cannot be removed yet: %s", error)
+            logger.warning("cannot remove what deleted diagnoses left behind, will retry on the next sweep: %s", error)
 
     async def _keep_to_budget(self) -> None:
         """Delete the oldest reports when all together are too large."""
@@ -104,7 +104,7 @@ class Sweep:
                 self._reports_due_at = now + RELIST_SECONDS
             deleted = await asyncio.to_thread(delete_old_reports, cluster)
         except ClusterError as error:
-            logger.warning("stored reports cannot be kept to their budget, the next sweep tries again: %s", error)
+            logger.warning("cannot keep stored reports within their budget, will retry on the next sweep: %s", error)
             return
         metrics.counted_reports(stored_bytes(cluster.cache.reports.all()), deleted)
 

@@ -140,7 +140,7 @@ def _unowned_reason(holder: Holder, owner: Owner | None, *, is_named: bool) -> s
     if owner is None:
         return holder.unowned_reason or "no process holds it"
     if not is_named and owner.container_id:
-        return clip(f"unattributed: no pod of this node has container {owner.container_id[:12]}", MAX_SHORT_TEXT)
+        return clip(f"unattributed: no pod on this node has container {owner.container_id[:12]}", MAX_SHORT_TEXT)
     return holder.unowned_reason
 
 
@@ -233,17 +233,17 @@ def _coverage(evidence: Evidence) -> Iterator[str]:
         yield from _losses(
             {
                 "allocations without a stack": evidence.trace.counters.lost_stacks,
-                "allocations that found a table full": evidence.trace.counters.lost_records,
+                "allocations not recorded because a table was full": evidence.trace.counters.lost_records,
                 "allocations without their process": evidence.trace.counters.unnamed_blocks,
-                "memory cgroups whose name found a table full": evidence.trace.counters.lost_cgroups,
+                "memory cgroups not named because a table was full": evidence.trace.counters.lost_cgroups,
                 "runs of the trace program that the kernel skipped": evidence.trace.counters.missed_runs,
             }
         )
     if evidence.coverage:
         yield from _losses(
             {
-                "queues that could not be walked to their end": evidence.coverage.incomplete_queues,
-                "processes that could not be looked at": evidence.coverage.processes_unreadable,
+                "queues that could not be walked completely": evidence.coverage.incomplete_queues,
+                "processes that could not be read": evidence.coverage.processes_unreadable,
             }
         )
         if evidence.coverage.not_seen:

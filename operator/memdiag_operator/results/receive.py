@@ -69,9 +69,9 @@ def receive(
             return _without_log(pod, output, message, node_name=node_name, now=now, grace=grace)
         evidence = check_document(output.log, message, run, node_name)
     except ResultInvalidError as error:
-        return Delivery(Reason.RESULT_INVALID, _clean(f"the result of node {node_name} is not accepted: {error}"))
+        return Delivery(Reason.RESULT_INVALID, _clean(f"the result of node {node_name} was rejected: {error}"))
     if pod.status.reason == "DeadlineExceeded":
-        text = f"the runner on node {node_name} was ended by its deadline: what it had measured until then is kept"
+        text = f"the runner on node {node_name} was stopped at its deadline; what it had measured until then is kept"
         return Delivery(Reason.DEADLINE_EXCEEDED, text, evidence)
     return Delivery(Reason.COMPLETED, "", evidence)
 
@@ -88,7 +88,7 @@ def parse_termination_message(text: str, run: str) -> TerminationMessage | None:
     except ValidationError as error:
         raise ResultInvalidError(f"its termination message is malformed ({first_fault(error)})") from error
     if message.run_id != run:
-        raise ResultInvalidError(f"its termination message speaks of run {message.run_id!r}, this is {run!r}")
+        raise ResultInvalidError(f"its termination message is from run {message.run_id!r}, not {run!r}")
     return TerminationMessage.model_validate(clean_json(message.to_json_object()))
 
 
@@ -102,9 +102,9 @@ def check_document(log: bytes, message: TerminationMessage, run: str, node_name:
     except (FramingError, DocumentError) as error:
         raise ResultInvalidError(f"{error}. {_essence(message)}") from error
     if evidence.run_id != run:
-        raise ResultInvalidError(f"its document speaks of run {evidence.run_id!r}, this is {run!r}")
+        raise ResultInvalidError(f"its document is from run {evidence.run_id!r}, not {run!r}")
     if evidence.host.node_name != node_name:
-        raise ResultInvalidError(f"its document speaks of node {evidence.host.node_name!r}")
+        raise ResultInvalidError(f"its document is about node {evidence.host.node_name!r}")
     return Evidence.model_validate(clip_fields(clean_json(evidence.to_json_object()), _FIELD_LIMITS))
 
 
@@ -144,7 +144,7 @@ def _without_document(
 ) -> Delivery:
     status = pod.status
     if message and message.error:
-        text = f"the runner on node {node_name} says: {message.error_message}"
+        text = f"the runner on node {node_name} reported: {message.error_message}"
         return Delivery(_ERROR_REASONS[message.error], _clean(text))
     if terminated and terminated.reason == "OOMKilled":
         text = (
@@ -153,9 +153,9 @@ def _without_document(
         )
         return Delivery(Reason.RUNNER_OOM_KILLED, text)
     if status.reason == "DeadlineExceeded":
-        return Delivery(Reason.DEADLINE_EXCEEDED, f"the runner on node {node_name} was ended by its deadline")
+        return Delivery(Reason.DEADLINE_EXCEEDED, f"the runner on node {node_name} was stopped at its deadline")
     if status.reason.startswith(_REJECTED_PREFIXES):
-        text = f"node {node_name} refused the runner: {status.reason}: {status.message}"
+        text = f"node {node_name} rejected the runner: {status.reason}: {status.message}"
         return Delivery(Reason.UNSCHEDULABLE, _clean(text))
     disruption = pod.condition("DisruptionTarget")
     if status.reason in ("Evicted", "Preempting", "Terminated", "NodeShutdown") or disruption:
@@ -174,9 +174,9 @@ def _post_mortem(terminated: TerminatedState | None, output: RunnerOutput, said:
 def _essence(message: TerminationMessage) -> str:
     """What the termination message tells although the document is lost."""
     if message.verdict is None:
-        return "Its termination message names no verdict."
+        return "Its termination message has no verdict."
     suspect = f", suspect {message.suspect}" if message.suspect else ""
-    return f"Its termination message, unproven, says {message.verdict}{suspect}."
+    return f"Its termination message (not verified) says {message.verdict}{suspect}."
 
 
 def _clean(text: str) -> str:

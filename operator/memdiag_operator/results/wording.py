@@ -18,7 +18,7 @@ _SUSPECT_FRAMES = 3
 _IN_WORDS = {
     VerdictKind.PINNED_BY_UNREAD_SOCKET: "unread data pins memory",
     VerdictKind.GROWING_KERNEL_ALLOCATION: "kernel allocations grow",
-    VerdictKind.LARGE_BUT_UNEXPLAINED: "much memory that no check explains",
+    VerdictKind.LARGE_BUT_UNEXPLAINED: "high kernel memory usage, cause not identified",
     VerdictKind.NO_LEAK: "no leak found",
     VerdictKind.INCONCLUSIVE: "inconclusive",
 }
@@ -86,11 +86,11 @@ def advice(holder: HolderSummary | None, runner_advice: str, *, scope: SuspectSc
     process = shown_process(holder.comm, holder.pid)
     who = f"{process} and others have" if scope in _OF_SEVERAL else f"{process} has"
     where = "" if scope in _OF_SEVERAL else f" on fd {descriptors}"
-    back = "they read or close" if scope in _OF_SEVERAL else "it reads or closes"
+    back = "they read or close their sockets" if scope in _OF_SEVERAL else "it reads or closes the socket"
     return clip(
         f"Restart or fix {container}pod {holder.namespace}/{holder.pod}: {who} "
         f"{format_bytes(holder.unread_bytes)} unread{where}{stuck}, pinning "
-        f"{format_bytes(holder.pinned_bytes)}. The memory comes back as soon as {back}.",
+        f"{format_bytes(holder.pinned_bytes)}. The memory is freed as soon as {back}.",
         MAX_SENTENCE,
     )
 
@@ -101,13 +101,13 @@ def target_pod_sentence(
     """What the pod that a diagnosis is about pins."""
     name = f"pod {pod.namespace}/{pod.name}"
     if not was_scanned:
-        text = f"What {name} pins was not looked at: spec.checks leaves SocketQueues out"
+        text = f"What {name} pins was not measured: spec.checks does not include SocketQueues"
     elif pinned_bytes:
         text = f"Pod {name[4:]} pins {format_bytes(pinned_bytes)}, with {format_bytes(unread_bytes)} unread"
     elif is_there:
         text = f"Pod {name[4:]} pins nothing that memdiag can see"
     else:
-        text = f"Pod {name[4:]} was not on the node any more when the measurement ended"
+        text = f"Pod {name[4:]} was no longer on the node when the measurement ended"
     return clip(text, MAX_SENTENCE)
 
 
@@ -125,8 +125,9 @@ def _node_sentence(result: NodeResult) -> str:
             f"Node {result.node_name}: {_IN_WORDS[result.verdict.kind]}. {NODE_SAYS}{result.verdict.sentence}",
             MAX_SENTENCE,
         )
-    held = f"kernel code holds {result.alloc_page} outside all accounts" if result.alloc_page else "memory is pinned"
-    return clip(f"On node {result.node_name} {held}; suspect: {result.suspect}{_proof(result)}.", MAX_SENTENCE)
+    unaccounted = f"{result.alloc_page} of kernel memory is not accounted for by any counter"
+    held = unaccounted if result.alloc_page else "memory is pinned"
+    return clip(f"On node {result.node_name}, {held}; suspect: {result.suspect}{_proof(result)}.", MAX_SENTENCE)
 
 
 def run_sentence(results: Sequence[NodeResult], states: Sequence[NodeState]) -> str:
@@ -141,7 +142,7 @@ def run_sentence(results: Sequence[NodeResult], states: Sequence[NodeState]) -> 
     elif noes == len(states):
         found = f"{len(states)} nodes, no leak found"
     else:
-        found = f"{len(states)} nodes, no leak on {noes} of them, not known on {len(states) - noes}"
+        found = f"{len(states)} nodes, no leak on {noes} of them, unknown on {len(states) - noes}"
     return clip(f"{found}. {sentence}", MAX_SENTENCE)
 
 
@@ -163,4 +164,4 @@ def _proof(result: NodeResult) -> str:
         return ""
     share = result.explained_bytes / result.outstanding_bytes
     traced = format_bytes(result.outstanding_bytes)
-    return f"; {share:.0%} of the {traced} that were allocated during the trace and not freed sit in holders"
+    return f"; holders account for {share:.0%} of the {traced} allocated during the trace and not freed"

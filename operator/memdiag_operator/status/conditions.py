@@ -92,7 +92,7 @@ def when_refused(reason: Reason, message: str) -> dict[ConditionType, Finding]:
     """Conditions of a run that ends before it has a node."""
     return {
         ConditionType.SUCCEEDED: Finding(ConditionStatus.FALSE, reason, message),
-        ConditionType.LEAK_DETECTED: Finding(ConditionStatus.UNKNOWN, Reason.NO_RESULT, "No node was looked at."),
+        ConditionType.LEAK_DETECTED: Finding(ConditionStatus.UNKNOWN, Reason.NO_RESULT, "No node was measured."),
         ConditionType.RECONCILING: Finding(ConditionStatus.FALSE, reason),
         ConditionType.STALLED: Finding(ConditionStatus.TRUE, reason, message),
     }
@@ -126,14 +126,14 @@ def _leak(states: Sequence[NodeState], summary: str) -> Finding:
         return Finding(ConditionStatus.UNKNOWN, Reason.NO_RESULT, "No node has delivered a result.")
     heaviest = max(kinds, key=lambda kind: WEIGHT[LEAK_STATUS[kind]])
     if len(kinds) < len(states) and LEAK_STATUS[heaviest] is ConditionStatus.FALSE:
-        return Finding(ConditionStatus.UNKNOWN, Reason.PARTIAL_RESULTS, "No leak where there is a result.")
+        return Finding(ConditionStatus.UNKNOWN, Reason.PARTIAL_RESULTS, "No leak on the nodes that delivered a result.")
     return Finding(LEAK_STATUS[heaviest], Reason(heaviest.value), summary)
 
 
 def _leak_so_far(states: Sequence[NodeState]) -> Finding | None:
     for state in states:
         if state.verdict and LEAK_STATUS[state.verdict] is ConditionStatus.TRUE:
-            message = f"Found on {state.node_name} already; {_so_far(states)}"
+            message = f"Already found on {state.node_name}; {_so_far(states)}"
             return Finding(ConditionStatus.TRUE, Reason(state.verdict.value), message)
     return None
 
@@ -150,7 +150,7 @@ def _succeeded(
     if not failed:
         if fail_on is FailOn.LEAK_DETECTED and leak.status is ConditionStatus.TRUE:
             return Finding(
-                ConditionStatus.FALSE, Reason.LEAK_FOUND, f"failOn is LeakDetected, and one was found: {summary}"
+                ConditionStatus.FALSE, Reason.LEAK_FOUND, f"failOn is LeakDetected, and a leak was found: {summary}"
             )
         return Finding(ConditionStatus.TRUE, Reason.COMPLETED, summary)
     shown = list(failures[:MAX_FAILURES_IN_MESSAGE])

@@ -42,7 +42,7 @@ def _first_running(before: MemoryDiagnosisStatus, new: MemoryDiagnosisStatus) ->
     if any(one.reason != Reason.PENDING for one in before.results):
         return ()
     return tuple(
-        Announcement("Normal", Reason.RUNNING, f"Runner pod {one.pod_name} is at work on node {one.node_name}.")
+        Announcement("Normal", Reason.RUNNING, f"Runner pod {one.pod_name} is running on node {one.node_name}.")
         for one in new.results
         if one.reason == Reason.RUNNING
     )[:1]

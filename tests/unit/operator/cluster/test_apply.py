@@ -138,9 +138,9 @@ def test_a_pod_that_a_former_operator_has_created_is_found() -> None:
 @pytest.mark.parametrize(
     ("error", "why"),
     [
-        (AlreadyExistsError("x"), "the API server refuses the runner pod: pod memdiag-runners/where-.* delete it$"),
+        (AlreadyExistsError("x"), "the API server rejected the runner pod: pod memdiag-runners/where-.* delete it$"),
         (NotFoundError("x"), "there is no namespace memdiag-runners: apply memdiag's manifests"),
-        (RefusedError("exceeded quota"), "the API server refuses the runner pod: exceeded quota$"),
+        (RefusedError("exceeded quota"), "the API server rejected the runner pod: exceeded quota$"),
         (RefusedError(f"{ADMISSION_POLICY} denied it"), "exempt the namespace memdiag-runners from it"),
     ],
 )
@@ -165,7 +165,9 @@ def test_a_pod_that_a_webhook_has_changed_is_removed() -> None:
 
     kubernetes.create_pod = with_sidecar  # type: ignore[method-assign] # as a webhook would
     why = launch(cluster)
-    assert why.startswith("the runner pod was changed on its way and removed: container proxy was added. If a webhook")
+    assert why.startswith(
+        "the runner pod was changed during admission and deleted: container proxy was added. If a webhook"
+    )
     assert kubernetes.pods == {}
     assert cluster.cache.pods.all() == ()
 

@@ -26,7 +26,7 @@ def test_a_diagnosis_of_a_later_version_does_not_hide_the_others(caplog: pytest.
         page = DiagnosisList.model_validate_json(json.dumps({"metadata": {"continue": "x"}, "items": [later, good]}))
     assert [one.metadata.name for one in page.items] == ["good"]
     assert page.metadata.continue_ == "x"
-    assert "later is left alone" in caplog.text
+    assert "ignoring MemoryDiagnosis later" in caplog.text
 
 
 def test_a_list_of_metadata_may_have_null_for_no_items() -> None:

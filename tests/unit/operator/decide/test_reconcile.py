@@ -129,7 +129,7 @@ def test_without_a_slot_it_waits_and_says_for_what() -> None:
     one = pending()
     plan = plan_for(world(one, everyone=fleet(BUSY, (one,))))
     assert plan.launches == ()
-    message = "waiting for a slot: all 3 runner slots of the cluster are taken, 0 ahead in the queue"
+    message = "waiting for a slot: all 3 runner slots are in use; 0 node runs ahead in the queue"
     assert condition(plan.status, ConditionType.RECONCILING) == (ConditionStatus.TRUE, Reason.PENDING, message)
 
 
@@ -181,7 +181,7 @@ def test_the_first_runner_at_work_is_told_once() -> None:
     plan = plan_for(world(pending(), pods=(working,)))
     (told,) = plan.announcements
     assert (told.type, told.reason) == ("Normal", "Running")
-    assert told.message == f"Runner pod {POD_NAME} is at work on node {NODE}."
+    assert told.message == f"Runner pod {POD_NAME} is running on node {NODE}."
     assert plan_for(world(running_diagnosis(), pods=(working,))).announcements == ()
 
 
@@ -195,7 +195,7 @@ def test_a_log_that_cannot_be_read_yet_is_waited_for() -> None:
     plan = plan_for(world(running_diagnosis(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(None, "refused")}))
     assert plan.status
     assert plan.status.completion_time is None
-    assert condition(plan.status, ConditionType.RECONCILING)[2].endswith("has ended: waiting for its log")
+    assert condition(plan.status, ConditionType.RECONCILING)[2].endswith("finished; waiting for its log")
 
 
 def test_deciding_twice_about_the_same_world_changes_nothing_more() -> None:
@@ -257,7 +257,7 @@ ENDINGS = {
     "a slot that is won too late to measure": Ending(
         world(diagnosis(status=running_status(result=IN_LINE, started=ago(826))), everyone=fleet()),
         Reason.DEADLINE_EXCEEDED,
-        "no runner is started for the 74 s that are left of activeDeadlineSeconds (900 s): it needs at least 75 s",
+        "no runner was started: only 74 s are left of activeDeadlineSeconds (900 s), and a runner needs at least 75 s",
     ),
     "a start that takes until the deadline": Ending(
         world(
@@ -265,7 +265,7 @@ ENDINGS = {
             pods=(pod(phase="Pending", state=waiting("ContainerCreating"), age=30),),
         ),
         Reason.DEADLINE_EXCEEDED,
-        "last seen: the runner is being started",
+        "last seen: the runner is starting",
     ),
     "cannot be scheduled": Ending(
         world(pending(), pods=(pod(phase="Pending", conditions=UNFIT, age=61),)),
@@ -280,7 +280,7 @@ ENDINGS = {
     "no end although the deadline has asked for it": Ending(
         world(diagnosis(status=running_status(started=ago(991))), pods=(pod(state=running(700), deadline_seconds=1),)),
         Reason.DEADLINE_EXCEEDED,
-        "last seen: tracing on node1 is over",
+        "last seen: tracing on node1 finished",
     ),
     "the node is rebooted while the runner works": Ending(
         world(running_diagnosis(), nodes=(node(nodeInfo={"bootID": "boot-2"}),), pods=(pod(state=running()),)),
@@ -299,12 +299,12 @@ ENDINGS = {
     "the node is removed, and another takes its name": Ending(
         world(running_diagnosis(), nodes=(node(uid="another"),), pods=(pod(state=running()),)),
         Reason.NODE_LOST,
-        "another of that name has joined",
+        "was replaced by another node of the same name",
     ),
     "a node that may not be diagnosed": Ending(
         world(pending()),
         Reason.NODE_NOT_ALLOWED,
-        "node node1 may not be diagnosed: the operator's configuration (allowedNodes) wants nodes with pool=web",
+        "node node1 may not be diagnosed: the operator's configuration (allowedNodes) requires nodes with pool=web",
         config=CONFIG.model_copy(update={"allowed_nodes": AllowedNodes(match_labels={"pool": "web"})}),
     ),
     "the node is removed": Ending(
@@ -313,7 +313,9 @@ ENDINGS = {
     "the node is removed and the pod with it": Ending(
         world(running_diagnosis(), nodes=()), Reason.NODE_LOST, "was removed"
     ),
-    "the pod is deleted by someone": Ending(world(running_diagnosis()), Reason.RUNNER_EVICTED, "someone else"),
+    "the pod is deleted by someone": Ending(
+        world(running_diagnosis()), Reason.RUNNER_EVICTED, "by someone other than the operator"
+    ),
     "kernel without BTF": Ending(
         world(
             running_diagnosis(),
@@ -343,7 +345,7 @@ ENDINGS = {
     "terminated while it started": Ending(
         world(running_diagnosis(terminate=True), pods=(pod(phase="Pending"),)),
         Reason.TERMINATED,
-        "before the runner was at work",
+        "before the runner started measuring",
     ),
     "terminated, and it left what it had": Ending(
         world(
@@ -352,7 +354,7 @@ ENDINGS = {
             outputs={POD_NAME: RunnerOutput(LOG)},
         ),
         Reason.TERMINATED,
-        "ended by spec.terminate",
+        "terminated (spec.terminate)",
         keeps_result=True,
     ),
     "cut short by the kubelet, and it left what it had": Ending(
@@ -362,7 +364,7 @@ ENDINGS = {
             outputs={POD_NAME: RunnerOutput(LOG)},
         ),
         Reason.DEADLINE_EXCEEDED,
-        "by its deadline",
+        "stopped at its deadline",
         keeps_result=True,
     ),
 }

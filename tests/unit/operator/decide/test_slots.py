@@ -54,9 +54,9 @@ def test_one_runner_on_a_node() -> None:
 def test_those_who_must_wait_are_told_why() -> None:
     pods = (running_pod("x", "n1"), running_pod("y", "n2"))
     why_not = allot(fleet(pods, (waiting("a", "n1", 9), waiting("b", "n3", 8), waiting("c", "n4", 7))), 2, NOW).why_not
-    assert why_not(Slot("uid-a", "n1")) == "another runner is at work on node n1"
-    assert why_not(Slot("uid-b", "n3")) == "all 2 runner slots of the cluster are taken, 0 ahead in the queue"
-    assert why_not(Slot("uid-c", "n4")) == "all 2 runner slots of the cluster are taken, 1 ahead in the queue"
+    assert why_not(Slot("uid-a", "n1")) == "another runner is running on node n1"
+    assert why_not(Slot("uid-b", "n3")) == "all 2 runner slots are in use; 0 node runs ahead in the queue"
+    assert why_not(Slot("uid-c", "n4")) == "all 2 runner slots are in use; 1 node run ahead in the queue"
 
 
 @pytest.mark.parametrize(
@@ -119,15 +119,15 @@ def test_the_place_in_a_long_queue_is_told_so_that_it_seldom_changes() -> None:
     assert allotment.queue_length == 200
     told = {allotment.why_not(Slot(f"uid-{number:03}", f"n{number}")) for number in range(200)}
     assert len(told) == 10
-    assert "all 3 runner slots of the cluster are taken, at most 256 ahead in the queue" in told
+    assert "all 3 runner slots are in use; at most 256 node runs ahead in the queue" in told
 
 
 def test_of_many_nodes_of_a_run_the_first_learn_their_place_and_the_others_that_they_come_later() -> None:
     many, _ = of_many("many", 90, 1000)
     allotment = allot(fleet([running_pod("x", "b1")], [many]), 1, NOW)
     told = [allotment.why_not(Slot("uid-many", f"many-{number}")) for number in range(1000)]
-    assert told[0] == "all 1 runner slots of the cluster are taken, 0 ahead in the queue"
-    assert set(told[MAX_PLACES:]) == {"all 1 runner slots of the cluster are taken, other nodes of this run come first"}
+    assert told[0] == "all 1 runner slots are in use; 0 node runs ahead in the queue"
+    assert set(told[MAX_PLACES:]) == {"all 1 runner slots are in use; other nodes of this run come first"}
 
 
 @given(
@@ -171,10 +171,12 @@ def test_the_allotment_is_that_of_a_queue_worked_off_one_by_one(
     free = max(0, limit - len(pods))
     assert allotment.admitted == set(order[:free])
     for ahead, slot in enumerate(order[free:]):
-        exact = f"{ahead} ahead" if ahead < 2 else f"at most {1 << (ahead - 1).bit_length()} ahead"
+        exact = (
+            f"at most {1 << (ahead - 1).bit_length()} node runs" if ahead > 1 else ("0 node runs", "1 node run")[ahead]
+        )
         assert exact in allotment.why_not(slot), slot
     for name, node in left:
-        assert allotment.why_not(Slot(f"uid-{name}", node)) == f"another runner is at work on node {node}"
+        assert allotment.why_not(Slot(f"uid-{name}", node)) == f"another runner is running on node {node}"
 
 
 def test_the_work_does_not_grow_with_the_nodes_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:

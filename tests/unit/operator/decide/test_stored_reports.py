@@ -125,7 +125,7 @@ def test_without_room_the_result_is_kept_in_the_status_and_says_so() -> None:
     assert without.status.report_refs == []
     (result,) = without.status.results
     assert result.verdict
-    assert result.coverage[0].startswith("no report is stored: those of unfinished runs fill limits.storedReports")
+    assert result.coverage[0].startswith("no report was stored: reports of unfinished runs use up limits.storedReports")
 
 
 def test_of_a_run_on_many_nodes_one_former_run_is_kept() -> None:

@@ -53,7 +53,7 @@ def test_a_check_that_waits_for_nothing_has_no_window() -> None:
     clock = Clockwork(diagnosis(spec={"checks": ["Breakdown"]}), {"node1": node()}, found_on)
     clock.run(30)
     assert clock.status.progress == "Collecting 95%"
-    assert condition(clock.status, ConditionType.RECONCILING)[2] == "the runner is at work on node node1"
+    assert condition(clock.status, ConditionType.RECONCILING)[2] == "the runner is running on node node1"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_every_node_gets_its_runner_never_more_than_there_are_slots() -> None:
     assert status.target == "10 with pool=web"
     assert condition(status, ConditionType.LEAK_DETECTED)[:2] == ("True", "PinnedByUnreadSocket")
     assert status.summary
-    assert status.summary.startswith("A leak on 1 of 10 nodes. On node node-004 kernel code holds 6.00 GiB")
+    assert status.summary.startswith("A leak on 1 of 10 nodes. On node node-004, 6.00 GiB of kernel memory")
     assert status.results[0].node_name == "node-004"
     assert status.suspect == "node-004: nginx[4711] fd 11 (no pod): 3.00 MiB unread pins 5.00 GiB"
     assert {state.verdict for state in status.node_states} == {HEALTHY, VerdictKind.PINNED_BY_UNREAD_SOCKET}

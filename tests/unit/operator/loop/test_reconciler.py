@@ -143,7 +143,7 @@ def test_an_api_server_that_does_not_answer_is_left_to_the_next_sweep(caplog: py
     kubernetes, reconciler = one_run()
     kubernetes.fail("read_node", UnavailableError("no answer"))
     run(reconciler.reconcile(NAME))
-    assert f"diagnosis {NAME} has to wait for the next sweep: no answer" in caplog.text
+    assert f"cannot reconcile diagnosis {NAME}, will retry on the next sweep: no answer" in caplog.text
     assert faults(reconciler.metrics.registry) == 0
     assert kubernetes.asked("write_status") == []
     run(reconciler.reconcile(NAME))

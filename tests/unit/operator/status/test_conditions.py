@@ -90,7 +90,7 @@ def test_a_leak_is_told_as_soon_as_one_node_has_reported_it() -> None:
     waiting = NodeState(node_name="n9", reason=Reason.PENDING)
     early = while_running(Reason.RUNNING, "tracing", [NONE, waiting, LEAK])
     assert early[ConditionType.LEAK_DETECTED] == Finding(
-        TRUE, Reason.PINNED_BY_UNREAD_SOCKET, "Found on n1 already; 2 of 3 nodes have reported."
+        TRUE, Reason.PINNED_BY_UNREAD_SOCKET, "Already found on n1; 2 of 3 nodes have reported."
     )
     assert early[ConditionType.SUCCEEDED].status is UNKNOWN
     silent = while_running(Reason.RUNNING, "tracing", [NONE, waiting])[ConditionType.LEAK_DETECTED]
