@@ -19,11 +19,11 @@ HANDLERS = (diagnosis, pods, runtime)
 """Imported to register themselves with kopf."""
 
 CHATTY_LOGGERS = ("kopf.objects", "kopf.activities.probe", "aiohttp.access")
-"""They tell of every event and every probe that all is well."""
+"""They log every event and every successful probe."""
 
 
 def main() -> int:
-    """Run the operator; 2 when its configuration cannot be used, 1 when no cluster can be found or a port is taken."""
+    """Run the operator. Returns 2 if its configuration is invalid, 1 if there is no cluster or a port is in use."""
     parser = argparse.ArgumentParser(prog="memdiag-operator", description="The operator of MemoryDiagnoses.")
     parser.add_argument(
         "--config",

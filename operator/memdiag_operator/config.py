@@ -1,6 +1,6 @@
 """The operator's configuration: one YAML file, usually a mounted ConfigMap, checked as a whole at start.
 
-What a runner may do and on which image it runs is decided here and never in a custom resource.
+The rights and the image of a runner are set here, never in a custom resource.
 """
 
 import re
@@ -22,11 +22,11 @@ CpuQuantity = Annotated[str, StringConstraints(pattern=r"^([1-9][0-9]*m|[0-9]+(\
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; the text names the file, the place and what is expected there."""
+    """The configuration is invalid; the text names the file, the field and what is expected there."""
 
 
 class Settings(ApiModel):
-    """A part of the configuration: immutable, unknown keys refused."""
+    """A part of the configuration: immutable, unknown keys are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,7 +62,7 @@ class MemoryLimit(Settings):
 
 
 class RunnerSettings(Settings):
-    """How runner pods look."""
+    """The settings of runner pods."""
 
     image: Word
     allow_tags: bool = Field(default=False, description="for images that are not in a registry and so have no digest")
@@ -113,14 +113,14 @@ class LabelRequirement(Settings):
 
 
 class AllowedNodes(Settings):
-    """Which nodes may be diagnosed: a label selector as Kubernetes reads it; an empty one allows all."""
+    """Which nodes may be diagnosed: a Kubernetes label selector; an empty one allows all."""
 
     match_labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     match_expressions: tuple[LabelRequirement, ...] = ()
 
 
 class ThresholdSettings(Settings):
-    """From which size on a finding matters: the larger of the two (docs/verdicts.md)."""
+    """The size from which a finding matters: the larger of the two (docs/verdicts.md)."""
 
     suspect_mebibytes: Annotated[int, Field(ge=1, le=1 << 20)] = 16
     suspect_share: Annotated[float, Field(ge=0, le=1, description="of the node's memory")] = 0.001
@@ -136,7 +136,7 @@ class ThresholdSettings(Settings):
 
 
 class GraceSettings(Settings):
-    """How long a state that may heal by itself is watched before the node's run ends with it."""
+    """How long to wait for a state that may recover by itself before the node's run ends with it."""
 
     unschedulable_seconds: Seconds = 60
     image_pull_seconds: Seconds = 90
@@ -146,7 +146,7 @@ class GraceSettings(Settings):
 
 
 class SweepSettings(Settings):
-    """How often everything is looked at again, whether or not an event came."""
+    """How often the whole cluster is checked, with or without events."""
 
     idle_seconds: Seconds = 30
     active_seconds: Annotated[
@@ -155,7 +155,7 @@ class SweepSettings(Settings):
 
 
 class LimitSettings(Settings):
-    """How much the operator takes on at the same time, and how much it stores."""
+    """How much the operator does at the same time, and how much it stores."""
 
     unfinished_diagnoses: Annotated[
         int, Field(ge=1, le=5000, description="that have started and not ended; further ones wait before they start")
@@ -193,7 +193,7 @@ class OperatorConfig(Settings):
 
 
 def load_config(path: Path) -> OperatorConfig:
-    """Read and check the file at `path`. Raises ConfigError naming every place that is wrong."""
+    """Read and check the file at `path`. Raises ConfigError, which lists every invalid field."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -202,7 +202,7 @@ def load_config(path: Path) -> OperatorConfig:
 
 
 def parse_config(text: str, *, source: str = "configuration") -> OperatorConfig:
-    """Check the YAML `text`. Raises ConfigError naming `source` and every place that is wrong."""
+    """Check the YAML `text`. Raises ConfigError, which names `source` and lists every invalid field."""
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -1,7 +1,7 @@
-"""The operator's Prometheus metrics (docs/observability.md). Alone in importing `prometheus_client`.
+"""The operator's Prometheus metrics (docs/observability.md). The only importer of `prometheus_client`.
 
-No label carries a name that a user or a node chose: the values of each are a short list, known beforehand. Counters
-start at 0 for all of them, so that a first failure is an increase and not merely a new series.
+No label has a value that a user or a node chose: the values of each label are a short, fixed list. Counters start at 0
+for all of them, so that the first failure is an increase and not only a new series.
 """
 
 from importlib.metadata import version
@@ -41,17 +41,17 @@ FAILURES = tuple(
 DURATION_BUCKETS_SECONDS = (10, 30, 60, 90, 120, 180, 300, 600, 900, 1800, 3600)
 
 REPORT_REFUSALS = frozenset({"400", "403", "405", "413", "422"})
-"""Answers to the creation of a report that say never; 409 says that it is there."""
+"""Status codes of a permanently rejected report; 409 means that it already exists."""
 
 
 class OperatorMetrics:
-    """What the operator has done, and how busy it is. May be told by any thread."""
+    """What the operator has done, and how busy it is. Thread-safe."""
 
     def __init__(self) -> None:
-        # A second series for every counter, which hardly anyone reads.
+        # A second series for every counter, which is hardly ever used.
         disable_created_metrics()  # type: ignore[no-untyped-call] # without types there
         self.registry = registry = CollectorRegistry()
-        # Process memory, CPU and file descriptors, under the names that all exporters give them.
+        # Process memory, CPU and file descriptors, under the names that all exporters use.
         ProcessCollector(registry=registry)
         build = Info("memdiag_build", "The operator's version.", registry=registry)
         build.info({"version": version("memdiag")})
@@ -136,15 +136,15 @@ class OperatorMetrics:
             self._durations.labels(result)
 
     def serve(self, address: str, port: int) -> None:
-        """Answer scrapes on a thread of its own, at any path, until the process ends. Raises OSError if it cannot."""
+        """Serve scrapes on a separate thread, at any path, until the process ends. Raises OSError if it cannot."""
         start_http_server(port, address, self.registry)
 
     def limit(self, slots: int) -> None:
-        """The configured limit of runners."""
+        """Set the configured limit of runners."""
         self._slots_limit.set(slots)
 
     def applied(self, diagnosis: Diagnosis, plan: Plan) -> None:
-        """A plan made for `diagnosis` has been carried out."""
+        """Count a plan made for `diagnosis` that has been carried out."""
         if run_starts(diagnosis, plan):
             self._started.inc()
         end = run_end(diagnosis, plan)
@@ -157,7 +157,7 @@ class OperatorMetrics:
             self._node_results.labels(reason).inc()
 
     def swept(self, allotment: Allotment, load: Load, held_back: int, timestamp_seconds: float) -> None:
-        """The whole cluster has been looked at, at this time (seconds since the epoch)."""
+        """Record a sweep of the whole cluster at this time (seconds since the epoch)."""
         self._queue.set(allotment.queue_length)
         self._slots_used.set(allotment.slots_used)
         self._unfinished.set(load.diagnoses)
@@ -166,16 +166,16 @@ class OperatorMetrics:
         self._last_sweep.set(timestamp_seconds)
 
     def counted_reports(self, stored_bytes: int, deleted_runs: int) -> None:
-        """All reports take so much, after those of so many runs were deleted."""
+        """Record the size of all reports, after the reports of `deleted_runs` runs were deleted."""
         self._reports.set(stored_bytes)
         self._runs_deleted.inc(deleted_runs)
 
     def requested(self, verb: str, resource: str, code: str) -> None:
-        """The API server has answered, or has not: `code` is then `none`."""
+        """Count a request to the API server; `code` is `none` if there was no response."""
         self._requests.labels(verb, resource, code).inc()
         if (verb, resource) == ("create", MemoryDiagnosisReport.PLURAL) and code in REPORT_REFUSALS:
             self._reports_refused.inc()
 
     def faulted(self) -> None:
-        """The operator met a fault of its own."""
+        """Count an internal error."""
         self._faults.inc()

@@ -196,19 +196,19 @@ def test_the_network_policy_lets_in_scrapes_and_the_kubelet_and_nobody_else(inst
 
 def test_every_line_about_a_run_carries_its_id(world: World) -> None:
     node = world.node("node-a")
-    world.diagnose("logged", "node-a")
+    world.diagnose("one-run", "node-a")
     runner = node.runner()
     run = run_id(pod_of(world, runner))
     world.run(node)
-    world.end("logged")
+    world.end("one-run")
     eventually(lambda: world.pods() == [])
 
     def lines() -> list[dict[str, Any]]:
         return [json.loads(line) for line in world.operator.log.splitlines()]
 
-    found = [line for line in lines() if "logged" in line["message"] or runner in line["message"]]
+    found = [line for line in lines() if "one-run" in line["message"] or runner in line["message"]]
     assert {line.get("runID") for line in found} == {run}
-    assert {line.get("diagnosis") for line in found} == {"logged"}
+    assert {line.get("diagnosis") for line in found} == {"one-run"}
     text = "\n".join(line["message"] for line in found)
     places = [text.find(step) for step in ("Started", "is Pending", "is Running", "is Completed")]
     assert -1 not in places, text

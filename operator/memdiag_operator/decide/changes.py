@@ -1,4 +1,4 @@
-"""What a plan changes in a run, for those who count and log it: its begin, its end, each node's next step."""
+"""What a plan changes in a run, for metrics and the log: its start, its end, each node's next state."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ from memdiag_operator.status.states import run_states
 
 @dataclass(frozen=True, slots=True)
 class NodeStep:
-    """A node has come to another state of its run."""
+    """A node has reached another state of its run."""
 
     node_name: str
     reason: str
@@ -24,7 +24,7 @@ class RunEnd:
 
     result: Literal["succeeded", "failed"]
     reason: str
-    """Why Succeeded is as it is."""
+    """The reason of Succeeded."""
     verdict: str
     """The reason of LeakDetected."""
     duration_seconds: float
@@ -33,12 +33,12 @@ class RunEnd:
 
 
 def run_starts(diagnosis: Diagnosis, plan: Plan) -> bool:
-    """Whether `plan`, made for `diagnosis`, begins a run."""
+    """Whether `plan`, made for `diagnosis`, starts a run."""
     return plan.decided is not None and plan.decided.run_id != diagnosis.status.run_id
 
 
 def node_steps(diagnosis: Diagnosis, plan: Plan) -> list[NodeStep]:
-    """Where nodes have come to by `plan`, made for `diagnosis`; progress within a state is no step."""
+    """Nodes whose state `plan`, made for `diagnosis`, changes; progress within a state does not count."""
     status = plan.decided
     if status is None:
         return []
@@ -52,7 +52,7 @@ def node_steps(diagnosis: Diagnosis, plan: Plan) -> list[NodeStep]:
 
 
 def run_end(diagnosis: Diagnosis, plan: Plan) -> RunEnd | None:
-    """The end of a run, if `plan`, made for `diagnosis`, is that."""
+    """The end of a run, if `plan`, made for `diagnosis`, ends one."""
     status = plan.decided
     if status is None or status.completion_time is None:
         return None

@@ -1,4 +1,4 @@
-"""What one diagnosis wants of the cluster, in the few words that decisions about all of them need."""
+"""What one diagnosis wants of the cluster, reduced to what decisions about all diagnoses need."""
 
 import sys
 from dataclasses import replace
@@ -24,7 +24,7 @@ def claim_of(diagnosis: Diagnosis) -> Claim:
     if meta.deletion_timestamp or isinstance(spec, InvalidSpec):
         return claim
     if starts_run(diagnosis):
-        # One that is to be terminated ends as soon as it has begun: it takes no place from anyone.
+        # A terminated one ends as soon as it has started: it takes no place from others.
         wanted = spec.target.max_nodes or 1
         selects = spec.target.node_selector is not None
         return replace(claim, wants_to_start=not spec.terminate, nodes_wanted=wanted, selects_nodes=selects)
@@ -34,7 +34,7 @@ def claim_of(diagnosis: Diagnosis) -> Claim:
     under_way = replace(claim, is_under_way=True, unsettled_nodes=len(unsettled))
     if spec.suspend or spec.terminate:
         return under_way
-    # Many diagnoses may be about the same nodes: their names are kept once.
+    # Many diagnoses may be about the same nodes: each name is kept once.
     pending = (sys.intern(name) for name, state in unsettled.items() if state.reason == Reason.PENDING)
     return replace(
         under_way,

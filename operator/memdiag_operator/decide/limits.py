@@ -1,7 +1,7 @@
-"""How much may be under way at the same time; the rest waits, the oldest request first.
+"""How much may be in progress at the same time; the rest waits, the oldest request first.
 
-Diagnoses are cluster-scoped, so no ResourceQuota bounds them, and they do not say who asked: whoever may create them
-could otherwise make the operator hold and look at any number of them.
+Diagnoses are cluster-scoped, so no ResourceQuota bounds them, and they do not record who created them: without limits,
+anyone who may create them could make the operator keep and process any number of them.
 """
 
 from collections.abc import Collection, Iterable
@@ -16,7 +16,7 @@ _EARLIEST = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much is under way."""
+    """How much is in progress."""
 
     diagnoses: int
     node_runs: int
@@ -27,7 +27,7 @@ class Load:
 
 
 def load(claims: Iterable[Claim], starting: Collection[str] = ()) -> Load:
-    """What is under way; `starting`: names of those that begin right now, which their status does not say yet."""
+    """What is in progress; `starting`: names of those that start right now, which their status does not show yet."""
     diagnoses = node_runs = 0
     for claim in claims:
         if claim.is_under_way or claim.name in starting:
@@ -37,7 +37,7 @@ def load(claims: Iterable[Claim], starting: Collection[str] = ()) -> Load:
 
 
 def may_start(claim: Claim, claims: Iterable[Claim], starting: Collection[str], limits: LimitSettings) -> bool:
-    """Whether the run of `claim` may begin: everything that is under way or older leaves room for it."""
+    """Whether the run of `claim` may start: everything that is in progress or older leaves room for it."""
     place = _place(claim)
     counted = [
         one
@@ -48,7 +48,7 @@ def may_start(claim: Claim, claims: Iterable[Claim], starting: Collection[str], 
 
 
 def held_back(claims: Iterable[Claim], starting: Collection[str], limits: LimitSettings) -> frozenset[str]:
-    """Names of those that may not begin: from the oldest that does not fit on."""
+    """Names of those that may not start: the oldest that does not fit, and all younger ones."""
     claims = tuple(claims)
     total = load(claims, starting)
     waiting = sorted((one for one in claims if one.wants_to_start and one.name not in starting), key=_place)
@@ -65,7 +65,7 @@ def _place(claim: Claim) -> tuple[datetime, str]:
 
 
 def why_it_waits(limits: LimitSettings) -> str:
-    """What a diagnosis says that may not begin. It does not change while it waits: else all would write it again."""
+    """The message of a diagnosis that may not start. It stays the same: a change would be written by all that wait."""
     return (
         f"waiting to start: at most {limits.unfinished_diagnoses} diagnoses (limits.unfinishedDiagnoses in the "
         f"operator's configuration) and {limits.node_runs} node runs (limits.nodeRuns) can be in progress at the same "

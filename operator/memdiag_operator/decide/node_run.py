@@ -1,4 +1,4 @@
-"""One node's part of a run: from waiting for a slot to a stored result."""
+"""A run on one of its nodes: from waiting for a slot to a stored result."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,7 +39,7 @@ class Step:
 
     state: NodeState
     result: NodeResult | None
-    """None: it has ended, and the status has kept no more than how."""
+    """None: it has ended, and the status has kept only the reason."""
     progress: Progress = DONE
     launch: dict[str, Any] | None = None
     stop: PodRemoval | None = None
@@ -47,7 +47,7 @@ class Step:
 
     @property
     def is_settled(self) -> bool:
-        """Whether this node's part of the run is over."""
+        """Whether the run has ended on this node."""
         return self.state.reason not in UNSETTLED
 
 
@@ -58,9 +58,9 @@ class NodeRun:
     snapshot: Snapshot
     spec: MemoryDiagnosisSpec
     state: NodeState
-    """How the status says that it stands."""
+    """Its state according to the status."""
     stored: NodeResult | None
-    """What else the status says about it."""
+    """Its result in the status, if any."""
     pod: Pod | None
     nodes_total: int
 
@@ -87,7 +87,7 @@ class NodeRun:
 
     @property
     def is_looked_up(self) -> bool:
-        """Whether `node` tells if the node exists."""
+        """Whether `node` shows if the node exists."""
         return self.node_name in self.snapshot.nodes
 
     @property
@@ -102,7 +102,7 @@ class NodeRun:
         return self.state.reason == Reason.PENDING and self.pod is None and not is_missing
 
     def runner_state(self, config: OperatorConfig, now: datetime) -> RunnerState | None:
-        """How the runner pod stands; None without one, or when its node was not looked up."""
+        """The state of the runner pod; None without one, or if its node was not looked up."""
         if self.pod is None or not self.is_looked_up:
             return None
         seconds = window_seconds(self.spec)
@@ -118,7 +118,7 @@ class NodeRun:
         )
 
     def step(self, config: OperatorConfig, now: datetime, allotment: Allotment | None) -> Step:
-        """What is to be done on this node at `now`. Without an `allotment` nothing is launched."""
+        """What to do on this node at `now`. Without an `allotment` nothing is launched."""
         if self.is_settled:
             return Step(self.state, self.stored)
         if refusal := self.snapshot.refusals.get(self.pod_name):
@@ -192,7 +192,7 @@ class NodeRun:
         return self._under_way(Reason.RUNNING, message, COLLECTING, stop=self._stop())
 
     def _stop(self) -> PodRemoval | None:
-        """What asks the runner to end and to deliver what it has; None when that was done or it has ended."""
+        """The request that the runner stops and delivers what it has; None if that was done or it has ended."""
         if self.pod is None or self.pod.is_terminal or self.pod.spec.active_deadline_seconds == STOP_DEADLINE_SECONDS:
             return None
         return PodRemoval(self.pod_name, self.pod.metadata.uid)
@@ -209,7 +209,7 @@ class NodeRun:
         return self._launch_or_wait(config, now, allotment)
 
     def _no_such_node(self) -> Step:
-        if self.spec.target.node_name is None:  # it was there when the run began
+        if self.spec.target.node_name is None:  # it existed when the run started
             text = f"node {self.node_name} was removed from the cluster before its runner was started"
             return self._ended(Reason.NODE_LOST, text)
         text = f"there is no node {self.node_name}: run `kubectl get nodes` to list existing nodes"
@@ -298,7 +298,7 @@ class NodeRun:
 
 
 def node_runs(snapshot: Snapshot) -> list[NodeRun]:
-    """The run on each of its nodes, in their order; none when no run is under way."""
+    """The run on each of its nodes, in their order; empty if no run is in progress."""
     diagnosis, spec = snapshot.diagnosis, snapshot.diagnosis.spec
     idle = diagnosis.is_finished or starts_run(diagnosis) or diagnosis.metadata.deletion_timestamp
     if idle or isinstance(spec, InvalidSpec):
@@ -321,5 +321,5 @@ def node_runs(snapshot: Snapshot) -> list[NodeRun]:
 
 
 def _one_line(message: str) -> str:
-    """`message` as it may be published: kubelets have a say in what the API server tells about pods and nodes."""
+    """`message` made safe to publish: kubelets write parts of what the API server reports about pods and nodes."""
     return clip(clean_text(" ".join(message.split())), MAX_SENTENCE)

@@ -1,9 +1,9 @@
-"""Where a diagnosis stands and what is to be done next, once all is known that this takes (see `decision`).
+"""The next step of a diagnosis, once everything that it depends on is known (see `decision`).
 
 All state is in the diagnosis's status and in its pods, so it can be called at any time, any number of times, by an
-operator that has just been started. What it does twice has the same names and so happens once:
+operator that has just been started. What it creates twice has the same name and so is created once:
 
-    run begins -> Pending (for a slot) -> runner pod -> Running -> result stored -> pod removed
+    run starts -> Pending (for a slot) -> runner pod -> Running -> result stored -> pod removed
 """
 
 from collections.abc import Iterable
@@ -39,7 +39,7 @@ MAX_NODES_IN_MESSAGE = 4
 
 
 def reconcile(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
-    """What is to be done for the diagnosis of `snapshot` at `now`; an empty plan says: nothing, for now."""
+    """What to do for the diagnosis of `snapshot` at `now`; an empty plan means nothing, for now."""
     diagnosis = snapshot.diagnosis
     if diagnosis.metadata.deletion_timestamp:
         return Plan()  # owner references take everything along
@@ -56,7 +56,7 @@ def reconcile(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan
 
 
 def _hold_back(snapshot: Snapshot, why: str, now: datetime) -> Plan:
-    """No run begins and no deadline runs; the answer of the run before stays."""
+    """No run starts and no deadline runs; the result of the previous run stays."""
     diagnosis = snapshot.diagnosis
     findings = while_held_back(why, diagnosis.status.conditions, is_rerun=diagnosis.is_finished)
     plan = status_plan(diagnosis, diagnosis.status, findings, now)
@@ -64,7 +64,7 @@ def _hold_back(snapshot: Snapshot, why: str, now: datetime) -> Plan:
 
 
 def _suspend(snapshot: Snapshot, now: datetime) -> Plan:
-    """No runner and no clock: the deadline does not run, and a new run begins afterwards."""
+    """Stop the runners and the clock: the deadline does not run, and a new run starts afterwards."""
     given_up: dict[str, object] = {"start_time": None, "results": [], "node_states": [], "nodes": None}
     given_up |= {"progress": None, "progress_percent": None, "active_deadline_seconds": None}
     status = snapshot.diagnosis.status.model_copy(update=given_up)
@@ -73,7 +73,7 @@ def _suspend(snapshot: Snapshot, now: datetime) -> Plan:
 
 
 def _tidy(snapshot: Snapshot, now: datetime) -> Plan:
-    """After the end: runner pods may go, and the diagnosis too when its time to live is over."""
+    """After the end: remove runner pods, and delete the diagnosis when its time to live is over."""
     diagnosis = snapshot.diagnosis
     spec, status = diagnosis.spec, diagnosis.status
     ttl_seconds = None if isinstance(spec, InvalidSpec) else spec.ttl_seconds_after_finished
@@ -121,13 +121,13 @@ def _advance(snapshot: Snapshot, spec: MemoryDiagnosisSpec, config: OperatorConf
         reports=tuple(step.report for step in steps if step.report),
         launches=tuple(step.launch for step in steps if step.launch),
         stops=tuple(step.stop for step in steps if step.stop),
-        # By the stored status, not by the new one: a pod stays until its result is safe.
+        # By the stored status, not the new one: a pod stays until its result is stored.
         removals=_removals(stored, _done_with(stored, snapshot.pods)),
     )
 
 
 def _within_budget(steps: list[Step], snapshot: Snapshot, config: OperatorConfig) -> list[Step]:
-    """`steps` without the reports that the budget has no room for; the status keeps the top of what they say."""
+    """`steps` without the reports that exceed the budget; the status keeps the most important part of them."""
     room_bytes = snapshot.report_room_bytes
     kept = []
     for step in steps:
@@ -167,7 +167,7 @@ def _reason(states: list[NodeState]) -> Reason:
 
 
 def _progress(states: list[NodeState], known: list[NodeResult]) -> str:
-    """How far the run is: what its runners do, or without any what the first in line waits for."""
+    """How far the run is: what its runners do, or if there are none, what the first node in line waits for."""
     under_way = [result for result in known if result.reason == Reason.RUNNING]
     waiting = [result for result in known if result.reason == Reason.PENDING]
     shown = "; ".join(result.message for result in under_way[:MAX_NODES_IN_MESSAGE] or waiting[:1])
@@ -187,7 +187,7 @@ def _done_with(diagnosis: Diagnosis, pods: Iterable[Pod]) -> list[Pod]:
 
 
 def _removals(diagnosis: Diagnosis, pods: Iterable[Pod]) -> tuple[PodRemoval, ...]:
-    """Those of `pods` that are not on their way already; on a lost node no kubelet is there to see them off."""
+    """Those of `pods` that are not being deleted yet; on a lost node there is no kubelet to end them."""
     lost = {name for name, state in run_states(diagnosis).items() if state.reason == Reason.NODE_LOST}
     marked = [(pod.metadata, pod.metadata.annotations.get(naming.NODE_ANNOTATION) in lost) for pod in pods]
     return tuple(

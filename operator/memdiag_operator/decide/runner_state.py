@@ -1,4 +1,4 @@
-"""How a runner pod stands: what the API server says about it, in the words of a run."""
+"""The state of a runner pod: what the API server reports about it, in terms of a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ _PULL_FAILURES = frozenset({"ErrImagePull", "ImagePullBackOff", "ImageInspectErr
 _PULL_IMPOSSIBLE = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 _SEEN_ENDS = frozenset({"Completed", "OOMKilled"})
 _START_FAILURES = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
-# A start that takes longer is asked for its reason, which the status of a pod does not tell.
+# If a start takes longer, the pod's events are read: the status of a pod does not show the reason.
 SLOW_START_SECONDS = 10
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Starting:
-    """Not at work yet."""
+    """Not running yet."""
 
     message: str
     progress: Progress = STARTING
@@ -37,12 +37,12 @@ class Working:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """It has ended by itself or was ended: what it left can be read."""
+    """It has ended or was stopped: what it left can be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """It will never deliver."""
+    """It will never deliver a result."""
 
     reason: Reason
     message: str
@@ -56,9 +56,9 @@ class Window:
     """The time that a runner measures."""
 
     seconds: int
-    """0 when its checks look once and wait for nothing."""
+    """0 if its checks measure once and do not wait."""
     tick_seconds: int = 1
-    """How much of it passes between two tellings."""
+    """Time between two progress reports."""
 
 
 def runner_state(
@@ -71,9 +71,9 @@ def runner_state(
     grace: GraceSettings,
     events: Sequence[Event] = (),
 ) -> RunnerState:
-    """How `pod`, the runner for `node_name`, stands at `now`; `node` is None when it does not exist any more.
+    """The state of `pod`, the runner for `node_name`, at `now`; `node` is None if it no longer exists.
 
-    `events`: those of the pod, when it is slow to start.
+    `events`: those of the pod, if it is slow to start.
     """
     if pod.is_terminal and not (_still_running(pod) and node):
         gone = "" if _has_ended_by_itself(pod) else _gone(pod, node, node_name)
@@ -89,7 +89,7 @@ def runner_state(
 
 
 def _has_ended_by_itself(pod: Pod) -> bool:
-    """Whether a kubelet saw the end. One that comes back after a reboot finds a dead container without last words."""
+    """Whether a kubelet saw the end. After a reboot, it finds a dead container without a termination message."""
     terminated = pod.main_container.state.terminated if pod.main_container else None
     return terminated is not None and (terminated.message != "" or terminated.reason in _SEEN_ENDS)
 
@@ -99,7 +99,7 @@ def _still_running(pod: Pod) -> bool:
 
 
 def _lost_node(pod: Pod, node: Node | None, node_name: str, now: datetime, grace: GraceSettings) -> str:
-    # A pod that waits has nothing to lose by a reboot: the kubelet starts it afterwards.
+    # A reboot does not affect a pod that waits: the kubelet starts it afterwards.
     if gone := _gone(pod, node, node_name, reboot_matters=pod.status.phase is PodPhase.RUNNING):
         return gone
     ready = node.ready if node else None
@@ -114,7 +114,7 @@ def _lost_node(pod: Pod, node: Node | None, node_name: str, now: datetime, grace
 
 
 def _gone(pod: Pod, node: Node | None, node_name: str, *, reboot_matters: bool = True) -> str:
-    """What became of the node that the pod was made for; empty when `node` is it, in the same boot."""
+    """What happened to the node that the pod was created for; empty if `node` is that node, in the same boot."""
     if node is None:
         return f"node {node_name} was removed from the cluster while its runner pod was on it"
     marks, boot_id = pod.metadata.annotations, node.status.node_info.boot_id
@@ -133,7 +133,7 @@ def _who_deletes(pod: Pod) -> str:
 
 
 def starts_slowly(pod: Pod, now: datetime, grace: GraceSettings) -> bool:
-    """Whether it has a node, and the kubelet does not get as far as its container."""
+    """Whether it has a node, but the kubelet has not started its container yet."""
     scheduled = pod.condition("PodScheduled")
     if (
         pod.status.phase is not PodPhase.PENDING
@@ -172,7 +172,7 @@ def _pending(pod: Pod, node_name: str, now: datetime, grace: GraceSettings, even
 
 
 def _latest_event(events: Sequence[Event]) -> str:
-    """The latest warning; without any, the latest event: it says what is still going on."""
+    """The latest warning, otherwise the latest event, which says what is still in progress."""
     warnings = [event for event in events if event.type == "Warning"]
     latest = max(warnings or events, key=lambda event: event.seen_at or _LONG_AGO, default=None)
     return f"{latest.reason}: {latest.message}" if latest else ""
@@ -196,7 +196,7 @@ def _running(pod: Pod, node_name: str, window: Window, now: datetime) -> Working
     running = pod.main_container.state.running if pod.main_container else None
     if running is None or running.started_at is None or not window.seconds:
         return Working(f"the runner is running on node {node_name}")
-    # The start is by the node's clock: a skewed one must not show less than nothing.
+    # The start time is from the node's clock: if that is ahead, the elapsed time must not be negative.
     elapsed = max(0, int((now - running.started_at).total_seconds()))
     if elapsed >= window.seconds:
         return Working(f"tracing on {node_name} finished after {window.seconds} s; waiting for the result")

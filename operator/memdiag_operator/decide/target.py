@@ -1,4 +1,4 @@
-"""Which nodes a run is about: chosen once, as it begins, and from then on what its status says."""
+"""Which nodes a run is about: chosen once, when it starts, and from then on stored in its status."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from memdiag_operator.kube.objects import InvalidSpec, Node, Pod
 from memdiag_operator.results.sanitize import clip
 
 SERVED_OS = "linux"
-# Nodes without a kernel of their own behind them: pods run elsewhere.
+# Nodes without a kernel of their own: their pods run elsewhere.
 _VIRTUAL_NODE_LABELS = {"type": "virtual-kubelet", "eks.amazonaws.com/compute-type": "fargate"}
 
 
@@ -21,7 +21,7 @@ class Choice:
     """The nodes of a run in their order, or why it has none."""
 
     target: str
-    """What the run is about, as people read it."""
+    """What the run is about, in readable form."""
     node_names: tuple[str, ...] = ()
     refusal: tuple[Reason, str] | None = None
 
@@ -29,11 +29,11 @@ class Choice:
 def choose_nodes(
     target: Target, allowed: AllowedNodes, *, selected: tuple[Node, ...] = (), target_pod: Pod | None = None
 ) -> Choice:
-    """The nodes of a run that begins now.
+    """The nodes of a run that starts now.
 
-    `selected`: every node that has the labels of target.nodeSelector. Of those that memdiag serves and that are
-    `allowed`, the first maxNodes are taken: nodes that are Ready first, then by name. So a rerun looks at the same
-    nodes, as long as these stay and are Ready. `target_pod`: the pod of target.podRef, if there is one.
+    `selected`: every node that has the labels of target.nodeSelector. Of those that memdiag supports and that are
+    `allowed`, the first maxNodes are taken: Ready nodes first, then by name. So a rerun selects the same nodes as long
+    as they exist and are Ready. `target_pod`: the pod of target.podRef, if any.
     """
     if target.pod_ref:
         return _node_of_pod(target.pod_ref, target_pod)
@@ -81,18 +81,18 @@ def _ready_first(node: Node) -> tuple[bool, str]:
 
 
 def spec_fault(spec: MemoryDiagnosisSpec | InvalidSpec) -> str:
-    """Why a spec cannot be served, although the API server took it; empty when it can."""
+    """Why a spec is invalid although the API server accepted it; empty if it is valid."""
     if isinstance(spec, InvalidSpec):
         return f"{spec.message}; it was stored under another version's schema: delete it and create it again"
     selector = spec.target.node_selector
     key = faulty_key(selector.match_labels) if selector else None
-    if key is not None:  # what the model's patterns do not reach, and the API server was to refuse
+    if key is not None:  # not covered by the model's patterns: the API server should have rejected it
         return f"spec.target.nodeSelector.matchLabels: {clip(repr(key), MAX_SHORT_TEXT)} is not a valid label key"
     return ""
 
 
 def node_objection(node: Node, allowed: AllowedNodes) -> tuple[Reason, str] | None:
-    """Why `node` is not diagnosed; None when it can be."""
+    """Why `node` is not diagnosed; None if it can be."""
     if unsupported := unsupported_node(node):
         return Reason.NODE_UNSUPPORTED, unsupported
     if not allows(allowed, node.metadata.labels):
@@ -105,7 +105,7 @@ def node_objection(node: Node, allowed: AllowedNodes) -> tuple[Reason, str] | No
 
 
 def unsupported_node(node: Node) -> str:
-    """Why no runner can work on `node`; empty when one can."""
+    """Why no runner can run on `node`; empty if one can."""
     name, system = node.metadata.name, node.status.node_info.operating_system
     if system and system != SERVED_OS:
         return f"node {name} runs {system}: memdiag measures Linux kernels only"

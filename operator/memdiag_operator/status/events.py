@@ -1,4 +1,4 @@
-"""Kubernetes events of a diagnosis: which ones a new status deserves."""
+"""Kubernetes events of a diagnosis: which events a new status emits."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +19,7 @@ class Announcement:
 
 
 def announcements(diagnosis: Diagnosis, new: MemoryDiagnosisStatus) -> tuple[Announcement, ...]:
-    """Events for what is new in `new`: a run's begin, its first runner at work, its end, what to do about a leak."""
+    """Events for what is new in `new`: the start of a run, its first running pod, its end, what to do about a leak."""
     before = diagnosis.status
     started = new.run_id != before.run_id
     ended = new.completion_time is not None and (started or not diagnosis.is_finished)
@@ -38,7 +38,7 @@ def announcements(diagnosis: Diagnosis, new: MemoryDiagnosisStatus) -> tuple[Ann
 
 
 def _first_running(before: MemoryDiagnosisStatus, new: MemoryDiagnosisStatus) -> tuple[Announcement, ...]:
-    """Once for a run, however many nodes it has."""
+    """One event per run, however many nodes it has."""
     if any(one.reason != Reason.PENDING for one in before.results):
         return ()
     return tuple(
