@@ -1,4 +1,4 @@
-"""Carries out a plan, in an order that loses nothing when the operator dies in between."""
+"""Carries out a plan, in an order that loses nothing if the operator is killed in between."""
 
 import logging
 from datetime import UTC, datetime
@@ -29,14 +29,14 @@ logger = logging.getLogger(__name__)
 REPORTER = "memdiag-operator"
 MAX_EVENT_MESSAGE = 1024  # pkg/apis/core/validation/events.go, NoteLengthLimit
 ADMISSION_POLICY = "ValidatingAdmissionPolicy 'memdiag-runners'"
-"""How the API server names manifests/base/node-runner/admission-policy.yaml when it refuses a pod."""
+"""How the API server names manifests/base/node-runner/admission-policy.yaml when it rejects a pod."""
 
 
 def apply(cluster: Cluster, snapshot: Snapshot, plan: Plan) -> dict[str, str]:
-    """Carry out `plan`. Answers, by pod name, why a runner pod was not created, or not as it was sent.
+    """Carry out `plan`. Returns, by pod name, why a runner pod was not created, or not as it was sent.
 
-    What the API server answers goes to the cache, so that the next decision knows of it before a watch tells.
-    Raises ConflictError when the diagnosis has changed since `snapshot`: nothing but reports has been written then.
+    Responses of the API server go to the cache, so that the next decision sees them before a watch delivers them.
+    Raises ConflictError if the diagnosis has changed since `snapshot`: then only reports have been written.
     """
     kubernetes, diagnoses, meta = cluster.kubernetes, cluster.cache.diagnoses, snapshot.diagnosis.metadata
     for manifest in plan.reports:
@@ -72,15 +72,15 @@ def _create_report(cluster: Cluster, manifest: dict[str, Any]) -> None:
         made = ObjectMeta.model_validate(manifest["metadata"])
         cluster.cache.reports.put(stored_report(made.model_copy(update={"creation_timestamp": cluster.now()})))
     except AlreadyExistsError:
-        # An operator before this one got as far as that; the same run on the same node has the same evidence.
+        # A previous operator has created it; the same run on the same node has the same evidence.
         logger.info("report %s already exists", manifest["metadata"]["name"])
     except RefusedError as error:
-        # The status still has the top of it: that is worth more than to try for ever.
+        # The status still has the most important part; retrying would not help.
         logger.error("report %s was rejected: %s", manifest["metadata"]["name"], error)  # noqa: TRY400 - not our fault
 
 
 def delete_old_reports(cluster: Cluster) -> int:
-    """Delete the reports of the oldest runs until the others fit into their budget; how many runs that were."""
+    """Delete the reports of the oldest runs until the others fit into their budget. Returns the number of runs."""
     budget_bytes = cluster.config.limits.stored_reports_bytes
     unfinished = unfinished_runs(cluster.cache.diagnoses.claims())
     runs = list(runs_to_delete(cluster.cache.reports.all(), unfinished, budget_bytes))
@@ -108,7 +108,7 @@ def _clean_up_reports(cluster: Cluster, cleanup: ReportCleanup) -> None:
 
 
 def _launch(cluster: Cluster, owner_uid: str, manifest: dict[str, Any]) -> str:
-    """Create a runner pod, or find it created; why there is none, if so."""
+    """Create a runner pod, or find it already created. Returns why there is none, otherwise an empty string."""
     namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
     try:
         pod, created = cluster.kubernetes.create_pod(manifest)
@@ -175,7 +175,7 @@ def _is_gone(cache: Cache, pod: PodRemoval) -> None:
 
 
 def _announce(kubernetes: KubernetesClient, meta: ObjectMeta, run: str, announcement: Announcement) -> None:
-    """Tell it as an event; events are a courtesy, so a failure is logged and not retried."""
+    """Create an event. Events are best effort: a failure is logged and not retried."""
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     manifest = {
         "metadata": {

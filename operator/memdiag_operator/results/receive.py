@@ -1,7 +1,7 @@
-"""What a finished runner delivered: its evidence, checked as what a hostile node may have written, or why none came.
+"""What a finished runner delivered: its evidence, checked as input from a hostile node, or why there is none.
 
-The termination message comes with the pod's status, the document with the container's log. Only what passes every
-check is used, and none of it is believed about who it comes from: that the API server knows.
+The termination message is in the pod's status, the document in the container's log. Only what passes every check is
+used, and its origin is taken from the API server alone.
 """
 
 from dataclasses import dataclass
@@ -26,21 +26,21 @@ _ERROR_REASONS = {
     RunnerError.KERNEL_UNSUPPORTED: Reason.KERNEL_UNSUPPORTED,
     RunnerError.INTERNAL: Reason.RUNNER_FAILED,
 }
-# The kubelet turned the pod away after the scheduler had placed it (kubernetes: pkg/kubelet/lifecycle/predicate.go).
+# The kubelet rejected the pod after the scheduler had placed it (kubernetes: pkg/kubelet/lifecycle/predicate.go).
 _REJECTED_PREFIXES = ("OutOf", "NodeAffinity", "UnexpectedAdmissionError", "InsufficientEphemeralStorage")
 
 
-# Shorter than the model says, which must read what former versions have stored.
+# Shorter than in the model, which must read what former versions have stored.
 _FIELD_LIMITS = {"comm": MAX_COMM_LENGTH}
 
 
 class ResultInvalidError(ValueError):
-    """A runner's result fails a check; the text says which."""
+    """A runner's result failed a check; the text says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerOutput:
-    """What a finished runner left, and the pods of its node, to whom the ids in it may belong."""
+    """What a finished runner left, and the pods of its node, to which the ids in it may belong."""
 
     log: bytes | None
     log_error: str = ""
@@ -49,7 +49,7 @@ class RunnerOutput:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How a runner ended, with its evidence where that passed."""
+    """How a runner ended, with its evidence if that passed the checks."""
 
     reason: Reason
     message: str
@@ -59,7 +59,7 @@ class Delivery:
 def receive(
     pod: Pod, output: RunnerOutput, *, run: str, node_name: str, now: datetime, grace: GraceSettings
 ) -> Delivery | None:
-    """What `pod`, finished, delivered for `node_name` in `run`; None while its log may still become readable."""
+    """What the finished `pod` delivered for `node_name` in `run`; None while its log may still become readable."""
     terminated = pod.main_container.state.terminated if pod.main_container else None
     try:
         message = parse_termination_message(terminated.message if terminated else "", run)
@@ -77,9 +77,9 @@ def receive(
 
 
 def parse_termination_message(text: str, run: str) -> TerminationMessage | None:
-    """The termination message `text` of the runner of `run`, made safe to show; None when it wrote none.
+    """The termination message `text` of the runner of `run`, made safe to show; None if there is none.
 
-    Raises ResultInvalidError when it is not one, or one of another run.
+    Raises ResultInvalidError if it is malformed or from another run.
     """
     if not text.strip():
         return None
@@ -95,7 +95,7 @@ def parse_termination_message(text: str, run: str) -> TerminationMessage | None:
 def check_document(log: bytes, message: TerminationMessage, run: str, node_name: str) -> Evidence:
     """The evidence in `log`, complete, well formed, of this run and node, consistent in itself, and safe to publish.
 
-    Raises ResultInvalidError, which repeats the essence from the termination message.
+    Raises ResultInvalidError, which repeats the verdict from the termination message.
     """
     try:
         evidence = read_document(unframe(log, message))
@@ -125,12 +125,12 @@ def _without_log(
 
 
 def _ended_at(pod: Pod, now: datetime) -> datetime | None:
-    """When the runner ended. Its stamps are of the node's clock, which may be wrong: how long it took is right."""
+    """When the runner ended. Its timestamps are from the node's clock, which may be wrong; its duration is right."""
     terminated, created = pod.main_container and pod.main_container.state.terminated, pod.metadata.creation_timestamp
     if not terminated or not terminated.finished_at or not created:
         return None
     took = terminated.finished_at - (terminated.started_at or terminated.finished_at)
-    # No runner works for longer than its pod exists: who says so has no claim to be waited for.
+    # No runner runs for longer than its pod exists: a node that reports this is not waited for.
     by_duration = created + took if created + took <= now else created
     return terminated.finished_at if by_duration <= terminated.finished_at <= now else by_duration
 
@@ -172,7 +172,7 @@ def _post_mortem(terminated: TerminatedState | None, output: RunnerOutput, said:
 
 
 def _essence(message: TerminationMessage) -> str:
-    """What the termination message tells although the document is lost."""
+    """The verdict in the termination message, which is known even without the document."""
     if message.verdict is None:
         return "Its termination message has no verdict."
     suspect = f", suspect {message.suspect}" if message.suspect else ""

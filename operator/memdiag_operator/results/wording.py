@@ -1,4 +1,4 @@
-"""Findings in words: the suspect's line, and the answer in one sentence."""
+"""Findings in words: the suspect in one line, and the result in one sentence."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from memdiag_operator.results.leak import LEAK_STATUS, WEIGHT
 from memdiag_operator.results.sanitize import clip
 
 NODE_SAYS = "The node's runner says: "
-"""Marks what a node chooses freely, where it stands beside what the API server knows."""
+"""Marks text that a node chooses freely, next to what the API server knows."""
 _SUSPECT_FRAMES = 3
 _IN_WORDS = {
     VerdictKind.PINNED_BY_UNREAD_SOCKET: "unread data pins memory",
@@ -23,12 +23,12 @@ _IN_WORDS = {
     VerdictKind.INCONCLUSIVE: "inconclusive",
 }
 _OF_SEVERAL = (SuspectScope.CONTAINER, SuspectScope.POD)
-# Where every allocation passes through: it says nothing about who asked.
+# Every allocation passes through these: they say nothing about the caller.
 _ALLOCATOR_PREFIXES = ("__alloc_pages", "alloc_pages", "__get_free_pages", "get_free_pages", "__alloc_frozen_pages")
 
 
-# A line begins with the API server's name of a pod, or shows that it has none. Words of the node that do not look like
-# these are quoted, so that they do not pass for such a name.
+# A line starts with the API server's name of a pod, or shows that there is none. Text from the node that does not match
+# these patterns is quoted, so that it cannot be mistaken for such a name.
 _PLAIN_PROTOCOL = re.compile(r"[A-Za-z0-9_-]*")
 _PLAIN_ADDRESS = re.compile(r"[A-Za-z0-9.:@*\[\]_%-]*")
 _PLAIN_REASON = re.compile(r"[A-Za-z0-9 ,.:;'_-]*")
@@ -37,9 +37,9 @@ _PROTOCOL_LIMIT, _ADDRESS_LIMIT, _REASON_LIMIT, _SYMBOL_LIMIT = 16, 64, 100, 64
 
 
 def holder_line(holder: HolderSummary, *, scope: SuspectScope | None = None) -> str:
-    """Whose a holder is, in a few words: `demo/slow-reader (container app, python3[4711] fd 7)`.
+    """The owner of a holder in a few words: `demo/slow-reader (container app, python3[4711] fd 7)`.
 
-    `scope`: more than this process is meant, and this is the one with the most.
+    `scope`: if set to more than a process, this process is the one of several that pins the most.
     """
     if not holder.pid:
         protocol = quoted_unless(_PLAIN_PROTOCOL, holder.protocol, _PROTOCOL_LIMIT)
@@ -65,7 +65,7 @@ def stack_line(stack: StackSummary) -> str:
 
 
 def suspect_line(holder: HolderSummary | None, stack: StackSummary | None, *, scope: SuspectScope | None = None) -> str:
-    """The prime suspect in one short line: the holder if there is one, else the stack; empty without either."""
+    """The prime suspect in one short line: the holder if any, otherwise the stack; empty without either."""
     if holder:
         pins = f"{format_bytes(holder.unread_bytes)} unread pins {format_bytes(holder.pinned_bytes)}"
         return clip(f"{holder_line(holder, scope=scope)}: {pins}", MAX_SHORT_TEXT)
@@ -77,7 +77,7 @@ def suspect_line(holder: HolderSummary | None, stack: StackSummary | None, *, sc
 
 
 def advice(holder: HolderSummary | None, runner_advice: str, *, scope: SuspectScope | None = None) -> str:
-    """What a person can do next: with the suspect's pod by name where it has one, else as the runner said it."""
+    """What to do next: with the name of the suspect's pod if it has one, otherwise the runner's own advice."""
     if holder is None or not holder.pod:
         return clip(f"{NODE_SAYS}{runner_advice}", MAX_SENTENCE) if runner_advice else ""
     container = f"container {holder.container} of " if holder.container and scope is not SuspectScope.POD else ""
@@ -112,7 +112,7 @@ def target_pod_sentence(
 
 
 def node_sentence(result: NodeResult) -> str:
-    """The answer of one node; first what the pod that it is about pins, if it is about one."""
+    """The result of one node; if the diagnosis is about a pod, it starts with what that pod pins."""
     sentence = _node_sentence(result)
     return clip(f"{result.target_pod.message}. {sentence}", MAX_SENTENCE) if result.target_pod else sentence
 
@@ -131,7 +131,7 @@ def _node_sentence(result: NodeResult) -> str:
 
 
 def run_sentence(results: Sequence[NodeResult], states: Sequence[NodeState]) -> str:
-    """The answer of a run on the nodes of `states`: that of its most telling node, and how many have a leak."""
+    """The result of a run on the nodes of `states`: that of its strongest node, and how many nodes have a leak."""
     sentence = node_sentence(max(results, key=weight_as_answer))
     if len(states) == 1:
         return sentence
@@ -147,14 +147,14 @@ def run_sentence(results: Sequence[NodeResult], states: Sequence[NodeState]) -> 
 
 
 def run_suspect(results: Sequence[NodeResult], states: Sequence[NodeState]) -> str:
-    """The prime suspect of a run on the nodes of `states`, with its node where there are several."""
+    """The prime suspect of a run on the nodes of `states`, with its node if there are several."""
     best = max(results, key=weight_as_answer)
     is_alone = len(states) == 1 or not best.suspect
     return best.suspect if is_alone else clip(f"{best.node_name}: {best.suspect}", MAX_SHORT_TEXT)
 
 
 def weight_as_answer(result: NodeResult) -> tuple[int, bool, int]:
-    """Which node a reader wants to hear of first: a leak, a doubt, none, no answer; then the most allocpage."""
+    """Sort key of the most relevant node: a leak, an unclear result, no leak, no result; then the most allocpage."""
     weight = WEIGHT[LEAK_STATUS[result.verdict.kind]] if result.verdict else -1
     return weight, bool(result.suspect), result.alloc_page_bytes or 0
 
