@@ -221,7 +221,7 @@ def test_every_line_about_a_run_carries_its_id(world: World) -> None:
 # --- kubectl describe -------------------------------------------------------------------------------------------------
 
 
-def test_describe_tells_the_story_of_a_run(world: World) -> None:
+def test_describe_shows_the_events_of_a_run_in_order(world: World) -> None:
     node = world.node("node-a")
     world.diagnose("story", node.name, failOn="LeakDetected")
     runner = node.runner()

@@ -270,7 +270,7 @@ def test_a_pod_of_the_same_name_that_is_someone_elses_is_not_adopted(world: Worl
 
 
 @pytest.mark.fault("a webhook changes the runner's pod", reason="AdmissionDenied")
-def test_a_runner_that_a_webhook_has_changed_is_removed_and_the_change_is_told(
+def test_a_runner_that_a_webhook_has_changed_is_removed_and_the_change_is_reported(
     world: World, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     # The admission policy lets this in, so that only the operator can notice it.
@@ -307,7 +307,7 @@ def orphan(world: World, pod: str) -> None:
         world.cluster.kubectl("patch", "memdiagreport", report["metadata"]["name"], "--type=merge", "-p", patch)
 
 
-def test_a_diagnosis_that_leaves_its_runner_behind_leaves_nothing_at_work(world: World) -> None:
+def test_a_diagnosis_that_leaves_its_runner_behind_leaves_nothing_running(world: World) -> None:
     done, busy = world.node("done"), world.node("busy")
     world.ask("orphaned", {"nodeSelector": {"matchLabels": {"kubernetes.io/os": "linux"}}, "maxNodes": 2})
     world.run(done)
@@ -387,10 +387,10 @@ def test_at_the_deadline_the_runner_is_asked_to_end_and_what_it_had_is_kept(
     (node.logs / runner).write_bytes(log)
     state = {"terminated": {"exitCode": 0, "message": message, "finishedAt": now()}}
     node.say(runner, {"phase": "Failed", "reason": "DeadlineExceeded", **container(state)})
-    status, reason, told = world.end("late")
+    status, reason, reported = world.end("late")
     record_property("seen", reason)
     assert (status, reason) == ("False", "DeadlineExceeded")
-    assert "is kept" in told
+    assert "is kept" in reported
     assert world.condition("late", "LeakDetected")[:2] == ("True", "PinnedByUnreadSocket")
     assert len(world.reports("late")) == 1
     eventually(lambda: world.pods() == [])
@@ -451,7 +451,7 @@ def own_operator(installed: TestCluster, shared: World, tmp_path: Path) -> Itera
         for step in ("when its runner is created", "while its runner works", "when its runner has ended")
     ],
 )
-def test_a_killed_operator_is_no_loss(shared: World, own_operator: Callable[[], OperatorProcess], step: str) -> None:
+def test_a_killed_operator_loses_nothing(shared: World, own_operator: Callable[[], OperatorProcess], step: str) -> None:
     first = own_operator()
     node = shared.node("node-a")
     shared.diagnose("survivor", "node-a")
@@ -481,7 +481,7 @@ def has_swept(operator: OperatorProcess) -> bool:
     return found is not None and float(found[1]) > 0
 
 
-def test_health_tells_the_age_of_the_last_sweep_and_the_end_is_clean(
+def test_health_reports_the_age_of_the_last_sweep_and_the_end_is_clean(
     shared: World, own_operator: Callable[[], OperatorProcess]
 ) -> None:
     operator = own_operator()

@@ -293,7 +293,7 @@ def test_a_node_that_goes_on_the_way_is_lost_and_the_other_is_kept(
 
 
 def test_a_person_sees_it_move(world: World) -> None:
-    """`kubectl get -w` is what a person looks at: every change of the column arrives there, in order."""
+    """`kubectl get -w` is what a person watches: every change of the column arrives there, in order."""
     node = world.node("node-a")
     watch = subprocess.Popen(
         [
@@ -319,10 +319,10 @@ def test_a_person_sees_it_move(world: World) -> None:
         assert world.read("seen")["status"]["progress"] == "Done 100%"
     finally:
         watch.terminate()
-        told = watch.communicate()[0].splitlines()
-    steps = [line.split()[0] for line in told if "%" in line]
+        reported = watch.communicate()[0].splitlines()
+    steps = [line.split()[0] for line in reported if "%" in line]
     assert list(dict.fromkeys(steps)) == ["Waiting", "Starting", "Tracing", "Collecting", "Done"]
-    percents = [int(line.split()[1].rstrip("%")) for line in told if "%" in line]
+    percents = [int(line.split()[1].rstrip("%")) for line in reported if "%" in line]
     assert percents == sorted(percents)
 
 
@@ -332,7 +332,7 @@ def has_come_to(world: World, name: str, percent: int) -> bool:
 
 
 def has_begun_for(world: World, name: str, requested_at: str) -> bool:
-    """Whether the run that a request asks for has begun."""
+    """Whether the run that a request asks for has started."""
     return bool(world.read(name)["status"].get("lastHandledRequest") == requested_at)
 
 
@@ -343,7 +343,7 @@ def seconds_ago(seconds: int) -> str:
 # --- again ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_run_before_is_told_and_reports_of_old_runs_go(world: World) -> None:
+def test_the_previous_run_is_reported_and_reports_of_old_runs_are_deleted(world: World) -> None:
     node = world.node("node-a")
     world.diagnose("again", "node-a")
     runners = [world.run(node)]

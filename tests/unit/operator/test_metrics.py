@@ -65,7 +65,7 @@ def samples(metrics: OperatorMetrics, family: str) -> dict[tuple[str, ...], floa
 # --- what a plan changes ----------------------------------------------------------------------------------------------
 
 
-def test_a_run_begins_once() -> None:
+def test_a_run_starts_once() -> None:
     plan = plan_for(NEW)
     assert run_starts(NEW, plan)
     assert plan.status
@@ -73,7 +73,7 @@ def test_a_run_begins_once() -> None:
     assert not run_starts(started, plan_for(started))
 
 
-def test_each_nodes_step_is_told_once_and_progress_is_no_step() -> None:
+def test_each_nodes_step_is_reported_once_and_progress_is_not_a_step() -> None:
     assert [(step.node_name, step.reason) for step in node_steps(NEW, plan_for(NEW))] == [(NODE, "Pending")]
     (done,) = node_steps(AT_WORK, plan_for(AT_WORK, with_result=True))
     assert (done.node_name, done.reason) == (NODE, "Completed")
@@ -93,7 +93,7 @@ def test_the_end_of_a_run_has_its_reason_its_verdict_and_its_duration() -> None:
     assert run_end(NEW, plan_for(NEW)) is None
 
 
-def test_a_rerun_that_ends_as_it_begins_is_an_end_too() -> None:
+def test_a_rerun_that_ends_as_it_starts_is_an_end_too() -> None:
     ended = plan_for(AT_WORK, with_result=True).status
     assert ended
     before = diagnosis(status=ended.to_json_object())
@@ -125,7 +125,7 @@ def test_the_queue_is_who_has_no_runner_yet_and_the_slots_are_held_by_runners() 
 # --- what is counted --------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_counted_at_its_begin_and_at_its_end() -> None:
+def test_a_run_is_counted_at_its_start_and_at_its_end() -> None:
     metrics = OperatorMetrics()
     metrics.applied(NEW, plan_for(NEW))
     assert samples(metrics, "memdiag_runs_started_total") == {(): 1}
@@ -145,8 +145,8 @@ def test_every_reason_has_its_series_from_the_start() -> None:
     ends = {("Completed", "succeeded"), *product(FAILURES, ("failed",))}
     assert samples(metrics, "memdiag_runs_total") == dict.fromkeys(ends, 0)
     goes_on = {Reason.PENDING, Reason.LIMIT_REACHED, Reason.RUNNING, Reason.SUSPENDED}
-    told = {*FAILURES, *VERDICTS, Reason.COMPLETED} | goes_on
-    assert told == set(Reason)
+    reported = {*FAILURES, *VERDICTS, Reason.COMPLETED} | goes_on
+    assert reported == set(Reason)
 
 
 def test_a_refused_report_is_counted_and_one_that_is_there_is_not() -> None:

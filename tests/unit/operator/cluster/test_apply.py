@@ -66,7 +66,7 @@ OLD_REPORTS = f"{naming.DIAGNOSIS_UID_LABEL}={UID},{naming.RUN_ID_LABEL} notin (
 
 
 def test_a_plan_is_carried_out_in_an_order_that_loses_nothing() -> None:
-    """The result is stored before the status says so, and the status before the pod goes that could tell it again."""
+    """The result is stored before the status says so, and the status before the pod is removed that could repeat it."""
     cluster, kubernetes = cluster_with(pod(name="old"), pod(name="works"))
     cluster.cache.reports.put(StoredReport("of another run", Run(UID, "another run"), NOW, 1))
     assert apply(cluster, SNAPSHOT, replace(WHOLE, delete_diagnosis=False)) == {}
@@ -241,7 +241,7 @@ def test_reports_of_former_runs_may_stay_for_a_while() -> None:
     assert cluster.cache.reports.all() == (former,)
 
 
-def test_an_event_is_one_object_for_a_run_however_often_it_is_told() -> None:
+def test_an_event_is_one_object_for_a_run_however_often_it_is_created() -> None:
     cluster, kubernetes = cluster_with()
     plan = Plan(announcements=(Announcement("Warning", "Completed", "x" * 2000),))
     apply(cluster, SNAPSHOT, plan)

@@ -66,15 +66,15 @@ def of_nodes(count: int) -> Diagnosis:
     return diagnosis(status=running_status(nodeStates=states), spec=SELECTOR)
 
 
-# --- a run that begins ------------------------------------------------------------------------------------------------
+# --- a run that starts ------------------------------------------------------------------------------------------------
 
 
-def test_a_run_asks_first_whether_it_may_begin() -> None:
+def test_a_run_asks_first_whether_it_may_start() -> None:
     snapshot = Snapshot(diagnosis=diagnosis(spec=SELECTOR))
     assert needs(snapshot) == Needs(snapshot, permission=True)
 
 
-def test_one_that_may_not_begin_asks_for_nothing_else() -> None:
+def test_one_that_may_not_start_asks_for_nothing_else() -> None:
     held_back = plan(Snapshot(diagnosis=diagnosis(spec=SELECTOR), limit_reached="too many"))
     assert held_back.status
     assert (held_back.status.run_id, held_back.status.conditions[0].reason) == (None, Reason.LIMIT_REACHED)
@@ -86,7 +86,7 @@ def test_nodes_are_chosen_from_what_there_is(spec: dict[str, Any]) -> None:
     assert needs(snapshot) == Needs(snapshot, candidates=snapshot.diagnosis.spec.target)  # type: ignore[union-attr] # valid
 
 
-def test_a_run_that_begins_goes_on_at_once_from_what_its_begin_has_decided() -> None:
+def test_a_run_that_starts_continues_at_once_from_what_its_start_has_decided() -> None:
     chosen = Candidates(tuple(node(f"node-{number}") for number in range(3)))
     asked = needs(Snapshot(diagnosis=diagnosis(spec=SELECTOR), limit_reached="", candidates=chosen, pods=(pod(),)))
     assert asked.nodes == {"node-0": inf, "node-1": inf}
@@ -96,7 +96,7 @@ def test_a_run_that_begins_goes_on_at_once_from_what_its_begin_has_decided() -> 
     assert (asked.snapshot.candidates, asked.snapshot.pods) == (None, (pod(),))
 
 
-def test_the_begin_and_what_follows_are_one_plan() -> None:
+def test_the_start_and_what_follows_are_one_plan() -> None:
     snapshot = Snapshot(diagnosis=diagnosis(), limit_reached="")
     nodes = replace(needs(snapshot).snapshot, nodes={NODE: node()})
     slots = replace(needs(nodes).snapshot, allotment=allot(fleet((), (nodes.diagnosis,)), 3, NOW))
@@ -114,7 +114,7 @@ def test_the_begin_and_what_follows_are_one_plan() -> None:
         pytest.param(diagnosis(spec={"terminate": True}), "Terminated", id="to be terminated"),
     ],
 )
-def test_a_run_that_ends_as_it_begins_takes_no_place_from_anyone(one: Diagnosis, reason: str) -> None:
+def test_a_run_that_ends_as_it_starts_takes_no_place_from_others(one: Diagnosis, reason: str) -> None:
     answer = decide(Snapshot(diagnosis=one), CONFIG, NOW)
     if isinstance(answer, Needs):
         assert not answer.permission
@@ -141,7 +141,7 @@ def test_a_runner_that_the_cache_lacks_is_asked_for_before_its_run_ends() -> Non
     ("runner", "max_age_seconds"),
     [
         pytest.param(pod(state=running()), CONFIG.sweep.idle_seconds, id="a runner that works"),
-        pytest.param(pod(phase="Failed", state=terminated(exit_code=255)), 0, id="one without last words"),
+        pytest.param(pod(phase="Failed", state=terminated(exit_code=255)), 0, id="one without a termination message"),
         pytest.param(pod(phase="Succeeded", state=terminated("{}")), inf, id="one that left a message"),
     ],
 )
@@ -217,7 +217,7 @@ def test_after_a_refusal_no_other_slot_is_asked_for() -> None:
     "one",
     [
         pytest.param(diagnosis(status=running_status(), deleted=True), id="being deleted"),
-        pytest.param(diagnosis(deleted=True, spec=SELECTOR), id="deleted before it began"),
+        pytest.param(diagnosis(deleted=True, spec=SELECTOR), id="deleted before it started"),
         pytest.param(diagnosis(status=running_status(), spec={"suspend": True}), id="suspended"),
         pytest.param(diagnosis(status=running_status(completionTime=timestamp(ago(5)))), id="finished"),
         pytest.param(diagnosis(status=running_status(), spec={"topN": "x"}), id="of another version"),

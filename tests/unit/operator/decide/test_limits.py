@@ -1,4 +1,4 @@
-"""How much may be under way at once: who begins, who waits and what that one says, and what it costs to find out."""
+"""How much may be in progress at once: which run starts, which waits and what it says, and the cost of deciding it."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ WHY = why_it_waits(LIMITS)
 
 
 def new(name: str, age: float = 10, *, nodes: int | None = None, **fields: Any) -> Diagnosis:
-    """A diagnosis that has not begun, created so many seconds ago."""
+    """A diagnosis that has not started, created `age` seconds ago."""
     target: dict[str, Any] = {"nodeName": NODE}
     if nodes:
         target = {"nodeSelector": {"matchLabels": {"a": "b"}}, "maxNodes": nodes}
@@ -38,7 +38,7 @@ def under_way(name: str, unsettled: int = 1, settled: int = 0) -> Diagnosis:
 
 
 def startable(*diagnoses: Diagnosis, starting: tuple[str, ...] = ()) -> list[str]:
-    """Names of those that may begin; both ways of asking must agree."""
+    """Names of those that may start; both functions must agree."""
     claims = [claim_of(one) for one in diagnoses]
     held = held_back(claims, starting, LIMITS)
     wanting = [claim for claim in claims if claim.wants_to_start and claim.name not in starting]
@@ -46,7 +46,7 @@ def startable(*diagnoses: Diagnosis, starting: tuple[str, ...] = ()) -> list[str
     return sorted(claim.name for claim in wanting if claim.name not in held)
 
 
-def test_the_oldest_begin_first_and_no_more_than_the_limit() -> None:
+def test_the_oldest_start_first_and_no_more_than_the_limit() -> None:
     assert startable(new("c", 1), new("a", 3), new("b", 2), under_way("x"), under_way("y")) == ["a"]
     assert startable(new("c", 1), new("a", 3), new("b", 2)) == ["a", "b", "c"]
 
@@ -60,7 +60,7 @@ def test_node_runs_count_as_they_may_become_and_then_as_they_are_left() -> None:
     assert startable(new("a", nodes=300), under_way("x", 700, settled=300)) == ["a"]
 
 
-def test_a_large_one_that_does_not_fit_is_not_passed_by_smaller_ones_for_ever() -> None:
+def test_a_large_one_that_does_not_fit_is_not_overtaken_by_smaller_ones() -> None:
     large, small = new("large", 9, nodes=1000), new("small", 8)
     assert startable(large, small, under_way("x")) == []
     assert startable(large, small) == ["large"]
@@ -72,13 +72,13 @@ def test_the_largest_diagnosis_fits_alone() -> None:
         LimitSettings(node_runs=999)
 
 
-def test_those_that_begin_right_now_are_counted_before_their_status_says_so() -> None:
+def test_those_that_start_right_now_are_counted_before_their_status_says_so() -> None:
     waiting = [new("a", 4), new("b", 3), new("c", 2), new("d", 1)]
     assert startable(*waiting, starting=("a", "b")) == ["c"]
     assert startable(*waiting, under_way("x"), starting=("a", "b")) == []
 
 
-def test_one_that_ends_as_it_begins_takes_no_place() -> None:
+def test_one_that_ends_as_it_starts_takes_no_place() -> None:
     full = (under_way("x"), under_way("y"), under_way("z"))
     for spec in ({"terminate": True}, {"suspend": True}, {"topN": "many"}):
         assert not claim_of(new("a", spec=spec)).wants_to_start
@@ -88,7 +88,7 @@ def test_one_that_ends_as_it_begins_takes_no_place() -> None:
 # --- what it says -----------------------------------------------------------------------------------------------------
 
 
-def told(plan: Plan, kind: ConditionType) -> tuple[str, str, str]:
+def reported(plan: Plan, kind: ConditionType) -> tuple[str, str, str]:
     assert plan.status
     (found,) = [one for one in plan.status.conditions if one.type is kind]
     return found.status, found.reason, found.message
@@ -100,10 +100,10 @@ def look(one: Diagnosis, why: str = WHY) -> tuple[Plan, Diagnosis]:
     return plan, one.model_copy(update={"status": plan.status}) if plan.status else one
 
 
-def test_who_may_not_begin_says_why_once_and_no_deadline_runs() -> None:
+def test_one_that_may_not_start_says_why_once_and_no_deadline_runs() -> None:
     plan, waits = look(new("a"))
-    assert told(plan, ConditionType.SUCCEEDED) == ("Unknown", "LimitReached", WHY)
-    assert told(plan, ConditionType.RECONCILING)[:2] == ("True", "LimitReached")
+    assert reported(plan, ConditionType.SUCCEEDED) == ("Unknown", "LimitReached", WHY)
+    assert reported(plan, ConditionType.RECONCILING)[:2] == ("True", "LimitReached")
     assert "3 diagnoses (limits.unfinishedDiagnoses" in WHY
     assert "1000 node runs (limits.nodeRuns)" in WHY
     assert plan == Plan(status=plan.status)
@@ -112,7 +112,7 @@ def test_who_may_not_begin_says_why_once_and_no_deadline_runs() -> None:
     claim = claim_of(waits)
     assert (claim.wants_to_start, claim.says_limit_reached, claim.is_under_way) == (True, True, False)
     started = reconcile(Snapshot(diagnosis=waits), CONFIG, NOW)
-    assert told(started, ConditionType.SUCCEEDED)[:2] == ("Unknown", "Pending")
+    assert reported(started, ConditionType.SUCCEEDED)[:2] == ("Unknown", "Pending")
     assert started.status
     assert started.status.start_time == NOW
 
@@ -134,9 +134,9 @@ def test_a_rerun_that_has_to_wait_leaves_the_last_answer_and_a_withdrawn_one_no_
         update={"metadata": once.metadata.model_copy(update={"annotations": {"memdiag.dev/requestedAt": "again"}})}
     )
     plan, waits = look(asked)
-    assert told(plan, ConditionType.SUCCEEDED)[:2] == before[ConditionType.SUCCEEDED]
-    assert told(plan, ConditionType.RECONCILING) == ("True", "LimitReached", WHY)
-    assert told(plan, ConditionType.STALLED)[:2] == ("False", "LimitReached")
+    assert reported(plan, ConditionType.SUCCEEDED)[:2] == before[ConditionType.SUCCEEDED]
+    assert reported(plan, ConditionType.RECONCILING) == ("True", "LimitReached", WHY)
+    assert reported(plan, ConditionType.STALLED)[:2] == ("False", "LimitReached")
     assert waits.status.completion_time == once.status.completion_time
     assert claim_of(waits).says_limit_reached
 

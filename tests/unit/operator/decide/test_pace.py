@@ -1,4 +1,4 @@
-"""Who is looked at less often, and what is told less often."""
+"""What is reconciled less often, and what is written less often."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ def test_what_nobody_waits_for_is_mere_progress(before: dict[str, Any], plan: Pl
 
 
 def test_a_plan_and_the_one_after_it_are_one_write() -> None:
-    first = Plan(status=status(in_progress("begins")), announcements=(Announcement("Normal", "Started", "x"),))
+    first = Plan(status=status(in_progress("starts")), announcements=(Announcement("Normal", "Started", "x"),))
     pod_manifest = {"metadata": {"name": "runner"}}
     both = first.then(Plan(status=status(in_progress("is created")), launches=(pod_manifest,)))
     assert both.status == status(in_progress("is created"))
@@ -91,7 +91,7 @@ LAUNCH = {"metadata": {"name": "runner"}}
 
 
 def written(plan: Plan, before: Diagnosis = BEFORE, *, since: float = 3, **known: Any) -> Plan:
-    """What is carried out of `plan` so many seconds after the latest write."""
+    """What is carried out of `plan`, `since` seconds after the latest write."""
     snapshot = Snapshot(diagnosis=before, **known)
     return paced(plan, before, snapshot, since_write_seconds=since, progress_seconds=2.5, now=NOW)
 

@@ -103,10 +103,10 @@ def condition(status: MemoryDiagnosisStatus | None, kind: ConditionType) -> tupl
     return found.status, found.reason, found.message
 
 
-# --- a run from its begin to its end ----------------------------------------------------------------------------------
+# --- a run from its start to its end ----------------------------------------------------------------------------------
 
 
-def test_a_new_diagnosis_begins_its_run_and_launches_nothing_yet() -> None:
+def test_a_new_diagnosis_starts_its_run_and_launches_nothing_yet() -> None:
     plan = plan_for(world(diagnosis()))
     assert plan.status
     assert plan.status.run_id == RUN
@@ -137,7 +137,7 @@ def test_without_a_look_at_the_fleet_nothing_is_launched() -> None:
     assert plan_for(world(pending())).launches == ()
 
 
-def test_progress_is_told() -> None:
+def test_progress_is_reported() -> None:
     plan = plan_for(world(running_diagnosis(), pods=(pod(state=running(12)),)))
     assert plan.status
     assert plan.status.nodes
@@ -176,12 +176,12 @@ def test_the_event_about_a_leak_names_the_suspect_and_what_to_do() -> None:
     )
 
 
-def test_the_first_runner_at_work_is_told_once() -> None:
+def test_the_first_running_runner_is_reported_once() -> None:
     working = pod(state=running())
     plan = plan_for(world(pending(), pods=(working,)))
-    (told,) = plan.announcements
-    assert (told.type, told.reason) == ("Normal", "Running")
-    assert told.message == f"Runner pod {POD_NAME} is running on node {NODE}."
+    (reported,) = plan.announcements
+    assert (reported.type, reported.reason) == ("Normal", "Running")
+    assert reported.message == f"Runner pod {POD_NAME} is running on node {NODE}."
     assert plan_for(world(running_diagnosis(), pods=(working,))).announcements == ()
 
 
@@ -339,7 +339,7 @@ ENDINGS = {
         Reason.RESULT_INVALID,
         "SHA-256",
     ),
-    "terminated before it began": Ending(
+    "terminated before it started": Ending(
         world(diagnosis(status=running_status(), spec={"terminate": True})), Reason.TERMINATED, "before a runner"
     ),
     "terminated while it started": Ending(
@@ -423,7 +423,7 @@ def test_a_diagnosis_that_was_created_suspended_waits() -> None:
     assert condition(plan.status, ConditionType.RECONCILING)[0] is ConditionStatus.FALSE
 
 
-def test_after_a_suspension_another_run_begins() -> None:
+def test_after_a_suspension_another_run_starts() -> None:
     one = diagnosis(status={"observedGeneration": 1, "runID": RUN, "conditions": []})
     plan = plan_for(world(one, pods=(pod(state=running()),)))
     assert plan.status
@@ -476,7 +476,7 @@ def test_what_the_runner_delivers_after_the_deadline_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "spec", "seconds", "told"),
+    ("nodes", "spec", "seconds", "reported"),
     [
         pytest.param(1, {}, 900, "", id="one node"),
         pytest.param(1, {"duration": "10m"}, 1260, "", id="a long window"),
@@ -487,15 +487,17 @@ def test_what_the_runner_delivers_after_the_deadline_is_kept() -> None:
         pytest.param(90, {"checks": ["Breakdown"]}, 1800, "", id="no window"),
     ],
 )
-def test_the_default_deadline_grows_with_the_nodes(nodes: int, spec: dict[str, Any], seconds: int, told: str) -> None:
+def test_the_default_deadline_grows_with_the_nodes(
+    nodes: int, spec: dict[str, Any], seconds: int, reported: str
+) -> None:
     target = {"nodeSelector": {"matchLabels": {"pool": "web"}}, "maxNodes": nodes}
     selected = tuple(node(f"node-{number}") for number in range(nodes))
     plan = plan_for(replace(world(diagnosis(spec={"target": target, **spec})), candidates=Candidates(selected)))
     assert plan.status
     assert plan.status.active_deadline_seconds == seconds
     (started,) = plan.announcements
-    assert told in started.message
-    assert ("too short" in started.message) is bool(told)
+    assert reported in started.message
+    assert ("too short" in started.message) is bool(reported)
 
 
 def test_a_run_of_0_1_0_has_the_deadline_of_its_spec() -> None:
@@ -553,7 +555,7 @@ def test_a_request_during_a_run_waits_for_its_end() -> None:
     assert plan.status.last_handled_request is None
 
 
-def test_an_overlong_request_does_not_rerun_for_ever() -> None:
+def test_an_overlong_request_does_not_rerun_endlessly() -> None:
     one = finished(annotations={"memdiag.dev/requestedAt": "x" * 1000}, lastHandledRequest="x" * 256)
     assert not wants_slot(world(one))
     assert plan_for(world(one)).announcements == ()
@@ -584,7 +586,7 @@ def test_a_later_generation_is_seen_after_the_end() -> None:
     ("snapshot", "wants"),
     [
         pytest.param(world(pending()), True, id="waits for a slot"),
-        pytest.param(world(diagnosis()), False, id="not begun"),
+        pytest.param(world(diagnosis()), False, id="not started"),
         pytest.param(world(pending(), pods=(pod(phase="Pending"),)), False, id="has its pod"),
         pytest.param(world(pending(), nodes=()), False, id="no node"),
         pytest.param(world(running_diagnosis()), False, id="its pod is gone"),

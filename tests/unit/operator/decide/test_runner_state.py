@@ -111,18 +111,16 @@ def test_working(runner: Pod, message: str) -> None:
         pytest.param(pod(phase="Failed", reason="Evicted"), node(), id="evicted before its container started"),
         pytest.param(pod(phase="Succeeded", state=terminated()), node(ready="Unknown"), id="done, then the node went"),
         pytest.param(
-            pod(phase="Failed", state=terminated("last words", exit_code=3), annotations=FORMER_BOOT),
+            pod(phase="Failed", state=terminated("a message", exit_code=3), annotations=FORMER_BOOT),
             node(),
-            id="failed with last words, then the node was rebooted",
+            id="failed with a termination message, then the node was rebooted",
         ),
         pytest.param(
             pod(phase="Failed", state=terminated(exit_code=137, reason="OOMKilled"), annotations=FORMER_BOOT),
             node(),
             id="out of memory, then the node was rebooted",
         ),
-        pytest.param(
-            pod(phase="Succeeded", state=terminated("last words")), None, id="done, then the node was removed"
-        ),
+        pytest.param(pod(phase="Succeeded", state=terminated("a message")), None, id="done, then the node was removed"),
         pytest.param(pod(phase="Succeeded", state=terminated(), deleted=True), node(), id="done and being deleted"),
     ],
 )

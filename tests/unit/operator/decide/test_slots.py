@@ -16,7 +16,7 @@ UNFIT = [{"type": "PodScheduled", "status": "False"}]
 
 
 def waiting(name: str, node: str, since: float, **fields: Any) -> Diagnosis:
-    """A diagnosis whose run began so many seconds ago and has no runner yet."""
+    """A diagnosis whose run started `since` seconds ago and has no runner yet."""
     status: dict[str, Any] = {
         "observedGeneration": 1,
         "runID": RUN,
@@ -41,7 +41,7 @@ def test_the_longest_waiting_come_first() -> None:
     assert admitted([], queue) == ["middle", "old"]
 
 
-def test_those_who_began_together_go_by_name() -> None:
+def test_those_who_started_together_go_by_name() -> None:
     assert admitted([], [waiting("c", "n1", 5), waiting("a", "n2", 5), waiting("b", "n3", 5)]) == ["a", "b"]
 
 
@@ -51,7 +51,7 @@ def test_one_runner_on_a_node() -> None:
     assert admitted([running_pod("x", "n1")], queue, limit=3) == ["elsewhere"]
 
 
-def test_those_who_must_wait_are_told_why() -> None:
+def test_those_who_must_wait_know_why() -> None:
     pods = (running_pod("x", "n1"), running_pod("y", "n2"))
     why_not = allot(fleet(pods, (waiting("a", "n1", 9), waiting("b", "n3", 8), waiting("c", "n4", 7))), 2, NOW).why_not
     assert why_not(Slot("uid-a", "n1")) == "another runner is running on node n1"
@@ -63,7 +63,7 @@ def test_those_who_must_wait_are_told_why() -> None:
     "fields",
     [
         pytest.param({"status": {"completionTime": timestamp(NOW)}}, id="finished"),
-        pytest.param({"status": {"startTime": None}}, id="not begun"),
+        pytest.param({"status": {"startTime": None}}, id="not started"),
         pytest.param({"spec": {"suspend": True}}, id="suspended"),
         pytest.param({"spec": {"terminate": True}}, id="terminated"),
         pytest.param({"deleted": True}, id="being deleted"),
@@ -79,7 +79,7 @@ def test_who_wants_no_runner_takes_no_slot(fields: dict[str, Any]) -> None:
 
 
 def of_many(name: str, since: float, nodes: int, pods: int = 0) -> tuple[Diagnosis, list[Pod]]:
-    """A diagnosis of many nodes whose run began so many seconds ago, with runners on the first of them."""
+    """A diagnosis of many nodes whose run started `since` seconds ago, with runners on the first of them."""
     names = [f"{name}-{number}" for number in range(nodes)]
     states = [{"nodeName": node, "reason": "Pending"} for node in names]
     one = waiting(name, "none", since, status={"nodeStates": states, "results": []})
@@ -111,23 +111,23 @@ def test_a_busy_node_does_not_hold_up_the_others_of_its_run() -> None:
     assert slots([running_pod("x", "many-0")], [many], limit=2) == ["many-1"]
 
 
-def test_the_place_in_a_long_queue_is_told_so_that_it_seldom_changes() -> None:
-    """Who is the last of two hundred is told ten times where he stands, and not two hundred times."""
+def test_the_place_in_a_long_queue_is_rounded_so_that_it_seldom_changes() -> None:
+    """The last of two hundred gets its place in the queue ten times, and not two hundred times."""
     busy = [running_pod(str(number), f"b{number}") for number in range(3)]
     queue = [waiting(f"{number:03}", f"n{number}", 900 - number) for number in range(200)]
     allotment = allot(fleet(busy, queue), 3, NOW)
     assert allotment.queue_length == 200
-    told = {allotment.why_not(Slot(f"uid-{number:03}", f"n{number}")) for number in range(200)}
-    assert len(told) == 10
-    assert "all 3 runner slots are in use; at most 256 node runs ahead in the queue" in told
+    reported = {allotment.why_not(Slot(f"uid-{number:03}", f"n{number}")) for number in range(200)}
+    assert len(reported) == 10
+    assert "all 3 runner slots are in use; at most 256 node runs ahead in the queue" in reported
 
 
 def test_of_many_nodes_of_a_run_the_first_learn_their_place_and_the_others_that_they_come_later() -> None:
     many, _ = of_many("many", 90, 1000)
     allotment = allot(fleet([running_pod("x", "b1")], [many]), 1, NOW)
-    told = [allotment.why_not(Slot("uid-many", f"many-{number}")) for number in range(1000)]
-    assert told[0] == "all 1 runner slots are in use; 0 node runs ahead in the queue"
-    assert set(told[MAX_PLACES:]) == {"all 1 runner slots are in use; other nodes of this run come first"}
+    reported = [allotment.why_not(Slot("uid-many", f"many-{number}")) for number in range(1000)]
+    assert reported[0] == "all 1 runner slots are in use; 0 node runs ahead in the queue"
+    assert set(reported[MAX_PLACES:]) == {"all 1 runner slots are in use; other nodes of this run come first"}
 
 
 @given(

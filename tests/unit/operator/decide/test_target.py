@@ -30,7 +30,7 @@ def test_a_named_node_is_the_node_whether_or_not_it_exists() -> None:
     assert choose_nodes(Target(node_name="node1"), ALL) == Choice("node1", ("node1",))
 
 
-def test_of_the_selected_the_first_by_name_are_taken_in_whatever_order_they_come() -> None:
+def test_of_the_selected_the_first_by_name_are_taken_in_any_order_of_arrival() -> None:
     nodes = [web_node(name) for name in ("c", "a", "d", "b")]
     for order in (nodes, nodes[::-1]):
         assert choose_nodes(SELECTOR, ALL, selected=tuple(order)) == Choice("2 of 4 with pool=web", ("a", "b"))

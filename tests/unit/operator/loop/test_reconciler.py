@@ -80,7 +80,7 @@ def faults(registry: CollectorRegistry) -> float:
 # --- one diagnosis ----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_begins_and_launches_its_runner_by_one_write() -> None:
+def test_a_run_starts_and_launches_its_runner_by_one_write() -> None:
     kubernetes, reconciler = one_run()
     run(reconciler.reconcile(NAME))
     assert kubernetes.requests == [
@@ -196,7 +196,7 @@ def test_events_that_come_during_a_step_lead_to_one_more(monkeypatch: pytest.Mon
     assert kubernetes.asked("write_status") == [NAME]
 
 
-def test_two_runs_that_begin_never_both_take_the_last_slot() -> None:
+def test_two_runs_that_start_never_both_take_the_last_slot() -> None:
     """Each would find the slot free, were it not for the lock: the other's run is not stored yet."""
     kubernetes = FakeKubernetes(
         diagnoses=[numbered(0), numbered(1)], nodes=[node("node-0"), node("node-1")], pods=[pod(name="other")]
@@ -217,7 +217,7 @@ def test_two_runs_that_begin_never_both_take_the_last_slot() -> None:
     assert len(waits) == 1
 
 
-def test_two_runs_that_begin_never_both_take_the_last_place_within_the_limits() -> None:
+def test_two_runs_that_start_never_both_take_the_last_place_within_the_limits() -> None:
     kubernetes = FakeKubernetes(diagnoses=[numbered(0), numbered(1)], nodes=[node("node-0"), node("node-1")])
     reconciler = reconciler_of(kubernetes, limits=LimitSettings(unfinished_diagnoses=1))
     run(reconciler.reconcile("d1"), reconciler.reconcile("d0"))
@@ -227,8 +227,8 @@ def test_two_runs_that_begin_never_both_take_the_last_place_within_the_limits() 
     assert len(kubernetes.asked("create_pod")) == 1
 
 
-def test_a_run_that_begins_counts_before_it_is_stored() -> None:
-    """However old the other is: what begins is under way."""
+def test_a_run_that_starts_counts_before_it_is_stored() -> None:
+    """Even if the other is older: a run that is being started is in progress."""
     kubernetes = FakeKubernetes(diagnoses=[numbered(1)], nodes=[node("node-0"), node("node-1")])
     reconciler = reconciler_of(kubernetes, limits=LimitSettings(unfinished_diagnoses=1))
     is_starting, may_start = threading.Event(), threading.Event()
@@ -322,7 +322,7 @@ def test_what_a_deleted_diagnosis_has_left_is_removed_when_the_api_server_answer
     run(watch())
     assert reconciler.sweep_wanted.is_set()
     assert kubernetes.asked("delete_pod") == [POD_NAME]
-    # Once in vain, once for the diagnosis, once with its pod.
+    # Once without effect, once for the diagnosis, once with its pod.
     assert kubernetes.asked("delete_reports") == [f"{naming.DIAGNOSIS_UID_LABEL}={UID}"] * 3
 
 
@@ -355,7 +355,7 @@ def test_the_allotment_is_made_once_for_what_the_cache_holds(monkeypatch: pytest
     now = [NOW]
 
     def counted(*arguments: object) -> Allotment:
-        made.append(allot(*arguments))  # type: ignore[arg-type] # whatever it is called with
+        made.append(allot(*arguments))  # type: ignore[arg-type] # passes all arguments on
         return made[-1]
 
     monkeypatch.setattr(module, "allot", counted)
@@ -366,7 +366,7 @@ def test_the_allotment_is_made_once_for_what_the_cache_holds(monkeypatch: pytest
     for number in range(20):
         cache.diagnoses.put(waiting(number))
 
-    # A sweep asks, and then each diagnosis that it looks at.
+    # A sweep asks, and then each diagnosis that it reconciles.
     reconciler.allotment()
     for number in range(20):
         assert reconciler.allotment(cache.diagnoses.get(f"d{number}")) is made[0]

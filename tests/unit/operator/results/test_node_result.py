@@ -95,7 +95,7 @@ def unlike(**fields: Any) -> Holder:
     ],
 )
 def test_no_word_of_a_node_passes_for_a_pod(holder: Holder) -> None:
-    """What the node says stands in quotes, and the line still ends with what the operator knows."""
+    """What the node says is in quotes, and the line still ends with what the operator knows."""
     line = suspect_line(holder_summary(holder, NOBODY), None)
     assert re.sub(r'"[^"]*"', "", line).count("/") == 0
     assert "(container" not in re.sub(r'"[^"]*"', "", line)
@@ -177,7 +177,7 @@ def test_the_suspect_may_be_all_processes_of_a_container_or_a_pod(scope: Suspect
 
 
 @pytest.mark.parametrize("kind", [VerdictKind.LARGE_BUT_UNEXPLAINED, VerdictKind.INCONCLUSIVE])
-def test_what_a_verdict_without_a_leak_names_is_no_suspect(kind: VerdictKind) -> None:
+def test_a_verdict_without_a_leak_has_no_suspect(kind: VerdictKind) -> None:
     template = evidence_with(holders=12)
     verdict = template.verdict.model_copy(update={"kind": kind, "holder": 11, "stack": None})
     result = result_of(template.model_copy(update={"verdict": verdict}), top_n=3)
@@ -253,7 +253,7 @@ def of_pod(evidence: Evidence, attribution: Attribution = KNOWN) -> NodeResult:
     return node_result(evidence, attribution, node_name=NODE, pod_name=POD_NAME, top_n=3, highlighted=wanted)
 
 
-def test_the_pod_that_is_asked_for_comes_first_and_the_summary_begins_with_it() -> None:
+def test_the_requested_pod_comes_first_and_the_summary_starts_with_it() -> None:
     evidence = evidence_with(holders=12)
     mine = owned(container_id=CONTAINER)
     result = of_pod(evidence.model_copy(update={"holders": [*evidence.holders, mine]}))
@@ -295,7 +295,7 @@ def test_a_pods_share_is_the_ledgers_which_counts_each_block_once() -> None:
         ),
     ],
 )
-def test_a_pod_without_holders_is_told_of_as_well(attribution: Attribution, was_scanned: bool, said: str) -> None:
+def test_a_pod_without_holders_is_reported_as_well(attribution: Attribution, was_scanned: bool, said: str) -> None:
     evidence = evidence_with()
     coverage = evidence.coverage if was_scanned else None
     result = of_pod(evidence.model_copy(update={"coverage": coverage}), attribution)
@@ -311,7 +311,7 @@ def test_a_pod_of_that_name_in_another_namespace_is_another_pod() -> None:
     assert result.target_pod.pinned_bytes == 0
 
 
-def test_without_a_pod_in_the_request_none_is_told_of() -> None:
+def test_without_a_pod_in_the_request_none_is_reported() -> None:
     assert "targetPod" not in result_of(evidence_with()).to_json_object()
 
 

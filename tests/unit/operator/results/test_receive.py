@@ -122,7 +122,7 @@ def test_a_result_that_the_deadline_cut_short_is_kept() -> None:
             b"",
             Reason.RESULT_INVALID,
             "is from run 'other'",
-            id="last words of another run",
+            id="termination message of another run",
         ),
         pytest.param(
             finished('{"runID": "' + RUN),
@@ -132,7 +132,11 @@ def test_a_result_that_the_deadline_cut_short_is_kept() -> None:
             id="cut words",
         ),
         pytest.param(
-            finished("panic: \x1b[2J"), b"", Reason.RESULT_INVALID, "malformed", id="last words that are none of ours"
+            finished("panic: \x1b[2J"),
+            b"",
+            Reason.RESULT_INVALID,
+            "malformed",
+            id="another program's termination message",
         ),
         pytest.param(finished(delivered(EVIDENCE)[0]), b"", Reason.RESULT_INVALID, "holds no document", id="empty log"),
         pytest.param(
@@ -244,7 +248,7 @@ def test_a_hostile_document_is_refused(change: Callable[[dict[str, Any]], Any]) 
         pytest.param(b"{" + b'"a":1,' * 30_000 + b'"a":1}', id="many keys"),
     ],
 )
-def test_text_that_is_no_document_is_refused(document: bytes) -> None:
+def test_text_that_is_not_a_document_is_rejected(document: bytes) -> None:
     with pytest.raises(ResultInvalidError):
         check(document)
 
@@ -257,7 +261,7 @@ def test_a_longer_name_of_a_process_than_the_kernel_has_is_cut() -> None:
     assert owner.comm == "x" * 15 + "…"
 
 
-def test_what_steers_a_terminal_or_tells_an_address_is_taken_out() -> None:
+def test_control_characters_and_kernel_addresses_are_removed() -> None:
     def poison(document: dict[str, Any]) -> None:
         owner = document["holders"][0]["owners"][0]
         owner["comm"] = "\x1b]0;owned\x07sh"
