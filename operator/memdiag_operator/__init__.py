@@ -1,1 +1,1 @@
-"""The operator: puts a runner pod on the node that a MemoryDiagnosis names, and its answer into the status."""
+"""The operator: runs a pod on the node that a MemoryDiagnosis names, and writes the pod's result to the status."""

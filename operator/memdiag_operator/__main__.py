@@ -19,26 +19,26 @@ HANDLERS = (diagnosis, pods, runtime)
 """Imported to register themselves with kopf."""
 
 CHATTY_LOGGERS = ("kopf.objects", "kopf.activities.probe", "aiohttp.access")
-"""They tell of every event and every probe that all is well."""
+"""They log every event and every successful probe."""
 
 
 def main() -> int:
-    """Run the operator; 2 when its configuration cannot be used, 1 when no cluster can be found or a port is taken."""
+    """Run the operator. Returns 2 if its configuration is invalid, 1 if there is no cluster or a port is in use."""
     parser = argparse.ArgumentParser(prog="memdiag-operator", description="The operator of MemoryDiagnoses.")
     parser.add_argument(
         "--config",
         type=Path,
         default=Path(os.environ.get("MEMDIAG_CONFIG", DEFAULT_CONFIG)),
-        help=f"its configuration, YAML (default: $MEMDIAG_CONFIG or {DEFAULT_CONFIG})",
+        help=f"YAML configuration file (default: $MEMDIAG_CONFIG or {DEFAULT_CONFIG})",
     )
     parser.add_argument(
-        "--liveness", default="http://0.0.0.0:8080/healthz", metavar="URL", help="where it tells its health"
+        "--liveness", default="http://0.0.0.0:8080/healthz", metavar="URL", help="where to serve its health"
     )
     parser.add_argument(
-        "--metrics", default="0.0.0.0:8081", metavar="ADDRESS:PORT", help="where Prometheus finds its metrics"
+        "--metrics", default="0.0.0.0:8081", metavar="ADDRESS:PORT", help="where to serve Prometheus metrics"
     )
     parser.add_argument("--log-format", choices=("json", "plain"), default="json")
-    parser.add_argument("--verbose", action="store_true", help="log what kopf does, too")
+    parser.add_argument("--verbose", action="store_true", help="also log what kopf does")
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config)

@@ -1,6 +1,6 @@
 """The operator's configuration: one YAML file, usually a mounted ConfigMap, checked as a whole at start.
 
-What a runner may do and on which image it runs is decided here and never in a custom resource.
+The rights and the image of a runner are set here, never in a custom resource.
 """
 
 import re
@@ -22,11 +22,11 @@ CpuQuantity = Annotated[str, StringConstraints(pattern=r"^([1-9][0-9]*m|[0-9]+(\
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; the text names the file, the place and what is expected there."""
+    """The configuration is invalid; the text names the file, the field and what is expected there."""
 
 
 class Settings(ApiModel):
-    """A part of the configuration: immutable, unknown keys refused."""
+    """A part of the configuration: immutable, unknown keys are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,10 +62,10 @@ class MemoryLimit(Settings):
 
 
 class RunnerSettings(Settings):
-    """How runner pods look."""
+    """The settings of runner pods."""
 
     image: Word
-    allow_tags: bool = Field(default=False, description="for images that are in no registry and so have no digest")
+    allow_tags: bool = Field(default=False, description="for images that are not in a registry and so have no digest")
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     image_pull_secrets: tuple[Word, ...] = ()
     namespace: Word = "memdiag-runners"
@@ -76,7 +76,7 @@ class RunnerSettings(Settings):
     memory: MemoryLimit = MemoryLimit()
     scratch_mebibytes: Annotated[int, Field(ge=8, le=1024, description="size of the memory-backed /tmp")] = 64
     termination_grace_seconds: Annotated[
-        Seconds, Field(description="time to detach and to print a partial result when a runner is ended early")
+        Seconds, Field(description="time to detach and to print a partial result when a runner is stopped early")
     ] = 30
     report_arguments: Annotated[
         bool, Field(description="report processes with their arguments, which may be passwords and tokens")
@@ -93,7 +93,7 @@ class RunnerSettings(Settings):
             raise ValueError(
                 f"image {self.image} must be named by digest, NAME@sha256:<64 hex digits>, since a tag can be moved to "
                 "another image. `docker push` prints the digest, and so does `docker inspect --format "
-                "'{{index .RepoDigests 0}}' IMAGE`. For an image that is in no registry, set runner.allowTags"
+                "'{{index .RepoDigests 0}}' IMAGE`. For an image that is not in a registry, set runner.allowTags"
             )
         return self
 
@@ -108,30 +108,35 @@ class LabelRequirement(Settings):
     @model_validator(mode="after")
     def _values_go_with_the_operator(self) -> Self:
         if bool(self.values) != (self.operator in ("In", "NotIn")):
-            raise ValueError("In and NotIn take values, Exists and DoesNotExist take none")
+            raise ValueError("In and NotIn require values, Exists and DoesNotExist must have none")
         return self
 
 
 class AllowedNodes(Settings):
-    """Which nodes may be diagnosed: a label selector as Kubernetes reads it; an empty one allows all."""
+    """Which nodes may be diagnosed: a Kubernetes label selector; an empty one allows all."""
 
     match_labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     match_expressions: tuple[LabelRequirement, ...] = ()
 
 
 class ThresholdSettings(Settings):
-    """From which size on a finding matters: the larger of the two (docs/verdicts.md)."""
+    """The size from which a finding matters: the larger of the two (docs/verdicts.md)."""
 
     suspect_mebibytes: Annotated[int, Field(ge=1, le=1 << 20)] = 16
     suspect_share: Annotated[float, Field(ge=0, le=1, description="of the node's memory")] = 0.001
     large_mebibytes: Annotated[
-        int, Field(ge=1, le=1 << 20, description="of a class that nothing explains: from there on never NoLeak")
+        int,
+        Field(
+            ge=1,
+            le=1 << 20,
+            description="of a class that nothing explains: from this size on, the verdict is never NoLeak",
+        ),
     ] = 256
     large_share: Annotated[float, Field(ge=0, le=1, description="of the node's memory")] = 0.02
 
 
 class GraceSettings(Settings):
-    """How long a state that may heal by itself is watched before the node's run ends with it."""
+    """How long to wait for a state that may recover by itself before the node's run ends with it."""
 
     unschedulable_seconds: Seconds = 60
     image_pull_seconds: Seconds = 90
@@ -141,24 +146,29 @@ class GraceSettings(Settings):
 
 
 class SweepSettings(Settings):
-    """How often everything is looked at again, whether or not an event came."""
+    """How often the whole cluster is checked, with or without events."""
 
     idle_seconds: Seconds = 30
-    active_seconds: Annotated[Seconds, Field(description="while a run is unfinished: the pace of its progress")] = 5
+    active_seconds: Annotated[
+        Seconds, Field(description="while a run is unfinished: how often its progress is updated")
+    ] = 5
 
 
 class LimitSettings(Settings):
-    """How much the operator takes on at the same time, and how much it stores."""
+    """How much the operator does at the same time, and how much it stores."""
 
     unfinished_diagnoses: Annotated[
-        int, Field(ge=1, le=5000, description="that have begun and not ended; further ones wait before they begin")
+        int, Field(ge=1, le=5000, description="that have started and not ended; further ones wait before they start")
     ] = 500
     # The largest diagnosis, target.maxNodes = 1000, must fit when it is alone.
     node_runs: Annotated[int, Field(ge=1000, le=200_000, description="nodes of unfinished diagnoses, together")] = (
         20_000
     )
     stored_reports_mebibytes: Annotated[
-        int, Field(ge=1, le=8192, description="MemoryDiagnosisReports in the whole cluster; above it the oldest go")
+        int,
+        Field(
+            ge=1, le=8192, description="of all MemoryDiagnosisReports in the cluster; above it, the oldest are deleted"
+        ),
     ] = 256
 
     @property
@@ -174,7 +184,7 @@ class OperatorConfig(Settings):
     max_concurrent_runners: Annotated[int, Field(ge=1, le=1000)] = 3
     allowed_nodes: AllowedNodes = AllowedNodes()
     keep_reports_of_runs: Annotated[
-        int, Field(ge=0, le=20, description="ended runs of a diagnosis whose reports stay when it is run again")
+        int, Field(ge=0, le=20, description="ended runs of a diagnosis whose reports are kept on a rerun")
     ] = 3
     limits: LimitSettings = LimitSettings()
     thresholds: ThresholdSettings = ThresholdSettings()
@@ -183,7 +193,7 @@ class OperatorConfig(Settings):
 
 
 def load_config(path: Path) -> OperatorConfig:
-    """Read and check the file at `path`. Raises ConfigError naming every place that is wrong."""
+    """Read and check the file at `path`. Raises ConfigError, which lists every invalid field."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -192,7 +202,7 @@ def load_config(path: Path) -> OperatorConfig:
 
 
 def parse_config(text: str, *, source: str = "configuration") -> OperatorConfig:
-    """Check the YAML `text`. Raises ConfigError naming `source` and every place that is wrong."""
+    """Check the YAML `text`. Raises ConfigError, which names `source` and lists every invalid field."""
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:

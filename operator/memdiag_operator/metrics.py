@@ -1,7 +1,7 @@
-"""The operator's Prometheus metrics (docs/observability.md). Alone in importing `prometheus_client`.
+"""The operator's Prometheus metrics (docs/observability.md). The only importer of `prometheus_client`.
 
-No label carries a name that a user or a node chose: the values of each are a short list, known beforehand. Counters
-start at 0 for all of them, so that a first failure is an increase and not merely a new series.
+No label has a value that a user or a node chose: the values of each label are a short, fixed list. Counters start at 0
+for all of them, so that the first failure is an increase and not only a new series.
 """
 
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from prometheus_client import (
 from memdiag_api.conditions import Reason
 from memdiag_api.evidence import VerdictKind
 from memdiag_api.report import MemoryDiagnosisReport
-from memdiag_operator.decide.changes import run_begins, run_end
+from memdiag_operator.decide.changes import run_end, run_starts
 from memdiag_operator.decide.limits import Load
 from memdiag_operator.decide.plan import Plan
 from memdiag_operator.decide.slots import Allotment
@@ -41,22 +41,22 @@ FAILURES = tuple(
 DURATION_BUCKETS_SECONDS = (10, 30, 60, 90, 120, 180, 300, 600, 900, 1800, 3600)
 
 REPORT_REFUSALS = frozenset({"400", "403", "405", "413", "422"})
-"""Answers to the creation of a report that say never; 409 says that it is there."""
+"""Status codes of a permanently rejected report; 409 means that it already exists."""
 
 
 class OperatorMetrics:
-    """What the operator has done, and how busy it is. May be told by any thread."""
+    """What the operator has done, and how busy it is. Thread-safe."""
 
     def __init__(self) -> None:
-        # A second series for every counter, which hardly anyone reads.
+        # A second series for every counter, which is hardly ever used.
         disable_created_metrics()  # type: ignore[no-untyped-call] # without types there
         self.registry = registry = CollectorRegistry()
-        # Process memory, CPU and file descriptors, under the names that all exporters give them.
+        # Process memory, CPU and file descriptors, under the names that all exporters use.
         ProcessCollector(registry=registry)
         build = Info("memdiag_build", "The operator's version.", registry=registry)
         build.info({"version": version("memdiag")})
 
-        self._started = Counter("memdiag_runs_started", "Runs that have begun.", registry=registry)
+        self._started = Counter("memdiag_runs_started", "Runs that have started.", registry=registry)
         self._runs = Counter(
             "memdiag_runs",
             "Runs that have ended, by the reason of the condition Succeeded.",
@@ -65,7 +65,7 @@ class OperatorMetrics:
         )
         self._durations = Histogram(
             "memdiag_run_duration_seconds",
-            "Time from a run's begin to its end, waiting for a slot included.",
+            "Time from the start of a run to its end, including the time that it waits for a slot.",
             ("result",),
             buckets=DURATION_BUCKETS_SECONDS,
             registry=registry,
@@ -80,40 +80,46 @@ class OperatorMetrics:
             registry=registry,
         )
         self._reports_refused = Counter(
-            "memdiag_reports_refused", "Reports that the API server did not take.", registry=registry
+            "memdiag_reports_refused", "Reports that the API server rejected.", registry=registry
         )
         self._requests = Counter(
             "memdiag_api_requests",
-            "Requests to the API server, watches not among them; code is none where no answer came.",
+            "Requests to the API server, except watches; code is none if there was no response.",
             ("verb", "resource", "code"),
             registry=registry,
         )
         self._faults = Counter(
-            "memdiag_faults", "Faults of the operator itself: each is in its log with a traceback.", registry=registry
+            "memdiag_faults", "Internal errors of the operator: each is logged with a traceback.", registry=registry
         )
         self._queue = Gauge("memdiag_queue_length", "Node runs that have no runner yet.", registry=registry)
-        self._slots_used = Gauge("memdiag_runner_slots_used", "Runners at work or about to be.", registry=registry)
-        self._slots_limit = Gauge("memdiag_runner_slots_limit", "Runners that there may be at once.", registry=registry)
+        self._slots_used = Gauge(
+            "memdiag_runner_slots_used", "Runners that are running or about to start.", registry=registry
+        )
+        self._slots_limit = Gauge(
+            "memdiag_runner_slots_limit", "Maximum number of runners at the same time.", registry=registry
+        )
         self._unfinished = Gauge(
-            "memdiag_unfinished_diagnoses", "Diagnoses that have begun a run and not ended it.", registry=registry
+            "memdiag_unfinished_diagnoses", "Diagnoses whose run has started and not ended.", registry=registry
         )
         self._unfinished_nodes = Gauge(
             "memdiag_unfinished_node_runs", "Node runs of unfinished diagnoses that have not ended.", registry=registry
         )
         self._held_back = Gauge(
-            "memdiag_held_back_diagnoses", "Diagnoses that wait for the limits to let them begin.", registry=registry
+            "memdiag_held_back_diagnoses",
+            "Diagnoses that wait until the limits allow them to start.",
+            registry=registry,
         )
         self._reports = Gauge(
-            "memdiag_stored_reports_bytes", "What all reports take in etcd, roughly.", registry=registry
+            "memdiag_stored_reports_bytes", "Approximate size of all reports in etcd.", registry=registry
         )
         self._runs_deleted = Counter(
             "memdiag_runs_without_reports",
-            "Ended runs whose reports were deleted to keep to limits.storedReportsMebibytes.",
+            "Ended runs whose reports were deleted to stay within limits.storedReportsMebibytes.",
             registry=registry,
         )
         self._last_sweep = Gauge(
             "memdiag_last_sweep_timestamp_seconds",
-            "When the operator last looked at everything, as long as the API server answers; 0 before the first time.",
+            "When the operator last checked the whole cluster with the API server responding; 0 before the first time.",
             registry=registry,
         )
         self._announce_series()
@@ -130,16 +136,16 @@ class OperatorMetrics:
             self._durations.labels(result)
 
     def serve(self, address: str, port: int) -> None:
-        """Answer scrapes on a thread of its own, at any path, until the process ends. Raises OSError if it cannot."""
+        """Serve scrapes on a separate thread, at any path, until the process ends. Raises OSError if it cannot."""
         start_http_server(port, address, self.registry)
 
     def limit(self, slots: int) -> None:
-        """The configured limit of runners."""
+        """Set the configured limit of runners."""
         self._slots_limit.set(slots)
 
     def applied(self, diagnosis: Diagnosis, plan: Plan) -> None:
-        """A plan made for `diagnosis` has been carried out."""
-        if run_begins(diagnosis, plan):
+        """Count a plan made for `diagnosis` that has been carried out."""
+        if run_starts(diagnosis, plan):
             self._started.inc()
         end = run_end(diagnosis, plan)
         if end is None:
@@ -151,7 +157,7 @@ class OperatorMetrics:
             self._node_results.labels(reason).inc()
 
     def swept(self, allotment: Allotment, load: Load, held_back: int, timestamp_seconds: float) -> None:
-        """The whole cluster has been looked at, at this time (seconds since the epoch)."""
+        """Record a sweep of the whole cluster at this time (seconds since the epoch)."""
         self._queue.set(allotment.queue_length)
         self._slots_used.set(allotment.slots_used)
         self._unfinished.set(load.diagnoses)
@@ -160,16 +166,16 @@ class OperatorMetrics:
         self._last_sweep.set(timestamp_seconds)
 
     def counted_reports(self, stored_bytes: int, deleted_runs: int) -> None:
-        """All reports take so much, after those of so many runs were deleted."""
+        """Record the size of all reports, after the reports of `deleted_runs` runs were deleted."""
         self._reports.set(stored_bytes)
         self._runs_deleted.inc(deleted_runs)
 
     def requested(self, verb: str, resource: str, code: str) -> None:
-        """The API server has answered, or has not: `code` is then `none`."""
+        """Count a request to the API server; `code` is `none` if there was no response."""
         self._requests.labels(verb, resource, code).inc()
         if (verb, resource) == ("create", MemoryDiagnosisReport.PLURAL) and code in REPORT_REFUSALS:
             self._reports_refused.inc()
 
     def faulted(self) -> None:
-        """The operator met a fault of its own."""
+        """Count an internal error."""
         self._faults.inc()

@@ -1,4 +1,4 @@
-"""Which diagnosis and which run a log line is about: said once where the work begins, found in every line about it."""
+"""Which diagnosis and run a log line is about: set once where the work starts, included in every line about it."""
 
 import logging
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ def about(diagnosis: str) -> Iterator[None]:
 
 
 def of_run(run_id: str | None) -> None:
-    """From here on they carry the field `runID` too, as the status calls it; without a run it stays away."""
+    """From here on they also carry the field `runID`, named as in the status; omitted without a run."""
     subject = _subject.get()
     if subject is not None and run_id:
         subject["runID"] = run_id
@@ -29,7 +29,7 @@ class SubjectFilter(logging.Filter):
     """Adds the fields to each record; on a handler, where it sees the records of every logger."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let everything pass."""
+        """Accept every record."""
         for key, value in (_subject.get() or {}).items():
             setattr(record, key, value)
         return True

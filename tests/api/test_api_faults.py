@@ -61,9 +61,9 @@ class Stage:
         assert world.condition(name)[:2] == ("True", "Completed"), world.condition(name)
         eventually(lambda: world.pods() == [], BAD_DAY_SECONDS)
         assert [report["metadata"]["name"] for report in world.reports(name)] == [runner]
-        told = world.events(name)
-        assert sorted(set(told)) == told
-        assert "fault of" not in self.world.operator.log
+        reported = world.events(name)
+        assert sorted(set(reported)) == reported
+        assert "internal error" not in self.world.operator.log
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_a_run_ends_although_the_watches_have_gone_silent(bad_day: Stage, record
 
 
 @pytest.mark.fault("watches silent, and the runner's pod deleted by someone", reason="RunnerEvicted")
-def test_a_deletion_that_no_watch_tells_is_found(bad_day: Stage, record_property: Record) -> None:
+def test_a_deletion_that_no_watch_reports_is_found(bad_day: Stage, record_property: Record) -> None:
     world, node = bad_day.world, bad_day.world.node("node-a")
     world.diagnose("run", "node-a")
     runner = node.runner()
@@ -209,7 +209,7 @@ def test_an_outage_of_the_control_plane_is_waited_for(
         bad_day.plane.restart(program)
     else:
         with bad_day.plane.without(program):
-            eventually(lambda: re.search("cannot be listed|next sweep", world.operator.log), BAD_DAY_SECONDS)
+            eventually(lambda: re.search("cannot list the cluster|next sweep", world.operator.log), BAD_DAY_SECONDS)
         world.deliver(node, runner)
     bad_day.ended_once("run", runner)
     record_property("seen", world.condition("run")[1])
@@ -218,7 +218,7 @@ def test_an_outage_of_the_control_plane_is_waited_for(
 # --- the operator -----------------------------------------------------------------------------------------------------
 
 REQUESTS: dict[str, tuple[str, str]] = {
-    "the run's begin": ("PUT", "/status$"),
+    "the run's start": ("PUT", "/status$"),
     "its runner pod": ("POST", "/pods$"),
     "its report": ("POST", "/memorydiagnosisreports$"),
     "the run's end": ("PUT", "/status$"),
@@ -242,8 +242,8 @@ def test_the_operator_may_die_at_each_of_its_writes(bad_day: Stage, step: str, r
     reports = bad_day.proxy.requests["POST apis/memdiag.dev/v1alpha1/memorydiagnosisreports"]
 
     def is_its_time() -> bool:
-        told = bad_day.proxy.requests["POST apis/memdiag.dev/v1alpha1/memorydiagnosisreports"]
-        return step != "the run's end" or told > reports
+        reported = bad_day.proxy.requests["POST apis/memdiag.dev/v1alpha1/memorydiagnosisreports"]
+        return step != "the run's end" or reported > reports
 
     killed: list[OperatorProcess] = []
 
@@ -253,7 +253,7 @@ def test_the_operator_may_die_at_each_of_its_writes(bad_day: Stage, step: str, r
 
     bad_day.proxy.set(Fault("lose", (method,), path, when=is_its_time, then=kill))
     world.diagnose("run", "node-a")
-    if step in ("the run's begin", "its runner pod", "its first event"):
+    if step in ("the run's start", "its runner pod", "its first event"):
         eventually(lambda: killed)
         bad_day.start_operator()
         runner = world.run(node)
@@ -275,7 +275,7 @@ def test_two_operators_do_the_work_of_one(bad_day: Stage, record_property: Recor
         runners = [world.run(node) for node in nodes]
         for number, runner in enumerate(runners):
             bad_day.ended_once(f"run-{number}", runner)
-        assert "fault of" not in second.log
+        assert "internal error" not in second.log
     record_property("seen", world.condition("run-0")[1])
 
 
@@ -296,8 +296,10 @@ def seconds_between(earlier: str, later: str) -> float:
 @pytest.mark.parametrize(
     "offset",
     [
-        pytest.param(offset, marks=pytest.mark.fault(f"operator's clock {told}", reason="DeadlineExceeded"), id=offset)
-        for offset, told in (("+2h", "two hours ahead"), ("-2h", "two hours behind"))
+        pytest.param(
+            offset, marks=pytest.mark.fault(f"operator's clock {reported}", reason="DeadlineExceeded"), id=offset
+        )
+        for offset, reported in (("+2h", "two hours ahead"), ("-2h", "two hours behind"))
     ],
 )
 def test_deadlines_go_by_the_api_servers_clock(
@@ -310,7 +312,7 @@ def test_deadlines_go_by_the_api_servers_clock(
     impatient = BAD_CONFIG | {"runner": runner, "grace": CONFIG["grace"]}
     with an_operator(bad_day, config=impatient, environment=wrong, trusting=True):
         stuck, good = world.node("node-a"), world.node("node-b")
-        began = now()
+        started = now()
         world.diagnose("stuck", stuck.name, activeDeadlineSeconds=30)
         world.diagnose("good", good.name)
         stuck.run(stuck.runner())
@@ -320,7 +322,7 @@ def test_deadlines_go_by_the_api_servers_clock(
         status = world.read("stuck")["status"]
         record_property("seen", world.condition("stuck")[1])
         assert world.condition("stuck")[1] == "DeadlineExceeded"
-        assert abs(seconds_between(began, status["startTime"])) < 30
+        assert abs(seconds_between(started, status["startTime"])) < 30
         assert 30 <= seconds_between(status["startTime"], status["completionTime"]) < 90
 
 
@@ -525,7 +527,7 @@ class Overlap:
             self.now -= 1
 
 
-def test_runs_that_choose_from_all_nodes_begin_one_after_the_other(bad_day: Stage) -> None:
+def test_runs_that_choose_from_all_nodes_start_one_after_the_other(bad_day: Stage) -> None:
     """A list of thousands of nodes takes much memory: the operator must not have several at once."""
     lists = Overlap()
     bad_day.proxy.set(Fault(503, ("GET",), "^/api/v1/nodes$", times=4, then=lists.pause))

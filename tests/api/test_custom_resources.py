@@ -250,7 +250,7 @@ def test_status_and_spec_are_written_apart(stored: TestCluster) -> None:
     assert diagnosis["metadata"]["generation"] == 2
 
 
-def test_columns_tell_the_answer(stored: TestCluster) -> None:
+def test_columns_show_the_answer(stored: TestCluster) -> None:
     assert stored.kubectl("get", "memorydiagnoses").split("\n")[0].split() == [
         "NAME", "TARGET", "SUCCEEDED", "REASON", "PROGRESS", "LEAK", "ALLOCPAGE", "SUSPECT", "AGE",
     ]  # fmt: skip
@@ -294,7 +294,7 @@ def test_explaining_a_field_says_how_to_use_it(installed: TestCluster) -> None:
 
 
 def test_a_report_belongs_to_no_user(installed: TestCluster) -> None:
-    """Whatever role memdiag ships for people, none can write a result."""
+    """None of the roles that memdiag ships for people can write a result."""
     for role in ("memdiag-requester", "memdiag-viewer"):
         rules = json.loads(installed.kubectl("get", "clusterrole", role, "-o", "json"))["rules"]
         for rule in rules:

@@ -1,4 +1,4 @@
-"""Nothing drifts: what was applied stays as it was applied, whoever applies it again, while the operator is at work."""
+"""Nothing drifts: applied objects stay as they were applied, by any client, while the operator is running."""
 
 import json
 from typing import Any
@@ -114,7 +114,7 @@ def test_two_managers_and_the_operator_do_not_conflict(world: World) -> None:
     world.cluster.kubectl(*by_git, input=diagnosis("two", node.name))
     world.run(node)
     world.end("two")
-    # The spec's required field must be there; the same value is no conflict but shared.
+    # The spec's required field must be there; the same value is not a conflict but shared.
     mine["spec"] = {"target": {"nodeName": node.name}}
     world.cluster.kubectl(*by_person, input=json.dumps(mine))
     world.run(node)
@@ -128,7 +128,7 @@ def test_two_managers_and_the_operator_do_not_conflict(world: World) -> None:
 
 
 def test_a_status_in_a_manifest_is_dropped(world: World) -> None:
-    """A manifest saved by `kubectl get -o yaml` carries one: who applies it does not come to own the status."""
+    """A manifest saved by `kubectl get -o yaml` has one: applying it does not make the applier own the status."""
     world.cluster.kubectl("apply", "--server-side", "-f", "-", input=diagnosis("saved", "no-such-node"))
     world.end("saved")
     status = world.read("saved")["status"]
@@ -163,7 +163,7 @@ def test_nothing_of_the_owner_is_copied_to_its_children(world: World) -> None:
 
 def test_the_installation_applied_again_changes_nothing(installed: TestCluster) -> None:
     overlay = str(PROJECT / "manifests/overlays/embedded")
-    found = installed.try_kubectl("diff", "--server-side", "-k", overlay)  # its status is 1 where there is a difference
+    found = installed.try_kubectl("diff", "--server-side", "-k", overlay)  # its status is 1 if there is a difference
     assert (found.stdout, found.stderr) == ("", "")
 
     def versions() -> dict[str, str]:

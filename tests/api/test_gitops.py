@@ -223,7 +223,7 @@ def run_gate(cluster: TestCluster, folder: Path, request: str) -> "subprocess.Po
     )
 
 
-def test_the_gate_passes_without_a_leak_fails_with_one_and_runs_anew_each_time(
+def test_the_gate_passes_without_a_leak_fails_with_one_and_reruns_each_time(
     world: World, pipeline: TestCluster, tmp_path: Path
 ) -> None:
     node: HollowNode = world.node("worker-3")
@@ -263,8 +263,8 @@ def test_every_example_of_a_diagnosis_is_accepted(installed: TestCluster) -> Non
         installed.kubectl("create", "--dry-run=server", "-f", "-", input=json.dumps(document))
 
 
-def test_a_changed_spec_needs_a_new_object_which_flux_makes_when_told_to(world: World) -> None:
-    """Flux, told by the annotation, deletes and creates what the API server says cannot be changed."""
+def test_a_changed_spec_needs_a_new_object_which_flux_creates_when_annotated(world: World) -> None:
+    """Flux, with the annotation, deletes and recreates what cannot be changed according to the API server."""
     document = yaml.safe_load((FOLDER / "memdiag.yaml").read_text())
     assert document["metadata"]["annotations"]["kustomize.toolkit.fluxcd.io/force"] == "enabled"
     world.cluster.kubectl("apply", "--server-side", "-f", "-", input=json.dumps(document))

@@ -62,14 +62,14 @@ def test_an_endless_log_costs_that_node_its_result_and_nobody_else(
     status, reason, message = world.condition("hostile")
     record_property("seen", reason)
     assert (status, reason) == ("False", "ResultInvalid")
-    assert "unproven, says PinnedByUnreadSocket" in message
+    assert "(not verified) says PinnedByUnreadSocket" in message
     eventually(lambda: world.pods() == [])
     assert world.operator.peak_memory_bytes() < memory_limit_bytes()
     assert world.operator.is_up()  # /healthz is an error when the sweep is overdue
 
 
 def test_three_nodes_that_drip_leave_the_results_of_others_alone(world: World) -> None:
-    """As many as diagnoses with results are looked at side by side."""
+    """As many as there are diagnoses with results that are reconciled at the same time."""
     for number in range(3):
         node = world.node(f"hostile-{number}")
         world.diagnose(f"hostile-{number}", node.name)

@@ -29,7 +29,7 @@ def operator_config() -> dict[str, Any]:
 
 
 @pytest.mark.fault("more diagnoses than the operator may have under way", reason="LimitReached")
-def test_more_than_the_limit_wait_and_begin_in_their_order(world: World, record_property: Record) -> None:
+def test_more_than_the_limit_wait_and_start_in_their_order(world: World, record_property: Record) -> None:
     nodes = {name: world.node(f"node-{name}") for name in "abcd"}
     for name, node in nodes.items():
         world.diagnose(name, node.name)
@@ -105,8 +105,8 @@ def test_the_oldest_reports_go_and_those_of_an_unfinished_run_stay(
     smaller = {"limits": {**LIMITS["limits"], "unfinishedDiagnoses": 1}}
     with running_operator(installed, tmp_path, CONFIG | smaller) as operator:
         eventually(lambda: gauge(operator.scrape(), "memdiag_stored_reports_bytes") > 0)
-        told = gauge(operator.scrape(), "memdiag_stored_reports_bytes")
-        assert told == pytest.approx(count * size_bytes, rel=0.02)
+        reported = gauge(operator.scrape(), "memdiag_stored_reports_bytes")
+        assert reported == pytest.approx(count * size_bytes, rel=0.02)
         assert runs_deleted(operator) == 0
 
 

@@ -196,24 +196,24 @@ def test_the_network_policy_lets_in_scrapes_and_the_kubelet_and_nobody_else(inst
 
 def test_every_line_about_a_run_carries_its_id(world: World) -> None:
     node = world.node("node-a")
-    world.diagnose("told", "node-a")
+    world.diagnose("one-run", "node-a")
     runner = node.runner()
     run = run_id(pod_of(world, runner))
     world.run(node)
-    world.end("told")
+    world.end("one-run")
     eventually(lambda: world.pods() == [])
 
     def lines() -> list[dict[str, Any]]:
         return [json.loads(line) for line in world.operator.log.splitlines()]
 
-    told = [line for line in lines() if "told" in line["message"] or runner in line["message"]]
-    assert {line.get("runID") for line in told} == {run}
-    assert {line.get("diagnosis") for line in told} == {"told"}
-    text = "\n".join(line["message"] for line in told)
+    found = [line for line in lines() if "one-run" in line["message"] or runner in line["message"]]
+    assert {line.get("runID") for line in found} == {run}
+    assert {line.get("diagnosis") for line in found} == {"one-run"}
+    text = "\n".join(line["message"] for line in found)
     places = [text.find(step) for step in ("Started", "is Pending", "is Running", "is Completed")]
     assert -1 not in places, text
     assert places == sorted(places), text
-    assert 0 <= text.find(f"runner pod memdiag-runners/{runner} is created") < text.find("is Running"), text
+    assert 0 <= text.find(f"created runner pod memdiag-runners/{runner}") < text.find("is Running"), text
     for line in lines():
         assert {"message", "timestamp", "severity"} <= line.keys()
 
@@ -221,7 +221,7 @@ def test_every_line_about_a_run_carries_its_id(world: World) -> None:
 # --- kubectl describe -------------------------------------------------------------------------------------------------
 
 
-def test_describe_tells_the_story_of_a_run(world: World) -> None:
+def test_describe_shows_the_events_of_a_run_in_order(world: World) -> None:
     node = world.node("node-a")
     world.diagnose("story", node.name, failOn="LeakDetected")
     runner = node.runner()
@@ -239,7 +239,7 @@ def test_describe_tells_the_story_of_a_run(world: World) -> None:
         ("Warning", "LeakFound"),
         ("Warning", "PinnedByUnreadSocket"),
     ]
-    assert rows[1][4] == f"Runner pod {runner} is at work on node node-a."
+    assert rows[1][4] == f"Runner pod {runner} is running on node node-a."
     assert "Find out why it does not read, and restart or fix it." in rows[3][4]
     # right above the events, where a reader's eye is
     last = [line.split(":")[0].strip() for line in answer.splitlines()[-5:]]

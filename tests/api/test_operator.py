@@ -197,9 +197,9 @@ def pod_deleted(node: HollowNode, runner: str, _run: str) -> None:
 
 FAULTS: dict[str, tuple[Callable[[HollowNode, str, str], None], str, str]] = {
     "cut log": (cut_log, "ResultInvalid", "the log is cut off"),
-    "missing log": (missing_log, "ResultInvalid", "unproven, says PinnedByUnreadSocket"),
-    "a document of another node": (forged_node, "ResultInvalid", "speaks of node 'another-node'"),
-    "a document of another run": (forged_run, "ResultInvalid", "speaks of run 'another-run'"),
+    "missing log": (missing_log, "ResultInvalid", "(not verified) says PinnedByUnreadSocket"),
+    "a document of another node": (forged_node, "ResultInvalid", "is about node 'another-node'"),
+    "a document of another run": (forged_run, "ResultInvalid", "is from run 'another-run'"),
     "kernel without BTF": (unsupported, "KernelUnsupported", "no BTF"),
     "out of memory": (out_of_memory, "RunnerOOMKilled", "raise runner.memory"),
     "crash": (crash, "RunnerFailed", "(exit code 139): Segmentation fault"),
@@ -207,7 +207,7 @@ FAULTS: dict[str, tuple[Callable[[HollowNode, str, str], None], str, str]] = {
     "no image": (no_image, "ImagePull", "Check runner.image"),
     "unschedulable": (unfit, "Unschedulable", "Insufficient memory"),
     "node removed": (node_removed, "NodeLost", "was removed"),
-    "pod deleted": (pod_deleted, "RunnerEvicted", "someone else"),
+    "pod deleted": (pod_deleted, "RunnerEvicted", "by someone other than the operator"),
 }
 
 
@@ -266,11 +266,11 @@ def test_a_pod_of_the_same_name_that_is_someone_elses_is_not_adopted(world: Worl
     world.change("squatted", suspend=False)
     status, reason, message = world.end("squatted")
     assert (status, reason) == ("False", "AdmissionDenied")
-    assert "belongs to someone else" in message
+    assert "has another owner" in message
 
 
 @pytest.mark.fault("a webhook changes the runner's pod", reason="AdmissionDenied")
-def test_a_runner_that_a_webhook_has_changed_is_removed_and_the_change_is_told(
+def test_a_runner_that_a_webhook_has_changed_is_removed_and_the_change_is_reported(
     world: World, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     # The admission policy lets this in, so that only the operator can notice it.
@@ -307,7 +307,7 @@ def orphan(world: World, pod: str) -> None:
         world.cluster.kubectl("patch", "memdiagreport", report["metadata"]["name"], "--type=merge", "-p", patch)
 
 
-def test_a_diagnosis_that_leaves_its_runner_behind_leaves_nothing_at_work(world: World) -> None:
+def test_a_diagnosis_that_leaves_its_runner_behind_leaves_nothing_running(world: World) -> None:
     done, busy = world.node("done"), world.node("busy")
     world.ask("orphaned", {"nodeSelector": {"matchLabels": {"kubernetes.io/os": "linux"}}, "maxNodes": 2})
     world.run(done)
@@ -318,7 +318,7 @@ def test_a_diagnosis_that_leaves_its_runner_behind_leaves_nothing_at_work(world:
     world.cluster.kubectl("delete", "memdiag", "orphaned")
     eventually(lambda: all("deletionTimestamp" in pod["metadata"] for pod in world.pods()))
     eventually(lambda: world.reports("orphaned") == [])
-    assert "fault of" not in world.operator.log
+    assert "internal error" not in world.operator.log
 
 
 # --- what people change -----------------------------------------------------------------------------------------------
@@ -387,10 +387,10 @@ def test_at_the_deadline_the_runner_is_asked_to_end_and_what_it_had_is_kept(
     (node.logs / runner).write_bytes(log)
     state = {"terminated": {"exitCode": 0, "message": message, "finishedAt": now()}}
     node.say(runner, {"phase": "Failed", "reason": "DeadlineExceeded", **container(state)})
-    status, reason, told = world.end("late")
+    status, reason, reported = world.end("late")
     record_property("seen", reason)
     assert (status, reason) == ("False", "DeadlineExceeded")
-    assert "is kept" in told
+    assert "is kept" in reported
     assert world.condition("late", "LeakDetected")[:2] == ("True", "PinnedByUnreadSocket")
     assert len(world.reports("late")) == 1
     eventually(lambda: world.pods() == [])
@@ -451,7 +451,7 @@ def own_operator(installed: TestCluster, shared: World, tmp_path: Path) -> Itera
         for step in ("when its runner is created", "while its runner works", "when its runner has ended")
     ],
 )
-def test_a_killed_operator_is_no_loss(shared: World, own_operator: Callable[[], OperatorProcess], step: str) -> None:
+def test_a_killed_operator_loses_nothing(shared: World, own_operator: Callable[[], OperatorProcess], step: str) -> None:
     first = own_operator()
     node = shared.node("node-a")
     shared.diagnose("survivor", "node-a")
@@ -481,7 +481,7 @@ def has_swept(operator: OperatorProcess) -> bool:
     return found is not None and float(found[1]) > 0
 
 
-def test_health_tells_the_age_of_the_last_sweep_and_the_end_is_clean(
+def test_health_reports_the_age_of_the_last_sweep_and_the_end_is_clean(
     shared: World, own_operator: Callable[[], OperatorProcess]
 ) -> None:
     operator = own_operator()

@@ -1,6 +1,6 @@
 """Who may do what, tried with real tokens, and what the runner namespace lets in: the tables of docs/security.md.
 
-`MEMDIAG_WRITE_DOCS=1 pytest tests/api/test_security.py` writes them anew; else they are compared.
+`MEMDIAG_WRITE_DOCS=1 pytest tests/api/test_security.py` writes them again; else they are compared.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ RBAC = PROJECT / "manifests/base/rbac"
 
 READ = {"get", "list", "watch"}
 DIAGNOSES, REPORTS = "memorydiagnoses.memdiag.dev", "memorydiagnosisreports.memdiag.dev"
-# Resource and place -> verbs. Of all that the API server serves, there must be no other.
+# Resource and place -> verbs. There must be no other of all that the API server serves.
 RIGHTS: dict[str, dict[tuple[str, str], set[str]]] = {
     "memdiag-operator": {
         (DIAGNOSES, CLUSTER): READ | {"delete"},
@@ -418,7 +418,7 @@ def test_the_policy_lets_in_a_tag_only_when_its_parameters_say_so(guarded: TestC
 
 
 @pytest.mark.parametrize("overlay", ["release", "embedded"])
-def test_the_policy_and_the_operator_are_told_the_same_of_the_image(overlay: str) -> None:
+def test_the_policy_and_the_operator_have_the_same_image(overlay: str) -> None:
     folder = PROJECT / "manifests/overlays" / overlay
     runner = yaml.safe_load((folder / "operator.yaml").read_text())["runner"]
     generators = yaml.safe_load((folder / "kustomization.yaml").read_text())["configMapGenerator"]
@@ -519,7 +519,7 @@ def test_a_requester_has_no_say_in_what_the_runner_is(world: World, as_account: 
 def test_what_a_requester_writes_is_one_word_of_the_command_line(
     world: World, as_account: Callable[[str], TestCluster]
 ) -> None:
-    """No shell is between, and the CRD takes no word that begins with a dash."""
+    """No shell is between, and the CRD accepts no word that starts with a dash."""
     requester = as_account("memdiag-requester")
     for field, value in (("nodeName", "--output=x"), ("nodeName", "a;id"), ("nodeName", "a\nb")):
         document = {

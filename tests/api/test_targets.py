@@ -94,7 +94,7 @@ def test_nodes_by_label_are_chosen_once_and_what_arrives_is_kept(world: World) -
     [
         ((), {}, "NodeNotFound", "no node has the labels pool=web"),
         (("pool=web",), {"nodeInfo": {"operatingSystem": "windows"}}, "NodeUnsupported", "runs windows"),
-        (("pool=web", "private=yes"), {}, "NodeNotAllowed", "wants nodes with !private"),
+        (("pool=web", "private=yes"), {}, "NodeNotAllowed", "requires nodes with !private"),
     ],
     ids=["no match", "none can be served", "none is allowed"],
 )
@@ -117,7 +117,7 @@ def test_a_named_node_that_may_not_be_diagnosed_is_refused(world: World) -> None
     world.diagnose("curious", "secret")
     status, reason, message = world.end("curious")
     assert (status, reason) == ("False", "NodeNotAllowed")
-    assert "the operator's configuration (allowedNodes) wants nodes with !private" in message
+    assert "the operator's configuration (allowedNodes) requires nodes with !private" in message
     assert world.pods() == []
 
 
@@ -150,7 +150,7 @@ def app(world: World, name: str = "nginx") -> str:
     return name
 
 
-def at_work(node: HollowNode, name: str, phase: str = "Running") -> None:
+def running_app(node: HollowNode, name: str, phase: str = "Running") -> None:
     """Run a pod on a node."""
     node.bind(name, "default")
     (one,) = container({"running": {}})["containerStatuses"]
@@ -161,7 +161,7 @@ def at_work(node: HollowNode, name: str, phase: str = "Running") -> None:
 def test_the_node_of_a_pod_is_diagnosed_and_the_pod_comes_first(world: World) -> None:
     world.node("elsewhere")
     node = world.node("here")
-    at_work(node, app(world))
+    running_app(node, app(world))
     world.ask("of-pod", {"podRef": {"namespace": "default", "name": "nginx"}})
     runner = node.runner()
     node.run(runner)
@@ -189,7 +189,7 @@ def unscheduled(world: World) -> None:
 
 
 def ended(world: World) -> None:
-    at_work(world.node("there"), app(world), phase="Succeeded")
+    running_app(world.node("there"), app(world), phase="Succeeded")
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_pod_without_a_node_says_why(world: World, prepare: Callable[[World], 
 
 def test_a_pod_on_a_node_that_may_not_be_diagnosed_is_refused(world: World) -> None:
     (node,) = labelled(world, "secret", labels=("private=yes",))
-    at_work(node, app(world))
+    running_app(node, app(world))
     world.ask("of-pod", {"podRef": {"namespace": "default", "name": "nginx"}})
     assert world.end("of-pod")[:2] == ("False", "NodeNotAllowed")
 
@@ -269,7 +269,7 @@ def boot(boot_id: str) -> dict[str, str]:
     [
         (rebooted, "was rebooted"),
         (rebooted_and_told, "was rebooted"),
-        (replaced, "another of that name has joined|was removed"),
+        (replaced, "was replaced by another node of the same name|was removed"),
         (removed_while_it_waited, "was removed"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -293,7 +293,7 @@ def test_a_node_that_goes_on_the_way_is_lost_and_the_other_is_kept(
 
 
 def test_a_person_sees_it_move(world: World) -> None:
-    """`kubectl get -w` is what a person looks at: every change of the column arrives there, in order."""
+    """`kubectl get -w` is what a person watches: every change of the column arrives there, in order."""
     node = world.node("node-a")
     watch = subprocess.Popen(
         [
@@ -319,10 +319,10 @@ def test_a_person_sees_it_move(world: World) -> None:
         assert world.read("seen")["status"]["progress"] == "Done 100%"
     finally:
         watch.terminate()
-        told = watch.communicate()[0].splitlines()
-    steps = [line.split()[0] for line in told if "%" in line]
+        reported = watch.communicate()[0].splitlines()
+    steps = [line.split()[0] for line in reported if "%" in line]
     assert list(dict.fromkeys(steps)) == ["Waiting", "Starting", "Tracing", "Collecting", "Done"]
-    percents = [int(line.split()[1].rstrip("%")) for line in told if "%" in line]
+    percents = [int(line.split()[1].rstrip("%")) for line in reported if "%" in line]
     assert percents == sorted(percents)
 
 
@@ -332,7 +332,7 @@ def has_come_to(world: World, name: str, percent: int) -> bool:
 
 
 def has_begun_for(world: World, name: str, requested_at: str) -> bool:
-    """Whether the run that a request asks for has begun."""
+    """Whether the run that a request asks for has started."""
     return bool(world.read(name)["status"].get("lastHandledRequest") == requested_at)
 
 
@@ -343,7 +343,7 @@ def seconds_ago(seconds: int) -> str:
 # --- again ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_run_before_is_told_and_reports_of_old_runs_go(world: World) -> None:
+def test_the_previous_run_is_reported_and_reports_of_old_runs_are_deleted(world: World) -> None:
     node = world.node("node-a")
     world.diagnose("again", "node-a")
     runners = [world.run(node)]

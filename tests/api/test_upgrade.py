@@ -27,7 +27,7 @@ OPERATOR = "system:serviceaccount:memdiag-system:memdiag-operator"
 
 @pytest.fixture
 def former(installed: TestCluster) -> Iterator[TestCluster]:
-    """With the definitions of 0.1.0 and no operator; those of this version come back whatever happens."""
+    """With the definitions of 0.1.0 and no operator; those of this version are restored in any case."""
     install(installed, RELEASED / "crds")
     yield installed
     install(installed, PROJECT / "crds")
@@ -54,7 +54,7 @@ def as_of_now(text: str, origin: datetime) -> str:
 
 
 class Former:
-    """What 0.1.0 left: its objects under the identities that this API server gives them."""
+    """What 0.1.0 left: its objects under the identities that this API server assigns."""
 
     def __init__(self, cluster: TestCluster, node_uid: str) -> None:
         self._cluster = cluster
@@ -156,10 +156,10 @@ def test_what_0_1_0_left_is_carried_on_under_the_new_definitions(
     finished = former.kubectl("get", "memdiag", "finished", "-o", "jsonpath={.status}")
 
     with interrupted.upgraded(tmp_path) as world:
-        # The runner at work is found, told of in the new way, and its result taken.
+        # The running runner is found, reported in the new way, and its result read.
         eventually(lambda: world.read("running")["status"].get("progress", "").startswith("Tracing"))
         assert [pod["metadata"]["name"] for pod in world.pods()] == [runner]
-        assert "another runner is at work on node node1" in world.condition("pending")[2]
+        assert "another runner is running on node node1" in world.condition("pending")[2]
         world.deliver(node, runner)
         assert world.end("running")[:2] == ("True", "Completed")
         assert [one["podName"] for one in world.reports("running")] == [runner]
@@ -220,7 +220,7 @@ def test_every_object_of_0_1_0_is_valid_under_the_new_definitions(installed: Tes
 def test_a_killed_operator_finds_a_run_on_many_nodes_again(
     installed: TestCluster, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Who was chosen, who has ended and who is at work all follows from the status and the pods."""
+    """Which nodes were chosen, have ended or have a running pod all follows from the status and the pods."""
     try:
         with operator_world(installed, tmp_path_factory) as world:
             nodes = {name: world.node(name) for name in ("web-a", "web-b", "web-c", "web-d")}

@@ -1,1 +1,1 @@
-"""The cluster: reads snapshots from the API server and carries out plans. Alone in importing `kubernetes`."""
+"""The cluster: reads snapshots from the API server and carries out plans. The only importer of `kubernetes`."""

@@ -1,4 +1,4 @@
-"""Carries out a plan, in an order that loses nothing when the operator dies in between."""
+"""Carries out a plan, in an order that loses nothing if the operator is killed in between."""
 
 import logging
 from datetime import UTC, datetime
@@ -29,14 +29,14 @@ logger = logging.getLogger(__name__)
 REPORTER = "memdiag-operator"
 MAX_EVENT_MESSAGE = 1024  # pkg/apis/core/validation/events.go, NoteLengthLimit
 ADMISSION_POLICY = "ValidatingAdmissionPolicy 'memdiag-runners'"
-"""How the API server names manifests/base/node-runner/admission-policy.yaml when it refuses a pod."""
+"""How the API server names manifests/base/node-runner/admission-policy.yaml when it rejects a pod."""
 
 
 def apply(cluster: Cluster, snapshot: Snapshot, plan: Plan) -> dict[str, str]:
-    """Carry out `plan`. Answers, by pod name, why a runner pod was not created, or not as it was sent.
+    """Carry out `plan`. Returns, by pod name, why a runner pod was not created, or not as it was sent.
 
-    What the API server answers goes to the cache, so that the next decision knows of it before a watch tells.
-    Raises ConflictError when the diagnosis has changed since `snapshot`: nothing but reports has been written then.
+    Responses of the API server go to the cache, so that the next decision sees them before a watch delivers them.
+    Raises ConflictError if the diagnosis has changed since `snapshot`: then only reports have been written.
     """
     kubernetes, diagnoses, meta = cluster.kubernetes, cluster.cache.diagnoses, snapshot.diagnosis.metadata
     for manifest in plan.reports:
@@ -72,15 +72,15 @@ def _create_report(cluster: Cluster, manifest: dict[str, Any]) -> None:
         made = ObjectMeta.model_validate(manifest["metadata"])
         cluster.cache.reports.put(stored_report(made.model_copy(update={"creation_timestamp": cluster.now()})))
     except AlreadyExistsError:
-        # An operator before this one got as far as that; the same run on the same node has the same evidence.
-        logger.info("report %s is there already", manifest["metadata"]["name"])
+        # A previous operator has created it; the same run on the same node has the same evidence.
+        logger.info("report %s already exists", manifest["metadata"]["name"])
     except RefusedError as error:
-        # The status still has the top of it: that is worth more than to try for ever.
-        logger.error("report %s is refused: %s", manifest["metadata"]["name"], error)  # noqa: TRY400 - not our fault
+        # The status still has the most important part; retrying would not help.
+        logger.error("report %s was rejected: %s", manifest["metadata"]["name"], error)  # noqa: TRY400 - not our fault
 
 
 def delete_old_reports(cluster: Cluster) -> int:
-    """Delete the reports of the oldest runs until the others fit into their budget; how many runs that were."""
+    """Delete the reports of the oldest runs until the others fit into their budget. Returns the number of runs."""
     budget_bytes = cluster.config.limits.stored_reports_bytes
     unfinished = unfinished_runs(cluster.cache.diagnoses.claims())
     runs = list(runs_to_delete(cluster.cache.reports.all(), unfinished, budget_bytes))
@@ -88,7 +88,9 @@ def delete_old_reports(cluster: Cluster) -> int:
         selector = f"{naming.DIAGNOSIS_UID_LABEL}={run.diagnosis_uid},{naming.RUN_ID_LABEL}={run.run_id}"
         cluster.kubernetes.delete_reports(selector)
         cluster.cache.reports.drop(run.__eq__)
-        logger.info("reports of run %s are deleted: the oldest go when there are too many", run.run_id)
+        logger.info(
+            "deleted the reports of run %s, the oldest, to stay within limits.storedReportsMebibytes", run.run_id
+        )
     return len(runs)
 
 
@@ -99,21 +101,21 @@ def _clean_up_reports(cluster: Cluster, cleanup: ReportCleanup) -> None:
         cluster.kubernetes.delete_reports(selector)
     except ClusterError as error:
         # They are deleted with the next run, or with the diagnosis.
-        logger.warning("reports of former runs stay: %s", error)
+        logger.warning("cannot delete the reports of former runs: %s", error)
         return
     uid, kept_runs = cleanup.diagnosis_uid, cleanup.kept_runs
     cluster.cache.reports.drop(lambda run: run.diagnosis_uid == uid and run.run_id not in kept_runs)
 
 
 def _launch(cluster: Cluster, owner_uid: str, manifest: dict[str, Any]) -> str:
-    """Create a runner pod, or find it created; why there is none, if so."""
+    """Create a runner pod, or find it already created. Returns why there is none, otherwise an empty string."""
     namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
     try:
         pod, created = cluster.kubernetes.create_pod(manifest)
     except AlreadyExistsError:
         pod = cluster.kubernetes.read_pod(namespace, name)
         if not pod.metadata.is_owned_by(owner_uid):
-            return _refused(f"pod {namespace}/{name} exists and belongs to someone else: delete it")
+            return _refused(f"pod {namespace}/{name} already exists and has another owner: delete it")
     except NotFoundError:
         return _refused(f"there is no namespace {namespace}: apply memdiag's manifests")
     except RefusedError as error:
@@ -122,25 +124,25 @@ def _launch(cluster: Cluster, owner_uid: str, manifest: dict[str, Any]) -> str:
     else:
         if changed := mutations(manifest, created):
             _remove_changed(cluster.kubernetes, pod)
-            return f"the runner pod was changed on its way and removed: {changed}. {_exempt(namespace)}"
+            return f"the runner pod was changed during admission and deleted: {changed}. {_exempt(namespace)}"
     cluster.cache.pods.put(pod)
-    logger.info("runner pod %s/%s is created", namespace, name)
+    logger.info("created runner pod %s/%s", namespace, name)
     return ""
 
 
 def _refused(why: str) -> str:
-    return f"the API server refuses the runner pod: {why}"
+    return f"the API server rejected the runner pod: {why}"
 
 
 def _exempt(namespace: str) -> str:
-    return f"If a webhook adds to pods or changes them, exempt the namespace {namespace} from it"
+    return f"If a webhook changes pods or adds to them, exempt the namespace {namespace} from it"
 
 
 def _remove_changed(kubernetes: KubernetesClient, pod: Pod) -> None:
     try:
         kubernetes.delete_pod(pod.metadata.namespace, pod.metadata.name, pod.metadata.uid, force=False)
     except (NotFoundError, ConflictError):
-        logger.info("runner pod %s is gone already", pod.metadata.name)
+        logger.info("runner pod %s was already deleted", pod.metadata.name)
 
 
 def _stop(cluster: Cluster, pod: PodRemoval) -> None:
@@ -158,7 +160,7 @@ def _remove(cluster: Cluster, pod: PodRemoval) -> None:
         _is_gone(cluster.cache, pod)
         return
     except ConflictError:
-        logger.info("runner pod %s is gone already, and another of its name is there", pod.name)
+        logger.info("runner pod %s was already deleted and replaced by another pod of the same name", pod.name)
         cluster.cache.pods.drop(pod.name, pod.uid)
         return
     if leaving:
@@ -168,12 +170,12 @@ def _remove(cluster: Cluster, pod: PodRemoval) -> None:
 
 
 def _is_gone(cache: Cache, pod: PodRemoval) -> None:
-    logger.info("runner pod %s is gone already", pod.name)
+    logger.info("runner pod %s was already deleted", pod.name)
     cache.pods.drop(pod.name, pod.uid)
 
 
 def _announce(kubernetes: KubernetesClient, meta: ObjectMeta, run: str, announcement: Announcement) -> None:
-    """Tell it as an event; events are a courtesy, so a failure is logged and not retried."""
+    """Create an event. Events are best effort: a failure is logged and not retried."""
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     manifest = {
         "metadata": {
@@ -199,4 +201,4 @@ def _announce(kubernetes: KubernetesClient, meta: ObjectMeta, run: str, announce
     except AlreadyExistsError:
         pass
     except ClusterError as error:
-        logger.warning("event %s is lost: %s", announcement.reason, error)
+        logger.warning("cannot create event %s: %s", announcement.reason, error)

@@ -1,9 +1,9 @@
 """Every request that the operator makes to the API server, one method each; RBAC (manifests/base/rbac) mirrors them.
 
-The official client is synchronous: callers run these methods in threads. Answers are parsed straight from JSON into
-the parts that matter, which spares memory on large lists. Each request has a deadline of its own: the API's
-`timeout_seconds` bounds only the server (kubernetes-client/python#1402). Every answer has a size limit, because nodes
-write parts of it: logs, and the status of pods. Every answer tells the API server's time.
+The official client is synchronous: callers run these methods in threads. Responses are parsed straight from JSON into
+the parts that matter, which saves memory on large lists. Each request has its own deadline: the API's
+`timeout_seconds` limits only the server (kubernetes-client/python#1402). Every response has a size limit, because nodes
+write parts of it: logs, and the status of pods. Every response carries the API server's time.
 """
 
 import json
@@ -32,19 +32,19 @@ logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT_SECONDS = 10
 READ_TIMEOUT_SECONDS = 30
 ANSWER_SECONDS = 60
-"""For a whole answer; READ_TIMEOUT_SECONDS is for the wait for its next bytes."""
+"""For a whole response; READ_TIMEOUT_SECONDS is for the wait for its next bytes."""
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 LOG_READ_TIMEOUT_SECONDS = 10
 LOG_SECONDS = 20
 """For a whole log, which has up to MAX_LOG_BYTES."""
 PAGE_SIZE = 500
-# For all pods of one node together: it writes their status, up to the 1.5 MiB that etcd takes, and makes mirror pods.
+# For all pods of a node together: the node writes their status, up to etcd's limit of 1.5 MiB, and creates mirror pods.
 MAX_NODE_PODS_BYTES = 16 * 1024 * 1024
-# One may have 64 KiB, and takes twenty times that while it is parsed.
+# A diagnosis may have 64 KiB, and takes twenty times that while it is parsed.
 DIAGNOSES_PAGE_SIZE = 10
 MAX_POD_EVENTS = 50
 MAX_POD_EVENTS_BYTES = 1024 * 1024
-# A node that holds many images has 20 KiB and more, and some ten times that while it is parsed.
+# A node with many images has 20 KiB and more, and takes about ten times that while it is parsed.
 NODES_PAGE_SIZE = 100
 CONNECTIONS = 16
 
@@ -63,14 +63,14 @@ class ListMeta(KubernetesPart):
 
 
 def _readable(items: list[dict[str, Any]]) -> list[Diagnosis]:
-    """The diagnoses that this version understands: one stored by a later version must not hide all others."""
+    """The diagnoses that this version can parse: one stored by a later version must not hide all others."""
     found: list[Diagnosis] = []
     for item in items:
         try:
             found.append(Diagnosis.model_validate(item))
         except ValidationError as error:
             name = item.get("metadata", {}).get("name")
-            logger.warning("MemoryDiagnosis %s is left alone, for it cannot be read: %s", name, error)
+            logger.warning("ignoring MemoryDiagnosis %s: cannot parse it: %s", name, error)
     return found
 
 
@@ -126,7 +126,7 @@ class Listing(NamedTuple, Generic[Item]):
 
 
 class Bounds(NamedTuple):
-    """How long an answer may take, and how much of it is read."""
+    """How long a response may take, and how much of it is read."""
 
     read_timeout_seconds: float
     """For the wait for its next bytes."""
@@ -136,7 +136,7 @@ class Bounds(NamedTuple):
 
 
 class KubernetesClient:
-    """Requests as the operator's service account, or as whatever the local kubeconfig says."""
+    """Requests as the operator's service account, or as the user of the local kubeconfig."""
 
     def __init__(self, api: client.ApiClient) -> None:
         self._core = client.CoreV1Api(api)
@@ -145,9 +145,9 @@ class KubernetesClient:
 
     @classmethod
     def connect(cls, observe: RequestObserver = ignore) -> "KubernetesClient":
-        """From inside a pod, else by KUBECONFIG. Raises kubernetes' ConfigException when there is neither.
+        """Connect with the service account in a pod, otherwise with KUBECONFIG. Raises ConfigException without either.
 
-        `observe` is told of every request, by whatever thread made it.
+        `observe` is called for every request, on the thread that made it.
         """
         configuration = client.Configuration()
         try:
@@ -181,12 +181,12 @@ class KubernetesClient:
         )
 
     def write_status(self, diagnosis: ObjectMeta, status: MemoryDiagnosisStatus) -> Diagnosis:
-        """Replace the status of what was read as `diagnosis`; ConflictError when it has changed since."""
+        """Replace the status of what was read as `diagnosis`. Raises ConflictError if it has changed since."""
         body = {
             "apiVersion": API_VERSION,
             "kind": MemoryDiagnosis.KIND,
             "metadata": {"name": diagnosis.name, "uid": diagnosis.uid, "resourceVersion": diagnosis.resource_version},
-            # Unset is left out, so that a run that waits does not show the zeros of a result.
+            # Unset fields are omitted, so that a waiting run does not show the zeros of a result.
             "status": _without_empty_lists(
                 status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
             ),
@@ -203,7 +203,7 @@ class KubernetesClient:
         return _diagnosis(diagnosis.name, answer)
 
     def confirm_version(self, diagnosis: ObjectMeta) -> None:
-        """Ask whether a MemoryDiagnosis is still what was read as `diagnosis`; ConflictError when it is not."""
+        """Check that a MemoryDiagnosis is still what was read as `diagnosis`. Raises ConflictError if it is not."""
         name = diagnosis.name
         found = PartialObject.model_validate_json(
             self._request(
@@ -243,7 +243,7 @@ class KubernetesClient:
         )
 
     def list_reports(self) -> Iterator[StoredReport]:
-        """Every MemoryDiagnosisReport without what it says, which would be up to 256 KiB of each."""
+        """The metadata of every MemoryDiagnosisReport; the content of each may have 256 KiB."""
         pages = self._pages(
             PartialObjectList,
             "list MemoryDiagnosisReports",
@@ -286,7 +286,7 @@ class KubernetesClient:
         )
 
     def find_pod(self, namespace: str, name: str) -> Pod | None:
-        """One pod of any namespace, if it exists. By a list, which the operator may make for a node's pods anyway."""
+        """One pod of any namespace, if it exists. By a list, which the operator needs for a node's pods anyway."""
         found = self._whole(
             PodList,
             f"find pod {namespace}/{name}",
@@ -325,7 +325,7 @@ class KubernetesClient:
         return EventList.model_validate_json(answer).items
 
     def create_pod(self, manifest: dict[str, Any]) -> tuple[Pod, dict[str, Any]]:
-        """Create a pod; it as it was created, in the parts that matter and as a whole."""
+        """Create a pod. Returns it as it was created: the parts that matter, and the whole object."""
         meta = manifest["metadata"]
         answer = self._request(
             f"create pod {meta['namespace']}/{meta['name']}",
@@ -336,7 +336,7 @@ class KubernetesClient:
         return Pod.model_validate_json(answer), json.loads(answer)
 
     def set_pod_deadline(self, namespace: str, name: str, seconds: int) -> Pod:
-        """Let the kubelet end a pod this long after its start: it keeps the pod, its log and its last words."""
+        """Let the kubelet end a pod this long after its start: this keeps the pod, its log and termination message."""
         answer = self._request(
             f"end pod {namespace}/{name}",
             self._core.patch_namespaced_pod,
@@ -347,18 +347,18 @@ class KubernetesClient:
         return Pod.model_validate_json(answer)
 
     def delete_pod(self, namespace: str, name: str, uid: str, *, force: bool) -> Pod | None:
-        """Delete exactly the pod with `uid`; `force` does not wait for its kubelet. The pod, if it is still there."""
+        """Delete exactly the pod with `uid`; `force`: without its kubelet. Returns the pod if it still exists."""
         options = _only(uid) | ({"gracePeriodSeconds": 0} if force else {})
         answer = self._request(
             f"delete pod {namespace}/{name}", self._core.delete_namespaced_pod, name, namespace, body=options
         )
-        # The API server may answer with the object or with a Status, both of which have a `kind`.
+        # The API server may return the object or a Status; both have a `kind`.
         return Pod.model_validate_json(answer) if json.loads(answer).get("kind") == "Pod" and not force else None
 
     def read_log(self, namespace: str, name: str) -> bytes:
-        """The start of a pod's log, as much of it as a framed document can take.
+        """The start of a pod's log, up to the maximum length of a framed document.
 
-        `limit_bytes` is only passed on to the kubelet, so it is a courtesy: the limit that holds is our own.
+        `limit_bytes` is only passed on to the kubelet, which may ignore it: our own limit is enforced.
         """
         return self._body(
             f"read the log of pod {namespace}/{name}",
@@ -420,7 +420,7 @@ class KubernetesClient:
         bounds = Bounds(READ_TIMEOUT_SECONDS, ANSWER_SECONDS, max_bytes + 1)
         body = self._body(action, method, *args, bounds=bounds, **kwargs)
         if len(body) > max_bytes:
-            raise OversizedError(f"cannot {action}: the answer is larger than the {max_bytes} bytes allowed")
+            raise OversizedError(f"cannot {action}: the response is larger than the {max_bytes} bytes allowed")
         return body
 
     def _body(self, action: str, method: Callable[..., Any], *args: Any, bounds: Bounds, **kwargs: Any) -> bytes:
@@ -443,11 +443,11 @@ def _diagnosis(name: str, answer: bytes) -> Diagnosis:
     try:
         return Diagnosis.model_validate_json(answer)
     except ValidationError as error:
-        raise UnreadableError(f"MemoryDiagnosis {name} cannot be read: {error}") from error
+        raise UnreadableError(f"cannot parse MemoryDiagnosis {name}: {error}") from error
 
 
 def _without_empty_lists(value: Any) -> Any:
-    """JSON without them: `kubectl describe` would show a heading with nothing below."""
+    """JSON without empty lists: `kubectl describe` would show a heading with nothing below."""
     if isinstance(value, dict):
         return {key: _without_empty_lists(inner) for key, inner in value.items() if inner != []}
     return [_without_empty_lists(inner) for inner in value] if isinstance(value, list) else value

@@ -1,8 +1,8 @@
-"""The API server's clock, learnt from the Date of its answers.
+"""The API server's clock, taken from the Date header of its responses.
 
-Graces and deadlines compare the time with stamps that the API server and its controllers have set. Were they compared
-with the clock of the operator's own node, a skewed one would end runs early, or never. The machine's wall clock is used
-until the first answer and not after: it may be wrong, and it may jump.
+Grace periods and deadlines compare the time with timestamps set by the API server and its controllers. If they used the
+clock of the operator's own node, a skewed one would end runs early, or never. The machine's wall clock is used only
+until the first response: it may be wrong, and it may jump.
 """
 
 import threading
@@ -11,12 +11,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-# A Date has whole seconds, so an answer may seem this much older than the last; more means that the clock was set.
+# A Date has whole seconds, so a response may seem this much older than the last; more means that the clock was set.
 JITTER_SECONDS = 2.0
 
 
 class ServerClock:
-    """Tells the API server's time between its answers by this machine's monotonic clock."""
+    """The API server's time, advanced between responses by this machine's monotonic clock."""
 
     def __init__(
         self, monotonic: Callable[[], float] = time.monotonic, wall_clock: Callable[[], float] = time.time
@@ -27,7 +27,7 @@ class ServerClock:
         self._epoch_at_monotonic_zero: float | None = None
 
     def observe(self, date: str | None) -> None:
-        """Take the Date header of an answer that has just arrived; one that cannot be read is passed over."""
+        """Take the Date header of a response that has just arrived; an invalid one is ignored."""
         try:
             answered_at = parsedate_to_datetime(date or "").timestamp()
         except ValueError:
@@ -35,12 +35,12 @@ class ServerClock:
         with self._lock:
             epoch = answered_at - self._monotonic()
             known = self._epoch_at_monotonic_zero
-            # Every answer says "at least this late": the latest of them is the best estimate.
+            # Every response means "at least this late": the latest of them is the best estimate.
             if known is None or epoch > known or epoch < known - JITTER_SECONDS:
                 self._epoch_at_monotonic_zero = epoch
 
     def now(self) -> datetime:
-        """The time, in the whole seconds that a status shows."""
+        """The time in whole seconds, as in a status."""
         with self._lock:
             known = self._epoch_at_monotonic_zero
             seconds = self._wall_clock() if known is None else known + self._monotonic()

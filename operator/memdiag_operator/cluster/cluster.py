@@ -1,4 +1,4 @@
-"""What every request to the cluster needs: the API server, what it was last seen to hold, and the configuration."""
+"""What every request to the cluster needs: the API server, the cache of its objects, and the configuration."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,7 +11,7 @@ from memdiag_operator.kube import naming
 
 @dataclass(frozen=True)
 class Cluster:
-    """The cluster as the operator sees it. Threads may use it at the same time."""
+    """The cluster as the operator sees it. Thread-safe."""
 
     kubernetes: KubernetesClient
     config: OperatorConfig
@@ -27,7 +27,7 @@ class Cluster:
         return self.kubernetes.clock.now()
 
     def refill(self) -> None:
-        """Fill the cache by whole lists. Pods come last: none that a diagnosis tells of may be missing."""
+        """Fill the cache by whole lists. Pods come last: no pod that a diagnosis refers to may be missing."""
         self.cache.diagnoses.replace(self.kubernetes.list_diagnoses())
         self.refill_pods()
 
@@ -36,5 +36,5 @@ class Cluster:
         self.cache.pods.replace(self.kubernetes.list_pods(self.runner_namespace, naming.RUNNER_SELECTOR))
 
     def refill_reports(self) -> None:
-        """Fill the cache's list of reports, without what they say."""
+        """Fill the cache's list of reports, without their content."""
         self.cache.reports.replace(self.kubernetes.list_reports())

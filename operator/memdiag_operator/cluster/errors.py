@@ -1,4 +1,4 @@
-"""What can go wrong between the operator and the API server, told apart by what to do about it."""
+"""What can go wrong between the operator and the API server, distinguished by how to handle it."""
 
 import json
 from collections.abc import Iterator
@@ -14,40 +14,40 @@ _REFUSALS = frozenset(
 
 
 class ClusterError(Exception):
-    """The API server did not do what it was asked."""
+    """A request to the API server failed."""
 
 
 class NotFoundError(ClusterError):
-    """The object is not there (any more)."""
+    """The object does not exist (any more)."""
 
 
 class ConflictError(ClusterError):
-    """Someone else was faster: read again, decide again."""
+    """The object has changed since it was read: read again, decide again."""
 
 
 class AlreadyExistsError(ClusterError):
-    """An object of that name is there already."""
+    """An object of that name already exists."""
 
 
 class RefusedError(ClusterError):
-    """The request itself is refused; asking again does not help."""
+    """The request itself is rejected: a retry does not help."""
 
 
 class UnreadableError(ClusterError):
-    """The object was stored by another version, which knows what this one does not."""
+    """The object was stored by another version and cannot be parsed by this one."""
 
 
 class OversizedError(ClusterError):
-    """The answer is larger than the operator reads: asking again does not help."""
+    """The response is larger than the operator reads: a retry does not help."""
 
 
 class UnavailableError(ClusterError):
-    """No answer, or not now: the next sweep asks again."""
+    """No response, or a temporary failure: the next sweep retries."""
 
 
 @contextmanager
 def translated(action: str) -> Iterator[None]:
-    """Turn what the client raises into a ClusterError that says what was tried: `action`, as in "read node a"."""
+    """Turn what the client raises into a ClusterError that names the attempted `action`, as in "read node a"."""
     try:
         yield
     except ApiException as error:
@@ -69,7 +69,7 @@ def _from_response(action: str, error: ApiException) -> ClusterError:
 
 
 def _status(error: ApiException) -> tuple[str, str]:
-    """Reason and message of a metav1.Status; a proxy on the way may have answered in its stead."""
+    """Reason and message of a metav1.Status; a proxy may have responded instead of the API server."""
     fallback = f"{error.status} {error.reason}"
     try:
         status = json.loads(error.body or "")

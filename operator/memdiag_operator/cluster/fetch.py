@@ -1,7 +1,7 @@
-"""Reads what a decision needs to know: a snapshot of one diagnosis, and then whatever the decision asks for.
+"""Reads what a decision needs to know: a snapshot of one diagnosis, and then everything that the decision requests.
 
-Most comes from what the watches have delivered. The API server is asked for nodes, for what a finished runner left, and
-for pods that the cache lacks although the status says that they run.
+Most comes from what the watches have delivered. The API server is asked only for nodes, for what a finished runner
+left, and for pods that the cache lacks although the status says that they run.
 """
 
 import logging
@@ -21,14 +21,14 @@ from memdiag_operator.results.receive import RunnerOutput
 
 logger = logging.getLogger(__name__)
 
-# A parsed document may take 10 MiB; storing some results leads to the next look, which finds the others.
+# A parsed document may take 10 MiB; storing some results leads to the next reconcile, which finds the others.
 RESULTS_AT_ONCE = 4
-# After this long no further log is begun: what is there is decided on first.
+# After this long no further log is read: what has been read is decided on first.
 LOGS_SECONDS = 20.0
 
 
 def read_snapshot(cluster: Cluster, name: str) -> Snapshot | None:
-    """The diagnosis `name` and its runner pods, as the cache has them; None when there is no such diagnosis."""
+    """The diagnosis `name` and its runner pods from the cache; None if there is no such diagnosis."""
     stored = cluster.cache.diagnoses.get(name)
     if stored is None:
         return None
@@ -40,7 +40,7 @@ def read_snapshot(cluster: Cluster, name: str) -> Snapshot | None:
 
 
 def reread(cluster: Cluster, name: str) -> None:
-    """Read the diagnosis `name` again, because a write has shown that the cached one is not the latest."""
+    """Read the diagnosis `name` again, because a write has shown that the cached one is outdated."""
     diagnoses = cluster.cache.diagnoses
     known = diagnoses.get(name)
     try:
@@ -51,10 +51,10 @@ def reread(cluster: Cluster, name: str) -> None:
 
 
 def fetch(cluster: Cluster, needs: Needs, snapshot_age_seconds: float) -> Snapshot:
-    """The snapshot of `needs` with what it lacks, but for what is nobody's to read: permission and allotment.
+    """The snapshot of `needs` with what it lacks, except permission and allotment, which are not read from the cluster.
 
-    `snapshot_age_seconds`: since when it is read; a node is fresh when it was read after that.
-    Raises ClusterError when the API server does not answer.
+    `snapshot_age_seconds`: time since the snapshot was read; a node is fresh if it was read after that.
+    Raises ClusterError if the API server does not respond.
     """
     snapshot = needs.snapshot
     if needs.candidates:
@@ -84,7 +84,7 @@ def fetch(cluster: Cluster, needs: Needs, snapshot_age_seconds: float) -> Snapsh
 def _pods_of(cluster: Cluster, diagnosis: Diagnosis) -> tuple[Pod, ...]:
     """The runner pods of `diagnosis`.
 
-    A label is anyone's word: an owner reference takes the right to delete the owner, or a controller's.
+    Anyone may set a label; setting an owner reference requires the right to delete the owner, or a controller's rights.
     """
     return tuple(pod for pod in cluster.cache.pods.all() if pod.metadata.is_owned_by(diagnosis.metadata.uid))
 
@@ -101,7 +101,7 @@ def _read_pod(cluster: Cluster, name: str) -> None:
 def _candidates(cluster: Cluster, target: Target) -> Candidates:
     if target.node_selector:
         nodes = cluster.kubernetes.list_nodes(equality_selector(target.node_selector.match_labels))
-        for node in nodes[: target.max_nodes]:  # mostly those that are then chosen: they come by name
+        for node in nodes[: target.max_nodes]:  # usually those that are then chosen: the list is sorted by name
             cluster.cache.nodes.put(node)
         return Candidates(nodes=nodes)
     pod = target.pod_ref
@@ -122,7 +122,7 @@ def _node(cluster: Cluster, name: str, max_age_seconds: float) -> Node | None:
 
 
 def _report_room_bytes(cluster: Cluster) -> int:
-    """What the budget leaves for reports of unfinished runs: those of others give way to them."""
+    """What the budget leaves for reports of unfinished runs, which take precedence over those of other runs."""
     used = stored_bytes(cluster.cache.reports.all(), unfinished_runs(cluster.cache.diagnoses.claims()))
     return max(0, cluster.config.limits.stored_reports_bytes - used)
 
@@ -131,14 +131,13 @@ def _events(kubernetes: KubernetesClient, pod: Pod) -> tuple[Event, ...]:
     try:
         return kubernetes.list_pod_events(pod.metadata)
     except ClusterError as error:
-        # They only explain: a run ends with its reason all the same.
-        logger.info("events of pod %s cannot be read: %s", pod.metadata.name, error)
+        # Events only explain: the run ends with the same reason without them.
+        logger.info("cannot read the events of pod %s: %s", pod.metadata.name, error)
         return ()
 
 
 def _runner_outputs(cluster: Cluster, ended: Sequence[Pod]) -> dict[str, RunnerOutput]:
-    """What some of the `ended` runners left. Those whose log could not be read before come last: others must not wait
-    for them."""
+    """What some of the `ended` runners left. Those whose log could not be read before come last, behind all others."""
     outputs: dict[str, RunnerOutput] = {}
     end_at = time.monotonic() + LOGS_SECONDS
     for pod in sorted(ended, key=lambda pod: cluster.cache.has_failed_log(pod.metadata.name)):
@@ -150,7 +149,7 @@ def _runner_outputs(cluster: Cluster, ended: Sequence[Pod]) -> dict[str, RunnerO
 
 
 def _runner_output(kubernetes: KubernetesClient, pod: Pod) -> RunnerOutput:
-    # The node that the API server has bound the pod to, whatever anyone's document says.
+    # The node that the API server has bound the pod to, never the one that a document names.
     node_name = pod.spec.node_name
     try:
         log = kubernetes.read_log(pod.metadata.namespace, pod.metadata.name)
@@ -159,6 +158,6 @@ def _runner_output(kubernetes: KubernetesClient, pod: Pod) -> RunnerOutput:
     try:
         node_pods = kubernetes.list_pods_on_node(node_name) if node_name else ()
     except OversizedError as error:
-        # A node writes the status of its pods. Any other failure is the API server's, and is waited for.
+        # A node writes the status of its pods. Any other failure is the API server's, and is retried.
         return RunnerOutput(log=None, log_error=str(error))
     return RunnerOutput(log=log, node_pods=node_pods)

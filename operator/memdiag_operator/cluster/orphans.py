@@ -1,7 +1,7 @@
-"""Removes what a diagnosis leaves when it is deleted without its children, as `kubectl delete --cascade=orphan` does.
+"""Removes what a diagnosis leaves if it is deleted without its children, as `kubectl delete --cascade=orphan` does.
 
-Usually Kubernetes' garbage collector follows the owner references. It takes them off what is orphaned, but the labels
-stay: they name the UID of the diagnosis, which never comes again.
+Usually Kubernetes' garbage collector follows the owner references. It removes them from orphans, but the labels stay:
+they have the UID of the diagnosis, which is never used again.
 """
 
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def orphans(cache: Cache) -> list[Pod]:
-    """Runner pods whose diagnosis the cache does not have, and which nobody removes yet."""
+    """Runner pods whose diagnosis is not in the cache and that are not being deleted yet."""
     if not cache.is_complete:
         return []
     living = {claim.uid for claim in cache.diagnoses.claims()}
@@ -30,9 +30,9 @@ def orphans(cache: Cache) -> list[Pod]:
 
 
 def remove_orphans(cluster: Cluster, deleted_uids: Iterable[str]) -> None:
-    """Remove runner pods whose diagnosis is gone, and the reports of the diagnoses `deleted_uids`.
+    """Remove runner pods whose diagnosis no longer exists, and the reports of the diagnoses `deleted_uids`.
 
-    Raises ClusterError when the API server does not answer.
+    Raises ClusterError if the API server does not respond.
     """
     for uid in deleted_uids:
         cluster.kubernetes.delete_reports(f"{naming.DIAGNOSIS_UID_LABEL}={uid}")
@@ -54,13 +54,13 @@ def _is_gone(kubernetes: KubernetesClient, name: str, uid: str) -> bool:
         return kubernetes.read_diagnosis(name).metadata.uid != uid
     except NotFoundError:
         return True
-    except UnreadableError:  # it is there, as another version has stored it
+    except UnreadableError:  # it exists, as stored by another version
         return False
 
 
 def _remove(cluster: Cluster, pod: Pod) -> None:
     meta = pod.metadata
-    logger.info("runner pod %s is removed: its diagnosis is gone", meta.name)
+    logger.info("deleting runner pod %s: its diagnosis no longer exists", meta.name)
     try:
         cluster.kubernetes.delete_reports(f"{naming.DIAGNOSIS_UID_LABEL}={_owner_uid(pod)}")
         leaving = cluster.kubernetes.delete_pod(meta.namespace, meta.name, meta.uid, force=False)

@@ -1,6 +1,6 @@
-"""What each request to the API server was and how it was answered, told to whoever counts: one seam for all of them.
+"""Reports every request to the API server and its status code to an observer, in one place.
 
-kopf's own requests, its watches, do not pass here.
+kopf's own requests, its watches, are not included.
 """
 
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 NO_ANSWER = "none"
-"""Stands for the status code of a request that was not answered."""
+"""The status code of a request without a response."""
 
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
 RequestObserver = Callable[[str, str, str], None]
-"""Called with verb, resource and status code, in RBAC's words and without names: `get`, `pods/log`, `200`."""
+"""Called with verb, resource and status code, in RBAC's terms and without names: `get`, `pods/log`, `200`."""
 
 
 def ignore(_verb: str, _resource: str, _code: str) -> None:
@@ -25,7 +25,7 @@ def ignore(_verb: str, _resource: str, _code: str) -> None:
 
 
 class ObservedApiClient(client.ApiClient):
-    """The official client, which tells `observe` of every answer; called by many threads."""
+    """The official client, which calls `observe` for every request; used by many threads."""
 
     def __init__(self, configuration: client.Configuration, observe: RequestObserver) -> None:
         super().__init__(configuration)

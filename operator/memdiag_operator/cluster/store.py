@@ -1,9 +1,9 @@
-"""What the API server was last seen to hold: diagnoses, runner pods and the nodes that they are about.
+"""What the API server was last known to have: diagnoses, runner pods and the nodes that they are about.
 
-The watches fill it, and so does every answer to a write of our own; a sweep replaces it by whole lists now and then, in
-case a watch has lost something. Reading it costs no request. It may be a moment behind, which is safe: a status is
-written only over the version that was read, names of pods follow from the run, and what a decision concludes from the
-absence of a pod is asked of the API server first (`decide.decision`).
+The watches fill it, and so does every response to a write of our own; a sweep replaces it by whole lists now and then,
+in case a watch has missed something. Reading it costs no request. It may be a moment behind, which is safe: a status is
+written only over the version that was read, names of pods follow from the run, and before a decision concludes anything
+from the absence of a pod, the API server is asked (`decide.decision`).
 """
 
 import threading
@@ -28,20 +28,20 @@ TIDY_NODES_SECONDS = 30.0
 
 
 class Store(Generic[Item]):
-    """Objects of one kind by name, each as new as anyone has seen it. Threads may use it at the same time."""
+    """Objects of one kind by name, each in the latest version seen. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._items: dict[str, Item] = {}
-        # A late answer to a request must not bring back what a watch has reported as deleted: a UID never returns.
+        # A late response must not bring back what a watch has reported as deleted: a UID is never used again.
         self._deleted_uids: OrderedDict[str, None] = OrderedDict()
         self.is_complete = False
         """Whether a whole list has been put into it since the start."""
         self.version = 0
-        """Another one after each change that matters to others than the object itself."""
+        """Incremented by each change that matters to other objects than the changed one."""
 
     def get(self, name: str) -> Item | None:
-        """The object `name`; None when there is none."""
+        """The object `name`; None if there is none."""
         return self._items.get(name)
 
     def all(self) -> tuple[Item, ...]:
@@ -50,7 +50,7 @@ class Store(Generic[Item]):
             return tuple(self._items.values())
 
     def put(self, item: Item) -> None:
-        """Take `item`, unless a newer version of it is there or it is known to be deleted."""
+        """Store `item`, unless a newer version of it is stored or it is known to be deleted."""
         with self._lock:
             self._put(item)
 
@@ -65,10 +65,10 @@ class Store(Generic[Item]):
                 self._forget(name)
 
     def replace(self, pages: Iterable[tuple[Iterable[Item], str]]) -> None:
-        """Take a whole list in pages, each with the list's resource version; what is newer than the list stays."""
+        """Store a whole list in pages, each with the list's resource version; what is newer than the list stays."""
         listed: set[str] = set()
         version = ""
-        for items, version in pages:  # noqa: B007 - the version of the last is that of all
+        for items, version in pages:  # noqa: B007 - all pages have the same version
             with self._lock:
                 for item in items:
                     listed.add(item.metadata.name)
@@ -84,7 +84,7 @@ class Store(Generic[Item]):
         known = self._items.get(meta.name)
         if known and _is_newer(known.metadata.resource_version, meta.resource_version):
             return
-        # What a write was answered comes once more by the watch.
+        # The response to a write is delivered once more by the watch.
         is_known = known and meta.resource_version and known.metadata.resource_version == meta.resource_version
         if meta.uid not in self._deleted_uids and not is_known:
             self._keep(item)
@@ -107,13 +107,13 @@ class _Draft:
 
     status: MemoryDiagnosisStatus
     base_version: str
-    """Of the stored diagnosis that it goes on from."""
+    """Resource version of the stored diagnosis that it was made from."""
 
 
 class DiagnosisStore(Store[Diagnosis]):
-    """Diagnoses. Their status is packed until it is asked for: a cluster may keep thousands, of 200 KiB each.
+    """Diagnoses. Their status is compressed until it is read: a cluster may have thousands, of 200 KiB each.
 
-    What they mean to each other is kept beside them, as claims.
+    What matters to other diagnoses is also kept, as claims.
     """
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class DiagnosisStore(Store[Diagnosis]):
         self._drafts: dict[str, _Draft] = {}
 
     def get(self, name: str) -> Diagnosis | None:
-        """The diagnosis `name` as a whole; None when there is none."""
+        """The diagnosis `name` with its status; None if there is none."""
         with self._lock:
             light, packed = self._items.get(name), self._packed.get(name)
         if light is None or packed is None:
@@ -132,13 +132,13 @@ class DiagnosisStore(Store[Diagnosis]):
         return light.model_copy(update={"status": status})
 
     def all(self) -> tuple[Diagnosis, ...]:
-        """Every diagnosis, unpacked."""
+        """Every diagnosis, with its status."""
         with self._lock:
             names = list(self._items)
         return tuple(found for name in names if (found := self.get(name)))
 
     def claim(self, name: str) -> Claim | None:
-        """What the diagnosis `name` wants of the cluster; None when there is none."""
+        """What the diagnosis `name` wants of the cluster; None if there is none."""
         return self._claims.get(name)
 
     def claims(self) -> tuple[Claim, ...]:
@@ -147,7 +147,7 @@ class DiagnosisStore(Store[Diagnosis]):
             return tuple(self._claims.values())
 
     def keep_draft(self, decided: Diagnosis) -> None:
-        """Keep the status of `decided` until it is written, or the stored diagnosis is not what it was made from."""
+        """Keep the status of `decided` until it is written, or until the stored diagnosis changes."""
         meta = decided.metadata
         claim = claim_of(decided)
         with self._lock:
@@ -192,7 +192,7 @@ class _NodeReading:
 
 
 class NodeReadings:
-    """Nodes as they were when last asked for. They are not watched: a fleet's heartbeats are many, runs are few."""
+    """Nodes as last read. They are not watched: the heartbeats of a fleet are many, runs are few."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
@@ -200,17 +200,17 @@ class NodeReadings:
         self._tidied_at = monotonic()
 
     def get(self, name: str, max_age_seconds: float) -> Node | None:
-        """The node `name`, if it was read not longer ago than this."""
+        """The node `name`, if it was read at most this long ago."""
         reading = self._readings.get(name)
         if reading is None or self._monotonic() - reading.at_seconds > max_age_seconds:
             return None
         return reading.node
 
     def put(self, node: Node) -> None:
-        """Take what was just read."""
+        """Store a node that was just read."""
         now = self._monotonic()
         self._readings[node.metadata.name] = _NodeReading(node, now)
-        if now - self._tidied_at > TIDY_NODES_SECONDS:  # not each time: a run begins with up to a thousand of them
+        if now - self._tidied_at > TIDY_NODES_SECONDS:  # not each time: a run starts with up to a thousand nodes
             self._tidied_at = now
             for name, reading in list(self._readings.items()):
                 if now - reading.at_seconds > FORGET_NODE_SECONDS:
@@ -222,7 +222,7 @@ class NodeReadings:
 
 
 class Reports:
-    """What reports there are, and their sizes. They are not watched: only the operator creates them."""
+    """The existing reports and their sizes. They are not watched: only the operator creates them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -234,12 +234,12 @@ class Reports:
             return tuple(self._reports.values())
 
     def put(self, report: StoredReport) -> None:
-        """Take one that was created."""
+        """Store a report that was created."""
         with self._lock:
             self._reports[report.name] = report
 
     def replace(self, listed: Iterable[StoredReport]) -> None:
-        """Take a whole list, which is read here; what is created in the meantime stays."""
+        """Store a whole list, which is read here; reports that are created in the meantime stay."""
         with self._lock:
             before = set(self._reports)
         found = {report.name: report for report in listed}
@@ -248,7 +248,7 @@ class Reports:
             self._reports = found | created
 
     def drop(self, is_deleted: Callable[[Run], bool]) -> None:
-        """Forget those of the runs whose reports are deleted."""
+        """Forget the reports of the runs for which `is_deleted` is true."""
         with self._lock:
             self._reports = {name: report for name, report in self._reports.items() if not is_deleted(report.run)}
 
@@ -264,24 +264,24 @@ class Cache:
         self._failed_logs: frozenset[str] = frozenset()
 
     def has_failed_log(self, pod_name: str) -> bool:
-        """Whether the last try to read the log of a runner pod has failed."""
+        """Whether the last attempt to read the log of a runner pod failed."""
         return pod_name in self._failed_logs
 
     def note_log(self, pod_name: str, *, failed: bool) -> None:
-        """Remember how a try to read the log of a runner pod ended."""
+        """Record how an attempt to read the log of a runner pod ended."""
         known = {name for name in self._failed_logs if self.pods.get(name)} - {pod_name}
         self._failed_logs = frozenset(known | {pod_name} if failed else known)
 
     def fleet(self) -> Fleet:
-        """Everyone who holds or wants a slot."""
+        """Everything that holds or wants a slot."""
         return Fleet(pods=self.pods.all(), claims=self.diagnoses.claims())
 
     @property
     def is_complete(self) -> bool:
-        """Whether it holds everything that there was at some time since the start."""
+        """Whether whole lists of diagnoses and pods have been stored since the start."""
         return self.diagnoses.is_complete and self.pods.is_complete
 
 
 def _is_newer(version: str, other: str) -> bool:
-    """Whether a resource version is later than another; never when they cannot be compared (KEP-5504: they can)."""
+    """Whether a resource version is later than another; False if they cannot be compared (KEP-5504: they can)."""
     return version.isdecimal() and other.isdecimal() and int(version) > int(other)

@@ -1,1 +1,1 @@
-"""Decisions: pure functions of one frozen snapshot and an explicit clock. Nothing here talks to anyone."""
+"""Decisions: pure functions of one frozen snapshot and an explicit clock, without I/O."""

@@ -1,4 +1,4 @@
-"""What a plan changes in a run, for those who count and log it: its begin, its end, each node's next step."""
+"""What a plan changes in a run, for metrics and the log: its start, its end, each node's next state."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ from memdiag_operator.status.states import run_states
 
 @dataclass(frozen=True, slots=True)
 class NodeStep:
-    """A node has come to another state of its run."""
+    """A node has reached another state of its run."""
 
     node_name: str
     reason: str
@@ -24,7 +24,7 @@ class RunEnd:
 
     result: Literal["succeeded", "failed"]
     reason: str
-    """Why Succeeded is as it is."""
+    """The reason of Succeeded."""
     verdict: str
     """The reason of LeakDetected."""
     duration_seconds: float
@@ -32,17 +32,17 @@ class RunEnd:
     """How each node's part ended."""
 
 
-def run_begins(diagnosis: Diagnosis, plan: Plan) -> bool:
-    """Whether `plan`, made for `diagnosis`, begins a run."""
+def run_starts(diagnosis: Diagnosis, plan: Plan) -> bool:
+    """Whether `plan`, made for `diagnosis`, starts a run."""
     return plan.decided is not None and plan.decided.run_id != diagnosis.status.run_id
 
 
 def node_steps(diagnosis: Diagnosis, plan: Plan) -> list[NodeStep]:
-    """Where nodes have come to by `plan`, made for `diagnosis`; progress within a state is no step."""
+    """Nodes whose state `plan`, made for `diagnosis`, changes; progress within a state does not count."""
     status = plan.decided
     if status is None:
         return []
-    known = {} if run_begins(diagnosis, plan) else run_states(diagnosis)
+    known = {} if run_starts(diagnosis, plan) else run_states(diagnosis)
     messages = {one.node_name: one.message for one in status.results}
     return [
         NodeStep(one.node_name, one.reason, messages.get(one.node_name, ""))
@@ -52,19 +52,19 @@ def node_steps(diagnosis: Diagnosis, plan: Plan) -> list[NodeStep]:
 
 
 def run_end(diagnosis: Diagnosis, plan: Plan) -> RunEnd | None:
-    """The end of a run, if `plan`, made for `diagnosis`, is that."""
+    """The end of a run, if `plan`, made for `diagnosis`, ends one."""
     status = plan.decided
     if status is None or status.completion_time is None:
         return None
-    if diagnosis.is_finished and not run_begins(diagnosis, plan):
+    if diagnosis.is_finished and not run_starts(diagnosis, plan):
         return None
     found = {one.type: one for one in status.conditions}
     succeeded, leak = found[ConditionType.SUCCEEDED], found[ConditionType.LEAK_DETECTED]
-    began = status.start_time or status.completion_time
+    started = status.start_time or status.completion_time
     return RunEnd(
         result="succeeded" if succeeded.status is ConditionStatus.TRUE else "failed",
         reason=succeeded.reason,
         verdict=leak.reason,
-        duration_seconds=(status.completion_time - began).total_seconds(),
+        duration_seconds=(status.completion_time - started).total_seconds(),
         node_reasons=tuple(one.reason for one in status.node_states),
     )

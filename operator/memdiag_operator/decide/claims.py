@@ -1,11 +1,11 @@
-"""What one diagnosis wants of the cluster, in the few words that decisions about all of them need."""
+"""What one diagnosis wants of the cluster, reduced to what decisions about all diagnoses need."""
 
 import sys
 from dataclasses import replace
 
 from memdiag_api.conditions import ConditionType, Reason
 from memdiag_operator.decide.fleet import Claim
-from memdiag_operator.decide.lifecycle import begins_run, is_settled
+from memdiag_operator.decide.lifecycle import is_settled, starts_run
 from memdiag_operator.kube.objects import Diagnosis, InvalidSpec
 from memdiag_operator.status.states import UNSETTLED, run_states
 
@@ -23,18 +23,18 @@ def claim_of(diagnosis: Diagnosis) -> Claim:
     )
     if meta.deletion_timestamp or isinstance(spec, InvalidSpec):
         return claim
-    if begins_run(diagnosis):
-        # One that is to be terminated ends as soon as it has begun: it takes no place from anyone.
+    if starts_run(diagnosis):
+        # A terminated one ends as soon as it has started: it takes no place from others.
         wanted = spec.target.max_nodes or 1
         selects = spec.target.node_selector is not None
-        return replace(claim, wants_to_begin=not spec.terminate, nodes_wanted=wanted, selects_nodes=selects)
+        return replace(claim, wants_to_start=not spec.terminate, nodes_wanted=wanted, selects_nodes=selects)
     if diagnosis.is_finished or status.start_time is None:
         return claim
     unsettled = {name: state for name, state in run_states(diagnosis).items() if state.reason in UNSETTLED}
     under_way = replace(claim, is_under_way=True, unsettled_nodes=len(unsettled))
     if spec.suspend or spec.terminate:
         return under_way
-    # Many diagnoses may be about the same nodes: their names are kept once.
+    # Many diagnoses may be about the same nodes: each name is kept once.
     pending = (sys.intern(name) for name, state in unsettled.items() if state.reason == Reason.PENDING)
     return replace(
         under_way,

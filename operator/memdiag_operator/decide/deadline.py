@@ -1,4 +1,4 @@
-"""How long a run may take, and what a node needs of that."""
+"""How long a run may take, and how much of that a node needs."""
 
 from datetime import datetime, timedelta
 
@@ -9,33 +9,33 @@ from memdiag_operator.config import OperatorConfig
 from memdiag_operator.kube.objects import Diagnosis, InvalidSpec
 
 START_SECONDS = 15
-"""Beside its window, a runner needs at least this long to start and to deliver."""
+"""In addition to its window, a runner needs at least this long to start and to deliver."""
 NODE_SECONDS = 30
-"""Beside its window, a node usually takes this long, from the launch of its runner to the removal."""
+"""In addition to its window, a node usually takes this long, from the launch of its runner to the removal."""
 # A queue behind others, slow images, slow nodes.
 _DEFAULT_MARGIN = 2
-# Checks that look twice, with spec.duration between.
+# Checks that measure twice, with spec.duration in between.
 _WAITING_CHECKS = frozenset({Check.ALLOC_PAGE_TRACE, Check.SOCKET_QUEUES})
 
 
 def window_seconds(spec: MemoryDiagnosisSpec) -> int:
-    """How long a runner measures; 0 when its checks look once and wait for nothing."""
+    """How long a runner measures; 0 if its checks measure once and do not wait."""
     return parse_duration_seconds(spec.duration) if any(one in _WAITING_CHECKS for one in spec.checks) else 0
 
 
 def shortest_launch_seconds(spec: MemoryDiagnosisSpec) -> int:
-    """A runner that has less time left than this cannot measure its whole window and deliver."""
+    """With less time left than this, a runner cannot measure its whole window and deliver."""
     return window_seconds(spec) + START_SECONDS
 
 
 def needed_seconds(spec: MemoryDiagnosisSpec, nodes: int, config: OperatorConfig) -> int:
-    """What a run on so many nodes takes when it has all slots for itself."""
+    """The time that a run on this number of nodes takes if it has all slots for itself."""
     rounds = -(-nodes // config.max_concurrent_runners)
     return rounds * (window_seconds(spec) + NODE_SECONDS)
 
 
 def deadline_seconds(spec: MemoryDiagnosisSpec, nodes: int, config: OperatorConfig) -> int:
-    """The deadline of a run that begins now. The default, which no run on many nodes meets, grows with their number."""
+    """The deadline of a run that starts now. The default, too short for many nodes, grows with their number."""
     if spec.active_deadline_seconds != DEFAULT_DEADLINE_SECONDS:
         return spec.active_deadline_seconds
     ample = _DEFAULT_MARGIN * needed_seconds(spec, nodes, config)
@@ -43,7 +43,7 @@ def deadline_seconds(spec: MemoryDiagnosisSpec, nodes: int, config: OperatorConf
 
 
 def run_deadline_seconds(diagnosis: Diagnosis) -> int:
-    """The deadline of the run that `diagnosis` is at. memdiag 0.1.0 did not keep it in the status."""
+    """The deadline of the current run of `diagnosis`. memdiag 0.1.0 did not store it in the status."""
     spec, kept = diagnosis.spec, diagnosis.status.active_deadline_seconds
     if kept is not None:
         return kept
@@ -51,14 +51,14 @@ def run_deadline_seconds(diagnosis: Diagnosis) -> int:
 
 
 def remaining_seconds(diagnosis: Diagnosis, now: datetime) -> int:
-    """What is left of the run's time, negative after its deadline."""
+    """The time left for the run, negative after its deadline."""
     started = diagnosis.status.start_time or now
     deadline = started + timedelta(seconds=run_deadline_seconds(diagnosis))
     return int((deadline - now).total_seconds())
 
 
 def shortfall(spec: MemoryDiagnosisSpec, nodes: int, config: OperatorConfig, seconds: int) -> str:
-    """Why a deadline of so many seconds cannot be met, with the figure to use; empty when it can."""
+    """Why a deadline of `seconds` cannot be met, with the value to use; empty if it can."""
     needed = needed_seconds(spec, nodes, config)
     if nodes == 1 or seconds >= needed:
         return ""

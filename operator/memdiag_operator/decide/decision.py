@@ -1,6 +1,7 @@
-"""The one place where it is decided what happens to a diagnosis: every event and every sweep ends here.
+"""The one place that decides what happens to a diagnosis: every event and every sweep ends here.
 
-A decision that lacks something says what (`Needs`). Who asked reads that and asks again, until the answer is a plan.
+A decision that lacks something returns what it needs (`Needs`). The caller reads that and asks again, until the answer
+is a plan.
 """
 
 from collections.abc import Mapping
@@ -9,9 +10,9 @@ from math import inf
 
 from memdiag_api.conditions import Reason
 from memdiag_operator.config import OperatorConfig
-from memdiag_operator.decide.changes import run_begins
+from memdiag_operator.decide.changes import run_starts
 from memdiag_operator.decide.claims import claim_of
-from memdiag_operator.decide.lifecycle import begins_run, is_suspended
+from memdiag_operator.decide.lifecycle import is_suspended, starts_run
 from memdiag_operator.decide.node_run import NodeRun, node_runs
 from memdiag_operator.decide.plan import Plan
 from memdiag_operator.decide.reconcile import reconcile
@@ -22,27 +23,27 @@ from memdiag_operator.kube.objects import InvalidSpec, Pod
 
 
 def decide(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan | Needs:
-    """What is to be done for the diagnosis of `snapshot` at `now`, or what must be known to say so.
+    """What to do for the diagnosis of `snapshot` at `now`, or what must be known to decide that.
 
-    An empty plan says: nothing, for now. A run that begins goes on at once, so that both become one write.
+    An empty plan means nothing, for now. A run that starts takes its first step at once, so that both are one write.
     """
     diagnosis = snapshot.diagnosis
     if diagnosis.metadata.deletion_timestamp:
         return Plan()  # owner references take everything along
-    if needs := _needs_to_begin(snapshot) if begins_run(diagnosis) else _needs_to_go_on(snapshot, config, now):
+    if needs := _needs_to_start(snapshot) if starts_run(diagnosis) else _needs_to_go_on(snapshot, config, now):
         return needs
     plan = reconcile(snapshot, config, now)
-    if run_begins(diagnosis, plan):
-        begun = diagnosis.model_copy(update={"status": plan.status})
+    if run_starts(diagnosis, plan):
+        started = diagnosis.model_copy(update={"status": plan.status})
         return decide(
-            Snapshot(diagnosis=begun, pods=snapshot.pods, refusals=snapshot.refusals, begun=plan), config, now
+            Snapshot(diagnosis=started, pods=snapshot.pods, refusals=snapshot.refusals, start_plan=plan), config, now
         )
-    return snapshot.begun.then(plan) if snapshot.begun else plan
+    return snapshot.start_plan.then(plan) if snapshot.start_plan else plan
 
 
-def _needs_to_begin(snapshot: Snapshot) -> Needs | None:
+def _needs_to_start(snapshot: Snapshot) -> Needs | None:
     spec = snapshot.diagnosis.spec
-    if snapshot.limit_reached is None and claim_of(snapshot.diagnosis).wants_to_begin:
+    if snapshot.limit_reached is None and claim_of(snapshot.diagnosis).wants_to_start:
         return Needs(snapshot, permission=True)
     if snapshot.limit_reached or snapshot.candidates or isinstance(spec, InvalidSpec) or spec_fault(spec):
         return None
@@ -66,7 +67,7 @@ def _needs_to_go_on(snapshot: Snapshot, config: OperatorConfig, now: datetime) -
 
 
 def _needs_to_launch(snapshot: Snapshot) -> Needs | None:
-    """A pod is marked with the UID and boot ID of its node, which must be those that the node has now."""
+    """A pod is annotated with the UID and boot ID of its node, which must be the current ones."""
     if snapshot.allotment is None:
         return Needs(snapshot, allotment=True)
     launching = snapshot.allotment.nodes_of(snapshot.diagnosis.metadata.uid)
@@ -75,7 +76,7 @@ def _needs_to_launch(snapshot: Snapshot) -> Needs | None:
 
 
 def _missing_pods(runs: list[NodeRun], snapshot: Snapshot) -> tuple[str, ...]:
-    """Runners that the status says are there. A run ends when its pod has vanished: a watch may merely be behind."""
+    """Runner pods that the status expects. A run ends if its pod has vanished, but a watch may only be behind."""
     return tuple(
         run.pod_name
         for run in runs
@@ -84,9 +85,9 @@ def _missing_pods(runs: list[NodeRun], snapshot: Snapshot) -> tuple[str, ...]:
 
 
 def _node_ages(runs: list[NodeRun], config: OperatorConfig) -> Mapping[str, float]:
-    """How old a reading may be of those nodes that matter now: with a runner, or among the first in line for one.
+    """How old a reading may be of the nodes that matter now: with a runner, or among the first in line for one.
 
-    The rest of a thousand is left alone until it is their turn.
+    The other nodes of a large run are not read until it is their turn.
     """
     with_runner: dict[str, float] = {}
     in_line: list[str] = []
@@ -101,8 +102,8 @@ def _node_ages(runs: list[NodeRun], config: OperatorConfig) -> Mapping[str, floa
 def _max_age_seconds(pod: Pod | None, config: OperatorConfig) -> float:
     """How old a reading of the runner's node may be.
 
-    When a runner ended without a message, its node is read again: a reboot, if that was it, is as new. When it left
-    one, nothing depends on how its node is now, and it may be in line with a hundred others to be read.
+    If a runner ended without a message, its node is read again: it may just have rebooted. If it left one, nothing
+    depends on the node's current state, and it may be one of a hundred nodes to be read.
     """
     if pod is None:
         return inf
@@ -123,7 +124,7 @@ def _slow_to_start(runs: list[NodeRun], config: OperatorConfig, now: datetime) -
 
 
 def _wants_slot(runs: list[NodeRun], snapshot: Snapshot) -> bool:
-    """Whether a runner is to be launched as soon as there is a slot for it."""
+    """Whether a runner should be launched as soon as there is a slot for it."""
     spec = snapshot.diagnosis.spec
     stopped = isinstance(spec, InvalidSpec) or spec.suspend or spec.terminate
     return not stopped and not snapshot.refusals and any(run.waits_for_slot for run in runs)

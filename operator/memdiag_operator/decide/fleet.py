@@ -1,6 +1,6 @@
-"""What diagnoses and runner pods mean to each other: who holds a slot, who waits for one, who may not begin yet.
+"""How diagnoses and runner pods affect each other: who holds a slot, who waits for one, who may not start yet.
 
-A diagnosis of a thousand nodes has a status of 200 KiB. Of a hundred such, only these few words are looked at together.
+A diagnosis of a thousand nodes has a status of 200 KiB. Decisions about all diagnoses see each only as a `Claim`.
 """
 
 from collections.abc import Mapping
@@ -20,21 +20,21 @@ class Claim:
     run_id: str = ""
     """The latest run."""
     is_settled: bool = False
-    """Whether nothing more is to be done for it, see `lifecycle.is_settled`."""
+    """Whether there is nothing more to do for it, see `lifecycle.is_settled`."""
     is_under_way: bool = False
-    """Whether it has begun a run that has not ended."""
+    """Whether it has started a run that has not ended."""
     unsettled_nodes: int = 0
     """Nodes whose part of that run has not ended."""
-    wants_to_begin: bool = False
-    """Whether a run is to begin as soon as the limits on unfinished ones allow it."""
+    wants_to_start: bool = False
+    """Whether a run should start as soon as the limits on unfinished ones allow it."""
     nodes_wanted: int = 0
-    """Of the run that is to begin: on how many nodes at most."""
+    """Maximum number of nodes of the run that should start."""
     selects_nodes: bool = False
     """Whether the nodes of that run are chosen from a list of the cluster's nodes."""
     says_limit_reached: bool = False
-    """Whether its status says already that it has to wait for that."""
+    """Whether its status already says that it has to wait for the limits."""
     waiting_since: datetime | None = None
-    """When the run began whose nodes wait for slots; None when no runner may be started for it."""
+    """Start time of the run whose nodes wait for slots; None if no runner may be started for it."""
     pending: Mapping[str, int] = field(default_factory=dict)
     """Names of the nodes that have not been measured yet, with their place in the run."""
 
@@ -53,6 +53,6 @@ class Fleet:
 
     @property
     def unsettled_names(self) -> tuple[str, ...]:
-        """The diagnoses that something is still to be done for: a run, a time to live, a pod to remove."""
+        """The diagnoses that still need work: a run, a time to live, a pod to remove."""
         owners = self.owners
         return tuple(claim.name for claim in self.claims if not claim.is_settled or claim.uid in owners)

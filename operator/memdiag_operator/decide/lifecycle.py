@@ -1,4 +1,4 @@
-"""Where a diagnosis is between its creation and its end: whether a run is to begin, is held, or is all over."""
+"""Where a diagnosis is in its lifecycle: whether a run should start, is suspended, or nothing is left to do."""
 
 from memdiag_api.diagnosis import MemoryDiagnosisStatus
 from memdiag_api.limits import MAX_HANDLED_REQUESTS
@@ -6,8 +6,8 @@ from memdiag_operator.kube.objects import Diagnosis, InvalidSpec
 from memdiag_operator.status.states import run_states
 
 
-def begins_run(diagnosis: Diagnosis) -> bool:
-    """Whether a run is to begin: the first, one after a suspension, or one that the annotation asks for."""
+def starts_run(diagnosis: Diagnosis) -> bool:
+    """Whether a run should start: the first, one after a suspension, or one that the annotation requests."""
     status = diagnosis.status
     if is_suspended(diagnosis):
         return False
@@ -19,20 +19,20 @@ def begins_run(diagnosis: Diagnosis) -> bool:
 
 
 def is_suspended(diagnosis: Diagnosis) -> bool:
-    """Whether no runner may be started; `terminate` outranks `suspend`."""
+    """Whether no runner may be started; `terminate` takes precedence over `suspend`."""
     spec = diagnosis.spec
     return not isinstance(spec, InvalidSpec) and spec.suspend and not spec.terminate
 
 
 def is_settled(diagnosis: Diagnosis) -> bool:
-    """Whether a sweep may pass over it: its run has ended, no other is asked for, no time to live runs."""
+    """Whether a sweep may skip it: its run has ended, no other is requested, and it has no time to live."""
     spec = diagnosis.spec
     has_ttl = not isinstance(spec, InvalidSpec) and spec.ttl_seconds_after_finished is not None
     is_seen = diagnosis.status.observed_generation == diagnosis.metadata.generation
-    return diagnosis.is_finished and is_seen and not has_ttl and not begins_run(diagnosis)
+    return diagnosis.is_finished and is_seen and not has_ttl and not starts_run(diagnosis)
 
 
 def handled_requests(status: MemoryDiagnosisStatus) -> list[str]:
-    """Requests that had their run, the latest first; memdiag 0.1.0 remembered the last one only."""
+    """Requests that had their run, the latest first; memdiag 0.1.0 stored only the last one."""
     last = [status.last_handled_request] if status.last_handled_request else []
     return list(dict.fromkeys([*last, *status.handled_requests]))[:MAX_HANDLED_REQUESTS]

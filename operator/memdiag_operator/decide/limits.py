@@ -1,7 +1,7 @@
-"""How much may be under way at the same time; the rest waits, the oldest request first.
+"""How much may be in progress at the same time; the rest waits, the oldest request first.
 
-Diagnoses are cluster-scoped, so no ResourceQuota bounds them, and they do not say who asked: whoever may create them
-could otherwise make the operator hold and look at any number of them.
+Diagnoses are cluster-scoped, so no ResourceQuota bounds them, and they do not record who created them: without limits,
+anyone who may create them could make the operator keep and process any number of them.
 """
 
 from collections.abc import Collection, Iterable
@@ -16,7 +16,7 @@ _EARLIEST = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much is under way."""
+    """How much is in progress."""
 
     diagnoses: int
     node_runs: int
@@ -26,32 +26,32 @@ class Load:
         return self.diagnoses <= limits.unfinished_diagnoses and self.node_runs <= limits.node_runs
 
 
-def load(claims: Iterable[Claim], beginning: Collection[str] = ()) -> Load:
-    """What is under way; `beginning`: names of those that begin right now, which their status does not say yet."""
+def load(claims: Iterable[Claim], starting: Collection[str] = ()) -> Load:
+    """What is in progress; `starting`: names of those that start right now, which their status does not show yet."""
     diagnoses = node_runs = 0
     for claim in claims:
-        if claim.is_under_way or claim.name in beginning:
+        if claim.is_under_way or claim.name in starting:
             diagnoses += 1
             node_runs += claim.unsettled_nodes if claim.is_under_way else claim.nodes_wanted
     return Load(diagnoses, node_runs)
 
 
-def may_begin(claim: Claim, claims: Iterable[Claim], beginning: Collection[str], limits: LimitSettings) -> bool:
-    """Whether the run of `claim` may begin: everything that is under way or older leaves room for it."""
+def may_start(claim: Claim, claims: Iterable[Claim], starting: Collection[str], limits: LimitSettings) -> bool:
+    """Whether the run of `claim` may start: everything that is in progress or older leaves room for it."""
     place = _place(claim)
     counted = [
         one
         for one in claims
-        if one.is_under_way or one.name in beginning or (one.wants_to_begin and _place(one) <= place)
+        if one.is_under_way or one.name in starting or (one.wants_to_start and _place(one) <= place)
     ]
     return load(counted, {one.name for one in counted}).is_within(limits)
 
 
-def held_back(claims: Iterable[Claim], beginning: Collection[str], limits: LimitSettings) -> frozenset[str]:
-    """Names of those that may not begin: from the oldest that does not fit on."""
+def held_back(claims: Iterable[Claim], starting: Collection[str], limits: LimitSettings) -> frozenset[str]:
+    """Names of those that may not start: the oldest that does not fit, and all younger ones."""
     claims = tuple(claims)
-    total = load(claims, beginning)
-    waiting = sorted((one for one in claims if one.wants_to_begin and one.name not in beginning), key=_place)
+    total = load(claims, starting)
+    waiting = sorted((one for one in claims if one.wants_to_start and one.name not in starting), key=_place)
     diagnoses, node_runs = total.diagnoses, total.node_runs
     for index, claim in enumerate(waiting):
         diagnoses, node_runs = diagnoses + 1, node_runs + claim.nodes_wanted
@@ -65,10 +65,10 @@ def _place(claim: Claim) -> tuple[datetime, str]:
 
 
 def why_it_waits(limits: LimitSettings) -> str:
-    """What a diagnosis says that may not begin. It does not change while it waits: else all would write it again."""
+    """The message of a diagnosis that may not start. It stays the same: a change would be written by all that wait."""
     return (
-        f"waiting to begin: at most {limits.unfinished_diagnoses} diagnoses (limits.unfinishedDiagnoses in the "
-        f"operator's configuration) and {limits.node_runs} node runs (limits.nodeRuns) are under way at the same "
-        "time, and the oldest request comes first. It begins by itself when others have ended; "
-        "`kubectl get memorydiagnoses` lists them. Terminate or delete those that nobody needs, or raise the limits"
+        f"waiting to start: at most {limits.unfinished_diagnoses} diagnoses (limits.unfinishedDiagnoses in the "
+        f"operator's configuration) and {limits.node_runs} node runs (limits.nodeRuns) can be in progress at the same "
+        "time, and the oldest request comes first. The run starts automatically when others have ended; "
+        "`kubectl get memorydiagnoses` lists them. Terminate or delete those that are not needed, or raise the limits"
     )

@@ -1,7 +1,7 @@
-"""What admission webhooks have changed in a runner pod on its way: an injected sidecar, a variable, another image.
+"""What admission webhooks have changed in a runner pod: an injected sidecar, a variable, another image.
 
-Such a pod is not the one that was reviewed: it may see more, never end, or fail in its own ways. What the API server
-itself adds, defaults and a few tolerations, is not compared.
+Such a pod is not the one that was reviewed: it may see more, never end, or fail in other ways. What the API server
+itself adds (defaults and a few tolerations) is not compared.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,14 +10,14 @@ from typing import Any
 Json = Mapping[str, Any]
 
 MAX_CHANGES = 4
-# Of the pod's spec: how it stands to its host and to others.
+# Fields of the pod's spec: its relation to the host and to other pods.
 _POD_FIELDS = ("hostPID", "hostIPC", "hostNetwork", "shareProcessNamespace", "runtimeClassName", "serviceAccountName")
 _CONTAINER_FIELDS = ("image", "command", "args", "workingDir")
 _ADDED_TO_CONTAINER = ("env", "envFrom", "lifecycle", "livenessProbe", "readinessProbe", "startupProbe")
 
 
 def mutations(sent: Json, created: Json) -> str:
-    """What of the pod `created` is not as it was sent, in words; empty when all that matters is."""
+    """How the pod `created` differs from what was sent, in words; empty if nothing that matters differs."""
     changes = list(_changes(sent["spec"], created["spec"]))
     more = len(changes) - MAX_CHANGES
     return ", ".join(changes[:MAX_CHANGES]) + (f" and {more} more" if more > 0 else "")
@@ -58,13 +58,13 @@ def _added_or_gone(what: str, sent: Sequence[Json], created: Sequence[Json]) -> 
 
 
 def _changed(name: str, sent: Any, created: Any) -> Iterator[str]:
-    # The API server leaves out what is false or empty.
+    # The API server omits what is false or empty.
     if (sent or None) != (created or None):
         yield f"{name} is {created or 'not set'} instead of {sent or 'not set'}"
 
 
 def _contains(created: Any, sent: Any) -> bool:
-    """Whether `created` has all of `sent`, perhaps with defaults beside it."""
+    """Whether `created` has all of `sent`, perhaps with additional defaults."""
     if isinstance(sent, Mapping):
         return isinstance(created, Mapping) and all(_contains(created.get(key), sent[key]) for key in sent)
     return bool((created or None) == (sent or None))

@@ -1,4 +1,4 @@
-"""One node's part of a run: from waiting for a slot to a stored result."""
+"""A run on one of its nodes: from waiting for a slot to a stored result."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +15,7 @@ from memdiag_operator.decide.deadline import (
     shortfall,
     window_seconds,
 )
-from memdiag_operator.decide.lifecycle import begins_run
+from memdiag_operator.decide.lifecycle import starts_run
 from memdiag_operator.decide.plan import PodRemoval
 from memdiag_operator.decide.runner_pod import STOP_DEADLINE_SECONDS, runner_pod
 from memdiag_operator.decide.runner_state import Broken, Finished, RunnerState, Starting, Window, Working, runner_state
@@ -39,7 +39,7 @@ class Step:
 
     state: NodeState
     result: NodeResult | None
-    """None: it has ended, and the status has kept no more than how."""
+    """None: it has ended, and the status has kept only the reason."""
     progress: Progress = DONE
     launch: dict[str, Any] | None = None
     stop: PodRemoval | None = None
@@ -47,7 +47,7 @@ class Step:
 
     @property
     def is_settled(self) -> bool:
-        """Whether this node's part of the run is over."""
+        """Whether the run has ended on this node."""
         return self.state.reason not in UNSETTLED
 
 
@@ -58,9 +58,9 @@ class NodeRun:
     snapshot: Snapshot
     spec: MemoryDiagnosisSpec
     state: NodeState
-    """How the status says that it stands."""
+    """Its state according to the status."""
     stored: NodeResult | None
-    """What else the status says about it."""
+    """Its result in the status, if any."""
     pod: Pod | None
     nodes_total: int
 
@@ -87,7 +87,7 @@ class NodeRun:
 
     @property
     def is_looked_up(self) -> bool:
-        """Whether `node` tells if the node exists."""
+        """Whether `node` shows if the node exists."""
         return self.node_name in self.snapshot.nodes
 
     @property
@@ -102,7 +102,7 @@ class NodeRun:
         return self.state.reason == Reason.PENDING and self.pod is None and not is_missing
 
     def runner_state(self, config: OperatorConfig, now: datetime) -> RunnerState | None:
-        """How the runner pod stands; None without one, or when its node was not looked up."""
+        """The state of the runner pod; None without one, or if its node was not looked up."""
         if self.pod is None or not self.is_looked_up:
             return None
         seconds = window_seconds(self.spec)
@@ -118,7 +118,7 @@ class NodeRun:
         )
 
     def step(self, config: OperatorConfig, now: datetime, allotment: Allotment | None) -> Step:
-        """What is to be done on this node at `now`. Without an `allotment` nothing is launched."""
+        """What to do on this node at `now`. Without an `allotment` nothing is launched."""
         if self.is_settled:
             return Step(self.state, self.stored)
         if refusal := self.snapshot.refusals.get(self.pod_name):
@@ -129,7 +129,7 @@ class NodeRun:
             case Broken(reason, message):
                 return self._ended(reason, message)
             case Finished():
-                waiting = Working(f"the runner on node {self.node_name} has ended: waiting for its log")
+                waiting = Working(f"the runner on node {self.node_name} finished; waiting for its log")
                 return self._received(config, now) or self._still_at_it(config, waiting, now)
             case Starting() | Working() as state:
                 return self._still_at_it(config, state, now)
@@ -178,7 +178,7 @@ class NodeRun:
             if self._remaining_seconds(now) <= 0:
                 return self._deadline_exceeded(config, state.message)
             if self.spec.terminate:
-                return self._ended(Reason.TERMINATED, "ended by spec.terminate before the runner was at work")
+                return self._ended(Reason.TERMINATED, "terminated (spec.terminate) before the runner started measuring")
             return self._under_way(Reason.PENDING, state.message, state.progress)
         overdue_seconds = -self._remaining_seconds(now)
         if overdue_seconds < 0:
@@ -187,12 +187,12 @@ class NodeRun:
         if overdue_seconds > config.runner.termination_grace_seconds + config.grace.log_seconds:
             return self._deadline_exceeded(config, state.message)
         message = (
-            f"activeDeadlineSeconds ({self._deadline_seconds} s) are over: waiting for what the runner has measured"
+            f"activeDeadlineSeconds ({self._deadline_seconds} s) exceeded; waiting for what the runner has measured"
         )
         return self._under_way(Reason.RUNNING, message, COLLECTING, stop=self._stop())
 
     def _stop(self) -> PodRemoval | None:
-        """What asks the runner to end and to deliver what it has; None when that was done or it has ended."""
+        """The request that the runner stops and delivers what it has; None if that was done or it has ended."""
         if self.pod is None or self.pod.is_terminal or self.pod.spec.active_deadline_seconds == STOP_DEADLINE_SECONDS:
             return None
         return PodRemoval(self.pod_name, self.pod.metadata.uid)
@@ -201,7 +201,7 @@ class NodeRun:
         if self.state.reason == Reason.RUNNING:
             return self._vanished() if self.is_looked_up else self._unchanged()
         if self.spec.terminate:
-            return self._ended(Reason.TERMINATED, "ended by spec.terminate before a runner was started")
+            return self._ended(Reason.TERMINATED, "terminated (spec.terminate) before a runner was started")
         if self.is_looked_up and self.node is None:
             return self._no_such_node()
         if self.node and (objection := node_objection(self.node, config.allowed_nodes)):
@@ -209,16 +209,18 @@ class NodeRun:
         return self._launch_or_wait(config, now, allotment)
 
     def _no_such_node(self) -> Step:
-        if self.spec.target.node_name is None:  # it was there when the run began
+        if self.spec.target.node_name is None:  # it existed when the run started
             text = f"node {self.node_name} was removed from the cluster before its runner was started"
             return self._ended(Reason.NODE_LOST, text)
-        text = f"there is no node {self.node_name}: `kubectl get nodes` lists those that there are"
+        text = f"there is no node {self.node_name}: run `kubectl get nodes` to list existing nodes"
         return self._ended(Reason.NODE_NOT_FOUND, text)
 
     def _vanished(self) -> Step:
         if self.node is None:
-            return self._ended(Reason.NODE_LOST, f"node {self.node_name} was removed while its runner was there")
-        text = f"runner pod {self.pod_name} is gone: someone else than the operator deleted it"
+            return self._ended(
+                Reason.NODE_LOST, f"node {self.node_name} was removed from the cluster while its runner pod was on it"
+            )
+        text = f"runner pod {self.pod_name} was deleted by someone other than the operator"
         return self._ended(Reason.RUNNER_EVICTED, text)
 
     def _launch_or_wait(self, config: OperatorConfig, now: datetime, allotment: Allotment | None) -> Step:
@@ -234,7 +236,7 @@ class NodeRun:
         if slot not in allotment.admitted or self.node is None:
             return self._under_way(Reason.PENDING, f"waiting for a slot: {allotment.why_not(slot)}", WAITING)
         manifest = runner_pod(meta, self.spec, run=self.run_id, node=self.node, config=config, deadline_seconds=seconds)
-        message = f"runner pod {self.pod_name} is created"
+        message = f"creating runner pod {self.pod_name}"
         return self._under_way(Reason.PENDING, message, WAITING, launch=manifest)
 
     def _received(self, config: OperatorConfig, now: datetime) -> Step | None:
@@ -247,7 +249,7 @@ class NodeRun:
             return None
         reason, message = delivery.reason, delivery.message
         if self.spec.terminate and reason in (Reason.DEADLINE_EXCEEDED, Reason.RUNNER_FAILED):
-            reason, message = Reason.TERMINATED, clip(f"ended by spec.terminate: {message}", MAX_SENTENCE)
+            reason, message = Reason.TERMINATED, clip(f"terminated (spec.terminate): {message}", MAX_SENTENCE)
         if delivery.evidence is None:
             return self._ended(reason, message)
         attribution = attribute(output.node_pods)
@@ -278,8 +280,8 @@ class NodeRun:
     def _too_late(self, config: OperatorConfig, seconds: int) -> Step:
         needed = shortest_launch_seconds(self.spec)
         text = (
-            f"no runner is started for the {seconds} s that are left of activeDeadlineSeconds "
-            f"({self._deadline_seconds} s): it needs at least {needed} s; last seen: {self._last_message or 'nothing'}"
+            f"no runner was started: only {seconds} s are left of activeDeadlineSeconds ({self._deadline_seconds} s), "
+            f"and a runner needs at least {needed} s; last seen: {self._last_message or 'nothing'}"
         )
         return self._ended_late(config, text)
 
@@ -296,9 +298,9 @@ class NodeRun:
 
 
 def node_runs(snapshot: Snapshot) -> list[NodeRun]:
-    """The run on each of its nodes, in their order; none when no run is under way."""
+    """The run on each of its nodes, in their order; empty if no run is in progress."""
     diagnosis, spec = snapshot.diagnosis, snapshot.diagnosis.spec
-    idle = diagnosis.is_finished or begins_run(diagnosis) or diagnosis.metadata.deletion_timestamp
+    idle = diagnosis.is_finished or starts_run(diagnosis) or diagnosis.metadata.deletion_timestamp
     if idle or isinstance(spec, InvalidSpec):
         return []
     meta, run = diagnosis.metadata, diagnosis.status.run_id or ""
@@ -319,5 +321,5 @@ def node_runs(snapshot: Snapshot) -> list[NodeRun]:
 
 
 def _one_line(message: str) -> str:
-    """`message` as it may be published: kubelets have a say in what the API server tells about pods and nodes."""
+    """`message` made safe to publish: kubelets write parts of what the API server reports about pods and nodes."""
     return clip(clean_text(" ".join(message.split())), MAX_SENTENCE)

@@ -1,4 +1,4 @@
-"""What may wait: a look at a diagnosis whose place in the queue is all that can change, a status of mere progress."""
+"""What may wait: a reconcile that can only change a place in the queue, and a status update with only progress."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
@@ -21,9 +21,9 @@ PAUSE_WITH_SLOT_SECONDS = 15.0
 
 
 def due(fleet: Fleet, held_back: Collection[str]) -> tuple[str, ...]:
-    """Names of the diagnoses that a sweep looks at.
+    """Names of the diagnoses that a sweep reconciles.
 
-    Those that may not begin (`held_back`), and say so, wait for the sweep in which they may.
+    Those that may not start (`held_back`), and say so, wait for the sweep in which they may.
     """
     silent = {claim.name for claim in fleet.claims if claim.name in held_back and claim.says_limit_reached}
     return tuple(name for name in fleet.unsettled_names if name not in silent)
@@ -32,8 +32,8 @@ def due(fleet: Fleet, held_back: Collection[str]) -> tuple[str, ...]:
 def only_waiting(fleet: Fleet, allotment: Allotment) -> frozenset[str]:
     """UIDs of the diagnoses that have no runner pod and get no slot.
 
-    A free slot wakes the one that gets it. The others would all write how the queue has moved: with every run that
-    ends, as many writes as diagnoses wait.
+    A free slot wakes the one that gets it. The others would only write their new place in the queue: one write for each
+    waiting diagnosis with every run that ends.
     """
     admitted = {slot.diagnosis_uid for slot in allotment.admitted}
     return allotment.waiting - admitted - fleet.owners
@@ -48,21 +48,21 @@ def paced(
     progress_seconds: float,
     now: datetime,
 ) -> Plan:
-    """`plan`, made for `snapshot`, with what of its status may be written later as its draft.
+    """`plan`, made for `snapshot`, with its status as a draft if it may be written later.
 
-    `before`: the diagnosis as it was read, perhaps with the draft of an earlier plan, which is written when it is time.
-    Mere progress is written `progress_seconds` after the latest write, by another plan.
+    `before`: the diagnosis as it was read, perhaps with the draft of an earlier plan, which is written when it is due.
+    Progress alone is written `progress_seconds` after the latest write, by another plan.
     """
     if is_only_progress(before, plan) and since_write_seconds < progress_seconds:
         return Plan()
     decided = plan.status or (before.status if snapshot.stored else None)
-    if decided is None or snapshot.begun or not _may_wait(snapshot, decided, since_write_seconds, now):
+    if decided is None or snapshot.start_plan or not _may_wait(snapshot, decided, since_write_seconds, now):
         return replace(plan, status=decided)
     return replace(plan, status=None, draft=plan.status, confirm=bool(plan.launches))
 
 
 def is_only_progress(diagnosis: Diagnosis, plan: Plan) -> bool:
-    """Whether all that `plan` does is to say how far the run of `diagnosis` is: nothing depends on when it does."""
+    """Whether `plan` only reports progress of the run of `diagnosis`: nothing depends on when it does."""
     if plan.status is None or not plan.is_status_alone:
         return False
     before, after = diagnosis.status, plan.status
@@ -70,9 +70,9 @@ def is_only_progress(diagnosis: Diagnosis, plan: Plan) -> bool:
 
 
 def _may_wait(snapshot: Snapshot, decided: MemoryDiagnosisStatus, since_write_seconds: float, now: datetime) -> bool:
-    """Whether the status `decided` may be written later: so large a one costs etcd, and all who watch, too much.
+    """Whether the status `decided` may be written later: a large one costs etcd and all watchers too much.
 
-    What is left unwritten is how single nodes stand. It is lost with the operator, and decided again from their pods.
+    Only the state of single nodes stays unwritten. If the operator restarts, it is decided again from their pods.
     """
     stored = snapshot.stored or snapshot.diagnosis.status
     if _milestones(stored) != _milestones(decided):
@@ -84,9 +84,9 @@ def _may_wait(snapshot: Snapshot, decided: MemoryDiagnosisStatus, since_write_se
 
 
 def pause_seconds(status_bytes: int, run_age: timedelta) -> float:
-    """How much time is to pass between two writes of a status of this size.
+    """Minimum time between two writes of a status of this size.
 
-    They come to BYTES_PER_SECOND at first and to ever less in a run that takes hours: 30 MiB in eight of them.
+    The writes amount to BYTES_PER_SECOND at first, and to ever less in a run that takes hours: 30 MiB in eight hours.
     """
     if status_bytes < LARGE_STATUS_BYTES:
         return 0.0
@@ -94,7 +94,7 @@ def pause_seconds(status_bytes: int, run_age: timedelta) -> float:
 
 
 def size_bytes(status: MemoryDiagnosisStatus) -> int:
-    """What it takes in etcd, roughly: its JSON."""
+    """Approximate size in etcd: that of its JSON."""
     return len(status.model_dump_json(by_alias=True, exclude_none=True, exclude_unset=True).encode())
 
 
@@ -110,7 +110,7 @@ def _keeps_slots(pods: Iterable[Pod], stored: MemoryDiagnosisStatus, decided: Me
 
 
 def _milestones(status: MemoryDiagnosisStatus) -> tuple[object, ...]:
-    """What of a run's status someone may wait for."""
+    """What a client may wait for in the status of a run."""
     return (
         status.observed_generation,
         status.run_id,
@@ -122,6 +122,6 @@ def _milestones(status: MemoryDiagnosisStatus) -> tuple[object, ...]:
 
 
 def _answers(status: MemoryDiagnosisStatus) -> tuple[object, ...]:
-    """What has come of single nodes."""
+    """The results of single nodes."""
     counts = status.nodes
     return status.report_refs, (counts.succeeded, counts.failed) if counts else None

@@ -1,4 +1,4 @@
-"""What is to be done about a diagnosis."""
+"""What to do for a diagnosis."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,12 +18,12 @@ class PodRemoval:
     name: str
     uid: str
     force: bool = False
-    """Without waiting for its kubelet, which is gone."""
+    """Do not wait for its kubelet, which no longer exists."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportCleanup:
-    """Reports of a diagnosis's former runs that are to go: all but those of `kept_runs`."""
+    """Reports of a diagnosis to delete: those of all runs except `kept_runs`."""
 
     diagnosis_uid: str
     kept_runs: tuple[str, ...]
@@ -31,23 +31,23 @@ class ReportCleanup:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done, in the order of the fields: results are stored before the status says that they are."""
+    """What to do, in the order of the fields: results are stored before the status says that they are."""
 
     reports: tuple[dict[str, Any], ...] = ()
     status: MemoryDiagnosisStatus | None = None
-    """The status to be stored; None when it is as it should be, or may be written later."""
+    """The status to store; None if it is unchanged or may be written later."""
     confirm: bool = False
-    """Whether the API server must say first that the diagnosis is still as it was read: no status is written."""
+    """Whether the API server must first confirm that the diagnosis is unchanged: no status is written that would."""
     launches: tuple[dict[str, Any], ...] = ()
     """Manifests of runner pods."""
     stops: tuple[PodRemoval, ...] = ()
-    """Runners that shall end now and leave what they have measured."""
+    """Runners to stop now, which then deliver what they have measured."""
     removals: tuple[PodRemoval, ...] = ()
     report_cleanup: ReportCleanup | None = None
     announcements: tuple[Announcement, ...] = ()
     delete_diagnosis: bool = False
     draft: MemoryDiagnosisStatus | None = None
-    """The status that was decided and is written later: until then the operator goes on from it."""
+    """The status that was decided and is written later: until then the operator continues from it."""
 
     @property
     def decided(self) -> MemoryDiagnosisStatus | None:
@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def is_status_alone(self) -> bool:
-        """Whether nothing but a status is to be written."""
+        """Whether the plan only writes a status."""
         return self == Plan(status=self.status)
 
     def then(self, later: "Plan") -> "Plan":
@@ -78,7 +78,7 @@ class Plan:
 def status_plan(
     diagnosis: Diagnosis, status: MemoryDiagnosisStatus, findings: dict[ConditionType, Finding], now: datetime
 ) -> Plan:
-    """Store `status` with `findings` as its conditions, and announce what is new; nothing when nothing changes."""
+    """Store `status` with `findings` as its conditions, and announce what is new; empty if nothing changes."""
     before, generation = diagnosis.status, diagnosis.metadata.generation
     new = status.model_copy(
         update={

@@ -1,9 +1,9 @@
-"""Where a diagnosis stands and what is to be done next, once all is known that this takes (see `decision`).
+"""The next step of a diagnosis, once everything that it depends on is known (see `decision`).
 
 All state is in the diagnosis's status and in its pods, so it can be called at any time, any number of times, by an
-operator that has just been started. What it does twice has the same names and so happens once:
+operator that has just been started. What it creates twice has the same name and so is created once:
 
-    run begins -> Pending (for a slot) -> runner pod -> Running -> result stored -> pod removed
+    run starts -> Pending (for a slot) -> runner pod -> Running -> result stored -> pod removed
 """
 
 from collections.abc import Iterable
@@ -14,11 +14,11 @@ from memdiag_api.conditions import Reason
 from memdiag_api.diagnosis import MemoryDiagnosisSpec, NodeResult, NodeState, ReportReference
 from memdiag_api.limits import MAX_COVERAGE
 from memdiag_operator.config import OperatorConfig
-from memdiag_operator.decide.begin import begin, refuse
-from memdiag_operator.decide.lifecycle import begins_run, is_suspended
+from memdiag_operator.decide.lifecycle import is_suspended, starts_run
 from memdiag_operator.decide.node_run import Step, node_runs
 from memdiag_operator.decide.plan import Plan, PodRemoval, status_plan
 from memdiag_operator.decide.snapshot import Snapshot
+from memdiag_operator.decide.start import refuse, start
 from memdiag_operator.decide.stored_reports import said_size_bytes
 from memdiag_operator.decide.target import choose_nodes, spec_fault
 from memdiag_operator.kube import naming
@@ -33,19 +33,19 @@ from memdiag_operator.status.conditions import (
 )
 from memdiag_operator.status.progress import of_run
 from memdiag_operator.status.states import UNSETTLED, node_counts, run_states
-from memdiag_operator.status.trim import fit, most_telling
+from memdiag_operator.status.trim import fit, most_relevant
 
 MAX_NODES_IN_MESSAGE = 4
 
 
 def reconcile(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
-    """What is to be done for the diagnosis of `snapshot` at `now`; an empty plan says: nothing, for now."""
+    """What to do for the diagnosis of `snapshot` at `now`; an empty plan means nothing, for now."""
     diagnosis = snapshot.diagnosis
     if diagnosis.metadata.deletion_timestamp:
         return Plan()  # owner references take everything along
-    if begins_run(diagnosis):
+    if starts_run(diagnosis):
         why = snapshot.limit_reached
-        return _hold_back(snapshot, why, now) if why else begin(snapshot, config, now)
+        return _hold_back(snapshot, why, now) if why else start(snapshot, config, now)
     if diagnosis.is_finished:
         return _tidy(snapshot, now)
     if is_suspended(diagnosis):
@@ -56,7 +56,7 @@ def reconcile(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan
 
 
 def _hold_back(snapshot: Snapshot, why: str, now: datetime) -> Plan:
-    """No run begins and no deadline runs; the answer of the run before stays."""
+    """No run starts and no deadline runs; the result of the previous run stays."""
     diagnosis = snapshot.diagnosis
     findings = while_held_back(why, diagnosis.status.conditions, is_rerun=diagnosis.is_finished)
     plan = status_plan(diagnosis, diagnosis.status, findings, now)
@@ -64,7 +64,7 @@ def _hold_back(snapshot: Snapshot, why: str, now: datetime) -> Plan:
 
 
 def _suspend(snapshot: Snapshot, now: datetime) -> Plan:
-    """No runner and no clock: the deadline does not run, and a new run begins afterwards."""
+    """Stop the runners and the clock: the deadline does not run, and a new run starts afterwards."""
     given_up: dict[str, object] = {"start_time": None, "results": [], "node_states": [], "nodes": None}
     given_up |= {"progress": None, "progress_percent": None, "active_deadline_seconds": None}
     status = snapshot.diagnosis.status.model_copy(update=given_up)
@@ -73,7 +73,7 @@ def _suspend(snapshot: Snapshot, now: datetime) -> Plan:
 
 
 def _tidy(snapshot: Snapshot, now: datetime) -> Plan:
-    """After the end: runner pods may go, and the diagnosis too when its time to live is over."""
+    """After the end: remove runner pods, and delete the diagnosis when its time to live is over."""
     diagnosis = snapshot.diagnosis
     spec, status = diagnosis.spec, diagnosis.status
     ttl_seconds = None if isinstance(spec, InvalidSpec) else spec.ttl_seconds_after_finished
@@ -94,7 +94,7 @@ def _advance(snapshot: Snapshot, spec: MemoryDiagnosisSpec, config: OperatorConf
     states = [step.state for step in steps]
     bare = NodeResult(node_name=states[0].node_name, reason=states[0].reason)
     known = [step.result for step in steps if step.result] or [bare]
-    shown = most_telling(known)
+    shown = most_relevant(known)
     results, shortened = fit(shown)
     left_off = any(step.is_settled and step.result not in shown for step in steps)
     percent, progress = of_run([step.progress for step in steps])
@@ -121,13 +121,13 @@ def _advance(snapshot: Snapshot, spec: MemoryDiagnosisSpec, config: OperatorConf
         reports=tuple(step.report for step in steps if step.report),
         launches=tuple(step.launch for step in steps if step.launch),
         stops=tuple(step.stop for step in steps if step.stop),
-        # By the stored status, not by the new one: a pod stays until its result is safe.
+        # By the stored status, not the new one: a pod stays until its result is stored.
         removals=_removals(stored, _done_with(stored, snapshot.pods)),
     )
 
 
 def _within_budget(steps: list[Step], snapshot: Snapshot, config: OperatorConfig) -> list[Step]:
-    """`steps` without the reports that the budget has no room for; the status keeps the top of what they say."""
+    """`steps` without the reports that exceed the budget; the status keeps the most important part of them."""
     room_bytes = snapshot.report_room_bytes
     kept = []
     for step in steps:
@@ -141,8 +141,8 @@ def _within_budget(steps: list[Step], snapshot: Snapshot, config: OperatorConfig
 
 def _without_report(step: Step, config: OperatorConfig) -> Step:
     why = (
-        f"no report is stored: those of unfinished runs fill limits.storedReportsMebibytes, "
-        f"{config.limits.stored_reports_mebibytes} in the operator's configuration"
+        f"no report was stored: reports of unfinished runs use up limits.storedReportsMebibytes "
+        f"({config.limits.stored_reports_mebibytes}) of the operator's configuration"
     )
     result = step.result
     if result:
@@ -167,12 +167,12 @@ def _reason(states: list[NodeState]) -> Reason:
 
 
 def _progress(states: list[NodeState], known: list[NodeResult]) -> str:
-    """How far the run is: what its runners do, or without any what the first in line waits for."""
+    """How far the run is: what its runners do, or if there are none, what the first node in line waits for."""
     under_way = [result for result in known if result.reason == Reason.RUNNING]
     waiting = [result for result in known if result.reason == Reason.PENDING]
-    told = "; ".join(result.message for result in under_way[:MAX_NODES_IN_MESSAGE] or waiting[:1])
+    shown = "; ".join(result.message for result in under_way[:MAX_NODES_IN_MESSAGE] or waiting[:1])
     settled = sum(state.reason not in UNSETTLED for state in states)
-    return told if len(states) == 1 else f"{settled} of {len(states)} nodes done; {told}"
+    return shown if len(states) == 1 else f"{settled} of {len(states)} nodes done; {shown}"
 
 
 def _done_with(diagnosis: Diagnosis, pods: Iterable[Pod]) -> list[Pod]:
@@ -187,7 +187,7 @@ def _done_with(diagnosis: Diagnosis, pods: Iterable[Pod]) -> list[Pod]:
 
 
 def _removals(diagnosis: Diagnosis, pods: Iterable[Pod]) -> tuple[PodRemoval, ...]:
-    """Those of `pods` that are not on their way already; on a lost node no kubelet is there to see them off."""
+    """Those of `pods` that are not being deleted yet; on a lost node there is no kubelet to end them."""
     lost = {name for name, state in run_states(diagnosis).items() if state.reason == Reason.NODE_LOST}
     marked = [(pod.metadata, pod.metadata.annotations.get(naming.NODE_ANNOTATION) in lost) for pod in pods]
     return tuple(

@@ -1,4 +1,4 @@
-"""The runner pod: a bare pod, for no Job may start a second one, with the least rights that the measurement needs."""
+"""The runner pod: a bare pod, so that no Job starts a second one, with the least rights that the measurement needs."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from memdiag_operator.kube.quantities import parse_byte_quantity
 CONTAINER_NAME = "node-runner"
 MEBIBYTE = 1024 * 1024
 STOP_DEADLINE_SECONDS = 1
-"""A runner pod's deadline once it is asked to stop: the kubelet ends it, and keeps its log and termination message."""
+"""The deadline of a runner pod that is to stop: the kubelet ends it and keeps its log and termination message."""
 
-# Sidecars and variables of others have no place in a runner, and the admission policy refuses them.
+# Sidecars and variables of others must not be in a runner, and the admission policy rejects them.
 INJECTOR_OPT_OUT_LABELS = {
     "sidecar.istio.io/inject": "false",
     "admission.datadoghq.com/enabled": "false",
@@ -41,7 +41,7 @@ def runner_pod(
 ) -> dict[str, Any]:
     """The manifest of the pod that measures `node` for the run `run`.
 
-    `deadline_seconds`: what is left of the run's time; the kubelet ends the pod then even without the operator.
+    `deadline_seconds`: the time left for the run, after which the kubelet ends the pod even without the operator.
     """
     node_name, settings = node.metadata.name, config.runner
     return {

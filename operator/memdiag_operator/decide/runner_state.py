@@ -1,4 +1,4 @@
-"""How a runner pod stands: what the API server says about it, in the words of a run."""
+"""The state of a runner pod: what the API server reports about it, in terms of a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ _PULL_FAILURES = frozenset({"ErrImagePull", "ImagePullBackOff", "ImageInspectErr
 _PULL_IMPOSSIBLE = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 _SEEN_ENDS = frozenset({"Completed", "OOMKilled"})
 _START_FAILURES = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
-# A start that takes longer is asked for its reason, which the status of a pod does not tell.
+# If a start takes longer, the pod's events are read: the status of a pod does not show the reason.
 SLOW_START_SECONDS = 10
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Starting:
-    """Not at work yet."""
+    """Not running yet."""
 
     message: str
     progress: Progress = STARTING
@@ -37,12 +37,12 @@ class Working:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """It has ended by itself or was ended: what it left can be read."""
+    """It has ended or was stopped: what it left can be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """It will never deliver."""
+    """It will never deliver a result."""
 
     reason: Reason
     message: str
@@ -56,9 +56,9 @@ class Window:
     """The time that a runner measures."""
 
     seconds: int
-    """0 when its checks look once and wait for nothing."""
+    """0 if its checks measure once and do not wait."""
     tick_seconds: int = 1
-    """How much of it passes between two tellings."""
+    """Time between two progress reports."""
 
 
 def runner_state(
@@ -71,9 +71,9 @@ def runner_state(
     grace: GraceSettings,
     events: Sequence[Event] = (),
 ) -> RunnerState:
-    """How `pod`, the runner for `node_name`, stands at `now`; `node` is None when it does not exist any more.
+    """The state of `pod`, the runner for `node_name`, at `now`; `node` is None if it no longer exists.
 
-    `events`: those of the pod, when it is slow to start.
+    `events`: those of the pod, if it is slow to start.
     """
     if pod.is_terminal and not (_still_running(pod) and node):
         gone = "" if _has_ended_by_itself(pod) else _gone(pod, node, node_name)
@@ -85,11 +85,11 @@ def runner_state(
         return Broken(Reason.RUNNER_EVICTED, _who_deletes(pod))
     if pod.status.phase is PodPhase.PENDING:
         return _pending(pod, node_name, now, grace, events)
-    return _at_work(pod, node_name, window, now)
+    return _running(pod, node_name, window, now)
 
 
 def _has_ended_by_itself(pod: Pod) -> bool:
-    """Whether a kubelet saw the end. One that comes back after a reboot finds a dead container without last words."""
+    """Whether a kubelet saw the end. After a reboot, it finds a dead container without a termination message."""
     terminated = pod.main_container.state.terminated if pod.main_container else None
     return terminated is not None and (terminated.message != "" or terminated.reason in _SEEN_ENDS)
 
@@ -99,7 +99,7 @@ def _still_running(pod: Pod) -> bool:
 
 
 def _lost_node(pod: Pod, node: Node | None, node_name: str, now: datetime, grace: GraceSettings) -> str:
-    # A pod that waits has nothing to lose by a reboot: the kubelet starts it afterwards.
+    # A reboot does not affect a pod that waits: the kubelet starts it afterwards.
     if gone := _gone(pod, node, node_name, reboot_matters=pod.status.phase is PodPhase.RUNNING):
         return gone
     ready = node.ready if node else None
@@ -108,20 +108,20 @@ def _lost_node(pod: Pod, node: Node | None, node_name: str, now: datetime, grace
         if since > timedelta(seconds=grace.node_not_ready_seconds):
             return (
                 f"node {node_name} has not been Ready for {since.total_seconds():.0f} s "
-                f"({ready.reason}: {ready.message}): its runner cannot be reached"
+                f"({ready.reason}: {ready.message}); its runner cannot be reached"
             )
     return ""
 
 
 def _gone(pod: Pod, node: Node | None, node_name: str, *, reboot_matters: bool = True) -> str:
-    """What became of the node that the pod was made for; empty when `node` is it, in the same boot."""
+    """What happened to the node that the pod was created for; empty if `node` is that node, in the same boot."""
     if node is None:
-        return f"node {node_name} was removed from the cluster while its runner was there"
+        return f"node {node_name} was removed from the cluster while its runner pod was on it"
     marks, boot_id = pod.metadata.annotations, node.status.node_info.boot_id
     if marks.get(naming.NODE_UID_ANNOTATION, node.metadata.uid) != node.metadata.uid:
-        return f"node {node_name} was removed and another of that name has joined while its runner was there"
+        return f"node {node_name} was replaced by another node of the same name while its runner pod was on it"
     if reboot_matters and marks.get(naming.BOOT_ID_ANNOTATION, boot_id) != boot_id:
-        return f"node {node_name} was rebooted while its runner was there"
+        return f"node {node_name} was rebooted while its runner pod was on it"
     return ""
 
 
@@ -129,11 +129,11 @@ def _who_deletes(pod: Pod) -> str:
     disruption = pod.condition("DisruptionTarget")
     if disruption and disruption.status == "True":
         return f"runner pod {pod.metadata.name} is being evicted: {disruption.reason}: {disruption.message}"
-    return f"runner pod {pod.metadata.name} is being deleted by someone else than the operator"
+    return f"runner pod {pod.metadata.name} is being deleted by someone other than the operator"
 
 
 def starts_slowly(pod: Pod, now: datetime, grace: GraceSettings) -> bool:
-    """Whether it has a node, and the kubelet does not get as far as its container."""
+    """Whether it has a node, but the kubelet has not started its container yet."""
     scheduled = pod.condition("PodScheduled")
     if (
         pod.status.phase is not PodPhase.PENDING
@@ -164,15 +164,15 @@ def _pending(pod: Pod, node_name: str, now: datetime, grace: GraceSettings, even
     waiting = pod.main_container.state.waiting if pod.main_container else None
     if waiting and waiting.reason in _PULL_IMPOSSIBLE | _PULL_FAILURES | _START_FAILURES:
         return _container_waiting(waiting, node_name, since, grace)
-    said = ": ".join(part for part in (waiting.reason if waiting else "", _last_words(events)) if part)
+    said = ": ".join(part for part in (waiting.reason if waiting else "", _latest_event(events)) if part)
     if pod.spec.node_name and since > timedelta(seconds=grace.container_start_seconds):
         text = f"the runner's container was not started within {grace.container_start_seconds} s on node {node_name}"
-        return Broken(Reason.RUNNER_FAILED, f"{text}: {said or 'its kubelet says nothing about it'}")
-    return Starting(f"the runner is being started on node {node_name}" + (f" ({said})" if said else ""))
+        return Broken(Reason.RUNNER_FAILED, f"{text}: {said or 'the kubelet reported no reason'}")
+    return Starting(f"the runner is starting on node {node_name}" + (f" ({said})" if said else ""))
 
 
-def _last_words(events: Sequence[Event]) -> str:
-    """The latest warning; without any, the latest event: it says what is still going on."""
+def _latest_event(events: Sequence[Event]) -> str:
+    """The latest warning, otherwise the latest event, which says what is still in progress."""
     warnings = [event for event in events if event.type == "Warning"]
     latest = max(warnings or events, key=lambda event: event.seen_at or _LONG_AGO, default=None)
     return f"{latest.reason}: {latest.message}" if latest else ""
@@ -182,8 +182,8 @@ def _container_waiting(waiting: WaitingState, node_name: str, since: timedelta, 
     said = f"{waiting.reason}: {waiting.message}" if waiting.message else waiting.reason
     if waiting.reason in _PULL_IMPOSSIBLE | _PULL_FAILURES:
         message = (
-            f"node {node_name} cannot get the runner's image: {said}. Check runner.image and "
-            "runner.imagePullSecrets in the operator's configuration, and that the node reaches the registry"
+            f"node {node_name} cannot pull the runner's image: {said}. Check runner.image and "
+            "runner.imagePullSecrets in the operator's configuration, and that the node can reach the registry"
         )
         over = waiting.reason in _PULL_IMPOSSIBLE or since > timedelta(seconds=grace.image_pull_seconds)
         return Broken(Reason.IMAGE_PULL, message) if over else Starting(message)
@@ -192,16 +192,16 @@ def _container_waiting(waiting: WaitingState, node_name: str, since: timedelta, 
     return Broken(Reason.RUNNER_FAILED, message) if over else Starting(message)
 
 
-def _at_work(pod: Pod, node_name: str, window: Window, now: datetime) -> Working:
+def _running(pod: Pod, node_name: str, window: Window, now: datetime) -> Working:
     running = pod.main_container.state.running if pod.main_container else None
     if running is None or running.started_at is None or not window.seconds:
-        return Working(f"the runner is at work on node {node_name}")
-    # The start is by the node's clock: a skewed one must not show less than nothing.
+        return Working(f"the runner is running on node {node_name}")
+    # The start time is from the node's clock: if that is ahead, the elapsed time must not be negative.
     elapsed = max(0, int((now - running.started_at).total_seconds()))
     if elapsed >= window.seconds:
-        return Working(f"tracing on {node_name} is over after {window.seconds} s: waiting for the result")
-    told = elapsed // window.tick_seconds * window.tick_seconds
-    progress = tracing(told, window.seconds)
+        return Working(f"tracing on {node_name} finished after {window.seconds} s; waiting for the result")
+    shown = elapsed // window.tick_seconds * window.tick_seconds
+    progress = tracing(shown, window.seconds)
     if window.tick_seconds >= window.seconds:
         return Working(f"tracing on {node_name} for {window.seconds} s", progress)
-    return Working(f"tracing on {node_name}: {told} s of {window.seconds} s", progress)
+    return Working(f"tracing on {node_name}: {shown} s of {window.seconds} s", progress)

@@ -1,6 +1,6 @@
 """Who may start a runner now: one on a node, a limited number in the cluster, the longest waiting first.
 
-Diagnoses of many nodes do not keep others waiting: before one gets its second slot, everyone has had a first.
+Diagnoses of many nodes do not keep others waiting: before one gets a second slot, all others have had a first.
 """
 
 import heapq
@@ -17,12 +17,12 @@ from memdiag_operator.kube import naming
 from memdiag_operator.kube.objects import Pod
 
 MAX_PLACES = 16
-"""So many of a diagnosis's waiting nodes learn their place in the queue: its status has room for no more."""
+"""Number of waiting nodes of a diagnosis whose place in the queue is shown: its status has no room for more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One runner that is wanted."""
+    """One requested runner."""
 
     diagnosis_uid: str
     node_name: str
@@ -34,9 +34,9 @@ class _Line:
 
     claim: Claim
     held: int
-    """How many slots it has."""
+    """The number of slots that it has."""
     launched: Collection[str] = ()
-    """Nodes that have a runner pod, although its status does not say so yet."""
+    """Nodes that have a runner pod that its status does not show yet."""
 
     def __len__(self) -> int:
         return len(self.claim.pending) - len(self._launched_places)
@@ -49,7 +49,7 @@ class _Line:
         return sorted(self.claim.pending[name] for name in self.launched if name in self.claim.pending)
 
     def place(self, node_name: str) -> int | None:
-        """How many nodes of the same diagnosis come before; None when the node waits for no runner."""
+        """How many nodes of the same diagnosis come before; None if the node does not wait for a runner."""
         place = self.claim.pending.get(node_name)
         if place is None or node_name in self.launched:
             return None
@@ -58,7 +58,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class Allotment:
-    """Who may start, and for the others why not yet."""
+    """Who may start a runner, and why the others may not yet."""
 
     admitted: frozenset[Slot]
     limit: int
@@ -69,7 +69,7 @@ class Allotment:
 
     @cached_property
     def waiting(self) -> frozenset[str]:
-        """UIDs of the diagnoses that wait, some perhaps with an admitted runner."""
+        """UIDs of the diagnoses that wait, including those with an admitted runner."""
         return frozenset(uid for uid, line in self._lines.items() if len(line))
 
     @cached_property
@@ -88,11 +88,11 @@ class Allotment:
         if line is None or place is None:
             return "this run is not in the queue yet"
         if slot.node_name in self._busy_nodes:
-            return f"another runner is at work on node {slot.node_name}"
+            return f"another runner is running on node {slot.node_name}"
         if place >= MAX_PLACES:
-            return f"all {self.limit} runner slots of the cluster are taken, other nodes of this run come first"
+            return f"all {self.limit} runner slots are in use; other nodes of this run come first"
         ahead = _rounded(self._ahead(line, place))
-        return f"all {self.limit} runner slots of the cluster are taken, {ahead} ahead in the queue"
+        return f"all {self.limit} runner slots are in use; {ahead} ahead in the queue"
 
     def _ahead(self, line: _Line, place: int) -> int:
         """How many come before the node at `place` of `line`; nodes that are busy or admitted do not count."""
@@ -107,7 +107,7 @@ class Allotment:
 
     @cached_property
     def _turns(self) -> dict[str, int]:
-        """How many slots each diagnosis has, those that it gets now among them."""
+        """How many slots each diagnosis has, including those that it gets now."""
         admitted = Counter(slot.diagnosis_uid for slot in self.admitted)
         return {uid: line.held + admitted[uid] for uid, line in self._lines.items()}
 
@@ -120,21 +120,21 @@ class Allotment:
 
 
 def allot(fleet: Fleet, limit: int, now: datetime) -> Allotment:
-    """Give the free ones of `limit` slots to the waiting: who holds the fewest comes first, then the oldest run.
+    """Assign the free slots of `limit` to waiting nodes: diagnoses with the fewest slots first, then the oldest run.
 
-    The cost is in proportion to the diagnoses and the slots; a node that waits costs next to nothing.
+    The cost is proportional to the diagnoses and the slots; a node that waits costs almost nothing.
     """
     holders = [pod for pod in fleet.pods if holds_slot(pod, now)]
     busy_nodes = {pod.metadata.annotations.get(naming.NODE_ANNOTATION, pod.spec.node_name) for pod in holders}
     lines = _lines(fleet, holders)
-    # Equal ages go by name: everyone who looks must see the same order.
+    # Equal ages are ordered by name: the order must always be the same.
     queue = [(line.held, rank, uid, iter(line)) for rank, (uid, line) in enumerate(lines.items())]
     heapq.heapify(queue)
     free = limit - len(holders)
     admitted: set[Slot] = set()
     while queue and free > 0:
         turn, rank, uid, nodes = queue[0]
-        # A node that is busy now is so for everyone: nobody looks at it twice.
+        # A node that is busy now is busy for every diagnosis: it is not checked twice.
         name = next((name for name in nodes if name not in busy_nodes), None)
         if name is None:
             heapq.heappop(queue)
@@ -153,10 +153,10 @@ def allot(fleet: Fleet, limit: int, now: datetime) -> Allotment:
 
 
 def holds_slot(pod: Pod, now: datetime) -> bool:
-    """Whether a runner pod is at work, or about to be.
+    """Whether a runner pod is running, or about to.
 
-    One that cannot be scheduled is not, nor one that has outlived its deadline and grace period, or its deletion: no
-    kubelet is there to end it. One that was asked to stop may be detaching its programs, until its run ends.
+    A pod that cannot be scheduled is not, nor one that has outlived its deadline and grace period, or its deletion: its
+    node has no kubelet that ends it. A pod that was asked to stop may be detaching its programs, until its run ends.
     """
     gone_at = pod.metadata.deletion_timestamp  # the API server adds the grace period
     if pod.is_terminal or (gone_at and now > gone_at):
@@ -171,8 +171,10 @@ def holds_slot(pod: Pod, now: datetime) -> bool:
 
 
 def _rounded(ahead: int) -> str:
-    """A place in the queue, rounded up to a power of two: else each step would write the status of all who wait."""
-    return str(ahead) if ahead < 2 else f"at most {1 << (ahead - 1).bit_length()}"  # noqa: PLR2004 - 0 and 1 are exact
+    """A place in the queue, rounded up to a power of two: else each step would write the status of all that wait."""
+    if ahead <= 1:
+        return "1 node run" if ahead else "0 node runs"
+    return f"at most {1 << (ahead - 1).bit_length()} node runs"
 
 
 def _lines(fleet: Fleet, holders: list[Pod]) -> dict[str, _Line]:
@@ -183,7 +185,7 @@ def _lines(fleet: Fleet, holders: list[Pod]) -> dict[str, _Line]:
     for meta in (pod.metadata for pod in fleet.pods):
         claim = by_uid.get(meta.labels.get(naming.DIAGNOSIS_UID_LABEL, ""))
         node_name = meta.annotations.get(naming.NODE_ANNOTATION, "")
-        # Annotations are anyone's word: the name shows which run and node the pod is for.
+        # Anyone may set annotations: the name proves which run and node the pod is for.
         if claim and meta.name == naming.child_name(claim.name, claim.uid, claim.run_id, node_name):
             launched[claim.uid].add(node_name)
     return {

@@ -13,57 +13,57 @@ from memdiag_operator.results.receive import RunnerOutput
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What the nodes of a run that begins are chosen from."""
+    """What the nodes of a run that starts are chosen from."""
 
     nodes: tuple[Node, ...] = ()
     """Every node that has the labels of spec.target.nodeSelector."""
     pod: Pod | None = None
-    """The pod of spec.target.podRef, if there is one."""
+    """The pod of spec.target.podRef, if any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One diagnosis and what is known of all that bears on it. Each decision may ask for more of it, see `Needs`."""
+    """One diagnosis and what is known of everything that affects it. Each decision may request more, see `Needs`."""
 
     diagnosis: Diagnosis
     pods: tuple[Pod, ...] = ()
     """The runner pods that this diagnosis owns, of this run and of former ones."""
     absent_pods: frozenset[str] = frozenset()
-    """Names of runner pods that do not exist, as the API server says: a watch may merely be behind."""
+    """Names of runner pods that do not exist according to the API server: a watch may only be behind."""
     stored: MemoryDiagnosisStatus | None = None
-    """The status as it is stored, where that of `diagnosis` is decided and not written yet."""
-    begun: Plan | None = None
-    """How the run begins, where that is decided and not carried out yet; `diagnosis` has its status."""
+    """The stored status, if that of `diagnosis` is decided and not written yet."""
+    start_plan: Plan | None = None
+    """The plan that starts the run, if it is decided and not carried out yet; `diagnosis` has its status."""
     limit_reached: str | None = None
-    """Why its run may not begin yet; empty when it may, None when nobody has asked."""
+    """Why its run may not start yet; empty if it may, None if that was not requested."""
     candidates: Candidates | None = None
-    """Read only when a run begins."""
+    """Read only when a run starts."""
     nodes: Mapping[str, Node | None] = field(default_factory=dict)
-    """By name, those of the run's nodes that were looked up; None: it does not exist."""
+    """By name, those of the run's nodes that were looked up; None: the node does not exist."""
     fresh_nodes: frozenset[str] = frozenset()
-    """Names of those that were read since the diagnosis was."""
+    """Names of the nodes that were read after the diagnosis was."""
     outputs: Mapping[str, RunnerOutput] | None = None
-    """By pod name, what finished runners left, perhaps not of all of them; None when nobody has asked."""
+    """By pod name, what finished runners left, perhaps not of all of them; None if that was not requested."""
     events: Mapping[str, tuple[Event, ...]] | None = None
-    """By pod name, of those that are slow to start; None when nobody has asked."""
+    """By pod name, of those that are slow to start; None if that was not requested."""
     report_room_bytes: int = sys.maxsize
-    """How much the budget for stored reports has left for those of this run; read with `outputs`."""
+    """How much of the budget for stored reports is left for those of this run; read with `outputs`."""
     allotment: Allotment | None = None
-    """Without it nothing is launched."""
+    """Without an allotment nothing is launched."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """By pod name: why it was not created, or not as it was sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What is to be read before anything can be decided; all that is not named is not needed, or known."""
+    """What must be read before anything can be decided; everything else is not needed, or known."""
 
     snapshot: Snapshot
-    """What is known: the answers are to be added to it."""
+    """What is known: the answers are added to it."""
     permission: bool = False
-    """Whether the limits allow the run to begin: `Snapshot.limit_reached`."""
+    """Whether the limits allow the run to start: `Snapshot.limit_reached`."""
     candidates: Target | None = None
-    """The target of the run that begins: `Snapshot.candidates`."""
+    """The target of the run that starts: `Snapshot.candidates`."""
     pods: tuple[str, ...] = ()
     """Names of runner pods that should exist: `Snapshot.pods` or `Snapshot.absent_pods`."""
     nodes: Mapping[str, float] = field(default_factory=dict)
@@ -71,8 +71,8 @@ class Needs:
     fresh_nodes: tuple[str, ...] = ()
     """Names of nodes that must be read after the diagnosis was: `Snapshot.nodes` and `Snapshot.fresh_nodes`."""
     outputs: tuple[Pod, ...] = ()
-    """Ended runners: `Snapshot.outputs` of some of them, so that the others wait for the next decision."""
+    """Ended runners: `Snapshot.outputs` of some of them; the others wait for the next decision."""
     events: tuple[Pod, ...] = ()
     """Runner pods that are slow to start: `Snapshot.events`."""
     allotment: bool = False
-    """Who gets a slot: `Snapshot.allotment`. Until the plan is carried out nobody else may be given one."""
+    """Who gets a slot: `Snapshot.allotment`. Until the plan is carried out, no other diagnosis may get one."""

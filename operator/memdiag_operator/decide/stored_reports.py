@@ -1,7 +1,7 @@
-"""How much reports take in etcd, and which of them go when that is more than the budget: those of the oldest runs.
+"""The size of reports in etcd, and which reports are deleted when it exceeds the budget: those of the oldest runs.
 
-The reports of a run stay or go together: half of a run's evidence answers little. Those of a run that has not ended
-stay in any case; when they alone fill the budget, no more reports are stored.
+The reports of a run are kept or deleted together: half of a run's evidence is of little use. Those of a run that has
+not ended are always kept; if they alone use up the budget, no more reports are stored.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -13,7 +13,7 @@ from memdiag_operator.kube import naming
 from memdiag_operator.kube.objects import ObjectMeta
 
 UNKNOWN_SIZE_BYTES = 128 * 1024
-"""Of a report that memdiag 0.1.0 has stored, which does not say its size."""
+"""The assumed size of a report stored by memdiag 0.1.0, which does not state its size."""
 _MAX_DIGITS = 9
 _EARLIEST = datetime.min.replace(tzinfo=UTC)
 
@@ -28,7 +28,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class StoredReport:
-    """One report, without what it says."""
+    """One report, without its content."""
 
     name: str
     run: Run
@@ -43,7 +43,7 @@ def stored_report(meta: ObjectMeta) -> StoredReport:
 
 
 def said_size_bytes(annotations: Mapping[str, str]) -> int:
-    """The size that a report's annotations say."""
+    """The size that a report's annotations state."""
     said = annotations.get(naming.SIZE_ANNOTATION, "")
     return int(said) if said.isdecimal() and len(said) <= _MAX_DIGITS else UNKNOWN_SIZE_BYTES
 
@@ -54,12 +54,12 @@ def unfinished_runs(claims: Iterable[Claim]) -> frozenset[Run]:
 
 
 def stored_bytes(reports: Iterable[StoredReport], runs: Collection[Run] | None = None) -> int:
-    """What `reports` take, all of them or those of `runs`."""
+    """The size of `reports`, of all of them or of those of `runs`."""
     return sum(report.size_bytes for report in reports if runs is None or report.run in runs)
 
 
 def runs_to_delete(reports: Iterable[StoredReport], unfinished: Collection[Run], budget_bytes: int) -> Iterator[Run]:
-    """The runs whose reports are to go so that the others fit into `budget_bytes`, the oldest first."""
+    """The runs whose reports must be deleted so that the others fit into `budget_bytes`, the oldest first."""
     sizes: dict[Run, int] = {}
     ages: dict[Run, datetime] = {}
     for report in reports:

@@ -1,1 +1,1 @@
-"""What kopf calls: handlers of events, and the start of it all. Alone in importing `kopf`."""
+"""What kopf calls: event handlers, startup and cleanup. The only importer of `kopf`."""

@@ -1,7 +1,7 @@
 """Events of diagnoses.
 
-`on.event` and not `on.create`, `on.update`, `on.resume`: those make kopf keep its own memory in annotations of the
-object, which pipelines that apply manifests then fight over. Reconciling needs no memory, so every event will do.
+`on.event` instead of `on.create`, `on.update` and `on.resume`: with those, kopf keeps its state in annotations of the
+object, and pipelines that apply manifests then conflict with it. Reconciling needs no such state, so any event will do.
 """
 
 import logging
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 @kopf.on.event(GROUP, VERSION, MemoryDiagnosis.PLURAL)
 async def reconcile_diagnosis(event: kopf.RawEvent, memo: OperatorMemo, **_: Any) -> None:
-    """A diagnosis was created, changed or deleted, or is there as the operator starts."""
+    """A diagnosis was created, changed or deleted, or exists when the operator starts."""
     try:
         diagnosis = Diagnosis.model_validate(event["object"])
     except ValidationError as error:
         name = event["object"].get("metadata", {}).get("name")
-        logger.warning("MemoryDiagnosis %s is left alone, for it cannot be read: %s", name, error)
+        logger.warning("ignoring MemoryDiagnosis %s: cannot parse it: %s", name, error)
         return
     memo.reconciler.saw_diagnosis(diagnosis, deleted=event["type"] == "DELETED")

@@ -1,4 +1,4 @@
-"""Events of runner pods: the diagnosis that a pod belongs to is looked at again."""
+"""Events of runner pods: each triggers a reconcile of the diagnosis that the pod belongs to."""
 
 from typing import Any
 

@@ -1,1 +1,1 @@
-"""Kubernetes objects as far as they matter here, and the names, labels and quantities in them."""
+"""The parts of Kubernetes objects that matter here, and their names, labels and quantities."""

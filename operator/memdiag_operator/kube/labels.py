@@ -22,7 +22,7 @@ def _meets(requirement: LabelRequirement, labels: Mapping[str, str]) -> bool:
         case "In":
             return key in labels and labels[key] in values
         case "NotIn":
-            return labels.get(key) not in values  # a label that is not there is in no list
+            return labels.get(key) not in values  # a missing label is not in any list
         case "Exists":
             return key in labels
         case "DoesNotExist":
@@ -30,17 +30,17 @@ def _meets(requirement: LabelRequirement, labels: Mapping[str, str]) -> bool:
 
 
 def described(allowed: AllowedNodes) -> str:
-    """What a node must have, as `kubectl get nodes -l` takes it: `pool=web,tier in (a,b),!secret`."""
+    """The required labels in the syntax of `kubectl get nodes -l`: `pool=web,tier in (a,b),!secret`."""
     return ",".join([equality_selector(allowed.match_labels), *map(_in_words, allowed.match_expressions)]).strip(",")
 
 
 def equality_selector(match_labels: Mapping[str, str]) -> str:
-    """`pool=web,zone=b`, as the API server takes it."""
+    """`pool=web,zone=b`, in the syntax of the API server."""
     return ",".join(f"{key}={value}" for key, value in sorted(match_labels.items()))
 
 
 def faulty_key(match_labels: Mapping[str, str]) -> str | None:
-    """The first key of `match_labels` that no label can have; None when all are good."""
+    """The first key of `match_labels` that is not a valid label key; None if all are valid."""
     # fullmatch: in Python `$` also matches before a final newline.
     return next((key for key in match_labels if not _KEY.fullmatch(key)), None)
 

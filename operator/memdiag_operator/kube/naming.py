@@ -1,4 +1,4 @@
-"""Names and labels of what the operator creates. Names follow from identities, so that a second try finds the first."""
+"""Names and labels of what the operator creates. Names follow from identities, so a retry finds the first object."""
 
 import hashlib
 from typing import Any
@@ -20,12 +20,12 @@ NODE_ANNOTATION = f"{GROUP}/node"
 NODE_UID_ANNOTATION = f"{GROUP}/node-uid"
 BOOT_ID_ANNOTATION = f"{GROUP}/boot-id"
 SIZE_ANNOTATION = f"{GROUP}/size-bytes"
-"""On a report: what it takes in etcd, so that a list of metadata tells the size of all."""
+"""On a report: its size in etcd, so that a list of metadata shows the size of all reports."""
 
 RUNNER_LABELS = {MANAGED_BY_LABEL: MANAGED_BY, COMPONENT_LABEL: RUNNER_COMPONENT}
 RUNNER_SELECTOR = ",".join(f"{key}={value}" for key, value in RUNNER_LABELS.items())
 
-# Where in a run's story an event stands: between these are the ends, and last comes the verdict.
+# The order of a run's events: after these comes the end of the run, and last the verdict.
 _STORY = {"Started": 0, Reason.RUNNING.value: 1}
 _VERDICTS = frozenset(kind.value for kind in VerdictKind)
 
@@ -35,20 +35,20 @@ _READABLE_LENGTH = 63 - 1 - _DIGEST_LENGTH
 
 
 def run_id(diagnosis_uid: str, requested_at: str, previous_run_id: str | None) -> str:
-    """The ID of the run that follows `previous_run_id` and answers `requested_at`."""
+    """The ID of the run that follows `previous_run_id` and handles `requested_at`."""
     return _digest(diagnosis_uid, requested_at, previous_run_id or "")
 
 
 def child_name(diagnosis_name: str, diagnosis_uid: str, run: str, node_name: str) -> str:
-    """The name that a run's runner pod on `node_name` and its report have: readable, and unlike any other's."""
+    """The name of a run's runner pod on `node_name` and of its report: readable and unique."""
     readable = diagnosis_name.replace(".", "-")[:_READABLE_LENGTH].rstrip("-")
     return f"{readable}-{_digest(diagnosis_uid, run, node_name)}"
 
 
 def event_name(diagnosis_name: str, diagnosis_uid: str, run: str, reason: str) -> str:
-    """The name of the event that tells `reason` about a run: one object however often it is told.
+    """The name of the event with `reason` about a run: one object however often it is created.
 
-    A run's events sort by name as they came: kubectl lists those of the same second in that order.
+    A run's events sort by name in the order of time: kubectl lists those of the same second in that order.
     """
     place = _STORY.get(reason, 2 if reason not in _VERDICTS else 3)
     tail = f".{place}-{_digest(diagnosis_uid, run, reason)}"
@@ -56,7 +56,7 @@ def event_name(diagnosis_name: str, diagnosis_uid: str, run: str, reason: str) -
 
 
 def owner_reference(diagnosis: ObjectMeta) -> dict[str, Any]:
-    """Ties a child to its diagnosis: deleting that deletes the child. Cluster-scoped owners may own pods."""
+    """The reference of a child to its diagnosis: the child is deleted with it. Cluster-scoped owners may own pods."""
     return {
         "apiVersion": API_VERSION,
         "kind": MemoryDiagnosis.KIND,
@@ -68,5 +68,5 @@ def owner_reference(diagnosis: ObjectMeta) -> dict[str, Any]:
 
 
 def _digest(*parts: str) -> str:
-    # A separator that none of the parts can hold keeps different parts from making the same text.
+    # A separator that none of the parts can contain: different parts never make the same text.
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:_DIGEST_LENGTH]

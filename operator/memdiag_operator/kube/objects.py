@@ -15,7 +15,7 @@ from memdiag_api.model import ApiModel
 
 
 class KubernetesPart(ApiModel):
-    """A part of an object, as far as it matters here."""
+    """A part of an object, with the fields that matter here."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -77,7 +77,7 @@ class ContainerState(KubernetesPart):
 
 
 class ContainerStatus(KubernetesPart):
-    """ContainerStatus; the container id comes as `containerd://0123...`."""
+    """ContainerStatus; the format of the container id is `containerd://0123...`."""
 
     name: str
     container_id: str = ""
@@ -157,7 +157,7 @@ class Event(KubernetesPart):
 
     @property
     def seen_at(self) -> datetime | None:
-        """When it was last seen."""
+        """When the event was last seen."""
         return self.last_timestamp or self.event_time
 
 
@@ -189,7 +189,7 @@ class Node(KubernetesPart):
 
 
 class InvalidSpec(KubernetesPart):
-    """A spec that this version cannot serve: stored under an older or newer schema."""
+    """A spec that is invalid in this version: stored under an older or newer schema."""
 
     message: str
 
@@ -205,7 +205,7 @@ def _spec_or_fault(value: Any) -> Any:
 
 
 def _without_others_marks(meta: ObjectMeta) -> ObjectMeta:
-    """`meta` without labels and annotations of others: they may be large, and thousands of diagnoses are cached."""
+    """`meta` without foreign labels and annotations: they may be large, and thousands of diagnoses are cached."""
     own = {key: value for key, value in meta.annotations.items() if key.startswith(f"{GROUP}/")}
     return meta.model_copy(update={"labels": {}, "annotations": own})
 
@@ -219,7 +219,7 @@ class Diagnosis(KubernetesPart):
 
     @property
     def requested_at(self) -> str:
-        """The rerun annotation's value, cut to what the status can hold; empty without one."""
+        """The rerun annotation's value, cut to the maximum length in the status; empty without one."""
         return self.metadata.annotations.get(REQUESTED_AT_ANNOTATION, "")[:MAX_SHORT_TEXT]
 
     @property

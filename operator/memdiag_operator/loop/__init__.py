@@ -1,1 +1,1 @@
-"""When things happen: each event and a sweep end in the same look at a diagnosis. Knows neither kopf nor kubernetes."""
+"""When things happen: every event and every sweep leads to the same reconcile. Imports neither kopf nor kubernetes."""

@@ -1,4 +1,4 @@
-"""Ask, read, ask again, and do: how one diagnosis is brought forward, by the operator and by the tests' clockwork."""
+"""Decide, fetch, decide again, apply: one step of one diagnosis, for the operator and for the tests' clockwork."""
 
 import asyncio
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ from memdiag_operator.decide.snapshot import Needs, Snapshot
 
 
 class World(Protocol):
-    """What a diagnosis is part of: to be read and to be changed."""
+    """What a diagnosis is part of: it can be read and changed."""
 
     def now(self) -> datetime:
         """The API server's time."""
 
     def since_write_seconds(self) -> float:
-        """How long ago the status of the diagnosis was last written; infinite when nobody knows."""
+        """How long ago the status of the diagnosis was last written; infinite if unknown."""
 
     async def fetch(self, needs: Needs) -> Snapshot:
         """The snapshot of `needs` with everything that it lacks."""
 
     async def apply(self, snapshot: Snapshot, plan: Plan) -> Mapping[str, str]:
-        """Carry out `plan`, made for `snapshot`. By pod name: why it was not created, or not as it was sent."""
+        """Carry out `plan`, made for `snapshot`. Returns by pod name why it was not created, or not as it was sent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Which diagnosis is brought forward when, and what of it may happen at the same time as something else."""
+"""Which diagnosis is reconciled when, and which steps may run at the same time."""
 
 import asyncio
 import contextlib
@@ -14,10 +14,10 @@ from memdiag_operator.cluster.cluster import Cluster
 from memdiag_operator.cluster.errors import ClusterError, ConflictError, NotFoundError
 from memdiag_operator.cluster.fetch import fetch, read_snapshot, reread
 from memdiag_operator.cluster.orphans import orphans, remove_orphans
-from memdiag_operator.decide.changes import node_steps, run_begins
+from memdiag_operator.decide.changes import node_steps, run_starts
 from memdiag_operator.decide.claims import claim_of
 from memdiag_operator.decide.fleet import Fleet
-from memdiag_operator.decide.limits import may_begin, why_it_waits
+from memdiag_operator.decide.limits import may_start, why_it_waits
 from memdiag_operator.decide.plan import Plan
 from memdiag_operator.decide.slots import Allotment, allot
 from memdiag_operator.decide.snapshot import Needs, Snapshot
@@ -35,33 +35,33 @@ DIAGNOSES_WITH_RESULTS_AT_ONCE = 3
 
 
 class Reconciler:
-    """Brings diagnoses forward, one step of one diagnosis at a time; different diagnoses go at the same time."""
+    """Reconciles diagnoses: one step of a diagnosis at a time, different diagnoses concurrently."""
 
     def __init__(self, cluster: Cluster, metrics: OperatorMetrics) -> None:
         self.cluster = cluster
         self.metrics = metrics
         self.sweep_wanted = asyncio.Event()
-        """Set when a run has begun, whose progress is to be told, or a slot may have become free for another."""
+        """Set when a run has started, whose progress must be reported, or a slot may have become free for another."""
         self.launch_lock = asyncio.Lock()
         """Counting runners and adding one must not be interleaved."""
-        self.beginning: set[str] = set()
-        """Names of the diagnoses whose run begins right now: the limits count them."""
+        self.starting: set[str] = set()
+        """Names of the diagnoses whose run is being started right now: the limits count them."""
         self.written_at: dict[str, float] = {}
-        """By UID: when a status was last written. Without it, after a restart, progress is told once too often."""
+        """By UID: when a status was last written. Without it, after a restart, progress is reported once too often."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._queued: set[str] = set()
-        # A diagnosis that is looked at is large, and larger with the results that have just come.
+        # A diagnosis is large while it is reconciled, and larger with results that have just arrived.
         self._steps = asyncio.Semaphore(DIAGNOSES_AT_ONCE)
         self._results = asyncio.Semaphore(DIAGNOSES_WITH_RESULTS_AT_ONCE)
-        # To choose from a cluster's nodes takes all of them, which are large.
+        # To choose nodes, all nodes of the cluster are read, which are large.
         self._selections = asyncio.Semaphore(1)
         self._allotted: tuple[tuple[object, ...], Allotment] | None = None
         self._deleted_uids: set[str] = set()
-        """Diagnoses that were deleted: Kubernetes deletes their children, unless somebody asked for orphans."""
+        """Diagnoses that were deleted: Kubernetes deletes their children, except with `--cascade=orphan`."""
         self._woken: set[asyncio.Task[None]] = set()
 
     def saw_diagnosis(self, diagnosis: Diagnosis, *, deleted: bool) -> None:
-        """A watch has delivered `diagnosis`."""
+        """Take `diagnosis` as a watch has delivered it."""
         meta, cache = diagnosis.metadata, self.cluster.cache
         if deleted:
             cache.diagnoses.drop(meta.name, meta.uid)
@@ -74,7 +74,7 @@ class Reconciler:
             self.wake(meta.name)
 
     def saw_pod(self, pod: Pod, *, deleted: bool) -> None:
-        """A watch has delivered a runner pod."""
+        """Take a runner pod as a watch has delivered it."""
         meta, pods = pod.metadata, self.cluster.cache.pods
         if deleted:
             pods.drop(meta.name, meta.uid)
@@ -85,29 +85,29 @@ class Reconciler:
             self.wake(name)
 
     def wake(self, name: str) -> asyncio.Task[None]:
-        """Reconcile `name` soon, without keeping the caller waiting for it."""
+        """Reconcile `name` soon, without blocking the caller."""
         task = asyncio.create_task(self.reconcile(name), name=f"reconcile {name}")
         self._woken.add(task)
         task.add_done_callback(self._woken.discard)
         return task
 
     async def remove_orphans(self) -> None:
-        """Remove what is left of deleted diagnoses. Raises ClusterError when that has to wait."""
+        """Remove what is left of deleted diagnoses. Raises ClusterError if that has to be retried."""
         uids = set(self._deleted_uids)
         if uids or orphans(self.cluster.cache):
             await asyncio.to_thread(remove_orphans, self.cluster, uids)
             self._deleted_uids -= uids
 
     async def stop(self) -> None:
-        """Drop what events and sweeps have asked for: the next operator finds it again."""
+        """Cancel what events and sweeps have requested: the next operator finds it again."""
         for task in self._woken:
             task.cancel()
         await asyncio.gather(*self._woken, return_exceptions=True)
 
     async def reconcile(self, name: str) -> None:
-        """Take the diagnosis `name` as far as it goes now. Failures are logged: the next sweep tries again."""
+        """Reconcile the diagnosis `name`. Failures are logged: the next sweep retries."""
         if name in self._queued or not self.cluster.cache.is_complete:
-            return  # the one that waits, or the first sweep, will see the same world
+            return  # the waiting reconcile, or the first sweep, will see the same state
         self._queued.add(name)
         lock = self._locks.setdefault(name, asyncio.Lock())
         async with lock:
@@ -116,7 +116,7 @@ class Reconciler:
                 await self._reconcile_or_log(name)
 
     def allotment(self, latest: Diagnosis | None = None) -> Allotment:
-        """Who gets a slot now, made once for what the cache holds; `latest` instead of what the cache has of it."""
+        """Who gets a slot now, computed once per state of the cache; `latest` replaces the cached diagnosis."""
         diagnoses, pods, now = self.cluster.cache.diagnoses, self.cluster.cache.pods, self.cluster.now()
         limit = self.cluster.config.max_concurrent_runners
         # A runner that outlives its deadline gives up its slot without an event.
@@ -139,10 +139,10 @@ class Reconciler:
             ):
                 await self._reconcile(name)
         except ClusterError as error:
-            logger.warning("diagnosis %s has to wait for the next sweep: %s", name, error)
+            logger.warning("cannot reconcile diagnosis %s, will retry on the next sweep: %s", name, error)
         except Exception:
-            # A fault of the operator itself, met with one diagnosis: all others must go on.
-            logger.exception("diagnosis %s has to wait: the operator met a fault of its own", name)
+            # An error of the operator itself, which must not stop the other diagnoses.
+            logger.exception("internal error while reconciling diagnosis %s, will retry on the next sweep", name)
             self.metrics.faulted()
 
     def _has_ended_runner(self, name: str) -> bool:
@@ -151,7 +151,7 @@ class Reconciler:
 
     def _selects_nodes(self, name: str) -> bool:
         claim = self.cluster.cache.diagnoses.claim(name)
-        return claim is not None and claim.wants_to_begin and claim.selects_nodes
+        return claim is not None and claim.wants_to_start and claim.selects_nodes
 
     async def _reconcile(self, name: str) -> None:
         for _ in range(ATTEMPTS):
@@ -163,18 +163,18 @@ class Reconciler:
                 await asyncio.to_thread(reread, self.cluster, name)
                 continue
             return
-        logger.warning("diagnosis %s keeps changing: the next sweep goes on with it", name)
+        logger.warning("diagnosis %s keeps changing, will retry on the next sweep", name)
 
     async def _step(self, name: str, refusals: Mapping[str, str]) -> Mapping[str, str]:
-        """Read, decide and do once. By pod name: why it was not created, which is to be decided about."""
-        began_at = time.monotonic()
+        """Read, decide and apply once. Returns by pod name why it was not created, for the next decision."""
+        started_at = time.monotonic()
         snapshot = await asyncio.to_thread(read_snapshot, self.cluster, name)
         if snapshot is None:
             return {}
         before = snapshot.diagnosis
         of_run(before.status.run_id)
         async with contextlib.AsyncExitStack() as held:
-            world = _World(self, before, held, began_at)
+            world = _World(self, before, held, started_at)
             applied = await drive(world, replace(snapshot, refusals=refusals), self.cluster.config)
         self.metrics.applied(before, applied.plan)
         _log(before, applied.plan)
@@ -184,16 +184,16 @@ class Reconciler:
 
 
 class _World:
-    """The cluster, for one step of one diagnosis; `held` is what nobody else may have until its plan is carried out."""
+    """The cluster, for one step of one diagnosis; `held` is reserved for it until its plan is carried out."""
 
     def __init__(
-        self, reconciler: Reconciler, diagnosis: Diagnosis, held: contextlib.AsyncExitStack, began_at: float
+        self, reconciler: Reconciler, diagnosis: Diagnosis, held: contextlib.AsyncExitStack, started_at: float
     ) -> None:
         self._reconciler = reconciler
         self._cluster = reconciler.cluster
         self._diagnosis = diagnosis
         self._held = held
-        self._began_at = began_at
+        self._started_at = started_at
 
     def now(self) -> datetime:
         return self._cluster.now()
@@ -203,11 +203,11 @@ class _World:
 
     async def fetch(self, needs: Needs) -> Snapshot:
         if needs.permission:
-            return replace(needs.snapshot, limit_reached=self._why_not_begin())
+            return replace(needs.snapshot, limit_reached=self._why_not_start())
         if needs.allotment:
             await self._held.enter_async_context(self._reconciler.launch_lock)
             return replace(needs.snapshot, allotment=self._reconciler.allotment(needs.snapshot.diagnosis))
-        return await asyncio.to_thread(fetch, self._cluster, needs, time.monotonic() - self._began_at)
+        return await asyncio.to_thread(fetch, self._cluster, needs, time.monotonic() - self._started_at)
 
     async def apply(self, snapshot: Snapshot, plan: Plan) -> Mapping[str, str]:
         of_run(plan.decided.run_id if plan.decided else None)
@@ -216,13 +216,13 @@ class _World:
             self._reconciler.written_at[self._diagnosis.metadata.uid] = time.monotonic()
         return refusals
 
-    def _why_not_begin(self) -> str:
-        # Nothing is awaited in between: of two that begin at the same time the second sees the first.
-        claim, beginning, limits = claim_of(self._diagnosis), self._reconciler.beginning, self._cluster.config.limits
-        if not may_begin(claim, self._cluster.cache.diagnoses.claims(), beginning, limits):
+    def _why_not_start(self) -> str:
+        # Nothing is awaited in between: of two that start at the same time, the second sees the first.
+        claim, starting, limits = claim_of(self._diagnosis), self._reconciler.starting, self._cluster.config.limits
+        if not may_start(claim, self._cluster.cache.diagnoses.claims(), starting, limits):
             return why_it_waits(limits)
-        beginning.add(claim.name)
-        self._held.callback(beginning.discard, claim.name)
+        starting.add(claim.name)
+        self._held.callback(starting.discard, claim.name)
         return ""
 
 
@@ -236,5 +236,5 @@ def _log(diagnosis: Diagnosis, plan: Plan) -> None:
         (logging.WARNING if one.type == "Warning" else logging.INFO, one.reason, one.message)
         for one in plan.announcements
     ]
-    for level, what, message in [*run, *nodes] if run_begins(diagnosis, plan) else [*nodes, *run]:
+    for level, what, message in [*run, *nodes] if run_starts(diagnosis, plan) else [*nodes, *run]:
         logger.log(level, "diagnosis %s: %s%s", name, what, f": {message}" if message else "")

@@ -1,7 +1,7 @@
-"""The sweep: looks at everything again and again, so that a lost event costs seconds and not the run.
+"""The sweep: reconciles everything periodically, so that a lost event costs seconds and not the run.
 
-It looks at what the watches have delivered. Whole lists, which cost requests, are read rarely: in case a watch has lost
-something, or has been lost itself without a sign.
+It uses what the watches have delivered. Whole lists, which cost requests, are read rarely: in case a watch has missed
+something, or has died silently.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ logger = logging.getLogger(__name__)
 
 RELIST_SECONDS = 600.0
 REPORTS_RETRY_SECONDS = 60.0
-# A fleet at work asks for a sweep with every runner that comes or goes.
+# While runs are in progress, every runner that starts or ends requests a sweep.
 SHORTEST_PAUSE_SECONDS = 0.2
-# A look that takes longer goes on by itself: a node that answers slowly must not keep the sweep from all others.
+# A reconcile that takes longer continues by itself: a slow node must not delay the sweep of all others.
 LOOKS_SECONDS = 10.0
 OVERDUE_FACTOR = 4
 OVERDUE_MARGIN_SECONDS = 60
 
 
 class Sweep:
-    """Sweeps without end, at one pace while something runs and at another when nothing does."""
+    """Sweeps endlessly, at one interval while runs are in progress and at another when there are none."""
 
     def __init__(self, reconciler: Reconciler) -> None:
         self._reconciler = reconciler
@@ -48,7 +48,7 @@ class Sweep:
 
     @property
     def is_overdue(self) -> bool:
-        """Whether it must be taken for stuck. An API server that does not answer does not count as that."""
+        """Whether the sweep must be considered stuck. An API server that does not respond does not count."""
         return self.age_seconds > OVERDUE_FACTOR * self._settings.idle_seconds + OVERDUE_MARGIN_SECONDS
 
     async def run(self) -> None:
@@ -68,12 +68,12 @@ class Sweep:
             await self._keep_to_budget()
         except Exception:
             # One malformed object must not end the sweeps of all others.
-            logger.exception("the sweep met a fault of the operator itself")
+            logger.exception("internal error in the sweep")
             reconciler.metrics.faulted()
         self._completed_at = time.monotonic()
 
     async def _relist(self) -> None:
-        """Read what the cache should hold, when that is due; without an answer, go on with what the watches tell."""
+        """Refill the cache by whole lists, if due; without a response, continue with what the watches deliver."""
         cluster, now = self._reconciler.cluster, time.monotonic()
         try:
             if not self._is_answered or now - self._relisted_at > RELIST_SECONDS:
@@ -85,13 +85,13 @@ class Sweep:
             self._is_answered = True
         except ClusterError as error:
             self._is_answered = False
-            logger.warning("the cluster cannot be listed, the next sweep tries again: %s", error)
+            logger.warning("cannot list the cluster, will retry on the next sweep: %s", error)
 
     async def _remove_orphans(self) -> None:
         try:
             await self._reconciler.remove_orphans()
         except ClusterError as error:
-            logger.warning("what deleted diagnoses have left cannot be removed yet: %s", error)
+            logger.warning("cannot remove what deleted diagnoses left behind, will retry on the next sweep: %s", error)
 
     async def _keep_to_budget(self) -> None:
         """Delete the oldest reports when all together are too large."""
@@ -104,15 +104,15 @@ class Sweep:
                 self._reports_due_at = now + RELIST_SECONDS
             deleted = await asyncio.to_thread(delete_old_reports, cluster)
         except ClusterError as error:
-            logger.warning("stored reports cannot be kept to their budget, the next sweep tries again: %s", error)
+            logger.warning("cannot keep stored reports within their budget, will retry on the next sweep: %s", error)
             return
         metrics.counted_reports(stored_bytes(cluster.cache.reports.all()), deleted)
 
     def _due(self) -> Sequence[str]:
-        """The diagnoses to look at now: all that something is to be done for, those that merely wait less often."""
+        """The diagnoses to reconcile now: all that need work, less often those that only wait."""
         reconciler, cluster, now = self._reconciler, self._reconciler.cluster, time.monotonic()
         fleet, allotment = cluster.cache.fleet(), reconciler.allotment()
-        held = held_back(fleet.claims, reconciler.beginning, cluster.config.limits)
+        held = held_back(fleet.claims, reconciler.starting, cluster.config.limits)
         if self._is_answered:
             reconciler.metrics.swept(allotment, load(fleet.claims), len(held), time.time())
         names = due(fleet, held)

@@ -1,1 +1,1 @@
-"""What a runner delivers: checked as what a hostile node may have written, named, and put into words."""
+"""What a runner delivers: checked as input from a hostile node, attributed, and put into words."""

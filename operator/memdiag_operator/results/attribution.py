@@ -1,6 +1,6 @@
-"""Whose container is it: ids that a node reports, resolved against the pods that the API server has bound to that node.
+"""Resolves container and pod ids that a node reports to the pods that the API server has bound to that node.
 
-An id that no pod of this node has stays unattributed, so a node cannot lay its findings at another node's door.
+An id that no pod on this node has stays unattributed, so a node cannot attribute its findings to another node.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ STATIC_POD_HASH_ANNOTATION = "kubernetes.io/config.hash"
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """A pod, and the container where it is known."""
+    """A pod, and the container if it is known."""
 
     namespace: str
     pod: str
@@ -30,7 +30,7 @@ class Attribution:
     pods: Mapping[str, Names]
 
     def names(self, container_id: str, pod_uid: str) -> Names | None:
-        """Whose a process with these ids is; None when no pod of the node has them."""
+        """The pod that owns a process with these ids; None if no pod on the node has them."""
         return self.containers.get(container_id) or self.pods.get(pod_uid)
 
     def has_pod(self, namespace: str, name: str) -> bool:
@@ -47,7 +47,7 @@ class Attribution:
 
 
 def attribute(pods: Iterable[Pod]) -> Attribution:
-    """What the pods of one node are called."""
+    """The names of the pods of one node and of their containers, by id."""
     containers: dict[str, Names] = {}
     by_uid: dict[str, Names] = {}
     for pod in pods:

@@ -1,4 +1,4 @@
-"""What a verdict says about LeakDetected."""
+"""The status of LeakDetected for each verdict."""
 
 from memdiag_api.conditions import ConditionStatus
 from memdiag_api.evidence import Check, Confidence, Evidence, Verdict, VerdictKind
@@ -10,15 +10,15 @@ LEAK_STATUS = {
     VerdictKind.INCONCLUSIVE: ConditionStatus.UNKNOWN,
     VerdictKind.NO_LEAK: ConditionStatus.FALSE,
 }
-# Of several nodes' answers the most telling one stands for all.
+# The answer of several nodes is the strongest one.
 WEIGHT = {ConditionStatus.TRUE: 2, ConditionStatus.UNKNOWN: 1, ConditionStatus.FALSE: 0}
 
 
 def verdict_of(evidence: Evidence) -> Verdict:
-    """The runner's verdict. A NoLeak that rests on fewer checks than it takes becomes Inconclusive.
+    """The runner's verdict. A NoLeak without all required checks becomes Inconclusive.
 
-    Runners of version 0.1.0 said NoLeak also without their leak checks, and the runner's image is configured apart from
-    the operator's.
+    Runners of version 0.1.0 reported NoLeak even without their leak checks, and the image of the runner is configured
+    independently of the operator's.
     """
     verdict = evidence.verdict
     missing = [check.value for check in Check if check not in evidence.checks]

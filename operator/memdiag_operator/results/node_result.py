@@ -1,4 +1,4 @@
-"""One node's evidence as the status shows it: the top of it, with the API server's names in place of ids."""
+"""One node's evidence as shown in the status: the most important part, with the API server's names instead of ids."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -35,14 +35,14 @@ def node_result(
     message: str = "",
     highlighted: PodReference | None = None,
 ) -> NodeResult:
-    """The top of `evidence`; `node_name` and `pod_name` are the API server's, `reason` says how the run ended.
+    """The most important part of `evidence`; `node_name` and `pod_name` are the API server's, `reason` is the run's.
 
     `highlighted`: the pod that the diagnosis is about; its holders come first.
     """
     holders = [holder_summary(holder, attribution) for holder in evidence.holders]
     stacks = [_stack_summary(stack, holders) for stack in evidence.stacks]
     trace, breakdown, verdict = evidence.trace, evidence.breakdown, verdict_of(evidence)
-    # What a verdict names that finds no leak is no suspect.
+    # A verdict without a leak has no suspect.
     found = verdict if LEAK_STATUS[verdict.kind] is ConditionStatus.TRUE else None
     suspect = _whole_suspect(evidence, found.holder, holders) if found and found.holder is not None else None
     stack = stacks[found.stack] if found and found.stack is not None else None
@@ -106,7 +106,7 @@ def holder_summary(holder: Holder, attribution: Attribution) -> HolderSummary:
 def _whole_suspect(evidence: Evidence, index: int, holders: list[HolderSummary]) -> HolderSummary:
     """The prime suspect with all stuck sockets that the verdict sums up: of its process, its container or its pod.
 
-    A socket without a process has nothing in common with others: it stands for itself.
+    A socket without a process has nothing in common with others: it is reported alone.
     """
     verdict, suspect, owners = evidence.verdict, holders[index], evidence.holders[index].owners
     if not owners or not suspect.stuck_seconds:
@@ -140,7 +140,7 @@ def _unowned_reason(holder: Holder, owner: Owner | None, *, is_named: bool) -> s
     if owner is None:
         return holder.unowned_reason or "no process holds it"
     if not is_named and owner.container_id:
-        return clip(f"unattributed: no pod of this node has container {owner.container_id[:12]}", MAX_SHORT_TEXT)
+        return clip(f"unattributed: no pod on this node has container {owner.container_id[:12]}", MAX_SHORT_TEXT)
     return holder.unowned_reason
 
 
@@ -186,7 +186,7 @@ def _is_of(holder: HolderSummary, pod: PodReference) -> bool:
 def _target_pod(
     evidence: Evidence, attribution: Attribution, wanted: PodReference, holders: list[HolderSummary]
 ) -> TargetPod:
-    """What `wanted` pins: by the ledger, which counts each block once; where that does not reach, by its holders."""
+    """What `wanted` pins: by the ledger, which counts each block once, otherwise by its holders."""
     shares = evidence.ledger.containers if evidence.ledger else []
     pinned_bytes = sum(
         share.size_bytes
@@ -211,7 +211,7 @@ def _target_pod(
 
 
 def _top(count: int, suspect: int | None, limit: int, first: Sequence[int] = ()) -> list[int]:
-    """Indexes of `limit` of `count` records: `first`, then the largest; the suspect is always among them."""
+    """Indexes of `limit` of `count` records: `first`, then the largest; always includes the suspect."""
     chosen = list(dict.fromkeys([*first, *range(count)]))[:limit]
     if suspect is not None and suspect not in chosen:
         chosen[-1] = suspect
@@ -233,17 +233,17 @@ def _coverage(evidence: Evidence) -> Iterator[str]:
         yield from _losses(
             {
                 "allocations without a stack": evidence.trace.counters.lost_stacks,
-                "allocations that found a table full": evidence.trace.counters.lost_records,
+                "allocations not recorded because a table was full": evidence.trace.counters.lost_records,
                 "allocations without their process": evidence.trace.counters.unnamed_blocks,
-                "memory cgroups whose name found a table full": evidence.trace.counters.lost_cgroups,
+                "memory cgroups not named because a table was full": evidence.trace.counters.lost_cgroups,
                 "runs of the trace program that the kernel skipped": evidence.trace.counters.missed_runs,
             }
         )
     if evidence.coverage:
         yield from _losses(
             {
-                "queues that could not be walked to their end": evidence.coverage.incomplete_queues,
-                "processes that could not be looked at": evidence.coverage.processes_unreadable,
+                "queues that could not be walked completely": evidence.coverage.incomplete_queues,
+                "processes that could not be read": evidence.coverage.processes_unreadable,
             }
         )
         if evidence.coverage.not_seen:

@@ -1,7 +1,7 @@
-"""What a finished runner delivered: its evidence, checked as what a hostile node may have written, or why none came.
+"""What a finished runner delivered: its evidence, checked as input from a hostile node, or why there is none.
 
-The termination message comes with the pod's status, the document with the container's log. Only what passes every
-check is used, and none of it is believed about who it comes from: that the API server knows.
+The termination message is in the pod's status, the document in the container's log. Only what passes every check is
+used, and its origin is taken from the API server alone.
 """
 
 from dataclasses import dataclass
@@ -26,21 +26,21 @@ _ERROR_REASONS = {
     RunnerError.KERNEL_UNSUPPORTED: Reason.KERNEL_UNSUPPORTED,
     RunnerError.INTERNAL: Reason.RUNNER_FAILED,
 }
-# The kubelet turned the pod away after the scheduler had placed it (kubernetes: pkg/kubelet/lifecycle/predicate.go).
+# The kubelet rejected the pod after the scheduler had placed it (kubernetes: pkg/kubelet/lifecycle/predicate.go).
 _REJECTED_PREFIXES = ("OutOf", "NodeAffinity", "UnexpectedAdmissionError", "InsufficientEphemeralStorage")
 
 
-# Shorter than the model says, which must read what former versions have stored.
+# Shorter than in the model, which must read what former versions have stored.
 _FIELD_LIMITS = {"comm": MAX_COMM_LENGTH}
 
 
 class ResultInvalidError(ValueError):
-    """A runner's result fails a check; the text says which."""
+    """A runner's result failed a check; the text says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerOutput:
-    """What a finished runner left, and the pods of its node, to whom the ids in it may belong."""
+    """What a finished runner left, and the pods of its node, to which the ids in it may belong."""
 
     log: bytes | None
     log_error: str = ""
@@ -49,7 +49,7 @@ class RunnerOutput:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How a runner ended, with its evidence where that passed."""
+    """How a runner ended, with its evidence if that passed the checks."""
 
     reason: Reason
     message: str
@@ -59,7 +59,7 @@ class Delivery:
 def receive(
     pod: Pod, output: RunnerOutput, *, run: str, node_name: str, now: datetime, grace: GraceSettings
 ) -> Delivery | None:
-    """What `pod`, finished, delivered for `node_name` in `run`; None while its log may still become readable."""
+    """What the finished `pod` delivered for `node_name` in `run`; None while its log may still become readable."""
     terminated = pod.main_container.state.terminated if pod.main_container else None
     try:
         message = parse_termination_message(terminated.message if terminated else "", run)
@@ -69,17 +69,17 @@ def receive(
             return _without_log(pod, output, message, node_name=node_name, now=now, grace=grace)
         evidence = check_document(output.log, message, run, node_name)
     except ResultInvalidError as error:
-        return Delivery(Reason.RESULT_INVALID, _clean(f"the result of node {node_name} is not accepted: {error}"))
+        return Delivery(Reason.RESULT_INVALID, _clean(f"the result of node {node_name} was rejected: {error}"))
     if pod.status.reason == "DeadlineExceeded":
-        text = f"the runner on node {node_name} was ended by its deadline: what it had measured until then is kept"
+        text = f"the runner on node {node_name} was stopped at its deadline; what it had measured until then is kept"
         return Delivery(Reason.DEADLINE_EXCEEDED, text, evidence)
     return Delivery(Reason.COMPLETED, "", evidence)
 
 
 def parse_termination_message(text: str, run: str) -> TerminationMessage | None:
-    """The termination message `text` of the runner of `run`, made safe to show; None when it wrote none.
+    """The termination message `text` of the runner of `run`, made safe to show; None if there is none.
 
-    Raises ResultInvalidError when it is not one, or one of another run.
+    Raises ResultInvalidError if it is malformed or from another run.
     """
     if not text.strip():
         return None
@@ -88,23 +88,23 @@ def parse_termination_message(text: str, run: str) -> TerminationMessage | None:
     except ValidationError as error:
         raise ResultInvalidError(f"its termination message is malformed ({first_fault(error)})") from error
     if message.run_id != run:
-        raise ResultInvalidError(f"its termination message speaks of run {message.run_id!r}, this is {run!r}")
+        raise ResultInvalidError(f"its termination message is from run {message.run_id!r}, not {run!r}")
     return TerminationMessage.model_validate(clean_json(message.to_json_object()))
 
 
 def check_document(log: bytes, message: TerminationMessage, run: str, node_name: str) -> Evidence:
     """The evidence in `log`, complete, well formed, of this run and node, consistent in itself, and safe to publish.
 
-    Raises ResultInvalidError, which repeats the essence from the termination message.
+    Raises ResultInvalidError, which repeats the verdict from the termination message.
     """
     try:
         evidence = read_document(unframe(log, message))
     except (FramingError, DocumentError) as error:
         raise ResultInvalidError(f"{error}. {_essence(message)}") from error
     if evidence.run_id != run:
-        raise ResultInvalidError(f"its document speaks of run {evidence.run_id!r}, this is {run!r}")
+        raise ResultInvalidError(f"its document is from run {evidence.run_id!r}, not {run!r}")
     if evidence.host.node_name != node_name:
-        raise ResultInvalidError(f"its document speaks of node {evidence.host.node_name!r}")
+        raise ResultInvalidError(f"its document is about node {evidence.host.node_name!r}")
     return Evidence.model_validate(clip_fields(clean_json(evidence.to_json_object()), _FIELD_LIMITS))
 
 
@@ -125,12 +125,12 @@ def _without_log(
 
 
 def _ended_at(pod: Pod, now: datetime) -> datetime | None:
-    """When the runner ended. Its stamps are of the node's clock, which may be wrong: how long it took is right."""
+    """When the runner ended. Its timestamps are from the node's clock, which may be wrong; its duration is right."""
     terminated, created = pod.main_container and pod.main_container.state.terminated, pod.metadata.creation_timestamp
     if not terminated or not terminated.finished_at or not created:
         return None
     took = terminated.finished_at - (terminated.started_at or terminated.finished_at)
-    # No runner works for longer than its pod exists: who says so has no claim to be waited for.
+    # No runner runs for longer than its pod exists: a node that reports this is not waited for.
     by_duration = created + took if created + took <= now else created
     return terminated.finished_at if by_duration <= terminated.finished_at <= now else by_duration
 
@@ -144,7 +144,7 @@ def _without_document(
 ) -> Delivery:
     status = pod.status
     if message and message.error:
-        text = f"the runner on node {node_name} says: {message.error_message}"
+        text = f"the runner on node {node_name} reported: {message.error_message}"
         return Delivery(_ERROR_REASONS[message.error], _clean(text))
     if terminated and terminated.reason == "OOMKilled":
         text = (
@@ -153,9 +153,9 @@ def _without_document(
         )
         return Delivery(Reason.RUNNER_OOM_KILLED, text)
     if status.reason == "DeadlineExceeded":
-        return Delivery(Reason.DEADLINE_EXCEEDED, f"the runner on node {node_name} was ended by its deadline")
+        return Delivery(Reason.DEADLINE_EXCEEDED, f"the runner on node {node_name} was stopped at its deadline")
     if status.reason.startswith(_REJECTED_PREFIXES):
-        text = f"node {node_name} refused the runner: {status.reason}: {status.message}"
+        text = f"node {node_name} rejected the runner: {status.reason}: {status.message}"
         return Delivery(Reason.UNSCHEDULABLE, _clean(text))
     disruption = pod.condition("DisruptionTarget")
     if status.reason in ("Evicted", "Preempting", "Terminated", "NodeShutdown") or disruption:
@@ -172,11 +172,11 @@ def _post_mortem(terminated: TerminatedState | None, output: RunnerOutput, said:
 
 
 def _essence(message: TerminationMessage) -> str:
-    """What the termination message tells although the document is lost."""
+    """The verdict in the termination message, which is known even without the document."""
     if message.verdict is None:
-        return "Its termination message names no verdict."
+        return "Its termination message has no verdict."
     suspect = f", suspect {message.suspect}" if message.suspect else ""
-    return f"Its termination message, unproven, says {message.verdict}{suspect}."
+    return f"Its termination message (not verified) says {message.verdict}{suspect}."
 
 
 def _clean(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The report of one node: the manifest of the MemoryDiagnosisReport that keeps the whole of its evidence."""
+"""The report of one node: the manifest of the MemoryDiagnosisReport with its whole evidence."""
 
 import json
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from memdiag_operator.results.attribution import Attribution
 def report(
     evidence: Evidence, attribution: Attribution, *, diagnosis: ObjectMeta, run: str, node_name: str, suspect: str
 ) -> dict[str, Any]:
-    """The manifest of the MemoryDiagnosisReport with the whole of `evidence`; named as the runner pod was."""
+    """The manifest of the MemoryDiagnosisReport with all of `evidence`; it has the name of the runner pod."""
     name = naming.child_name(diagnosis.name, diagnosis.uid, run, node_name)
     body = MemoryDiagnosisReport(
         diagnosis=diagnosis.name,
@@ -46,7 +46,7 @@ def report(
 
 
 def size_of(manifest: dict[str, Any]) -> int:
-    """What a report takes in etcd, which stores custom resources as JSON."""
+    """The size of a report in etcd, which stores custom resources as JSON."""
     return len(json.dumps(manifest, separators=(",", ":")).encode())
 
 

@@ -1,7 +1,7 @@
 """Text from a node, made safe to publish: no control characters, no kernel addresses.
 
-Process names, paths and addresses are chosen by whoever runs on the node; terminals obey control characters
-(kubernetes/kubernetes#101695), and a kernel address helps to break the kernel.
+Processes on the node choose their names, paths and addresses; terminals interpret control characters
+(kubernetes/kubernetes#101695), and a kernel address helps to attack the kernel.
 """
 
 import re
@@ -18,20 +18,20 @@ _KERNEL_ADDRESS = re.compile(r"(?<![0-9a-f])(?:0x)?ff[0-9a-f]{14}(?![0-9a-f])", 
 
 
 def clean_text(text: str) -> str:
-    """`text` on one line, without what steers a terminal and without kernel addresses; never longer than before."""
+    """`text` on one line, without control characters and kernel addresses; never longer than before."""
     visible = _ASCII_CONTROL.sub("", text) if text.isascii() else "".join(map(_visible, text))
     return _KERNEL_ADDRESS.sub(ADDRESS_PLACEHOLDER, visible)
 
 
 def _visible(character: str) -> str:
-    """Nothing for control, format (bidirectional overrides, zero width), surrogate, private and line separators."""
+    """Empty for control, format (bidirectional overrides, zero width), surrogate, private and line separators."""
     if unicodedata.category(character) == "Zs":
-        return " "  # spaces of any width, which look like this one
+        return " "  # spaces of any width look the same
     return character if character.isprintable() else ""
 
 
 def clean_json(value: Any) -> Any:
-    """`value`, plain JSON, with every string in it cleaned, keys of mappings too."""
+    """`value`, plain JSON, with every string in it cleaned, including keys of mappings."""
     match value:
         case str():
             return clean_text(value)

@@ -1,4 +1,4 @@
-"""Findings in words: the suspect's line, and the answer in one sentence."""
+"""Findings in words: the suspect in one line, and the result in one sentence."""
 
 import re
 from collections.abc import Sequence
@@ -13,22 +13,22 @@ from memdiag_operator.results.leak import LEAK_STATUS, WEIGHT
 from memdiag_operator.results.sanitize import clip
 
 NODE_SAYS = "The node's runner says: "
-"""Marks what a node chooses freely, where it stands beside what the API server knows."""
+"""Marks text that a node chooses freely, next to what the API server knows."""
 _SUSPECT_FRAMES = 3
 _IN_WORDS = {
     VerdictKind.PINNED_BY_UNREAD_SOCKET: "unread data pins memory",
     VerdictKind.GROWING_KERNEL_ALLOCATION: "kernel allocations grow",
-    VerdictKind.LARGE_BUT_UNEXPLAINED: "much memory that no check explains",
+    VerdictKind.LARGE_BUT_UNEXPLAINED: "high kernel memory usage, cause not identified",
     VerdictKind.NO_LEAK: "no leak found",
     VerdictKind.INCONCLUSIVE: "inconclusive",
 }
 _OF_SEVERAL = (SuspectScope.CONTAINER, SuspectScope.POD)
-# Where every allocation passes through: it says nothing about who asked.
+# Every allocation passes through these: they say nothing about the caller.
 _ALLOCATOR_PREFIXES = ("__alloc_pages", "alloc_pages", "__get_free_pages", "get_free_pages", "__alloc_frozen_pages")
 
 
-# A line begins with the API server's name of a pod, or shows that it has none. Words of the node that do not look like
-# these are quoted, so that they do not pass for such a name.
+# A line starts with the API server's name of a pod, or shows that there is none. Text from the node that does not match
+# these patterns is quoted, so that it cannot be mistaken for such a name.
 _PLAIN_PROTOCOL = re.compile(r"[A-Za-z0-9_-]*")
 _PLAIN_ADDRESS = re.compile(r"[A-Za-z0-9.:@*\[\]_%-]*")
 _PLAIN_REASON = re.compile(r"[A-Za-z0-9 ,.:;'_-]*")
@@ -37,9 +37,9 @@ _PROTOCOL_LIMIT, _ADDRESS_LIMIT, _REASON_LIMIT, _SYMBOL_LIMIT = 16, 64, 100, 64
 
 
 def holder_line(holder: HolderSummary, *, scope: SuspectScope | None = None) -> str:
-    """Whose a holder is, in a few words: `demo/slow-reader (container app, python3[4711] fd 7)`.
+    """The owner of a holder in a few words: `demo/slow-reader (container app, python3[4711] fd 7)`.
 
-    `scope`: more than this process is meant, and this is the one with the most.
+    `scope`: if set to more than a process, this process is the one of several that pins the most.
     """
     if not holder.pid:
         protocol = quoted_unless(_PLAIN_PROTOCOL, holder.protocol, _PROTOCOL_LIMIT)
@@ -59,13 +59,13 @@ def holder_line(holder: HolderSummary, *, scope: SuspectScope | None = None) -> 
 def stack_line(stack: StackSummary) -> str:
     """The callers closest to the allocation, without offsets: `skb_page_frag_refill < sk_page_frag_refill`."""
     names = [frame.partition("+")[0] for frame in stack.frames]
-    telling = [name for name in names if not name.startswith(_ALLOCATOR_PREFIXES)] or names
-    shown = [quoted_unless(_PLAIN_SYMBOL, name, _SYMBOL_LIMIT) for name in telling[:_SUSPECT_FRAMES]]
+    callers = [name for name in names if not name.startswith(_ALLOCATOR_PREFIXES)] or names
+    shown = [quoted_unless(_PLAIN_SYMBOL, name, _SYMBOL_LIMIT) for name in callers[:_SUSPECT_FRAMES]]
     return " < ".join(shown) or "unknown stack"
 
 
 def suspect_line(holder: HolderSummary | None, stack: StackSummary | None, *, scope: SuspectScope | None = None) -> str:
-    """The prime suspect in one short line: the holder if there is one, else the stack; empty without either."""
+    """The prime suspect in one short line: the holder if any, otherwise the stack; empty without either."""
     if holder:
         pins = f"{format_bytes(holder.unread_bytes)} unread pins {format_bytes(holder.pinned_bytes)}"
         return clip(f"{holder_line(holder, scope=scope)}: {pins}", MAX_SHORT_TEXT)
@@ -77,7 +77,7 @@ def suspect_line(holder: HolderSummary | None, stack: StackSummary | None, *, sc
 
 
 def advice(holder: HolderSummary | None, runner_advice: str, *, scope: SuspectScope | None = None) -> str:
-    """What a person can do next: with the suspect's pod by name where it has one, else as the runner said it."""
+    """What to do next: with the name of the suspect's pod if it has one, otherwise the runner's own advice."""
     if holder is None or not holder.pod:
         return clip(f"{NODE_SAYS}{runner_advice}", MAX_SENTENCE) if runner_advice else ""
     container = f"container {holder.container} of " if holder.container and scope is not SuspectScope.POD else ""
@@ -86,11 +86,11 @@ def advice(holder: HolderSummary | None, runner_advice: str, *, scope: SuspectSc
     process = shown_process(holder.comm, holder.pid)
     who = f"{process} and others have" if scope in _OF_SEVERAL else f"{process} has"
     where = "" if scope in _OF_SEVERAL else f" on fd {descriptors}"
-    back = "they read or close" if scope in _OF_SEVERAL else "it reads or closes"
+    back = "they read or close their sockets" if scope in _OF_SEVERAL else "it reads or closes the socket"
     return clip(
         f"Restart or fix {container}pod {holder.namespace}/{holder.pod}: {who} "
         f"{format_bytes(holder.unread_bytes)} unread{where}{stuck}, pinning "
-        f"{format_bytes(holder.pinned_bytes)}. The memory comes back as soon as {back}.",
+        f"{format_bytes(holder.pinned_bytes)}. The memory is freed as soon as {back}.",
         MAX_SENTENCE,
     )
 
@@ -101,18 +101,18 @@ def target_pod_sentence(
     """What the pod that a diagnosis is about pins."""
     name = f"pod {pod.namespace}/{pod.name}"
     if not was_scanned:
-        text = f"What {name} pins was not looked at: spec.checks leaves SocketQueues out"
+        text = f"What {name} pins was not measured: spec.checks does not include SocketQueues"
     elif pinned_bytes:
         text = f"Pod {name[4:]} pins {format_bytes(pinned_bytes)}, with {format_bytes(unread_bytes)} unread"
     elif is_there:
         text = f"Pod {name[4:]} pins nothing that memdiag can see"
     else:
-        text = f"Pod {name[4:]} was not on the node any more when the measurement ended"
+        text = f"Pod {name[4:]} was no longer on the node when the measurement ended"
     return clip(text, MAX_SENTENCE)
 
 
 def node_sentence(result: NodeResult) -> str:
-    """The answer of one node; first what the pod that it is about pins, if it is about one."""
+    """The result of one node; if the diagnosis is about a pod, it starts with what that pod pins."""
     sentence = _node_sentence(result)
     return clip(f"{result.target_pod.message}. {sentence}", MAX_SENTENCE) if result.target_pod else sentence
 
@@ -125,12 +125,13 @@ def _node_sentence(result: NodeResult) -> str:
             f"Node {result.node_name}: {_IN_WORDS[result.verdict.kind]}. {NODE_SAYS}{result.verdict.sentence}",
             MAX_SENTENCE,
         )
-    held = f"kernel code holds {result.alloc_page} outside all accounts" if result.alloc_page else "memory is pinned"
-    return clip(f"On node {result.node_name} {held}; suspect: {result.suspect}{_proof(result)}.", MAX_SENTENCE)
+    unaccounted = f"{result.alloc_page} of kernel memory is not accounted for by any counter"
+    held = unaccounted if result.alloc_page else "memory is pinned"
+    return clip(f"On node {result.node_name}, {held}; suspect: {result.suspect}{_proof(result)}.", MAX_SENTENCE)
 
 
 def run_sentence(results: Sequence[NodeResult], states: Sequence[NodeState]) -> str:
-    """The answer of a run on the nodes of `states`: that of its most telling node, and how many have a leak."""
+    """The result of a run on the nodes of `states`: that of its strongest node, and how many nodes have a leak."""
     sentence = node_sentence(max(results, key=weight_as_answer))
     if len(states) == 1:
         return sentence
@@ -141,19 +142,19 @@ def run_sentence(results: Sequence[NodeResult], states: Sequence[NodeState]) -> 
     elif noes == len(states):
         found = f"{len(states)} nodes, no leak found"
     else:
-        found = f"{len(states)} nodes, no leak on {noes} of them, not known on {len(states) - noes}"
+        found = f"{len(states)} nodes, no leak on {noes} of them, unknown on {len(states) - noes}"
     return clip(f"{found}. {sentence}", MAX_SENTENCE)
 
 
 def run_suspect(results: Sequence[NodeResult], states: Sequence[NodeState]) -> str:
-    """The prime suspect of a run on the nodes of `states`, with its node where there are several."""
+    """The prime suspect of a run on the nodes of `states`, with its node if there are several."""
     best = max(results, key=weight_as_answer)
     is_alone = len(states) == 1 or not best.suspect
     return best.suspect if is_alone else clip(f"{best.node_name}: {best.suspect}", MAX_SHORT_TEXT)
 
 
 def weight_as_answer(result: NodeResult) -> tuple[int, bool, int]:
-    """Which node a reader wants to hear of first: a leak, a doubt, none, no answer; then the most allocpage."""
+    """Sort key of the most relevant node: a leak, an unclear result, no leak, no result; then the most allocpage."""
     weight = WEIGHT[LEAK_STATUS[result.verdict.kind]] if result.verdict else -1
     return weight, bool(result.suspect), result.alloc_page_bytes or 0
 
@@ -163,4 +164,4 @@ def _proof(result: NodeResult) -> str:
         return ""
     share = result.explained_bytes / result.outstanding_bytes
     traced = format_bytes(result.outstanding_bytes)
-    return f"; {share:.0%} of the {traced} that were allocated during the trace and not freed sit in holders"
+    return f"; holders account for {share:.0%} of the {traced} allocated during the trace and not freed"

@@ -1,4 +1,4 @@
-"""Conditions of a diagnosis: all four always there, each with the time of its last change and the generation it saw."""
+"""Conditions of a diagnosis: always all four, each with the time of its last change and its observed generation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Finding:
 def conditions(
     previous: Sequence[Condition], findings: dict[ConditionType, Finding], generation: int, now: datetime
 ) -> list[Condition]:
-    """`findings` as conditions; a time changes only where the status does."""
+    """`findings` as conditions; a transition time changes only if the status does."""
     before = {condition.type: condition for condition in previous}
     return [
         Condition(
@@ -44,7 +44,7 @@ def conditions(
 
 
 def while_running(reason: Reason, message: str, states: Sequence[NodeState] = ()) -> dict[ConditionType, Finding]:
-    """Conditions of a run that is not over; a leak that a node has reported is told at once."""
+    """Conditions of a run in progress; a leak that a node has reported is shown at once."""
     return {
         ConditionType.SUCCEEDED: Finding(ConditionStatus.UNKNOWN, reason, message),
         ConditionType.LEAK_DETECTED: _leak_so_far(states) or Finding(ConditionStatus.UNKNOWN, reason, _so_far(states)),
@@ -54,7 +54,7 @@ def while_running(reason: Reason, message: str, states: Sequence[NodeState] = ()
 
 
 def while_held_back(message: str, previous: Sequence[Condition], *, is_rerun: bool) -> dict[ConditionType, Finding]:
-    """Conditions of a run that may not begin yet; before a rerun, the last run's answer stays."""
+    """Conditions of a run that may not start yet; before a rerun, the previous run's result stays."""
     if not is_rerun:
         return while_running(Reason.LIMIT_REACHED, message)
     return as_they_were(previous) | {
@@ -64,7 +64,7 @@ def while_held_back(message: str, previous: Sequence[Condition], *, is_rerun: bo
 
 
 def after_the_end(previous: Sequence[Condition]) -> dict[ConditionType, Finding]:
-    """Conditions of a run that has ended before, and of which no rerun is asked for (any more)."""
+    """Conditions of a run that has ended, without a request for a rerun (any more)."""
     findings = as_they_were(previous)
     held_back = findings.get(ConditionType.RECONCILING)
     if held_back is None or held_back.reason is not Reason.LIMIT_REACHED:
@@ -78,7 +78,7 @@ def as_they_were(previous: Sequence[Condition]) -> dict[ConditionType, Finding]:
 
 
 def when_suspended() -> dict[ConditionType, Finding]:
-    """Conditions of a diagnosis that waits for a person."""
+    """Conditions of a suspended diagnosis."""
     message = "spec.suspend is true: set it to false to run."
     return {
         ConditionType.SUCCEEDED: Finding(ConditionStatus.UNKNOWN, Reason.SUSPENDED, message),
@@ -89,10 +89,10 @@ def when_suspended() -> dict[ConditionType, Finding]:
 
 
 def when_refused(reason: Reason, message: str) -> dict[ConditionType, Finding]:
-    """Conditions of a run that ends before it has a node."""
+    """Conditions of a run that ends before its nodes are chosen."""
     return {
         ConditionType.SUCCEEDED: Finding(ConditionStatus.FALSE, reason, message),
-        ConditionType.LEAK_DETECTED: Finding(ConditionStatus.UNKNOWN, Reason.NO_RESULT, "No node was looked at."),
+        ConditionType.LEAK_DETECTED: Finding(ConditionStatus.UNKNOWN, Reason.NO_RESULT, "No node was measured."),
         ConditionType.RECONCILING: Finding(ConditionStatus.FALSE, reason),
         ConditionType.STALLED: Finding(ConditionStatus.TRUE, reason, message),
     }
@@ -101,7 +101,7 @@ def when_refused(reason: Reason, message: str) -> dict[ConditionType, Finding]:
 def when_finished(
     states: Sequence[NodeState], fail_on: FailOn, summary: str, failures: Sequence[str] = ()
 ) -> dict[ConditionType, Finding]:
-    """Conditions of a run whose nodes have all ended; `failures` says of nodes without a result what happened there."""
+    """Conditions of a run that has ended on every node; `failures`: messages of the nodes without a result."""
     leak = _leak(states, summary)
     succeeded = _succeeded(states, fail_on, leak, summary, failures)
     return {ConditionType.SUCCEEDED: succeeded, ConditionType.LEAK_DETECTED: leak} | _ended(succeeded)
@@ -111,7 +111,7 @@ def _ended(succeeded: Finding) -> dict[ConditionType, Finding]:
     ended_well = succeeded.status is ConditionStatus.TRUE
     return {
         ConditionType.RECONCILING: Finding(ConditionStatus.FALSE, succeeded.reason),
-        # Nothing more happens by itself: kstatus, and so Flux and kubectl's waiters, read this as "failed".
+        # Nothing more happens without a change: kstatus, and so Flux and other pipelines, read this as "failed".
         ConditionType.STALLED: Finding(
             ConditionStatus.FALSE if ended_well else ConditionStatus.TRUE,
             succeeded.reason,
@@ -126,14 +126,14 @@ def _leak(states: Sequence[NodeState], summary: str) -> Finding:
         return Finding(ConditionStatus.UNKNOWN, Reason.NO_RESULT, "No node has delivered a result.")
     heaviest = max(kinds, key=lambda kind: WEIGHT[LEAK_STATUS[kind]])
     if len(kinds) < len(states) and LEAK_STATUS[heaviest] is ConditionStatus.FALSE:
-        return Finding(ConditionStatus.UNKNOWN, Reason.PARTIAL_RESULTS, "No leak where there is a result.")
+        return Finding(ConditionStatus.UNKNOWN, Reason.PARTIAL_RESULTS, "No leak on the nodes that delivered a result.")
     return Finding(LEAK_STATUS[heaviest], Reason(heaviest.value), summary)
 
 
 def _leak_so_far(states: Sequence[NodeState]) -> Finding | None:
     for state in states:
         if state.verdict and LEAK_STATUS[state.verdict] is ConditionStatus.TRUE:
-            message = f"Found on {state.node_name} already; {_so_far(states)}"
+            message = f"Already found on {state.node_name}; {_so_far(states)}"
             return Finding(ConditionStatus.TRUE, Reason(state.verdict.value), message)
     return None
 
@@ -150,13 +150,13 @@ def _succeeded(
     if not failed:
         if fail_on is FailOn.LEAK_DETECTED and leak.status is ConditionStatus.TRUE:
             return Finding(
-                ConditionStatus.FALSE, Reason.LEAK_FOUND, f"failOn is LeakDetected, and one was found: {summary}"
+                ConditionStatus.FALSE, Reason.LEAK_FOUND, f"failOn is LeakDetected, and a leak was found: {summary}"
             )
         return Finding(ConditionStatus.TRUE, Reason.COMPLETED, summary)
-    told = list(failures[:MAX_FAILURES_IN_MESSAGE])
-    if len(told) < len(failed):
-        told.append(f"and {len(failed) - len(told)} more" if told else f"{len(failed)} failed")
-    message = "; ".join(told)
+    shown = list(failures[:MAX_FAILURES_IN_MESSAGE])
+    if len(shown) < len(failed):
+        shown.append(f"and {len(failed) - len(shown)} more" if shown else f"{len(failed)} failed")
+    message = "; ".join(shown)
     if len(failed) < len(states):
         count = f"{len(states) - len(failed)} of {len(states)} nodes delivered a result"
         return Finding(ConditionStatus.FALSE, Reason.PARTIAL_RESULTS, f"{count}; {message}")

@@ -1,4 +1,4 @@
-"""Kubernetes events of a diagnosis: which ones a new status deserves."""
+"""Kubernetes events of a diagnosis: which events a new status emits."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 from memdiag_api.conditions import ConditionStatus, ConditionType, Reason
 from memdiag_api.diagnosis import MemoryDiagnosisStatus
 from memdiag_operator.kube.objects import Diagnosis
-from memdiag_operator.status.trim import most_telling
+from memdiag_operator.status.trim import most_relevant
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,35 +19,35 @@ class Announcement:
 
 
 def announcements(diagnosis: Diagnosis, new: MemoryDiagnosisStatus) -> tuple[Announcement, ...]:
-    """Events for what is new in `new`: a run's begin, its first runner at work, its end, what to do about a leak."""
+    """Events for what is new in `new`: the start of a run, its first running pod, its end, what to do about a leak."""
     before = diagnosis.status
-    began = new.run_id != before.run_id
-    ended = new.completion_time is not None and (began or not diagnosis.is_finished)
-    if not began and not ended:
-        return () if diagnosis.is_finished else _first_at_work(before, new)
+    started = new.run_id != before.run_id
+    ended = new.completion_time is not None and (started or not diagnosis.is_finished)
+    if not started and not ended:
+        return () if diagnosis.is_finished else _first_running(before, new)
     conditions_now = {one.type: one for one in new.conditions}
     succeeded, leak = conditions_now[ConditionType.SUCCEEDED], conditions_now[ConditionType.LEAK_DETECTED]
-    if began and not ended:
+    if started and not ended:
         return (Announcement("Normal", "Started", f"Run {new.run_id}: {succeeded.message}"),)
     ended_well = succeeded.status is ConditionStatus.TRUE
-    told = [Announcement("Normal" if ended_well else "Warning", succeeded.reason, succeeded.message)]
+    reported = [Announcement("Normal" if ended_well else "Warning", succeeded.reason, succeeded.message)]
     if leak.status is ConditionStatus.TRUE:
         what = new.suspect or leak.message
-        told.append(Announcement("Warning", leak.reason, f"{what.rstrip('.')}. {_advice(new)}".strip()))
-    return tuple(told)
+        reported.append(Announcement("Warning", leak.reason, f"{what.rstrip('.')}. {_advice(new)}".strip()))
+    return tuple(reported)
 
 
-def _first_at_work(before: MemoryDiagnosisStatus, new: MemoryDiagnosisStatus) -> tuple[Announcement, ...]:
-    """Once for a run, however many nodes it has."""
+def _first_running(before: MemoryDiagnosisStatus, new: MemoryDiagnosisStatus) -> tuple[Announcement, ...]:
+    """One event per run, however many nodes it has."""
     if any(one.reason != Reason.PENDING for one in before.results):
         return ()
     return tuple(
-        Announcement("Normal", Reason.RUNNING, f"Runner pod {one.pod_name} is at work on node {one.node_name}.")
+        Announcement("Normal", Reason.RUNNING, f"Runner pod {one.pod_name} is running on node {one.node_name}.")
         for one in new.results
         if one.reason == Reason.RUNNING
     )[:1]
 
 
 def _advice(status: MemoryDiagnosisStatus) -> str:
-    telling = [one.verdict.advice for one in most_telling(status.results) if one.verdict]
-    return telling[0] if telling else ""
+    relevant = [one.verdict.advice for one in most_relevant(status.results) if one.verdict]
+    return relevant[0] if relevant else ""

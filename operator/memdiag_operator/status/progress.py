@@ -1,8 +1,8 @@
-"""How far a run is, in steps coarse enough that telling it costs little.
+"""How far a run is, in steps coarse enough that reporting it costs little.
 
-Every step is a write of the status, which everyone who watches receives. So the seconds of a trace are told in ticks:
-USUAL_TICKS of them in a run, more only in a long one, where they come every LONG_TICK_SECONDS; the nodes of a run share
-them. A node's ticks are never less than MIN_TICK_SECONDS apart.
+Every step is a write of the status, which every watcher receives. So progress within a trace is reported in ticks:
+USUAL_TICKS per run, more only in a long run, where there is one every LONG_TICK_SECONDS; the nodes of a run share them.
+A node's ticks are never less than MIN_TICK_SECONDS apart.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ DONE = Progress(RunStep.DONE, 100)
 
 
 def tick_seconds(window_seconds: int, nodes: int) -> int:
-    """How much of a trace of `window_seconds` passes between two tellings, in a run on so many `nodes`."""
+    """Seconds between two progress reports of a trace of `window_seconds`, in a run on this number of `nodes`."""
     ticks = max(1, max(USUAL_TICKS, window_seconds // LONG_TICK_SECONDS) // max(1, nodes))
     return max(MIN_TICK_SECONDS, -(-window_seconds // ticks))
 
@@ -44,7 +44,7 @@ def tracing(elapsed_seconds: int, window_seconds: int) -> Progress:
 
 
 def of_run(nodes: Sequence[Progress]) -> tuple[int, str]:
-    """How far the whole run is, in percent and as people read it: `Tracing 41%`, or `2/5 nodes 48%`."""
+    """How far the whole run is, in percent and in readable form: `Tracing 41%`, or `2/5 nodes 48%`."""
     percent = sum(one.percent for one in nodes) // len(nodes)
     if len(nodes) == 1:
         return percent, f"{nodes[0].step} {percent}%"

@@ -1,4 +1,4 @@
-"""How a run stands on each of its nodes, as a status keeps it."""
+"""The state of a run on each of its nodes, as stored in a status."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -12,9 +12,9 @@ UNSETTLED = frozenset({Reason.PENDING, Reason.RUNNING})
 
 
 def run_states(diagnosis: Diagnosis) -> dict[str, NodeState]:
-    """How the run stands on each of its nodes, by name, in their order.
+    """The state of the run on each of its nodes, by name, in their order.
 
-    memdiag 0.1.0 wrote it in `results` alone, and had one node only.
+    memdiag 0.1.0 wrote it only to `results`, and had only one node.
     """
     status, spec = diagnosis.status, diagnosis.spec
     states = status.node_states or [
@@ -31,7 +31,7 @@ def run_states(diagnosis: Diagnosis) -> dict[str, NodeState]:
 
 
 def node_counts(states: Collection[NodeState]) -> NodeCounts:
-    """How many of a run's nodes are in which state."""
+    """Node counts by state."""
     by_reason = Counter(state.reason for state in states)
     pending, running = by_reason[Reason.PENDING], by_reason[Reason.RUNNING]
     succeeded = by_reason[Reason.COMPLETED]

@@ -1,7 +1,7 @@
-"""Keeps a status small: etcd and every watcher carry all of it, all the time.
+"""Keeps a status small: etcd stores all of it, and every watcher receives all of it on each write.
 
-Of a run on a thousand nodes, whose names Kubernetes keeps to 63 characters (they are label values), the states take up
-to 150 KiB, the results MAX_RESULTS_BYTES, the rest a few KiB.
+In a run on a thousand nodes (Kubernetes limits their names to 63 characters, as label values), the states take up to
+150 KiB, the results MAX_RESULTS_BYTES, the rest a few KiB.
 """
 
 import json
@@ -18,10 +18,10 @@ MAX_RESULTS_BYTES = 60 * 1024
 """Of the 64 KiB that a status may have; the rest is for conditions and references."""
 
 
-def most_telling(results: Sequence[NodeResult]) -> list[NodeResult]:
-    """Those that the status has place for: answers, weightiest first; some failures; then what is under way.
+def most_relevant(results: Sequence[NodeResult]) -> list[NodeResult]:
+    """The results that the status has room for: answers, strongest first; some failures; then nodes in progress.
 
-    An answer that is left off is in its node's report only, so what is under way, and can be told again, yields to it.
+    An answer that is left off is only in its node's report, so it takes precedence over progress, which changes anyway.
     """
     answers = sorted((one for one in results if one.verdict), key=weight_as_answer, reverse=True)
     failures = [one for one in results if not one.verdict and one.reason not in UNSETTLED]
@@ -32,7 +32,7 @@ def most_telling(results: Sequence[NodeResult]) -> list[NodeResult]:
 
 
 def fit(results: Sequence[NodeResult], limit_bytes: int = MAX_RESULTS_BYTES) -> tuple[list[NodeResult], bool]:
-    """`results` within `limit_bytes` of JSON, and whether anything was left off: the smallest finds go first."""
+    """`results` within `limit_bytes` of JSON, and whether anything was left off: the smallest findings go first."""
     fitting = list(results)
     truncated = False
     while fitting and sum(map(_size_bytes, fitting)) > limit_bytes:

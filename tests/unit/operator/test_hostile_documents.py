@@ -1,4 +1,4 @@
-"""What a hostile node may leave as log and last words, through the whole decision: refused, or published harmlessly.
+"""A log and termination message of a hostile node, through the whole decision: rejected, or published harmlessly.
 
 `make fuzz` runs 10,000 mutations and prints the counts; MEMDIAG_FUZZ_EXAMPLES sets their number, which is small in the
 ordinary run. The mutations are the same in every run. What is accepted is compared with what was sent: nothing may be
@@ -46,7 +46,7 @@ from support.kubernetes_objects import (
 
 EXAMPLES = int(os.environ.get("MEMDIAG_FUZZ_EXAMPLES", "300"))
 BYTE_SHARE = 4
-"""One in so many mutations is one of bytes, the others are of the document's values."""
+"""One in this number of mutations is one of bytes, the others are of the document's values."""
 FUZZ = settings(
     deadline=None,
     derandomize=True,
@@ -69,16 +69,16 @@ def counts(request: pytest.FixtureRequest) -> Iterator[None]:
     """Print how many documents came to which end, where that was asked for."""
     yield
     if "MEMDIAG_FUZZ_EXAMPLES" in os.environ:
-        told = ", ".join(f"{count} {end}" for end, count in sorted(COUNTS.items()))
+        reported = ", ".join(f"{count} {end}" for end, count in sorted(COUNTS.items()))
         with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-            print(f"\n{COUNTS.total()} hostile documents: {told}")
+            print(f"\n{COUNTS.total()} hostile documents: {reported}")
 
 
 # --- the way of a result ----------------------------------------------------------------------------------------------
 
 
 def published(message: str, log: bytes) -> tuple[NodeResult, dict[str, Any] | None]:
-    """What becomes of this log and these last words: the node's result in the status, and its report, if any."""
+    """What this log and this termination message lead to: the node's result in the status, and its report, if any."""
     runner = pod(phase="Succeeded", state=terminated(message))
     neighbour = Pod.model_validate(
         {
@@ -124,7 +124,7 @@ def safe(document: dict[str, Any], limit_bytes: int) -> None:
 
 
 def announced(document: bytes) -> tuple[str, bytes]:
-    """A document whose frame and last words are as they should be: only its content can be wrong."""
+    """A document whose frame and termination message are correct: only its content can be wrong."""
     return termination_message(document, RUN), raw_frame(document)
 
 
@@ -288,7 +288,7 @@ def changed(change: Callable[[dict[str, Any]], Any], template: dict[str, Any] = 
 
 
 def in_every_text(poison: str) -> bytes:
-    """A document in which each text that people read is `poison`."""
+    """A document in which each readable text is `poison`."""
 
     def change(document: dict[str, Any]) -> None:
         for holder in document["holders"]:
@@ -327,7 +327,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "deep lists": lambda: b"[" * DEEP + b"]" * DEEP,
     "deep objects": lambda: b'{"a":' * (DEEP // 2) + b"1" + b"}" * (DEEP // 2),
     "depth inside a field": lambda: changed(lambda d: d.update(notes="@")).replace(b'"@"', b"[" * DEEP + b"]" * DEEP),
-    "open for ever": lambda: b'{"holders":[' + b"[" * DEEP,
+    "never closed": lambda: b'{"holders":[' + b"[" * DEEP,
     "invalid UTF-8": lambda: json.dumps(DOCUMENT).encode().replace(b"nginx", b"\xff\xfe\xc0\xaf"),
     "overlong UTF-8": lambda: json.dumps(DOCUMENT).encode().replace(b"nginx", b"\xe0\x80\xafx"),
     "UTF-16": lambda: json.dumps(DOCUMENT).encode("utf-16-le").replace(b"\n", b" "),
@@ -426,7 +426,7 @@ WORDS: dict[str, str] = {
 
 
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
-def test_last_words_that_no_runner_would_say_are_refused(words: str) -> None:
+def test_termination_messages_that_no_runner_would_write_are_rejected(words: str) -> None:
     assert words != GOOD_MESSAGE
     result, report = bounded(lambda: published(words, GOOD_LOG))
     COUNTS["refused"] += 1

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from memdiag_api.conditions import Reason
 from memdiag_api.diagnosis import NodeResult
 from memdiag_operator.cluster.requests import classify
-from memdiag_operator.decide.changes import NodeStep, RunEnd, node_steps, run_begins, run_end
+from memdiag_operator.decide.changes import NodeStep, RunEnd, node_steps, run_end, run_starts
 from memdiag_operator.decide.plan import Plan
 from memdiag_operator.decide.reconcile import reconcile
 from memdiag_operator.decide.slots import allot
@@ -65,15 +65,15 @@ def samples(metrics: OperatorMetrics, family: str) -> dict[tuple[str, ...], floa
 # --- what a plan changes ----------------------------------------------------------------------------------------------
 
 
-def test_a_run_begins_once() -> None:
+def test_a_run_starts_once() -> None:
     plan = plan_for(NEW)
-    assert run_begins(NEW, plan)
+    assert run_starts(NEW, plan)
     assert plan.status
-    begun = diagnosis(status=plan.status.to_json_object())
-    assert not run_begins(begun, plan_for(begun))
+    started = diagnosis(status=plan.status.to_json_object())
+    assert not run_starts(started, plan_for(started))
 
 
-def test_each_nodes_step_is_told_once_and_progress_is_no_step() -> None:
+def test_each_nodes_step_is_reported_once_and_progress_is_not_a_step() -> None:
     assert [(step.node_name, step.reason) for step in node_steps(NEW, plan_for(NEW))] == [(NODE, "Pending")]
     (done,) = node_steps(AT_WORK, plan_for(AT_WORK, with_result=True))
     assert (done.node_name, done.reason) == (NODE, "Completed")
@@ -93,12 +93,12 @@ def test_the_end_of_a_run_has_its_reason_its_verdict_and_its_duration() -> None:
     assert run_end(NEW, plan_for(NEW)) is None
 
 
-def test_a_rerun_that_ends_as_it_begins_is_an_end_too() -> None:
+def test_a_rerun_that_ends_as_it_starts_is_an_end_too() -> None:
     ended = plan_for(AT_WORK, with_result=True).status
     assert ended
     before = diagnosis(status=ended.to_json_object())
     again = Plan(status=ended.model_copy(update={"run_id": "another", "start_time": NOW}))
-    assert run_begins(before, again)
+    assert run_starts(before, again)
     end = run_end(before, again)
     assert end
     assert end.duration_seconds == 0
@@ -116,16 +116,16 @@ def test_the_queue_is_who_has_no_runner_yet_and_the_slots_are_held_by_runners() 
         diagnosis(name=f"d{number}", uid=f"uid-{number}", node=f"node-{number}", status=running_status())
         for number in range(5)
     ]
-    at_work = [pod(name=f"other-{number}", node_name=f"busy-{number}") for number in range(2)]
+    busy = [pod(name=f"other-{number}", node_name=f"busy-{number}") for number in range(2)]
     done = pod(name="done", node_name="busy-9", phase="Succeeded", state=terminated())
-    allotment = allot(fleet((*at_work, done), waiting), 3, NOW)
+    allotment = allot(fleet((*busy, done), waiting), 3, NOW)
     assert (allotment.slots_used, allotment.queue_length) == (2, 5)
 
 
 # --- what is counted --------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_counted_at_its_begin_and_at_its_end() -> None:
+def test_a_run_is_counted_at_its_start_and_at_its_end() -> None:
     metrics = OperatorMetrics()
     metrics.applied(NEW, plan_for(NEW))
     assert samples(metrics, "memdiag_runs_started_total") == {(): 1}
@@ -145,8 +145,8 @@ def test_every_reason_has_its_series_from_the_start() -> None:
     ends = {("Completed", "succeeded"), *product(FAILURES, ("failed",))}
     assert samples(metrics, "memdiag_runs_total") == dict.fromkeys(ends, 0)
     goes_on = {Reason.PENDING, Reason.LIMIT_REACHED, Reason.RUNNING, Reason.SUSPENDED}
-    told = {*FAILURES, *VERDICTS, Reason.COMPLETED} | goes_on
-    assert told == set(Reason)
+    reported = {*FAILURES, *VERDICTS, Reason.COMPLETED} | goes_on
+    assert reported == set(Reason)
 
 
 def test_a_refused_report_is_counted_and_one_that_is_there_is_not() -> None:

@@ -86,7 +86,7 @@ def test_a_run_that_waits_for_its_slot_keeps_its_place_and_gets_its_runner() -> 
     assert manifest["metadata"]["name"] == runner("running").metadata.name
 
 
-def test_a_runner_at_work_is_found_and_not_started_twice() -> None:
+def test_a_running_runner_is_found_and_not_started_twice() -> None:
     one, pod = diagnosis("running"), runner("running")
     plan = decided(one, pod)
     assert plan.launches == ()

@@ -107,7 +107,7 @@ def test_a_log_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         stopped.set()
 
 
-def test_a_log_that_does_not_begin_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_does_not_start_is_requested_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "LOG_READ_TIMEOUT_SECONDS", 0.2)
     arrived, stopped = threading.Event(), threading.Event()
     asked = 0

@@ -66,7 +66,7 @@ OLD_REPORTS = f"{naming.DIAGNOSIS_UID_LABEL}={UID},{naming.RUN_ID_LABEL} notin (
 
 
 def test_a_plan_is_carried_out_in_an_order_that_loses_nothing() -> None:
-    """The result is stored before the status says so, and the status before the pod goes that could tell it again."""
+    """The result is stored before the status says so, and the status before the pod is removed that could repeat it."""
     cluster, kubernetes = cluster_with(pod(name="old"), pod(name="works"))
     cluster.cache.reports.put(StoredReport("of another run", Run(UID, "another run"), NOW, 1))
     assert apply(cluster, SNAPSHOT, replace(WHOLE, delete_diagnosis=False)) == {}
@@ -138,9 +138,9 @@ def test_a_pod_that_a_former_operator_has_created_is_found() -> None:
 @pytest.mark.parametrize(
     ("error", "why"),
     [
-        (AlreadyExistsError("x"), "the API server refuses the runner pod: pod memdiag-runners/where-.* delete it$"),
+        (AlreadyExistsError("x"), "the API server rejected the runner pod: pod memdiag-runners/where-.* delete it$"),
         (NotFoundError("x"), "there is no namespace memdiag-runners: apply memdiag's manifests"),
-        (RefusedError("exceeded quota"), "the API server refuses the runner pod: exceeded quota$"),
+        (RefusedError("exceeded quota"), "the API server rejected the runner pod: exceeded quota$"),
         (RefusedError(f"{ADMISSION_POLICY} denied it"), "exempt the namespace memdiag-runners from it"),
     ],
 )
@@ -165,7 +165,9 @@ def test_a_pod_that_a_webhook_has_changed_is_removed() -> None:
 
     kubernetes.create_pod = with_sidecar  # type: ignore[method-assign] # as a webhook would
     why = launch(cluster)
-    assert why.startswith("the runner pod was changed on its way and removed: container proxy was added. If a webhook")
+    assert why.startswith(
+        "the runner pod was changed during admission and deleted: container proxy was added. If a webhook"
+    )
     assert kubernetes.pods == {}
     assert cluster.cache.pods.all() == ()
 
@@ -239,7 +241,7 @@ def test_reports_of_former_runs_may_stay_for_a_while() -> None:
     assert cluster.cache.reports.all() == (former,)
 
 
-def test_an_event_is_one_object_for_a_run_however_often_it_is_told() -> None:
+def test_an_event_is_one_object_for_a_run_however_often_it_is_created() -> None:
     cluster, kubernetes = cluster_with()
     plan = Plan(announcements=(Announcement("Warning", "Completed", "x" * 2000),))
     apply(cluster, SNAPSHOT, plan)

@@ -1,4 +1,4 @@
-"""What comes from the API server: lists with something strange in them, and errors told apart."""
+"""What comes from the API server: lists with unusual items, and errors by kind."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ def test_a_diagnosis_of_a_later_version_does_not_hide_the_others(caplog: pytest.
         page = DiagnosisList.model_validate_json(json.dumps({"metadata": {"continue": "x"}, "items": [later, good]}))
     assert [one.metadata.name for one in page.items] == ["good"]
     assert page.metadata.continue_ == "x"
-    assert "later is left alone" in caplog.text
+    assert "ignoring MemoryDiagnosis later" in caplog.text
 
 
 def test_a_list_of_metadata_may_have_null_for_no_items() -> None:
@@ -61,7 +61,9 @@ def status(reason: str, message: str) -> str:
         (404, "", NotFoundError, "404 Reason"),
     ],
 )
-def test_answers_are_told_apart_by_what_to_do(code: int, body: str, kind: type[ClusterError], text: str) -> None:
+def test_errors_are_distinguished_by_how_to_handle_them(
+    code: int, body: str, kind: type[ClusterError], text: str
+) -> None:
     error = ApiException(status=code, reason="Reason")
     error.body = body
     with pytest.raises(kind, match=text), translated("read node a"):

@@ -117,7 +117,7 @@ def test_what_is_known_of_other_nodes_stays() -> None:
     assert snapshot.fresh_nodes == {"other"}
 
 
-def test_an_api_server_that_does_not_answer_is_no_missing_node() -> None:
+def test_an_api_server_that_does_not_respond_is_not_a_missing_node() -> None:
     cluster, kubernetes = cluster_with(nodes=(node(),))
     kubernetes.fail("read_node", UnavailableError("no answer"))
     with pytest.raises(UnavailableError):

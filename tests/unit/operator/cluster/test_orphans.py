@@ -98,7 +98,7 @@ def test_an_api_server_that_does_not_answer_is_asked_again() -> None:
     assert orphans(cache)
 
 
-def test_whose_diagnosis_lives_or_who_goes_already_is_no_orphan() -> None:
+def test_a_pod_with_a_diagnosis_or_being_deleted_is_not_an_orphan() -> None:
     assert orphans(cache_with(pod(), diagnoses=(diagnosis(),))) == []
     assert orphans(cache_with(pod(deleted=True))) == []
     assert orphans(Cache()) == []

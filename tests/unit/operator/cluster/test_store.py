@@ -27,7 +27,7 @@ def versions(of: Store[Pod]) -> dict[str, str]:
     return {one.metadata.name: one.metadata.resource_version for one in of.all()}
 
 
-def test_the_latest_version_stays_in_whatever_order_they_come() -> None:
+def test_the_latest_version_stays_in_any_order_of_arrival() -> None:
     assert versions(store(pod("a", 9), pod("a", 10))) == {"a": "10"}
     assert versions(store(pod("a", 10), pod("a", 9))) == {"a": "10"}
     assert versions(store(pod("a", "opaque"), pod("a", "other"))) == {"a": "other"}

@@ -57,7 +57,7 @@ def pending(**spec: Any) -> Diagnosis:
     return diagnosis(status=running_status(), spec=spec)
 
 
-def at_work() -> Diagnosis:
+def running_diagnosis() -> Diagnosis:
     return diagnosis(status=running_status(result=NodeResult(node_name=NODE, reason=Reason.RUNNING)))
 
 
@@ -66,15 +66,15 @@ def of_nodes(count: int) -> Diagnosis:
     return diagnosis(status=running_status(nodeStates=states), spec=SELECTOR)
 
 
-# --- a run that begins ------------------------------------------------------------------------------------------------
+# --- a run that starts ------------------------------------------------------------------------------------------------
 
 
-def test_a_run_asks_first_whether_it_may_begin() -> None:
+def test_a_run_asks_first_whether_it_may_start() -> None:
     snapshot = Snapshot(diagnosis=diagnosis(spec=SELECTOR))
     assert needs(snapshot) == Needs(snapshot, permission=True)
 
 
-def test_one_that_may_not_begin_asks_for_nothing_else() -> None:
+def test_one_that_may_not_start_asks_for_nothing_else() -> None:
     held_back = plan(Snapshot(diagnosis=diagnosis(spec=SELECTOR), limit_reached="too many"))
     assert held_back.status
     assert (held_back.status.run_id, held_back.status.conditions[0].reason) == (None, Reason.LIMIT_REACHED)
@@ -86,17 +86,17 @@ def test_nodes_are_chosen_from_what_there_is(spec: dict[str, Any]) -> None:
     assert needs(snapshot) == Needs(snapshot, candidates=snapshot.diagnosis.spec.target)  # type: ignore[union-attr] # valid
 
 
-def test_a_run_that_begins_goes_on_at_once_from_what_its_begin_has_decided() -> None:
+def test_a_run_that_starts_continues_at_once_from_what_its_start_has_decided() -> None:
     chosen = Candidates(tuple(node(f"node-{number}") for number in range(3)))
     asked = needs(Snapshot(diagnosis=diagnosis(spec=SELECTOR), limit_reached="", candidates=chosen, pods=(pod(),)))
     assert asked.nodes == {"node-0": inf, "node-1": inf}
-    assert asked.snapshot.begun
-    assert asked.snapshot.diagnosis.status == asked.snapshot.begun.status
+    assert asked.snapshot.start_plan
+    assert asked.snapshot.diagnosis.status == asked.snapshot.start_plan.status
     # A cluster's nodes are not kept any longer than it takes to choose.
     assert (asked.snapshot.candidates, asked.snapshot.pods) == (None, (pod(),))
 
 
-def test_the_begin_and_what_follows_are_one_plan() -> None:
+def test_the_start_and_what_follows_are_one_plan() -> None:
     snapshot = Snapshot(diagnosis=diagnosis(), limit_reached="")
     nodes = replace(needs(snapshot).snapshot, nodes={NODE: node()})
     slots = replace(needs(nodes).snapshot, allotment=allot(fleet((), (nodes.diagnosis,)), 3, NOW))
@@ -114,7 +114,7 @@ def test_the_begin_and_what_follows_are_one_plan() -> None:
         pytest.param(diagnosis(spec={"terminate": True}), "Terminated", id="to be terminated"),
     ],
 )
-def test_a_run_that_ends_as_it_begins_takes_no_place_from_anyone(one: Diagnosis, reason: str) -> None:
+def test_a_run_that_ends_as_it_starts_takes_no_place_from_others(one: Diagnosis, reason: str) -> None:
     answer = decide(Snapshot(diagnosis=one), CONFIG, NOW)
     if isinstance(answer, Needs):
         assert not answer.permission
@@ -129,7 +129,7 @@ def test_a_run_that_ends_as_it_begins_takes_no_place_from_anyone(one: Diagnosis,
 
 
 def test_a_runner_that_the_cache_lacks_is_asked_for_before_its_run_ends() -> None:
-    snapshot = Snapshot(diagnosis=at_work())
+    snapshot = Snapshot(diagnosis=running_diagnosis())
     assert needs(snapshot) == Needs(snapshot, pods=(POD_NAME,))
     gone = replace(snapshot, absent_pods=frozenset({POD_NAME}), nodes={NODE: node()})
     ended = plan(gone).status
@@ -141,12 +141,12 @@ def test_a_runner_that_the_cache_lacks_is_asked_for_before_its_run_ends() -> Non
     ("runner", "max_age_seconds"),
     [
         pytest.param(pod(state=running()), CONFIG.sweep.idle_seconds, id="a runner that works"),
-        pytest.param(pod(phase="Failed", state=terminated(exit_code=255)), 0, id="one without last words"),
+        pytest.param(pod(phase="Failed", state=terminated(exit_code=255)), 0, id="one without a termination message"),
         pytest.param(pod(phase="Succeeded", state=terminated("{}")), inf, id="one that left a message"),
     ],
 )
 def test_how_old_a_reading_of_the_node_may_be(runner: Pod, max_age_seconds: float) -> None:
-    snapshot = Snapshot(diagnosis=at_work(), pods=(runner,))
+    snapshot = Snapshot(diagnosis=running_diagnosis(), pods=(runner,))
     assert needs(snapshot) == Needs(snapshot, nodes={NODE: max_age_seconds})
 
 
@@ -169,13 +169,13 @@ def test_nodes_that_are_known_are_not_asked_for() -> None:
 )
 def test_what_a_runner_left_or_suffers_from_is_asked_for_once(runner: Pod, asked: Callable[[Needs], object]) -> None:
     """A log that was not read among others waits for the next decision."""
-    snapshot = Snapshot(diagnosis=at_work(), pods=(runner,), nodes={NODE: node()})
+    snapshot = Snapshot(diagnosis=running_diagnosis(), pods=(runner,), nodes={NODE: node()})
     assert asked(needs(snapshot)) == (runner,)
     plan(replace(snapshot, outputs={}, events={}))
 
 
 def test_a_runner_that_works_needs_nothing_more() -> None:
-    plan(Snapshot(diagnosis=at_work(), pods=(pod(state=running()),), nodes={NODE: node()}))
+    plan(Snapshot(diagnosis=running_diagnosis(), pods=(pod(state=running()),), nodes={NODE: node()}))
 
 
 def test_a_slot_is_asked_for_and_then_the_node_as_it_is_now() -> None:
@@ -217,7 +217,7 @@ def test_after_a_refusal_no_other_slot_is_asked_for() -> None:
     "one",
     [
         pytest.param(diagnosis(status=running_status(), deleted=True), id="being deleted"),
-        pytest.param(diagnosis(deleted=True, spec=SELECTOR), id="deleted before it began"),
+        pytest.param(diagnosis(deleted=True, spec=SELECTOR), id="deleted before it started"),
         pytest.param(diagnosis(status=running_status(), spec={"suspend": True}), id="suspended"),
         pytest.param(diagnosis(status=running_status(completionTime=timestamp(ago(5)))), id="finished"),
         pytest.param(diagnosis(status=running_status(), spec={"topN": "x"}), id="of another version"),
@@ -230,7 +230,10 @@ def test_what_launches_nothing_reads_nothing(one: Diagnosis) -> None:
 def test_a_result_is_decided_about_with_what_was_read() -> None:
     runner = pod(phase="Failed", state=terminated(exit_code=1))
     read = Snapshot(
-        diagnosis=at_work(), pods=(runner,), nodes={NODE: node()}, outputs={POD_NAME: RunnerOutput(b"Traceback")}
+        diagnosis=running_diagnosis(),
+        pods=(runner,),
+        nodes={NODE: node()},
+        outputs={POD_NAME: RunnerOutput(b"Traceback")},
     )
     ended = plan(read).status
     assert ended

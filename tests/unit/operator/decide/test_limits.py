@@ -1,4 +1,4 @@
-"""How much may be under way at once: who begins, who waits and what that one says, and what it costs to find out."""
+"""How much may be in progress at once: which run starts, which waits and what it says, and the cost of deciding it."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from memdiag_api.diagnosis import NodeResult
 from memdiag_operator.cluster.store import Cache
 from memdiag_operator.config import LimitSettings, OperatorConfig
 from memdiag_operator.decide.claims import claim_of
-from memdiag_operator.decide.limits import Load, held_back, load, may_begin, why_it_waits
+from memdiag_operator.decide.limits import Load, held_back, load, may_start, why_it_waits
 from memdiag_operator.decide.plan import Plan
 from memdiag_operator.decide.reconcile import reconcile
 from memdiag_operator.decide.snapshot import Snapshot
@@ -21,7 +21,7 @@ WHY = why_it_waits(LIMITS)
 
 
 def new(name: str, age: float = 10, *, nodes: int | None = None, **fields: Any) -> Diagnosis:
-    """A diagnosis that has not begun, created so many seconds ago."""
+    """A diagnosis that has not started, created `age` seconds ago."""
     target: dict[str, Any] = {"nodeName": NODE}
     if nodes:
         target = {"nodeSelector": {"matchLabels": {"a": "b"}}, "maxNodes": nodes}
@@ -37,58 +37,58 @@ def under_way(name: str, unsettled: int = 1, settled: int = 0) -> Diagnosis:
     return new(name, 100, nodes=unsettled + settled, status={**running_status(), "results": [], "nodeStates": states})
 
 
-def begins(*diagnoses: Diagnosis, beginning: tuple[str, ...] = ()) -> list[str]:
-    """Names of those that may begin; both ways of asking must agree."""
+def startable(*diagnoses: Diagnosis, starting: tuple[str, ...] = ()) -> list[str]:
+    """Names of those that may start; both functions must agree."""
     claims = [claim_of(one) for one in diagnoses]
-    held = held_back(claims, beginning, LIMITS)
-    wanting = [claim for claim in claims if claim.wants_to_begin and claim.name not in beginning]
-    assert {claim.name for claim in wanting if not may_begin(claim, claims, beginning, LIMITS)} == held
+    held = held_back(claims, starting, LIMITS)
+    wanting = [claim for claim in claims if claim.wants_to_start and claim.name not in starting]
+    assert {claim.name for claim in wanting if not may_start(claim, claims, starting, LIMITS)} == held
     return sorted(claim.name for claim in wanting if claim.name not in held)
 
 
-def test_the_oldest_begin_first_and_no_more_than_the_limit() -> None:
-    assert begins(new("c", 1), new("a", 3), new("b", 2), under_way("x"), under_way("y")) == ["a"]
-    assert begins(new("c", 1), new("a", 3), new("b", 2)) == ["a", "b", "c"]
+def test_the_oldest_start_first_and_no_more_than_the_limit() -> None:
+    assert startable(new("c", 1), new("a", 3), new("b", 2), under_way("x"), under_way("y")) == ["a"]
+    assert startable(new("c", 1), new("a", 3), new("b", 2)) == ["a", "b", "c"]
 
 
 def test_those_that_were_created_together_go_by_name() -> None:
-    assert begins(new("b"), new("a"), under_way("x"), under_way("y")) == ["a"]
+    assert startable(new("b"), new("a"), under_way("x"), under_way("y")) == ["a"]
 
 
 def test_node_runs_count_as_they_may_become_and_then_as_they_are_left() -> None:
-    assert begins(new("a", nodes=300), under_way("x", 701)) == []
-    assert begins(new("a", nodes=300), under_way("x", 700, settled=300)) == ["a"]
+    assert startable(new("a", nodes=300), under_way("x", 701)) == []
+    assert startable(new("a", nodes=300), under_way("x", 700, settled=300)) == ["a"]
 
 
-def test_a_large_one_that_does_not_fit_is_not_passed_by_smaller_ones_for_ever() -> None:
+def test_a_large_one_that_does_not_fit_is_not_overtaken_by_smaller_ones() -> None:
     large, small = new("large", 9, nodes=1000), new("small", 8)
-    assert begins(large, small, under_way("x")) == []
-    assert begins(large, small) == ["large"]
+    assert startable(large, small, under_way("x")) == []
+    assert startable(large, small) == ["large"]
 
 
 def test_the_largest_diagnosis_fits_alone() -> None:
-    assert begins(new("a", nodes=1000)) == ["a"]
+    assert startable(new("a", nodes=1000)) == ["a"]
     with pytest.raises(ValueError, match="node_runs"):
         LimitSettings(node_runs=999)
 
 
-def test_those_that_begin_right_now_are_counted_before_their_status_says_so() -> None:
+def test_those_that_start_right_now_are_counted_before_their_status_says_so() -> None:
     waiting = [new("a", 4), new("b", 3), new("c", 2), new("d", 1)]
-    assert begins(*waiting, beginning=("a", "b")) == ["c"]
-    assert begins(*waiting, under_way("x"), beginning=("a", "b")) == []
+    assert startable(*waiting, starting=("a", "b")) == ["c"]
+    assert startable(*waiting, under_way("x"), starting=("a", "b")) == []
 
 
-def test_one_that_ends_as_it_begins_takes_no_place() -> None:
+def test_one_that_ends_as_it_starts_takes_no_place() -> None:
     full = (under_way("x"), under_way("y"), under_way("z"))
     for spec in ({"terminate": True}, {"suspend": True}, {"topN": "many"}):
-        assert not claim_of(new("a", spec=spec)).wants_to_begin
+        assert not claim_of(new("a", spec=spec)).wants_to_start
     assert load([claim_of(one) for one in (*full, new("a"))]) == Load(3, 3)
 
 
 # --- what it says -----------------------------------------------------------------------------------------------------
 
 
-def told(plan: Plan, kind: ConditionType) -> tuple[str, str, str]:
+def reported(plan: Plan, kind: ConditionType) -> tuple[str, str, str]:
     assert plan.status
     (found,) = [one for one in plan.status.conditions if one.type is kind]
     return found.status, found.reason, found.message
@@ -100,21 +100,21 @@ def look(one: Diagnosis, why: str = WHY) -> tuple[Plan, Diagnosis]:
     return plan, one.model_copy(update={"status": plan.status}) if plan.status else one
 
 
-def test_who_may_not_begin_says_why_once_and_no_deadline_runs() -> None:
+def test_one_that_may_not_start_says_why_once_and_no_deadline_runs() -> None:
     plan, waits = look(new("a"))
-    assert told(plan, ConditionType.SUCCEEDED) == ("Unknown", "LimitReached", WHY)
-    assert told(plan, ConditionType.RECONCILING)[:2] == ("True", "LimitReached")
+    assert reported(plan, ConditionType.SUCCEEDED) == ("Unknown", "LimitReached", WHY)
+    assert reported(plan, ConditionType.RECONCILING)[:2] == ("True", "LimitReached")
     assert "3 diagnoses (limits.unfinishedDiagnoses" in WHY
     assert "1000 node runs (limits.nodeRuns)" in WHY
     assert plan == Plan(status=plan.status)
     assert (waits.status.start_time, waits.status.run_id) == (None, None)
     assert look(waits)[0] == Plan()
     claim = claim_of(waits)
-    assert (claim.wants_to_begin, claim.says_limit_reached, claim.is_under_way) == (True, True, False)
-    begun = reconcile(Snapshot(diagnosis=waits), CONFIG, NOW)
-    assert told(begun, ConditionType.SUCCEEDED)[:2] == ("Unknown", "Pending")
-    assert begun.status
-    assert begun.status.start_time == NOW
+    assert (claim.wants_to_start, claim.says_limit_reached, claim.is_under_way) == (True, True, False)
+    started = reconcile(Snapshot(diagnosis=waits), CONFIG, NOW)
+    assert reported(started, ConditionType.SUCCEEDED)[:2] == ("Unknown", "Pending")
+    assert started.status
+    assert started.status.start_time == NOW
 
 
 def finished(**fields: Any) -> Diagnosis:
@@ -134,9 +134,9 @@ def test_a_rerun_that_has_to_wait_leaves_the_last_answer_and_a_withdrawn_one_no_
         update={"metadata": once.metadata.model_copy(update={"annotations": {"memdiag.dev/requestedAt": "again"}})}
     )
     plan, waits = look(asked)
-    assert told(plan, ConditionType.SUCCEEDED)[:2] == before[ConditionType.SUCCEEDED]
-    assert told(plan, ConditionType.RECONCILING) == ("True", "LimitReached", WHY)
-    assert told(plan, ConditionType.STALLED)[:2] == ("False", "LimitReached")
+    assert reported(plan, ConditionType.SUCCEEDED)[:2] == before[ConditionType.SUCCEEDED]
+    assert reported(plan, ConditionType.RECONCILING) == ("True", "LimitReached", WHY)
+    assert reported(plan, ConditionType.STALLED)[:2] == ("False", "LimitReached")
     assert waits.status.completion_time == once.status.completion_time
     assert claim_of(waits).says_limit_reached
 
@@ -144,10 +144,10 @@ def test_a_rerun_that_has_to_wait_leaves_the_last_answer_and_a_withdrawn_one_no_
     restored = reconcile(Snapshot(diagnosis=withdrawn), CONFIG, NOW)
     assert restored.status
     assert {one.type: (one.status, one.reason) for one in restored.status.conditions} == before
-    begun = reconcile(Snapshot(diagnosis=waits), CONFIG, NOW).status
-    assert begun
-    assert begun.last_run
-    assert begun.last_run.reason == Reason.DEADLINE_EXCEEDED
+    started = reconcile(Snapshot(diagnosis=waits), CONFIG, NOW).status
+    assert started
+    assert started.last_run
+    assert started.last_run.reason == Reason.DEADLINE_EXCEEDED
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------

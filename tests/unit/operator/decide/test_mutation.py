@@ -66,15 +66,15 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 }
 
 
-def test_what_the_api_server_fills_in_is_no_change() -> None:
+def test_what_the_api_server_fills_in_is_not_a_change() -> None:
     assert mutations(runner_manifest(), created()) == ""
 
 
-@pytest.mark.parametrize(("change", "told"), CHANGES.values(), ids=CHANGES.keys())
-def test_a_change_is_told(change: Callable[[dict[str, Any]], Any], told: str) -> None:
+@pytest.mark.parametrize(("change", "reported"), CHANGES.values(), ids=CHANGES.keys())
+def test_a_change_is_reported(change: Callable[[dict[str, Any]], Any], reported: str) -> None:
     pod = created()
     change(pod)
-    assert told in mutations(runner_manifest(), pod)
+    assert reported in mutations(runner_manifest(), pod)
 
 
 def test_many_changes_are_counted() -> None:

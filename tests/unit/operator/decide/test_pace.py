@@ -1,4 +1,4 @@
-"""Who is looked at less often, and what is told less often."""
+"""What is reconciled less often, and what is written less often."""
 
 from typing import Any
 
@@ -32,24 +32,36 @@ def test_those_who_get_no_slot_and_have_no_runner_only_wait() -> None:
     assert only_waiting(everyone, allot(everyone, 4, NOW)) == frozenset()
 
 
-def at_work(message: str = "tracing", reason: str = "Running", **more: Any) -> dict[str, Any]:
+def in_progress(message: str = "tracing", reason: str = "Running", **more: Any) -> dict[str, Any]:
     return running_status(result=NodeResult(node_name=NODE, reason=reason, message=message), **more)
 
 
 @pytest.mark.parametrize(
     ("before", "plan", "is_progress"),
     [
-        pytest.param(at_work(), Plan(status=status(at_work("tracing on"))), True, id="another message"),
-        pytest.param(at_work(reason="Pending"), Plan(status=status(at_work())), True, id="from Pending to Running"),
-        pytest.param(at_work(), Plan(), False, id="nothing"),
-        pytest.param(at_work(), Plan(status=status(at_work(completionTime=timestamp(NOW)))), False, id="the end"),
-        pytest.param(at_work(), Plan(status=status(at_work(observedGeneration=2))), False, id="a change of the spec"),
+        pytest.param(in_progress(), Plan(status=status(in_progress("tracing on"))), True, id="another message"),
         pytest.param(
-            at_work(), Plan(status=status(at_work("x")), launches=({},)), False, id="a runner that is launched"
+            in_progress(reason="Pending"), Plan(status=status(in_progress())), True, id="from Pending to Running"
+        ),
+        pytest.param(in_progress(), Plan(), False, id="nothing"),
+        pytest.param(
+            in_progress(), Plan(status=status(in_progress(completionTime=timestamp(NOW)))), False, id="the end"
         ),
         pytest.param(
-            at_work(nodes={"total": 2, "running": 2}),
-            Plan(status=status(at_work(nodes={"total": 2, "running": 1, "succeeded": 1}))),
+            in_progress(),
+            Plan(status=status(in_progress(observedGeneration=2))),
+            False,
+            id="a change of the spec",
+        ),
+        pytest.param(
+            in_progress(),
+            Plan(status=status(in_progress("x")), launches=({},)),
+            False,
+            id="a runner that is launched",
+        ),
+        pytest.param(
+            in_progress(nodes={"total": 2, "running": 2}),
+            Plan(status=status(in_progress(nodes={"total": 2, "running": 1, "succeeded": 1}))),
             False,
             id="one node's end",
         ),
@@ -60,10 +72,10 @@ def test_what_nobody_waits_for_is_mere_progress(before: dict[str, Any], plan: Pl
 
 
 def test_a_plan_and_the_one_after_it_are_one_write() -> None:
-    first = Plan(status=status(at_work("begins")), announcements=(Announcement("Normal", "Started", "x"),))
+    first = Plan(status=status(in_progress("starts")), announcements=(Announcement("Normal", "Started", "x"),))
     pod_manifest = {"metadata": {"name": "runner"}}
-    both = first.then(Plan(status=status(at_work("is created")), launches=(pod_manifest,)))
-    assert both.status == status(at_work("is created"))
+    both = first.then(Plan(status=status(in_progress("is created")), launches=(pod_manifest,)))
+    assert both.status == status(in_progress("is created"))
     assert (both.launches, both.announcements) == ((pod_manifest,), first.announcements)
     assert first.then(Plan()) == first
 
@@ -73,20 +85,20 @@ def test_a_plan_and_the_one_after_it_are_one_write() -> None:
 LONG_NAMES = [f"node-{number:03}-{'x' * 50}" for number in range(300)]
 LARGE: dict[str, Any] = {"nodeStates": [{"nodeName": name, "reason": "Pending"} for name in LONG_NAMES]}
 """Some 24 KiB: written every few seconds at most."""
-BEFORE = diagnosis(status=at_work(**LARGE))
-DECIDED = status(at_work("tracing on", **LARGE, nodes={"total": 300, "pending": 298, "succeeded": 1, "running": 1}))
+BEFORE = diagnosis(status=in_progress(**LARGE))
+DECIDED = status(in_progress("tracing on", **LARGE, nodes={"total": 300, "pending": 298, "succeeded": 1, "running": 1}))
 LAUNCH = {"metadata": {"name": "runner"}}
 
 
 def written(plan: Plan, before: Diagnosis = BEFORE, *, since: float = 3, **known: Any) -> Plan:
-    """What is carried out of `plan` so many seconds after the latest write."""
+    """What is carried out of `plan`, `since` seconds after the latest write."""
     snapshot = Snapshot(diagnosis=before, **known)
     return paced(plan, before, snapshot, since_write_seconds=since, progress_seconds=2.5, now=NOW)
 
 
 def test_a_small_status_is_written_as_soon_as_it_is_decided() -> None:
-    plan = Plan(status=status(at_work(completionTime=timestamp(NOW))), launches=(LAUNCH,))
-    assert written(plan, diagnosis(status=at_work()), since=0) == plan
+    plan = Plan(status=status(in_progress(completionTime=timestamp(NOW))), launches=(LAUNCH,))
+    assert written(plan, diagnosis(status=in_progress()), since=0) == plan
 
 
 def test_a_large_status_becomes_a_draft_and_a_launch_asks_whether_it_still_holds() -> None:
@@ -105,14 +117,14 @@ def test_a_draft_is_written_when_it_is_time_although_nothing_is_new() -> None:
 def test_what_someone_may_wait_for_is_written_at_once() -> None:
     ended = Plan(status=DECIDED.model_copy(update={"completion_time": NOW}))
     assert written(ended, since=0) == ended
-    begun = Plan(status=DECIDED)
-    assert written(begun, since=0, begun=begun) == begun
+    started = Plan(status=DECIDED)
+    assert written(started, since=0, start_plan=started) == started
 
 
 def test_a_runner_that_holds_a_slot_for_nothing_is_waited_for_no_longer_than_a_quarter_of_a_minute() -> None:
     gone = DECIDED.node_states[0].model_copy(update={"reason": "NodeLost"})
     lost = Plan(status=DECIDED.model_copy(update={"node_states": [gone, *DECIDED.node_states[1:]]}))
-    old = diagnosis(status=at_work(**LARGE, startTime=timestamp(ago(8 * 3600))))
+    old = diagnosis(status=in_progress(**LARGE, startTime=timestamp(ago(8 * 3600))))
     lost = Plan(status=lost.status and lost.status.model_copy(update={"start_time": old.status.start_time}))
     holder = pod(node_name=gone.node_name)
     assert written(lost, old, since=20) == Plan(draft=lost.status)
@@ -120,7 +132,7 @@ def test_a_runner_that_holds_a_slot_for_nothing_is_waited_for_no_longer_than_a_q
 
 
 def test_mere_progress_waits_for_the_next_sweep() -> None:
-    small = diagnosis(status=at_work())
-    progress = Plan(status=status(at_work("tracing on")))
+    small = diagnosis(status=in_progress())
+    progress = Plan(status=status(in_progress("tracing on")))
     assert written(progress, small, since=2) == Plan()
     assert written(progress, small, since=3) == progress

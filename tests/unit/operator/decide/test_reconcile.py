@@ -81,7 +81,7 @@ def pending() -> Diagnosis:
     return diagnosis(status=running_status())
 
 
-def at_work(**spec: Any) -> Diagnosis:
+def running_diagnosis(**spec: Any) -> Diagnosis:
     result = NodeResult(node_name=NODE, pod_name=POD_NAME, reason=Reason.RUNNING, message="tracing")
     return diagnosis(status=running_status(result=result), spec=spec)
 
@@ -103,10 +103,10 @@ def condition(status: MemoryDiagnosisStatus | None, kind: ConditionType) -> tupl
     return found.status, found.reason, found.message
 
 
-# --- a run from its begin to its end ----------------------------------------------------------------------------------
+# --- a run from its start to its end ----------------------------------------------------------------------------------
 
 
-def test_a_new_diagnosis_begins_its_run_and_launches_nothing_yet() -> None:
+def test_a_new_diagnosis_starts_its_run_and_launches_nothing_yet() -> None:
     plan = plan_for(world(diagnosis()))
     assert plan.status
     assert plan.status.run_id == RUN
@@ -129,7 +129,7 @@ def test_without_a_slot_it_waits_and_says_for_what() -> None:
     one = pending()
     plan = plan_for(world(one, everyone=fleet(BUSY, (one,))))
     assert plan.launches == ()
-    message = "waiting for a slot: all 3 runner slots of the cluster are taken, 0 ahead in the queue"
+    message = "waiting for a slot: all 3 runner slots are in use; 0 node runs ahead in the queue"
     assert condition(plan.status, ConditionType.RECONCILING) == (ConditionStatus.TRUE, Reason.PENDING, message)
 
 
@@ -137,8 +137,8 @@ def test_without_a_look_at_the_fleet_nothing_is_launched() -> None:
     assert plan_for(world(pending())).launches == ()
 
 
-def test_progress_is_told() -> None:
-    plan = plan_for(world(at_work(), pods=(pod(state=running(12)),)))
+def test_progress_is_reported() -> None:
+    plan = plan_for(world(running_diagnosis(), pods=(pod(state=running(12)),)))
     assert plan.status
     assert plan.status.nodes
     assert plan.status.nodes.running == 1
@@ -151,7 +151,7 @@ def test_progress_is_told() -> None:
 
 
 def test_a_result_is_stored_with_its_report_and_the_pod_stays() -> None:
-    snapshot = world(at_work(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(LOG)})
+    snapshot = world(running_diagnosis(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(LOG)})
     plan = plan_for(snapshot)
     assert plan.status
     assert plan.status.completion_time == NOW
@@ -169,20 +169,20 @@ def test_a_result_is_stored_with_its_report_and_the_pod_stays() -> None:
 
 
 def test_the_event_about_a_leak_names_the_suspect_and_what_to_do() -> None:
-    plan = plan_for(world(at_work(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(LOG)}))
+    plan = plan_for(world(running_diagnosis(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(LOG)}))
     assert plan.announcements[1].message == (
         "nginx[4711] fd 11 (no pod): 3.00 MiB unread pins 5.00 GiB. "
         "The node's runner says: Find out why it does not read, and restart or fix it."
     )
 
 
-def test_the_first_runner_at_work_is_told_once() -> None:
+def test_the_first_running_runner_is_reported_once() -> None:
     working = pod(state=running())
     plan = plan_for(world(pending(), pods=(working,)))
-    (told,) = plan.announcements
-    assert (told.type, told.reason) == ("Normal", "Running")
-    assert told.message == f"Runner pod {POD_NAME} is at work on node {NODE}."
-    assert plan_for(world(at_work(), pods=(working,))).announcements == ()
+    (reported,) = plan.announcements
+    assert (reported.type, reported.reason) == ("Normal", "Running")
+    assert reported.message == f"Runner pod {POD_NAME} is running on node {NODE}."
+    assert plan_for(world(running_diagnosis(), pods=(working,))).announcements == ()
 
 
 def test_when_the_result_is_stored_the_pod_goes() -> None:
@@ -192,14 +192,14 @@ def test_when_the_result_is_stored_the_pod_goes() -> None:
 
 
 def test_a_log_that_cannot_be_read_yet_is_waited_for() -> None:
-    plan = plan_for(world(at_work(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(None, "refused")}))
+    plan = plan_for(world(running_diagnosis(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(None, "refused")}))
     assert plan.status
     assert plan.status.completion_time is None
-    assert condition(plan.status, ConditionType.RECONCILING)[2].endswith("has ended: waiting for its log")
+    assert condition(plan.status, ConditionType.RECONCILING)[2].endswith("finished; waiting for its log")
 
 
 def test_deciding_twice_about_the_same_world_changes_nothing_more() -> None:
-    snapshot = world(at_work(), pods=(pod(state=running(12)),))
+    snapshot = world(running_diagnosis(), pods=(pod(state=running(12)),))
     first = plan_for(snapshot)
     assert first.status
     stored = Diagnosis.model_validate(
@@ -257,7 +257,7 @@ ENDINGS = {
     "a slot that is won too late to measure": Ending(
         world(diagnosis(status=running_status(result=IN_LINE, started=ago(826))), everyone=fleet()),
         Reason.DEADLINE_EXCEEDED,
-        "no runner is started for the 74 s that are left of activeDeadlineSeconds (900 s): it needs at least 75 s",
+        "no runner was started: only 74 s are left of activeDeadlineSeconds (900 s), and a runner needs at least 75 s",
     ),
     "a start that takes until the deadline": Ending(
         world(
@@ -265,7 +265,7 @@ ENDINGS = {
             pods=(pod(phase="Pending", state=waiting("ContainerCreating"), age=30),),
         ),
         Reason.DEADLINE_EXCEEDED,
-        "last seen: the runner is being started",
+        "last seen: the runner is starting",
     ),
     "cannot be scheduled": Ending(
         world(pending(), pods=(pod(phase="Pending", conditions=UNFIT, age=61),)),
@@ -280,16 +280,16 @@ ENDINGS = {
     "no end although the deadline has asked for it": Ending(
         world(diagnosis(status=running_status(started=ago(991))), pods=(pod(state=running(700), deadline_seconds=1),)),
         Reason.DEADLINE_EXCEEDED,
-        "last seen: tracing on node1 is over",
+        "last seen: tracing on node1 finished",
     ),
     "the node is rebooted while the runner works": Ending(
-        world(at_work(), nodes=(node(nodeInfo={"bootID": "boot-2"}),), pods=(pod(state=running()),)),
+        world(running_diagnosis(), nodes=(node(nodeInfo={"bootID": "boot-2"}),), pods=(pod(state=running()),)),
         Reason.NODE_LOST,
         "was rebooted",
     ),
     "the node is rebooted, and its kubelet says that the runner has ended": Ending(
         world(
-            at_work(),
+            running_diagnosis(),
             nodes=(node(nodeInfo={"bootID": "boot-2"}),),
             pods=(pod(phase="Failed", state=terminated(exit_code=255, reason="Unknown")),),
         ),
@@ -297,24 +297,28 @@ ENDINGS = {
         "was rebooted",
     ),
     "the node is removed, and another takes its name": Ending(
-        world(at_work(), nodes=(node(uid="another"),), pods=(pod(state=running()),)),
+        world(running_diagnosis(), nodes=(node(uid="another"),), pods=(pod(state=running()),)),
         Reason.NODE_LOST,
-        "another of that name has joined",
+        "was replaced by another node of the same name",
     ),
     "a node that may not be diagnosed": Ending(
         world(pending()),
         Reason.NODE_NOT_ALLOWED,
-        "node node1 may not be diagnosed: the operator's configuration (allowedNodes) wants nodes with pool=web",
+        "node node1 may not be diagnosed: the operator's configuration (allowedNodes) requires nodes with pool=web",
         config=CONFIG.model_copy(update={"allowed_nodes": AllowedNodes(match_labels={"pool": "web"})}),
     ),
     "the node is removed": Ending(
-        world(at_work(), nodes=(), pods=(pod(state=running()),)), Reason.NODE_LOST, "was removed"
+        world(running_diagnosis(), nodes=(), pods=(pod(state=running()),)), Reason.NODE_LOST, "was removed"
     ),
-    "the node is removed and the pod with it": Ending(world(at_work(), nodes=()), Reason.NODE_LOST, "was removed"),
-    "the pod is deleted by someone": Ending(world(at_work()), Reason.RUNNER_EVICTED, "someone else"),
+    "the node is removed and the pod with it": Ending(
+        world(running_diagnosis(), nodes=()), Reason.NODE_LOST, "was removed"
+    ),
+    "the pod is deleted by someone": Ending(
+        world(running_diagnosis()), Reason.RUNNER_EVICTED, "by someone other than the operator"
+    ),
     "kernel without BTF": Ending(
         world(
-            at_work(),
+            running_diagnosis(),
             pods=(pod(phase="Failed", state=terminated(unsupported(), exit_code=3)),),
             outputs={POD_NAME: RunnerOutput(b"")},
         ),
@@ -323,7 +327,7 @@ ENDINGS = {
     ),
     "out of memory": Ending(
         world(
-            at_work(),
+            running_diagnosis(),
             pods=(pod(phase="Failed", state=terminated(exit_code=137, reason="OOMKilled")),),
             outputs={POD_NAME: RunnerOutput(b"")},
         ),
@@ -331,34 +335,36 @@ ENDINGS = {
         "memory limit",
     ),
     "a broken document": Ending(
-        world(at_work(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(LOG.replace(b"nginx", b"NGINX"))}),
+        world(running_diagnosis(), pods=(DONE_POD,), outputs={POD_NAME: RunnerOutput(LOG.replace(b"nginx", b"NGINX"))}),
         Reason.RESULT_INVALID,
         "SHA-256",
     ),
-    "terminated before it began": Ending(
+    "terminated before it started": Ending(
         world(diagnosis(status=running_status(), spec={"terminate": True})), Reason.TERMINATED, "before a runner"
     ),
     "terminated while it started": Ending(
-        world(at_work(terminate=True), pods=(pod(phase="Pending"),)), Reason.TERMINATED, "before the runner was at work"
+        world(running_diagnosis(terminate=True), pods=(pod(phase="Pending"),)),
+        Reason.TERMINATED,
+        "before the runner started measuring",
     ),
     "terminated, and it left what it had": Ending(
         world(
-            at_work(terminate=True),
+            running_diagnosis(terminate=True),
             pods=(pod(phase="Failed", reason="DeadlineExceeded", state=terminated(MESSAGE)),),
             outputs={POD_NAME: RunnerOutput(LOG)},
         ),
         Reason.TERMINATED,
-        "ended by spec.terminate",
+        "terminated (spec.terminate)",
         keeps_result=True,
     ),
     "cut short by the kubelet, and it left what it had": Ending(
         world(
-            at_work(),
+            running_diagnosis(),
             pods=(pod(phase="Failed", reason="DeadlineExceeded", state=terminated(MESSAGE)),),
             outputs={POD_NAME: RunnerOutput(LOG)},
         ),
         Reason.DEADLINE_EXCEEDED,
-        "by its deadline",
+        "stopped at its deadline",
         keeps_result=True,
     ),
 }
@@ -403,7 +409,7 @@ def test_a_spec_of_another_version_ends_as_invalid() -> None:
 
 
 def test_suspension_ends_a_runner_and_stops_the_clock() -> None:
-    plan = plan_for(world(at_work(suspend=True), pods=(pod(state=running()),)))
+    plan = plan_for(world(running_diagnosis(suspend=True), pods=(pod(state=running()),)))
     assert plan.status
     assert plan.status.start_time is None
     assert [removal.name for removal in plan.removals] == [POD_NAME]
@@ -417,7 +423,7 @@ def test_a_diagnosis_that_was_created_suspended_waits() -> None:
     assert condition(plan.status, ConditionType.RECONCILING)[0] is ConditionStatus.FALSE
 
 
-def test_after_a_suspension_another_run_begins() -> None:
+def test_after_a_suspension_another_run_starts() -> None:
     one = diagnosis(status={"observedGeneration": 1, "runID": RUN, "conditions": []})
     plan = plan_for(world(one, pods=(pod(state=running()),)))
     assert plan.status
@@ -431,16 +437,16 @@ def test_pods_of_a_former_run_are_removed() -> None:
 
 
 def test_termination_asks_the_runner_to_end_once() -> None:
-    plan = plan_for(world(at_work(terminate=True), pods=(pod(state=running()),)))
+    plan = plan_for(world(running_diagnosis(terminate=True), pods=(pod(state=running()),)))
     assert [one.name for one in plan.stops] == [POD_NAME]
     assert plan.status
     assert plan.status.completion_time is None
     asked = pod(state=running(), deadline_seconds=1)
-    assert plan_for(world(at_work(terminate=True), pods=(asked,))).stops == ()
+    assert plan_for(world(running_diagnosis(terminate=True), pods=(asked,))).stops == ()
 
 
 def test_at_the_deadline_the_runner_is_asked_to_end_and_waited_for() -> None:
-    overdue = at_work().model_copy(
+    overdue = running_diagnosis().model_copy(
         update={"status": MemoryDiagnosisStatus.model_validate(running_status(started=ago(900)))}
     )
     plan = plan_for(world(overdue, pods=(pod(state=running(700)),)))
@@ -470,7 +476,7 @@ def test_what_the_runner_delivers_after_the_deadline_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "spec", "seconds", "told"),
+    ("nodes", "spec", "seconds", "reported"),
     [
         pytest.param(1, {}, 900, "", id="one node"),
         pytest.param(1, {"duration": "10m"}, 1260, "", id="a long window"),
@@ -481,15 +487,17 @@ def test_what_the_runner_delivers_after_the_deadline_is_kept() -> None:
         pytest.param(90, {"checks": ["Breakdown"]}, 1800, "", id="no window"),
     ],
 )
-def test_the_default_deadline_grows_with_the_nodes(nodes: int, spec: dict[str, Any], seconds: int, told: str) -> None:
+def test_the_default_deadline_grows_with_the_nodes(
+    nodes: int, spec: dict[str, Any], seconds: int, reported: str
+) -> None:
     target = {"nodeSelector": {"matchLabels": {"pool": "web"}}, "maxNodes": nodes}
     selected = tuple(node(f"node-{number}") for number in range(nodes))
     plan = plan_for(replace(world(diagnosis(spec={"target": target, **spec})), candidates=Candidates(selected)))
     assert plan.status
     assert plan.status.active_deadline_seconds == seconds
     (started,) = plan.announcements
-    assert told in started.message
-    assert ("too short" in started.message) is bool(told)
+    assert reported in started.message
+    assert ("too short" in started.message) is bool(reported)
 
 
 def test_a_run_of_0_1_0_has_the_deadline_of_its_spec() -> None:
@@ -547,7 +555,7 @@ def test_a_request_during_a_run_waits_for_its_end() -> None:
     assert plan.status.last_handled_request is None
 
 
-def test_an_overlong_request_does_not_rerun_for_ever() -> None:
+def test_an_overlong_request_does_not_rerun_endlessly() -> None:
     one = finished(annotations={"memdiag.dev/requestedAt": "x" * 1000}, lastHandledRequest="x" * 256)
     assert not wants_slot(world(one))
     assert plan_for(world(one)).announcements == ()
@@ -578,10 +586,10 @@ def test_a_later_generation_is_seen_after_the_end() -> None:
     ("snapshot", "wants"),
     [
         pytest.param(world(pending()), True, id="waits for a slot"),
-        pytest.param(world(diagnosis()), False, id="not begun"),
+        pytest.param(world(diagnosis()), False, id="not started"),
         pytest.param(world(pending(), pods=(pod(phase="Pending"),)), False, id="has its pod"),
         pytest.param(world(pending(), nodes=()), False, id="no node"),
-        pytest.param(world(at_work()), False, id="its pod is gone"),
+        pytest.param(world(running_diagnosis()), False, id="its pod is gone"),
         pytest.param(world(finished()), False, id="finished"),
         pytest.param(world(diagnosis(status=running_status(), spec={"suspend": True})), False, id="suspended"),
         pytest.param(world(diagnosis(status=running_status(), spec={"terminate": True})), False, id="terminated"),
@@ -595,11 +603,11 @@ def test_who_wants_a_slot(snapshot: Snapshot, wants: bool) -> None:
 @pytest.mark.parametrize(
     ("snapshot", "read"),
     [
-        pytest.param(world(at_work(), pods=(DONE_POD,)), True, id="ended"),
+        pytest.param(world(running_diagnosis(), pods=(DONE_POD,)), True, id="ended"),
         pytest.param(world(pending(), pods=(DONE_POD,)), True, id="ended before anybody saw it run"),
-        pytest.param(world(at_work(), pods=(pod(state=running()),)), False, id="running"),
+        pytest.param(world(running_diagnosis(), pods=(pod(state=running()),)), False, id="running"),
         pytest.param(world(finished(), pods=(DONE_POD,)), False, id="stored"),
-        pytest.param(world(at_work(), pods=(pod(name="stray", phase="Succeeded"),)), False, id="another pod"),
+        pytest.param(world(running_diagnosis(), pods=(pod(name="stray", phase="Succeeded"),)), False, id="another pod"),
     ],
 )
 def test_whose_log_is_read(snapshot: Snapshot, read: bool) -> None:
@@ -611,7 +619,7 @@ def test_whose_log_is_read(snapshot: Snapshot, read: bool) -> None:
     ("one", "settled"),
     [
         pytest.param(finished(), True, id="finished"),
-        pytest.param(at_work(), False, id="running"),
+        pytest.param(running_diagnosis(), False, id="running"),
         pytest.param(diagnosis(), False, id="new"),
         pytest.param(finished(spec={"ttlSecondsAfterFinished": 9}), False, id="to be deleted"),
         pytest.param(finished(annotations={"memdiag.dev/requestedAt": "x"}), False, id="to be run again"),
@@ -623,7 +631,7 @@ def test_what_a_sweep_passes_over(one: Diagnosis, settled: bool) -> None:
 
 
 def test_the_same_run_seen_later_has_the_same_times() -> None:
-    snapshot = world(at_work(), pods=(pod(state=running(12)),))
+    snapshot = world(running_diagnosis(), pods=(pod(state=running(12)),))
     later = reconcile(snapshot, CONFIG, NOW + timedelta(seconds=1)).status
     assert later
     assert later.start_time == snapshot.diagnosis.status.start_time

@@ -43,7 +43,7 @@ def placed(seconds: float) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("runner", "where", "message"),
     [
-        pytest.param(pod(phase="Pending", age=0), node(), "is being started on node node1", id="just created"),
+        pytest.param(pod(phase="Pending", age=0), node(), "is starting on node node1", id="just created"),
         pytest.param(
             pod(phase="Pending", conditions=[UNFIT], age=59),
             node(),
@@ -56,13 +56,13 @@ def placed(seconds: float) -> list[dict[str, str]]:
         pytest.param(
             pod(phase="Pending", state=waiting("ErrImagePull", "no such host"), age=80),
             node(),
-            "cannot get the runner's image: ErrImagePull: no such host",
+            "cannot pull the runner's image: ErrImagePull: no such host",
             id="pull failed, may heal",
         ),
         pytest.param(
             pod(phase="Pending", state=waiting("ErrImagePull"), age=500, conditions=placed(10)),
             node(),
-            "cannot get the runner's image",
+            "cannot pull the runner's image",
             id="pull failed, but only just placed",
         ),
         pytest.param(
@@ -77,7 +77,7 @@ def placed(seconds: float) -> list[dict[str, str]]:
             "ContainerCreating",
             id="creating for a while",
         ),
-        pytest.param(pod(phase="Pending"), node(ready="False", since=59), "being started", id="node briefly NotReady"),
+        pytest.param(pod(phase="Pending"), node(ready="False", since=59), "is starting", id="node briefly NotReady"),
     ],
 )
 def test_starting(runner: Pod, where: Node, message: str) -> None:
@@ -91,8 +91,8 @@ def test_starting(runner: Pod, where: Node, message: str) -> None:
     [
         pytest.param(pod(state=running(12)), "tracing on node1: 12 s of 60 s", id="running"),
         pytest.param(pod(state=running(-3600)), "tracing on node1: 0 s of 60 s", id="node's clock is ahead"),
-        pytest.param(pod(state=running(75)), "is over after 60 s: waiting for the result", id="reporting"),
-        pytest.param(pod(), "the runner is at work", id="no container status"),
+        pytest.param(pod(state=running(75)), "finished after 60 s; waiting for the result", id="reporting"),
+        pytest.param(pod(), "the runner is running", id="no container status"),
         pytest.param(pod(phase="Unknown", state=running(12)), "12 s of 60 s", id="phase unknown"),
         pytest.param(pod(phase="Failed", state=running(12)), "12 s of 60 s", id="failed, its container still ends"),
     ],
@@ -111,18 +111,16 @@ def test_working(runner: Pod, message: str) -> None:
         pytest.param(pod(phase="Failed", reason="Evicted"), node(), id="evicted before its container started"),
         pytest.param(pod(phase="Succeeded", state=terminated()), node(ready="Unknown"), id="done, then the node went"),
         pytest.param(
-            pod(phase="Failed", state=terminated("last words", exit_code=3), annotations=FORMER_BOOT),
+            pod(phase="Failed", state=terminated("a message", exit_code=3), annotations=FORMER_BOOT),
             node(),
-            id="failed with last words, then the node was rebooted",
+            id="failed with a termination message, then the node was rebooted",
         ),
         pytest.param(
             pod(phase="Failed", state=terminated(exit_code=137, reason="OOMKilled"), annotations=FORMER_BOOT),
             node(),
             id="out of memory, then the node was rebooted",
         ),
-        pytest.param(
-            pod(phase="Succeeded", state=terminated("last words")), None, id="done, then the node was removed"
-        ),
+        pytest.param(pod(phase="Succeeded", state=terminated("a message")), None, id="done, then the node was removed"),
         pytest.param(pod(phase="Succeeded", state=terminated(), deleted=True), node(), id="done and being deleted"),
     ],
 )
@@ -172,8 +170,8 @@ def test_finished(runner: Pod, where: Node | None) -> None:
             pod(phase="Pending", age=500, conditions=placed(121)),
             node(),
             Reason.RUNNER_FAILED,
-            "its kubelet says nothing about it",
-            id="placed, and the kubelet says nothing",
+            "the kubelet reported no reason",
+            id="placed, and the kubelet reports nothing",
         ),
         pytest.param(
             pod(phase="Pending", state=waiting("CreateContainerError", "no mount"), age=121),
@@ -187,7 +185,7 @@ def test_finished(runner: Pod, where: Node | None) -> None:
             pod(state=running(), annotations={naming.NODE_UID_ANNOTATION: "former"}),
             node(),
             Reason.NODE_LOST,
-            "another of that name has joined",
+            "was replaced by another node of the same name",
             id="node replaced",
         ),
         pytest.param(
@@ -222,7 +220,11 @@ def test_finished(runner: Pod, where: Node | None) -> None:
             id="evicted by a taint",
         ),
         pytest.param(
-            pod(state=running(), deleted=True), node(), Reason.RUNNER_EVICTED, "someone else", id="deleted by a person"
+            pod(state=running(), deleted=True),
+            node(),
+            Reason.RUNNER_EVICTED,
+            "by someone other than the operator",
+            id="deleted by a person",
         ),
     ],
 )

@@ -16,7 +16,7 @@ UNFIT = [{"type": "PodScheduled", "status": "False"}]
 
 
 def waiting(name: str, node: str, since: float, **fields: Any) -> Diagnosis:
-    """A diagnosis whose run began so many seconds ago and has no runner yet."""
+    """A diagnosis whose run started `since` seconds ago and has no runner yet."""
     status: dict[str, Any] = {
         "observedGeneration": 1,
         "runID": RUN,
@@ -27,7 +27,7 @@ def waiting(name: str, node: str, since: float, **fields: Any) -> Diagnosis:
     return diagnosis(name=name, uid=f"uid-{name}", node=node, status=status, **fields)
 
 
-def at_work(name: str, node: str) -> Pod:
+def running_pod(name: str, node: str) -> Pod:
     return pod(name=name, node_name=node, owner=f"uid-{name}")
 
 
@@ -41,29 +41,29 @@ def test_the_longest_waiting_come_first() -> None:
     assert admitted([], queue) == ["middle", "old"]
 
 
-def test_those_who_began_together_go_by_name() -> None:
+def test_those_who_started_together_go_by_name() -> None:
     assert admitted([], [waiting("c", "n1", 5), waiting("a", "n2", 5), waiting("b", "n3", 5)]) == ["a", "b"]
 
 
 def test_one_runner_on_a_node() -> None:
     queue = [waiting("first", "n1", 9), waiting("second", "n1", 8), waiting("elsewhere", "n2", 7)]
     assert admitted([], queue, limit=3) == ["elsewhere", "first"]
-    assert admitted([at_work("x", "n1")], queue, limit=3) == ["elsewhere"]
+    assert admitted([running_pod("x", "n1")], queue, limit=3) == ["elsewhere"]
 
 
-def test_those_who_must_wait_are_told_why() -> None:
-    pods = (at_work("x", "n1"), at_work("y", "n2"))
+def test_those_who_must_wait_know_why() -> None:
+    pods = (running_pod("x", "n1"), running_pod("y", "n2"))
     why_not = allot(fleet(pods, (waiting("a", "n1", 9), waiting("b", "n3", 8), waiting("c", "n4", 7))), 2, NOW).why_not
-    assert why_not(Slot("uid-a", "n1")) == "another runner is at work on node n1"
-    assert why_not(Slot("uid-b", "n3")) == "all 2 runner slots of the cluster are taken, 0 ahead in the queue"
-    assert why_not(Slot("uid-c", "n4")) == "all 2 runner slots of the cluster are taken, 1 ahead in the queue"
+    assert why_not(Slot("uid-a", "n1")) == "another runner is running on node n1"
+    assert why_not(Slot("uid-b", "n3")) == "all 2 runner slots are in use; 0 node runs ahead in the queue"
+    assert why_not(Slot("uid-c", "n4")) == "all 2 runner slots are in use; 1 node run ahead in the queue"
 
 
 @pytest.mark.parametrize(
     "fields",
     [
         pytest.param({"status": {"completionTime": timestamp(NOW)}}, id="finished"),
-        pytest.param({"status": {"startTime": None}}, id="not begun"),
+        pytest.param({"status": {"startTime": None}}, id="not started"),
         pytest.param({"spec": {"suspend": True}}, id="suspended"),
         pytest.param({"spec": {"terminate": True}}, id="terminated"),
         pytest.param({"deleted": True}, id="being deleted"),
@@ -79,7 +79,7 @@ def test_who_wants_no_runner_takes_no_slot(fields: dict[str, Any]) -> None:
 
 
 def of_many(name: str, since: float, nodes: int, pods: int = 0) -> tuple[Diagnosis, list[Pod]]:
-    """A diagnosis of many nodes whose run began so many seconds ago, with runners on the first of them."""
+    """A diagnosis of many nodes whose run started `since` seconds ago, with runners on the first of them."""
     names = [f"{name}-{number}" for number in range(nodes)]
     states = [{"nodeName": node, "reason": "Pending"} for node in names]
     one = waiting(name, "none", since, status={"nodeStates": states, "results": []})
@@ -108,26 +108,26 @@ def test_slots_are_dealt_in_turn() -> None:
 
 def test_a_busy_node_does_not_hold_up_the_others_of_its_run() -> None:
     many, _ = of_many("many", 90, 3)
-    assert slots([at_work("x", "many-0")], [many], limit=2) == ["many-1"]
+    assert slots([running_pod("x", "many-0")], [many], limit=2) == ["many-1"]
 
 
-def test_the_place_in_a_long_queue_is_told_so_that_it_seldom_changes() -> None:
-    """Who is the last of two hundred is told ten times where he stands, and not two hundred times."""
-    busy = [at_work(str(number), f"b{number}") for number in range(3)]
+def test_the_place_in_a_long_queue_is_rounded_so_that_it_seldom_changes() -> None:
+    """The last of two hundred gets its place in the queue ten times, and not two hundred times."""
+    busy = [running_pod(str(number), f"b{number}") for number in range(3)]
     queue = [waiting(f"{number:03}", f"n{number}", 900 - number) for number in range(200)]
     allotment = allot(fleet(busy, queue), 3, NOW)
     assert allotment.queue_length == 200
-    told = {allotment.why_not(Slot(f"uid-{number:03}", f"n{number}")) for number in range(200)}
-    assert len(told) == 10
-    assert "all 3 runner slots of the cluster are taken, at most 256 ahead in the queue" in told
+    reported = {allotment.why_not(Slot(f"uid-{number:03}", f"n{number}")) for number in range(200)}
+    assert len(reported) == 10
+    assert "all 3 runner slots are in use; at most 256 node runs ahead in the queue" in reported
 
 
 def test_of_many_nodes_of_a_run_the_first_learn_their_place_and_the_others_that_they_come_later() -> None:
     many, _ = of_many("many", 90, 1000)
-    allotment = allot(fleet([at_work("x", "b1")], [many]), 1, NOW)
-    told = [allotment.why_not(Slot("uid-many", f"many-{number}")) for number in range(1000)]
-    assert told[0] == "all 1 runner slots of the cluster are taken, 0 ahead in the queue"
-    assert set(told[MAX_PLACES:]) == {"all 1 runner slots of the cluster are taken, other nodes of this run come first"}
+    allotment = allot(fleet([running_pod("x", "b1")], [many]), 1, NOW)
+    reported = [allotment.why_not(Slot("uid-many", f"many-{number}")) for number in range(1000)]
+    assert reported[0] == "all 1 runner slots are in use; 0 node runs ahead in the queue"
+    assert set(reported[MAX_PLACES:]) == {"all 1 runner slots are in use; other nodes of this run come first"}
 
 
 @given(
@@ -141,7 +141,7 @@ def test_the_allotment_is_that_of_a_queue_worked_off_one_by_one(
     wanted: list[tuple[int, set[int], int]], busy: set[int], limit: int
 ) -> None:
     """Against the rule itself: again and again the next of who has fewest slots, the oldest of them, takes one."""
-    diagnoses, pods = [], [at_work(f"x{number}", f"n{number}") for number in busy]
+    diagnoses, pods = [], [running_pod(f"x{number}", f"n{number}") for number in busy]
     for number, (since, nodes, launched) in enumerate(wanted):
         name, names = f"d{number}", [f"n{node}" for node in sorted(nodes)]
         states = [{"nodeName": node, "reason": "Pending"} for node in names]
@@ -171,10 +171,12 @@ def test_the_allotment_is_that_of_a_queue_worked_off_one_by_one(
     free = max(0, limit - len(pods))
     assert allotment.admitted == set(order[:free])
     for ahead, slot in enumerate(order[free:]):
-        exact = f"{ahead} ahead" if ahead < 2 else f"at most {1 << (ahead - 1).bit_length()} ahead"
+        exact = (
+            f"at most {1 << (ahead - 1).bit_length()} node runs" if ahead > 1 else ("0 node runs", "1 node run")[ahead]
+        )
         assert exact in allotment.why_not(slot), slot
     for name, node in left:
-        assert allotment.why_not(Slot(f"uid-{name}", node)) == f"another runner is at work on node {node}"
+        assert allotment.why_not(Slot(f"uid-{name}", node)) == f"another runner is running on node {node}"
 
 
 def test_the_work_does_not_grow_with_the_nodes_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +203,7 @@ def test_the_work_does_not_grow_with_the_nodes_that_wait(monkeypatch: pytest.Mon
 
 def test_who_has_a_runner_waits_for_none() -> None:
     name = naming.child_name("a", "uid-a", RUN, "n1")
-    assert admitted([at_work(name, "n1")], [waiting("a", "n1", 9)], limit=3) == []
+    assert admitted([running_pod(name, "n1")], [waiting("a", "n1", 9)], limit=3) == []
 
 
 @pytest.mark.parametrize(
@@ -231,5 +233,5 @@ def test_a_higher_limit_never_starts_more_than_there_are() -> None:
 
 
 def test_a_lowered_limit_ends_nobody_and_starts_nobody() -> None:
-    busy = [at_work(str(number), f"n{number}") for number in range(5)]
+    busy = [running_pod(str(number), f"n{number}") for number in range(5)]
     assert admitted(busy, [waiting("a", "n9", 1)], limit=2) == []

@@ -54,7 +54,7 @@ def test_the_oldest_run_goes_first_and_whole() -> None:
     assert list(runs_to_delete(reports, (), 199)) == [OLD, MIDDLE]
 
 
-def test_a_run_that_goes_on_keeps_its_reports_whatever_their_age() -> None:
+def test_an_unfinished_run_keeps_its_reports_at_any_age() -> None:
     reports = [stored(OLD, 30), stored(MIDDLE, 20), stored(NEW, 1)]
     assert list(runs_to_delete(reports, {OLD}, 200)) == [MIDDLE]
     assert list(runs_to_delete(reports, {OLD, MIDDLE, NEW}, 0)) == []
@@ -125,7 +125,7 @@ def test_without_room_the_result_is_kept_in_the_status_and_says_so() -> None:
     assert without.status.report_refs == []
     (result,) = without.status.results
     assert result.verdict
-    assert result.coverage[0].startswith("no report is stored: those of unfinished runs fill limits.storedReports")
+    assert result.coverage[0].startswith("no report was stored: reports of unfinished runs use up limits.storedReports")
 
 
 def test_of_a_run_on_many_nodes_one_former_run_is_kept() -> None:

@@ -30,7 +30,7 @@ def test_a_named_node_is_the_node_whether_or_not_it_exists() -> None:
     assert choose_nodes(Target(node_name="node1"), ALL) == Choice("node1", ("node1",))
 
 
-def test_of_the_selected_the_first_by_name_are_taken_in_whatever_order_they_come() -> None:
+def test_of_the_selected_the_first_by_name_are_taken_in_any_order_of_arrival() -> None:
     nodes = [web_node(name) for name in ("c", "a", "d", "b")]
     for order in (nodes, nodes[::-1]):
         assert choose_nodes(SELECTOR, ALL, selected=tuple(order)) == Choice("2 of 4 with pool=web", ("a", "b"))
@@ -62,7 +62,9 @@ def test_nodes_that_may_not_be_diagnosed_are_passed_over() -> None:
 @pytest.mark.parametrize(
     ("selected", "allowed", "reason", "said"),
     [
-        pytest.param((), ALL, Reason.NODE_NOT_FOUND, "no node has the labels pool=web: `kubectl get", id="no match"),
+        pytest.param(
+            (), ALL, Reason.NODE_NOT_FOUND, "no node has the labels pool=web: run `kubectl get", id="no match"
+        ),
         pytest.param(
             (web_node("a", nodeInfo={"operatingSystem": "windows"}), web_node("b", labels={"type": "virtual-kubelet"})),
             ALL,
@@ -74,7 +76,7 @@ def test_nodes_that_may_not_be_diagnosed_are_passed_over() -> None:
             (web_node("a"),),
             AllowedNodes(match_labels={"diagnose": "yes"}),
             Reason.NODE_NOT_ALLOWED,
-            "wants nodes with diagnose=yes",
+            "requires nodes with diagnose=yes",
             id="none is allowed",
         ),
     ],
@@ -98,7 +100,9 @@ def test_a_pods_node_is_the_one_that_it_is_bound_to() -> None:
 @pytest.mark.parametrize(
     ("found", "reason", "said"),
     [
-        pytest.param(None, Reason.POD_NOT_FOUND, "there is no pod web/nginx-7d4: `kubectl -n web get pods`", id="none"),
+        pytest.param(
+            None, Reason.POD_NOT_FOUND, "there is no pod web/nginx-7d4: run `kubectl -n web get pods`", id="none"
+        ),
         pytest.param(
             app_pod(phase="Pending", node_name=""), Reason.POD_NOT_RUNNING, "is not on a node yet", id="unscheduled"
         ),
@@ -127,10 +131,10 @@ def test_the_choice_is_what_the_status_says_and_not_made_again() -> None:
     [
         ({"pool": "web"}, ""),
         ({"example.com/pool": ""}, ""),
-        ({"a in (b),c": "d"}, "'a in (b),c' cannot be a label's key"),
+        ({"a in (b),c": "d"}, "'a in (b),c' is not a valid label key"),
         ({"pool": "web,secret"}, "should match pattern"),
-        ({"pool\n": "web"}, "cannot be a label's key"),
-        ({"": "web"}, "'' cannot be a label's key"),
+        ({"pool\n": "web"}, "is not a valid label key"),
+        ({"": "web"}, "'' is not a valid label key"),
         ({"pool": "web\n"}, "should match pattern"),
     ],
 )

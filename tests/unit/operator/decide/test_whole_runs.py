@@ -12,7 +12,7 @@ from memdiag_operator.decide import pace
 from memdiag_operator.decide.pace import pause_seconds, size_bytes
 from memdiag_operator.kube import naming
 from memdiag_operator.status.progress import tick_seconds, tracing
-from memdiag_operator.status.trim import most_telling
+from memdiag_operator.status.trim import most_relevant
 from support.clockwork import HEALTHY, WEB, Clockwork, found_on, largest_run, of_many
 from support.kubernetes_objects import CONFIG, NAME, NOW, RUN, UID, diagnosis, node, pod
 
@@ -31,7 +31,7 @@ def test_a_run_on_one_node_writes_its_status_few_times(duration: str, seconds: i
     clock = Clockwork(one, {"node1": node()}, found_on, duration_seconds=seconds)
     clock.run(seconds + 60)
     assert condition(clock.status, ConditionType.SUCCEEDED)[1] == Reason.COMPLETED
-    # begin with the pod created, starting, result; at most 20 of progress
+    # start with the pod created, starting, result; at most 20 of progress
     assert len(clock.statuses) <= 20 + 3
 
 
@@ -39,10 +39,10 @@ def test_progress_moves_forward_step_by_step_and_ends_at_a_hundred() -> None:
     config = OperatorConfig(runner=CONFIG.runner, sweep=SweepSettings(active_seconds=1))
     clock = Clockwork(diagnosis(), {"node1": node()}, found_on, config)
     clock.run(120)
-    told = [status.progress for status in clock.statuses]
-    assert told[:2] == ["Waiting 0%", "Starting 5%"]  # the run begins, and its pod is created, in one write
-    assert told[2:5] == ["Tracing 5%", "Tracing 23%", "Tracing 41%"]
-    assert told[-2:] == ["Tracing 77%", "Done 100%"]
+    reported = [status.progress for status in clock.statuses]
+    assert reported[:2] == ["Waiting 0%", "Starting 5%"]  # the run starts, and its pod is created, in one write
+    assert reported[2:5] == ["Tracing 5%", "Tracing 23%", "Tracing 41%"]
+    assert reported[-2:] == ["Tracing 77%", "Done 100%"]
     percents = [status.progress_percent or 0 for status in clock.statuses]
     assert percents == sorted(percents)
     settled = clock.status.results[0]
@@ -53,14 +53,14 @@ def test_a_check_that_waits_for_nothing_has_no_window() -> None:
     clock = Clockwork(diagnosis(spec={"checks": ["Breakdown"]}), {"node1": node()}, found_on)
     clock.run(30)
     assert clock.status.progress == "Collecting 95%"
-    assert condition(clock.status, ConditionType.RECONCILING)[2] == "the runner is at work on node node1"
+    assert condition(clock.status, ConditionType.RECONCILING)[2] == "the runner is running on node node1"
 
 
 @pytest.mark.parametrize(
     ("window", "nodes", "tick"),
     [(60, 1, 12), (1800, 1, 90), (1800, 5, 450), (60, 3, 60), (60, 1000, 60), (5, 1, 5), (0, 1, 5)],
 )
-def test_a_telling_of_progress_comes_seldom(window: int, nodes: int, tick: int) -> None:
+def test_progress_is_seldom_reported(window: int, nodes: int, tick: int) -> None:
     assert tick_seconds(window, nodes) == tick
 
 
@@ -84,14 +84,14 @@ def test_every_node_gets_its_runner_never_more_than_there_are_slots() -> None:
     assert status.target == "10 with pool=web"
     assert condition(status, ConditionType.LEAK_DETECTED)[:2] == ("True", "PinnedByUnreadSocket")
     assert status.summary
-    assert status.summary.startswith("A leak on 1 of 10 nodes. On node node-004 kernel code holds 6.00 GiB")
+    assert status.summary.startswith("A leak on 1 of 10 nodes. On node node-004, 6.00 GiB of kernel memory")
     assert status.results[0].node_name == "node-004"
     assert status.suspect == "node-004: nginx[4711] fd 11 (no pod): 3.00 MiB unread pins 5.00 GiB"
     assert {state.verdict for state in status.node_states} == {HEALTHY, VerdictKind.PINNED_BY_UNREAD_SOCKET}
 
 
 def test_the_nodes_are_chosen_once() -> None:
-    """What joins and leaves while the run goes on does not change whom it is about."""
+    """Nodes that join and leave while the run is in progress do not change its nodes."""
     clock = of_many(4)
     clock.run(20)
     clock.nodes["node-000a"] = node("node-000a", labels=WEB)
@@ -119,7 +119,7 @@ def test_what_arrived_is_kept_when_others_fail() -> None:
     assert reasons == ["Completed"] * 4 + ["RunnerFailed"] * 2
 
 
-def test_a_leak_is_told_before_the_run_is_over() -> None:
+def test_a_leak_is_reported_before_the_run_is_over() -> None:
     clock = of_many(9, leaks=(0,))
     clock.run(80)
     assert not clock.diagnosis.is_finished
@@ -150,7 +150,7 @@ def test_ending_a_run_early_keeps_what_has_come_and_starts_nothing_more() -> Non
     assert sum(state.verdict is not None for state in clock.status.node_states) == 3
 
 
-def test_a_runner_that_is_at_work_at_the_deadline_delivers_what_it_has() -> None:
+def test_a_runner_that_is_running_at_the_deadline_delivers_what_it_has() -> None:
     one = diagnosis(spec={"activeDeadlineSeconds": 100})
     clock = Clockwork(one, {"node1": node()}, found_on, duration_seconds=600)
     clock.run(200)
@@ -212,8 +212,8 @@ def test_a_run_on_many_nodes_is_written_in_a_bounded_number_of_bytes() -> None:
     written = sum(map(size_bytes, one.statuses))
     assert written < pace.BYTES_PER_SECOND * seconds + 8 * size_bytes(one.status)
     assert written < 300 * size_bytes(one.status) / 4
-    told = [condition(status, ConditionType.LEAK_DETECTED)[0] for status in one.statuses]
-    assert told == sorted(told, key=["Unknown", "True"].index)
+    reported = [condition(status, ConditionType.LEAK_DETECTED)[0] for status in one.statuses]
+    assert reported == sorted(reported, key=["Unknown", "True"].index)
 
 
 @pytest.fixture
@@ -302,16 +302,16 @@ def results(count: int, reason: Reason, verdict: VerdictSummary | None = None) -
 def test_failures_are_shown_beside_answers_and_both_beside_what_goes_on() -> None:
     healthy = VerdictSummary(kind=HEALTHY, confidence=Confidence.HIGH, sentence="No leak.")
     answers, lost = results(20, Reason.COMPLETED, healthy), results(9, Reason.NODE_LOST)
-    shown = most_telling([*answers, *lost, *results(9, Reason.RUNNING)])
+    shown = most_relevant([*answers, *lost, *results(9, Reason.RUNNING)])
     assert [one.reason for one in shown] == ["Completed"] * 12 + ["NodeLost"] * 4
-    few = most_telling([*results(2, Reason.RUNNING), *results(20, Reason.PENDING), *lost[:3]])
+    few = most_relevant([*results(2, Reason.RUNNING), *results(20, Reason.PENDING), *lost[:3]])
     assert [one.reason for one in few] == ["NodeLost"] * 3 + ["Running"] * 2 + ["Pending"] * 11
 
 
 # --- a pod's node -----------------------------------------------------------------------------------------------------
 
 
-def test_the_node_of_a_pod_is_diagnosed_and_the_pod_is_told_of() -> None:
+def test_the_node_of_a_pod_is_diagnosed_and_the_pod_is_reported() -> None:
     target = {"podRef": {"namespace": "web", "name": "nginx-7d4"}}
     one = Clockwork(diagnosis(spec={"target": target}), {"node1": node()}, found_on)
     one.target_pod = pod(name="nginx-7d4", node_name="node1")
@@ -373,7 +373,7 @@ def test_reports_of_the_last_runs_are_kept_and_older_ones_deleted() -> None:
         clock.run(120)
         runs.append(clock.status.run_id)
     assert len(set(runs)) == 5
-    # As the fourth run began, the first one's went; as the fifth did, the second's.
+    # The start of the fourth run removed the first one's, that of the fifth the second's.
     assert [cleanup.kept_runs for cleanup in clock.cleanups] == [
         (runs[3], runs[2], runs[1]),
         (runs[4], runs[3], runs[2]),
@@ -399,8 +399,8 @@ def test_a_run_that_a_suspension_gave_up_is_not_the_run_before() -> None:
     assert clock.status.previous_run_ids == [given_up, first]
 
 
-def test_a_status_without_nodes_begins_anew_instead_of_waiting_for_ever() -> None:
-    """Whatever has emptied it, a run of no nodes would never end."""
+def test_a_status_without_nodes_starts_again_instead_of_waiting_endlessly() -> None:
+    """A run without nodes, for any reason, would never end."""
     target = {"nodeSelector": {"matchLabels": WEB}, "maxNodes": 1}
     broken = {"observedGeneration": 1, "runID": "x", "startTime": "2026-03-01T11:59:00Z"}
     clock = Clockwork(diagnosis(spec={"target": target}, status=broken), {"node1": node(labels=WEB)}, found_on)

@@ -25,6 +25,6 @@ def test_bytes(text: str, size_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "Gi", "1 Gi", "1KiB", "-1", "1e", "one", "1Gi\n", "\u0661Gi"])
-def test_other_text_is_no_quantity(text: str) -> None:
+def test_other_text_is_not_a_quantity(text: str) -> None:
     with pytest.raises(ValueError, match="is not a Kubernetes quantity"):
         parse_byte_quantity(text)

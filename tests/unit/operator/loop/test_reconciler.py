@@ -80,7 +80,7 @@ def faults(registry: CollectorRegistry) -> float:
 # --- one diagnosis ----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_begins_and_launches_its_runner_by_one_write() -> None:
+def test_a_run_starts_and_launches_its_runner_by_one_write() -> None:
     kubernetes, reconciler = one_run()
     run(reconciler.reconcile(NAME))
     assert kubernetes.requests == [
@@ -91,7 +91,7 @@ def test_a_run_begins_and_launches_its_runner_by_one_write() -> None:
     ]
     assert reconciler.sweep_wanted.is_set()
     assert reconciler.metrics.registry.get_sample_value("memdiag_runs_started_total") == 1
-    assert not reconciler.beginning
+    assert not reconciler.starting
 
 
 def test_nothing_is_decided_before_the_cluster_was_listed() -> None:
@@ -118,7 +118,7 @@ def test_a_diagnosis_that_keeps_changing_is_left_to_the_next_sweep(caplog: pytes
     assert len(kubernetes.asked("write_status")) == ATTEMPTS == 5
     assert kubernetes.asked("create_pod") == []
     assert f"diagnosis {NAME} keeps changing" in caplog.text
-    assert not reconciler.beginning
+    assert not reconciler.starting
 
 
 def test_a_diagnosis_that_was_deleted_meanwhile_is_forgotten() -> None:
@@ -143,7 +143,7 @@ def test_an_api_server_that_does_not_answer_is_left_to_the_next_sweep(caplog: py
     kubernetes, reconciler = one_run()
     kubernetes.fail("read_node", UnavailableError("no answer"))
     run(reconciler.reconcile(NAME))
-    assert f"diagnosis {NAME} has to wait for the next sweep: no answer" in caplog.text
+    assert f"cannot reconcile diagnosis {NAME}, will retry on the next sweep: no answer" in caplog.text
     assert faults(reconciler.metrics.registry) == 0
     assert kubernetes.asked("write_status") == []
     run(reconciler.reconcile(NAME))
@@ -196,7 +196,7 @@ def test_events_that_come_during_a_step_lead_to_one_more(monkeypatch: pytest.Mon
     assert kubernetes.asked("write_status") == [NAME]
 
 
-def test_two_runs_that_begin_never_both_take_the_last_slot() -> None:
+def test_two_runs_that_start_never_both_take_the_last_slot() -> None:
     """Each would find the slot free, were it not for the lock: the other's run is not stored yet."""
     kubernetes = FakeKubernetes(
         diagnoses=[numbered(0), numbered(1)], nodes=[node("node-0"), node("node-1")], pods=[pod(name="other")]
@@ -217,7 +217,7 @@ def test_two_runs_that_begin_never_both_take_the_last_slot() -> None:
     assert len(waits) == 1
 
 
-def test_two_runs_that_begin_never_both_take_the_last_place_within_the_limits() -> None:
+def test_two_runs_that_start_never_both_take_the_last_place_within_the_limits() -> None:
     kubernetes = FakeKubernetes(diagnoses=[numbered(0), numbered(1)], nodes=[node("node-0"), node("node-1")])
     reconciler = reconciler_of(kubernetes, limits=LimitSettings(unfinished_diagnoses=1))
     run(reconciler.reconcile("d1"), reconciler.reconcile("d0"))
@@ -227,31 +227,31 @@ def test_two_runs_that_begin_never_both_take_the_last_place_within_the_limits() 
     assert len(kubernetes.asked("create_pod")) == 1
 
 
-def test_a_run_that_begins_counts_before_it_is_stored() -> None:
-    """However old the other is: what begins is under way."""
+def test_a_run_that_starts_counts_before_it_is_stored() -> None:
+    """Even if the other is older: a run that is being started is in progress."""
     kubernetes = FakeKubernetes(diagnoses=[numbered(1)], nodes=[node("node-0"), node("node-1")])
     reconciler = reconciler_of(kubernetes, limits=LimitSettings(unfinished_diagnoses=1))
-    is_beginning, may_begin = threading.Event(), threading.Event()
+    is_starting, may_start = threading.Event(), threading.Event()
 
     def wait() -> None:
-        is_beginning.set()
-        assert may_begin.wait(60)
+        is_starting.set()
+        assert may_start.wait(60)
 
     kubernetes.before("read_node", wait)
 
     async def an_older_one_arrives() -> None:
-        begins = reconciler.wake("d1")
-        await asyncio.to_thread(is_beginning.wait, 60)
+        first = reconciler.wake("d1")
+        await asyncio.to_thread(is_starting.wait, 60)
         kubernetes.diagnoses["d0"] = numbered(0)
         reconciler.cluster.cache.diagnoses.put(numbered(0))
         await reconciler.reconcile("d0")
-        may_begin.set()
-        await begins
+        may_start.set()
+        await first
 
     run(an_older_one_arrives())
     assert condition(kubernetes, "d0") == "LimitReached"
     assert condition(kubernetes, "d1") == "Pending"
-    assert not reconciler.beginning
+    assert not reconciler.starting
 
 
 def test_a_fault_met_with_one_diagnosis_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
@@ -322,7 +322,7 @@ def test_what_a_deleted_diagnosis_has_left_is_removed_when_the_api_server_answer
     run(watch())
     assert reconciler.sweep_wanted.is_set()
     assert kubernetes.asked("delete_pod") == [POD_NAME]
-    # Once in vain, once for the diagnosis, once with its pod.
+    # Once without effect, once for the diagnosis, once with its pod.
     assert kubernetes.asked("delete_reports") == [f"{naming.DIAGNOSIS_UID_LABEL}={UID}"] * 3
 
 
@@ -355,7 +355,7 @@ def test_the_allotment_is_made_once_for_what_the_cache_holds(monkeypatch: pytest
     now = [NOW]
 
     def counted(*arguments: object) -> Allotment:
-        made.append(allot(*arguments))  # type: ignore[arg-type] # whatever it is called with
+        made.append(allot(*arguments))  # type: ignore[arg-type] # passes all arguments on
         return made[-1]
 
     monkeypatch.setattr(module, "allot", counted)
@@ -366,15 +366,15 @@ def test_the_allotment_is_made_once_for_what_the_cache_holds(monkeypatch: pytest
     for number in range(20):
         cache.diagnoses.put(waiting(number))
 
-    # A sweep asks, and then each diagnosis that it looks at.
+    # A sweep asks, and then each diagnosis that it reconciles.
     reconciler.allotment()
     for number in range(20):
         assert reconciler.allotment(cache.diagnoses.get(f"d{number}")) is made[0]
     assert len(made) == 1
 
-    # A run that has just begun, and is not stored yet, is seen as it is.
-    begun = waiting(20)
-    assert "uid-20" in reconciler.allotment(begun).waiting
+    # A run that has just started, and is not stored yet, is seen as it is.
+    started = waiting(20)
+    assert "uid-20" in reconciler.allotment(started).waiting
     assert reconciler.allotment() is made[0]
 
     cache.pods.put(pod(name="runner", node_name="node-1"))

@@ -1,4 +1,4 @@
-"""The sweep looks at all that something is to be done for, and at nothing else; nothing ends it."""
+"""The sweep reconciles everything that needs work, and nothing else; nothing ends it."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ from support.kubernetes_objects import CONFIG, NODE, NOW, ago, diagnosis, node, 
 
 
 class Recorder(Reconciler):
-    """Remembers which diagnoses it was to look at."""
+    """Records which diagnoses it was asked to reconcile."""
 
     def __init__(self, kubernetes: FakeKubernetes, **config: Any) -> None:
         super().__init__(Cluster(kubernetes, CONFIG.model_copy(update=config)), OperatorMetrics())
@@ -68,7 +68,7 @@ def sweep_times(sweep: Sweep, times: int = 1) -> None:
     asyncio.run(sweeps())
 
 
-# --- whom it looks at -------------------------------------------------------------------------------------------------
+# --- what it reconciles -----------------------------------------------------------------------------------------------
 
 
 def test_it_passes_over_those_that_nothing_is_to_be_done_for() -> None:
@@ -87,7 +87,7 @@ def test_it_passes_over_those_that_nothing_is_to_be_done_for() -> None:
     assert sorted(recorder.looked) == ["asked for again", "has a pod left", "new", "running", "to be deleted"]
 
 
-def test_those_that_only_wait_are_looked_at_less_often() -> None:
+def test_those_that_only_wait_are_reconciled_less_often() -> None:
     """All the first time; then those alone that get a slot, or whose status is decided and not written."""
     runs = named("runs", status=running_status(result=NodeResult(node_name=NODE, reason="Running")))
     busy = [pod(name=f"busy-{number}", node_name=f"busy-{number}", owner="uid-runs") for number in range(2)]
@@ -107,7 +107,7 @@ def test_those_that_only_wait_are_looked_at_less_often() -> None:
     assert sorted(recorder.looked) == ["drafted", "first", "runs", "second"]
 
 
-def test_those_that_may_not_begin_and_say_so_are_left_alone_until_they_may() -> None:
+def test_those_that_may_not_start_and_say_so_are_skipped_until_they_may() -> None:
     def held_back(name: str) -> Diagnosis:
         said = {"type": "Reconciling", "status": "True", "reason": "LimitReached", "message": "x"}
         times = {"lastTransitionTime": timestamp(NOW), "observedGeneration": 1}
@@ -148,7 +148,7 @@ def test_what_could_not_be_listed_is_listed_by_the_next_sweep(caplog: pytest.Log
     api_of(recorder).fail("list_pods", UnavailableError("no answer"))
     sweep = Sweep(recorder)
     sweep_times(sweep)
-    assert "the cluster cannot be listed" in caplog.text
+    assert "cannot list the cluster" in caplog.text
     assert not recorder.cluster.cache.is_complete
     # Nobody must believe that the operator sees the cluster.
     assert recorder.sample("memdiag_last_sweep_timestamp_seconds") == 0
@@ -191,7 +191,7 @@ def test_what_a_deleted_diagnosis_has_left_does_not_end_the_sweep(caplog: pytest
     recorder = recorder_of([named("new")], pods=[pod(annotations={"memdiag.dev/diagnosis": "gone"})])
     api_of(recorder).fail("read_diagnosis", UnavailableError("no answer"))
     sweep_times(Sweep(recorder))
-    assert "cannot be removed yet: no answer" in caplog.text
+    assert "cannot remove what deleted diagnoses left behind, will retry on the next sweep: no answer" in caplog.text
     assert recorder.looked == ["new"]
 
 

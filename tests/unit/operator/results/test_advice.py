@@ -22,7 +22,7 @@ HOLDER = HolderSummary(
 def test_a_holder_in_a_pod_is_named_by_pod_and_container() -> None:
     assert advice(HOLDER, RUNNER_SAYS) == (
         "Restart or fix container nginx of pod web/nginx-7d4: nginx[4711] has 3.00 MiB unread on fd 11 for at least "
-        "62 s, pinning 6.00 GiB. The memory comes back as soon as it reads or closes."
+        "62 s, pinning 6.00 GiB. The memory is freed as soon as it reads or closes the socket."
     )
 
 

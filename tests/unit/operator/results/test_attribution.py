@@ -35,7 +35,7 @@ POD = workload(
         pytest.param("d" * 64, "pod-uid", Names("web", "slow"), id="a container that is gone, its pod is not"),
         pytest.param("d" * 64, "", None, id="another node's container"),
         pytest.param("", "", None, id="a process of the host"),
-        pytest.param(CONTAINER[:12], "", None, id="a prefix is no id"),
+        pytest.param(CONTAINER[:12], "", None, id="a prefix is not an id"),
     ],
 )
 def test_whose_it_is(container_id: str, pod_uid: str, expected: Names | None) -> None:
@@ -58,5 +58,5 @@ def test_identities_are_listed_once_and_only_when_known() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["containerd://", "cri-o://", "docker://", ""])
-def test_the_runtime_is_no_part_of_an_id(prefix: str) -> None:
+def test_the_runtime_is_not_part_of_an_id(prefix: str) -> None:
     assert bare_container_id(prefix + CONTAINER) == CONTAINER

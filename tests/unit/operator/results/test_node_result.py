@@ -95,7 +95,7 @@ def unlike(**fields: Any) -> Holder:
     ],
 )
 def test_no_word_of_a_node_passes_for_a_pod(holder: Holder) -> None:
-    """What the node says stands in quotes, and the line still ends with what the operator knows."""
+    """What the node says is in quotes, and the line still ends with what the operator knows."""
     line = suspect_line(holder_summary(holder, NOBODY), None)
     assert re.sub(r'"[^"]*"', "", line).count("/") == 0
     assert "(container" not in re.sub(r'"[^"]*"', "", line)
@@ -133,7 +133,7 @@ def test_a_check_that_failed_on_the_node_is_part_of_the_coverage_of_a_completed_
 def test_a_foreign_container_is_said_to_be_unattributed() -> None:
     summary = holder_summary(owned(container_id="d" * 64), KNOWN)
     assert (summary.namespace, summary.pod) == ("", "")
-    assert summary.unowned_reason == "unattributed: no pod of this node has container dddddddddddd"
+    assert summary.unowned_reason == "unattributed: no pod on this node has container dddddddddddd"
 
 
 def test_the_suspect_is_all_stuck_sockets_of_its_process() -> None:
@@ -177,7 +177,7 @@ def test_the_suspect_may_be_all_processes_of_a_container_or_a_pod(scope: Suspect
 
 
 @pytest.mark.parametrize("kind", [VerdictKind.LARGE_BUT_UNEXPLAINED, VerdictKind.INCONCLUSIVE])
-def test_what_a_verdict_without_a_leak_names_is_no_suspect(kind: VerdictKind) -> None:
+def test_a_verdict_without_a_leak_has_no_suspect(kind: VerdictKind) -> None:
     template = evidence_with(holders=12)
     verdict = template.verdict.model_copy(update={"kind": kind, "holder": 11, "stack": None})
     result = result_of(template.model_copy(update={"verdict": verdict}), top_n=3)
@@ -221,7 +221,7 @@ def test_several_nodes_have_no_leak_only_if_each_says_so() -> None:
     no, unknown = VerdictKind.NO_LEAK, VerdictKind.LARGE_BUT_UNEXPLAINED
     assert sentence(no, no).startswith("2 nodes, no leak found. Node n0: no leak found.")
     assert sentence(no, unknown, no).startswith(
-        "3 nodes, no leak on 2 of them, not known on 1. Node n1: much memory that no check explains. "
+        "3 nodes, no leak on 2 of them, unknown on 1. Node n1: high kernel memory usage, cause not identified. "
     )
 
 
@@ -253,7 +253,7 @@ def of_pod(evidence: Evidence, attribution: Attribution = KNOWN) -> NodeResult:
     return node_result(evidence, attribution, node_name=NODE, pod_name=POD_NAME, top_n=3, highlighted=wanted)
 
 
-def test_the_pod_that_is_asked_for_comes_first_and_the_summary_begins_with_it() -> None:
+def test_the_requested_pod_comes_first_and_the_summary_starts_with_it() -> None:
     evidence = evidence_with(holders=12)
     mine = owned(container_id=CONTAINER)
     result = of_pod(evidence.model_copy(update={"holders": [*evidence.holders, mine]}))
@@ -262,7 +262,7 @@ def test_the_pod_that_is_asked_for_comes_first_and_the_summary_begins_with_it() 
     assert (result.target_pod.pinned_bytes, result.target_pod.unread_bytes) == (131 * MIB, 2 * MIB)
     said = "Pod demo/slow-reader pins 131 MiB, with 2.00 MiB unread"
     assert result.target_pod.message == said
-    assert node_sentence(result).startswith(f"{said}. On node node1 kernel code holds")
+    assert node_sentence(result).startswith(f"{said}. On node node1, 6.00 GiB of kernel memory is not accounted for")
 
 
 def test_a_pods_share_is_the_ledgers_which_counts_each_block_once() -> None:
@@ -286,11 +286,16 @@ def test_a_pods_share_is_the_ledgers_which_counts_each_block_once() -> None:
     ("attribution", "was_scanned", "said"),
     [
         pytest.param(KNOWN, True, "Pod demo/slow-reader pins nothing that memdiag can see", id="innocent"),
-        pytest.param(NOBODY, True, "Pod demo/slow-reader was not on the node any more when", id="gone"),
-        pytest.param(KNOWN, False, "What pod demo/slow-reader pins was not looked at: spec.checks", id="not scanned"),
+        pytest.param(NOBODY, True, "Pod demo/slow-reader was no longer on the node when", id="gone"),
+        pytest.param(
+            KNOWN,
+            False,
+            "What pod demo/slow-reader pins was not measured: spec.checks does not include SocketQueues",
+            id="not scanned",
+        ),
     ],
 )
-def test_a_pod_without_holders_is_told_of_as_well(attribution: Attribution, was_scanned: bool, said: str) -> None:
+def test_a_pod_without_holders_is_reported_as_well(attribution: Attribution, was_scanned: bool, said: str) -> None:
     evidence = evidence_with()
     coverage = evidence.coverage if was_scanned else None
     result = of_pod(evidence.model_copy(update={"coverage": coverage}), attribution)
@@ -306,7 +311,7 @@ def test_a_pod_of_that_name_in_another_namespace_is_another_pod() -> None:
     assert result.target_pod.pinned_bytes == 0
 
 
-def test_without_a_pod_in_the_request_none_is_told_of() -> None:
+def test_without_a_pod_in_the_request_none_is_reported() -> None:
     assert "targetPod" not in result_of(evidence_with()).to_json_object()
 
 
@@ -338,8 +343,8 @@ def test_what_is_not_covered_is_said() -> None:
         "kallsyms missing: not readable",
         "ended early: the figures cover 60 s",
         "12 allocations without their process",
-        "2 memory cgroups whose name found a table full",
-        "3 queues that could not be walked to their end",
+        "2 memory cgroups not named because a table was full",
+        "3 queues that could not be walked completely",
         "not seen on this kernel: vsock",
         "a note",
     ]
@@ -350,8 +355,10 @@ def test_the_summary_is_one_sentence_with_the_proof() -> None:
     stacks = [evidence.stacks[0].model_copy(update={"explained_bytes": 301 * MIB})]
     result = result_of(evidence.model_copy(update={"stacks": stacks}), NOBODY)
     sentence = node_sentence(result)
-    assert sentence.startswith("On node node1 kernel code holds 6.00 GiB outside all accounts; suspect: nginx[4711]")
-    assert "97% of the 310 MiB that were allocated during the trace and not freed sit in holders." in sentence
+    assert sentence.startswith(
+        "On node node1, 6.00 GiB of kernel memory is not accounted for by any counter; suspect: nginx[4711]"
+    )
+    assert "holders account for 97% of the 310 MiB allocated during the trace and not freed." in sentence
 
 
 def test_a_failed_node_is_summed_up_by_its_reason() -> None:
@@ -365,7 +372,7 @@ def test_a_failed_node_is_summed_up_by_its_reason() -> None:
     assert run_sentence([lost, found], states).startswith("A leak on 1 of 2 nodes. On node node1")
     healthy = states[1].model_copy(update={"verdict": VerdictKind.NO_LEAK})
     assert run_sentence([lost], [states[0], healthy]).startswith(
-        "2 nodes, no leak on 1 of them, not known on 1. NodeLost"
+        "2 nodes, no leak on 1 of them, unknown on 1. NodeLost"
     )
 
 

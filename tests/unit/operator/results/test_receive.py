@@ -69,14 +69,14 @@ def test_a_result_that_the_deadline_cut_short_is_kept() -> None:
             finished(failure(RunnerError.KERNEL_UNSUPPORTED, "no BTF: build it in"), exit_code=3),
             b"",
             Reason.KERNEL_UNSUPPORTED,
-            "the runner on node node1 says: no BTF: build it in",
+            "the runner on node node1 reported: no BTF: build it in",
             id="the kernel lacks something",
         ),
         pytest.param(
             finished(failure(RunnerError.INTERNAL, "ValueError: \x1b[31mred at 0xffff888012345678"), exit_code=1),
             b"",
             Reason.RUNNER_FAILED,
-            r"says: ValueError: \[31mred at \[address\]$",
+            r"reported: ValueError: \[31mred at \[address\]$",
             id="the runner met a fault",
         ),
         pytest.param(
@@ -107,22 +107,22 @@ def test_a_result_that_the_deadline_cut_short_is_kept() -> None:
             pod(phase="Failed", reason="OutOfmemory", message="Node didn't have enough resource: memory"),
             b"",
             Reason.UNSCHEDULABLE,
-            "node node1 refused the runner: OutOfmemory: Node didn't have enough",
+            "node node1 rejected the runner: OutOfmemory: Node didn't have enough",
             id="turned away by the kubelet",
         ),
         pytest.param(
             pod(phase="Failed", reason="DeadlineExceeded", state=terminated(exit_code=137)),
             b"",
             Reason.DEADLINE_EXCEEDED,
-            "ended by its deadline",
+            "stopped at its deadline",
             id="deadline",
         ),
         pytest.param(
             finished(failure(RunnerError.INTERNAL, "x", run="other"), exit_code=1),
             b"",
             Reason.RESULT_INVALID,
-            "speaks of run 'other'",
-            id="last words of another run",
+            "is from run 'other'",
+            id="termination message of another run",
         ),
         pytest.param(
             finished('{"runID": "' + RUN),
@@ -132,7 +132,11 @@ def test_a_result_that_the_deadline_cut_short_is_kept() -> None:
             id="cut words",
         ),
         pytest.param(
-            finished("panic: \x1b[2J"), b"", Reason.RESULT_INVALID, "malformed", id="last words that are none of ours"
+            finished("panic: \x1b[2J"),
+            b"",
+            Reason.RESULT_INVALID,
+            "malformed",
+            id="another program's termination message",
         ),
         pytest.param(
             finished(delivered(EVIDENCE)[0]), b"", Reason.RESULT_INVALID, "contains no document", id="empty log"
@@ -141,7 +145,7 @@ def test_a_result_that_the_deadline_cut_short_is_kept() -> None:
             finished(delivered(EVIDENCE)[0]),
             delivered(EVIDENCE)[1][:2000],
             Reason.RESULT_INVALID,
-            "the log is cut off.*unproven, says PinnedByUnreadSocket",
+            r"the log is cut off.*\(not verified\) says PinnedByUnreadSocket",
             id="cut log",
         ),
     ],
@@ -246,7 +250,7 @@ def test_a_hostile_document_is_refused(change: Callable[[dict[str, Any]], Any]) 
         pytest.param(b"{" + b'"a":1,' * 30_000 + b'"a":1}', id="many keys"),
     ],
 )
-def test_text_that_is_no_document_is_refused(document: bytes) -> None:
+def test_text_that_is_not_a_document_is_rejected(document: bytes) -> None:
     with pytest.raises(ResultInvalidError):
         check(document)
 
@@ -259,7 +263,7 @@ def test_a_longer_name_of_a_process_than_the_kernel_has_is_cut() -> None:
     assert owner.comm == "x" * 15 + "…"
 
 
-def test_what_steers_a_terminal_or_tells_an_address_is_taken_out() -> None:
+def test_control_characters_and_kernel_addresses_are_removed() -> None:
     def poison(document: dict[str, Any]) -> None:
         owner = document["holders"][0]["owners"][0]
         owner["comm"] = "\x1b]0;owned\x07sh"

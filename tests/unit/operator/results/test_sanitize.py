@@ -1,4 +1,4 @@
-"""What a node says is safe to print and tells no kernel address."""
+"""What a node says is safe to print and reveals no kernel address."""
 
 import re
 import unicodedata

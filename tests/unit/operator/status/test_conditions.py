@@ -1,4 +1,4 @@
-"""Conditions tell people, kubectl wait, Argo CD and Flux how a run stands."""
+"""Conditions show people, kubectl wait, Argo CD and Flux the state of a run."""
 
 from datetime import timedelta
 
@@ -74,10 +74,10 @@ def test_every_verdict_has_its_reason() -> None:
     assert {kind.value for kind in VerdictKind} <= {reason.value for reason in Reason}
 
 
-def test_a_long_list_of_failures_is_counted_and_begun() -> None:
+def test_a_long_list_of_failures_is_cut_and_counted() -> None:
     lost = [failed(Reason.NODE_LOST, f"n{number}") for number in range(9)]
-    told = [f"n{number} was removed" for number in range(6)]
-    partial = when_finished([NONE, *lost], FailOn.NEVER, "the summary", told)[ConditionType.SUCCEEDED]
+    reported = [f"n{number} was removed" for number in range(6)]
+    partial = when_finished([NONE, *lost], FailOn.NEVER, "the summary", reported)[ConditionType.SUCCEEDED]
     assert partial.message == (
         "1 of 10 nodes delivered a result; n0 was removed; n1 was removed; n2 was removed; n3 was removed; and 5 more"
     )
@@ -86,11 +86,11 @@ def test_a_long_list_of_failures_is_counted_and_begun() -> None:
     )
 
 
-def test_a_leak_is_told_as_soon_as_one_node_has_reported_it() -> None:
+def test_a_leak_is_shown_as_soon_as_one_node_has_reported_it() -> None:
     waiting = NodeState(node_name="n9", reason=Reason.PENDING)
     early = while_running(Reason.RUNNING, "tracing", [NONE, waiting, LEAK])
     assert early[ConditionType.LEAK_DETECTED] == Finding(
-        TRUE, Reason.PINNED_BY_UNREAD_SOCKET, "Found on n1 already; 2 of 3 nodes have reported."
+        TRUE, Reason.PINNED_BY_UNREAD_SOCKET, "Already found on n1; 2 of 3 nodes have reported."
     )
     assert early[ConditionType.SUCCEEDED].status is UNKNOWN
     silent = while_running(Reason.RUNNING, "tracing", [NONE, waiting])[ConditionType.LEAK_DETECTED]

@@ -1,4 +1,4 @@
-"""How a run begins: its nodes are chosen, once for the whole run, and the run before is remembered."""
+"""Starts a run: its nodes are chosen once for the whole run, and the previous run is recorded."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -23,15 +23,15 @@ from memdiag_operator.kube.objects import Diagnosis, InvalidSpec
 from memdiag_operator.results.sanitize import clip
 from memdiag_operator.status.conditions import when_refused, while_running
 from memdiag_operator.status.progress import DONE, WAITING, of_run
-from memdiag_operator.status.trim import most_telling
+from memdiag_operator.status.trim import most_relevant
 
 MAX_NODES_IN_MESSAGE = 4
 LARGE_RUN_NODES = 100
-"""Of a run on more nodes, whose reports may take 250 MiB, those of one former run are kept."""
+"""After a run on more nodes, whose reports may take 250 MiB, the reports of only one former run are kept."""
 
 
-def begin(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
-    """Choose the nodes, once for the whole run, and remember the run before."""
+def start(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
+    """Choose the nodes once for the whole run, and record the previous run."""
     diagnosis, spec = snapshot.diagnosis, snapshot.diagnosis.spec
     before, requested_at = diagnosis.status, diagnosis.requested_at
     status = MemoryDiagnosisStatus(
@@ -54,7 +54,7 @@ def begin(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
     names = choice.node_names
     seconds = deadline_seconds(spec, len(names), config)
     why = shortfall(spec, len(names), config, seconds)
-    message = f"the run on {_listed(names)} begins" + (f"; {why}" if why else "")
+    message = f"run started on {_listed(names)}" + (f"; {why}" if why else "")
     percent, progress = of_run([WAITING] * len(names))
     shown = [
         NodeResult(
@@ -73,7 +73,7 @@ def begin(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
             "progress_percent": percent,
             "progress": progress,
             "node_states": [NodeState(node_name=name, reason=Reason.PENDING) for name in names],
-            "results": most_telling(shown),
+            "results": most_relevant(shown),
         }
     )
     plan = status_plan(diagnosis, status, while_running(Reason.PENDING, message, status.node_states), now)
@@ -86,7 +86,7 @@ def _with_request(requested_at: str, before: MemoryDiagnosisStatus) -> list[str]
 
 
 def _last_run(before: MemoryDiagnosisStatus) -> LastRun | None:
-    """The run that has ended in `before`; when it was given up by a suspension, the one before that."""
+    """The run that has ended in `before`; if that run was cancelled by a suspension, the one before it."""
     if before.completion_time is None:
         return before.last_run
     found = {one.type: one for one in before.conditions}
@@ -104,7 +104,7 @@ def _last_run(before: MemoryDiagnosisStatus) -> LastRun | None:
 
 
 def _previous_run_ids(before: MemoryDiagnosisStatus) -> list[str]:
-    """Runs that may have reports, the latest first; one that a suspension has given up may have some as well."""
+    """Runs that may have reports, the latest first; a run that a suspension cancelled may have some as well."""
     ended = [before.run_id] if before.run_id else []
     return [*ended, *before.previous_run_ids][:MAX_PREVIOUS_RUNS]
 
@@ -112,7 +112,7 @@ def _previous_run_ids(before: MemoryDiagnosisStatus) -> list[str]:
 def _report_cleanup(
     diagnosis: Diagnosis, status: MemoryDiagnosisStatus, config: OperatorConfig
 ) -> ReportCleanup | None:
-    """As a run begins, reports of all but the last few runs go."""
+    """When a run starts, the reports of all but the last few runs are deleted."""
     limit = config.keep_reports_of_runs
     ended = diagnosis.status.nodes
     if ended and ended.total > LARGE_RUN_NODES:
@@ -123,7 +123,7 @@ def _report_cleanup(
 
 
 def refuse(diagnosis: Diagnosis, status: MemoryDiagnosisStatus, reason: Reason, why: str, now: datetime) -> Plan:
-    """The end of a run that has no node to look at."""
+    """End a run that has no node to measure."""
     message = clip(why, MAX_SENTENCE)
     percent, progress = of_run([DONE])
     ended = status.model_copy(
