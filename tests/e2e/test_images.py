@@ -185,7 +185,7 @@ def test_a_release_is_built_from_a_commit_on_a_base_image_whose_digest_is_known(
         in_buildahs_store("buildah", "rmi", *images)
 
 
-def test_a_release_is_not_built_when_the_base_images_digest_cannot_be_told(commit: str, tmp_path: Path) -> None:
+def test_a_release_is_not_built_when_the_base_images_digest_is_unknown(commit: str, tmp_path: Path) -> None:
     del commit
     done = release_images(tmp_path, "localhost/no-such-base:1")
     assert done.returncode != 0

@@ -79,7 +79,7 @@ def test_fragments_and_rings_are_compound_blocks_of_their_order(kind: str, order
 
 
 @pytest.mark.parametrize(("kind", "order"), [("tcp_queues", FRAGMENT_ORDER), ("packet_ring", RING_ORDER)])
-def test_blocks_of_known_holders_are_told_apart(kind: str, order: int) -> None:
+def test_blocks_of_known_holders_are_counted_separately(kind: str, order: int) -> None:
     with PlantedMemory(kind, PLANTED_BYTES) as load:
         planted_bytes = load.plant()
         size_bytes, held_bytes = blocks_of(census_of(evidence_of()), order)
@@ -106,7 +106,7 @@ def proc_without(tmp_path: Path) -> Callable[[str], HostRoots]:
 
 
 @pytest.mark.parametrize(("missing", "need_name"), [("kpageflags", "page flags"), ("kpagecgroup", "page charges")])
-def test_what_is_missing_is_named_and_the_rest_is_told(
+def test_what_is_missing_is_named_and_the_rest_is_reported(
     proc_without: Callable[[str], HostRoots], missing: str, need_name: str
 ) -> None:
     evidence = evidence_of(Check.BREAKDOWN, roots=proc_without(missing))

@@ -151,7 +151,7 @@ def long_unix_queues() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("long_unix_queues")
-def test_packets_in_large_kmalloc_are_pinned_and_no_allocpage() -> None:
+def test_packets_in_large_kmalloc_are_pinned_and_not_allocpage() -> None:
     """The kernel counts large kmalloc as slab, so it is no part of what the ledger splits."""
     receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 1 << 30)

@@ -64,9 +64,7 @@ def test_pages_in_a_socket_lead_to_their_pool_and_count_once(scanner: SocketScan
     assert (pool.charge_bytes, pool.pinned_bytes, pool.owners) == (PACKETS * PAGE_BYTES, 0, [])
 
 
-def test_a_page_that_was_read_is_the_pools_until_it_gives_it_back(
-    scanner: SocketScanner, receiver: socket.socket
-) -> None:
+def test_a_page_that_was_read_is_the_pools_until_it_returns_it(scanner: SocketScanner, receiver: socket.socket) -> None:
     """The pool here is being shut down: the kernel gives back what it has, once each second.
 
     Of the 100 pages that were read it kept as many as it may; the others went straight back.
@@ -85,7 +83,7 @@ def test_a_page_that_was_read_is_the_pools_until_it_gives_it_back(
     assert pool.pinned_bytes == 0
 
 
-def test_devices_of_every_network_namespace_are_looked_at(scanner: SocketScanner) -> None:
+def test_devices_of_every_network_namespace_are_found(scanner: SocketScanner) -> None:
     with Planter() as planter:
         commands = ["nsenter", f"--net=/proc/{planter.pid}/ns/net", "ip"]
         subprocess.run([*commands, "link", "add", "pool-a", "type", "veth", "peer", "name", "pool-b"], check=True)
@@ -99,7 +97,7 @@ def test_devices_of_every_network_namespace_are_looked_at(scanner: SocketScanner
     assert here <= set(indices.tolist())
 
 
-def test_what_cannot_be_read_is_zero_and_hides_nothing_behind_it(scanner: SocketScanner) -> None:
+def test_what_cannot_be_read_is_zero_and_hides_nothing_after_it(scanner: SocketScanner) -> None:
     memory = scanner.source.memory
     readable = scanner.scan().owners["socket"][:1] + np.uint64(holder_layout()["SOCK_NET"])
     (net,) = memory.peek(readable)

@@ -69,7 +69,7 @@ def test_what_waits_in_the_socket_is_the_sockets_and_the_rest_the_pools(
     assert pool.pinned_bytes <= CACHED_BYTES
 
 
-def test_when_the_socket_is_read_the_pool_gives_its_pages_back(scanner: SocketScanner) -> None:
+def test_when_the_socket_is_read_the_pool_returns_its_pages(scanner: SocketScanner) -> None:
     with XdpReceiver() as child:
         fd = child.receive("stream", STREAM_BYTES)["fd"]
         _, full = look(scanner, child, fd)

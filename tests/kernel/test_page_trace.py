@@ -156,7 +156,7 @@ def test_slab_is_set_aside_by_name(btf: Btf) -> None:
     assert bytes_of(result, child.pid, "inet6_create") <= MIB
 
 
-def test_a_bpf_map_is_vmalloc_and_no_allocpage(btf: Btf) -> None:
+def test_a_bpf_map_is_vmalloc_and_not_allocpage(btf: Btf) -> None:
     with Allocator() as child, running_trace(btf) as trace:
         planted_bytes = child.do("bpf_map", 32 * MIB)
         result = trace.finish()
@@ -195,7 +195,7 @@ def test_a_steady_leak_grows_and_one_filling_is_pinned(btf: Btf) -> None:
     assert pinned.trend is Trend.PINNED
 
 
-def test_a_steady_leak_grows_at_its_rate_when_the_window_ends_early_and_the_trace_goes_on(btf: Btf) -> None:
+def test_a_steady_leak_grows_at_its_rate_when_the_window_ends_early_and_the_trace_continues(btf: Btf) -> None:
     with Allocator() as leaking, running_trace(btf, 10.0) as trace:
 
         def leak_for(seconds: float, *, in_window: bool) -> int:
@@ -283,7 +283,7 @@ def test_the_blocks_are_those_of_the_stacks(btf: Btf) -> None:
     assert len(np.unique(result.blocks["page"])) == len(result.blocks)
 
 
-def test_what_the_programs_took_agrees_with_the_kernels_own_count(btf: Btf) -> None:
+def test_the_programs_run_time_agrees_with_the_kernels_own_count(btf: Btf) -> None:
     """The programs time one run in 256 themselves; kernel.bpf_stats_enabled makes the kernel time every run."""
     switch = Path("/proc/sys/kernel/bpf_stats_enabled")
     before = switch.read_text()

@@ -80,7 +80,7 @@ def web_load(directory: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("run", range(RUNS_OF_EACH))
 @pytest.mark.parametrize("name", [*SHELL_LOADS, "web server"])
-def test_a_healthy_load_is_no_leak(name: str, run: int, tmp_path: Path) -> None:
+def test_a_healthy_load_is_not_a_leak(name: str, run: int, tmp_path: Path) -> None:
     roots = HostRoots()
     limit_bytes = Thresholds().suspect_bytes(read_host(roots, "here").mem_total_bytes)
     load = web_load(tmp_path) if name == "web server" else shell_load(SHELL_LOADS[name], tmp_path)

@@ -91,7 +91,7 @@ def test_a_process_that_is_ended_leaves_no_program(number: signal.Signals) -> No
         assert wait_until_gone(programs) == set()
 
 
-def test_the_end_of_a_trace_leaves_no_program_while_the_process_goes_on() -> None:
+def test_the_end_of_a_trace_leaves_no_program_while_the_process_continues() -> None:
     with tracing_child() as (child, programs):
         tell(child, "finish")
         assert child.stdout is not None

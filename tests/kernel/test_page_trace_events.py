@@ -119,7 +119,7 @@ def test_a_split_block_counts_with_what_is_still_out(machine: Machine) -> None:
     assert machine.outstanding(0, FRAMES) == 0
 
 
-def test_a_free_that_was_missed_is_put_right_by_the_next_allocation(machine: Machine) -> None:
+def test_a_missed_free_is_corrected_by_the_next_allocation(machine: Machine) -> None:
     machine.alloc(512, 3)
     machine.alloc(512, 0)  # the free of order 3 was missed
     machine.free(512, 0)
@@ -143,7 +143,7 @@ def test_a_free_of_what_was_never_seen_changes_nothing(machine: Machine) -> None
     assert not machine.frames.any()
 
 
-def test_user_memory_is_marked_apart(machine: Machine) -> None:
+def test_user_memory_is_marked_separately(machine: Machine) -> None:
     machine.alloc(512, 9, MOVABLE)
     assert set(machine.frames[512:1024].tolist()) == {trace_tables.CLASS_MOVABLE}
     assert machine.counter("movable_pages") == 512
@@ -155,7 +155,7 @@ def test_a_failed_allocation_is_ignored(machine: Machine) -> None:
     assert machine.counter("lost_blocks") == 0
 
 
-def test_frames_behind_a_hole_are_recorded_and_freed(machine: Machine) -> None:
+def test_frames_after_a_hole_are_recorded_and_freed(machine: Machine) -> None:
     machine.alloc(7 * SECTION_FRAMES + 64, 3)
     assert machine.outstanding(2 * SECTION_FRAMES + 64, 8) == machine.outstanding(0, FRAMES) == 8
     (block,) = machine.tally().parts[0]
@@ -173,7 +173,7 @@ def test_frames_outside_memory_are_counted_as_lost(machine: Machine, frame: int)
     assert machine.counter("lost_pages") == 4
 
 
-def test_slices_and_orders_make_classes_of_their_own(machine: Machine) -> None:
+def test_slices_and_orders_have_separate_classes(machine: Machine) -> None:
     for slice_number in range(3):
         machine.config["slice"] = slice_number
         machine.alloc(slice_number * 64, 0)
@@ -256,7 +256,7 @@ def test_high_orders_are_not_thinned_below_the_ceiling(machine: Machine) -> None
     assert machine.outstanding(16384, 1600) == 1600
 
 
-def test_a_storm_of_high_orders_is_held_to_the_ceiling(machine: Machine) -> None:
+def test_a_storm_of_high_orders_is_limited_to_the_ceiling(machine: Machine) -> None:
     machine.config["budget_permille"], machine.config["ceiling_permille"] = 1, 4
     for block in range(8000):
         machine.alloc(8 * (block % 4000), 1 + block % 3)
@@ -266,7 +266,7 @@ def test_a_storm_of_high_orders_is_held_to_the_ceiling(machine: Machine) -> None
     assert int((machine.frames == trace_tables.CLASS_THINNED_LARGE).sum()) > 0
 
 
-def test_a_cgroup_that_finds_no_room_is_counted(machine: Machine) -> None:
+def test_a_cgroup_without_room_is_counted(machine: Machine) -> None:
     names = np.zeros(page_trace._CGROUPS, trace_tables.CGROUP_ENTRY_DTYPE)
     names["key"] = np.arange(1, len(names) + 1) + (1 << 60)
     machine.bpf.update("cgroups", names["key"], names["value"])

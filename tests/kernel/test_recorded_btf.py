@@ -28,7 +28,7 @@ def test_the_programs_for_linux_5_10_pass_the_verifier() -> None:
                 loaded.runnable(program)
 
 
-def test_a_cut_blob_answers_as_the_whole() -> None:
+def test_a_cut_blob_answers_like_the_complete_one() -> None:
     whole = CuttableBtf.parse(RUNNING.read_bytes())
     answers = [layout(whole) for layout in LAYOUTS]
     cut = Btf.parse(whole.cut())

@@ -40,7 +40,7 @@ def test_a_bpf_ring_buffer_pins_its_pages(scanner: SocketScanner) -> None:
     assert unique_bytes([one.blocks], page_bytes=PAGE_BYTES) == one.holder.pinned_bytes
 
 
-def test_another_bpf_map_is_no_holder(scanner: SocketScanner) -> None:
+def test_another_bpf_map_is_not_a_holder(scanner: SocketScanner) -> None:
     with Allocator() as child:
         child.do("bpf_map", MIB)
         assert not ring_buffers(scanner, child.pid)

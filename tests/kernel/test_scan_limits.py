@@ -59,7 +59,7 @@ MOVING = [("udp_small", 3_000, 64), ("tcp_small_messages", 3_000, 17 * 64), ("un
 
 
 @pytest.mark.parametrize("load", MOVING)
-def test_a_queue_that_changes_under_every_walk_says_what_is_missing(
+def test_a_queue_that_changes_during_every_walk_reports_what_is_missing(
     scanner: SocketScanner, clock: Clock, planter: Planter, load: tuple[str, int, int]
 ) -> None:
     name, amount, read_bytes = load
@@ -108,7 +108,7 @@ def test_a_queue_that_changed_for_a_while_is_walked_again(
     assert holder.unread_bytes == whole.unread_bytes - (200 * len(read) if name == "udp_small" else sum(read))
 
 
-def test_a_pipe_that_keeps_changing_is_told(scanner: SocketScanner, clock: Clock, planter: Planter) -> None:
+def test_a_pipe_that_keeps_changing_is_reported(scanner: SocketScanner, clock: Clock, planter: Planter) -> None:
     truth = planter.plant("pipe", 256)
     scan = scanner.scan()
     assert not any("pipes" in note for note in other_holders(scanner, scan, owner_of, holder_layout())[1])
@@ -140,7 +140,7 @@ def test_under_heavy_traffic_no_figure_is_wrong(scanner: SocketScanner) -> None:
             child.kill()
 
 
-def test_an_address_that_is_none_hides_no_other_socket(btf: Btf, planter: Planter) -> None:
+def test_an_invalid_address_hides_no_other_socket(btf: Btf, planter: Planter) -> None:
     """A walk that races may come upon an empty pointer where a socket's should be."""
     inode = planter.inode(planter.plant("udp_small", 1)["fd"])
     with SocketSource(btf) as source:
@@ -177,7 +177,7 @@ def test_when_time_runs_out_the_largest_queues_were_reached(
     assert coverage.queues >= 1 + len(small)
 
 
-def test_without_any_time_sockets_are_counted_and_all_is_told(btf: Btf, planter: Planter) -> None:
+def test_without_any_time_sockets_are_counted_and_everything_is_reported(btf: Btf, planter: Planter) -> None:
     planter.plant("many_udp", 6_000)
     with SocketScanner(btf=btf, budget_seconds=0) as scanner:
         scan = scanner.scan()

@@ -158,7 +158,7 @@ def test_the_healthy_connection_beside_the_stuck_one_holds_nothing(
     assert not is_kept(scan(), planter.inode(truth["healthy_fd"]))
 
 
-def test_spliced_pages_are_the_very_pages_of_their_owner(planter: Planter, scan: Callable[[], SocketScan]) -> None:
+def test_spliced_pages_are_the_pages_of_their_owner(planter: Planter, scan: Callable[[], SocketScan]) -> None:
     """Pages of a process are told apart: they are no kernel memory."""
     truth = planter.plant("udp_spliced", 20)
     queue = queue_of(holder_of(scan(), planter.inode(truth["fd"])), "receive")
@@ -202,7 +202,7 @@ def test_every_fd_of_every_process_that_shares_the_socket(planter: Planter, scan
     assert holder.owners_total == 2
 
 
-def test_a_connection_that_nobody_accepted_belongs_to_its_listener(
+def test_a_connection_that_was_not_accepted_belongs_to_its_listener(
     planter: Planter, scan: Callable[[], SocketScan]
 ) -> None:
     truth = planter.plant("tcp_unaccepted", 50_000)
@@ -216,7 +216,7 @@ def test_a_connection_that_nobody_accepted_belongs_to_its_listener(
     assert (listener.state, listener.backlog) == ("LISTEN", 1)
 
 
-def test_a_unix_connection_that_nobody_accepted(planter: Planter, scan: Callable[[], SocketScan]) -> None:
+def test_a_unix_connection_that_was_not_accepted(planter: Planter, scan: Callable[[], SocketScan]) -> None:
     truth = planter.plant("unix_unaccepted", 7_000)
     seen = scan()
     unaccepted = [
@@ -229,7 +229,7 @@ def test_a_unix_connection_that_nobody_accepted(planter: Planter, scan: Callable
     assert seen.queues_of(unaccepted[0])["payload_bytes"].tolist() == [7_000]
 
 
-def test_a_socket_in_flight_belongs_to_who_will_receive_it(planter: Planter, scan: Callable[[], SocketScan]) -> None:
+def test_a_socket_in_flight_belongs_to_its_receiver(planter: Planter, scan: Callable[[], SocketScan]) -> None:
     truth = planter.plant("unix_in_flight", 5)
     holder = holder_of(scan(), truth["inode"])
     assert holder.unread_bytes == truth["unread_bytes"]
@@ -280,7 +280,7 @@ def test_what_was_sent_and_asked_about_waits_in_the_error_queue(
     assert holder.unread_bytes == 0  # nothing that a read would give
 
 
-def test_the_word_that_pages_were_sent_waits_in_the_error_queue(
+def test_the_notice_that_pages_were_sent_waits_in_the_error_queue(
     planter: Planter, scan: Callable[[], SocketScan]
 ) -> None:
     """One notice tells of any number of sends, and has no bytes."""
@@ -356,7 +356,7 @@ def test_single_packets_that_are_read_one_by_one_are_not_stuck(
     assert holder.stuck_seconds is None
 
 
-def test_a_single_packet_that_was_read_before_the_watch_began_is_not_stuck(
+def test_a_single_packet_that_was_read_before_the_watch_started_is_not_stuck(
     planter: Planter, scanner: SocketScanner
 ) -> None:
     truth = planter.plant("udp_lone", 300)
@@ -422,7 +422,7 @@ def test_there_are_as_many_more_blocks_of_that_order_in_kpageflags(scan: Callabl
     raise too_busy(f"{min(moved)} or more blocks of order 3 came or went by themselves in each of {ROUNDS} rounds")
 
 
-def test_processes_are_named_as_the_proc_of_the_scans_own_pid_namespace_does() -> None:
+def test_processes_are_named_as_in_the_proc_of_the_scans_own_pid_namespace() -> None:
     script = (
         "import os, socket\n"
         "from memdiag_node.kernel.btf import Btf\n"
@@ -460,7 +460,7 @@ def test_a_socket_of_another_network_namespace_is_found_without_any_fd(
 @pytest.mark.parametrize(
     ("load", "named"), [("udp_lite", "UDP-Lite"), ("raw_icmp", "raw"), ("netlink_messages", "netlink")]
 )
-def test_what_is_not_seen_without_an_fd_is_said(
+def test_what_is_not_seen_without_an_fd_is_reported(
     planter: Planter, scan: Callable[[], SocketScan], load: str, named: str
 ) -> None:
     fd = planter.plant(load, 5)["fd"]

@@ -91,7 +91,7 @@ def test_a_trace_under_kptr_restrict_names_functions_and_processes(hidden_addres
     assert stack.outstanding_bytes == pytest.approx(planted_bytes, rel=0.02)
 
 
-def test_a_kernel_that_refuses_to_tell_names_gets_a_trace_without_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_refuses_to_show_names_gets_a_trace_without_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(symbols, "_ADDRESSES", 1 << 20)  # a loop that is too long for the verifier
     with Allocator() as child, PageTrace(SETTINGS, roots=HostRoots()) as trace:
         planted_bytes = child.do("fill_pipes", 16 * MIB)

@@ -37,7 +37,7 @@ def diagnose(seconds: float = 5.0, thresholds: Thresholds = DEFAULT) -> Evidence
     return measure(settings, roots=HostRoots(), stop=Stop(), progress=lambda _: None)
 
 
-def test_a_busy_server_that_reads_is_no_suspect() -> None:
+def test_a_busy_server_that_reads_is_not_a_suspect() -> None:
     with running("healthy"):
         verdict = diagnose().verdict
     assert verdict.kind is VerdictKind.NO_LEAK, verdict
@@ -56,7 +56,7 @@ def test_a_connection_that_nobody_reads_is_the_suspect() -> None:
     assert f"[{pid}] fd {fd}" in verdict.sentence
 
 
-def test_a_leak_that_is_spread_over_many_connections_is_seen_whole() -> None:
+def test_a_leak_that_is_spread_over_many_connections_is_seen_in_full() -> None:
     """More connections than are listed one by one; those that are do not pin enough to make a suspect."""
     with running("spread") as (pid, said):
         connections, each_bytes = map(int, said.split())

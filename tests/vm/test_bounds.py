@@ -23,7 +23,7 @@ def processes_with(path: Path) -> list[str]:
     return found
 
 
-def test_a_guest_that_does_not_end_is_ended_and_its_console_shown(guests: list[GuestRun], tmp_path: Path) -> None:
+def test_a_guest_that_does_not_end_is_killed_and_its_console_is_shown(guests: list[GuestRun], tmp_path: Path) -> None:
     kernel, mark = guest_kernel.provide("bookworm"), ["-name", str(tmp_path)]
     machine = VirtualMachine(kernel, [], init="/bin/sh", memory_mib=512, devices=mark)
     console = tmp_path / "console.log"

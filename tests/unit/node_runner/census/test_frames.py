@@ -68,7 +68,7 @@ def test_tails_are_charged_as_their_head_says() -> None:
     assert found.charged == {5: ChargedFrames(single=2), 6: ChargedFrames(compound=4)}
 
 
-def test_what_known_holders_have_is_told_apart() -> None:
+def test_what_known_holders_have_is_counted_separately() -> None:
     found = census([*block(3), *block(3), PLAIN, PLAIN], [9] * 18, [(8, 8), (16, 1)])
     assert by_order(found.frames) == {3: 16}
     assert by_order(found.held_frames) == {3: 8}
@@ -110,7 +110,7 @@ PIECES = st.sampled_from([[PLAIN], [FREE], [SLAB], block(1), block(2), block(3),
     inodes=st.lists(st.integers(0, 3), min_size=240, max_size=240),
     held=st.lists(st.tuples(st.integers(0, 250), st.sampled_from([1, 2, 8])), max_size=10),
 )
-def test_it_agrees_with_looking_at_every_frame(
+def test_it_agrees_with_counting_every_frame(
     pieces: list[list[int]], inodes: list[int], held: list[tuple[int, int]]
 ) -> None:
     expected: dict[int, ChargedFrames] = {}
@@ -138,7 +138,7 @@ def test_it_agrees_with_looking_at_every_frame(
     assert found.charged == expected
 
 
-def test_pieces_that_the_pass_is_made_in_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_does_not_depend_on_the_pieces_of_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     flags, charges = [PLAIN, *([PLAIN] * 7), *block(3)] * 50, [4] * 800
     held = [(8 + 16 * number, 8) for number in range(0, 50, 2)]
     whole = census(flags, charges, held)

@@ -11,7 +11,7 @@ PAGE = 4096
 HELD = np.dtype([("page", "<u8"), ("order", "u1")])
 
 
-def test_frames_of_holders_are_told_by_their_struct_pages_and_shared_ones_once() -> None:
+def test_frames_of_holders_are_known_by_their_struct_pages_and_shared_ones_count_once() -> None:
     base = 0xFFFF_EA00_0000_0000
     first, second = (np.array([(base + 64 * frame, order)], HELD) for frame, order in ((8, 3), (5, 0)))
     held = held_frames([first, second, first], first_page=base, struct_page_bytes=64)

@@ -84,7 +84,7 @@ def test_nothing_joins_with_nothing() -> None:
     traced=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 2)), max_size=12, unique_by=lambda row: row[0]),
     kept=st.lists(st.lists(st.integers(0, 170), max_size=20), min_size=1, max_size=4),
 )
-def test_it_agrees_with_looking_at_every_frame(traced: list[tuple[int, int]], kept: list[list[int]]) -> None:
+def test_it_agrees_with_counting_every_frame(traced: list[tuple[int, int]], kept: list[list[int]]) -> None:
     # Blocks of at most 4 frames on places 4 apart never overlap.
     rows = [(4 * place, order, place % 3) for place, order in traced]
     explained = {

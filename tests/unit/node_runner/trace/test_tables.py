@@ -141,7 +141,7 @@ def test_frames_of_a_block_are_put_together_and_neighbours_kept_apart() -> None:
     assert (tally.blocks[10], tally.blocks[11]) == (3, 2)
 
 
-def test_frames_behind_a_hole_keep_their_number() -> None:
+def test_frames_after_a_hole_keep_their_number() -> None:
     last_section = (1 << 46) // PAGE_BYTES - SECTION_FRAMES  # the end of a 46-bit address space
     frames = np.zeros(2 * SECTION_FRAMES, np.uint16)
     frames[8:10] = 10
@@ -189,7 +189,7 @@ def test_blocks_are_charged_by_their_first_frame() -> None:
 
 @settings(deadline=None)
 @given(st.binary(min_size=2048, max_size=2048), st.integers(0, 10))
-def test_any_frame_table_is_tallied_whole(entries: bytes, order: int) -> None:
+def test_any_frame_table_is_tallied_completely(entries: bytes, order: int) -> None:
     frames = np.frombuffer(entries, np.uint16)
     orders = np.full(tables.CLASSES, order, np.uint8)
     tally = tally_frames(frames, orders, flags_of({}))
@@ -217,7 +217,7 @@ def test_orders_above_0_are_weighed_by_what_was_left_out_of_them() -> None:
     assert (pipes.outstanding_bytes, pipes.error_bytes) == (pipes_before.outstanding_bytes, pipes_before.error_bytes)
 
 
-def test_weights_are_moved_to_give_the_exact_sum() -> None:
+def test_weights_are_scaled_to_match_the_exact_sum() -> None:
     levels, frames = np.array([0, 2, 3], np.uint8), np.array([10, 4, 2], np.int64)
     weights = tables.calibrated_weights(levels, frames, 13)
     assert weights[0] == 1
