@@ -1,4 +1,4 @@
-"""`memdiag-node` by hand, as a person runs it: its output, its exit status, and that it leaves nothing behind."""
+"""`memdiag-node` on the command line: its output, its exit status, and that it leaves nothing behind."""
 
 import os
 import signal

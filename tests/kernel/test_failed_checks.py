@@ -1,4 +1,4 @@
-"""What one check runs into does not cost what the others find: it is reported as a need of that check."""
+"""A check that fails does not affect the results of the others: it is reported as a need of that check."""
 
 import mmap
 import os
@@ -63,9 +63,9 @@ def refused(source: Path, function: str, folder: Path) -> Path:
 
 
 def not_c(folder: Path) -> Path:
-    """The trace's source, as no compiler takes it."""
+    """The trace's source, changed so that it does not compile."""
     source = folder / page_trace._SOURCE.name
-    source.write_text("this is no C")
+    source.write_text("this is not C")
     return source
 
 
@@ -98,7 +98,7 @@ def test_a_program_that_the_verifier_refuses_fails_only_its_own_check(
     assert evidence.breakdown is not None
     assert (evidence.trace is None) == (failed is Check.ALLOC_PAGE_TRACE)
     assert (evidence.coverage is None) == (failed is Check.SOCKET_QUEUES)
-    assert "invalid mem access" in done.stderr  # the verifier's own words, for a person
+    assert "invalid mem access" in done.stderr  # the verifier's own message, for the user
 
 
 def test_a_program_that_does_not_compile_fails_only_its_own_check(
@@ -151,7 +151,7 @@ def test_a_kernel_without_a_field_lacks_the_check_that_needs_it(
 def test_without_the_helper_for_sockets_the_scan_is_not_started(
     sys_with_btf: Callable[[bytes, bytes], HostRoots],
 ) -> None:
-    """Linux 5.8 to 5.10: it has the iterator over files, and no bpf_sock_from_file."""
+    """Linux 5.8 to 5.10: these have the iterator over files, but not bpf_sock_from_file."""
     evidence = evidence_of(roots=sys_with_btf(b"BPF_FUNC_sock_from_file", b"BPF_FUNC_sock_from_fil?"))
     assert set(evidence.checks) == {Check.BREAKDOWN, Check.ALLOC_PAGE_TRACE}
     need = lacking(evidence)
@@ -160,7 +160,7 @@ def test_without_the_helper_for_sockets_the_scan_is_not_started(
 
 
 def test_when_frame_0_cannot_be_found_the_trace_is_skipped(tmp_path: Path) -> None:
-    """A kpageflags that calls no frame anonymous: no place fits."""
+    """A kpageflags that reports no frame as anonymous: no start fits."""
     for path in Path("/proc").iterdir():
         if path.name != "kpageflags":
             (tmp_path / path.name).symlink_to(path)

@@ -1,4 +1,4 @@
-"""The loader on this machine's own kernel: no header tree is needed, and every error says what and why."""
+"""The loader on this machine's own kernel: it needs no header tree, and every error says what failed and why."""
 
 import errno
 from pathlib import Path

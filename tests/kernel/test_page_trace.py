@@ -1,6 +1,6 @@
 """The page-allocation trace against allocations of known size, on this machine's own kernel.
 
-Whatever else runs here allocates too, so a test looks at the stacks of the process that it started, or at a stack that
+Other processes on the machine allocate too, so a test checks the stacks of the process that it started, or a stack that
 only its load has.
 """
 
@@ -30,7 +30,7 @@ TOLERANCE = 0.02
 NEVER_THIN = 0.0
 FIXED_TABLES_BYTES = 16 * MIB
 CHURNED_PAGES = (
-    14  # a round of churn writes 16, and the kernel keeps two for the next (struct pipe_inode_info, tmp_page)
+    14  # a round of churn writes 16, and the kernel keeps two for the next one (struct pipe_inode_info, tmp_page)
 )
 
 
@@ -248,7 +248,7 @@ def test_the_governor_thins_churn_and_states_its_error(btf: Btf) -> None:
 
 
 def test_receiving_in_softirq_names_no_process(btf: Btf) -> None:
-    """Small datagrams over loopback are received in softirq; their slab pages come from there at times."""
+    """Small datagrams over loopback are received in softirq, where their slab pages are sometimes allocated."""
     with PlantedMemory("packet_ring", MIB), running_trace(btf) as trace:
         subprocess.run([sys.executable, "-c", _LOOPBACK_STORM], check=True)
         result = trace.finish()
@@ -309,7 +309,7 @@ def test_nothing_is_lost_and_the_counters_add_up(btf: Btf) -> None:
 
 
 def test_pages_that_a_pool_takes_in_bulk_are_seen_by_the_pool(btf: Btf) -> None:
-    """alloc_pages_bulk passes no mm_page_alloc; without page_pool_state_hold these pages would go unseen."""
+    """alloc_pages_bulk does not hit mm_page_alloc; without page_pool_state_hold these pages would not be seen."""
     with running_trace(btf) as trace:
         receive_and_drop(1 << 14)
         raw = trace.read_out()

@@ -1,4 +1,4 @@
-"""page_trace.bpf.c, event by event: its programs run in the kernel on made-up allocations and frees.
+"""page_trace.bpf.c, event by event: its programs run in the kernel on simulated allocations and frees.
 
 They are attached to nothing, so no other event touches their tables.
 """
@@ -29,7 +29,7 @@ KERNEL = 0xCC0
 
 
 class Machine:
-    """The programs, and the frame table that they keep."""
+    """The programs and their frame table."""
 
     def __init__(self, bpf: BpfObject, struct_page_bytes: int) -> None:
         self.bpf = bpf
@@ -70,7 +70,7 @@ class Machine:
         run_raw_tracepoint(self._programs["on_free"], self._page(frame), order)
 
     def outstanding(self, start: int, count: int) -> int:
-        """Frames from `start` on that are out in a recorded class."""
+        """Frames from `start` on that are outstanding in a recorded class."""
         part = self.frames[start : start + count] & trace_tables.CLASS_MASK
         return int((part >= trace_tables.FIRST_CLASS).sum())
 
@@ -85,7 +85,7 @@ class Machine:
 
 
 def interrupted_scratch(machine: Machine, levels: int) -> None:
-    """Have the tables look as they do while programs in this many levels are interrupted, on every CPU."""
+    """Put the tables into the state in which programs in this many levels are interrupted, on every CPU."""
     for level in range(levels):
         machine.set_on_every_cpu("scratch", np.array([(1,)], trace_tables.SCRATCH_DTYPE), level)
 
@@ -109,7 +109,7 @@ def test_every_frame_of_a_block_is_out_until_it_is_freed(machine: Machine, order
 
 def test_a_split_block_counts_with_what_is_still_out(machine: Machine) -> None:
     machine.alloc(1024, 4)
-    for frame in range(1024 + 10, 1024 + 16):  # as alloc_pages_exact does with what it does not need
+    for frame in range(1024 + 10, 1024 + 16):  # as alloc_pages_exact does with the pages that it does not need
         machine.free(frame, 0)
     tally = machine.tally()
     (block,) = tally.parts[0]
@@ -287,7 +287,7 @@ def test_a_rare_kind_of_allocation_stays_whole_under_a_storm_of_another(machine:
 
 
 def estimate(machine: Machine, slice_number: int) -> tuple[float, float]:
-    """Frames of the blocks of a slice, as the trace estimates them, and their standard error."""
+    """The trace's estimate of the frames of a slice's blocks, and its standard error."""
     frames = machine.tally().by_kind[FrameKind.DIRECT]
     used = np.flatnonzero(frames[trace_tables.FIRST_CLASS :]) + trace_tables.FIRST_CLASS
     weights = trace_tables.class_weights(machine.infos["key"][used], frames[used], frames)
@@ -321,9 +321,9 @@ def result_of(groups: npt.NDArray[np.void]) -> TraceResult:
 
 @pytest.mark.parametrize("orders", [(0,), (1, 2, 3)], ids=["order 0", "orders 1 to 3"])
 def test_thinned_figures_are_within_their_stated_uncertainty(machine: Machine, orders: tuple[int, ...]) -> None:
-    """600 repetitions of one load: nearly always within two standard errors of the truth, and right on average.
+    """600 repetitions of one load: nearly always within two standard errors of the true value, and right on average.
 
-    Measured: 93 % of them, 99 % within three. Of 100 repetitions, less than 90 would be within two once in twenty runs.
+    Measured: 93 % of them, 99 % within three. With 100 repetitions, less than 90 would be within two in one of 20 runs.
     """
     repetitions = 600
     machine.config["budget_permille"] = machine.config["ceiling_permille"] = 30

@@ -1,4 +1,4 @@
-"""A run that is asked to stop is done within its grace period, however slow the node is."""
+"""A run that is asked to stop ends within its grace period, however slow the node is."""
 
 import mmap
 import signal
@@ -50,7 +50,7 @@ def frame_count() -> int:
 
 
 def test_on_a_large_node_every_step_is_cut_to_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node whose fds take 100 s to list, and whose page flags 120 s to read: by a clock that only these move."""
+    """On this node it takes 100 s to list fds and 120 s to read page flags, by a clock that only these advance."""
     clock = Clock()
     stop = Stop(GRACE_SECONDS, clock=clock)
     read, held = FrameTable.read, SocketSource.held

@@ -1,4 +1,4 @@
-"""Each verdict on a load that deserves it, and none on loads that do not."""
+"""Each verdict on a load that causes it, and none on loads that do not."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ DEFAULT = Thresholds()
 
 @contextmanager
 def running(kind: str) -> Iterator[tuple[int, str]]:
-    """The load's pid, and what it says when it is ready."""
+    """The load's pid, and its output when it is ready."""
     child = subprocess.Popen([sys.executable, traffic.__file__, kind], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
@@ -57,7 +57,7 @@ def test_a_connection_that_nobody_reads_is_the_suspect() -> None:
 
 
 def test_a_leak_that_is_spread_over_many_connections_is_seen_in_full() -> None:
-    """More connections than are listed one by one; those that are do not pin enough to make a suspect."""
+    """More connections than are listed individually; the listed ones do not pin enough to be a suspect."""
     with running("spread") as (pid, said):
         connections, each_bytes = map(int, said.split())
         all_bytes = connections * each_bytes
