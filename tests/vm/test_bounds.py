@@ -1,4 +1,4 @@
-"""A guest never hangs a test: it is ended when its time is over, and its console tells how far it came."""
+"""A guest never hangs a test: it is killed when its time is up, and its console shows how far it got."""
 
 from pathlib import Path
 
