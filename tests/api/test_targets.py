@@ -226,7 +226,7 @@ def rebooted(world: World, node: HollowNode, runner: str) -> None:
     node.report(world.address, nodeInfo=boot("second"))
 
 
-def rebooted_and_told(world: World, node: HollowNode, runner: str) -> None:
+def rebooted_and_reported(world: World, node: HollowNode, runner: str) -> None:
     node.run(runner)
     eventually(lambda: states(world, "gone")["web-a"] == "Running")
     node.report(world.address, nodeInfo=boot("second"))
@@ -268,7 +268,7 @@ def boot(boot_id: str) -> dict[str, str]:
     ("happen", "said"),
     [
         (rebooted, "was rebooted"),
-        (rebooted_and_told, "was rebooted"),
+        (rebooted_and_reported, "was rebooted"),
         (replaced, "was replaced by another node of the same name|was removed"),
         (removed_while_it_waited, "was removed"),
     ],

@@ -26,7 +26,7 @@ static void check(int ok, const char *what)
     }
 }
 
-// Touch every page of 64 MiB of anonymous memory and give it back.
+// Touch every page of 64 MiB of anonymous memory and free it.
 static void faults(int amount)
 {
     for (int i = 0; i < amount; i++) {
@@ -68,7 +68,7 @@ static void pipes(int amount)
     }
 }
 
-// Stay on one CPU: where the scheduler puts two processes that talk to each other matters more than any tracer.
+// Stay on one CPU: the placement of two communicating processes matters more than any tracer.
 static void pin(int cpu)
 {
     cpu_set_t set;

@@ -1,12 +1,12 @@
-"""What the operator costs on a large cluster: 1,000 nodes, 200 diagnoses, and one diagnosis of all nodes.
+"""The cost of the operator on a large cluster: 1,000 nodes, 200 diagnoses, and one diagnosis of all nodes.
 
     python tests/bench/operator_scale.py [--nodes 1000] [--diagnoses 200] [--write docs/benchmarks.md]
 
 etcd, kube-apiserver and kube-scheduler are real. kwok plays the kubelets: it reports the nodes and brings pods to
-Running. What a runner would do then, a player does: it puts a framed evidence document where the API server finds the
-container's log, and reports the container as ended, with the termination message that goes with the document. So the
-operator reads results the way it always does: from the pod's status and by the log subresource, through the API server,
-from the kubelet's endpoint of the node. Requests are counted by the API server's audit log.
+Running. Then a player does the runner's part: it puts a framed evidence document where the API server finds the
+container's log, and reports the container as ended, with the termination message that belongs to the document. So the
+operator reads results as usual: from the pod's status and through the log subresource of the API server, from the
+kubelet's endpoint of the node. Requests are counted by the API server's audit log.
 """
 
 import argparse
@@ -50,7 +50,7 @@ from support.watch_thread import Event, WatchThread
 
 NODES_PER_DIAGNOSIS = 5
 BUDGET_MIB = 24
-"""For stored reports: less than what the run on all nodes would store."""
+"""The budget for stored reports: less than the run on all nodes would store."""
 QUEUED_DIAGNOSES, QUEUED_NODES = 100, 1000
 SLOTS = 30
 IDLE_SECONDS = 300
@@ -61,7 +61,7 @@ ETCD_METRICS = "http://127.0.0.1:2379/metrics"
 
 @dataclass
 class Round:
-    """What one round has cost."""
+    """The cost of one round."""
 
     diagnoses: int
     node_runs: int
@@ -73,13 +73,13 @@ class Round:
     stored_bytes: float = 0
     report_bytes: float = 0
     status_bytes: int = 0
-    """Of all versions of all diagnoses' statuses."""
+    """The size of all versions of all diagnoses' statuses."""
     last_status_bytes: int = 0
-    """Of the largest one at the end."""
+    """The size of the largest status at the end."""
 
 
 class Bench:
-    """A cluster of so many nodes, with the operator at work."""
+    """A cluster of the given number of nodes, with a running operator."""
 
     def __init__(
         self, cluster: TestCluster, operator: OperatorProcess, audit_log: audit.AuditLog, statuses: "StatusReader"
@@ -92,7 +92,7 @@ class Bench:
         self._statuses = statuses
 
     def round(self, name: str, targets: list[dict[str, Any]], node_runs: int) -> Round:
-        """Take away what the last round left, ask for a diagnosis of each target at once, and wait for all to end."""
+        """Clean up after the last round, create a diagnosis of each target at once, and wait for all to end."""
         for plural in (MemoryDiagnosis.PLURAL, MemoryDiagnosisReport.PLURAL):
             self._custom.delete_collection_cluster_custom_object(GROUP, VERSION, plural)
         finished = self._finished()
@@ -120,7 +120,7 @@ class Bench:
         return done
 
     def idle(self, seconds: int) -> tuple[float, float]:
-        """Requests and CPU seconds per minute when nothing is asked for, with the finished diagnoses still there."""
+        """Requests and CPU seconds per minute when idle, with the finished diagnoses still there."""
         start, cpu = self._audit.position(), self._operator.cpu_seconds()
         time.sleep(seconds)
         minutes = seconds / 60
@@ -143,7 +143,7 @@ class Bench:
             time.sleep(0.5)
 
     def _finished(self) -> int:
-        """Runs that have ended, as the operator counts them: to list them again and again would be a load."""
+        """Runs that have ended, as counted by the operator: listing them repeatedly would add load."""
         found = re.findall(r"^memdiag_runs_total\{.*\} (\S+)$", self._operator.scrape(), re.MULTILINE)
         return int(sum(map(float, found)))
 
@@ -155,11 +155,11 @@ class Bench:
         counts = [one["status"]["nodes"] for one in items]
         succeeded = sum(one.get("succeeded", 0) for one in counts)
         if succeeded != node_runs:
-            told = {one["status"].get("summary", "") for one in items if one["status"]["nodes"].get("failed")}
-            raise RuntimeError(f"{succeeded} of {node_runs} node runs succeeded: {told}")
+            summaries = {one["status"].get("summary", "") for one in items if one["status"]["nodes"].get("failed")}
+            raise RuntimeError(f"{succeeded} of {node_runs} node runs succeeded: {summaries}")
 
     def _written_bytes(self) -> float:
-        """What etcd has been given to store since its start, all writers together."""
+        """The bytes written to etcd since its start, by all writers."""
         script = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read().decode())"
         metrics = self._plane.inside(sys.executable, "-c", script, ETCD_METRICS)
         return next(float(line.split()[1]) for line in metrics.splitlines() if line.startswith(ETCD_PUT_BYTES))
@@ -170,12 +170,12 @@ class Bench:
         return items
 
     def _stored_bytes(self, plural: str) -> int:
-        """Custom resources are stored as JSON, as the API server gives them."""
+        """Custom resources are stored as JSON, as the API server returns them."""
         return len(self._cluster.kubectl("get", "--raw", f"/apis/{GROUP}/{VERSION}/{plural}"))
 
 
 class StatusReader:
-    """Sums up what is written as statuses: a watch brings every version."""
+    """Sums up the written statuses: a watch delivers every version."""
 
     def __init__(self, api: client.ApiClient) -> None:
         self._custom = client.CustomObjectsApi(api)
@@ -184,7 +184,7 @@ class StatusReader:
         self._watch = WatchThread(self._open_stream, self._add)
 
     def stop(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         self._watch.stop()
 
     def _open_stream(self) -> Iterable[Event]:
@@ -299,7 +299,7 @@ def _all_nodes(count: int) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Queue:
-    """What it takes to decide who gets a slot, with very many waiting."""
+    """The cost of deciding who gets a slot, with very many waiting."""
 
     cache_mib: float
     milliseconds: dict[int, float]
@@ -307,7 +307,7 @@ class Queue:
 
     @classmethod
     def measure(cls) -> "Queue":
-        """In this process: the operator's cache, and its decision from what that holds."""
+        """Measure it in this process: the operator's cache, and its decision from the cache."""
         tracemalloc.start()
         cache = Cache()
         for number in range(QUEUED_DIAGNOSES):
@@ -329,7 +329,7 @@ def _allotment_milliseconds(cache: Cache, slots: int) -> float:
 
 
 def _waiting(number: int) -> Diagnosis:
-    """A diagnosis of many nodes that has just begun; all want the same nodes."""
+    """A diagnosis of many nodes that has just started; all want the same nodes."""
     target = _all_nodes(QUEUED_NODES)[0]
     states = [{"nodeName": f"{_node_name(node)}.example.internal", "reason": "Pending"} for node in range(QUEUED_NODES)]
     status = {"observedGeneration": 1, "runID": f"run-{number}", "startTime": now(), "nodeStates": states}
@@ -338,7 +338,7 @@ def _waiting(number: int) -> Diagnosis:
 
 
 def measure(nodes: int, diagnoses: int, idle_seconds: int) -> str:
-    """Run the rounds, and the tables as Markdown."""
+    """Run the rounds; returns the tables as Markdown."""
     queue = Queue.measure()
     with tempfile.TemporaryDirectory() as name, large_cluster(nodes, Path(name)) as bench:
         bench.round("warm-up", _one_node_each(5), 5)
@@ -363,8 +363,9 @@ def _bounds(queue: Queue, several: Round, whole: Round) -> str:
 {queue.milliseconds[1000]:.1f} ms with 1,000; the cache of these diagnoses takes {queue.cache_mib:.1f} MiB.
 
 The run on {whole.node_runs} nodes wrote {whole.status_bytes / (1 << 20):.1f} MiB of statuses in
-{whole.requests["update memorydiagnoses/status"]} writes, its status having {whole.last_status_bytes / 1024:.0f} KiB at
-the end. To write that at both turns of each node would take {steps * whole.last_status_bytes / (1 << 20):.0f} MiB.
+{whole.requests["update memorydiagnoses/status"]} writes; its status had {whole.last_status_bytes / 1024:.0f} KiB at
+the end. Writing that at the start and end of each node's run would take
+{steps * whole.last_status_bytes / (1 << 20):.0f} MiB.
 
 The budget for reports was {BUDGET_MIB} MiB. After the diagnoses of {NODES_PER_DIAGNOSIS} nodes, which delivered
 {several.node_runs} results, {several.report_bytes / (1 << 20):.1f} MiB were stored; after the run on all nodes
@@ -392,18 +393,18 @@ def _tables(nodes: int, rounds: list[Round], idle_seconds: int, idle_requests: f
 
 {_table(list(_COLUMNS), [[show(one) for show in _COLUMNS.values()] for one in rounds])}
 
-Twice the diagnoses take the operator {second.cpu_seconds / first.cpu_seconds:.1f} and
+For twice the diagnoses, the operator takes {second.cpu_seconds / first.cpu_seconds:.1f} and
 {third.cpu_seconds / second.cpu_seconds:.1f} times the CPU time. The seconds are those of the whole cluster on this
-machine. Written are the bytes that etcd was given by all programs, the scheduler's and kwok's included.
+machine. Written bytes are those of all programs to etcd, including the scheduler and kwok.
 
-Without the events that people read, a node run takes {without_events[0]:.1f} requests in a diagnosis of one node,
+Without events for users, a node run takes {without_events[0]:.1f} requests in a diagnosis of one node,
 {without_events[1]:.1f} in one of {NODES_PER_DIAGNOSIS} and {without_events[2]:.1f} in one of all nodes. A trace of 60 s
-tells its progress by up to 4 more writes of the status.
+reports its progress in up to 4 more writes of the status.
 
 {_table(["requests per node run", "one node each", f"{NODES_PER_DIAGNOSIS} nodes each", "all nodes"], shares)}
 
 Idle for {idle_seconds} s, with the diagnoses of {NODES_PER_DIAGNOSIS} nodes still there: {idle_requests:.1f} requests,
-watches among them, and {idle_cpu:.2f} s of CPU per minute.
+including watches, and {idle_cpu:.2f} s of CPU per minute.
 """
 
 
@@ -446,9 +447,9 @@ def main() -> int:
 
 _EXPLANATION = """\
 `make bench-operator` runs the operator against a real etcd, kube-apiserver and kube-scheduler. kwok plays the kubelets;
-what a runner leaves, a player puts where the API server finds a container's log and into the pod's status, so results
-are read as in production. All diagnoses of a round are created at once. Requests are counted by the API server's audit
-log; watches and lists are among them.
+a player puts a runner's results into the pod's status and where the API server finds a container's log, so results are
+read as in production. All diagnoses of a round are created at once. Requests are counted by the API server's audit log,
+including watches and lists.
 """
 
 

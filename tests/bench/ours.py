@@ -1,4 +1,4 @@
-"""memdiag's trace, as the runner runs it: it says when it traces, and at its end what it took."""
+"""memdiag's trace, as the runner runs it: it reports when it traces, and at the end its cost."""
 
 import json
 import resource

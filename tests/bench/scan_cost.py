@@ -1,9 +1,9 @@
-"""What a scan costs, against ss on the same sockets.
+"""The cost of a scan, compared with ss on the same sockets.
 
     python tests/bench/scan_cost.py [--sockets 100000] [--write docs/benchmarks.md]
 
-Both look at the same planted sockets, each holding two datagrams, one after the other and several times. ss sees one
-network namespace, its owners and the kernel's charge, but no page; the scan sees every namespace and every page.
+Both read the same planted sockets, each with two datagrams, one after the other and several times. ss sees one network
+namespace, its owners and the kernel's charge, but no pages; the scan sees every namespace and every page.
 """
 
 import argparse
@@ -46,14 +46,14 @@ def _resident_bytes(field: str) -> int:
 
 
 def measure(sockets: int) -> str:
-    """Plant, scan, and the table as Markdown."""
+    """Plant and scan; returns the table as Markdown."""
     btf = Btf.load()
     holders = holder_fields(btf)
     with Planter() as child, SocketScanner(btf=btf) as scanner:
         del btf  # as the runner does
         truth = child.plant("many_udp", sockets)
         loading_bytes, before_bytes = _resident_bytes("VmHWM"), _resident_bytes("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # from here on the highest is the scans' (man 5 proc)
+        Path("/proc/self/clear_refs").write_text("5")  # from here on the peak is that of the scans (man 5 proc)
         scan_seconds = _seconds(scanner.scan)
         first, last = scanner.scan(), scanner.scan()
         analysis_seconds = _seconds(lambda: socket_holdings(first, last, lambda _: None))
@@ -77,7 +77,7 @@ def measure(sockets: int) -> str:
 | pipes, packet rings, page pools, ring buffers | {others_seconds:.2f} |
 | `ss -tunapm` | {ss_seconds:.2f} |
 
-A scan takes {scan_seconds / ss_seconds:.2f} times what ss takes. Resident memory: {format_bytes(loading_bytes)} at most
+A scan takes {scan_seconds / ss_seconds:.2f} times as long as ss. Resident memory: {format_bytes(loading_bytes)} at most
 while the programs are compiled and loaded, {format_bytes(before_bytes)} before the scans, {format_bytes(highest_bytes)}
 at most while two scans are held and compared.
 """
@@ -101,8 +101,8 @@ def main() -> int:
 
 _EXPLANATION = f"""\
 `make bench-scan` plants sockets that hold two unread datagrams each, in a network namespace of their own, scans the
-node, and runs `ss -tunapm` in that namespace: median of {_ROUNDS} rounds. ss sees one network namespace, who has a
-socket and what the kernel charges, but no page; the scan sees every namespace and every page behind a packet. The
+node, and runs `ss -tunapm` in that namespace: median of {_ROUNDS} rounds. ss sees one network namespace, the owners
+of sockets and the kernel's charge, but no pages; the scan sees every namespace and every page of a packet. The
 scan is measured after its programs were loaded.
 """
 

@@ -1,12 +1,12 @@
-"""What tracing costs: loads without a tracer, under memdiag's trace, under bcc's memleak, under a naive tracer.
+"""The cost of tracing: loads without a tracer, with memdiag's trace, with bcc's memleak, with a naive tracer.
 
     python tests/bench/trace_cost.py [--rounds 5] [--write docs/benchmarks.md]
 
-Every round runs every load under every tracer, in a new order, on one machine in one run; the table has ratios of CPU
-time to the same round's run without a tracer. Where a load scatters more from run to run than a tracer costs, the share
-that memdiag's programs took of its CPU time, by their own clock, tells more than the ratio.
+Every round runs every load with every tracer, in a new order, on one machine in one run; the table has ratios of CPU
+time to the same round's run without a tracer. If a load varies more between runs than a tracer costs, the share of its
+CPU time that memdiag's programs took, by their own clock, is more accurate than the ratio.
 
-memleak and the naive tracer need tracefs and kernel headers: they get both in a mount namespace of their own, and leave
+memleak and the naive tracer need tracefs and kernel headers: they get both in a separate mount namespace, and leave
 nothing on the machine.
 """
 
@@ -44,26 +44,26 @@ NONE, OURS, MEMLEAK, NAIVE = "no tracer", "memdiag", "memleak", "naive"
 
 @dataclass(slots=True)
 class Rounds:
-    """CPU seconds by tracer and load, one value for each round; and what memdiag's trace said of itself."""
+    """CPU seconds by tracer and load, one value for each round; and the figures that memdiag's trace printed."""
 
     seconds: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     notes: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     """By load."""
 
     def program_shares(self, load: str) -> list[float]:
-        """Of the load's CPU time, what memdiag's programs took."""
+        """The share of the load's CPU time that memdiag's programs took."""
         pairs = zip(self.notes[load], self.seconds[OURS, load], strict=True)
         return [note["program_seconds"] / seconds for note, seconds in pairs]
 
 
 def headers() -> Path | None:
-    """A Debian kernel header tree, of whatever version."""
+    """A Debian kernel header tree, of any version."""
     found = sorted(Path("/usr/src").glob("linux-headers-*-amd64"))
     return found[-1] if found else None
 
 
 def private(command: Sequence[str]) -> list[str]:
-    """The command, with tracefs and with header links where bcc looks for them, in a mount namespace of its own."""
+    """The command in a separate mount namespace, with tracefs and with header links where bcc expects them."""
     tree = headers()
     common = str(tree).replace("-amd64", "-common")
     links = [
@@ -111,7 +111,7 @@ def tracer(name: str, notes: list[dict[str, float]]) -> Iterator[None]:
 
 
 def measure(rounds: int, tracers: Sequence[str], directory: Path) -> Rounds:
-    """Run it all."""
+    """Run all rounds."""
     result = Rounds()
     program = directory / "loads"
     subprocess.run(["cc", "-O2", "-o", str(program), str(HERE / "loads.c")], check=True)

@@ -218,7 +218,7 @@ def test_a_diagnosis_that_is_deleted_takes_its_runner_along(ordinary: TestCluste
 
 
 @pytest.mark.fault("operator killed while a runner works", reason="Completed")
-def test_an_operator_that_is_killed_loses_nothing(ordinary: TestCluster) -> None:
+def test_a_killed_operator_loses_nothing(ordinary: TestCluster) -> None:
     ask(ordinary, "survivor", duration="20s")
     eventually(lambda: succeeded(ordinary, "survivor")["reason"] == "Running", PATIENCE_SECONDS)
     delete_operator = ("delete", "pods", "-l", "app.kubernetes.io/name=memdiag-operator", "--force", "--grace-period=0")
@@ -249,7 +249,7 @@ def test_a_kubelet_that_is_killed_loses_its_node(ordinary: TestCluster, record_p
 
 
 @pytest.mark.fault("API server killed while a runner works", reason="Completed")
-def test_an_api_server_that_is_killed_is_waited_for(ordinary: TestCluster, record_property: Record) -> None:
+def test_a_killed_api_server_is_waited_for(ordinary: TestCluster, record_property: Record) -> None:
     plane = ControlPlane(ordinary)
     ask(ordinary, "no-api-server", duration="15s")
     eventually(lambda: succeeded(ordinary, "no-api-server")["reason"] == "Running", PATIENCE_SECONDS)

@@ -29,13 +29,13 @@ def planter() -> Iterator[Planter]:
 
 @pytest.fixture(scope="module")
 def noise_before(request: pytest.FixtureRequest) -> Noise:
-    """Of the machine, for as long as the module's window is: its WINDOW_SECONDS."""
+    """The noise of the machine over the length of the module's window (WINDOW_SECONDS)."""
     return measure_alloc_page_noise(request.module.WINDOW_SECONDS)
 
 
 @pytest.fixture(scope="module")
 def noise(request: pytest.FixtureRequest, noise_before: Noise, evidence: object) -> Noise:
-    """Of the machine, before the window of the module's `evidence` and after it."""
+    """The noise of the machine before and after the window of the module's `evidence`."""
     assert evidence
     after = measure_alloc_page_noise(request.module.WINDOW_SECONDS)
     return max(noise_before, after, key=lambda noise: noise.moved_bytes)

@@ -14,7 +14,7 @@ MOUNTED = f"{UNMOUNTED}; mount -t debugfs debugfs /sys/kernel/debug && mount -t 
 
 
 def on_a_machine(prepared: str, command: Sequence[str]) -> list[str]:
-    """Run a command where the mounts were `prepared`, in a mount namespace of its own; the lines that it printed."""
+    """Run a command in its own mount namespace with the mounts `prepared`; returns the lines that it printed."""
     script = f'mount --make-rprivate / && {{ {prepared}; }} && exec "$@"'
     run = ["unshare", "--mount", "sh", "-c", script, "sh", *command]
     return subprocess.run(run, check=True, capture_output=True, text=True).stdout.split()

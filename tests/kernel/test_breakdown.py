@@ -1,8 +1,8 @@
 """The breakdown against loads of known size, on this machine's own kernel.
 
-Other work on the machine moves its memory too, perhaps steadily. So a load is planted and let go of several times, and
-what it moved is measured against the straight line between the readings before and after it. A round in which the
-classes do not come back to that line is not used, and the median of the others is judged, once.
+Other work on the machine changes its memory too, perhaps steadily. So a load is planted and released several times, and
+its effect is measured against the straight line between the readings before and after it. A round in which the classes
+do not return to that line is not used, and the median of the others is judged, once.
 """
 
 import os
@@ -22,12 +22,12 @@ from planted.memory import MIB, PlantedMemory
 from support.machine_noise import measure_alloc_page_noise, too_busy
 
 ALLOC_PAGE_TOLERANCE_BYTES = 3 * MIB
-OTHER_TOLERANCE_BYTES = 6 * MIB  # any process's own memory moves these
+OTHER_TOLERANCE_BYTES = 6 * MIB  # the memory of any process changes these
 QUIET_ROUNDS = 5
 ROUNDS = 40
 SETTLE_SECONDS = 0.2
 RELEASE_SECONDS = 1.0
-FREED_READINGS = 8  # over more than 2 s: so long a balloon driver waits before it reports
+FREED_READINGS = 8  # over more than 2 s, the time that a balloon driver waits before it reports
 FREED_TOLERANCE_BYTES = 16 * MIB
 
 
@@ -40,14 +40,14 @@ class Measurement:
         return next((line.size_bytes for line in self.breakdown.classes if line.name == name), 0)
 
     def off_line_bytes(self, name: str, first: Self, second: Self) -> float:
-        """How far the class is from the straight line through two other measurements."""
+        """The distance of the class from the straight line through two other measurements."""
         slope = (second.size_bytes(name) - first.size_bytes(name)) / (second.at_seconds - first.at_seconds)
         return self.size_bytes(name) - first.size_bytes(name) - slope * (self.at_seconds - first.at_seconds)
 
 
 def measure() -> Measurement:
     started = time.monotonic()
-    # Close to each other: a measurement that free pages were missing in is off the line.
+    # Close to each other: a measurement with missing free pages is off the line.
     found = breakdown(take_readings(HostRoots(), gap_seconds=READING_GAP_SECONDS))
     assert_closes(found)
     return Measurement(found, (started + time.monotonic()) / 2)
@@ -58,7 +58,7 @@ def quiet_bytes(name: str) -> int:
 
 
 def measure_released(earlier: Measurement, before: Measurement, names: set[str]) -> Measurement | None:
-    """A measurement after the release that goes on from the two before; the kernel frees some things a little later."""
+    """A measurement after the release in line with the two before; the kernel frees some memory with a delay."""
     deadline = time.monotonic() + RELEASE_SECONDS
     while time.monotonic() < deadline:
         after = measure()
@@ -68,7 +68,7 @@ def measure_released(earlier: Measurement, before: Measurement, names: set[str])
 
 
 def movement(kind: str, planted_bytes: int, names: set[str]) -> dict[str, float]:
-    """How far each class moved, less what the child itself counted; the median of the quiet rounds."""
+    """The change of each class minus what the child itself counted; the median of the quiet rounds."""
     excess_bytes: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(ROUNDS):
         with PlantedMemory(kind, planted_bytes) as load:
@@ -121,7 +121,7 @@ def test_counted_memory_moves_its_own_class_and_not_allocpage(kind: str, planted
 
 
 def test_small_datagrams_are_slab_and_not_allocpage() -> None:
-    """A datagram of 1,000 bytes takes 2 KiB of slab memory and a descriptor of its own."""
+    """A datagram of 1,000 bytes takes 2 KiB of slab memory plus a descriptor."""
     excess_bytes = movement("small_datagrams", 64 * 1000 * 1000, {"AllocPage", "SUnreclaim"})
     assert excess_bytes["SUnreclaim"] >= 64 * 1000 * 1000
     assert abs(excess_bytes["AllocPage"] + 64 * 1000 * 1000) <= ALLOC_PAGE_TOLERANCE_BYTES
@@ -140,7 +140,7 @@ def test_the_change_over_a_window_is_the_load() -> None:
 
 
 def test_memory_that_was_just_freed_is_free_and_not_allocpage() -> None:
-    """It wanders to per-CPU lists, and in a virtual machine it may be reported to the hypervisor some seconds later."""
+    """It goes to per-CPU lists, and in a virtual machine it may be reported to the hypervisor some seconds later."""
     noise = measure_alloc_page_noise(2.0)
     before_bytes = breakdown(take_readings(HostRoots())).alloc_page_bytes
     with PlantedMemory("anon", 1024 * MIB) as load:

@@ -1,4 +1,4 @@
-"""The census of page frames against loads of known size: who is charged, and which blocks they are made of."""
+"""The census of page frames against loads of known size: who is charged, and the order of their blocks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ QUIET_BYTES = 2 * MIB
 PLANTED_BYTES = 192 * MIB
 ROUNDS = 12
 RING_ORDER = 4  # its blocks have 64 KiB
-FRAGMENT_ORDER = 3  # what the network stack cuts its fragments from has 32 KiB
+FRAGMENT_ORDER = 3  # the network stack cuts its fragments from blocks of 32 KiB
 
 
 def evidence_of(*checks: Check, roots: HostRoots | None = None) -> Evidence:
@@ -39,13 +39,13 @@ def census_of(evidence: Evidence) -> Census:
 
 
 def blocks_of(census: Census, order: int) -> tuple[int, int]:
-    """Bytes of blocks of that order, and how much of it is in known holders."""
+    """Bytes of blocks of that order, and the part of it in known holders."""
     found = [one for one in census.compound if one.order == order]
     return sum(one.size_bytes for one in found), sum(one.held_bytes or 0 for one in found)
 
 
 def test_pages_in_pipes_are_charged_to_the_container_that_filled_them() -> None:
-    """Also those that were written before the window; and they are found in the pipes, frame by frame."""
+    """Including those written before the window; and they are found in the pipes, frame by frame."""
     with container_cgroup() as container, PlantedMemory("pipes", 64 * MIB) as load:
         container.add(load.pid)
         planted_bytes = load.plant()
@@ -60,7 +60,7 @@ def test_pages_in_pipes_are_charged_to_the_container_that_filled_them() -> None:
 
 @pytest.mark.parametrize(("kind", "order"), [("tcp_queues", FRAGMENT_ORDER), ("packet_ring", RING_ORDER)])
 def test_fragments_and_rings_are_compound_blocks_of_their_order(kind: str, order: int) -> None:
-    """Other work on the machine takes and gives such blocks too: a round in which it did shows after the release."""
+    """Other work on the machine allocates and frees such blocks too: a round with such work shows after the release."""
     moved_bytes = []
     for _ in range(ROUNDS):
         with PlantedMemory(kind, PLANTED_BYTES) as load:
@@ -79,7 +79,7 @@ def test_fragments_and_rings_are_compound_blocks_of_their_order(kind: str, order
 
 
 @pytest.mark.parametrize(("kind", "order"), [("tcp_queues", FRAGMENT_ORDER), ("packet_ring", RING_ORDER)])
-def test_blocks_of_known_holders_are_told_apart(kind: str, order: int) -> None:
+def test_blocks_of_known_holders_are_counted_separately(kind: str, order: int) -> None:
     with PlantedMemory(kind, PLANTED_BYTES) as load:
         planted_bytes = load.plant()
         size_bytes, held_bytes = blocks_of(census_of(evidence_of()), order)
@@ -106,7 +106,7 @@ def proc_without(tmp_path: Path) -> Callable[[str], HostRoots]:
 
 
 @pytest.mark.parametrize(("missing", "need_name"), [("kpageflags", "page flags"), ("kpagecgroup", "page charges")])
-def test_what_is_missing_is_named_and_the_rest_is_told(
+def test_what_is_missing_is_named_and_the_rest_is_reported(
     proc_without: Callable[[str], HostRoots], missing: str, need_name: str
 ) -> None:
     evidence = evidence_of(Check.BREAKDOWN, roots=proc_without(missing))
@@ -123,7 +123,7 @@ def test_what_is_missing_is_named_and_the_rest_is_told(
 
 
 def test_every_container_is_found_in_the_kernels_tree_of_cgroups() -> None:
-    """Also one within another, as of an engine inside a container, which is the outer one's for all who ask."""
+    """Including one inside another, as of an engine inside a container, which counts as the outer one."""
     btf = Btf.load()
     with container_cgroup() as container, SocketScanner(btf=btf) as scanner:
         inner = container.path / "inner"

@@ -1,4 +1,4 @@
-"""`memdiag-node` by hand, as a person runs it: its output, its exit status, and that it leaves nothing behind."""
+"""`memdiag-node` on the command line: its output, its exit status, and that it leaves nothing behind."""
 
 import os
 import signal
@@ -72,14 +72,14 @@ def process_with_a_secret() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("output", ["json", "framed", "text"])
-def test_arguments_of_processes_are_in_no_report(process_with_a_secret: subprocess.Popen[str], output: str) -> None:
+def test_arguments_of_processes_are_not_reported(process_with_a_secret: subprocess.Popen[str], output: str) -> None:
     done = run("--duration", "1s", "--check", "SocketQueues", "--output", output)
     assert done.returncode == 0, done.stderr
     assert str(process_with_a_secret.pid) in done.stdout
     assert "SECRET" not in done.stdout + done.stderr
 
 
-def test_arguments_are_reported_when_asked_for(process_with_a_secret: subprocess.Popen[str]) -> None:
+def test_arguments_are_reported_on_request(process_with_a_secret: subprocess.Popen[str]) -> None:
     done = run("--duration", "1s", "--check", "SocketQueues", "--output", "json", "--report-arguments")
     owners = [owner for one in Evidence.model_validate_json(done.stdout).holders for owner in one.owners]
     (mine,) = {owner.command_line for owner in owners if owner.pid == process_with_a_secret.pid}
@@ -124,7 +124,7 @@ def test_nothing_stays_mounted() -> None:
     assert Path("/proc/self/mountinfo").read_text() == before
 
 
-def test_without_rights_it_says_what_is_missing_and_how_to_mend_it() -> None:
+def test_without_rights_it_reports_what_is_missing_and_how_to_fix_it() -> None:
     done = subprocess.run(
         [*COMMAND, "--duration", "1s", "--check", "SocketQueues"],
         capture_output=True,
@@ -139,7 +139,7 @@ def test_without_rights_it_says_what_is_missing_and_how_to_mend_it() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_without_rights_what_is_possible_is_still_done() -> None:
+def test_without_rights_the_remaining_checks_still_run() -> None:
     done = subprocess.run(
         [*COMMAND, "--duration", "1s"], capture_output=True, text=True, check=False, user=NOBODY, extra_groups=[]
     )
@@ -166,7 +166,7 @@ def test_preflight_lists_every_need() -> None:
         (("--output", "xml"), "invalid Output value: 'xml'"),
     ],
 )
-def test_a_wrong_argument_is_refused_with_what_would_be_right(arguments: tuple[str, str], message: str) -> None:
+def test_a_wrong_argument_is_refused_with_the_valid_values(arguments: tuple[str, str], message: str) -> None:
     done = run(*arguments)
     assert done.returncode == 2
     assert message in done.stderr

@@ -1,4 +1,4 @@
-"""What one check runs into does not cost what the others find: it is reported as a need of that check."""
+"""A check that fails does not affect the results of the others: it is reported as a need of that check."""
 
 import mmap
 import os
@@ -63,9 +63,9 @@ def refused(source: Path, function: str, folder: Path) -> Path:
 
 
 def not_c(folder: Path) -> Path:
-    """The trace's source, as no compiler takes it."""
+    """The trace's source, changed so that it does not compile."""
     source = folder / page_trace._SOURCE.name
-    source.write_text("this is no C")
+    source.write_text("this is not C")
     return source
 
 
@@ -76,7 +76,7 @@ def not_c(folder: Path) -> Path:
         (socket_source, "describe", Check.SOCKET_QUEUES),
     ],
 )
-def test_a_program_that_the_verifier_refuses_costs_its_own_check_only(
+def test_a_program_that_the_verifier_refuses_fails_only_its_own_check(
     tmp_path: Path, subject: ModuleType, function: str, failed: Check
 ) -> None:
     source = refused(subject._SOURCE, function, tmp_path)
@@ -98,10 +98,10 @@ def test_a_program_that_the_verifier_refuses_costs_its_own_check_only(
     assert evidence.breakdown is not None
     assert (evidence.trace is None) == (failed is Check.ALLOC_PAGE_TRACE)
     assert (evidence.coverage is None) == (failed is Check.SOCKET_QUEUES)
-    assert "invalid mem access" in done.stderr  # the verifier's own words, for a person
+    assert "invalid mem access" in done.stderr  # the verifier's own message, for the user
 
 
-def test_a_program_that_does_not_compile_costs_its_own_check_only(
+def test_a_program_that_does_not_compile_fails_only_its_own_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page_trace, "_SOURCE", not_c(tmp_path))
@@ -148,10 +148,10 @@ def test_a_kernel_without_a_field_lacks_the_check_that_needs_it(
     assert f"struct {struct}" in need.detail
 
 
-def test_without_the_helper_that_knows_sockets_the_scan_is_not_begun(
+def test_without_the_helper_for_sockets_the_scan_is_not_started(
     sys_with_btf: Callable[[bytes, bytes], HostRoots],
 ) -> None:
-    """Linux 5.8 to 5.10: it has the iterator over files, and no bpf_sock_from_file."""
+    """Linux 5.8 to 5.10: these have the iterator over files, but not bpf_sock_from_file."""
     evidence = evidence_of(roots=sys_with_btf(b"BPF_FUNC_sock_from_file", b"BPF_FUNC_sock_from_fil?"))
     assert set(evidence.checks) == {Check.BREAKDOWN, Check.ALLOC_PAGE_TRACE}
     need = lacking(evidence)
@@ -159,8 +159,8 @@ def test_without_the_helper_that_knows_sockets_the_scan_is_not_begun(
     assert "bpf_sock_from_file" in need.detail
 
 
-def test_when_frame_0_cannot_be_found_the_trace_is_not_made(tmp_path: Path) -> None:
-    """A kpageflags that calls no frame anonymous: no place fits."""
+def test_when_frame_0_cannot_be_found_the_trace_is_skipped(tmp_path: Path) -> None:
+    """A kpageflags that reports no frame as anonymous: no start fits."""
     for path in Path("/proc").iterdir():
         if path.name != "kpageflags":
             (tmp_path / path.name).symlink_to(path)
@@ -182,7 +182,7 @@ def raising(error: Exception) -> Callable[..., object]:
 FULL = BpfError("page_trace.bpf.c: the map stacks cannot be written: Argument list too long", 7)
 
 
-def test_a_trace_that_cannot_be_read_out_leaves_the_breakdown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trace_that_cannot_be_read_leaves_the_breakdown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PageTrace, "finish", raising(FULL))
     evidence = evidence_of(Check.BREAKDOWN, Check.ALLOC_PAGE_TRACE)
     assert list(evidence.checks) == [Check.BREAKDOWN]
@@ -214,14 +214,14 @@ def test_a_last_scan_that_fails_leaves_the_breakdown(monkeypatch: pytest.MonkeyP
     assert "the last scan of all sockets failed: describe: " in lacking(evidence).detail
 
 
-def test_without_a_first_scan_no_socket_can_be_stuck_so_the_check_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_first_scan_no_socket_can_be_stuck_so_the_check_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SocketScanner, "scan", raising(BpfError("describe: the program cannot be run", 5)))
     evidence = evidence_of(Check.BREAKDOWN, Check.SOCKET_QUEUES)
     assert list(evidence.checks) == [Check.BREAKDOWN]
     assert "the first scan of all sockets failed: describe: " in lacking(evidence).detail
 
 
-def test_other_holders_that_cannot_be_looked_for_are_reported_as_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_holders_that_cannot_be_searched_are_reported_as_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SocketScanner, "max_blocks", property(raising(IndexError("out of bounds"))))
     evidence = evidence_of(Check.SOCKET_QUEUES)
     assert list(evidence.checks) == [Check.SOCKET_QUEUES]
@@ -254,13 +254,13 @@ def test_when_the_last_readings_fail_the_first_ones_count(monkeypatch: pytest.Mo
     assert evidence.breakdown is not None
 
 
-def test_when_nothing_can_be_begun_the_kernel_is_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_nothing_can_be_started_the_kernel_is_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_trace, "_SOURCE", not_c(tmp_path))
     with pytest.raises(UnsupportedError, match=r"page-allocation trace: .* does not compile"):
         evidence_of(Check.ALLOC_PAGE_TRACE)
 
 
-def test_when_nothing_comes_to_an_end_the_run_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_nothing_can_be_finished_the_run_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PageTrace, "finish", raising(FULL))
     with pytest.raises(MeasurementError, match="the map stacks cannot be written"):
         evidence_of(Check.ALLOC_PAGE_TRACE)

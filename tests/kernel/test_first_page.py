@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 HUGE_MEMORY_GIB = 5
-# What a container runtime without a raised limit gives: 64 KiB of locked memory, and no right to exceed it.
+# The default of a container runtime: 64 KiB of locked memory, without the capability to exceed it.
 LIMITED = ("setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock", "prlimit", "--memlock=65536:65536")
 
 PROGRAM = f"""
@@ -29,7 +29,7 @@ for alignment in (1 << 30, 1 << 24):
 
 
 def test_frame_0_is_found_with_64_kib_of_locked_memory_and_much_anonymous_memory() -> None:
-    """With the alignment of arm64 there are 64 times as many possible starts as this machine needs: the same fits."""
+    """With the alignment of arm64 there are 64 times as many possible starts as on this machine: the same one fits."""
     done = subprocess.run([*LIMITED, sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     own, finer = done.stdout.split()

@@ -1,4 +1,4 @@
-"""Blocks that change hands between the last look at the holders and the end of the trace are not joined."""
+"""Blocks that change owners between the last scan of the holders and the end of the trace are not joined."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def holder_of(evidence: Evidence, inode: int) -> Holder:
 def test_blocks_that_are_freed_and_allocated_again_after_the_scan_are_not_joined(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One connection is read after its queue was looked at, and another is filled from the same frames at once."""
+    """One connection is read after its queue was walked, and another is filled from the same frames at once."""
     with Planter() as reading, Planter() as leaking, Planter() as stuck:
         read_later = reading.plant("tcp_bulk", READ_LATER_BYTES)
         read_later_inode = reading.inode(read_later["fd"])

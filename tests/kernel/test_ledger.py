@@ -43,7 +43,7 @@ def loads(containers: dict[str, ContainerCgroup]) -> Iterator[dict[str, PlantedM
 
 @pytest.fixture(scope="module")
 def planted_bytes(loads: dict[str, PlantedMemory]) -> dict[str, int]:
-    """Filled by the run itself, right after its trace has begun."""
+    """Filled by the run itself, right after its trace has started."""
     assert loads
     return {}
 
@@ -123,7 +123,7 @@ def test_each_stack_is_held_by_the_right_kind(
     assert stack.held_by
     assert evidence.holders[stack.held_by[0].holder].kind is KINDS[kind]
     unexplained_bytes, tolerance_bytes = stack.outstanding_bytes - stack.explained_bytes, 0.05 * planted_bytes[kind]
-    # Other processes may have come the same way: only then does it matter what the machine does.
+    # Other processes may have used the same path: only then does the machine's noise matter.
     if unexplained_bytes > tolerance_bytes:
         assert unexplained_bytes <= noise.tolerated_bytes(tolerance_bytes), str(noise)
 
@@ -151,8 +151,8 @@ def long_unix_queues() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("long_unix_queues")
-def test_packets_in_large_kmalloc_are_pinned_and_no_allocpage() -> None:
-    """The kernel counts large kmalloc as slab, so it is no part of what the ledger splits."""
+def test_packets_in_large_kmalloc_are_pinned_and_not_allocpage() -> None:
+    """The kernel counts large kmalloc as slab, so it is not part of the memory that the ledger splits."""
     receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 1 << 30)
     settings = Settings(run_id="slab", node_name="here", checks=tuple(Check), duration_seconds=1.0)

@@ -1,4 +1,4 @@
-"""The loader on this machine's own kernel: no header tree is needed, and every error says what and why."""
+"""The loader on this machine's own kernel: it needs no header tree, and every error says what failed and why."""
 
 import errno
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_closing_frees_programs_and_maps_and_may_be_repeated(sources: Path) -> N
     assert wait_until_gone({program}) == set()
 
 
-def test_a_whole_hash_map_is_read_whatever_its_size(sources: Path) -> None:
+def test_a_hash_map_of_any_size_is_read_completely(sources: Path) -> None:
     (sources / "counter.bpf.c").write_text(COUNTER)
     entry = np.dtype([("key", "<u4"), ("value", "<u8")])
     with BpfObject(sources / "counter.bpf.c", {"STEP": 1}) as bpf:
@@ -77,7 +77,7 @@ def test_a_mapped_array_is_shared_with_the_kernel(sources: Path) -> None:
         assert np.frombuffer(bpf.mmap("shared", 32), "<u8", 4).tolist() == [0, 0, 99, 0]
 
 
-def test_what_does_not_compile_is_an_error_with_the_compilers_words(
+def test_what_does_not_compile_is_an_error_with_the_compilers_message(
     sources: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (sources / "broken.bpf.c").write_text("int f(void *ctx) { return undefined_thing; }")
@@ -86,7 +86,7 @@ def test_what_does_not_compile_is_an_error_with_the_compilers_words(
     assert capfd.readouterr().err == ""
 
 
-def test_what_the_verifier_refuses_is_an_error_with_its_words(sources: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_the_verifier_refuses_is_an_error_with_its_log(sources: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (sources / "refused.bpf.c").write_text(
         "int f(struct bpf_raw_tracepoint_args *ctx) { return *(u64 *)(ctx->args[0] + ctx->args[1]); }"
     )
@@ -98,7 +98,7 @@ def test_what_the_verifier_refuses_is_an_error_with_its_words(sources: Path, cap
     assert capfd.readouterr().err == ""
 
 
-def test_an_unknown_tracepoint_can_be_told_from_other_errors(sources: Path) -> None:
+def test_an_unknown_tracepoint_can_be_distinguished_from_other_errors(sources: Path) -> None:
     (sources / "counter.bpf.c").write_text(COUNTER)
     with (
         BpfObject(sources / "counter.bpf.c", {"STEP": 1}) as bpf,

@@ -26,7 +26,7 @@ def _entry(dtype: np.dtype[np.void]) -> tuple[np.dtype[Any], np.dtype[Any]]:
 
 
 Layout = tuple[np.dtype[Any], np.dtype[Any]] | None
-"""A map's key and value; None where user space does not read the value as a structure."""
+"""A map's key and value; None if user space does not read the value as a structure."""
 
 MAPS: dict[str, dict[str, Layout]] = {
     "trace": {
@@ -60,7 +60,7 @@ MAPS: dict[str, dict[str, Layout]] = {
     },
 }
 UNDESCRIBED = {"cpu", "cgroups"}
-"""Their values have arrays of arrays, which bcc's description of a map leaves out: here only the size is compared."""
+"""Their values have arrays of arrays, which bcc's description of a map omits: here only the size is compared."""
 NOT_IN_C = {"walk", "state"}
 """Of the cursor: fields of the C structure that user space only sets to zero, taken together."""
 
@@ -75,7 +75,7 @@ def sizes_bytes(map_fd: int) -> tuple[int, int]:
 def map_names(bpf: BpfObject) -> Iterator[str]:
     """The maps of a loaded file, by the names in its source."""
     library, module = bpf._bcc.lib, bpf._module.module
-    # A prototype of our own: bcc has none for this function.
+    # Our own prototype: bcc has none for this function.
     name_of = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)(("bpf_table_name", library))
     for number in range(library.bpf_num_tables(module)):
         yield name_of(module, number).decode()

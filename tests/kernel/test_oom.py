@@ -1,4 +1,4 @@
-"""When memory runs out beside a runner, it is the runner that the kernel kills first."""
+"""When memory runs out next to a runner, the kernel kills the runner first."""
 
 import os
 import re
@@ -33,14 +33,14 @@ def oom_kills(kernel_log: int) -> list[int]:
         except BlockingIOError:
             return killed
         except BrokenPipeError:
-            continue  # the record was overwritten; the next read goes on with the oldest that is left
+            continue  # the record was overwritten; the next read continues with the oldest that is left
         if found := re.search(rb"Killed process (\d+) ", record):
             killed.append(int(found[1]))
 
 
 @pytest.fixture
 def kernel_log() -> Iterator[int]:
-    """What the kernel says from now on."""
+    """The kernel's messages from now on."""
     log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     try:
         os.lseek(log, 0, os.SEEK_END)
@@ -86,8 +86,8 @@ def test_the_runner_is_killed_before_its_larger_neighbour(kernel_log: int) -> No
                     break
                 held_bytes = int(said)
             assert runner.wait(timeout=30) == -signal.SIGKILL
-            # The kernel takes a process that exits for gone when up to 40 MiB of it are not freed yet (mm/mmap.c,
-            # exit_mmap: MMF_OOM_SKIP). So it may kill a second one at once, whoever that is: the order counts.
+            # The kernel treats an exiting process as gone while up to 40 MiB of it are not freed yet (mm/mmap.c,
+            # exit_mmap: MMF_OOM_SKIP). So it may kill another process at once: only the order counts.
             assert oom_kills(kernel_log)[0] == runner.pid
             assert held_bytes > LIMIT_BYTES / 2  # it was the larger of the two
         finally:

@@ -10,7 +10,7 @@ from support.sockets import fds_of, holder_of, other_holders_of
 
 
 def holders(scanner: SocketScanner, planter: Planter, kind: HolderKind, fd: int) -> list[Holder]:
-    """The holders of a kind that an fd of the planting child holds."""
+    """The holders of a kind that the planting child has an fd of."""
     return [
         holder
         for holder in other_holders_of(scanner, scanner.scan())
@@ -34,7 +34,7 @@ def test_a_ring_holds_its_blocks_full_or_not(scanner: SocketScanner, planter: Pl
 
 
 def test_blocks_moved_into_a_pipe_leave_the_socket(scanner: SocketScanner, planter: Planter) -> None:
-    """Splice from a stuck socket into a pipe: what the socket's pinned bytes fall by, the pipe's rise by."""
+    """Splice from a stuck socket into a pipe: the pipe's pinned bytes grow by as much as the socket's shrink."""
     truth = planter.plant("tcp_bulk", 4_000_000)
     before = holder_of(scanner.scan(), planter.inode(truth["fd"]))
     moved = planter.plant("pipe_from_last_socket", 1_000_000)

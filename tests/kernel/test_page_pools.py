@@ -1,4 +1,4 @@
-"""Page pools: pages of one that wait in a socket, and the devices on whose lists pools are looked for."""
+"""Page pools: pages that wait in a socket, and the devices whose lists of pools are read."""
 
 import os
 import socket
@@ -20,16 +20,16 @@ from support.bpf import XDP_PASS, receive
 from support.sockets import holder_layout, holder_of, other_holders_of
 
 PACKETS = 300
-POOL_PAGES = 64  # what a pool of that kind keeps, as many as packets are received at once
+POOL_PAGES = 64  # the number of pages that a pool of that kind keeps: the packets received at once
 GIVING_BACK_SECONDS = 10.0
-ETHERTYPE = 0x88B5  # IEEE 802, for local experiments: nobody else takes these packets
+ETHERTYPE = 0x88B5  # IEEE 802, for local experiments: nothing else takes these packets
 PACKET = bytes(12) + ETHERTYPE.to_bytes(2, "big") + b"x" * 1000
 _SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 
 
 @pytest.fixture(scope="module")
 def scanner() -> Iterator[SocketScanner]:
-    # The way to the namespaces starts at any process's socket: on a machine at rest there may be no other.
+    # The search for the namespaces starts at any process's socket: on an idle machine there may be no other.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM), SocketScanner(btf=Btf.load()) as scanner:
         yield scanner
 
@@ -48,12 +48,12 @@ def pools(scanner: SocketScanner) -> list[Holder]:
 
 
 def in_others(pool: Holder) -> int:
-    """Bytes of a pool that lie in other holders."""
+    """Bytes of a pool in other holders."""
     return pool.charge_bytes - pool.pinned_bytes
 
 
 def test_pages_in_a_socket_lead_to_their_pool_and_count_once(scanner: SocketScanner, receiver: socket.socket) -> None:
-    """The pool of the planted packets counts as many pages out as packets wait, and all of them are the socket's."""
+    """The pool of the planted packets has as many pages out as packets wait, and all of them are the socket's."""
     before = len(pools(scanner))
     receive(PACKET, PACKETS, XDP_PASS)
     held = holder_of(scanner.scan(), os.fstat(receiver.fileno()).st_ino)
@@ -64,12 +64,10 @@ def test_pages_in_a_socket_lead_to_their_pool_and_count_once(scanner: SocketScan
     assert (pool.charge_bytes, pool.pinned_bytes, pool.owners) == (PACKETS * PAGE_BYTES, 0, [])
 
 
-def test_a_page_that_was_read_is_the_pools_until_it_gives_it_back(
-    scanner: SocketScanner, receiver: socket.socket
-) -> None:
-    """The pool here is being shut down: the kernel gives back what it has, once each second.
+def test_a_page_that_was_read_is_the_pools_until_it_returns_it(scanner: SocketScanner, receiver: socket.socket) -> None:
+    """The pool here is being shut down: the kernel returns its pages, once each second.
 
-    Of the 100 pages that were read it kept as many as it may; the others went straight back.
+    Of the 100 pages that were read it kept as many as it may; the others were returned immediately.
     """
     receive(PACKET, PACKETS, XDP_PASS)
     for _ in range(PACKETS // 3):
@@ -85,7 +83,7 @@ def test_a_page_that_was_read_is_the_pools_until_it_gives_it_back(
     assert pool.pinned_bytes == 0
 
 
-def test_devices_of_every_network_namespace_are_looked_at(scanner: SocketScanner) -> None:
+def test_devices_of_every_network_namespace_are_found(scanner: SocketScanner) -> None:
     with Planter() as planter:
         commands = ["nsenter", f"--net=/proc/{planter.pid}/ns/net", "ip"]
         subprocess.run([*commands, "link", "add", "pool-a", "type", "veth", "peer", "name", "pool-b"], check=True)
@@ -99,13 +97,13 @@ def test_devices_of_every_network_namespace_are_looked_at(scanner: SocketScanner
     assert here <= set(indices.tolist())
 
 
-def test_what_cannot_be_read_is_zero_and_hides_nothing_behind_it(scanner: SocketScanner) -> None:
+def test_what_cannot_be_read_is_zero_and_hides_nothing_after_it(scanner: SocketScanner) -> None:
     memory = scanner.source.memory
     readable = scanner.scan().owners["socket"][:1] + np.uint64(holder_layout()["SOCK_NET"])
     (net,) = memory.peek(readable)
     assert net != 0
     nowhere = np.array([0, 1, 0xDEAD_0000_0000_0000, 2**64 - 4], "<u8")
-    addresses = np.tile(np.concatenate([nowhere, readable]), 300)  # more than one run takes
+    addresses = np.tile(np.concatenate([nowhere, readable]), 300)  # more than fit into one run
     assert memory.peek(addresses).tolist() == [0, 0, 0, 0, net] * 300
 
 

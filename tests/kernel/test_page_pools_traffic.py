@@ -18,7 +18,7 @@ from support.machine_noise import Noise
 from support.sockets import holder_of, other_holders_of
 
 DATAGRAMS, STREAM_BYTES = 20_000, 20 * MIB
-CACHED_BYTES = 2 * MIB  # a pool of veth keeps 256 pages in its ring and 128 at hand, and waits for some from the driver
+CACHED_BYTES = 2 * MIB  # a pool of veth keeps 256 pages in its ring, 128 in its cache, and waits for some of the driver
 SETTLE_SECONDS = 60.0
 WINDOW_SECONDS = 3.0
 
@@ -32,10 +32,10 @@ def look(scanner: SocketScanner, child: XdpReceiver, fd: int) -> tuple[Holder, H
 
 
 def free_deferred_packets() -> None:
-    """Have each CPU free the packets that others have left to it; it does so whenever it receives something.
+    """Make each CPU free the packets that others have left to it, which it does when it receives something.
 
-    A packet that was read on another CPU than it came on is handed back to that one (net/core/skbuff.c,
-    skb_attempt_defer_free): until then it keeps its pages, up to 17 each. A busy machine moves the reader about.
+    A packet that was read on another CPU than it arrived on is handed back to that CPU (net/core/skbuff.c,
+    skb_attempt_defer_free): until then it keeps its pages, up to 17 each. On a busy machine the reader changes CPUs.
     """
     allowed = os.sched_getaffinity(0)
     try:
@@ -55,7 +55,7 @@ def test_what_waits_in_the_socket_is_the_sockets_and_the_rest_the_pools(
     with XdpReceiver() as child:
         truth = child.receive(load, amount)
         deadline = time.monotonic() + SETTLE_SECONDS
-        while True:  # the last packets may still be on their way
+        while True:  # the last packets may still be in transit
             free_deferred_packets()
             held, pool = look(scanner, child, truth["fd"])
             settled = held.unread_bytes == truth["unread_bytes"] and pool.pinned_bytes <= CACHED_BYTES
@@ -69,12 +69,12 @@ def test_what_waits_in_the_socket_is_the_sockets_and_the_rest_the_pools(
     assert pool.pinned_bytes <= CACHED_BYTES
 
 
-def test_when_the_socket_is_read_the_pool_gives_its_pages_back(scanner: SocketScanner) -> None:
+def test_when_the_socket_is_read_the_pool_returns_its_pages(scanner: SocketScanner) -> None:
     with XdpReceiver() as child:
         fd = child.receive("stream", STREAM_BYTES)["fd"]
         _, full = look(scanner, child, fd)
         assert child.receive("drain", fd) == {"read_bytes": STREAM_BYTES}
-        # A socket that is empty leads to no pool; one of a few bytes more does.
+        # An empty socket leads to no pool; one with a few more bytes does.
         child.receive("datagrams", 2)
         name = f" of {INTERFACE}, interface {child.interface_index} "
         deadline = time.monotonic() + SETTLE_SECONDS
@@ -91,7 +91,7 @@ def test_when_the_socket_is_read_the_pool_gives_its_pages_back(scanner: SocketSc
 
 @pytest.fixture(scope="module")
 def evidence(noise_before: Noise) -> Evidence:
-    """Of a window in which packets came that wait in no socket: fragments whose rest never comes."""
+    """The result of a window with packets that wait in no socket: fragments whose rest never arrives."""
     assert noise_before
     with XdpReceiver() as child:
 
@@ -104,7 +104,7 @@ def evidence(noise_before: Noise) -> Evidence:
 
 
 def pool_of(evidence: Evidence) -> int:
-    """Its index among the holders."""
+    """The pool's index among the holders."""
     (index,) = [number for number, one in enumerate(evidence.holders) if f" of {INTERFACE}," in one.description]
     return index
 
@@ -116,7 +116,7 @@ def test_a_pool_that_only_the_trace_leads_to_is_found_and_named(evidence: Eviden
 
 
 def test_pages_that_a_pool_took_in_the_window_are_its_own_and_counted_once(evidence: Evidence, noise: Noise) -> None:
-    """The stack's blocks are found in the pool, so the ledger does not list them without a holder as well."""
+    """The stack's blocks are found in the pool, so the ledger does not also list them without a holder."""
     assert evidence.ledger is not None
     assert evidence.breakdown is not None
     stack = next(one for one in evidence.stacks if any("page_pool_alloc" in frame for frame in one.frames))

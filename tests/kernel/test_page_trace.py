@@ -1,6 +1,6 @@
 """The page-allocation trace against allocations of known size, on this machine's own kernel.
 
-Whatever else runs here allocates too, so a test looks at the stacks of the process that it started, or at a stack that
+Other processes on the machine allocate too, so a test checks the stacks of the process that it started, or a stack that
 only its load has.
 """
 
@@ -30,7 +30,7 @@ TOLERANCE = 0.02
 NEVER_THIN = 0.0
 FIXED_TABLES_BYTES = 16 * MIB
 CHURNED_PAGES = (
-    14  # a round of churn writes 16, and the kernel keeps two for the next (struct pipe_inode_info, tmp_page)
+    14  # a round of churn writes 16, and the kernel keeps two for the next one (struct pipe_inode_info, tmp_page)
 )
 
 
@@ -156,7 +156,7 @@ def test_slab_is_set_aside_by_name(btf: Btf) -> None:
     assert bytes_of(result, child.pid, "inet6_create") <= MIB
 
 
-def test_a_bpf_map_is_vmalloc_and_no_allocpage(btf: Btf) -> None:
+def test_a_bpf_map_is_vmalloc_and_not_allocpage(btf: Btf) -> None:
     with Allocator() as child, running_trace(btf) as trace:
         planted_bytes = child.do("bpf_map", 32 * MIB)
         result = trace.finish()
@@ -195,7 +195,7 @@ def test_a_steady_leak_grows_and_one_filling_is_pinned(btf: Btf) -> None:
     assert pinned.trend is Trend.PINNED
 
 
-def test_a_steady_leak_grows_at_its_rate_when_the_window_ends_early_and_the_trace_goes_on(btf: Btf) -> None:
+def test_a_steady_leak_grows_at_its_rate_when_the_window_ends_early_and_the_trace_continues(btf: Btf) -> None:
     with Allocator() as leaking, running_trace(btf, 10.0) as trace:
 
         def leak_for(seconds: float, *, in_window: bool) -> int:
@@ -248,7 +248,7 @@ def test_the_governor_thins_churn_and_states_its_error(btf: Btf) -> None:
 
 
 def test_receiving_in_softirq_names_no_process(btf: Btf) -> None:
-    """Small datagrams over loopback are received in softirq; their slab pages come from there at times."""
+    """Small datagrams over loopback are received in softirq, where their slab pages are sometimes allocated."""
     with PlantedMemory("packet_ring", MIB), running_trace(btf) as trace:
         subprocess.run([sys.executable, "-c", _LOOPBACK_STORM], check=True)
         result = trace.finish()
@@ -283,7 +283,7 @@ def test_the_blocks_are_those_of_the_stacks(btf: Btf) -> None:
     assert len(np.unique(result.blocks["page"])) == len(result.blocks)
 
 
-def test_what_the_programs_took_agrees_with_the_kernels_own_count(btf: Btf) -> None:
+def test_the_programs_run_time_agrees_with_the_kernels_own_count(btf: Btf) -> None:
     """The programs time one run in 256 themselves; kernel.bpf_stats_enabled makes the kernel time every run."""
     switch = Path("/proc/sys/kernel/bpf_stats_enabled")
     before = switch.read_text()
@@ -309,7 +309,7 @@ def test_nothing_is_lost_and_the_counters_add_up(btf: Btf) -> None:
 
 
 def test_pages_that_a_pool_takes_in_bulk_are_seen_by_the_pool(btf: Btf) -> None:
-    """alloc_pages_bulk passes no mm_page_alloc; without page_pool_state_hold these pages would go unseen."""
+    """alloc_pages_bulk does not hit mm_page_alloc; without page_pool_state_hold these pages would not be seen."""
     with running_trace(btf) as trace:
         receive_and_drop(1 << 14)
         raw = trace.read_out()

@@ -1,4 +1,4 @@
-"""Busy, healthy loads: much is allocated, and no stack of theirs may look like a leak."""
+"""Busy, healthy loads: they allocate a lot, and none of their stacks may look like a leak."""
 
 import subprocess
 import threading
@@ -39,14 +39,14 @@ def shell_load(script: str, directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # The shell's children share its session, so the whole of it is ended by its group.
+        # The shell's children share its process group, so all of them are killed through it.
         subprocess.run(["kill", "-KILL", "--", f"-{child.pid}"], check=True)
         child.wait()
 
 
 class _QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def web_load(directory: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("run", range(RUNS_OF_EACH))
 @pytest.mark.parametrize("name", [*SHELL_LOADS, "web server"])
-def test_a_healthy_load_is_no_leak(name: str, run: int, tmp_path: Path) -> None:
+def test_a_healthy_load_is_not_a_leak(name: str, run: int, tmp_path: Path) -> None:
     roots = HostRoots()
     limit_bytes = Thresholds().suspect_bytes(read_host(roots, "here").mem_total_bytes)
     load = web_load(tmp_path) if name == "web server" else shell_load(SHELL_LOADS[name], tmp_path)

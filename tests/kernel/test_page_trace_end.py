@@ -1,4 +1,4 @@
-"""However a tracing process ends, the kernel is left with no program of its own."""
+"""However a tracing process ends, none of its programs stays in the kernel."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from support.bpf import loaded_programs, programs_of, wait_until_gone
 
 ROOT = Path(__file__).parents[2]
 
-# Traces until it is told otherwise; what it is told, it does inside the trace.
+# Traces until it reads a command, which it then runs inside the trace.
 _CHILD = """
 import ctypes, os, resource, signal, sys
 from memdiag_node.kernel.btf import Btf
@@ -91,7 +91,7 @@ def test_a_process_that_is_ended_leaves_no_program(number: signal.Signals) -> No
         assert wait_until_gone(programs) == set()
 
 
-def test_the_end_of_a_trace_leaves_no_program_while_the_process_goes_on() -> None:
+def test_the_end_of_a_trace_leaves_no_program_while_the_process_continues() -> None:
     with tracing_child() as (child, programs):
         tell(child, "finish")
         assert child.stdout is not None
@@ -101,7 +101,7 @@ def test_the_end_of_a_trace_leaves_no_program_while_the_process_goes_on() -> Non
 
 
 def test_the_kernels_oom_killer_leaves_no_program(tmp_path: Path) -> None:
-    """The child is put into a memory cgroup that is too small for it."""
+    """The child is moved into a memory cgroup that is too small for it."""
     group = _memory_cgroup()
     limit = group / ("memory.limit_in_bytes" if (group / "memory.limit_in_bytes").exists() else "memory.max")
     try:

@@ -1,4 +1,4 @@
-"""page_trace.bpf.c, event by event: its programs run in the kernel on made-up allocations and frees.
+"""page_trace.bpf.c, event by event: its programs run in the kernel on simulated allocations and frees.
 
 They are attached to nothing, so no other event touches their tables.
 """
@@ -29,7 +29,7 @@ KERNEL = 0xCC0
 
 
 class Machine:
-    """The programs, and the frame table that they keep."""
+    """The programs and their frame table."""
 
     def __init__(self, bpf: BpfObject, struct_page_bytes: int) -> None:
         self.bpf = bpf
@@ -70,7 +70,7 @@ class Machine:
         run_raw_tracepoint(self._programs["on_free"], self._page(frame), order)
 
     def outstanding(self, start: int, count: int) -> int:
-        """Frames from `start` on that are out in a recorded class."""
+        """Frames from `start` on that are outstanding in a recorded class."""
         part = self.frames[start : start + count] & trace_tables.CLASS_MASK
         return int((part >= trace_tables.FIRST_CLASS).sum())
 
@@ -85,7 +85,7 @@ class Machine:
 
 
 def interrupted_scratch(machine: Machine, levels: int) -> None:
-    """Have the tables look as they do while programs in this many levels are interrupted, on every CPU."""
+    """Put the tables into the state in which programs in this many levels are interrupted, on every CPU."""
     for level in range(levels):
         machine.set_on_every_cpu("scratch", np.array([(1,)], trace_tables.SCRATCH_DTYPE), level)
 
@@ -109,7 +109,7 @@ def test_every_frame_of_a_block_is_out_until_it_is_freed(machine: Machine, order
 
 def test_a_split_block_counts_with_what_is_still_out(machine: Machine) -> None:
     machine.alloc(1024, 4)
-    for frame in range(1024 + 10, 1024 + 16):  # as alloc_pages_exact does with what it does not need
+    for frame in range(1024 + 10, 1024 + 16):  # as alloc_pages_exact does with the pages that it does not need
         machine.free(frame, 0)
     tally = machine.tally()
     (block,) = tally.parts[0]
@@ -119,7 +119,7 @@ def test_a_split_block_counts_with_what_is_still_out(machine: Machine) -> None:
     assert machine.outstanding(0, FRAMES) == 0
 
 
-def test_a_free_that_was_missed_is_put_right_by_the_next_allocation(machine: Machine) -> None:
+def test_a_missed_free_is_corrected_by_the_next_allocation(machine: Machine) -> None:
     machine.alloc(512, 3)
     machine.alloc(512, 0)  # the free of order 3 was missed
     machine.free(512, 0)
@@ -143,7 +143,7 @@ def test_a_free_of_what_was_never_seen_changes_nothing(machine: Machine) -> None
     assert not machine.frames.any()
 
 
-def test_user_memory_is_marked_apart(machine: Machine) -> None:
+def test_user_memory_is_marked_separately(machine: Machine) -> None:
     machine.alloc(512, 9, MOVABLE)
     assert set(machine.frames[512:1024].tolist()) == {trace_tables.CLASS_MOVABLE}
     assert machine.counter("movable_pages") == 512
@@ -155,7 +155,7 @@ def test_a_failed_allocation_is_ignored(machine: Machine) -> None:
     assert machine.counter("lost_blocks") == 0
 
 
-def test_frames_behind_a_hole_are_recorded_and_freed(machine: Machine) -> None:
+def test_frames_after_a_hole_are_recorded_and_freed(machine: Machine) -> None:
     machine.alloc(7 * SECTION_FRAMES + 64, 3)
     assert machine.outstanding(2 * SECTION_FRAMES + 64, 8) == machine.outstanding(0, FRAMES) == 8
     (block,) = machine.tally().parts[0]
@@ -173,7 +173,7 @@ def test_frames_outside_memory_are_counted_as_lost(machine: Machine, frame: int)
     assert machine.counter("lost_pages") == 4
 
 
-def test_slices_and_orders_make_classes_of_their_own(machine: Machine) -> None:
+def test_slices_and_orders_have_separate_classes(machine: Machine) -> None:
     for slice_number in range(3):
         machine.config["slice"] = slice_number
         machine.alloc(slice_number * 64, 0)
@@ -256,7 +256,7 @@ def test_high_orders_are_not_thinned_below_the_ceiling(machine: Machine) -> None
     assert machine.outstanding(16384, 1600) == 1600
 
 
-def test_a_storm_of_high_orders_is_held_to_the_ceiling(machine: Machine) -> None:
+def test_a_storm_of_high_orders_is_limited_to_the_ceiling(machine: Machine) -> None:
     machine.config["budget_permille"], machine.config["ceiling_permille"] = 1, 4
     for block in range(8000):
         machine.alloc(8 * (block % 4000), 1 + block % 3)
@@ -266,7 +266,7 @@ def test_a_storm_of_high_orders_is_held_to_the_ceiling(machine: Machine) -> None
     assert int((machine.frames == trace_tables.CLASS_THINNED_LARGE).sum()) > 0
 
 
-def test_a_cgroup_that_finds_no_room_is_counted(machine: Machine) -> None:
+def test_a_cgroup_without_room_is_counted(machine: Machine) -> None:
     names = np.zeros(page_trace._CGROUPS, trace_tables.CGROUP_ENTRY_DTYPE)
     names["key"] = np.arange(1, len(names) + 1) + (1 << 60)
     machine.bpf.update("cgroups", names["key"], names["value"])
@@ -287,7 +287,7 @@ def test_a_rare_kind_of_allocation_stays_whole_under_a_storm_of_another(machine:
 
 
 def estimate(machine: Machine, slice_number: int) -> tuple[float, float]:
-    """Frames of the blocks of a slice, as the trace estimates them, and their standard error."""
+    """The trace's estimate of the frames of a slice's blocks, and its standard error."""
     frames = machine.tally().by_kind[FrameKind.DIRECT]
     used = np.flatnonzero(frames[trace_tables.FIRST_CLASS :]) + trace_tables.FIRST_CLASS
     weights = decode.class_weights(machine.infos["key"][used], frames[used], frames)
@@ -321,9 +321,9 @@ def result_of(groups: npt.NDArray[np.void]) -> TraceResult:
 
 @pytest.mark.parametrize("orders", [(0,), (1, 2, 3)], ids=["order 0", "orders 1 to 3"])
 def test_thinned_figures_are_within_their_stated_uncertainty(machine: Machine, orders: tuple[int, ...]) -> None:
-    """600 repetitions of one load: nearly always within two standard errors of the truth, and right on average.
+    """600 repetitions of one load: nearly always within two standard errors of the true value, and right on average.
 
-    Measured: 93 % of them, 99 % within three. Of 100 repetitions, less than 90 would be within two once in twenty runs.
+    Measured: 93 % of them, 99 % within three. With 100 repetitions, less than 90 would be within two in one of 20 runs.
     """
     repetitions = 600
     machine.config["budget_permille"] = machine.config["ceiling_permille"] = 30

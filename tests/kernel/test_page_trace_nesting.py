@@ -1,7 +1,7 @@
-"""Interrupts that allocate while the trace's own programs run on that CPU: what they allocate keeps its stack.
+"""Interrupts that allocate while the trace's own programs run on that CPU: their allocations keep their stack.
 
 A timer's interrupts send a TCP stream through a veth pair, whose receiving end takes its pages from a page pool. On the
-same CPU, pipes are filled and emptied without a pause, so that the program runs there for much of the time.
+same CPU, pipes are filled and emptied without a pause, so that the program runs there much of the time.
 """
 
 import os
@@ -42,7 +42,7 @@ def test_pages_that_interrupts_take_while_the_program_runs_keep_their_stack() ->
         result = decode.decode(raw, trace.symbols(raw), trace.contexts(raw))
     stacks = fold_stacks(result, len(result.stacks))
     found_bytes = sum(one.outstanding_bytes for one in stacks if any(map(is_driver, one.frames)))
-    assert raw.counter("nested") > 0, "no interrupt hit the program: this load does not show what the test is about"
+    assert raw.counter("nested") > 0, "no interrupt hit the program: this load does not exercise the case"
     assert (raw.counter("interrupted"), result.counters.lost_records) == (0, 0)
     assert raw.counter("nested_allocs") >= misses["on_alloc"], "allocations that no program saw"
     assert misses["on_pool_hold"] == 0

@@ -1,4 +1,4 @@
-"""A trace of many short-lived processes needs more classes than there are: those that nothing uses go to new ones."""
+"""A trace of many short-lived processes needs more classes than exist: unused ones are reused."""
 
 import subprocess
 import time
@@ -24,7 +24,7 @@ ONE_LONG_SLICE = TraceSettings(duration_seconds=600, slices=1, cpu_budget_share=
 
 
 def trace_a_fork_storm(settings: TraceSettings) -> tuple[int, RawTrace]:
-    """Bytes that were seen of pipes that were filled before the storm, and the tables."""
+    """Bytes seen of the pipes that were filled before the storm, and the tables."""
     with PageTrace(settings, roots=HostRoots()) as trace, Allocator() as child:
         assert child.do("fill_pipes", PLANTED_BYTES) == PLANTED_BYTES
         for _ in range(STEPS):
@@ -48,7 +48,7 @@ def trace_a_fork_storm(settings: TraceSettings) -> tuple[int, RawTrace]:
 def test_classes_that_nothing_uses_make_room_for_new_ones(
     settings: TraceSettings, makes_room: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without that, processes lose their names: so it is a storm that needs it."""
+    """Without that, processes lose their names, so this storm needs it."""
     classes = 4096
     monkeypatch.setattr(trace_tables, "CLASSES", classes)
     if not makes_room:
@@ -61,7 +61,7 @@ def test_classes_that_nothing_uses_make_room_for_new_ones(
 
 
 def test_a_storm_beyond_all_classes_loses_no_stack(monkeypatch: pytest.MonkeyPatch) -> None:
-    """500 forks a second in a slice of 90 s are 900,000 classes, 27 times as many as there are; here likewise."""
+    """500 forks per second in a slice of 90 s need 900,000 classes, 27 times as many as exist; the same ratio here."""
     classes = 1024
     monkeypatch.setattr(trace_tables, "CLASSES", classes)
     _, raw = trace_a_fork_storm(ONE_LONG_SLICE)

@@ -1,4 +1,4 @@
-"""Programs built for a recorded kernel: this kernel's verifier takes them, whatever their offsets mean here."""
+"""Programs built for a recorded kernel: this kernel's verifier accepts them, although their offsets are wrong here."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ STEPS = 16
 
 
 def test_the_programs_for_linux_5_10_pass_the_verifier() -> None:
-    """None of them is run."""
+    """None of the programs is run."""
     btf = Btf.parse(RECORDED.read_bytes())
     for path, defines, programs in (
         (source._SOURCE, socket_defines(btf), ("describe", "peek")),
@@ -28,7 +28,7 @@ def test_the_programs_for_linux_5_10_pass_the_verifier() -> None:
                 loaded.runnable(program)
 
 
-def test_a_cut_blob_answers_as_the_whole() -> None:
+def test_a_cut_blob_answers_like_the_complete_one() -> None:
     whole = CuttableBtf.parse(RUNNING.read_bytes())
     answers = [layout(whole) for layout in LAYOUTS]
     cut = Btf.parse(whole.cut())
@@ -36,6 +36,6 @@ def test_a_cut_blob_answers_as_the_whole() -> None:
 
 
 def test_slabs_of_this_kernel_agree_on_the_linear_map() -> None:
-    """So packet heads, packet rings and perf buffers are seen from the first look on."""
+    """So packet heads, packet rings and perf buffers are seen from the first scan on."""
     with SocketSource(Btf.load()) as source:
         assert source.memory.fact(Fact.LINEAR_TO_PAGE) != 0

@@ -35,12 +35,12 @@ def test_a_bpf_ring_buffer_pins_its_pages(scanner: SocketScanner) -> None:
         fd = child.do("bpf_ring_buffer", size_bytes)
         (one,) = ring_buffers(scanner, child.pid)
     assert fds_of(one.holder) == {child.pid: [fd]}
-    # Beside the data: the page of the header and one for each side's position (kernel/bpf/ringbuf.c).
+    # In addition to the data: the header's page and one for each side's position (kernel/bpf/ringbuf.c).
     assert one.holder.pinned_bytes == size_bytes + 3 * PAGE_BYTES
     assert unique_bytes([one.blocks], page_bytes=PAGE_BYTES) == one.holder.pinned_bytes
 
 
-def test_another_bpf_map_is_no_holder(scanner: SocketScanner) -> None:
+def test_another_bpf_map_is_not_a_holder(scanner: SocketScanner) -> None:
     with Allocator() as child:
         child.do("bpf_map", MIB)
         assert not ring_buffers(scanner, child.pid)

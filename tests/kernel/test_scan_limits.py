@@ -1,4 +1,4 @@
-"""What a scan says of queues that change under it, and when its time or its memory runs out."""
+"""What a scan reports if queues change while it runs, and if its time or memory runs out."""
 
 import socket
 import subprocess
@@ -20,7 +20,7 @@ from support.sockets import holder_layout, holder_of, holders_of, owner_of, queu
 
 
 class Clock:
-    """A clock that the scan asks whenever it has taken what a few runs of the walk found; it does `at_call` then."""
+    """A clock that the scan reads after every few runs of the walk; each time it calls `at_call`."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -55,11 +55,11 @@ def scanner(scanner_and_clock: tuple[SocketScanner, Clock]) -> SocketScanner:
 FAMILIES = {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK, socket.AF_PACKET, socket.AF_VSOCK}
 
 MOVING = [("udp_small", 3_000, 64), ("tcp_small_messages", 3_000, 17 * 64), ("unix_stream", 400, 30_000)]
-"""A load whose walk takes many pieces, and how much to read so that a packet goes: TCP has merged up to 17 messages."""
+"""A load walked in many pieces, and how much to read to remove a packet: TCP has merged up to 17 messages."""
 
 
 @pytest.mark.parametrize("load", MOVING)
-def test_a_queue_that_changes_under_every_walk_says_what_is_missing(
+def test_a_queue_that_changes_during_every_walk_reports_what_is_missing(
     scanner: SocketScanner, clock: Clock, planter: Planter, load: tuple[str, int, int]
 ) -> None:
     name, amount, read_bytes = load
@@ -69,7 +69,7 @@ def test_a_queue_that_changes_under_every_walk_says_what_is_missing(
     clock.at_call = lambda _: planter.plant("read_fd", truth["fd"], read_bytes)
     holder = holder_of(scanner.scan(), inode)
     assert holder.socket is not None
-    queue = max(holder.socket.queues, key=lambda queue: queue.packets)  # UDP's reader has taken all into its own
+    queue = max(holder.socket.queues, key=lambda queue: queue.packets)  # UDP's reader has moved all to its own
     assert not queue.complete
     assert queue.missing.startswith("it changed during every walk")
     assert 0 < queue.packets <= whole.unread_packets
@@ -93,22 +93,20 @@ def test_a_queue_that_changed_for_a_while_is_walked_again(
             read.append(planter.plant("read_fd", truth["fd"], read_bytes)["read_bytes"])
 
     clock.at_call = disturb
-    for calls in range(
-        3, 100, 3
-    ):  # ever longer, until it reaches into the walk of that queue, which is then made again
+    for calls in range(3, 100, 3):  # longer each time, until it overlaps the walk of that queue, which is repeated
         begin, last_call = clock.calls, clock.calls + calls
         holder = holder_of(scanner.scan(), inode)
         if clock.calls - begin >= undisturbed_calls + 4:
             break
     else:
-        pytest.fail("no walk was made again")
+        pytest.fail("no walk was repeated")
     assert holder.socket is not None
     assert all(queue.complete for queue in holder.socket.queues)
     assert holder.unread_packets < whole.unread_packets
     assert holder.unread_bytes == whole.unread_bytes - (200 * len(read) if name == "udp_small" else sum(read))
 
 
-def test_a_pipe_that_keeps_changing_is_told(scanner: SocketScanner, clock: Clock, planter: Planter) -> None:
+def test_a_pipe_that_keeps_changing_is_reported(scanner: SocketScanner, clock: Clock, planter: Planter) -> None:
     truth = planter.plant("pipe", 256)
     scan = scanner.scan()
     assert not any("pipes" in note for note in other_holders(scanner, scan, owner_of, holder_layout())[1])
@@ -118,7 +116,7 @@ def test_a_pipe_that_keeps_changing_is_told(scanner: SocketScanner, clock: Clock
 
 
 def test_under_heavy_traffic_no_figure_is_wrong(scanner: SocketScanner) -> None:
-    """Connections come and go, datagrams of one size are read and sent as fast as it goes, while we look."""
+    """Connections come and go, datagrams of one size are read and sent as fast as possible, during the scans."""
     with subprocess.Popen([sys.executable, traffic.__file__, "moving"], stdout=subprocess.PIPE, text=True) as child:
         try:
             assert child.stdout is not None
@@ -127,7 +125,7 @@ def test_under_heavy_traffic_no_figure_is_wrong(scanner: SocketScanner) -> None:
             inode, waiting, size = map(int, said[1:])
             for _ in range(30):
                 scan = scanner.scan()
-                assert set(scan.sockets["family"].tolist()) <= FAMILIES  # else freed memory was taken for a socket
+                assert set(scan.sockets["family"].tolist()) <= FAMILIES  # otherwise freed memory was taken for a socket
                 described = holder_of(scan, inode).socket
                 assert described is not None
                 for queue in described.queues:
@@ -140,8 +138,8 @@ def test_under_heavy_traffic_no_figure_is_wrong(scanner: SocketScanner) -> None:
             child.kill()
 
 
-def test_an_address_that_is_none_hides_no_other_socket(btf: Btf, planter: Planter) -> None:
-    """A walk that races may come upon an empty pointer where a socket's should be."""
+def test_an_invalid_address_hides_no_other_socket(btf: Btf, planter: Planter) -> None:
+    """A walk in a race may find an empty pointer in place of a socket's."""
     inode = planter.inode(planter.plant("udp_small", 1)["fd"])
     with SocketSource(btf) as source:
         held = np.unique(np.concatenate([piece["socket"] for piece in source.held()]))
@@ -160,7 +158,7 @@ def test_when_time_runs_out_the_largest_queues_were_reached(
         clock.seconds = 1_000_000.0 * (call > last_call)
 
     clock.at_call = run_out
-    for calls in range(10, 1_000, 10):  # ever more time, until it suffices for the first queue
+    for calls in range(10, 1_000, 10):  # more time each round, until it is enough for the first queue
         clock.seconds, last_call = 0.0, clock.calls + calls
         scan = scanner.scan()
         holding = {holder.socket.inode for holder in holders_of(scan) if holder.socket}
@@ -177,7 +175,7 @@ def test_when_time_runs_out_the_largest_queues_were_reached(
     assert coverage.queues >= 1 + len(small)
 
 
-def test_without_any_time_sockets_are_counted_and_all_is_told(btf: Btf, planter: Planter) -> None:
+def test_without_any_time_sockets_are_counted_and_everything_is_reported(btf: Btf, planter: Planter) -> None:
     planter.plant("many_udp", 6_000)
     with SocketScanner(btf=btf, budget_seconds=0) as scanner:
         scan = scanner.scan()

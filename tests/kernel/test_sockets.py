@@ -1,4 +1,4 @@
-"""Every family and state of socket, planted with known content in a network namespace of its own, found by the scan."""
+"""Every family and state of socket, planted with known content in a separate network namespace, found by the scan."""
 
 import re
 import socket
@@ -89,20 +89,20 @@ def test_addresses_are_those_of_the_connection(planter: Planter, scan: Callable[
 
 
 def kernel_bytes() -> int:
-    """Allocpage and slab memory: what goes when a socket goes, and does not move with the processes of the machine."""
+    """Allocpage and slab memory: memory that is freed with a socket, and is independent of the machine's processes."""
     found = breakdown(take_readings(HostRoots()))
     return sum(line.size_bytes for line in found.classes if line.name in ("AllocPage", "SUnreclaim"))
 
 
 def freed_by_the_end_of(planter: Planter, quiet_bytes: float) -> int | None:
-    """Kernel memory that goes with the child; None where the machine moved it by more than `quiet_bytes` meanwhile."""
+    """Kernel memory freed with the child; None if the machine changed it by more than `quiet_bytes` meanwhile."""
     change_bytes = change_by(planter.kill, kernel_bytes, quiet_bytes=quiet_bytes)
     return None if change_bytes is None else -change_bytes
 
 
 @pytest.fixture(scope="module")
 def empty_child_bytes() -> float:
-    """What goes with a child that holds next to nothing: its network namespace, and so on."""
+    """The memory freed with a child that holds almost nothing: its network namespace, and so on."""
     found: list[int] = []
     for _ in range(ROUNDS):
         with Planter() as planter:
@@ -127,11 +127,11 @@ def empty_child_bytes() -> float:
 def test_pinned_bytes_are_what_the_end_of_the_holder_frees(
     scan: Callable[[], SocketScan], empty_child_bytes: float, load: str, amount: int, per_unread_byte: float
 ) -> None:
-    """64-byte messages pin a 32 KiB block each, five hundred times what is unread; bulk pins what it holds.
+    """64-byte messages pin a 32 KiB block each, five hundred times the unread bytes; bulk data pins its own size.
 
-    Heads in slab go as well. What goes with the holder is seen in the node's kernel memory, which moves for other
-    reasons too: rounds in which it moves by itself more than half of the tolerance are not used, and of the others the
-    median is judged, once.
+    Heads in slab are freed too. What is freed with the holder is seen in the node's kernel memory, which changes for
+    other reasons too: rounds in which it changes by itself by more than half of the tolerance are not used, and the
+    median of the others is judged, once.
     """
     errors: list[float] = []
     for _ in range(ROUNDS):
@@ -158,8 +158,8 @@ def test_the_healthy_connection_beside_the_stuck_one_holds_nothing(
     assert not is_kept(scan(), planter.inode(truth["healthy_fd"]))
 
 
-def test_spliced_pages_are_the_very_pages_of_their_owner(planter: Planter, scan: Callable[[], SocketScan]) -> None:
-    """Pages of a process are told apart: they are no kernel memory."""
+def test_spliced_pages_are_the_pages_of_their_owner(planter: Planter, scan: Callable[[], SocketScan]) -> None:
+    """Pages of a process are counted separately: they are not kernel memory."""
     truth = planter.plant("udp_spliced", 20)
     queue = queue_of(holder_of(scan(), planter.inode(truth["fd"])), "receive")
     assert (queue.user_bytes, queue.pinned_bytes) == (truth["user_bytes"], 0)
@@ -171,7 +171,7 @@ def test_pipe_pages_moved_into_a_socket_are_pinned_by_it(planter: Planter, scan:
 
 
 def test_heads_that_are_pages_of_their_own_are_pinned_bytes(planter: Planter, scan: Callable[[], SocketScan]) -> None:
-    """A 32,000-byte datagram lies in one linear head of 32 KiB: too large for slab, or in fragments of as much."""
+    """A 32,000-byte datagram is in one linear head of 32 KiB, too large for slab, or in fragments of that size."""
     truth = planter.plant("udp6_large", 100)
     queue = queue_of(holder_of(scan(), planter.inode(truth["fd"])), "receive")
     assert queue.pinned_bytes >= truth["unread_bytes"]
@@ -181,7 +181,7 @@ def test_heads_that_are_pages_of_their_own_are_pinned_bytes(planter: Planter, sc
 def test_lists_of_packets_inside_lists_of_packets_are_walked_to_their_end(
     planter: Planter, scan: Callable[[], SocketScan]
 ) -> None:
-    """The kernel charged each of the fragments: all that it charged, but for the packets' own structs, is found."""
+    """The kernel charged each fragment: everything charged, except for the packets' structs, is found."""
     truth = planter.plant("udp_nested_fragments", 5)
     queue = queue_of(holder_of(scan(), planter.inode(truth["fd"])), "receive")
     assert queue.packets == 5
@@ -202,7 +202,7 @@ def test_every_fd_of_every_process_that_shares_the_socket(planter: Planter, scan
     assert holder.owners_total == 2
 
 
-def test_a_connection_that_nobody_accepted_belongs_to_its_listener(
+def test_a_connection_that_was_not_accepted_belongs_to_its_listener(
     planter: Planter, scan: Callable[[], SocketScan]
 ) -> None:
     truth = planter.plant("tcp_unaccepted", 50_000)
@@ -216,7 +216,7 @@ def test_a_connection_that_nobody_accepted_belongs_to_its_listener(
     assert (listener.state, listener.backlog) == ("LISTEN", 1)
 
 
-def test_a_unix_connection_that_nobody_accepted(planter: Planter, scan: Callable[[], SocketScan]) -> None:
+def test_a_unix_connection_that_was_not_accepted(planter: Planter, scan: Callable[[], SocketScan]) -> None:
     truth = planter.plant("unix_unaccepted", 7_000)
     seen = scan()
     unaccepted = [
@@ -229,7 +229,7 @@ def test_a_unix_connection_that_nobody_accepted(planter: Planter, scan: Callable
     assert seen.queues_of(unaccepted[0])["payload_bytes"].tolist() == [7_000]
 
 
-def test_a_socket_in_flight_belongs_to_who_will_receive_it(planter: Planter, scan: Callable[[], SocketScan]) -> None:
+def test_a_socket_in_flight_belongs_to_its_receiver(planter: Planter, scan: Callable[[], SocketScan]) -> None:
     truth = planter.plant("unix_in_flight", 5)
     holder = holder_of(scan(), truth["inode"])
     assert holder.unread_bytes == truth["unread_bytes"]
@@ -259,13 +259,13 @@ def test_what_was_sent_and_not_acknowledged_is_the_senders(planter: Planter, sca
 
 
 def test_pages_that_are_sent_without_a_copy_are_their_owners(planter: Planter, scan: Callable[[], SocketScan]) -> None:
-    """MSG_ZEROCOPY: the packets refer to the process's pages, which are no kernel memory."""
+    """MSG_ZEROCOPY: the packets refer to the process's pages, which are not kernel memory."""
     truth = planter.plant("tcp_zerocopy", 200)
     holder = holder_of(scan(), planter.inode(truth["fd"]))
     assert holder.socket is not None
     assert sum(queue.unread_bytes for queue in holder.socket.queues) == truth["unsent_bytes"]
     user_bytes = sum(queue.user_bytes for queue in holder.socket.queues)
-    assert user_bytes == pytest.approx(truth["user_bytes"], rel=0.02)  # a page may lie in two packets, of two queues
+    assert user_bytes == pytest.approx(truth["user_bytes"], rel=0.02)  # a page may be in two packets, of two queues
     assert holder.pinned_bytes == 0
 
 
@@ -277,13 +277,13 @@ def test_what_was_sent_and_asked_about_waits_in_the_error_queue(
     queue = queue_of(holder, "error")
     assert (queue.packets, queue.unread_bytes, queue.complete) == (30, truth["bytes"], True)
     assert fds_of(holder) == {planter.pid: [truth["fd"]]}
-    assert holder.unread_bytes == 0  # nothing that a read would give
+    assert holder.unread_bytes == 0  # nothing that a read would return
 
 
-def test_the_word_that_pages_were_sent_waits_in_the_error_queue(
+def test_the_notice_that_pages_were_sent_waits_in_the_error_queue(
     planter: Planter, scan: Callable[[], SocketScan]
 ) -> None:
-    """One notice tells of any number of sends, and has no bytes."""
+    """One notice covers any number of sends, and has no bytes."""
     truth = planter.plant("tcp_zerocopy_done", 10)
     holder = holder_of(scan(), planter.inode(truth["fd"]))
     queue = queue_of(holder, "error")
@@ -344,7 +344,7 @@ def test_a_single_packet_that_nobody_reads_is_stuck(planter: Planter, scanner: S
 def test_single_packets_that_are_read_one_by_one_are_not_stuck(
     planter: Planter, scanner: SocketScanner, load: str
 ) -> None:
-    """Each has the length and the bytes of the one before, and soon its memory: only that it was read tells."""
+    """Each has the length and content of the previous one, and soon its memory: only reads distinguish them."""
     truth = planter.plant(load, 300)
     inode = planter.inode(truth["fd"])
     first = scanner.watch(scanner.scan())
@@ -356,7 +356,7 @@ def test_single_packets_that_are_read_one_by_one_are_not_stuck(
     assert holder.stuck_seconds is None
 
 
-def test_a_single_packet_that_was_read_before_the_watch_began_is_not_stuck(
+def test_a_single_packet_that_was_read_before_the_watch_started_is_not_stuck(
     planter: Planter, scanner: SocketScanner
 ) -> None:
     truth = planter.plant("udp_lone", 300)
@@ -370,7 +370,7 @@ def test_a_single_packet_that_was_read_before_the_watch_began_is_not_stuck(
 
 
 def test_a_block_in_two_sockets_is_counted_once_on_the_node(planter: Planter, scan: Callable[[], SocketScan]) -> None:
-    """A tap and a receiver that hold clones of the same datagrams keep the same blocks."""
+    """A tap and a receiver with clones of the same datagrams keep the same blocks."""
     truth = planter.plant("packet_socket", 20)
     seen = scan()
     pages = [set(blocks_of(seen, planter.inode(truth[name]))["page"].tolist()) for name in ("fd", "udp_fd")]
@@ -388,12 +388,12 @@ def blocks_of(seen: SocketScan, inode: int) -> npt.NDArray[np.void]:
 
 def kpageflags() -> Iterator[bytes]:
     with Path("/proc/kpageflags").open("rb", buffering=0) as file:
-        while part := file.read(1 << 20):  # the kernel takes whole entries only
+        while part := file.read(1 << 20):  # the kernel accepts only whole entries
             yield part
 
 
 def blocks_in_kpageflags(order: int) -> int:
-    """Compound blocks of an order that carry no other flag: memory that kernel code took from the buddy allocator."""
+    """Compound blocks of an order without any other flag: memory that kernel code took from the buddy allocator."""
     head, tail = 1 << 15, 1 << 16
     flags = np.frombuffer(b"".join(kpageflags()), "<u8")
     first = np.flatnonzero(flags[: -(2 << order)] == head)
@@ -402,9 +402,9 @@ def blocks_in_kpageflags(order: int) -> int:
 
 
 def test_there_are_as_many_more_blocks_of_that_order_in_kpageflags(scan: Callable[[], SocketScan]) -> None:
-    """Other work on the machine takes and gives such blocks too: a round in which it did shows after the planter's end.
+    """Other work on the machine allocates and frees such blocks too: such a round shows after the planter's end.
 
-    The first round without that is judged, whatever it shows.
+    The first round without such work is judged, with any result.
     """
     planted, moved = 4_000, []
     for _ in range(ROUNDS):
@@ -422,7 +422,7 @@ def test_there_are_as_many_more_blocks_of_that_order_in_kpageflags(scan: Callabl
     raise too_busy(f"{min(moved)} or more blocks of order 3 came or went by themselves in each of {ROUNDS} rounds")
 
 
-def test_processes_are_named_as_the_proc_of_the_scans_own_pid_namespace_does() -> None:
+def test_processes_are_named_as_in_the_proc_of_the_scans_own_pid_namespace() -> None:
     script = (
         "import os, socket\n"
         "from memdiag_node.kernel.btf import Btf\n"
@@ -448,7 +448,7 @@ def test_processes_are_named_as_the_proc_of_the_scans_own_pid_namespace_does() -
 def test_a_socket_of_another_network_namespace_is_found_without_any_fd(
     planter: Planter, scan: Callable[[], SocketScan], load: str, amount: int
 ) -> None:
-    """Registered with io_uring, it is open, but no fd leads to it: the namespace's hash tables do."""
+    """Registered with io_uring, it is open without an fd: it is found in the namespace's hash tables."""
     truth = planter.plant(load, amount)
     inode = planter.plant("register_fd", truth["fd"])["inode"]
     holder = holder_of(scan(), inode)
@@ -460,7 +460,7 @@ def test_a_socket_of_another_network_namespace_is_found_without_any_fd(
 @pytest.mark.parametrize(
     ("load", "named"), [("udp_lite", "UDP-Lite"), ("raw_icmp", "raw"), ("netlink_messages", "netlink")]
 )
-def test_what_is_not_seen_without_an_fd_is_said(
+def test_what_is_not_seen_without_an_fd_is_reported(
     planter: Planter, scan: Callable[[], SocketScan], load: str, named: str
 ) -> None:
     fd = planter.plant(load, 5)["fd"]
@@ -472,7 +472,7 @@ def test_what_is_not_seen_without_an_fd_is_said(
 
 
 def test_a_vsock_socket(planter: Planter, scan: Callable[[], SocketScan]) -> None:
-    """Where the kernel has no transport within the machine (vsock_loopback) it can hold nothing."""
+    """If the kernel has no transport within the machine (vsock_loopback), it can hold nothing."""
     truth = planter.plant("vsock", 10_000)
     with SocketSource(Btf.load()) as source:
         held = np.concatenate(list(source.held()))

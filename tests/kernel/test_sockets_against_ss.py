@@ -1,4 +1,4 @@
-"""Every TCP, UDP and UNIX socket that ss shows, with what it shows, on planted sockets that stand still."""
+"""Every TCP, UDP and UNIX socket that ss shows, with the same values, on planted sockets that do not change."""
 
 import re
 import subprocess
@@ -49,7 +49,7 @@ def ss(planter: Planter, *options: str) -> dict[int, tuple[int, int]]:
         inode = re.search(r"\bino:(\d+)", line)
         if inode is not None:
             found[int(inode[1])] = int(fields[1]), int(fields[2])
-        else:  # UNIX: the kind comes first, and the inode stands for the port
+        else:  # UNIX: the kind comes first, and the inode replaces the port
             found[int(fields[5])] = int(fields[2]), int(fields[3])
     return found
 

@@ -1,4 +1,4 @@
-"""A run that is asked to stop is done within its grace period, however slow the node is."""
+"""A run that is asked to stop ends within its grace period, however slow the node is."""
 
 import mmap
 import signal
@@ -49,8 +49,8 @@ def frame_count() -> int:
     return frames_in(read_memory_map(roots.proc, roots.sys, page_bytes=mmap.PAGESIZE))
 
 
-def test_on_a_large_node_every_step_is_cut_to_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node whose fds take 100 s to list, and whose page flags 120 s to read: by a clock that only these move."""
+def test_on_a_large_node_every_step_is_cut_to_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this node it takes 100 s to list fds and 120 s to read page flags, by a clock that only these advance."""
     clock = Clock()
     stop = Stop(GRACE_SECONDS, clock=clock)
     read, held = FrameTable.read, SocketSource.held
@@ -112,7 +112,7 @@ def test_sigterm_ends_a_run_with_a_slow_census_with_a_valid_document() -> None:
     assert evidence.window.interrupted
 
 
-def test_a_run_that_is_stopped_before_it_traces_begins_nothing_more() -> None:
+def test_a_run_that_is_stopped_before_it_traces_starts_nothing_more() -> None:
     stop = Stop(GRACE_SECONDS)
     said: list[str] = []
     stop.set()

@@ -1,4 +1,4 @@
-"""Names of kernel addresses where /proc/kallsyms hides them, and a trace on a kernel that gives none."""
+"""Names of kernel addresses when /proc/kallsyms hides them, and a trace on a kernel without names."""
 
 import itertools
 import subprocess
@@ -32,7 +32,7 @@ with SymbolReader() as reader:
 
 
 def functions() -> dict[int, set[str]]:
-    """The names of the functions that start at each address, without modules: those may come and go."""
+    """The names of the functions that start at each address, without modules, which may come and go."""
     found: dict[int, set[str]] = {}
     for line in KALLSYMS.read_text().splitlines():
         words = line.split()
@@ -43,7 +43,7 @@ def functions() -> dict[int, set[str]]:
 
 @pytest.fixture
 def hidden_addresses() -> Iterator[dict[int, set[str]]]:
-    """kernel.kptr_restrict=2; gives the functions as they were shown before."""
+    """Set kernel.kptr_restrict=2; yields the functions as they were shown before."""
     before = KPTR_RESTRICT.read_text()
     KPTR_RESTRICT.write_text("0")
     try:
@@ -91,8 +91,8 @@ def test_a_trace_under_kptr_restrict_names_functions_and_processes(hidden_addres
     assert stack.outstanding_bytes == pytest.approx(planted_bytes, rel=0.02)
 
 
-def test_a_kernel_that_refuses_to_tell_names_gets_a_trace_without_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(symbols, "_ADDRESSES", 1 << 20)  # a loop that is too long for the verifier
+def test_a_kernel_that_refuses_to_show_names_gets_a_trace_without_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symbols, "_ADDRESSES", 1 << 20)  # a loop too long for the verifier
     with Allocator() as child, PageTrace(SETTINGS, roots=HostRoots()) as trace:
         planted_bytes = child.do("fill_pipes", 16 * MIB)
         result = trace.finish()

@@ -1,4 +1,4 @@
-"""Each verdict on a load that deserves it, and none on loads that do not."""
+"""Each verdict on a load that causes it, and none on loads that do not."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ DEFAULT = Thresholds()
 
 @contextmanager
 def running(kind: str) -> Iterator[tuple[int, str]]:
-    """The load's pid, and what it says when it is ready."""
+    """The load's pid, and its output when it is ready."""
     child = subprocess.Popen([sys.executable, traffic.__file__, kind], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
@@ -37,7 +37,7 @@ def diagnose(seconds: float = 5.0, thresholds: Thresholds = DEFAULT) -> Evidence
     return measure(settings, roots=HostRoots(), stop=Stop(), progress=lambda _: None)
 
 
-def test_a_busy_server_that_reads_is_no_suspect() -> None:
+def test_a_busy_server_that_reads_is_not_a_suspect() -> None:
     with running("healthy"):
         verdict = diagnose().verdict
     assert verdict.kind is VerdictKind.NO_LEAK, verdict
@@ -56,8 +56,8 @@ def test_a_connection_that_nobody_reads_is_the_suspect() -> None:
     assert f"[{pid}] fd {fd}" in verdict.sentence
 
 
-def test_a_leak_that_is_spread_over_many_connections_is_seen_whole() -> None:
-    """More connections than are listed one by one; those that are do not pin enough to make a suspect."""
+def test_a_leak_that_is_spread_over_many_connections_is_seen_in_full() -> None:
+    """More connections than are listed individually; the listed ones do not pin enough to be a suspect."""
     with running("spread") as (pid, said):
         connections, each_bytes = map(int, said.split())
         all_bytes = connections * each_bytes

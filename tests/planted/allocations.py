@@ -1,4 +1,4 @@
-"""Kernel page allocations of known size, made and undone step by step by a child process.
+"""Kernel page allocations of known size, allocated and freed step by step by a child process.
 
 with Allocator() as child:
     planted_bytes = child.do("fill_pipes", 16 * MIB)   # what the child itself counted
@@ -29,7 +29,7 @@ _pipes: list[tuple[int, int]] = []
 
 
 class Allocator:
-    """A child process that does as it is told. Everything that it holds goes with it, on leaving the context."""
+    """A child process that runs steps on request. Everything that it holds is freed when the context ends."""
 
     def __init__(self) -> None:
         self._child = subprocess.Popen(
@@ -42,7 +42,7 @@ class Allocator:
         return self._child.pid
 
     def do(self, step: str, amount: int = 0) -> int:
-        """Have the child do a step; returns what it counted."""
+        """Make the child do a step; returns what it counted."""
         assert self._child.stdin is not None
         self._child.stdin.write(f"{step} {amount}\n")
         return self._answer()
@@ -80,7 +80,7 @@ def empty_pipes(_: int) -> int:
 
 
 def churn_pipes(rounds: int) -> int:
-    """Write and read the same pipe again and again: many allocations, nothing kept."""
+    """Write and read the same pipe repeatedly: many allocations, nothing kept."""
     reader, writer = os.pipe()
     for _ in range(rounds):
         os.write(writer, b"x" * _PIPE_BYTES)
@@ -91,7 +91,7 @@ def churn_pipes(rounds: int) -> int:
 
 
 def fill_pipes_and_exit(size_bytes: int) -> int:
-    """Have a process of its own fill pipes and end; the pipes live on here. Returns its pid."""
+    """Let another process fill pipes and exit; the pipes stay open here. Returns its pid."""
     pairs = [os.pipe() for _ in range(size_bytes // _PIPE_BYTES)]
     pid = os.fork()
     if pid == 0:

@@ -1,4 +1,4 @@
-"""Loads of known size, each held by a child process until the test lets go of it.
+"""Loads of known size, each held by a child process until the test releases it.
 
 with PlantedMemory("pipes", 64 * MIB) as load:   # the child has started, nothing is planted yet
     before = ...
@@ -27,11 +27,11 @@ _STACK_BYTES = 16384  # THREAD_SIZE of x86-64 and arm64 with 4 KiB pages
 _HUGE_PAGE_BYTES = 2 * MIB  # what one page of page table maps, with 4 KiB pages
 _SOL_PACKET, _PACKET_RX_RING = 263, 5
 _IPC_PRIVATE, _IPC_RMID, _SHM_LOCK = 0, 0, 11
-_planted = contextlib.ExitStack()  # in the child: how to let go of each piece of the load
+_planted = contextlib.ExitStack()  # in the child: how to release each piece of the load
 
 
 class PlantedMemory:
-    """A child process that holds one load. Ends, and with it the load, on leaving the context."""
+    """A child process that holds one load. The process and its load end with the context."""
 
     def __init__(self, kind: str, size_bytes: int) -> None:
         self._child = subprocess.Popen(
@@ -45,17 +45,17 @@ class PlantedMemory:
 
     @property
     def pid(self) -> int:
-        """Of the child."""
+        """The pid of the child."""
         return self._child.pid
 
     def plant(self) -> int:
-        """Have the child plant its load; returns the bytes that it counted."""
+        """Make the child plant its load; returns the bytes that it counted."""
         assert self._child.stdin is not None
         self._child.stdin.write("plant\n")
         return int(self._expect("planted"))
 
     def release(self) -> None:
-        """Have the child let go of its load."""
+        """Make the child release its load."""
         assert self._child.stdin is not None
         self._child.stdin.write("release\n")
         self._expect("released")
@@ -107,7 +107,7 @@ def _touched_anon(size_bytes: int, advice: int) -> mmap.mmap:
 
 
 def _file(size_bytes: int) -> int:
-    file = _planted.enter_context(tempfile.TemporaryFile(dir="."))  # noqa: SIM115 - the stack is its context manager
+    file = _planted.enter_context(tempfile.TemporaryFile(dir="."))  # noqa: SIM115 - the ExitStack closes it
     _fill(file.fileno(), size_bytes)
     return size_bytes
 
@@ -120,7 +120,7 @@ def _shmem(size_bytes: int) -> int:
 
 
 def _locked_shmem(size_bytes: int) -> int:
-    """A System V segment under SHM_LOCK: on the unevictable list, yet no part of Mlocked. It goes with its child."""
+    """A System V segment under SHM_LOCK: on the unevictable list, but not part of Mlocked. It ends with its child."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.shmat.restype = ctypes.c_void_p
     segment = libc.shmget(_IPC_PRIVATE, ctypes.c_size_t(size_bytes), 0o600)
@@ -177,7 +177,7 @@ def _tcp_queues(size_bytes: int) -> int:
 
 
 def _small_datagrams(size_bytes: int) -> int:
-    """Datagrams so small that slab memory holds them; returns their payload."""
+    """Datagrams small enough to be in slab memory; returns their payload."""
     sent_bytes, message = 0, b"x" * 1000
     while sent_bytes < size_bytes:
         receiver = _planted.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))

@@ -1,13 +1,13 @@
-"""Loads that keep moving while they are watched, each a program of its own: `python traffic.py KIND`.
+"""Loads that keep running while they are watched, each a separate program: `python traffic.py KIND`.
 
-    healthy   40 connections that are sent to, and read, as fast as it goes
-    stuck     64-byte messages to a connection that nobody reads, a read 32 KiB block between each two
-    spread    400 connections that each have 80 KiB that nobody reads
+    healthy   40 connections that are sent to, and read, as fast as possible
+    stuck     64-byte messages to a connection that nobody reads, with a 32 KiB block that is read between them
+    spread    400 connections with 80 KiB each that nobody reads
     growing   a new pipe of 1 MiB, filled and never read, 20 times a second
-    moving    a socket whose datagrams are read and sent anew without end, and connections that come and go
-    noise     pipes, anonymous memory and a loopback connection, filled and let go of without end: a busy neighbour
+    moving    a socket whose datagrams are read and sent again without end, and connections that come and go
+    noise     pipes, anonymous memory and a loopback connection, filled and released without end: a busy neighbour
 
-Each prints `ready` and, where it has one, the fd of interest, and goes on until it is ended.
+Each prints `ready` and the fd of interest, if any, and continues until it is killed.
 """
 
 import fcntl

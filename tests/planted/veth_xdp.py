@@ -1,7 +1,7 @@
-"""Traffic through a network driver with a page pool: a veth pair with an XDP program on its receiving end.
+"""Traffic through a network driver with a page pool: a veth pair with an XDP program on the receiving end.
 
-A child process in a network namespace of its own has the receiving end, another namespace the sending one. Native XDP
-has veth copy every packet into pages of a pool of its own (drivers/net/veth.c, veth_convert_skb_to_xdp_buff).
+A child process in a separate network namespace has the receiving end, another namespace the sending one. Native XDP
+makes veth copy every packet into pages of its own pool (drivers/net/veth.c, veth_convert_skb_to_xdp_buff).
 
 with XdpReceiver() as child:
     truth = child.receive("datagrams", 1000)    # {"fd": 5, "packets": 1000, "unread_bytes": 1200000}
@@ -37,7 +37,7 @@ _kept: list[object] = []
 
 
 class XdpReceiver:
-    """The child process. Everything that it holds goes with it, on leaving the context."""
+    """The child process. Everything that it holds is freed when the context ends."""
 
     def __init__(self) -> None:
         self._child = subprocess.Popen(
@@ -59,7 +59,7 @@ class XdpReceiver:
         return Path(f"/proc/{self.pid}/ns/net").stat().st_ino
 
     def receive(self, load: str, amount: int) -> Truth:
-        """Have it receive `amount` datagrams or bytes of a stream and read none; returns what it counted."""
+        """Make it receive `amount` datagrams or bytes of a stream without reading; returns what it counted."""
         assert self._child.stdin is not None
         self._child.stdin.write(f"{load} {amount}\n")
         return self._answer()
@@ -85,7 +85,7 @@ class XdpReceiver:
 
 
 def _datagrams(amount: int) -> Truth:
-    """Datagrams, of which two share a page."""
+    """Datagrams, two to a page."""
     receiver = _receiver(socket.SOCK_DGRAM)
     sender = _sender(socket.SOCK_DGRAM)
     for _ in range(amount):
@@ -94,7 +94,7 @@ def _datagrams(amount: int) -> Truth:
 
 
 def _paced_stream(amount: int) -> Truth:
-    """As _stream, but sent by a timer's interrupts, whatever its CPU is doing."""
+    """Like _stream, but sent by a timer's interrupts, whether or not the CPU is busy."""
     return _stream(amount, pacing_bytes_per_second=_PACED_BYTES_PER_SECOND)
 
 
@@ -113,7 +113,7 @@ def _stream(amount: int, *, pacing_bytes_per_second: int | None = None) -> Truth
 
 
 def _fragments(amount: int) -> Truth:
-    """First fragments of datagrams whose rest never comes: they wait in the IP layer, in nobody's socket."""
+    """First fragments of datagrams whose rest never arrives: they wait in the IP layer, not in a socket."""
     for name, value in {"time": 600, "high_thresh": _BUFFER_BYTES, "max_dist": 0}.items():
         Path(f"/proc/sys/net/ipv4/ipfrag_{name}").write_text(str(value))
     sender = _opened_there(socket.SOCK_RAW, socket.IPPROTO_RAW)
@@ -126,7 +126,7 @@ def _fragments(amount: int) -> Truth:
 
 
 def _drain(fd: int) -> Truth:
-    """Read everything that waits in the socket behind an fd."""
+    """Read all data in the socket of an fd."""
     with socket.socket(fileno=os.dup(fd)) as receiver:
         receiver.setblocking(False)
         read = 0

@@ -54,13 +54,13 @@ def filled_rows(rows: dict[str, list[Row]], reports: Iterable[pytest.TestReport]
             for row in rows.get(report.nodeid, []):
                 seen[row].add(_seen(report, row))
     return sorted(
-        Row(row.fault, row.tier, row.expected, ", ".join(sorted(told)) or NOT_RUN) for row, told in seen.items()
+        Row(row.fault, row.tier, row.expected, ", ".join(sorted(reasons)) or NOT_RUN) for row, reasons in seen.items()
     )
 
 
 def _seen(report: pytest.TestReport, row: Row) -> str:
-    told = [str(value) for name, value in report.user_properties if name == "seen"]
-    shown = f"`{told[-1]}`" if told else f"`{row.expected}`" if report.passed else "nothing"
+    reasons = [str(value) for name, value in report.user_properties if name == "seen"]
+    shown = f"`{reasons[-1]}`" if reasons else f"`{row.expected}`" if report.passed else "nothing"
     return shown if report.passed else f"{shown}: {report.outcome}"
 
 

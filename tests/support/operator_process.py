@@ -39,8 +39,8 @@ class OperatorProcess:
     def health(self) -> dict[str, int]:
         """What it answers to the kubelet's probe."""
         with urlopen(self._health_url, timeout=5) as answer:
-            told: dict[str, int] = json.load(answer)
-            return told
+            figures: dict[str, int] = json.load(answer)
+            return figures
 
     def scrape(self) -> str:
         """What Prometheus would get."""

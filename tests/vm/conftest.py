@@ -1,4 +1,4 @@
-"""The vm tier: what it needs, and a table of what each guest took."""
+"""The vm tier: its requirements, and a table of the time that each guest took."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ GUESTS = pytest.StashKey[list[GuestRun]]()
 
 @pytest.fixture(scope="session")
 def guests(pytestconfig: pytest.Config) -> list[GuestRun]:
-    """Those of this session, for the table; skips where none can be made and booted."""
+    """The guests of this session, for the table; skips if none can be built and booted."""
     if os.geteuid() != 0:
         pytest.skip("the vm tier needs root: its guests' disks are made by mmdebstrap, containerd and mke2fs")
     for program in ("qemu-system-x86_64", "mmdebstrap", "mke2fs"):
@@ -22,7 +22,7 @@ def guests(pytestconfig: pytest.Config) -> list[GuestRun]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """What loading, tracing and scanning took on each kernel."""
+    """The time for loading, tracing and scanning on each kernel."""
     guests = config.stash.get(GUESTS, [])
     if guests:
         terminalreporter.section("kernels")

@@ -1,4 +1,4 @@
-"""A guest never hangs a test: it is ended when its time is over, and its console shows how far it got."""
+"""A guest never hangs a test: it is killed when its time is up, and its console shows how far it got."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def processes_with(path: Path) -> list[str]:
     return found
 
 
-def test_a_guest_that_does_not_end_is_ended_and_its_console_shown(guests: list[GuestRun], tmp_path: Path) -> None:
+def test_a_guest_that_does_not_end_is_killed_and_its_console_is_shown(guests: list[GuestRun], tmp_path: Path) -> None:
     kernel, mark = guest_kernel.provide("bookworm"), ["-name", str(tmp_path)]
     machine = VirtualMachine(kernel, [], init="/bin/sh", memory_mib=512, devices=mark)
     console = tmp_path / "console.log"

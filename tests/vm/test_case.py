@@ -1,6 +1,6 @@
-"""The case that memdiag is made for: an nginx that reads no more, behind a real network driver, on a node in QEMU.
+"""The case that memdiag is made for: an nginx that stops reading, behind a real network driver, on a node in QEMU.
 
-The true values come from sources other than memdiag: the clients' own count, ss, and free memory before and after the
+The true values come from other sources than memdiag: the clients' own count, ss, and free memory before and after the
 worker's end.
 """
 
@@ -18,14 +18,14 @@ from local_cluster.paths import PROJECT
 from support.guest import GuestRun
 
 CASE_SECONDS = 1500
-BLOCK_BYTES = 32 << 10  # what the driver takes for what arrives
+BLOCK_BYTES = 32 << 10  # how the driver allocates received data
 
-pytestmark = pytest.mark.timeout(CASE_SECONDS + 200)  # the first test lets the whole story happen
+pytestmark = pytest.mark.timeout(CASE_SECONDS + 200)  # the first test runs the whole story
 
 
 @pytest.fixture(scope="module")
 def outcome(guests: list[GuestRun], tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """What `make case` measured; its story is shown when a test fails."""
+    """The measurements of `make case`; its story is shown if a test fails."""
     file: Path = tmp_path_factory.mktemp("case") / "outcome.json"
     name = ["--name", f"case-{os.getpid()}", "--owner-pid", str(os.getpid())]
     command = [sys.executable, "-m", "local_cluster", "case", *name, "--outcome", str(file)]
@@ -33,7 +33,7 @@ def outcome(guests: list[GuestRun], tmp_path_factory: pytest.TempPathFactory) ->
         try:
             story, _ = case.communicate(timeout=CASE_SECONDS)
         except subprocess.TimeoutExpired:
-            case.terminate()  # it takes down what it started
+            case.terminate()  # it stops what it started
             story, _ = case.communicate()
     print(story)
     assert case.returncode == 0, story
@@ -48,7 +48,7 @@ def condition(diagnosis: dict[str, Any], kind: str) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def result(outcome: Outcome) -> dict[str, Any]:
-    """What the status says of the node."""
+    """The node's entry in the status."""
     (result,) = outcome.diagnosis["status"]["results"]
     found: dict[str, Any] = result
     return found
@@ -61,7 +61,7 @@ def holders(outcome: Outcome, result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_few_unread_bytes_took_much_memory(outcome: Outcome) -> None:
-    """The premise: without it the other tests would show nothing."""
+    """The premise: without it the other tests would prove nothing."""
     unread = sum(outcome.full.unread.values())
     assert unread == outcome.sent
     assert outcome.before.free - outcome.full.free > 20 * unread
@@ -87,7 +87,7 @@ def test_the_suspect_is_the_worker_in_its_pod_and_container(
 
 
 def test_each_upload_is_named_by_its_fd_with_its_unread_bytes(outcome: Outcome, holders: list[dict[str, Any]]) -> None:
-    """The clients continue to send while sockets are scanned: what memdiag saw is between before and after."""
+    """The clients keep sending while sockets are scanned: memdiag's figure is between those before and after."""
     found = {str(fd): one["unreadBytes"] for one in holders for fd in one["fds"]}
     assert found.keys() == outcome.full.unread.keys()
     assert all(outcome.planted.unread[fd] <= unread <= outcome.full.unread[fd] for fd, unread in found.items())
@@ -95,7 +95,7 @@ def test_each_upload_is_named_by_its_fd_with_its_unread_bytes(outcome: Outcome, 
 
 
 def test_allocpage_has_what_the_workers_end_gives_back(outcome: Outcome, result: dict[str, Any]) -> None:
-    """For each unread byte: until the worker's end more pieces came than memdiag saw."""
+    """Per unread byte: until the worker's end more packets arrived than memdiag saw."""
     (rerun,) = outcome.rerun["status"]["results"]
     given_back = (outcome.after.free - outcome.full.free) / sum(outcome.full.unread.values())
     grown = (result["allocPageBytes"] - rerun["allocPageBytes"]) / outcome.unread
@@ -122,7 +122,7 @@ def test_the_drivers_receive_path_allocated_it_and_the_join_finds_it_in_the_sock
 
 
 def test_usual_tools_show_nothing_of_that_size(outcome: Outcome) -> None:
-    """No process and no slab has what is missing: what the story's administrators saw."""
+    """No process and no slab has the missing memory, which is what the story's administrators saw."""
     missing_mib = (outcome.before.free - outcome.planted.free) / 2**20
     top, _, slabtop, sockstat, ss = outcome.tools.values()
     processes = re.findall(r"^ *\d+ +\S+ +\S+ +\S+ +\d+ +(\d+) ", top, re.MULTILINE)

@@ -1,8 +1,8 @@
-"""The runner on every kernel that Debian has, and on the machine's own: the same planted loads, the same figures, and
-what a kernel withholds.
+"""The runner on every Debian kernel, and on the machine's own: the same planted loads, the same figures, and the
+effects of what a kernel lacks.
 
-Each guest has cgroup v2, randomised and hidden kernel addresses, no kernel headers and no tracefs. What runs there is
-tests/support/guest_program.py; here stands what must be true of it.
+Each guest has cgroup v2, randomised and hidden kernel addresses, no kernel headers and no tracefs. It runs
+tests/support/guest_program.py; this file checks the results.
 """
 
 import json
@@ -66,7 +66,7 @@ def holder_of(evidence: Evidence, truth: dict[str, Any]) -> Holder:
 
 
 def allocated_by(evidence: Evidence, pid: int) -> list[Stack]:
-    """The stacks of a process; the machine's own kernel has others that allocate."""
+    """The stacks of a process; on the machine's own kernel there are other processes."""
     return [one for one in evidence.stacks if pid in {process.pid for process in one.processes}]
 
 
@@ -110,7 +110,7 @@ def unmet_needs(preflight: dict[str, Any]) -> dict[str, str]:
 
 
 def expected_of_the_log(guest: GuestRun) -> dict[str, str]:
-    """The machine itself may have run for so long that its kernel log has lost the boot."""
+    """The machine itself may have run long enough for its kernel log to lose the boot messages."""
     return {} if step(guest, "host")["log_reaches_boot"] else {"kernel log": "Degraded"}
 
 
@@ -151,9 +151,9 @@ def test_what_came_through_a_network_driver_is_found_with_the_drivers_stack(
     found_bytes = sum(
         held.size_bytes for one in stacks for held in one.held_by if evidence.holders[held.holder] == holder
     )
-    # The bound is for the trace: packets arrive in interrupts, in the middle of its own programs too, and all that the
-    # driver allocates there must be recorded (docs/trace.md). What the driver had ready before the window has no stack,
-    # but the connection before this one has used it up (guest_program.RING_BYTES).
+    # The bound is for the trace: packets arrive in interrupts, even while its own programs run, and everything that the
+    # driver allocates there must be recorded (docs/trace.md). Buffers from before the window have no stack, but the
+    # connection before this one has used them up (guest_program.RING_BYTES).
     assert found_bytes >= 0.95 * holder.pinned_bytes
 
 
@@ -172,7 +172,7 @@ def test_where_the_driver_has_page_pools_they_are_listed_and_what_is_queued_is_t
 
 def test_pipes_are_found_with_their_process_and_exact_bytes(evidence: Evidence, truths: dict[str, Any]) -> None:
     holders = [one for one in evidence.holders if truths["pipes_pid"] in {owner.pid for owner in one.owners}]
-    pipes = [one for one in holders if one.unread_bytes]  # the process gets its commands through empty ones
+    pipes = [one for one in holders if one.unread_bytes]  # the empty ones are for commands to the process
     assert {one.kind for one in pipes} == {HolderKind.PIPE}
     assert sum(one.unread_bytes for one in pipes) == truths["pipes_bytes"]
     assert sum(one.pinned_bytes for one in pipes) == truths["pipes_bytes"]
@@ -191,7 +191,7 @@ def test_nothing_was_lost(evidence: Evidence) -> None:
     assert (counters.lost_records, counters.lost_stacks, counters.unnamed_blocks, counters.lost_cgroups) == (0, 0, 0, 0)
 
 
-@only_guests  # on the machine itself queues of others may change while they are walked
+@only_guests  # on the machine itself other queues may change while they are walked
 def test_every_queue_was_walked_to_its_end(evidence: Evidence) -> None:
     assert evidence.coverage is not None
     assert evidence.coverage.incomplete_queues == 0

@@ -1,6 +1,6 @@
-"""Plant a load in a network namespace of its own, and keep it until stdin ends: LOAD AMOUNT.
+"""Plant a load in a separate network namespace, and keep it until stdin ends: LOAD AMOUNT.
 
-By hand, from the folder tests: `python3 -m planted.sockets tcp_small_messages 1000`.
+To run it manually, from the folder tests: `python3 -m planted.sockets tcp_small_messages 1000`.
 """
 
 import inspect

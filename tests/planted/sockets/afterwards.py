@@ -1,4 +1,4 @@
-"""What may be done to a planted socket afterwards: read it, give it away; and to the process that planted it."""
+"""Actions on a planted socket: read it, give it away; and on the process that planted it."""
 
 import ctypes
 import os
@@ -18,19 +18,19 @@ def read_and_refill(fd: int, sender_fd: int, size: int) -> Truth:
 
 
 def read_nothing(fd: int) -> Truth:
-    """Ask for the only packet without taking it, and of an empty socket for what it has not."""
+    """Peek at the only packet, and try to read from an empty socket."""
     with socket.socket(fileno=os.dup(fd)) as sock:
         return {"peeked_bytes": len(sock.recv(MIB, socket.MSG_PEEK))}
 
 
 def read_fd(fd: int, size: int) -> Truth:
-    """Read once, of a socket of datagrams the first one; nothing when nothing is there."""
+    """Read once; from a datagram socket the first datagram, and nothing if it is empty."""
     ready, _, _ = select.select([fd], [], [], 0)
     return {"read_bytes": len(os.read(fd, size)) if ready else 0}
 
 
 def register_fd(fd: int) -> Truth:
-    """Give a planted socket to io_uring and close its fd: no process has it as an fd, and it stays open."""
+    """Register a planted socket with io_uring and close its fd: it stays open, without an fd in any process."""
     ring = libc.syscall(425, 1, ctypes.create_string_buffer(120))  # io_uring_setup, struct io_uring_params
     if ring < 0 or libc.syscall(427, ring, _IORING_REGISTER_FILES, ctypes.byref(ctypes.c_int(fd)), 1):
         raise OSError(ctypes.get_errno(), "io_uring")

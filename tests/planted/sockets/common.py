@@ -1,4 +1,4 @@
-"""What the loads of every family have in common: pairs of connected sockets, what waits in them, how they are kept."""
+"""Shared by the loads of every family: pairs of connected sockets, the data in them, and what keeps them open."""
 
 import contextlib
 import ctypes
@@ -21,10 +21,10 @@ F_SETPIPE_SZ = 1031
 _SIOCINQ, _SIOCOUTQ = 0x541B, 0x5411
 
 Truth = dict[str, Any]
-"""What a load counted: fds, bytes, packets, by name."""
+"""The counts of a load: fds, bytes, packets, by name."""
 libc = ctypes.CDLL(None, use_errno=True)
 kept: list[object] = []
-"""All that must not be closed before the process ends. The last is what the last load planted last."""
+"""Everything that must not be closed before the process exits, in the order in which it was planted."""
 
 
 def keep(*things: Any) -> None:
@@ -32,7 +32,7 @@ def keep(*things: Any) -> None:
 
 
 def inq(sock: socket.socket) -> int:
-    """What the kernel says is readable: for TCP and UNIX streams all of it, for datagrams the first."""
+    """The bytes that the kernel reports as readable: for TCP and UNIX streams all, for datagrams the first."""
     return int(struct.unpack("i", fcntl.ioctl(sock, _SIOCINQ, b"\0" * 4))[0])
 
 
@@ -45,7 +45,7 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 10) -> N
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
-            raise RuntimeError(f"{what} did not come about in {seconds} s")
+            raise RuntimeError(f"{what} did not happen in {seconds} s")
         time.sleep(0.01)
 
 
@@ -85,7 +85,7 @@ def lone(pair: tuple[socket.socket, socket.socket], size: int) -> Truth:
 
 
 def drained(sock: socket.socket) -> Truth:
-    """How much waited in a socket of packets: all of it is read."""
+    """The amount of data in a socket of packets, counted by reading all of it."""
     sizes = []
     sock.setblocking(False)
     with contextlib.suppress(BlockingIOError):

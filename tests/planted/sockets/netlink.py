@@ -1,4 +1,4 @@
-"""Netlink sockets, which get messages of the kernel."""
+"""Netlink sockets, which receive messages from the kernel."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""The network that loads are planted in: a namespace with a loopback, and packets for it that are made by hand."""
+"""The network that loads are planted in: a namespace with a loopback, and hand-made packets for it."""
 
 import ctypes
 import fcntl
@@ -17,7 +17,7 @@ _IFF_UP = 1
 
 
 def enter_own_network() -> None:
-    """A network namespace of our own, with nothing but a loopback that is up."""
+    """A new network namespace with only a loopback device, which is up."""
     if libc.unshare(_CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "unshare")
     set_loopback(up=True)

@@ -1,4 +1,4 @@
-"""Pipes, which hold pages as sockets do and take them over from sockets."""
+"""Pipes, which hold pages like sockets do, and can take pages over from sockets."""
 
 import ctypes
 import fcntl

@@ -1,4 +1,4 @@
-"""The child process that plants sockets, as a test sees it.
+"""The child process that plants sockets, from the test's side.
 
 with Planter() as child:
     truth = child.plant("tcp_small_messages", 1000)   # {"fd": 5, "unread_bytes": 64000}: as the child counted
@@ -18,7 +18,7 @@ _TESTS = Path(__file__).parents[2]
 
 
 class Planter:
-    """A child process that plants what it is told. Everything that it holds goes with it, on leaving the context."""
+    """A child process that plants loads on request. Everything that it holds is closed when the context ends."""
 
     def __init__(self, *, own_network: bool = True) -> None:
         self._child = subprocess.Popen(
@@ -37,13 +37,13 @@ class Planter:
         return self._child.pid
 
     def plant(self, load: str, *amounts: int) -> Truth:
-        """Have the child plant a load; returns what it counted."""
+        """Make the child plant a load; returns what it counted."""
         assert self._child.stdin is not None
         self._child.stdin.write(" ".join([load, *map(str, amounts)]) + "\n")
         return self._answer()
 
     def become_user(self, uid: int) -> None:
-        """Let the child go on as another user, who may plant nothing more that needs root."""
+        """Let the child continue as another user, who can plant nothing that needs root."""
         assert self._child.stdin is not None
         self._child.stdin.write(f"become_user {uid}\n")
         self._answer()
@@ -56,7 +56,7 @@ class Planter:
         return Path(f"/proc/{self.pid}/ns/net").stat().st_ino
 
     def kill(self) -> None:
-        """End it with everything that it holds. Idempotent."""
+        """Stop it, with everything that it holds. Idempotent."""
         if self._child.returncode is None:
             os.killpg(self.pid, signal.SIGKILL)
             self._child.wait()

@@ -1,4 +1,4 @@
-"""Sockets that see packets whole: raw ones and packet sockets, with their rings."""
+"""Sockets that see complete packets: raw ones and packet sockets, with their rings."""
 
 import mmap
 import socket
@@ -27,7 +27,7 @@ def raw_icmp(amount: int) -> Truth:
 
 
 def raw6_icmp(amount: int) -> Truth:
-    """Without the IPv6 header, which a raw socket does not get."""
+    """Without the IPv6 header, which a raw socket does not receive."""
     receiver = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
     receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 * MIB)
     sender = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
@@ -49,7 +49,7 @@ def raw_udp(amount: int) -> Truth:
 
 
 def raw_tcp(amount: int) -> Truth:
-    """Two raw sockets that see the segments of others; one is read, to know what the other has."""
+    """Two raw sockets that see the segments of others; one is read to find out what the other has."""
     taps = [socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) for _ in range(2)]
     for tap in taps:
         tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 * MIB)
@@ -60,9 +60,9 @@ def raw_tcp(amount: int) -> Truth:
 
 
 def packet_socket(amount: int) -> Truth:
-    """A tap on IPv4 frames that arrive at the loopback, and datagrams of 32,000 bytes for it to see.
+    """A tap on IPv4 frames that arrive at the loopback, and datagrams of 32,000 bytes for it.
 
-    Tap and receiver get clones of one packet: what one keeps the other keeps too.
+    Tap and receiver get clones of the same packet, so both keep the same blocks.
     """
     tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
     tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 * MIB)

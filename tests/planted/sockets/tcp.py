@@ -1,4 +1,4 @@
-"""TCP, and MPTCP: every queue of a connection, on either side, alive or not."""
+"""TCP and MPTCP: every queue of a connection, on either side, open or closed."""
 
 import ctypes
 import fcntl
@@ -57,7 +57,7 @@ def tcp6_bulk(amount: int) -> Truth:
 def tcp_small_messages(amount: int) -> Truth:
     """Messages of 64 bytes, each followed by bulk on another connection that is read at once.
 
-    Both come out of the sending task's page fragment, so each message lies in a 32 KiB block that only it keeps.
+    Both are cut from the sending task's page fragment, so each message is in a 32 KiB block that only it keeps.
     """
     sender, receiver = tcp_pair()
     sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -101,7 +101,7 @@ def mptcp_partly_read(amount: int) -> Truth:
 
 
 def tcp_finished(amount: int) -> Truth:
-    """The peer has sent all and closed: its FIN is no byte that anyone could read."""
+    """The peer has sent everything and closed: its FIN is not a readable byte."""
     sender, receiver = tcp_pair()
     sender.sendall(b"x" * amount)
     sender.shutdown(socket.SHUT_WR)
@@ -137,7 +137,7 @@ def tcp6_write_queue(amount: int) -> Truth:
 
 
 def _tcp_write_queue(family: int, amount: int) -> Truth:
-    """More than the receiver takes: the rest waits at the sender."""
+    """More than the receiver accepts: the rest waits at the sender."""
     sender, receiver = tcp_pair(family, receive_bytes=16384, send_bytes=64 * MIB)
     sender.setblocking(False)
     sent = 0
@@ -148,7 +148,7 @@ def _tcp_write_queue(family: int, amount: int) -> Truth:
 
 
 def tcp_retransmit(amount: int) -> Truth:
-    """The way to the receiver is gone: what was sent waits to be sent again."""
+    """The route to the receiver is gone: the sent data waits to be retransmitted."""
     sender, _ = tcp_pair()
     set_loopback(up=False)
     sender.setblocking(False)
@@ -157,7 +157,7 @@ def tcp_retransmit(amount: int) -> Truth:
 
 
 def tcp_zerocopy(amount: int) -> Truth:
-    """`amount` pages of this process that are sent without being copied, and the way to the receiver is gone."""
+    """`amount` pages of this process that are sent without a copy, and the route to the receiver is gone."""
     sender, _ = tcp_pair()
     sender.setsockopt(socket.SOL_SOCKET, _SO_ZEROCOPY, 1)
     pages = mmap.mmap(-1, amount * PAGE_BYTES)
@@ -170,7 +170,7 @@ def tcp_zerocopy(amount: int) -> Truth:
 
 
 def tcp_zerocopy_done(amount: int) -> Truth:
-    """`amount` sends without a copy that went through: the kernel's word that the pages are free waits to be read."""
+    """`amount` completed sends without a copy: the kernel's notice that the pages are free waits to be read."""
     sender, receiver = tcp_pair()
     sender.setsockopt(socket.SOL_SOCKET, _SO_ZEROCOPY, 1)
     for _ in range(amount):
@@ -181,7 +181,7 @@ def tcp_zerocopy_done(amount: int) -> Truth:
 
 
 def tcp_orphan(amount: int) -> Truth:
-    """Closed with data that the peer never took: no process holds it any more."""
+    """Closed with data that the peer never received: no process holds it any more."""
     sender, receiver = tcp_pair(receive_bytes=16384)
     sender.setblocking(False)
     sent = sender.send(b"o" * amount)
@@ -201,7 +201,7 @@ def _sequence(sock: socket.socket, queue: int) -> int:
 
 
 def tcp_out_of_order(amount: int) -> Truth:
-    """`amount` segments of 100 bytes, none next to another, made by hand."""
+    """`amount` hand-made segments of 100 bytes, none adjacent to another."""
     sender, receiver = tcp_pair()
     sender.sendall(b"h" * 100)
     wait_for(lambda: inq(receiver) == 100, "the bytes' arrival")

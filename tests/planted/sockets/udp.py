@@ -51,7 +51,7 @@ def udp6_lone(size: int) -> Truth:
 
 
 def udp_reader_queue(amount: int) -> Truth:
-    """Reading one moves all that wait into the reader's queue; as many come after."""
+    """Reading one moves all waiting ones into the reader's queue; the same number follows."""
     sender, receiver = udp_pair()
     for _ in range(amount + 1):
         sender.send(b"r" * 500)
@@ -62,7 +62,7 @@ def udp_reader_queue(amount: int) -> Truth:
 
 
 def udp_fragmented(amount: int) -> Truth:
-    """Datagrams larger than the MTU: put together from fragments, they are packets with a list of packets."""
+    """Datagrams larger than the MTU: reassembled from fragments, they are packets with a list of packets."""
     set_loopback_mtu(8020)
     sender, receiver = udp_pair()
     for _ in range(amount):
@@ -71,7 +71,7 @@ def udp_fragmented(amount: int) -> Truth:
 
 
 def udp_error_queue(amount: int) -> Truth:
-    """The sender asks when each datagram was sent: a copy of it, with all headers, waits with the answer."""
+    """The sender requests timestamps of its datagrams: a copy of each, with all headers, waits with the timestamp."""
     sender, _ = udp_pair()
     sender.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, _TIMESTAMPS_OF_SENT)
     for _ in range(amount):
@@ -80,7 +80,7 @@ def udp_error_queue(amount: int) -> Truth:
 
 
 def udp_nested_fragments(amount: int) -> Truth:
-    """Fragments of datagrams, each in a VXLAN packet that came in fragments itself: packet lists in packet lists."""
+    """Fragments of datagrams, each in a VXLAN packet that was itself fragmented: packet lists in packet lists."""
     ip("link", "add", "vx0", "type", "vxlan", "id", "7", "local", "127.0.0.1", "dstport", "4789", "dev", "lo")
     ip("address", "add", "10.99.0.1/24", "dev", "vx0")
     ip("link", "set", "vx0", "up")
@@ -106,9 +106,9 @@ def udp_nested_fragments(amount: int) -> Truth:
 def udp_head_fragments(amount: int) -> Truth:
     """Frames written to a TAP device: their heads are cut from a page fragment.
 
-    Of all that comes out of one 32 KiB block only one datagram has a receiver, so each keeps a block of its own.
+    Of everything cut from one 32 KiB block only one datagram has a receiver, so each keeps a separate block.
     """
-    tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)  # else the kernel copies into a slab head
+    tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)  # otherwise the kernel copies into a slab head
     fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH14x", _TAP.encode(), 0x1002))  # TUNSETIFF: IFF_TAP, IFF_NO_PI
     ip("address", "add", "10.98.0.1/24", "dev", _TAP)
     ip("link", "set", _TAP, "up")
@@ -118,7 +118,7 @@ def udp_head_fragments(amount: int) -> Truth:
     receiver.bind(("10.98.0.1", 0))
     port = receiver.getsockname()[1]
     for number in range(amount):
-        for to in (port, *[9] * 31):  # about 1.5 KiB each, with the room that the kernel adds
+        for to in (port, *[9] * 31):  # about 1.5 KiB each, including the room that the kernel adds
             datagram = struct.pack(">HHHH", 9, to, UDP_BYTES + 1_000, 0) + b"h" * 1_000
             os.write(tap, ethernet(address, ipv4("10.98.0.2", "10.98.0.1", datagram, number=number)))
     keep(receiver)
@@ -145,7 +145,7 @@ class _Iovec(ctypes.Structure):
 
 
 def udp_spliced(amount: int) -> Truth:
-    """Datagrams of 16 fragments, each 64 bytes of another page of this process."""
+    """Datagrams of 16 fragments, each of 64 bytes in a different page of this process."""
     sender, receiver = udp_pair()
     sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MIB)
     read_end, write_end = os.pipe()
@@ -167,7 +167,7 @@ def udp_spliced(amount: int) -> Truth:
 
 
 def udp_spliced_pipe_pages(amount: int) -> Truth:
-    """`amount` datagrams, each of one page that was written into a pipe: the kernel's own memory, moved."""
+    """`amount` datagrams, each of one page that was written into a pipe: kernel memory that is moved."""
     sender, receiver = udp_pair()
     read_end, write_end = os.pipe()
     for _ in range(amount):
@@ -178,7 +178,7 @@ def udp_spliced_pipe_pages(amount: int) -> Truth:
 
 
 def many_udp(amount: int) -> Truth:
-    """`amount` sockets, each with two datagrams of 100 bytes that it sent to itself, in several processes."""
+    """`amount` sockets in several processes, each with two datagrams of 100 bytes that it sent to itself."""
     each = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 100
     for start in range(0, amount, each):
         ready, done = os.pipe()

@@ -1,4 +1,4 @@
-"""UNIX sockets, and what travels in them."""
+"""UNIX sockets, and the sockets in flight in them."""
 
 import os
 import socket
@@ -25,7 +25,7 @@ def unix_seqpacket(amount: int) -> Truth:
 
 
 def unix_datagram(amount: int) -> Truth:
-    """To a bound socket, by `amount` connected senders (one alone may queue only a few)."""
+    """Datagrams to a bound socket from `amount` connected senders (a single one may queue only a few)."""
     receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     receiver.bind("\0memdiag planted datagrams")
     sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -63,7 +63,7 @@ def unix_unaccepted(amount: int) -> Truth:
 
 
 def unix_in_flight(amount: int) -> Truth:
-    """A UDP socket with unread datagrams, sent over a UNIX socket, its fds closed."""
+    """A UDP socket with unread datagrams, sent over a UNIX socket, with its fds closed."""
     _, receiver = udp_pair()
     sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     for _ in range(amount):
@@ -77,7 +77,7 @@ def unix_in_flight(amount: int) -> Truth:
 
 
 def shared_socket(amount: int) -> Truth:
-    """One UNIX socket under three fds, two of them in this process, one in a child of it."""
+    """One UNIX socket with three fds, two of them in this process, one in a child process."""
     truth = _unix(socket.SOCK_STREAM, amount)
     again = os.dup(truth["fd"])
     child = subprocess.Popen(["sleep", "infinity"], pass_fds=[again])

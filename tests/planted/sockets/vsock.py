@@ -9,7 +9,7 @@ _VMADDR_CID_LOCAL = 1
 
 
 def vsock(amount: int) -> Truth:
-    """`amount` bytes that nobody reads, where the kernel has a way from one vsock socket of the machine to another."""
+    """`amount` unread bytes, if the kernel can connect two vsock sockets of the machine."""
     listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
     listener.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
     listener.listen(1)

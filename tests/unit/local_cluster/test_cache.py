@@ -1,4 +1,4 @@
-"""The cache: entries that are whole or absent, built once, and not kept for ever."""
+"""The cache: entries that are whole or absent, built once, and not kept without end."""
 
 import os
 import threading
@@ -90,7 +90,7 @@ def test_clean_empties_the_cache_and_may_be_repeated(tmp_path: Path) -> None:
     cache.clean()
 
 
-def test_the_key_tells_where_one_part_ends_and_the_next_begins(tmp_path: Path) -> None:
+def test_the_key_depends_on_where_one_part_ends_and_the_next_starts(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("ab")
     assert content_key(["a", "b"]) != content_key(["ab"])

@@ -38,7 +38,7 @@ def test_a_base_image_named_by_digest_needs_no_look_up() -> None:
     assert release().resolve_base() == Base(f"example/base@{DIGEST}", "example/base", DIGEST)
 
 
-def test_where_the_builder_is_missing_it_says_so() -> None:
+def test_a_missing_builder_is_reported() -> None:
     with pytest.raises(StepError, match=r"no-such-builder: not found"):
         Release("r", f"example/base@{DIGEST}", "no-such-builder", "https://example.org", Path("dist")).build_from("abc")
 

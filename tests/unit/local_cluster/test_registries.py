@@ -1,4 +1,4 @@
-"""What an image build is told about the machine's way to the package registries."""
+"""How an image build learns the machine's way to the package registries."""
 
 import configparser
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_pip_reads_the_users_settings_and_the_environment_overrides_them(
     assert seen.get("global", "default-timeout") == "60"
 
 
-def test_apt_gets_only_settings_that_bear_on_downloads() -> None:
+def test_apt_gets_only_settings_for_downloads() -> None:
     lines = registries.apt_settings().splitlines()
     assert all(line.startswith("Acquire::") and line.endswith(";") for line in lines)
 

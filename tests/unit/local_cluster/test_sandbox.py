@@ -16,7 +16,7 @@ def test_no_two_slots_share_an_address_or_an_interface() -> None:
     assert not any(one.subnet.overlaps(other.subnet) for one, other in itertools.pairwise(networks))
 
 
-def test_both_ends_lie_in_the_subnet_which_is_nobodys_real_network() -> None:
+def test_both_ends_are_in_the_subnet_which_is_nobodys_real_network() -> None:
     network = Network(SLOTS - 1)
     ends = {ipaddress.IPv4Address(network.node_address), ipaddress.IPv4Address(network.machine_address)}
     assert len(ends) == 2
@@ -29,6 +29,6 @@ def test_the_interface_name_fits_the_kernels_limit() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "UPPER", "../x", "a/b", "-a", "a-", "a" * 33, "a b"])
-def test_a_name_that_is_no_file_and_cgroup_name_is_refused(name: str) -> None:
+def test_a_name_that_is_not_a_file_and_cgroup_name_is_refused(name: str) -> None:
     with pytest.raises(StepError, match="is not a valid cluster name"):
         Cluster(name)

@@ -49,7 +49,7 @@ def test_a_failure_shows_the_end_of_its_log_wherever_it_is_shown_even_when_the_l
     assert "line 49\n" not in str(failure)
 
 
-def test_a_missing_log_is_said_and_hides_nothing_else(tmp_path: Path) -> None:
+def test_a_missing_log_is_reported_and_hides_nothing_else(tmp_path: Path) -> None:
     report = StepError("it broke", log=tmp_path / "absent").report()
     assert "it broke" in report
     assert "no log" in report

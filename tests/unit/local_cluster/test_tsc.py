@@ -1,4 +1,4 @@
-"""The frequency that guests are told."""
+"""The frequency that guests are given."""
 
 import pytest
 

@@ -30,7 +30,7 @@ def test_more_noise_than_the_bound_is_a_failure_that_says_so() -> None:
     )
 
 
-def test_it_is_a_failure_and_no_skip() -> None:
+def test_it_is_a_failure_and_not_a_skip() -> None:
     with pytest.raises(pytest.fail.Exception, match="machine too busy to judge: why"):
         raise too_busy("why")
 
@@ -50,7 +50,7 @@ def test_the_figure_is_read_at_both_ends() -> None:
         pytest.param([100, 100, *range(0, 1000, 50)], None, id="never at rest after"),
     ],
 )
-def test_a_change_is_told_only_between_two_quiet_moments(
+def test_a_change_is_reported_only_between_two_quiet_moments(
     monkeypatch: pytest.MonkeyPatch, readings: list[int], change_bytes: int | None
 ) -> None:
     monkeypatch.setattr(machine_noise, "_REST_SECONDS", 0.001)

@@ -49,7 +49,7 @@ def test_a_process_that_is_gone_has_no_owner() -> None:
     assert read_owner(PROC, process.pid) is None
 
 
-def test_a_zombie_is_still_told_apart(hostile_process: subprocess.Popen[str]) -> None:
+def test_a_zombie_is_still_identified(hostile_process: subprocess.Popen[str]) -> None:
     hostile_process.kill()
     os.waitid(os.P_PID, hostile_process.pid, os.WEXITED | os.WNOWAIT)
     owner = read_owner(PROC, hostile_process.pid)
@@ -97,7 +97,7 @@ def test_without_being_asked_for_arguments_it_names_the_executable_only() -> Non
         (b"", ""),
     ],
 )
-def test_where_the_executable_may_not_be_read_the_first_word_stands_for_it(
+def test_when_the_executable_may_not_be_read_the_first_word_replaces_it(
     tmp_path: Path, arguments: bytes, shown: str
 ) -> None:
     process = tmp_path / "42"

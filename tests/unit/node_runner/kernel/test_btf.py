@@ -134,7 +134,7 @@ def test_an_unknown_enumerator_is_named(blob: bytes) -> None:
 
 
 @given(data=st.data())
-def test_a_damaged_blob_gives_an_answer_or_a_btf_error(blob: bytes, data: st.DataObject) -> None:
+def test_a_damaged_blob_returns_an_answer_or_a_btf_error(blob: bytes, data: st.DataObject) -> None:
     damaged = bytearray(blob[: data.draw(st.integers(0, len(blob)))])
     for _ in range(data.draw(st.integers(0, 4))):
         if damaged:
@@ -146,7 +146,7 @@ def test_a_damaged_blob_gives_an_answer_or_a_btf_error(blob: bytes, data: st.Dat
         btf.enum_value("HUGE")
 
 
-def test_a_kernel_without_btf_is_told(tmp_path: object) -> None:
+def test_a_kernel_without_btf_is_reported(tmp_path: object) -> None:
     from pathlib import Path
 
     with pytest.raises(BtfError, match="CONFIG_DEBUG_INFO_BTF"):

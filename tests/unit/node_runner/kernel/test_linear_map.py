@@ -1,4 +1,4 @@
-"""Where the linear map and the page array stand, told by the slabs of a simulated kernel."""
+"""The addresses of the linear map and of the page array, from the slabs of a simulated kernel."""
 
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def kernel() -> Kernel:
     return Kernel(memory_layout(Btf.parse(RECORDED.read_bytes(), source=RECORDED.name)))
 
 
-def test_a_partial_slab_of_any_cache_tells(kernel: Kernel) -> None:
+def test_a_partial_slab_of_any_cache_is_enough(kernel: Kernel) -> None:
     for _ in range(3):
         kernel.add_node(kernel.add_cache(), 0)
     cache = kernel.add_cache()
@@ -80,7 +80,7 @@ def test_numa_node_0_may_have_no_memory(kernel: Kernel) -> None:
     assert kernel.find() == EXPECTED
 
 
-def test_the_free_object_may_lie_in_any_page_of_the_block(kernel: Kernel) -> None:
+def test_the_free_object_may_be_in_any_page_of_the_block(kernel: Kernel) -> None:
     cache = kernel.add_cache()
     kernel.add_slab(kernel.add_node(cache, 0), 8 * 99, cache=cache, free=address(8 * 99 + 5, 0x80), order=3)
     assert kernel.find() == EXPECTED
@@ -101,7 +101,7 @@ def test_a_slab_that_another_cache_took_meanwhile_does_not_count(kernel: Kernel)
     assert kernel.find() == EXPECTED
 
 
-def test_slabs_that_contradict_each_other_and_caches_without_slabs_tell_nothing(kernel: Kernel) -> None:
+def test_contradicting_slabs_and_caches_without_slabs_show_nothing(kernel: Kernel) -> None:
     kernel.add_node(kernel.add_cache(), 0)
     assert kernel.find() == 0
     for frame, other in ((777, 778), (800, 850)):

@@ -17,13 +17,13 @@ from support.socket_scans import TCP, UDP, holders_of, process, scan_of
 PAGE = 4096
 
 
-def test_a_raw_socket_of_tcps_packets_is_no_connection() -> None:
+def test_a_raw_socket_of_tcps_packets_is_not_a_connection() -> None:
     row = TCP | {"type": socket.SOCK_RAW}
     (holder,) = holders_of(None, scan_of(row, [{"name": RECEIVE, "packets": 1, "payload_bytes": 80}]))
     assert holder.unread_bytes == 80
 
 
-def test_a_fin_is_no_unread_byte_and_a_part_that_was_read_is_none_either() -> None:
+def test_neither_a_fin_nor_a_part_that_was_read_is_an_unread_byte() -> None:
     row = TCP | {"copied_seq": 100, "received_seq": 151, "flags": HAS_FIN | HAS_SOCKET | HAS_FILE}
     last = scan_of(row, [{"name": RECEIVE, "packets": 1, "payload_bytes": 80}])
     (holder,) = holders_of(None, last)

@@ -30,7 +30,7 @@ def test_inet_addresses(family: int, address: bytes, port: int, text: str) -> No
         (b"/tmp/\x1b[31m\xff", 5, "/tmp/?[31m\ufffd"),
     ],
 )
-def test_unix_addresses_are_printable_whoever_chose_them(name: bytes, inode: int, text: str) -> None:
+def test_unix_addresses_are_always_printable(name: bytes, inode: int, text: str) -> None:
     assert unix_address(name, inode) == text
     assert unix_address(name, inode).isprintable()
 

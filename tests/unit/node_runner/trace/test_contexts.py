@@ -36,7 +36,7 @@ def contexts() -> Contexts:
         ((), ContextCode.UNKNOWN),
     ],
 )
-def test_the_innermost_interrupt_function_tells_the_context(
+def test_the_innermost_interrupt_function_sets_the_context(
     contexts: Contexts, stack: tuple[int, ...], context: ContextCode
 ) -> None:
     rows = np.zeros((2, 8), np.uint64)

@@ -119,7 +119,7 @@ def test_orders_above_0_are_weighed_by_what_was_left_out_of_them() -> None:
     assert (pipes.outstanding_bytes, pipes.error_bytes) == (pipes_before.outstanding_bytes, pipes_before.error_bytes)
 
 
-def test_weights_are_moved_to_give_the_exact_sum() -> None:
+def test_weights_are_scaled_to_match_the_exact_sum() -> None:
     levels, frames = np.array([0, 2, 3], np.uint8), np.array([10, 4, 2], np.int64)
     weights = decode.calibrated_weights(levels, frames, 13)
     assert weights[0] == 1

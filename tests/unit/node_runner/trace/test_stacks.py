@@ -89,7 +89,7 @@ def test_every_folded_line_has_one_number_at_its_end(all_frames: list[list[str]]
         assert line.rsplit(" ", 1)[1] == "4096"
 
 
-def test_what_an_interrupt_interrupted_is_no_part_of_the_stack() -> None:
+def test_what_an_interrupt_interrupted_is_not_part_of_the_stack() -> None:
     receive = ["skb_page_frag_refill+0xa1", "try_fill_recv+0x311", "net_rx_action+0x16e", "handle_softirqs+0xcd"]
     interrupted = ["common_interrupt+0x79", "asm_common_interrupt+0x22", "filemap_read+0x1ee"]
     assert trim([*receive, *interrupted]) == tuple(receive)
@@ -165,7 +165,7 @@ def trace_of_a_leak(window_seconds: float, ended_seconds: float, scan_seconds: f
         (60, 30, 40, Trend.GROWING),
     ],
 )
-def test_a_steady_leak_has_its_rate_whatever_the_window_and_the_last_scan_take(
+def test_a_steady_leak_has_its_rate_however_long_the_window_and_the_last_scan_take(
     window: float, ended: float, scan: float, trend: Trend
 ) -> None:
     (leak,) = fold_stacks(trace_of_a_leak(window, ended, scan), 1)

@@ -61,7 +61,7 @@ def test_a_block_counts_once_for_each_queue_however_the_records_are_cut() -> Non
         assert tally.table["status"].tolist() == [Status.WHOLE, Status.WHOLE]
 
 
-def test_blocks_beyond_the_bound_are_told_not_kept() -> None:
+def test_blocks_beyond_the_bound_are_counted_and_not_kept() -> None:
     tally = Tally(1, max_blocks=2)
     tally.add(records(packet(0, 1, 1), *(fragment(0, 64 * number) for number in range(1, 6)), end(0, 1)))
     assert len(tally.blocks()) == 2
@@ -69,7 +69,7 @@ def test_blocks_beyond_the_bound_are_told_not_kept() -> None:
     assert tally.table["unreadable"][0] > 0
 
 
-def test_user_pages_device_memory_and_unreadable_ones_are_told_apart() -> None:
+def test_user_pages_device_memory_and_unreadable_ones_are_counted_separately() -> None:
     tally = Tally(1, max_blocks=10)
     tally.add(
         records(

@@ -17,7 +17,7 @@ from memdiag_node.walker.walks import is_better
         ((0, 0, Status.FAULT), (0, 0, Status.FAULT), False),
     ],
 )
-def test_of_several_walks_the_one_counts_that_saw_what_is_there(
+def test_of_several_walks_the_most_complete_one_counts(
     older: tuple[int, int, Status], newer: tuple[int, int, Status], better: bool
 ) -> None:
     tables = np.zeros((2, 1), TALLY_DTYPE)
