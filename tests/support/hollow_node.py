@@ -104,7 +104,7 @@ class HollowNode:
         assert done.returncode == 0 or "(NotFound)" in done.stderr, done.stderr
 
     def stream(self, pod: str, *, total_bytes: int, chunk_bytes: int, pause_seconds: float) -> None:
-        """Have the node answer every request for the log of `pod` with this many bytes, whatever limit was requested."""
+        """Have the node answer every request for the log of `pod` with this many bytes, whatever limit it has."""
         how = {"totalBytes": total_bytes, "chunkBytes": chunk_bytes, "pauseSeconds": pause_seconds}
         (self.logs / f"{pod}.stream").write_text(json.dumps(how))
 
