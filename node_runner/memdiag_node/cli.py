@@ -27,7 +27,6 @@ EXIT_UNSUPPORTED = 3
 """2 is the exit status of argparse for an invalid command line."""
 
 MAX_DURATION_SECONDS = 30 * 60
-LINE_END = "\n"
 MAX_TOP_N = 50
 MAX_CPU_BUDGET_PERCENT = 100
 MAX_GRACE_SECONDS = 86_400
@@ -74,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         publish_failure(options.run_id, RunnerError.KERNEL_UNSUPPORTED, str(error), termination_log)
         return EXIT_UNSUPPORTED
     except Exception as error:
-        failure = f"{type(error).__name__}: {str(error).partition(LINE_END)[0]}"  # a verifier log has hundreds
+        first_line, _, _ = str(error).partition("\n")  # a verifier log has hundreds
+        failure = f"{type(error).__name__}: {first_line}"
         publish_failure(options.run_id, RunnerError.INTERNAL, failure, termination_log)
         raise
     return EXIT_OK
@@ -201,17 +201,13 @@ def _add_host(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--sys", type=Path, default=Path("/sys"), metavar="DIR", help="/sys of the host (default: /sys)")
 
 
-class _Parsed(argparse.ArgumentTypeError):
-    """An error that argparse prints after `argument --NAME:`."""
-
-
 def _duration(text: str) -> int:
     try:
         seconds = parse_duration_seconds(text)
     except ValueError as error:
-        raise _Parsed(str(error)) from None
+        raise argparse.ArgumentTypeError(str(error)) from None
     if not 1 <= seconds <= MAX_DURATION_SECONDS:
-        raise _Parsed(f"{text} is out of range: 1s to 30m")
+        raise argparse.ArgumentTypeError(f"{text} is out of range: 1s to 30m")
     return seconds
 
 
@@ -219,24 +215,24 @@ def _check(text: str) -> Check:
     try:
         return Check(text)
     except ValueError:
-        raise _Parsed(f"unknown check {text!r}: choose from {', '.join(Check)}") from None
+        raise argparse.ArgumentTypeError(f"unknown check {text!r}: choose from {', '.join(Check)}") from None
 
 
 def _percent(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= MAX_CPU_BUDGET_PERCENT:
-        raise _Parsed(f"{text!r} is not a number from 1 to {MAX_CPU_BUDGET_PERCENT}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_CPU_BUDGET_PERCENT}")
     return int(text)
 
 
 def _grace(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= MAX_GRACE_SECONDS:
-        raise _Parsed(f"{text!r} is not a number of seconds from 1 to {MAX_GRACE_SECONDS}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 1 to {MAX_GRACE_SECONDS}")
     return int(text)
 
 
 def _top_n(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= MAX_TOP_N:
-        raise _Parsed(f"{text!r} is not a number from 1 to {MAX_TOP_N}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_TOP_N}")
     return int(text)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.cgroup_layout import CGROUP_FIELDS, memory_state_offset_bytes
 from memdiag_node.kernel.layout import Field, optional_offsets
 from memdiag_node.kernel.lists import list_entries
 from memdiag_node.kernel.memory import KernelMemory
@@ -18,15 +19,9 @@ _MAX_DEPTH = 64
 _MAX_GROUPS = 1 << 16
 _NAME_BYTES = 160  # a container's name has 85 bytes: cri-containerd-<64 digits>.scope
 _FIELDS: tuple[Field, ...] = (
-    ("TASK_CGROUPS", "task_struct", "cgroups"),
-    ("CSS_SET_SUBSYSTEMS", "css_set", "subsys"),
     ("CSS_PARENT", "cgroup_subsys_state", "parent"),
     ("CSS_CHILDREN", "cgroup_subsys_state", "children"),
     ("CSS_SIBLING", "cgroup_subsys_state", "sibling"),
-    ("CSS_CGROUP", "cgroup_subsys_state", "cgroup"),
-    ("CGROUP_NODE", "cgroup", "kn"),
-    ("NODE_ID", "kernfs_node", "id"),
-    ("NODE_NAME", "kernfs_node", "name"),
 )
 
 
@@ -34,10 +29,8 @@ def memory_cgroup_layout(btf: Btf) -> dict[str, int]:
     """The offsets of the tree in the kernel's structures; empty on a kernel without memory cgroups."""
     if not btf.has_struct("mem_cgroup"):
         return {}
-    layout = optional_offsets(btf, "HAS_MEMORY_CGROUPS", _FIELDS)
-    if layout:
-        layout["CSS_SET_MEMORY"] = layout["CSS_SET_SUBSYSTEMS"] + 8 * btf.enum_value("memory_cgrp_id")
-    return layout
+    layout = optional_offsets(btf, "HAS_MEMORY_CGROUPS", (*CGROUP_FIELDS, *_FIELDS))
+    return layout | {"CSS_SET_MEMORY": memory_state_offset_bytes(btf)} if layout else {}
 
 
 def container_cgroups(memory: KernelMemory, at: Mapping[str, int]) -> dict[int, ContainerIdentity]:

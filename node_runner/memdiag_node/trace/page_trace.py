@@ -19,7 +19,9 @@ import numpy.typing as npt
 
 from memdiag_api.limits import MAX_SLICES
 from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.cgroup_layout import CGROUP_FIELDS, memory_state_offset_bytes
 from memdiag_node.kernel.errors import BpfError
+from memdiag_node.kernel.layout import offsets
 from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.programs import ProgramInfo, ProgramInfoLayout
 from memdiag_node.kernel.symbols import SymbolReader, Symbols
@@ -409,12 +411,8 @@ def _layout(btf: Btf) -> dict[str, int]:
         "BIRTHS": _BIRTHS,
         "TASK_GROUP_LEADER": btf.offset_bytes("task_struct", "group_leader"),
         "TASK_COMM": btf.offset_bytes("task_struct", "comm"),
-        "TASK_CGROUPS": btf.offset_bytes("task_struct", "cgroups"),
-        "CSS_SET_MEMORY": btf.offset_bytes("css_set", "subsys") + 8 * btf.enum_value("memory_cgrp_id"),
-        "CSS_CGROUP": btf.offset_bytes("cgroup_subsys_state", "cgroup"),
-        "CGROUP_NODE": btf.offset_bytes("cgroup", "kn"),
-        "NODE_ID": btf.offset_bytes("kernfs_node", "id"),
-        "NODE_NAME": btf.offset_bytes("kernfs_node", "name"),
+        **offsets(btf, CGROUP_FIELDS),
+        "CSS_SET_MEMORY": memory_state_offset_bytes(btf),
         "NODE_PARENT": btf.offset_bytes("kernfs_node", parent),
         "POOL_ORDER": btf.offset_bytes("page_pool", pool_order) if pool_order else 0,
     }
