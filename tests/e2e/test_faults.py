@@ -138,7 +138,7 @@ def environment(process: Path) -> str:
 
 
 def exhaust_memory(cluster: TestCluster, pod: str) -> None:
-    """Fill the runner's memory up to its limit, from outside; the kernel then kills what it is set to kill first."""
+    """Fill the runner's memory up to its limit, from outside; the kernel then ends what it is told to end first."""
     del cluster
     runners = [entry for entry in Path("/proc").iterdir() if entry.name.isdecimal() and pod in environment(entry)]
     for runner in runners:
@@ -218,7 +218,7 @@ def test_a_diagnosis_that_is_deleted_takes_its_runner_along(ordinary: TestCluste
 
 
 @pytest.mark.fault("operator killed while a runner works", reason="Completed")
-def test_an_operator_that_is_killed_loses_nothing(ordinary: TestCluster) -> None:
+def test_an_operator_that_is_killed_is_no_loss(ordinary: TestCluster) -> None:
     ask(ordinary, "survivor", duration="20s")
     eventually(lambda: succeeded(ordinary, "survivor")["reason"] == "Running", PATIENCE_SECONDS)
     delete_operator = ("delete", "pods", "-l", "app.kubernetes.io/name=memdiag-operator", "--force", "--grace-period=0")

@@ -1,4 +1,4 @@
-"""A guest never hangs a test: it is ended when its time is over, and its console shows how far it got."""
+"""A guest never hangs a test: it is ended when its time is over, and its console tells how far it came."""
 
 from pathlib import Path
 

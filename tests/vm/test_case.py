@@ -1,7 +1,7 @@
 """The case that memdiag is made for: an nginx that reads no more, behind a real network driver, on a node in QEMU.
 
-The true values come from sources other than memdiag: the clients' own count, ss, and free memory before and after the
-worker's end.
+What is true is told by others than memdiag: the clients' own count, ss, and free memory before and after the worker's
+end.
 """
 
 import os
@@ -87,7 +87,7 @@ def test_the_suspect_is_the_worker_in_its_pod_and_container(
 
 
 def test_each_upload_is_named_by_its_fd_with_its_unread_bytes(outcome: Outcome, holders: list[dict[str, Any]]) -> None:
-    """The clients continue to send while sockets are scanned: what memdiag saw is between before and after."""
+    """The clients send on while sockets are looked at: what memdiag saw lies between before and after."""
     found = {str(fd): one["unreadBytes"] for one in holders for fd in one["fds"]}
     assert found.keys() == outcome.full.unread.keys()
     assert all(outcome.planted.unread[fd] <= unread <= outcome.full.unread[fd] for fd, unread in found.items())

@@ -66,7 +66,7 @@ def holder_of(evidence: Evidence, truth: dict[str, Any]) -> Holder:
 
 
 def allocated_by(evidence: Evidence, pid: int) -> list[Stack]:
-    """The stacks of a process; the machine's own kernel has others that allocate."""
+    """The stacks of a process; the machine's own kernel has others at work."""
     return [one for one in evidence.stacks if pid in {process.pid for process in one.processes}]
 
 
@@ -172,7 +172,7 @@ def test_where_the_driver_has_page_pools_they_are_listed_and_what_is_queued_is_t
 
 def test_pipes_are_found_with_their_process_and_exact_bytes(evidence: Evidence, truths: dict[str, Any]) -> None:
     holders = [one for one in evidence.holders if truths["pipes_pid"] in {owner.pid for owner in one.owners}]
-    pipes = [one for one in holders if one.unread_bytes]  # the process gets its commands through empty ones
+    pipes = [one for one in holders if one.unread_bytes]  # the process is told what to do through empty ones
     assert {one.kind for one in pipes} == {HolderKind.PIPE}
     assert sum(one.unread_bytes for one in pipes) == truths["pipes_bytes"]
     assert sum(one.pinned_bytes for one in pipes) == truths["pipes_bytes"]
