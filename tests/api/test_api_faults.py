@@ -510,7 +510,7 @@ def stored(world: World, target: dict[str, Any]) -> bool:
 
 @dataclass
 class Overlap:
-    """How many requests were under way at the same time."""
+    """How many requests were in progress at the same time."""
 
     now: int = 0
     most: int = 0

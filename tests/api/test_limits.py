@@ -1,4 +1,4 @@
-"""What bounds a requester: how much may be under way at once, and how much reports may take."""
+"""The limits of a requester: how much may be in progress at once, and how much space reports may take."""
 
 import json
 import re

@@ -97,7 +97,7 @@ class Bench:
             self._custom.delete_collection_cluster_custom_object(GROUP, VERSION, plural)
         finished = self._finished()
         start, written = self._audit.position(), self._written_bytes()
-        cpu, started = self._operator.cpu_seconds(), time.monotonic()
+        cpu, began = self._operator.cpu_seconds(), time.monotonic()
         self._operator.forget_peak()
         self._statuses.read_bytes = 0
         with ThreadPoolExecutor(8) as pool:
@@ -106,7 +106,7 @@ class Bench:
         done = Round(
             diagnoses=len(targets),
             node_runs=node_runs,
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - began,
             cpu_seconds=self._operator.cpu_seconds() - cpu,
             resident_mib=self._operator.peak_memory_bytes() / (1 << 20),
             written_bytes=self._written_bytes() - written,
@@ -320,9 +320,9 @@ class Queue:
 def _allotment_milliseconds(cache: Cache, slots: int) -> float:
     times = []
     for _ in range(9):
-        started = time.process_time()
+        began = time.process_time()
         allotment = allot(cache.fleet(), slots, datetime.now(UTC))
-        times.append((time.process_time() - started) * 1000)
+        times.append((time.process_time() - began) * 1000)
         if allotment.queue_length != QUEUED_DIAGNOSES * QUEUED_NODES or len(allotment.admitted) != slots:
             raise RuntimeError(f"{len(allotment.admitted)} of {allotment.queue_length} are admitted")
     return median(times)

@@ -187,7 +187,7 @@ def test_the_pod_that_is_asked_for_comes_first(planted: TestCluster) -> None:
     assert answer["status"]["summary"].startswith("Pod demo/slow-reader pins ")
 
 
-def test_a_pod_that_reads_is_distinguished_from_the_culprit_on_its_node(planted: TestCluster) -> None:
+def test_a_pod_that_reads_is_told_apart_from_the_culprit_on_its_node(planted: TestCluster) -> None:
     answer = diagnose(planted, "of-reader", target={"podRef": {"namespace": "demo", "name": "healthy-reader"}})
     (result,) = answer["status"]["results"]
     assert result["targetPod"]["name"] == "healthy-reader"

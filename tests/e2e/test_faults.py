@@ -138,7 +138,7 @@ def environment(process: Path) -> str:
 
 
 def exhaust_memory(cluster: TestCluster, pod: str) -> None:
-    """Fill the runner's memory up to its limit, from outside; the kernel then kills what it is set to kill first."""
+    """Fill the runner's memory up to its limit, from outside; the kernel then ends what it is told to end first."""
     del cluster
     runners = [entry for entry in Path("/proc").iterdir() if entry.name.isdecimal() and pod in environment(entry)]
     for runner in runners:

@@ -41,7 +41,7 @@ def store() -> Path:
 
 @pytest.fixture(scope="module")
 def bills(store: Path) -> dict[str, bytes]:
-    """Each image's bill of materials, as stored next to the images."""
+    """Each image's bill of materials, as it lies beside the images."""
     return {target: (store / image_store.SBOMS / f"{target}.cdx.json").read_bytes() for target in image_build.TARGETS}
 
 
@@ -62,8 +62,8 @@ def test_labels_say_what_an_image_was_built_from(
     assert labels[f"{LABEL}.base.name"] == f"localhost/memdiag-base:{image_build.base_key()}"
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", labels[f"{LABEL}.base.digest"])
     bill = json.loads(bills[target])
-    reported = {one["name"]: one["value"] for one in bill["metadata"]["component"]["properties"]}
-    assert reported == {f"{LABEL}.{key}": labels[f"{LABEL}.{key}"] for key in ("revision", "source")}
+    told = {one["name"]: one["value"] for one in bill["metadata"]["component"]["properties"]}
+    assert told == {f"{LABEL}.{key}": labels[f"{LABEL}.{key}"] for key in ("revision", "source")}
     (base,) = [one for one in bill["components"] if one["type"] == "container"]
     assert (base["name"], base["version"]) == (labels[f"{LABEL}.base.name"], labels[f"{LABEL}.base.digest"])
 
@@ -185,7 +185,7 @@ def test_a_release_is_built_from_a_commit_on_a_base_image_whose_digest_is_known(
         in_buildahs_store("buildah", "rmi", *images)
 
 
-def test_a_release_is_not_built_when_the_base_images_digest_is_unknown(commit: str, tmp_path: Path) -> None:
+def test_a_release_is_not_built_when_the_base_images_digest_cannot_be_told(commit: str, tmp_path: Path) -> None:
     del commit
     done = release_images(tmp_path, "localhost/no-such-base:1")
     assert done.returncode != 0

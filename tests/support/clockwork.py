@@ -1,4 +1,4 @@
-"""A run from its start to its end by the decisions alone: a clock, and pods that behave as on a healthy kubelet."""
+"""A run from its begin to its end by the decisions alone: a clock, and pods that do as a good kubelet's would."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -100,7 +100,7 @@ class Clockwork:
     reports: list[str] = field(default_factory=list)
     cleanups: list[ReportCleanup] = field(default_factory=list)
     most_runners: int = 0
-    """Running at the same time."""
+    """At work at the same time."""
 
     @property
     def status(self) -> MemoryDiagnosisStatus:
@@ -108,7 +108,7 @@ class Clockwork:
         return self.diagnosis.status
 
     def run(self, seconds: int, *, look_every_seconds: int = 1) -> None:
-        """Reconcile everything once a second, as events could at worst, until the end or for the given time."""
+        """Look at everything again and again, once a second as events could at worst, until the end or for so long."""
         asyncio.run(self._run(seconds, look_every_seconds))
 
     async def _run(self, seconds: int, look_every_seconds: int) -> None:

@@ -1,4 +1,4 @@
-"""Kubernetes objects as the API server returns them, for tests of decisions: ordinary ones, or as a test says."""
+"""Kubernetes objects as the API server gives them, for tests of decisions: ordinary ones, changed where a test says."""
 
 import hashlib
 from collections.abc import Iterable
@@ -68,7 +68,7 @@ def diagnosis(
 
 
 def running_status(*, result: NodeResult | None = None, started: datetime | None = None, **more: Any) -> dict[str, Any]:
-    """The status of a run that started; `result` is what is stored about its node."""
+    """The status of a run that began; `result` is what is stored about its node."""
     entry = result or NodeResult(node_name=NODE, reason="Pending")
     return {
         "observedGeneration": 1,

@@ -1,4 +1,4 @@
-"""An operator that runs against a real API server, and nodes that do as the test says."""
+"""An operator at work on a real API server, and nodes that do as the test says."""
 
 import json
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ CONFIG: dict[str, Any] = {
 
 @dataclass
 class World:
-    """A cluster with a running operator, and nodes that do as the test says."""
+    """A cluster with an operator at work, and nodes that do as the test says."""
 
     cluster: TestCluster
     operator: OperatorProcess

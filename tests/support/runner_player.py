@@ -25,7 +25,7 @@ HOLDERS, STACKS = 40, 20
 
 
 class RunnerPlayer:
-    """Does what runners do: a second after a runner pod runs, its log and termination message exist."""
+    """Does what runners do: a second after a runner pod runs, its log and its last words are there."""
 
     def __init__(self, api: client.ApiClient, logs: Path) -> None:
         self._core = client.CoreV1Api(api)

@@ -37,7 +37,7 @@ class Plan:
     status: MemoryDiagnosisStatus | None = None
     """The status to store; None if it is unchanged or may be written later."""
     confirm: bool = False
-    """Whether the API server must first confirm that the diagnosis is unchanged: no status is written that would."""
+    """Whether the API server must first confirm that the diagnosis is unchanged, because no status write does that."""
     launches: tuple[dict[str, Any], ...] = ()
     """Manifests of runner pods."""
     stops: tuple[PodRemoval, ...] = ()

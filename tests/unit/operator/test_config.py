@@ -63,12 +63,12 @@ def test_an_image_that_can_be_exchanged_is_refused_and_the_message_says_how_to_g
         ),
         pytest.param(
             "runner: {image: a}\nallowedNodes: {matchExpressions: [{key: a, operator: In}]}",
-            "allowedNodes.matchExpressions.0: Value error, In and NotIn take values",
+            "allowedNodes.matchExpressions.0: Value error, In and NotIn require values",
             id="a list without values",
         ),
         pytest.param(
             "runner: {image: a}\nallowedNodes: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}",
-            "allowedNodes.matchExpressions.0: Value error, In and NotIn take values",
+            "allowedNodes.matchExpressions.0: Value error, In and NotIn require values",
             id="values without a list",
         ),
         pytest.param("runner: {image: a}\nkeepReportsOfRuns: 21", "keepReportsOfRuns: Input", id="too many runs"),
