@@ -1,8 +1,8 @@
 """A recorded trace: the tables as the kernel had them, before they are decoded.
 
-    PYTHONPATH=tests:node_runner:api python tests/support/raw_trace.py     records it anew, as root
+    PYTHONPATH=tests:node_runner:api python tests/support/raw_trace.py     records it again, as root
 
-What ran while it was recorded: 4 MiB into pipes in eight steps, a 4 MiB packet ring, page tables, and pipe churn.
+The load while it was recorded: 4 MiB into pipes in eight steps, a 4 MiB packet ring, page tables, and pipe churn.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The frequency that guests are told."""
+"""The TSC frequency that is passed to guests."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The census as the document has it."""
+"""The census in the evidence document."""
 
 import numpy as np
 

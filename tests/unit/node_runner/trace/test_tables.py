@@ -131,9 +131,9 @@ def orders_of(**orders: int) -> npt.NDArray[np.uint8]:
 def test_frames_of_a_block_are_put_together_and_neighbours_kept_apart() -> None:
     frames = np.zeros(4096, np.uint16)
     frames[8:16] = 10  # whole block of order 3
-    frames[16:21] = 10  # its neighbour, three frames of which are freed
+    frames[16:21] = 10  # its neighbour, with three frames freed
     frames[24] = 11
-    frames[25] = 11 | 0x8000  # timed, else the same
+    frames[25] = 11 | 0x8000  # timed, otherwise the same
     frames[2048:2052] = 10
     tally = tally_frames(frames, orders_of(c10=3, c11=0), flags_of({}))
     (part,) = tally.parts
