@@ -345,12 +345,12 @@ def measure(nodes: int, diagnoses: int, idle_seconds: int) -> str:
         rounds = []
         for count in (diagnoses // 4, diagnoses // 2, diagnoses):
             rounds.append(bench.round(f"single-{count}", _one_node_each(count), count))
-            _tell(rounds[-1])
+            _report(rounds[-1])
         several = bench.round("several", _several_nodes_each(diagnoses), diagnoses * NODES_PER_DIAGNOSIS)
-        _tell(several)
+        _report(several)
         idle_requests, idle_cpu = bench.idle(idle_seconds)
         whole = bench.round("all", _all_nodes(nodes), nodes)
-        _tell(whole)
+        _report(whole)
     tables = _tables(nodes, [*rounds, several, whole], idle_seconds, idle_requests, idle_cpu)
     return f"{tables}\n{_bounds(queue, several, whole)}"
 
@@ -373,7 +373,7 @@ The budget for reports was {BUDGET_MIB} MiB. After the diagnoses of {NODES_PER_D
 """
 
 
-def _tell(one: Round) -> None:
+def _report(one: Round) -> None:
     print(
         f"{one.diagnoses} diagnoses, {one.node_runs} node runs: {one.seconds:.1f} s, "
         f"{one.requests.total() / one.node_runs:.1f} requests each, {one.resident_mib:.0f} MiB",

@@ -1,4 +1,4 @@
-"""One diagnosis end to end: real API server, kubelet, containerd, images and eBPF, on a healthy and on a sick node."""
+"""One diagnosis end to end: real API server, kubelet, containerd, images and eBPF, on a healthy and a leaking node."""
 
 import json
 import re
@@ -41,14 +41,14 @@ def planted(memdiag: TestCluster) -> Iterator[TestCluster]:
 
 
 def sent_bytes(cluster: TestCluster) -> int:
-    """What the planted sender says that it has sent to the pod that does not read."""
+    """The number of bytes that the planted sender reports as sent to the pod that does not read."""
     log = cluster.try_kubectl("-n", "demo", "logs", "sender", "--tail=1").stdout
     match = re.search(r"(\d+) bytes sent", log)
     return int(match[1]) if match else 0
 
 
 def diagnose(cluster: TestCluster, name: str, **spec: object) -> dict[str, Any]:
-    """Apply the example under another name and wait for its answer, as a user would."""
+    """Apply the example under another name and wait for its result, like a user."""
     manifest = yaml.safe_load((PROJECT / "examples/memdiag.yaml").read_text())
     manifest["metadata"]["name"] = name
     manifest["spec"] |= {"duration": f"{DURATION_SECONDS}s", **spec}

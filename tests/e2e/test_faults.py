@@ -1,4 +1,4 @@
-"""Faults made on a real node: each ends the run with its reason, and says what the kubelet or the kernel said."""
+"""Faults on a real node: each ends the run with its reason, and the message of the kubelet or the kernel."""
 
 import json
 import os
@@ -28,7 +28,7 @@ Record = Callable[[str, object], None]
 
 
 def install(cluster: TestCluster, folder: Path, runner: dict[str, Any]) -> None:
-    """Install memdiag with these settings of its runners, and wait until its operator has them."""
+    """Install memdiag with these runner settings, and wait until its operator uses them."""
     folder.mkdir()
     config = {"runner": {"image": IMAGE, "allowTags": True, **runner}, "grace": GRACE, "sweep": {"activeSeconds": 1}}
     (folder / "operator.yaml").write_text(yaml.safe_dump(config))
@@ -49,7 +49,7 @@ def install(cluster: TestCluster, folder: Path, runner: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def as_before(cluster: TestCluster) -> Iterator[None]:
-    """Leave the cluster with memdiag as other tests want it."""
+    """Restore memdiag in the cluster as other tests expect it."""
     yield
     cluster.kubectl("apply", "--server-side", "-k", str(EMBEDDED))
     cluster.kubectl("-n", "memdiag-system", "rollout", "status", "deployment/memdiag-operator", "--timeout=120s")
@@ -57,7 +57,7 @@ def as_before(cluster: TestCluster) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_left(cluster: TestCluster) -> Iterator[None]:
-    """Take away what a test has asked for, also when it failed half way."""
+    """Delete what a test has created, even if it failed half way."""
     yield
     cluster.kubectl("delete", "memdiag", "--all")
     eventually(lambda: cluster.kubectl("-n", RUNNERS, "get", "pods", "-o", "name") == "", PATIENCE_SECONDS)
@@ -83,7 +83,7 @@ def succeeded(cluster: TestCluster, name: str) -> dict[str, str]:
 
 
 def end(cluster: TestCluster, name: str) -> dict[str, str]:
-    """The condition Succeeded at the run's end; nothing of it is left in the runner namespace soon after."""
+    """The condition Succeeded at the end of the run; soon after, nothing of it is left in the runner namespace."""
     eventually(lambda: succeeded(cluster, name)["status"] != "Unknown", PATIENCE_SECONDS)
     eventually(lambda: cluster.kubectl("-n", RUNNERS, "get", "pods", "-o", "name") == "", PATIENCE_SECONDS)
     return succeeded(cluster, name)
@@ -117,7 +117,7 @@ def test_a_wrong_setting_ends_with_its_reason(
 
 @pytest.fixture(scope="module")
 def ordinary(cluster: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> TestCluster:
-    """With settings that work."""
+    """memdiag with settings that work."""
     install(cluster, tmp_path_factory.mktemp("ordinary") / "overlay", {})
     return cluster
 
@@ -130,7 +130,7 @@ def kill_runner(cluster: TestCluster, pod: str) -> None:
 
 
 def environment(process: Path) -> str:
-    """The environment of a process, in which a pod's name is HOSTNAME; empty when it cannot be read."""
+    """The environment of a process, in which a pod's name is HOSTNAME; empty if it cannot be read."""
     try:
         return (process / "environ").read_bytes().decode(errors="replace")
     except OSError:
@@ -138,7 +138,7 @@ def environment(process: Path) -> str:
 
 
 def exhaust_memory(cluster: TestCluster, pod: str) -> None:
-    """Fill the runner's memory up to its limit, from outside; the kernel then ends what it is told to end first."""
+    """Fill the runner's memory up to its limit, from outside; the kernel then kills the process it prefers."""
     del cluster
     runners = [entry for entry in Path("/proc").iterdir() if entry.name.isdecimal() and pod in environment(entry)]
     for runner in runners:
@@ -201,7 +201,7 @@ def test_a_runner_that_dies_ends_the_run_with_its_reason(
 def test_a_run_that_is_terminated_keeps_what_it_had(ordinary: TestCluster) -> None:
     ask(ordinary, "cut-short", duration="10m")
     eventually(lambda: re.search("tracing on node1", succeeded(ordinary, "cut-short")["message"]), PATIENCE_SECONDS)
-    time.sleep(3)  # something is to be kept
+    time.sleep(3)  # so that something is kept
     ordinary.kubectl("patch", "memdiag", "cut-short", "--type=merge", "-p", '{"spec":{"terminate":true}}')
     condition = end(ordinary, "cut-short")
     assert condition["reason"] == "Terminated", condition
@@ -231,7 +231,7 @@ def test_a_killed_operator_loses_nothing(ordinary: TestCluster) -> None:
 
 @pytest.mark.fault("kubelet killed while a runner works", reason="NodeLost")
 def test_a_kubelet_that_is_killed_loses_its_node(ordinary: TestCluster, record_property: Record) -> None:
-    """Its node is NotReady after about 50 s; the runner's container goes when the kubelet is back."""
+    """Its node is NotReady after about 50 s; the runner's container is removed when the kubelet is back."""
     plane = ControlPlane(ordinary)
     ask(ordinary, "no-kubelet", duration="10m")
     eventually(lambda: succeeded(ordinary, "no-kubelet")["reason"] == "Running", PATIENCE_SECONDS)

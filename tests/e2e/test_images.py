@@ -1,4 +1,4 @@
-"""The images say what they are made of, and the same inputs make images of the same packages."""
+"""The images list their contents, and the same inputs make images with the same packages."""
 
 import json
 import os
@@ -27,13 +27,13 @@ work, folder = map(Path, sys.argv[1:])
 ImageBuilder(Cache(cache_root()), work, work / "log").build_sboms(folder)
 """
 
-pytestmark = pytest.mark.timeout(900)  # one test installs everything again
+pytestmark = pytest.mark.timeout(900)  # one test reinstalls everything
 each_image = pytest.mark.parametrize("target", image_build.TARGETS)
 
 
 @pytest.fixture(scope="module")
 def store() -> Path:
-    """The images as they are run."""
+    """The images as used in the cluster."""
     if os.geteuid() != 0:
         pytest.skip("the e2e tier needs root: images are built and unpacked in namespaces")
     return image_store.provide()
@@ -41,7 +41,7 @@ def store() -> Path:
 
 @pytest.fixture(scope="module")
 def bills(store: Path) -> dict[str, bytes]:
-    """Each image's bill of materials, as it lies beside the images."""
+    """Each image's bill of materials, as stored next to the images."""
     return {target: (store / image_store.SBOMS / f"{target}.cdx.json").read_bytes() for target in image_build.TARGETS}
 
 
@@ -62,8 +62,8 @@ def test_labels_say_what_an_image_was_built_from(
     assert labels[f"{LABEL}.base.name"] == f"localhost/memdiag-base:{image_build.base_key()}"
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", labels[f"{LABEL}.base.digest"])
     bill = json.loads(bills[target])
-    told = {one["name"]: one["value"] for one in bill["metadata"]["component"]["properties"]}
-    assert told == {f"{LABEL}.{key}": labels[f"{LABEL}.{key}"] for key in ("revision", "source")}
+    properties = {one["name"]: one["value"] for one in bill["metadata"]["component"]["properties"]}
+    assert properties == {f"{LABEL}.{key}": labels[f"{LABEL}.{key}"] for key in ("revision", "source")}
     (base,) = [one for one in bill["components"] if one["type"] == "container"]
     assert (base["name"], base["version"]) == (labels[f"{LABEL}.base.name"], labels[f"{LABEL}.base.digest"])
 
@@ -72,7 +72,7 @@ def test_labels_say_what_an_image_was_built_from(
 def test_the_bill_of_materials_lists_what_is_in_the_image(
     store: Path, bills: dict[str, bytes], target: str, tmp_path: Path
 ) -> None:
-    """Compared with dpkg's own record and with the folders that pip has made."""
+    """Compared with dpkg's own record and with the folders that pip has created."""
     root = tmp_path / "root"
     image_store.copy_root(store, image_build.TARGETS[target], root, tmp_path / "log")
     assert (root / "opt/memdiag/sbom.cdx.json").read_bytes() == bills[target]
@@ -90,8 +90,8 @@ def test_the_bill_of_materials_lists_what_is_in_the_image(
 
 
 def test_a_second_build_from_another_checkout_has_the_same_packages(bills: dict[str, bytes], tmp_path: Path) -> None:
-    """Only the base image comes from the cache. The package archives are an input too: when they have moved on
-    since the images were built, two builds of now are compared."""
+    """Only the base image comes from the cache. The package archives are an input too: if they have changed since the
+    images were built, two new builds are compared."""
     first, second = components(bills), components(built_in_another_checkout(tmp_path / "second"))
     if first != second and without_debian(first) == without_debian(second):
         first = components(built_in_another_checkout(tmp_path / "third"))
@@ -102,7 +102,7 @@ Components = dict[str, list[dict[str, Any]]]
 
 
 def components(bills: dict[str, bytes]) -> Components:
-    """What each image consists of, in the order of its bill of materials."""
+    """The components of each image, in the order of its bill of materials."""
     return {target: json.loads(bill)["components"] for target, bill in bills.items()}
 
 
@@ -114,7 +114,7 @@ def without_debian(components: Components) -> Components:
 
 
 def another_checkout(folder: Path) -> Path:
-    """The files that images are built from, and what builds them."""
+    """The files that images are built from, and the code that builds them."""
     for path in (*image_build.build_context(), Path(".dockerignore")):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(PROJECT / path, folder / path)
@@ -140,7 +140,7 @@ REPOSITORY, SOURCE = "localhost/released", "https://git.example.org/memdiag"
 
 @pytest.fixture
 def commit(tmp_path: Path) -> str:
-    """Of a checkout in tmp_path / "checkout" in which nothing is changed."""
+    """The commit of an unmodified checkout in tmp_path / "checkout"."""
     identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
     git: list[str | Path] = ["git", "-C", another_checkout(tmp_path / "checkout"), *identity]
     for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message=all"]):
@@ -149,7 +149,7 @@ def commit(tmp_path: Path) -> str:
 
 
 def in_buildahs_store(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command that sees what was built here before as its own."""
+    """Run a command that sees earlier builds of this machine as its own."""
     inside = ["unshare", "--mount", "--propagation=slave", "sh", "-c", 'mount --bind "$0" /var/lib && exec "$@"']
     words: list[str | Path] = [*inside, cache_root() / "buildah", *command]
     environment = {**os.environ, "STORAGE_DRIVER": "overlay"}
@@ -185,7 +185,7 @@ def test_a_release_is_built_from_a_commit_on_a_base_image_whose_digest_is_known(
         in_buildahs_store("buildah", "rmi", *images)
 
 
-def test_a_release_is_not_built_when_the_base_images_digest_cannot_be_told(commit: str, tmp_path: Path) -> None:
+def test_a_release_is_not_built_if_the_base_images_digest_is_unknown(commit: str, tmp_path: Path) -> None:
     del commit
     done = release_images(tmp_path, "localhost/no-such-base:1")
     assert done.returncode != 0

@@ -1,4 +1,4 @@
-"""The ledger in a cluster: a pod takes 544 MiB in three ways while its node is traced, and is named for them."""
+"""The ledger in a cluster: a pod allocates 544 MiB in three ways while its node is traced, and is named for them."""
 
 import json
 import re
@@ -25,7 +25,7 @@ PATIENCE_SECONDS = 240
 NAMESPACE, POD = "ledger", "loads"
 LOADS = {"pipes": 48 * MIB, "tcp-queues": 304 * MIB, "packet-ring": 192 * MIB}
 SECURITY: dict[str, dict[str, Any]] = {
-    "pipes": {"runAsUser": 4711},  # a user of its own: all pipes of one may have 64 MiB (fs.pipe-user-pages-soft)
+    "pipes": {"runAsUser": 4711},  # a separate user: all pipes of one user may have 64 MiB (fs.pipe-user-pages-soft)
     "tcp-queues": {},
     "packet-ring": {"runAsUser": 0, "capabilities": {"add": ["NET_RAW"]}},
 }
@@ -66,7 +66,7 @@ def pod() -> dict[str, Any]:
 
 
 def wait_for(what: str, attempt: Any) -> Any:
-    """The first answer of `attempt` that is true."""
+    """The first result of `attempt` that is true."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (answer := attempt()):
         assert time.monotonic() < deadline, f"{what} did not happen in {PATIENCE_SECONDS} s"
@@ -87,7 +87,7 @@ def node(cluster: TestCluster) -> Iterator[TestCluster]:
 
 
 def planted_bytes(cluster: TestCluster) -> dict[str, int] | None:
-    """What each container says that it planted; None until all have."""
+    """The size that each container reports as planted; None until all have."""
     said = {}
     for name in LOADS:
         log = cluster.try_kubectl("-n", NAMESPACE, "logs", POD, "-c", name).stdout
@@ -100,7 +100,7 @@ def planted_bytes(cluster: TestCluster) -> dict[str, int] | None:
 
 
 def is_tracing(cluster: TestCluster) -> bool:
-    """Whether the run's process on the node has loaded its trace: what is taken a moment later is seen."""
+    """Whether the run's process on the node has loaded its trace: allocations a moment later are seen."""
     run = cluster.try_kubectl("get", "memdiag", "ledger", "-o", "jsonpath={.status.runID}").stdout
     tracing = {number for number, name in loaded_programs().items() if name == "on_alloc"}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -117,14 +117,14 @@ def is_tracing(cluster: TestCluster) -> bool:
 
 @pytest.fixture(scope="module")
 def noise_before(node: TestCluster) -> Noise:
-    """Of the machine, the idle cluster on it included."""
+    """The noise of the machine, including its idle cluster."""
     assert node
     return measure_alloc_page_noise(DURATION_SECONDS)
 
 
 @pytest.fixture(scope="module")
 def noise(noise_before: Noise, measured: tuple[dict[str, Any], dict[str, Any], dict[str, int]]) -> Noise:
-    """Before the window and after it."""
+    """The noise before and after the window."""
     assert measured
     return max(noise_before, measure_alloc_page_noise(DURATION_SECONDS), key=lambda noise: noise.moved_bytes)
 
@@ -183,7 +183,7 @@ def test_the_lines_and_the_rest_are_allocpage(
 def test_the_census_charges_the_pipes_to_their_container(
     node: TestCluster, measured: tuple[dict[str, Any], dict[str, Any], dict[str, int]]
 ) -> None:
-    """With the runner's rights, in its own cgroup namespace."""
+    """With the runner's privileges, in its own cgroup namespace."""
     _, evidence, counted = measured
     found = json.loads(node.kubectl("-n", NAMESPACE, "get", "pod", POD, "-o", "json"))["status"]["containerStatuses"]
     container_id = next(one["containerID"] for one in found if one["name"] == "pipes").removeprefix("containerd://")

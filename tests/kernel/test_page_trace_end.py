@@ -69,7 +69,7 @@ def tracing_child() -> Iterator[tuple["subprocess.Popen[str]", set[int]]]:
         child.communicate()
 
 
-def tell(child: "subprocess.Popen[str]", what: str) -> None:
+def send(child: "subprocess.Popen[str]", what: str) -> None:
     assert child.stdin is not None
     child.stdin.write(f"{what}\n")
     child.stdin.flush()
@@ -78,7 +78,7 @@ def tell(child: "subprocess.Popen[str]", what: str) -> None:
 @pytest.mark.parametrize("how", ["raise", "exit", "crash", "crash in the compiler", "out of memory"])
 def test_a_process_that_ends_by_itself_leaves_no_program(how: str) -> None:
     with tracing_child() as (child, programs):
-        tell(child, how)
+        send(child, how)
         assert child.wait(30) != 0
         assert wait_until_gone(programs) == set()
 
@@ -93,7 +93,7 @@ def test_a_process_that_is_ended_leaves_no_program(number: signal.Signals) -> No
 
 def test_the_end_of_a_trace_leaves_no_program_while_the_process_continues() -> None:
     with tracing_child() as (child, programs):
-        tell(child, "finish")
+        send(child, "finish")
         assert child.stdout is not None
         assert child.stdout.readline() == "finished\n"
         assert child.poll() is None
@@ -108,7 +108,7 @@ def test_the_kernels_oom_killer_leaves_no_program(tmp_path: Path) -> None:
         with tracing_child() as (child, programs):
             (group / "cgroup.procs").write_text(str(child.pid))
             limit.write_text(str(64 << 20))
-            tell(child, "out of memory")
+            send(child, "out of memory")
             assert child.wait(30) != 0
             assert wait_until_gone(programs) == set()
     finally:

@@ -19,17 +19,17 @@ rules:
 
 
 class AuditLog:
-    """The operator's requests, as the API server has written them down."""
+    """The operator's requests, as recorded by the API server."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def position(self) -> int:
-        """How long it is now."""
+        """The current length of the log."""
         return self._path.stat().st_size if self._path.exists() else 0
 
     def requests(self, start: int) -> Counter[str]:
-        """What came after position `start`: verb and resource, watches as they begin."""
+        """The requests after position `start`: verb and resource, watches when they start."""
         found: Counter[str] = Counter()
         with self._path.open("rb") as log:
             log.seek(start)

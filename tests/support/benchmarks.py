@@ -1,4 +1,4 @@
-"""Where a benchmark was run, and its section of docs/benchmarks.md."""
+"""The machine that a benchmark ran on, and its section of docs/benchmarks.md."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ _TITLE = "# Benchmarks\n"
 
 
 def machine() -> str:
-    """One line on where this was measured."""
+    """One line about the machine."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -22,8 +22,8 @@ def machine() -> str:
 def with_tracefs(command: Sequence[str], setup: Sequence[str] = ()) -> list[str]:
     """The command with tracefs and debugfs mounted, after the shell commands `setup`.
 
-    It runs in a mount namespace of its own, so what is mounted for it goes with it. What the machine has mounted
-    already, as systemd does everywhere, is used as it is: the kernel refuses to mount it there a second time.
+    It runs in a separate mount namespace, so its mounts end with it. Existing mounts, which systemd makes on every
+    machine, are used as they are: the kernel refuses to mount these a second time at the same place.
     """
     mounts = [
         f"{{ grep -qs ' {place} {kind} ' /proc/self/mounts || mount -t {kind} {kind} {place}; }}"
@@ -34,13 +34,13 @@ def with_tracefs(command: Sequence[str], setup: Sequence[str] = ()) -> list[str]
 
 
 def write_section(path: Path, heading: str, text: str) -> None:
-    """Replace the section of that heading, or append it; all others stay as they are."""
+    """Replace the section with that heading, or append it; all others stay as they are."""
     document = path.read_text() if path.exists() else _TITLE
     path.write_text(with_section(document, heading, text))
 
 
 def with_section(document: str, heading: str, text: str) -> str:
-    """A Markdown document with its section `heading` (level 2) made `text`."""
+    """A Markdown document with the text of its section `heading` (level 2) replaced by `text`."""
     section = f"## {heading}\n\n{text.strip()}\n"
     parts = re.split(r"^(?=## )", document, flags=re.MULTILINE)
     places = [place for place, part in enumerate(parts) if part.startswith(f"## {heading}\n")]

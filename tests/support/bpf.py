@@ -1,4 +1,4 @@
-"""What a test needs of the bpf system call and no library offers: the kernel's list of programs, and single runs."""
+"""Features of the bpf system call that no library offers: the kernel's list of programs, and single runs."""
 
 import ctypes
 import errno
@@ -58,7 +58,7 @@ def programs_of(pid: int) -> set[int]:
 
 
 def wait_until_gone(programs: set[int]) -> set[int]:
-    """Those of `programs` that are still there when the kernel has had the time to free them."""
+    """The `programs` that still exist after the kernel has had time to free them."""
     deadline = time.monotonic() + _GONE_SECONDS
     while (left := programs & set(loaded_programs())) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -79,7 +79,7 @@ XDP_DROP, XDP_PASS = 1, 2
 
 
 def _load_xdp(action: int) -> int:
-    """The fd of a program that says the same of every packet."""
+    """The fd of a program that returns the same action for every packet."""
     code = struct.pack("<BBHi", 0xB7, 0, 0, action) + bytes.fromhex("9500000000000000")  # r0 = action; exit
     code_buffer, text = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"GPL")
     fd, _ = _bpf(
@@ -90,7 +90,7 @@ def _load_xdp(action: int) -> int:
 
 
 def attach_xdp(interface_index: int, action: int) -> int:
-    """Have a driver run a program that says `action` of every packet, for as long as the returned fd is open."""
+    """Make a driver run a program that returns `action` for every packet, while the returned fd is open."""
     program_fd = _load_xdp(action)
     try:
         link_fd, _ = _bpf(
@@ -102,7 +102,7 @@ def attach_xdp(interface_index: int, action: int) -> int:
 
 
 def receive(packet: bytes, count: int, action: int) -> None:
-    """Have the loopback device receive a packet so many times, each in a page of a page pool of the kernel's own.
+    """Make the loopback device receive a packet the given number of times, each in a page of a kernel page pool.
 
     That is BPF_F_TEST_XDP_LIVE_FRAMES, Linux 5.18.
     """
@@ -122,5 +122,5 @@ def receive(packet: bytes, count: int, action: int) -> None:
 
 
 def receive_and_drop(packets: int) -> None:
-    """Have the kernel take packets from a page pool and drop them."""
+    """Make the kernel take packets from a page pool and drop them."""
     receive(bytes(64), packets, XDP_DROP)

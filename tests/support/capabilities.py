@@ -4,6 +4,6 @@ from collections.abc import Iterable
 
 
 def only(capabilities: Iterable[str]) -> list[str]:
-    """The words before a command that give it these capabilities, no others, and no way to get more."""
+    """The command prefix that grants these capabilities, no others, and no way to get more."""
     bounding = ",".join(["-all", *(f"+{name.lower()}" for name in capabilities)])
     return ["setpriv", "--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all", f"--bounding-set={bounding}", "--"]

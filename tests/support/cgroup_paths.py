@@ -41,7 +41,7 @@ CGROUP_FILES: list[tuple[str, bytes, str, str]] = [
         POD,
     ),
     (
-        "v1 without a memory hierarchy: the name=systemd line tells",
+        "v1 without a memory hierarchy: the name=systemd line is used",
         f"3:cpu,cpuacct:/\n1:name=systemd:/kubepods/pod{POD}/{CONTAINER}\n".encode(),
         CONTAINER,
         POD,

@@ -1,4 +1,4 @@
-"""A run from its begin to its end by the decisions alone: a clock, and pods that do as a good kubelet's would."""
+"""A run from start to end by the decisions alone: a clock, and pods that behave like those of a working kubelet."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ HEALTHY = VerdictKind.NO_LEAK
 
 @dataclass
 class Runner:
-    """A runner pod, and what it will deliver."""
+    """A runner pod and its future result."""
 
     manifest: dict[str, Any]
     created: datetime
@@ -37,10 +37,10 @@ class Runner:
     is_stuck: bool = False
     """Whether its container is never started."""
     stopped: datetime | None = None
-    """When it was asked to end; it takes STOP_SECONDS for that."""
+    """When it was asked to terminate, which takes STOP_SECONDS."""
 
     def pod(self, now: datetime) -> Pod:
-        """As the API server shows it at `now`."""
+        """The pod as the API server shows it at `now`."""
         age = (now - self.created).total_seconds()
         cut_short = self.stopped is not None and now - self.stopped >= timedelta(seconds=STOP_SECONDS)
         started = self.created + timedelta(seconds=START_SECONDS)
@@ -83,7 +83,7 @@ class Clockwork:
     diagnosis: Diagnosis
     nodes: dict[str, Node]
     evidence: Callable[[str, str], Evidence | None]
-    """By node and run, what its runner will deliver; None: nothing, it fails."""
+    """The result of the runner, by node and run; None: it fails without one."""
     config: OperatorConfig = CONFIG
     duration_seconds: int = 60
     target_pod: Pod | None = None
@@ -96,19 +96,19 @@ class Clockwork:
     draft: MemoryDiagnosisStatus | None = None
     """Decided and not written yet."""
     written: datetime | None = None
-    """When the latest status was."""
+    """The time of the latest status."""
     reports: list[str] = field(default_factory=list)
     cleanups: list[ReportCleanup] = field(default_factory=list)
     most_runners: int = 0
-    """At work at the same time."""
+    """The highest number of runners that were active at the same time."""
 
     @property
     def status(self) -> MemoryDiagnosisStatus:
-        """The latest."""
+        """The latest status."""
         return self.diagnosis.status
 
     def run(self, seconds: int, *, look_every_seconds: int = 1) -> None:
-        """Look at everything again and again, once a second as events could at worst, until the end or for so long."""
+        """Decide repeatedly, once a second as events could at worst, until the end or for the given time."""
         asyncio.run(self._run(seconds, look_every_seconds))
 
     async def _run(self, seconds: int, look_every_seconds: int) -> None:
@@ -119,11 +119,11 @@ class Clockwork:
             self.now += timedelta(seconds=look_every_seconds)
 
     def annotate(self, requested_at: str) -> None:
-        """Ask for another run."""
+        """Request another run."""
         self.store({"metadata": {"annotations": {"memdiag.dev/requestedAt": requested_at}}})
 
     def restart_operator(self) -> None:
-        """Forget what only the operator knows."""
+        """Clear the state that only the operator has, as on a restart."""
         self.draft = self.written = None
 
     def _snapshot(self) -> Snapshot:
@@ -134,7 +134,7 @@ class Clockwork:
         return Snapshot(diagnosis=drafted, pods=pods, stored=self.diagnosis.status)
 
     def apply(self, plan: Plan) -> None:
-        """Do what `plan` says."""
+        """Carry out `plan`."""
         self.reports += [manifest["metadata"]["name"] for manifest in plan.reports]
         if plan.report_cleanup:
             self.cleanups.append(plan.report_cleanup)
@@ -159,7 +159,7 @@ class Clockwork:
         self.most_runners = max(self.most_runners, len(working))
 
     def store(self, change: dict[str, Any]) -> None:
-        """Change the stored diagnosis, as a person would."""
+        """Change the stored diagnosis, like a user."""
         document = self.diagnosis.model_dump(mode="json", by_alias=True, exclude_unset=True)
         for key, value in change.items():
             document[key] = {**document[key], **value} if key == "metadata" else value
@@ -168,7 +168,7 @@ class Clockwork:
 
 @dataclass(frozen=True)
 class _World:
-    """A clockwork, as the operator's driver wants it."""
+    """A clockwork with the interface of the operator's driver."""
 
     clockwork: Clockwork
 
@@ -204,7 +204,7 @@ class _World:
 
 
 def found_on(node_name: str, run: str, kind: VerdictKind = HEALTHY, *, finds: int = 1) -> Evidence:
-    """Evidence of a node with that verdict, and with so many holders and stacks."""
+    """Evidence of a node with that verdict, and with the given number of holders and stacks."""
     template = evidence_with(run_id=run, holders=finds, stacks=finds)
     suspects = {} if kind is VerdictKind.PINNED_BY_UNREAD_SOCKET else {"holder": None, "stack": None}
     verdict = template.verdict.model_copy(update={"kind": kind, "sentence": f"So it is on {node_name}.", **suspects})
@@ -213,7 +213,7 @@ def found_on(node_name: str, run: str, kind: VerdictKind = HEALTHY, *, finds: in
 
 
 def of_many(count: int, *, leaks: tuple[int, ...] = (), fails: tuple[int, ...] = (), **fields: Any) -> Clockwork:
-    """A diagnosis of so many nodes; those numbered in `leaks` have one, those in `fails` deliver nothing."""
+    """A diagnosis of the given number of nodes; those in `leaks` have a leak, those in `fails` deliver nothing."""
     names = [f"node-{number:03}" for number in range(count)]
 
     def evidence(node_name: str, run: str) -> Evidence | None:
@@ -227,14 +227,14 @@ def of_many(count: int, *, leaks: tuple[int, ...] = (), fails: tuple[int, ...] =
 
 
 def largest_run() -> Clockwork:
-    """A run on as many nodes as there may be, with names as long as Kubernetes lets them be; the first one fails."""
+    """A run on the maximum number of nodes, with names of the maximum length of Kubernetes; the first one fails."""
     one = of_many(1000, config=OperatorConfig(runner=CONFIG.runner, max_concurrent_runners=1000))
     long = {name: f"{name}-{'x' * (62 - len(name))}" for name in one.nodes}
     one.nodes = {name: node(name, labels=WEB) for name in long.values()}
 
     def evidence(name: str, run: str) -> Evidence | None:
         number = int(name[5:8])
-        finds = 10 if number < 30 else 0  # more long answers than the status has place for
+        finds = 10 if number < 30 else 0  # more long answers than the status has room for
         return found_on(name, run, VerdictKind.GROWING_KERNEL_ALLOCATION, finds=finds) if number else None
 
     one.evidence = evidence

@@ -1,4 +1,4 @@
-"""Clusters for the tests: one per test session, stopped at its end whatever happens to the tests."""
+"""Clusters for the tests: one per test session, stopped at its end even if tests fail."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ from local_cluster.paths import PROJECT
 class TestCluster:
     """A running cluster: `kubeconfig` reaches it as admin, from outside its namespaces."""
 
-    __test__ = False  # for pytest: not a class of tests
+    __test__ = False  # for pytest: this is not a test class
 
     kubeconfig: Path
     kubectl_binary: Path
@@ -34,7 +34,7 @@ class TestCluster:
         *arguments: str,
         input: str | None = None,  # noqa: A002 - as in subprocess.run
     ) -> subprocess.CompletedProcess[str]:
-        """Run kubectl where it may fail: the caller looks at `returncode`, `stdout` and `stderr`."""
+        """Run a kubectl command that may fail: the caller checks `returncode`, `stdout` and `stderr`."""
         command: list[str | Path] = [self.kubectl_binary, f"--kubeconfig={self.kubeconfig}", *arguments]
         return subprocess.run(command, input=input, capture_output=True, text=True, check=False)
 
@@ -55,10 +55,10 @@ def cluster() -> Iterator[TestCluster]:
 
 @contextmanager
 def running_cluster(tier: str, *options: str) -> Iterator[TestCluster]:
-    """A cluster of one's own, for as long as the body takes; `options` are those of `local_cluster up`."""
+    """A separate cluster for the duration of the body; `options` are those of `local_cluster up`."""
     if os.geteuid() != 0:
-        pytest.skip(f"the {tier} tier needs root: its cluster lives in namespaces of its own")
-    # Named after this process, so that test sessions can run side by side; the owner lets the next `up` of anybody
+        pytest.skip(f"the {tier} tier needs root: its cluster runs in separate namespaces")
+    # Named after this process, so that test sessions can run side by side; the owner lets the next `up` of any session
     # remove what a killed session has left.
     name = f"{tier}-{os.getpid()}"
     up = _local_cluster("up", "--name", name, "--owner-pid", str(os.getpid()), *options)

@@ -1,4 +1,4 @@
-"""etcd and the Kubernetes programs of a running test cluster, to be killed and started again."""
+"""etcd and the Kubernetes programs of a running test cluster, which tests kill and restart."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ READY_SECONDS = 90
 
 
 class ControlPlane:
-    """The programs of one cluster. What is started here ends with the cluster, as all else in its cgroup."""
+    """The programs of one cluster. Programs started here end with the cluster, like all others in its cgroup."""
 
     def __init__(self, cluster: TestCluster) -> None:
         self._cluster = cluster
@@ -37,7 +37,7 @@ class ControlPlane:
         return _command_line(self._pid(name))
 
     def kill(self, name: str) -> list[str]:
-        """End a program without a warning; the command line that starts it again."""
+        """Kill a program with SIGKILL; returns the command line that starts it again."""
         pid = self._pid(name)
         command = _command_line(pid)
         os.kill(pid, signal.SIGKILL)
@@ -48,7 +48,7 @@ class ControlPlane:
         return command
 
     def start(self, name: str, command: list[str]) -> None:
-        """Start a program in the cluster's namespaces, apart from this process."""
+        """Start a program in the cluster's namespaces, detached from this process."""
         log = self._made.folder / "logs" / f"{name}-again.log"
         with log.open("ab") as output:
             subprocess.run(
@@ -60,13 +60,13 @@ class ControlPlane:
             )
 
     def restart(self, name: str, *options: str) -> None:
-        """Kill a program and start it again, with further `options`; returns when the API server is ready."""
+        """Kill a program and restart it with additional `options`; returns when the API server is ready."""
         self.start(name, [*self.kill(name), *options])
         self.wait()
 
     @contextmanager
     def without(self, name: str) -> Iterator[None]:
-        """Have a program killed for as long as the body takes."""
+        """Keep a program killed for the duration of the body."""
         command = self.kill(name)
         try:
             yield
@@ -79,7 +79,7 @@ class ControlPlane:
         eventually(lambda: self._cluster.try_kubectl("get", "--raw", "/readyz").returncode == 0, READY_SECONDS)
 
     def inside(self, *command: str) -> str:
-        """What a command prints that is run in the cluster's namespaces."""
+        """Run a command in the cluster's namespaces; returns its output."""
         return self._made.sandbox().run(*command)
 
     def _pid(self, name: str) -> int:

@@ -1,11 +1,11 @@
-"""What a CustomResourceDefinition takes away from those who stored or read objects under an earlier one."""
+"""Incompatible changes of a CustomResourceDefinition, for objects stored and clients written for an earlier one."""
 
 from collections.abc import Iterator
 from typing import Any
 
 Schema = dict[str, Any]
 
-# Bounds that may only grow, and those that may only shrink.
+# Bounds that may only increase, and bounds that may only decrease.
 _UPPER = ("maxItems", "maxLength", "maxProperties", "maximum")
 _LOWER = ("minItems", "minLength", "minProperties", "minimum")
 # Server-side apply, defaults and storage depend on these.
@@ -24,7 +24,7 @@ _NAMES = ("group", "scope")
 
 
 def broken_promises(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Every place at which `new` refuses, drops or renames what `old` allowed; empty when it can replace it."""
+    """Every place at which `new` refuses, drops or renames what `old` allowed; empty if it can replace `old`."""
     return list(_definition(old["spec"], new["spec"]))
 
 

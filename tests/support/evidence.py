@@ -1,4 +1,4 @@
-"""Evidence documents for tests, as large as asked for."""
+"""Evidence documents for tests, of any size."""
 
 from datetime import UTC, datetime
 
@@ -32,7 +32,7 @@ GIB = 1024 * MIB
 
 
 def evidence_with(*, holders: int = 1, stacks: int = 1, comm: str = "nginx", run_id: str = "run-1") -> Evidence:
-    """A finding of so many holders and stacks, the largest first, each stack held by every holder that a list takes."""
+    """A finding with the given number of holders and stacks, largest first; each stack has the maximum of holders."""
     start = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     return Evidence(
         run_id=run_id,

@@ -1,4 +1,4 @@
-"""An API server in memory, in place of the client's requests: for unit tests of what the operator asks and writes."""
+"""An in-memory API server in place of the client's requests: for unit tests of the operator's reads and writes."""
 
 import json
 from collections import defaultdict
@@ -17,7 +17,7 @@ from support.kubernetes_objects import NOW, timestamp
 
 
 class FakeKubernetes(KubernetesClient):
-    """Holds objects, remembers every request as `METHOD NAME`, and fails where a test says so."""
+    """Stores objects, records every request as `METHOD NAME`, and fails if a test says so."""
 
     def __init__(
         self, *, diagnoses: Iterable[Diagnosis] = (), nodes: Iterable[Node] = (), pods: Iterable[Pod] = ()
@@ -35,11 +35,11 @@ class FakeKubernetes(KubernetesClient):
         self._before: dict[str, Callable[[], object]] = {}
 
     def fail(self, method: str, *errors: Exception) -> None:
-        """Let the next calls of `method` raise these, one each."""
+        """Make the next calls of `method` raise these errors, one each."""
         self._failures[method] += errors
 
     def before(self, method: str, action: Callable[[], object]) -> None:
-        """Do `action`, in the thread that asks, before each answer of `method`."""
+        """Run `action` before each response of `method`, in the caller's thread."""
         self._before[method] = action
 
     def asked(self, method: str) -> list[str]:
@@ -54,7 +54,7 @@ class FakeKubernetes(KubernetesClient):
             raise self._failures[method].pop(0)
 
     def change(self, name: str, **status: Any) -> None:
-        """Somebody else changes a diagnosis."""
+        """Change a diagnosis like another client."""
         known = self.diagnoses[name]
         self._store(known, known.status.model_copy(update=status))
 

@@ -1,7 +1,7 @@
-"""A proxy before the API server that does what bad days do: answers errors, loses answers, cuts and freezes watches.
+"""A proxy in front of the API server that injects faults: returns errors, loses responses, cuts and freezes watches.
 
-It runs in the test's own process. The operator under test reaches the API server through it alone, with its own token;
-everybody else goes past it.
+It runs in the test's own process. The operator under test reaches the API server only through it, with its own token;
+all other clients bypass it.
 """
 
 import http.client
@@ -29,10 +29,10 @@ _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "conte
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests of each kind that match.
+    """The fault for the next `times` matching requests of each kind.
 
-    `lose` carries a request out and closes the connection without an answer; `refuse` closes it at once; a number is
-    the status of an answer in the API server's stead.
+    `lose` carries out a request and closes the connection without a response; `refuse` closes it at once; a number is
+    the status code of a response in place of the API server's.
     """
 
     what: int | Literal["lose", "refuse"]
@@ -43,11 +43,11 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     when: Callable[[], bool] = lambda: True
     then: Callable[[], None] = lambda: None
-    """Called when it happens, before the connection is closed or the answer is sent."""
+    """Called when the fault happens, before the connection is closed or the response is sent."""
     seen: Counter[str] = field(default_factory=Counter)
 
     def strikes(self, method: str, path: str) -> bool:
-        """Whether this request meets it; counts that it does."""
+        """Whether the fault applies to this request, which is then counted."""
         if (self.methods and method not in self.methods) or not re.search(self.path, urlsplit(path).path):
             return False
         if not self.when():
@@ -69,7 +69,7 @@ class FaultProxy:
         self._frozen = threading.Event()
         self.is_refusing_watches = False
         self.requests: Counter[str] = Counter()
-        """What was asked, by method and path without names."""
+        """The number of requests, by method and path without names."""
         handler = type("Handler", (_Handler,), {"proxy": self})
         self._server = _Server((ADDRESS, 0), handler)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -80,17 +80,17 @@ class FaultProxy:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL that it listens on."""
         return f"https://{ADDRESS}:{self._server.server_address[1]}"
 
     def stop(self) -> None:
-        """Listen no more, and cut what is open."""
+        """Stop listening, and cut open connections."""
         self._server.shutdown()
         self.cut_watches()
         self._server.server_close()
 
     def set(self, *faults: Fault) -> None:
-        """Have these faults and no other."""
+        """Inject these faults and no others."""
         with self._lock:
             self._faults = list(faults)
 
@@ -114,7 +114,7 @@ class FaultProxy:
 
     @contextmanager
     def frozen_watches(self) -> Iterator[None]:
-        """Deliver nothing more on any watch, while its connection stays open: as when a network forgets it."""
+        """Deliver nothing more on any watch, while its connection stays open, as if the network dropped it."""
         self._frozen.set()
         try:
             yield
@@ -122,7 +122,7 @@ class FaultProxy:
             self._frozen.clear()
 
     def meet(self, method: str, path: str) -> Fault | None:
-        """The fault that strikes this request."""
+        """The fault for this request, if any."""
         with self._lock:
             fault = next((fault for fault in self._faults if fault.strikes(method, path)), None)
             self.requests[f"{method} {_without_names(path)}"] += 1
@@ -132,7 +132,7 @@ class FaultProxy:
     def forward(
         self, method: str, path: str, headers: dict[str, str], body: bytes
     ) -> Iterator[http.client.HTTPResponse]:
-        """Ask the API server. Raises OSError when it does not answer."""
+        """Forward to the API server. Raises OSError if it does not respond."""
         host, port = self._upstream.hostname or "", self._upstream.port
         connection = http.client.HTTPSConnection(host, port, context=self._trust, timeout=UPSTREAM_TIMEOUT_SECONDS)
         try:
@@ -166,7 +166,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Connections end here in the middle of things: that is the purpose."""
+        """Ignore errors of connections that end early, which is intended here."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -174,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        """Say nothing."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         self._serve()
@@ -218,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
                 else:
                     self._pass_on(response, is_watch=is_watch and response.status == HTTPStatus.OK)
         except OSError:
-            self.close_connection = True  # as the API server would, being down
+            self.close_connection = True  # like an API server that is down
 
     def _pass_on(self, response: http.client.HTTPResponse, *, is_watch: bool) -> None:
         content = b"" if is_watch else response.read()
@@ -257,7 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _without_names(path: str) -> str:
-    """A request's path by its kind: names of objects left out."""
+    """The kind of a request's path: without names of objects."""
     parts = urlsplit(path)
     words = parts.path.strip("/").split("/")
     known = {"api", "apis", "v1", "memdiag.dev", "v1alpha1", "namespaces", "status", "log"}
@@ -268,7 +268,7 @@ def _without_names(path: str) -> str:
 
 @contextmanager
 def fault_proxy(upstream: str, pki: Path) -> Iterator[FaultProxy]:
-    """A proxy for as long as the body takes."""
+    """A proxy for the duration of the body."""
     proxy = FaultProxy(upstream, pki)
     try:
         yield proxy

@@ -1,7 +1,7 @@
-"""The fault table: each test that carries the mark `fault` is a row, with what it expected and what it saw.
+"""The fault table: each test marked `fault` is a row, with the expected and the observed reason.
 
 `pytest -m fault` prints it; `--write-faults=docs/reliability.md` also writes it there. A run of some of the tests
-renews their rows and leaves the others.
+updates their rows and leaves the others.
 """
 
 import re
@@ -31,12 +31,12 @@ class Row:
 
     @property
     def line(self) -> str:
-        """As a row of a Markdown table."""
+        """The fault as a row of a Markdown table."""
         return f"| {self.fault} | {self.tier} | `{self.expected}` | {self.seen} |"
 
 
 def expected_rows(items: Iterable[pytest.Item], tiers: dict[str, str]) -> dict[str, list[Row]]:
-    """By a test's id: the rows that it fills. Raises ValueError for a reason that no condition has."""
+    """The rows of each test, by its id. Raises ValueError for a reason that no condition has."""
     return {
         item.nodeid: [
             Row(mark.args[0], tiers[item.nodeid], Reason(mark.kwargs["reason"]).value)
@@ -47,7 +47,7 @@ def expected_rows(items: Iterable[pytest.Item], tiers: dict[str, str]) -> dict[s
 
 
 def filled_rows(rows: dict[str, list[Row]], reports: Iterable[pytest.TestReport]) -> list[Row]:
-    """The rows with what was seen; of a fault that several tests make, what all of them saw."""
+    """The rows with the observed results; for a fault of several tests, the results of all of them."""
     seen: dict[Row, set[str]] = {row: set() for of_test in rows.values() for row in of_test}
     for report in reports:
         if report.when == "call" or not report.passed:
@@ -70,7 +70,7 @@ def as_text(rows: Iterable[Row]) -> str:
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
-    """Write it as a section of a Markdown file; rows of tests that were not run stay as they are written there."""
+    """Write it as a section of a Markdown file; rows of tests that were not run stay unchanged."""
     written = {found.groups() for line in path.read_text().splitlines() if (found := _ROW.fullmatch(line))}
     known = {row[:3]: Row(*row) for row in written}
     run = {(row.fault, row.tier, row.expected): row for row in rows}

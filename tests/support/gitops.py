@@ -1,4 +1,4 @@
-"""How Argo CD and Flux judge an object, by the files in examples/gitops and in runtimes like theirs."""
+"""The health of an object in Argo CD and Flux, by the files in examples/gitops and in runtimes like theirs."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ HEALTH = (FOLDER / "argocd/health.lua").read_text()
 RERUN = (FOLDER / "argocd/rerun.lua").read_text()
 FLUX = yaml.safe_load((FOLDER / "flux/kustomization.yaml").read_text())["spec"]["healthCheckExprs"][0]
 
-# Argo CD's Lua is gopher-lua, which is Lua 5.1, with the libraries base, package and table; os is to be required, and
-# is time and date alone (argo-cd: util/lua/lua.go, oslib_safe.go). Strings lose their methods with their library.
+# Argo CD's Lua is gopher-lua, which is Lua 5.1, with the libraries base, package and table; os must be required, and
+# has only time and date (argo-cd: util/lua/lua.go, oslib_safe.go). Without their library, strings have no methods.
 _SANDBOX = """
 local safe = { time = os.time, date = os.date }
 getmetatable("").__index = nil
@@ -28,20 +28,20 @@ package.path, package.cpath = "", ""
 
 
 def argo_health(item: dict[str, Any], script: str = HEALTH) -> tuple[str, str]:
-    """Health status and message, as health.lua has them for `item`."""
+    """Health status and message of `item`, as returned by health.lua."""
     answer = _run_lua(script, item)
     assert set(answer) == {"status", "message"}, answer
     return str(answer["status"]), str(answer["message"])
 
 
 def argo_rerun(item: dict[str, Any]) -> dict[str, Any]:
-    """The object as the action "rerun" would have it."""
+    """The object after the action "rerun"."""
     changed: dict[str, Any] = _run_lua(RERUN, item)
     return changed
 
 
 def flux_status(item: dict[str, Any]) -> str:
-    """InProgress, Failed or Current, in the order in which Flux asks (fluxcd/pkg: runtime/cel/status_evaluator.go)."""
+    """InProgress, Failed or Current, in the order of Flux (fluxcd/pkg: runtime/cel/status_evaluator.go)."""
     status = item.get("status", {})
     if "observedGeneration" in status and status["observedGeneration"] != item["metadata"]["generation"]:
         return "InProgress"
@@ -52,7 +52,7 @@ def flux_status(item: dict[str, Any]) -> str:
 
 
 def _evaluate(expression: str, item: dict[str, Any]) -> bool:
-    # Flux only parses expressions: nothing is declared beforehand, and a field that is not there is an error.
+    # Flux only parses expressions: nothing is declared beforehand, and a missing field is an error.
     value = cel.NewEnv().compile(expression, disable_check=True).eval(data=item).plain_value()
     assert isinstance(value, bool), value
     return value

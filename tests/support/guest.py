@@ -19,7 +19,7 @@ RESULT_BYTES = 32 << 20
 TIMEOUT_SECONDS = 600
 BOOT_ATTEMPTS = 2
 
-# A network that consists of an echo, made by QEMU: what is sent there comes back through the card's driver.
+# A network with only an echo server, made by QEMU: data sent there comes back through the card's driver.
 _NETWORK_CARD = (
     "-netdev",
     f"user,id=link,restrict=on,guestfwd=tcp:{ECHO_ADDRESS}:{ECHO_PORT}-cmd:cat",
@@ -37,17 +37,17 @@ exec python3 /source/tests/support/guest_program.py /dev/vdc
 
 @dataclass(frozen=True)
 class GuestRun:
-    """What was found on one kernel, by step, and how long it took (a guest: from power on to power off)."""
+    """The results on one kernel, by step, and the time they took (a guest: from power on to power off)."""
 
     reports: dict[str, dict[str, Any]]
     seconds: float
     configuration: str
     """The kernel's build options; empty for the machine's own."""
     warnings: Sequence[str] = ()
-    """What went wrong and was not the program's fault."""
+    """Problems that were not caused by the program."""
 
     def figures(self) -> str:
-        """One line about its first measurement: the kernel, and what each part took."""
+        """One line about the first measurement: the kernel, and the time of each part."""
         report = self.reports["planted"]
         release = self.reports["host"]["release"]
         if report.get("status") != 0:
@@ -64,7 +64,7 @@ class GuestRun:
 def run_guest(suite: str, work: Path) -> GuestRun:
     """Boot the kernel of a Debian suite and run every step there.
 
-    A kernel that panics before our program starts is booted a second time: that is the emulator's doing. Raises
+    A kernel that panics before our program starts is booted a second time, as the emulator causes that. Raises
     StepError with the guest's console.
     """
     kernel = guest_kernel.provide(suite)
@@ -89,7 +89,7 @@ def run_guest(suite: str, work: Path) -> GuestRun:
         except KernelPanicError as panic:
             if attempt == BOOT_ATTEMPTS or _STARTED in console.read_text(errors="replace"):
                 raise
-            warnings.append(f"{suite}: booted again, for at first {panic}")
+            warnings.append(f"{suite}: booted again after {panic}")
     seconds = time.monotonic() - started
     reports = _read(results, log=console)
     return GuestRun(reports, seconds, kernel.configuration.read_text(), warnings)
@@ -107,14 +107,14 @@ def run_here(work: Path) -> GuestRun:
             stdout=output,
             stderr=output,
             timeout=TIMEOUT_SECONDS,
-            check=False,  # without results the log tells
+            check=False,  # without results, see the log
         )
     return GuestRun(_read(results, log=log), time.monotonic() - started, configuration="")
 
 
 def _read(results: Path, *, log: Path) -> dict[str, dict[str, Any]]:
     (length,) = struct.unpack_from("<Q", found := results.read_bytes())
-    assert length, f"there are no results; what was said: {log.read_text(errors='replace')}"
+    assert length, f"there are no results; the log: {log.read_text(errors='replace')}"
     reports: dict[str, dict[str, Any]] = json.loads(found[8 : 8 + length])
     return reports
 

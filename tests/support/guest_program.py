@@ -1,8 +1,8 @@
-"""What runs on each kernel of the matrix: planted loads, memdiag-node beside them, then without this or that.
+"""The program for each kernel of the matrix: plants loads, runs memdiag-node, then again with features removed.
 
-Usage: guest_program.py RESULTS [--own-kernel]: a JSON object goes to the block device (or file) RESULTS. The tests
-judge it on the machine (tests/vm/test_kernels.py). With --own-kernel it runs on the machine itself, in a mount
-namespace of its own, and leaves out what only a reboot would undo.
+Usage: guest_program.py RESULTS [--own-kernel]: writes a JSON object to the block device (or file) RESULTS. The tests
+check it on the machine (tests/vm/test_kernels.py). With --own-kernel it runs on the machine itself, in a separate mount
+namespace, and leaves out everything that only a reboot would undo.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ DATAGRAMS = 500
 PIPE_BYTES = 8 * MIB
 CARD_BYTES = 4 * MIB
 RING_BYTES = 2 * MIB
-"""More than the card's driver keeps ready to receive into: up to a MiB in its ring and its page pool's caches."""
+"""More than the receive buffers of the card's driver: up to a MiB in its ring and its page pool's caches."""
 CARD, CARD_ADDRESS, CARD_NETMASK = "eth0", "10.0.2.15", "255.255.255.0"
 ECHO_SECONDS = 60
 ECHO_ADDRESS, ECHO_PORT = "10.0.2.100", 7  # in the network that QEMU makes up
@@ -66,7 +66,7 @@ def runner(
     while_tracing: Callable[[], None] | None = None,
     **popen: Any,
 ) -> Report:
-    """Run memdiag-node with these capabilities only; what it said, its exit status, and when it said what."""
+    """Run memdiag-node with only these capabilities; returns its output, exit status, and the time of each line."""
     started = time.monotonic()
     said: list[tuple[float, str]] = []
     command = [*([] if capabilities is None else only(capabilities)), *RUNNER, *arguments]
@@ -95,7 +95,7 @@ def runner(
 
 
 def effective_capabilities(pid: int) -> str:
-    """Those that a process has, as the kernel writes them (man 5 proc: CapEff)."""
+    """The capabilities of a process, as the kernel writes them (man 5 proc: CapEff)."""
     (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("CapEff:")]
     return line.split()[1]
 
@@ -106,7 +106,7 @@ def measure(duration: str, *arguments: str, while_tracing: Callable[[], None] | 
 
 
 def first_log_record() -> int:
-    """The number of the oldest message that the kernel still has; it counts them from 0 (man 5 proc: /dev/kmsg)."""
+    """The number of the oldest message that the kernel still has, counted from 0 (man 5 proc: /dev/kmsg)."""
     log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     try:
         return int(os.read(log, 8192).split(b",")[1])
@@ -128,7 +128,7 @@ def describe_host() -> Report:
 
 
 def planted_loads(*, network_card: bool) -> Report:
-    """One connection that was stuck before, one that fills during the window, datagrams and pipes; then all let go.
+    """One connection that was stuck before, one that fills during the window, datagrams and pipes; then all released.
 
     With `network_card` also one that fills through the driver of a network card.
     """
@@ -146,13 +146,13 @@ def planted_loads(*, network_card: bool) -> Report:
             truths["pipes_bytes"] = allocator.do("fill_pipes", PIPE_BYTES)
             if network_card:
                 # The driver's buffers from before the window were allocated before it: no trace can show their stack.
-                # They are filled first, so all that the next connection gets was allocated in the window.
+                # They are filled first, so everything that the next connection uses was allocated in the window.
                 ring = kept.enter_context(echoed(RING_BYTES))
                 truths["ring"] = {"inode": os.fstat(ring.fileno()).st_ino, "unread_bytes": RING_BYTES}
                 receiver = kept.enter_context(echoed(CARD_BYTES))
                 inode = os.fstat(receiver.fileno()).st_ino
                 truths["card"] = {"fd": receiver.fileno(), "inode": inode, "unread_bytes": CARD_BYTES}
-            # A container's processes are usually another user's.
+            # A container's processes usually belong to another user.
             planter.become_user(PLANTER_UID)
 
         # Exact figures need every event; an emulated CPU would exceed the usual budget.
@@ -164,7 +164,7 @@ def planted_loads(*, network_card: bool) -> Report:
 
 @contextlib.contextmanager
 def echoed(size_bytes: int) -> Iterator[socket.socket]:
-    """A connection through the network card with so many bytes unread."""
+    """A connection through the network card with the given number of unread bytes."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
         connection.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 16 * size_bytes)
         connection.connect((ECHO_ADDRESS, ECHO_PORT))
@@ -184,7 +184,7 @@ def bring_up_network_card() -> Report:
 
 @contextlib.contextmanager
 def pod_cgroup() -> Iterator[Path]:
-    """The cgroup that a kubelet (with the cgroupfs driver) would make for a container, of version 2 or 1."""
+    """The cgroup that a kubelet (with the cgroupfs driver) would create for a container, of version 2 or 1."""
     hierarchy = Path("/sys/fs/cgroup") if V2_CONTROLLERS.exists() else Path("/sys/fs/cgroup/memory")
     names = ("kubepods", "burstable", f"pod{POD_UID}", CONTAINER_ID)
     folders = [hierarchy.joinpath(*names[:depth]) for depth in range(1, len(names) + 1)]
@@ -198,7 +198,7 @@ def pod_cgroup() -> Iterator[Path]:
 
 
 def mounted_over(path: str, do: Callable[[], Report]) -> Report:
-    """Do something while an empty folder covers the folder `path`."""
+    """Run an action while an empty folder covers the folder `path`."""
     empty = Path("/tmp/empty")
     empty.mkdir(exist_ok=True)
     if _libc.mount(str(empty).encode(), path.encode(), None, _MS_BIND, None):
@@ -214,7 +214,7 @@ def without_btf() -> Report:
 
 
 def without_kpageflags() -> Report:
-    """A /proc of links to the real one's entries, without this one, as CONFIG_PROC_PAGE_MONITOR=n has it."""
+    """A /proc of links to the real one's entries, without this one, as with CONFIG_PROC_PAGE_MONITOR=n."""
     with tempfile.TemporaryDirectory() as proc:
         for entry in Path("/proc").iterdir():
             if not entry.name.startswith("kpage"):
@@ -233,7 +233,7 @@ def locked_for_confidentiality() -> Report:
 
 
 def lock_down(level: str) -> None:
-    """As the boot parameter lockdown= does; there is no way back before the next boot (kernel_lockdown(7))."""
+    """Lock the kernel down like the boot parameter lockdown=, which only a reboot undoes (kernel_lockdown(7))."""
     Path("/sys/kernel/security/lockdown").write_text(level)
 
 
@@ -242,7 +242,7 @@ def without_rights() -> Report:
 
 
 def with_one_capability_less() -> Report:
-    """What preflight says without each of the capabilities."""
+    """The results of preflight without each of the capabilities."""
     return {
         name: runner("--preflight", capabilities=[one for one in RUNNER_CAPABILITIES if one != name])
         for name in RUNNER_CAPABILITIES
@@ -254,7 +254,7 @@ def with_bpf_denied_by_seccomp() -> Report:
 
 
 def deny_bpf() -> None:
-    """Have bpf(2) fail with EPERM from now on, as a container's seccomp profile does (seccomp(2))."""
+    """Make bpf(2) fail with EPERM from now on, like a container's seccomp profile (seccomp(2))."""
 
     def step(code: int, yes: int, no: int, value: int) -> bytes:
         return struct.pack("HBBI", code, yes, no, value)
@@ -262,7 +262,7 @@ def deny_bpf() -> None:
     program = b"".join(
         (
             step(0x20, 0, 0, 0),  # load the system call's number
-            step(0x15, 0, 1, _SYS_BPF),  # equal: go on, else skip one
+            step(0x15, 0, 1, _SYS_BPF),  # equal: continue, otherwise skip one
             step(0x06, 0, 0, 0x00050000 | errno.EPERM),  # SECCOMP_RET_ERRNO
             step(0x06, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
         )
@@ -278,7 +278,7 @@ Steps = dict[str, Callable[[], Report]]
 
 
 def steps(*, own_kernel: bool) -> Steps:
-    """What is done, in this order."""
+    """The steps, in this order."""
     first: Steps = {
         "host": describe_host,
         "preflight": lambda: runner("--preflight"),
@@ -290,7 +290,7 @@ def steps(*, own_kernel: bool) -> Steps:
     }
     if own_kernel:
         return first | {"no page flags": without_kpageflags}
-    last: Steps = {  # from the first of these on there is no way back
+    last: Steps = {  # the first of these cannot be undone
         "no page flags": locked_for_integrity_without_kpageflags,
         "confidentiality": locked_for_confidentiality,
     }
@@ -300,7 +300,7 @@ def steps(*, own_kernel: bool) -> Steps:
 def main(results: Path, *, own_kernel: bool) -> None:
     reports: Report = {}
     if not own_kernel:
-        KPTR_RESTRICT.write_text("2")  # as hardened nodes have it: names must not depend on it
+        KPTR_RESTRICT.write_text("2")  # as on hardened nodes: names must not depend on it
         DMESG_RESTRICT.write_text("1")
     for name, do in steps(own_kernel=own_kernel).items():
         print(f"{name} ...", flush=True)

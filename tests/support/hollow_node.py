@@ -1,4 +1,4 @@
-"""A node without a kubelet: the test says what its pods do, the API server believes it."""
+"""A node without a kubelet: the test reports the state of its pods to the API server."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ Answer = TypeVar("Answer")
 
 
 def eventually(look: Callable[[], Answer], timeout_seconds: float = TIMEOUT_SECONDS) -> Answer:
-    """The first answer of `look` that counts as true."""
+    """The first result of `look` that is true."""
     deadline = time.monotonic() + timeout_seconds
     while not (answer := look()):
         assert time.monotonic() < deadline, f"not within {timeout_seconds} s; last: {answer!r}"
@@ -33,7 +33,7 @@ def eventually(look: Callable[[], Answer], timeout_seconds: float = TIMEOUT_SECO
 
 @dataclass(frozen=True)
 class HollowNode:
-    """A Node object, and what a scheduler and a kubelet would do with the pods on it."""
+    """A Node object, with the scheduler's and kubelet's actions on its pods."""
 
     cluster: TestCluster
     name: str
@@ -72,7 +72,7 @@ class HollowNode:
         self.cluster.kubectl("delete", "node", self.name)
 
     def runner(self) -> str:
-        """Wait for a runner pod for this node that has not ended; its name."""
+        """Wait for a runner pod of this node that has not ended; returns its name."""
         return eventually(self._find_runner)
 
     def bind(self, pod: str, namespace: str = RUNNERS) -> None:
@@ -87,24 +87,24 @@ class HollowNode:
         self._patch("pod", pod, {"status": status}, "--subresource=status", f"--namespace={namespace}")
 
     def run(self, pod: str) -> None:
-        """Schedule a runner here and say that it works."""
+        """Schedule a runner here and report it as running."""
         self.bind(pod)
         self.say(pod, {"phase": "Running", **container({"running": {"startedAt": now()}})})
 
     def finish(self, pod: str, message: str, log: bytes, *, exit_code: int = 0, **terminated: Any) -> None:
-        """Say that a runner has ended, with this termination message and log."""
+        """Report a runner as ended, with this termination message and log."""
         (self.logs / pod).write_bytes(log)
         self.say(pod, ended(message, exit_code, **terminated))
 
     def finish_after_reboot(self, pod: str) -> None:
-        """Say that a runner did not survive the node's reboot, unless the operator has deleted it by now."""
+        """Report that a runner did not survive the node's reboot, unless the operator has already deleted it."""
         options = ["--type=merge", "--subresource=status", f"--namespace={RUNNERS}"]
         patch = json.dumps({"status": ended("", 255, reason="Unknown")})
         done = self.cluster.try_kubectl("patch", "pod", pod, *options, "-p", patch)
         assert done.returncode == 0 or "(NotFound)" in done.stderr, done.stderr
 
     def stream(self, pod: str, *, total_bytes: int, chunk_bytes: int, pause_seconds: float) -> None:
-        """Have the node answer every request for the log of `pod` with this many bytes, whatever limit it has."""
+        """Serve the given number of bytes as the log of `pod`, ignoring the limit in requests."""
         how = {"totalBytes": total_bytes, "chunkBytes": chunk_bytes, "pauseSeconds": pause_seconds}
         (self.logs / f"{pod}.stream").write_text(json.dumps(how))
 
@@ -113,7 +113,7 @@ class HollowNode:
         return live_runner(pods, self.name)
 
     def _patch(self, kind: str, name: str, patch: dict[str, Any], *options: str) -> None:
-        # From its input: a node may report more than a command line can have.
+        # From stdin: a node may report more than fits into a command line.
         options = ("--type=merge", "--patch-file=/dev/stdin", *options)
         self.cluster.kubectl("patch", kind, name, *options, input=json.dumps(patch))
 
@@ -155,20 +155,20 @@ def container(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def now() -> str:
-    """As the API server writes it."""
+    """The time in the API server's format."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 @contextmanager
 def log_endpoint(cluster: TestCluster, logs: Path) -> Iterator[str]:
-    """Serve the files in `logs` where a kubelet would; the address that nodes are to report."""
+    """Serve the files in `logs` like a kubelet; returns the address that nodes must report."""
     with _serving(cluster, "kubelet_logs.py", LOG_PORT, logs) as address:
         yield address
 
 
 @contextmanager
 def injector(cluster: TestCluster, file: Path, patch: list[dict[str, Any]], namespace: str = RUNNERS) -> Iterator[None]:
-    """Have a webhook apply this JSON patch to every pod that is created in the namespace."""
+    """Make a webhook apply this JSON patch to every pod that is created in the namespace."""
     file.write_text(json.dumps(patch))
     certificate = base64.b64encode((cluster.kubeconfig.parent / "ca.crt").read_bytes()).decode()
     with _serving(cluster, "injector.py", WEBHOOK_PORT, file) as address:
@@ -192,7 +192,7 @@ def injector(cluster: TestCluster, file: Path, patch: list[dict[str, Any]], name
 
 @contextmanager
 def _serving(cluster: TestCluster, script: str, port: int, file: Path) -> Iterator[str]:
-    """Run one of these scripts in the cluster's network; its address there."""
+    """Run one of these scripts in the cluster's network; returns its address there."""
     made = Cluster(cluster.kubeconfig.parent.parent.name)
     pki = cluster.kubeconfig.parent
     record = made.record()

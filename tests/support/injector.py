@@ -1,4 +1,4 @@
-"""A mutating webhook as injectors have them: patches every pod that it is asked about.
+"""A mutating webhook like those of sidecar injectors: patches every pod that it reviews.
 
 Run as a script inside the cluster's namespaces: `injector.py ADDRESS PORT CERTIFICATE KEY FILE`. FILE holds the JSON
 patch. Kubernetes: staging/src/k8s.io/api/admission/v1/types.go, AdmissionReview.

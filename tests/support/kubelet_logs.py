@@ -1,10 +1,10 @@
-"""A kubelet's log endpoint and nothing else: serves files as container logs, so that the API server has one to ask.
+"""Only a kubelet's log endpoint: serves files as container logs to the API server.
 
 Run as a script inside the cluster's namespaces: `kubelet_logs.py ADDRESS PORT CERTIFICATE KEY FOLDER`. The log of a pod
 is the file of its name in FOLDER. Kubernetes: pkg/kubelet/server/server.go, getContainerLogs.
 
 A file POD.stream makes it a hostile kubelet for that pod: {"totalBytes": N, "chunkBytes": N, "pauseSeconds": S} is sent
-whatever limitBytes says.
+regardless of limitBytes.
 """
 
 import json
@@ -28,7 +28,7 @@ class LogHandler(BaseHTTPRequestHandler):
         pod = url.path.split("/")[3]
         stream = self.folder / f"{pod}.stream"
         if stream.exists():
-            with suppress(OSError):  # the reader has had enough
+            with suppress(OSError):  # the reader has closed the connection
                 self._send(**json.loads(stream.read_text()))
             return
         file = self.folder / pod

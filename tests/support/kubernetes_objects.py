@@ -1,4 +1,4 @@
-"""Kubernetes objects as the API server gives them, for tests of decisions: ordinary ones, changed where a test says."""
+"""Kubernetes objects as the API server returns them, for tests of decisions: typical ones, changed by each test."""
 
 import hashlib
 from collections.abc import Iterable
@@ -30,12 +30,12 @@ def fleet(pods: Iterable[Pod] = (), diagnoses: Iterable[Diagnosis] = ()) -> Flee
 
 
 def ago(seconds: float) -> datetime:
-    """So long before NOW."""
+    """The time this long before NOW."""
     return NOW - timedelta(seconds=seconds)
 
 
 def timestamp(moment: datetime) -> str:
-    """As the API server writes it."""
+    """The time in the API server's format."""
     return moment.isoformat().replace("+00:00", "Z")
 
 
@@ -68,7 +68,7 @@ def diagnosis(
 
 
 def running_status(*, result: NodeResult | None = None, started: datetime | None = None, **more: Any) -> dict[str, Any]:
-    """The status of a run that began; `result` is what is stored about its node."""
+    """The status of a run that has started; `result` is the stored result of its node."""
     entry = result or NodeResult(node_name=NODE, reason="Pending")
     return {
         "observedGeneration": 1,
@@ -163,7 +163,7 @@ def pod(
 
 
 def running(started: float = 5) -> dict[str, Any]:
-    """The state of a container that started so many seconds ago."""
+    """The state of a container that started the given number of seconds ago."""
     return {"running": {"startedAt": timestamp(ago(started))}}
 
 
@@ -173,7 +173,7 @@ def waiting(reason: str, message: str = "") -> dict[str, Any]:
 
 
 def terminated(message: str = "", *, exit_code: int = 0, reason: str = "", finished: float = 1) -> dict[str, Any]:
-    """The state of a container that ended so many seconds ago, with its last words."""
+    """The state of a container that ended the given number of seconds ago, with its termination message."""
     return {
         "terminated": {
             "exitCode": exit_code,

@@ -1,4 +1,4 @@
-"""kwok: a program that plays the kubelets of a thousand nodes. Built once, kept in the cache."""
+"""kwok: a program that simulates the kubelets of a thousand nodes. Built once, kept in the cache."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ MODULE = "sigs.k8s.io/kwok/cmd/kwok@v0.7.0"
 
 
 def provide() -> Path:
-    """The program, from the cache or built (two minutes). Go's checksum database vouches for the module."""
+    """The program, from the cache or built (two minutes). Go's checksum database verifies the module."""
     cache = Cache(cache_root())
     folder, _ = cache.entry("kwok", content_key([MODULE, run(["go", "version"])]), _build)
     return folder / "kwok"

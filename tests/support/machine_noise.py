@@ -1,8 +1,8 @@
-"""How far the rest of the machine moves what a test judges.
+"""Measure how much the rest of the machine changes the figure that a test checks.
 
-Some bounds are about the whole machine: allocpage and free memory move with every process on it. A test of such a bound
-first measures how far the figure moves by itself, over as long as the test takes and without the test's load. Where
-that alone is more than the test may be off by, nothing can be judged: the test fails and says so.
+Some bounds are about the whole machine: allocpage and free memory change with every process on it. A test of such a
+bound first measures how much the figure changes by itself, over the time that the test takes and without its load. If
+that alone exceeds the test's tolerance, nothing can be judged: the test fails and says so.
 """
 
 import time
@@ -23,7 +23,7 @@ _RESTS = 10
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """How far `what` moved within `seconds`, without the test's load."""
+    """How much `what` changed within `seconds`, without the test's load."""
 
     what: str
     moved_bytes: int
@@ -33,17 +33,17 @@ class Noise:
         return f"{self.what} moved by {format_bytes(self.moved_bytes)} in {self.seconds:.1f} s without the test's load"
 
     def tolerated_bytes(self, tolerance_bytes: float) -> float:
-        """What a figure may be off by: `tolerance_bytes`, and what the machine moves it by itself.
+        """The allowed error of a figure: `tolerance_bytes` plus the change by the machine itself.
 
-        Fails the test where the latter is more than the former: then the figure says nothing about the load.
+        Fails the test if the latter exceeds the former: then the figure says nothing about the load.
         """
         if self.moved_bytes > tolerance_bytes:
-            raise too_busy(f"{self}, and the test tells no more than {format_bytes(tolerance_bytes)} apart")
+            raise too_busy(f"{self}, more than the test's tolerance of {format_bytes(tolerance_bytes)}")
         return tolerance_bytes + self.moved_bytes
 
 
 def too_busy(reason: str) -> BaseException:
-    """To raise where what a test would judge is not its load: the test fails, and is not skipped."""
+    """The error to raise if a test cannot judge its load: the test fails, and is not skipped."""
     return pytest.fail.Exception(f"machine too busy to judge: {reason}", pytrace=False)
 
 
@@ -53,7 +53,7 @@ def noise_of(what: str, readings_bytes: Sequence[int], seconds: float) -> Noise:
 
 
 def measure_noise(what: str, read_bytes: Callable[[], int], seconds: float) -> Noise:
-    """Read the figure again and again for `seconds`."""
+    """Read the figure repeatedly for `seconds`."""
     start = time.monotonic()
     readings, elapsed = [read_bytes()], 0.0
     while elapsed < seconds:
@@ -64,9 +64,9 @@ def measure_noise(what: str, read_bytes: Callable[[], int], seconds: float) -> N
 
 
 def change_by(action: Callable[[], object], read_bytes: Callable[[], int], *, quiet_bytes: float) -> int | None:
-    """How far `action` moves a figure; None when the machine moves it by more than `quiet_bytes` just before or after.
+    """How much `action` changes a figure; None if the machine changes it by more than `quiet_bytes` before or after.
 
-    The kernel frees some things only some time after their process has ended, so wait until the figure is at rest.
+    The kernel frees some memory only some time after the end of its process, so wait until the figure is stable.
     """
     earlier = read_bytes()
     time.sleep(_REST_SECONDS)
@@ -85,7 +85,7 @@ def change_by(action: Callable[[], object], read_bytes: Callable[[], int], *, qu
 
 
 def measure_alloc_page_noise(seconds: float) -> Noise:
-    """How far allocpage moves."""
+    """How much allocpage changes."""
     return measure_noise("allocpage", _alloc_page_bytes, seconds)
 
 

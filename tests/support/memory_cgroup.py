@@ -1,4 +1,4 @@
-"""Memory cgroups named as containers' are, in either version of cgroups."""
+"""Memory cgroups with names like those of containers, in either version of cgroups."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,23 +13,23 @@ _V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class ContainerCgroup:
-    """A cgroup as the kubelet makes it for a container."""
+    """A cgroup like the kubelet creates for a container."""
 
     path: Path
     container_id: str
     pod_uid: str
 
     def add(self, pid: int) -> None:
-        """Put a process into it: what it allocates from now on is charged to it."""
+        """Move a process into it: further allocations are charged to it."""
         (self.path / "cgroup.procs").write_text(str(pid))
 
     def limit(self, size_bytes: int) -> None:
-        """Let its processes have no more together; beyond it the kernel kills one of them."""
+        """Limit its processes to this total; beyond it the kernel kills one of them."""
         files = [self.path / name for name in ("memory.limit_in_bytes", "memory.max")]
         next(file for file in files if file.exists()).write_text(str(size_bytes))
 
     def killed(self) -> int:
-        """How many of its processes the kernel has killed for want of memory."""
+        """The number of its processes that the kernel has killed for lack of memory."""
         files = [self.path / name for name in ("memory.oom_control", "memory.events")]
         lines = next(file for file in files if file.exists()).read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
@@ -37,7 +37,7 @@ class ContainerCgroup:
 
 @contextmanager
 def container_cgroup() -> Iterator[ContainerCgroup]:
-    """One of a new pod; gone at the end, when no process must be in it any more. Skips where none can be made."""
+    """A cgroup of a new pod; removed at the end, when it must have no processes. Skips if none can be created."""
     root = _root()
     pod_uid, container_id = str(uuid4()), uuid4().hex * 2
     pod = root / f"memdiag-test-pod{pod_uid}"

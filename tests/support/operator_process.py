@@ -1,4 +1,4 @@
-"""The operator as its own process, with its own service account's token: what RBAC does not grant, it cannot do."""
+"""The operator as a separate process, with its service account's token: it can do only what RBAC grants."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from support.cluster import TestCluster
 NAMESPACE = "memdiag-system"
 START_SECONDS = 30
 DEPLOYED = {"MALLOC_ARENA_MAX": "2"}
-"""As manifests/base/operator/deployment.yaml sets it."""
+"""The value in manifests/base/operator/deployment.yaml."""
 
 
 class OperatorProcess:
@@ -33,17 +33,17 @@ class OperatorProcess:
 
     @property
     def log(self) -> str:
-        """All that it has logged."""
+        """Its complete log."""
         return self._log.read_text()
 
     def health(self) -> dict[str, int]:
-        """What it answers to the kubelet's probe."""
+        """Its response to the kubelet's probe."""
         with urlopen(self._health_url, timeout=5) as answer:
-            figures: dict[str, int] = json.load(answer)
-            return figures
+            health: dict[str, int] = json.load(answer)
+            return health
 
     def scrape(self) -> str:
-        """What Prometheus would get."""
+        """The metrics as Prometheus scrapes them."""
         with urlopen(self._metrics_url, timeout=5) as answer:
             text: bytes = answer.read()
             return text.decode()
@@ -53,7 +53,7 @@ class OperatorProcess:
         return self._memory("VmRSS:")
 
     def forget_peak(self) -> None:
-        """Let `peak_memory_bytes` tell of the time from now on (man 5 proc: clear_refs)."""
+        """Reset `peak_memory_bytes` to the current value (man 5 proc: clear_refs)."""
         Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
 
     def peak_memory_bytes(self) -> int:
@@ -61,7 +61,7 @@ class OperatorProcess:
         return self._memory("VmHWM:")
 
     def cpu_seconds(self) -> float:
-        """The CPU time that it has taken."""
+        """The CPU time that it has used."""
         user, system = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
@@ -71,17 +71,17 @@ class OperatorProcess:
         return int(line.split()[1]) * 1024
 
     def kill(self) -> None:
-        """End it without a warning."""
+        """Kill it with SIGKILL."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
     def stop(self) -> int:
-        """End it as the kubelet does; its exit status."""
+        """Stop it like the kubelet; returns its exit status."""
         self._process.terminate()
         return self._process.wait(timeout=20)
 
     def is_up(self) -> bool:
-        """Whether it answers."""
+        """Whether it responds."""
         assert self._process.poll() is None, self.log
         try:
             return self.health() is not None
@@ -99,10 +99,10 @@ def running_operator(
     environment: Mapping[str, str] | None = None,
     trusting: bool = False,
 ) -> Iterator[OperatorProcess]:
-    """Start the operator and wait until it answers; end it afterwards if it still runs.
+    """Start the operator and wait until it responds; stop it afterwards if it still runs.
 
-    `server`: the URL by which it reaches the API server, if not directly. `environment` adds to this process's.
-    `trusting`: it does not look at the API server's certificate, which a wrong clock takes for one of another time.
+    `server`: the URL of the API server, if it is not reached directly. `environment` is added to this process's.
+    `trusting`: it does not verify the API server's certificate, whose validity fails with a wrong clock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "operator.yaml").write_text(yaml.safe_dump(config))
@@ -136,7 +136,7 @@ def running_operator(
 
 
 def free_ports(count: int) -> list[int]:
-    """TCP ports of this machine that nobody has at the moment: several test sessions may run side by side."""
+    """TCP ports of this machine that are currently free: several test sessions may run side by side."""
     with ExitStack() as stack:
         servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [server.getsockname()[1] for server in servers]

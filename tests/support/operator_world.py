@@ -1,4 +1,4 @@
-"""An operator at work on a real API server, and nodes that do as the test says."""
+"""A running operator with a real API server, and nodes controlled by the test."""
 
 import json
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ CONFIG: dict[str, Any] = {
 
 @dataclass
 class World:
-    """A cluster with an operator at work, and nodes that do as the test says."""
+    """A cluster with a running operator, and nodes controlled by the test."""
 
     cluster: TestCluster
     operator: OperatorProcess
@@ -41,17 +41,17 @@ class World:
     names: set[str] = field(default_factory=set)
 
     def node(self, name: str, **status: Any) -> HollowNode:
-        """Another node."""
+        """Add a node."""
         node = HollowNode(self.cluster, name, self.logs)
         node.register(self.address, **status)
         return node
 
     def diagnose(self, name: str, node: str, **spec: Any) -> None:
-        """Ask where the memory of a node went."""
+        """Create a diagnosis of a node."""
         self.ask(name, {"nodeName": node}, **spec)
 
     def ask(self, name: str, target: dict[str, Any], **spec: Any) -> None:
-        """Ask where the memory of the target's nodes went."""
+        """Create a diagnosis of the target's nodes."""
         manifest = {
             "apiVersion": "memdiag.dev/v1alpha1",
             "kind": "MemoryDiagnosis",
@@ -99,11 +99,11 @@ class World:
         return items
 
     def deliver(self, node: HollowNode, runner: str, **changes: Any) -> None:
-        """Let a runner end with the usual evidence, some of it changed."""
+        """Let a runner end with the usual evidence, with some changes."""
         node.finish(runner, *delivered(evidence_of(node.name, run_id(pod_of(self, runner)), **changes)))
 
     def run(self, node: HollowNode, **changes: Any) -> str:
-        """Let a node's runner start, work and end; its name."""
+        """Let a node's runner start, run and end; returns its name."""
         runner = node.runner()
         node.run(runner)
         self.deliver(node, runner, **changes)
@@ -121,14 +121,14 @@ def operator_world(cluster: TestCluster, folders: pytest.TempPathFactory, **conf
 
 
 def sweep_away(cluster: TestCluster) -> None:
-    """Delete what a test has made, and what came of it."""
+    """Delete what a test has created, and everything that was created for it."""
     cluster.kubectl("delete", "memdiag,memdiagreport,nodes", "--all")
     cluster.kubectl("-n", RUNNERS, "delete", "pods", "--all", "--force", "--grace-period=0")
     cluster.kubectl("delete", "events", "--all")
 
 
 def evidence_of(node: str, run: str, **changes: Any) -> Evidence:
-    """The usual evidence, a leak, as a node's runner would have it."""
+    """The usual evidence, a leak, as delivered by a node's runner."""
     template = evidence_with(run_id=run)
     return template.model_copy(update={"host": template.host.model_copy(update={"node_name": node}), **changes})
 

@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests:node_runner:api python tests/support/raw_trace.py     records it again, as root
 
-What ran while it was recorded: 4 MiB into pipes in eight steps, a 4 MiB packet ring, page tables, and pipe churn.
+The load while it was recorded: 4 MiB into pipes in eight steps, a 4 MiB packet ring, page tables, and pipe churn.
 """
 
 import json

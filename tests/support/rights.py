@@ -1,4 +1,4 @@
-"""What the holder of a token may do, found by trying: every verb on every resource that the API server serves."""
+"""The rights of a token, found by trying every verb on every resource that the API server serves."""
 
 import base64
 import json
@@ -34,7 +34,7 @@ class Resource(NamedTuple):
 
     @property
     def full_name(self) -> str:
-        """With its group, as kubectl writes it: `deployments.apps`, `memorydiagnoses.memdiag.dev/status`."""
+        """The name with its group, as in kubectl: `deployments.apps`, `memorydiagnoses.memdiag.dev/status`."""
         parts = self.path.split("/")
         name, _, subresource = self.name.partition("/")
         group = f".{parts[2]}" if parts[1] == "apis" else ""
@@ -50,7 +50,7 @@ class Right(NamedTuple):
 
 
 def served_resources(cluster: TestCluster) -> list[Resource]:
-    """All that the API server serves."""
+    """All resources that the API server serves."""
     groups = json.loads(cluster.kubectl("get", "--raw", "/apis"))["groups"]
     paths = ["/api/v1", *(f"/apis/{version['groupVersion']}" for group in groups for version in group["versions"])]
     return [
@@ -74,7 +74,7 @@ class Attempts:
         self.count = 0
 
     def rights(self, resources: Iterable[Resource], namespaces: Iterable[str]) -> set[Right]:
-        """What is not refused; a right in all namespaces is not listed for each of them again."""
+        """The rights that are not refused; a right in all namespaces is not listed again for each of them."""
         wanted = [
             (resource, place, verb)
             for resource in resources
@@ -97,7 +97,7 @@ class Attempts:
         }
 
     def status(self, resource: Resource, place: str, verb: str) -> int:
-        """The status code with which a request is answered."""
+        """The status code of the response to a request."""
         name, _, subresource = resource.name.partition("/")
         parts = [resource.path, *([] if place in (CLUSTER, EVERYWHERE) else ["namespaces", place]), name]
         if subresource or verb in ("get", "update", "patch", "delete"):
@@ -110,7 +110,7 @@ class Attempts:
         return self.request(method, f"{'/'.join(parts)}?{query}")
 
     def request(self, method: str, path: str, headers: dict[str, str] | None = None) -> int:
-        """The status code of one request; a busy API server is asked again."""
+        """The status code of one request, which is repeated if the API server is busy."""
         status = HTTPStatus.TOO_MANY_REQUESTS
         for _ in range(ATTEMPTS):
             answer = self._pool.request(
@@ -127,7 +127,7 @@ class Attempts:
             if status != HTTPStatus.TOO_MANY_REQUESTS:
                 break
             time.sleep(0.5)
-        # Neither says anything about a right.
+        # Neither is about a right.
         assert status not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS), path
         return status
 

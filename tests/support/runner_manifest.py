@@ -1,4 +1,4 @@
-"""A runner pod as the operator makes it, changed as a test likes: what the admission policy is asked about."""
+"""A runner pod as the operator creates it, with changes of a test, to check the admission policy."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from memdiag_operator.decide.runner_pod import runner_pod
 from support.kubernetes_objects import RUN, diagnosis, node
 
 IMAGE = "memdiag.dev/node-runner:dev"
-"""Of the overlay that the tests install."""
+"""From the overlay that the tests install."""
 
 
 def runner_manifest(name: str = "tried", *, container: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
-    """One that nobody owns and no label tells of, with other values in its spec and in its container."""
+    """A pod without owner and labels, with other values in its spec and in its container."""
     asked = diagnosis()
     assert isinstance(asked.spec, MemoryDiagnosisSpec)
     config = OperatorConfig(runner=RunnerSettings(image=IMAGE, allow_tags=True))

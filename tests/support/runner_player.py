@@ -1,4 +1,4 @@
-"""Plays runners where kwok plays kubelets: their documents get where the API server finds a container's log."""
+"""Plays the runners while kwok plays the kubelets: serves their documents where the API server finds a log."""
 
 import itertools
 import sys
@@ -25,7 +25,7 @@ HOLDERS, STACKS = 40, 20
 
 
 class RunnerPlayer:
-    """Does what runners do: a second after a runner pod runs, its log and its last words are there."""
+    """Acts like runners: a second after a runner pod runs, its log and its termination message are there."""
 
     def __init__(self, api: client.ApiClient, logs: Path) -> None:
         self._core = client.CoreV1Api(api)
@@ -37,7 +37,7 @@ class RunnerPlayer:
         self._watch = WatchThread(self._open_stream, self._look_at)
 
     def stop(self) -> None:
-        """Play no more."""
+        """Stop playing."""
         self._stopped.set()
         self._watch.stop()
         self._pool.shutdown(cancel_futures=True)

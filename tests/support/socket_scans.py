@@ -1,4 +1,4 @@
-"""Scans of sockets made by hand, and the holders that they come to."""
+"""Hand-made scans of sockets, and the holders that they result in."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Looking up planted sockets in a scan: by inode, which the scan did not tell us."""
+"""Look up planted sockets in a scan by inode, a value from outside of the scan."""
 
 from functools import cache
 from pathlib import Path
@@ -15,17 +15,17 @@ from memdiag_node.sockets.scanner import SocketScanner
 
 @cache
 def holder_layout() -> dict[str, int]:
-    """What the kinds of holders need to know of this kernel."""
+    """The kernel offsets that the kinds of holders need."""
     return holder_fields(Btf.load())
 
 
 def owner_of(pid: int) -> Owner | None:
-    """A process by its pid alone."""
+    """A process with only its pid."""
     return Owner(pid=pid, comm="") if Path(f"/proc/{pid}").exists() else None
 
 
 def holders_of(scan: SocketScan, *, first: SocketScan | None = None) -> list[Holder]:
-    """Every socket that holds something, each by itself."""
+    """Every socket that holds memory, listed individually."""
     return [one.holder for one in socket_holdings(first, scan, owner_of, limit=1_000_000)]
 
 

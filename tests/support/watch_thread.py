@@ -1,4 +1,4 @@
-"""A watch of the Kubernetes API in a thread of its own, opened again whenever it ends."""
+"""A watch of the Kubernetes API in a separate thread, reopened whenever it ends."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ class WatchThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """End with this stream. Waits for it: a thread that still runs when Python exits can abort the process."""
+        """Stop after this stream, and wait: a thread that still runs when Python exits can abort the process."""
         self._stopped.set()
         self._thread.join()
 

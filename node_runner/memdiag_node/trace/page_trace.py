@@ -52,7 +52,7 @@ _REST_SECONDS = 0.5
 _MAX_LOOKING_SHARE = 0.2
 _RESTING_DTYPE = np.dtype([("number", "<u4"), ("until", "<f8")])
 # How often new stacks are classified. Until then, a stack of an interrupt takes a class for each process that it hits.
-_CONTEXT_SECONDS = 1.0
+_CLASSIFY_SECONDS = 1.0
 # As a multiple of the budget: above this, orders above 0 are thinned out too.
 _CEILING_FACTOR = 4
 # A program that is detached may still run to its end on another CPU.
@@ -154,7 +154,7 @@ class PageTrace(Resource):
         self._idle_stacks = _Idle(_STACKS, tables.STACK_ENTRY_DTYPE)
         self._idle_cgroups = _Idle(_CGROUPS, tables.CGROUP_ENTRY_DTYPE)
         self._slice = 0
-        self._contexts_given_at = 0.0
+        self._classified = 0.0
         self._window: _Window | None = None
         with self._opening() as parts:
             self._start(parts)
@@ -204,8 +204,8 @@ class PageTrace(Resource):
         """Advance to the current time slice, and keep room in the tables. Call it every quarter of a second."""
         attached = self._running()
         elapsed = time.monotonic() - self._started
-        if elapsed - self._contexts_given_at >= _CONTEXT_SECONDS:
-            self._contexts_given_at = elapsed
+        if elapsed - self._classified >= _CLASSIFY_SECONDS:
+            self._classified = elapsed
             self._look_at_names(attached)
         due = int(elapsed / self._settings.slice_seconds)
         due = min(due, self._settings.slices - 1)

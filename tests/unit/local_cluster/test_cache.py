@@ -1,4 +1,4 @@
-"""The cache: entries that are whole or absent, built once, and not kept without end."""
+"""The cache: entries that are complete or absent, built once, and not kept forever."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""What a run of the case came to: kept in a file, and summed up."""
+"""The outcome of a run of the case: kept in a file, and summed up."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the images are made of, and that nothing else changes them."""
+"""The inputs of the images, and that nothing else changes them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Images say from what they were built; a release that cannot say it is not built."""
+"""Images record the sources that they were built from; a release without that information is not built."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""How an image build learns the machine's way to the package registries."""
+"""The settings of the package registries that an image build receives from the machine."""
 
 import configparser
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the demo prints of a diagnosis."""
+"""The demo's output for a diagnosis."""
 
 import subprocess
 import sys

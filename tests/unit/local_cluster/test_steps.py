@@ -1,4 +1,4 @@
-"""What a person sees of a step, of its failure and of the way to fix it."""
+"""The output of a step, of its failure and of the way to fix it."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The frequency that guests are given."""
+"""The TSC frequency that is passed to guests."""
 
 import pytest
 

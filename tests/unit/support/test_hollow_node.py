@@ -1,4 +1,4 @@
-"""Which runner pod a hollow node takes for the one that it is to run."""
+"""The runner pod that a hollow node chooses to run."""
 
 from typing import Any
 

@@ -107,7 +107,7 @@ def test_without_the_base_images_digest_there_is_none(
 
 
 def test_of_this_machine_it_lists_every_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Those of this very environment, compared with what importlib.metadata finds on its own path."""
+    """The packages of this environment, compared with those that importlib.metadata finds on its own path."""
     report = tmp_path / "report.json"
     report.write_text(PIP_REPORT)
     site_packages = Path(pytest.__file__).parents[1]

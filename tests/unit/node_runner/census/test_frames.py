@@ -1,4 +1,4 @@
-"""The census of page frames: blocks, charges and holders from flags, compared with counting frame by frame."""
+"""The census of page frames: blocks, charges and holders, from flags, compared with counting frame by frame."""
 
 import itertools
 from typing import Any

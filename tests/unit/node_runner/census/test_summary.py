@@ -1,4 +1,4 @@
-"""The census in the document."""
+"""The census in the evidence document."""
 
 import numpy as np
 

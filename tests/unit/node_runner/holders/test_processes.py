@@ -1,4 +1,4 @@
-"""Owners, read from the live /proc: a process of the test's own, with a name that it chose to be hostile."""
+"""Owners, read from the live /proc: a process of the test with a hostile name."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""BTF blobs built by hand, every kind of type in them, and damaged copies of them."""
+"""Hand-made BTF blobs with every kind of type, and damaged copies of them."""
 
 import contextlib
 import struct

@@ -1,4 +1,4 @@
-"""The addresses of the linear map and of the page array, from the slabs of a simulated kernel."""
+"""The distance of the linear map and the page array, from the slabs of a simulated kernel."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ EXPECTED = (PAGE_ARRAY - LINEAR_MAP // PAGE_BYTES * STRUCT_PAGE_BYTES) % 2**64
 
 
 class Kernel:
-    """Memory with a list of caches in it; a cache has its structures on pages of its own."""
+    """Memory with a list of caches; each cache has its structures on separate pages."""
 
     def __init__(self, at: dict[str, int]) -> None:
         self.at = at

@@ -1,4 +1,4 @@
-"""Names of kernel addresses, by lines as the kernel prints them."""
+"""Names of kernel addresses, from lines as printed by the kernel."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ WRITE, SOFTIRQ, INTERRUPT, DRIVER, SYSVEC, HIDDEN = LINES
 
 
 class Kernel:
-    """Answers as the kernel does, and counts what it is asked."""
+    """Answers like the kernel, and counts the requests."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -40,7 +40,7 @@ def test_an_address_without_a_name_gets_an_identifier_that_is_not_the_address() 
     text = symbols.texts([HIDDEN])[HIDDEN]
     assert re.fullmatch("unnamed#[0-9a-f]{8}", text)
     assert symbols.texts([HIDDEN])[HIDDEN] == text
-    assert others.texts([HIDDEN])[HIDDEN] != text, "an identifier that other runs give too could be looked up"
+    assert others.texts([HIDDEN])[HIDDEN] != text, "an identifier that is the same in other runs could be looked up"
     assert len(set(others.texts(list(LINES)).values())) == len(LINES)
 
 

@@ -1,4 +1,4 @@
-"""What a scan saw, and what it could not see."""
+"""The coverage of a scan: what it saw and what it could not see."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from support.socket_scans import UDP, scan_of
 
 
 def test_what_the_first_scan_did_not_reach_counts_as_well() -> None:
-    """What it did not see is never found stuck, however complete the second scan is."""
+    """Sockets that it did not see are never found stuck, however complete the second scan is."""
     whole = scan_of(UDP, [{"name": RECEIVE, "packets": 1}])
     cut = scan_of(UDP, [{"name": RECEIVE, "packets": 1, "status": Status.NOT_REACHED}])
     cut = replace(cut, sockets_not_reached=7, lists_every_fd=False, tables_complete=False, sees_linear_heads=False)

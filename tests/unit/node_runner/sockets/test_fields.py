@@ -1,4 +1,4 @@
-"""Nothing is read from the kernel for every socket that nobody uses."""
+"""Every field that is read from the kernel for each socket is used."""
 
 import ast
 import re
@@ -28,7 +28,7 @@ FIELD_TABLES = [
 
 
 def looked_up() -> Iterator[object]:
-    """Constants by which the runner's code indexes something, also one after the other in a loop."""
+    """Constants that the runner's code uses as an index, directly or in a loop."""
     for node in (node for module in MODULES for node in ast.walk(module)):
         if isinstance(node, ast.Subscript):
             yield from (one.value for one in ast.walk(node.slice) if isinstance(one, ast.Constant))

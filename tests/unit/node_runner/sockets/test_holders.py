@@ -1,4 +1,4 @@
-"""From scans made by hand to holders."""
+"""Convert hand-made scans to holders."""
 
 import socket
 from dataclasses import replace
@@ -78,7 +78,7 @@ def test_the_largest_come_first_and_the_rest_is_counted() -> None:
 
 
 def test_what_is_beyond_the_listed_is_summed_up_by_process_stuck_sockets_apart() -> None:
-    """Of six sockets one is listed; 7 has four of the others, two of them stuck, and nobody the last."""
+    """One of six sockets is listed; process 7 has four of the others, two of them stuck; the last has no owner."""
     one = scan_of(UDP, [])
     sockets = np.repeat(one.sockets, 6)
     sockets["socket"], sockets["inode"] = np.arange(1, 7) * 4096, np.arange(1, 7)

@@ -1,4 +1,4 @@
-"""Words for families, states and addresses."""
+"""Readable names of families, states and addresses."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Collecting fds: each once, sorted, and within a bound of memory."""
+"""Collecting fds: each once, sorted, and in bounded memory."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from memdiag_node.sockets.sightings import Sightings, addresses_of, merged, not_
 from memdiag_node.sockets.source import FOUND_BPF_MAP, FOUND_DTYPE, FOUND_PIPE, FOUND_SOCKET
 
 MIB = 1 << 20
-PIECE = 1_365  # what the kernel's iterator gives at a time: 32 KiB
+PIECE = 1_365  # what the kernel's iterator returns at a time: 32 KiB
 
 MILLIONS = """
 import resource, sys
@@ -61,7 +61,7 @@ def test_sockets_and_other_files_are_kept_apart_each_once_and_sorted() -> None:
 
 
 def test_what_repeats_takes_no_room() -> None:
-    """A thousand threads, each with a table of fds of its own."""
+    """A thousand threads, each with its own fd table."""
     sightings = Sightings(room=64)
     for _ in range(1_000):
         sightings.add(records(*((address, 1, address, FOUND_SOCKET) for address in range(1, 41))))
@@ -95,7 +95,7 @@ def test_sets_of_addresses_agree_with_numpys(left: list[int], right: list[int]) 
 
 @pytest.mark.parametrize(("kind", "limit_mib"), [(FOUND_SOCKET, 144), (FOUND_PIPE, 160)])
 def test_three_million_fds_fit_beside_the_rest_of_a_runner(kind: int, limit_mib: int) -> None:
-    """The smallest runner has 320 MiB; what it needs besides is within 128 MiB by then."""
+    """The smallest runner has 320 MiB; at that point its other memory is within 128 MiB."""
     done = subprocess.run(
         [sys.executable, "-c", MILLIONS, "3000000", str(kind)], capture_output=True, text=True, check=True
     )

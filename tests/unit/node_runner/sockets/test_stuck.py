@@ -1,4 +1,4 @@
-"""Which sockets are stuck, from two scans made by hand."""
+"""Find stuck sockets in two hand-made scans."""
 
 from dataclasses import replace
 

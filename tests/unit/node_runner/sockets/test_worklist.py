@@ -1,4 +1,4 @@
-"""Which queues are walked, and in which order."""
+"""The queues that are walked, and their order."""
 
 import socket
 

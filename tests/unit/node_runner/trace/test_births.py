@@ -1,4 +1,4 @@
-"""The rule that tells growth, a pin and churn apart: a row for each way that survivors can spread over a window."""
+"""The rule for growth, a pin and churn: a row for each way that survivors can be distributed over a window."""
 
 import pytest
 from hypothesis import given

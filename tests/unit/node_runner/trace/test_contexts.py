@@ -1,4 +1,4 @@
-"""In which context a stack ran, by the names on it."""
+"""The context that a stack ran in, from the names on it."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Finding frame 0's struct page on simulated machines, of which only the runner's own pages are known."""
+"""Finding frame 0's struct page on simulated machines where only the runner's own pages are known."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,17 +27,17 @@ def half_in_huge_pages(frame: int) -> bool:
 
 @dataclass
 class Machine:
-    """Pages of 4 KiB, and what /proc/kpageflags says of them."""
+    """Pages of 4 KiB, and their flags in /proc/kpageflags."""
 
     memory_gib: int
     is_anonymous: Callable[[int], bool]
     own: Sequence[int] = field(default_factory=lambda: OWN)
     stuck: frozenset[int] = frozenset()
-    """Of `own`, in a batch for the LRU lists: anonymous for longer."""
+    """Pages of `own` in a batch for the LRU lists: anonymous for longer."""
     reused_in_rounds: int = 0
-    """Rounds in which somebody else takes all of `own` as soon as it is unmapped."""
+    """The number of rounds in which other memory reuses all of `own` as soon as it is unmapped."""
     twin_shift: int = 0
-    """Frames from `own` to memory of somebody else who maps and unmaps in the same moments, in the first round."""
+    """Distance in frames from `own` to memory that is mapped and unmapped at the same time, in the first round."""
     rounds: int = 0
     mapped: bool = False
 

@@ -1,4 +1,4 @@
-"""The trace's table has room for the memory that is there, wherever it lies."""
+"""The trace's table has room for the memory that exists, at any address."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ GIB_FRAMES = GIB // PAGE_BYTES
 
 
 def test_holes_take_no_room() -> None:
-    """Two banks of 1 TiB at the ends of a 46-bit address space, as some arm64 servers have them."""
+    """Two banks of 1 TiB at the ends of a 46-bit address space, as on some arm64 servers."""
     top = (1 << 46) // PAGE_BYTES
     layout = FrameLayout([FrameRange(0, 1024 * GIB_FRAMES), FrameRange(top - 1024 * GIB_FRAMES, top)])
     assert layout.entries * ENTRY_BYTES == GIB

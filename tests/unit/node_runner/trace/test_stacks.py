@@ -1,4 +1,4 @@
-"""Stacks as people read them."""
+"""Stacks in readable form."""
 
 import numpy as np
 import pytest
@@ -113,12 +113,12 @@ def test_first_name(frames: tuple[str, ...], name: str | None) -> None:
     assert first_name(frames) == name
 
 
-RATE = 1 << 20  # bytes of a leak in a second
+RATE = 1 << 20  # bytes that leak per second
 SLICES = 20
 
 
 def trace_of_a_leak(window_seconds: float, ended_seconds: float, scan_seconds: float) -> TraceResult:
-    """A steady leak, in a trace whose window ended then, and that went on while the holders were looked at."""
+    """A steady leak, in a trace that continued after the end of its window while the holders were scanned."""
     slice_seconds = window_seconds / SLICES
     begun = min(SLICES, int(ended_seconds / slice_seconds) + 1)
     traced_seconds = ended_seconds + scan_seconds
@@ -157,7 +157,7 @@ def trace_of_a_leak(window_seconds: float, ended_seconds: float, scan_seconds: f
         (30, 30, 10, Trend.GROWING),
         (30, 30, 40, Trend.GROWING),
         (5, 5, 40, Trend.GROWING),
-        (60, 10, 0, Trend.UNCLEAR),  # four slices say nothing yet
+        (60, 10, 0, Trend.UNCLEAR),  # four slices are too few to judge
         (60, 10, 40, Trend.UNCLEAR),
         (60, 20, 0, Trend.GROWING),
         (60, 20, 40, Trend.GROWING),

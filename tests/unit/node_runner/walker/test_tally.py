@@ -1,4 +1,4 @@
-"""Adding up the walker's records, on records made by hand."""
+"""Adding up the walker's records, with hand-made records."""
 
 import numpy as np
 import numpy.typing as npt

@@ -1,4 +1,4 @@
-"""Which of several walks of a queue counts."""
+"""Choosing one of several walks of a queue."""
 
 import numpy as np
 import pytest
