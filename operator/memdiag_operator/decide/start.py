@@ -54,7 +54,7 @@ def start(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:
     names = choice.node_names
     seconds = deadline_seconds(spec, len(names), config)
     why = shortfall(spec, len(names), config, seconds)
-    message = f"run started on {_listed(names)}" + (f"; {why}" if why else "")
+    message = f"started on {_listed(names)}" + (f"; {why}" if why else "")
     percent, progress = of_run([WAITING] * len(names))
     shown = [
         NodeResult(
