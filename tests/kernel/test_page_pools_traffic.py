@@ -18,7 +18,7 @@ from support.machine_noise import Noise
 from support.sockets import holder_of, other_holders_of
 
 DATAGRAMS, STREAM_BYTES = 20_000, 20 * MIB
-CACHED_BYTES = 2 * MIB  # a pool of veth keeps 256 pages in its ring, 128 in its cache, and waits for some of the driver
+CACHED_BYTES = 2 * MIB  # veth: 256 pages in the pool's ring, 128 in its cache, and some still with the driver
 SETTLE_SECONDS = 60.0
 WINDOW_SECONDS = 3.0
 

@@ -77,7 +77,7 @@ def import_bcc() -> Any:
 
 
 def _release_compiler_memory() -> None:
-    """Release the compiler's memory: its heap, and its code, which is read from disk again when needed."""
+    """Release the compiler's memory: its heap, and its code, which is paged in again when needed."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.malloc_trim(0)
     for line in Path("/proc/self/maps").read_text().splitlines():
