@@ -290,7 +290,7 @@ def test_every_field_is_explained(installed: TestCluster, file_name: str) -> Non
 
 def test_explaining_a_field_says_how_to_use_it(installed: TestCluster) -> None:
     text = " ".join(installed.kubectl("explain", "memorydiagnosis.spec.duration").split())
-    assert "How long to trace, 5s to 30m, written as 90s, 10m or 1m30s." in text
+    assert "Duration of the trace, from 5s to 30m, such as 90s, 10m or 1m30s." in text
 
 
 def test_a_report_belongs_to_no_user(installed: TestCluster) -> None:
