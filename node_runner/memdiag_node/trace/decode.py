@@ -12,11 +12,12 @@ from memdiag_api.process_name import MAX_COMM_LENGTH
 from memdiag_node.procfs.cgroup import ContainerIdentity, parse_cgroup
 from memdiag_node.procfs.kpageflags import FrameKind
 from memdiag_node.procfs.text import printable
+from memdiag_node.trace import tables
 from memdiag_node.trace.contexts import ContextCode
 from memdiag_node.trace.frame_tally import MAX_BLOCKS, OUT_DTYPE, FrameTally
 from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, Charge, TracedProcess, TraceResult
 from memdiag_node.trace.stacks import memory_class, trim
-from memdiag_node.trace.tables import CLASS_LOST, CLASS_MOVABLE, CLASS_THINNED, CLASS_THINNED_LARGE, CLASSES, MAX_LEVEL
+from memdiag_node.trace.tables import CLASS_LOST, CLASS_MOVABLE, CLASS_THINNED, CLASS_THINNED_LARGE, MAX_LEVEL
 
 _LIFE_BUCKETS = 4 * 64
 _MAX_ALLOCATED = 1 << 34  # of one class: 64 TiB of pages; times 2^15 and the page size it still fits into 63 bits
@@ -158,7 +159,7 @@ def _processes(
 ) -> tuple[npt.NDArray[np.int64], list[TracedProcess]]:
     """For each class the number of its process, -1 for none; and the processes."""
     names = {int(entry["key"]): entry["value"] for entry in raw.cgroups}
-    process_of = np.full(CLASSES, -1, np.int64)
+    process_of = np.full(tables.CLASSES, -1, np.int64)
     numbers: dict[TracedProcess, int] = {}
     identities: dict[int, ContainerIdentity] = {}
     for number in np.flatnonzero((stack_of >= 0) & (raw.infos["key"]["tgid"] > 0)).tolist():

@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.procfs.kpageflags import FrameKind, ReadFrames, classify, read_runs
+from memdiag_node.trace import tables
 from memdiag_node.trace.frame_layout import FrameLayout
-from memdiag_node.trace.tables import CLASS_MASK, CLASSES, FIRST_CLASS
+from memdiag_node.trace.tables import CLASS_MASK, FIRST_CLASS
 
 OUT_DTYPE = np.dtype([("frame", "<u8"), ("number", "<u2"), ("frames", "<u2")])
 _SCAN_FRAMES = 1 << 18
@@ -19,9 +20,9 @@ MAX_BLOCKS = 1 << 19
 class FrameTally:
     """The frames that were still outstanding when the trace ended."""
 
-    by_kind: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((len(FrameKind), CLASSES), np.int64))
+    by_kind: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((len(FrameKind), tables.CLASSES), np.int64))
     """Frames by FrameKind and class number."""
-    blocks: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(CLASSES, np.int64))
+    blocks: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(tables.CLASSES, np.int64))
     """Blocks of direct kernel memory by class number."""
     parts: list[npt.NDArray[np.void]] = field(default_factory=list)
     """Those blocks: first frame, class number, frames still outstanding."""
@@ -55,12 +56,12 @@ def tally_frames(
         kinds = np.zeros(len(before), np.uint8) if is_late else classify(read_runs(before != 0, base, read_flags))
         numbers = np.where(frames[place : place + count] == before, before & CLASS_MASK, 0)
         out = np.flatnonzero(numbers)
-        cells = kinds[out].astype(np.int64) * CLASSES + numbers[out]
+        cells = kinds[out].astype(np.int64) * tables.CLASSES + numbers[out]
         tally.by_kind += np.bincount(cells, minlength=tally.by_kind.size).reshape(tally.by_kind.shape)
         direct = out[(kinds[out] == FrameKind.DIRECT) & (numbers[out] >= FIRST_CLASS)]
         if len(direct):
             part = _blocks(direct + base, numbers[direct], orders)
-            tally.blocks += np.bincount(part["number"], minlength=CLASSES)
+            tally.blocks += np.bincount(part["number"], minlength=tables.CLASSES)
             tally.parts.append(part)
             if read_charges is not None and not is_late:
                 _add_charges(tally.charged, part, base, read_runs(before != 0, base, read_charges))
@@ -80,10 +81,10 @@ def _add_charges(
 
 def frames_by_class(frames: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:
     """The number of outstanding frames by class number; only of classes that blocks were recorded in."""
-    counts = np.zeros(CLASSES, np.int64)
+    counts = np.zeros(tables.CLASSES, np.int64)
     for start in range(0, len(frames), _SCAN_FRAMES):
         part = frames[start : start + _SCAN_FRAMES]
-        counts += np.bincount(part[part >= FIRST_CLASS] & CLASS_MASK, minlength=CLASSES)
+        counts += np.bincount(part[part >= FIRST_CLASS] & CLASS_MASK, minlength=tables.CLASSES)
     return counts
 
 
