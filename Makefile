@@ -64,13 +64,14 @@ $(VENV)/.complete: requirements/dev.txt pyproject.toml | prepare
 	@touch $@
 
 .PHONY: lint
-lint: venv ## ruff, clang-format, mypy --strict, import-linter, generated files
+lint: venv ## ruff, clang-format, mypy --strict, import-linter, generated files, plain English
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(PY) tools/generate_crds.py --check
+	$(PYTEST) --quiet tests/unit/repository/test_prose.py
 
 .PHONY: format
 format: venv ## fix and format with ruff and clang-format

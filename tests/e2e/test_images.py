@@ -190,5 +190,5 @@ def test_a_release_is_not_built_if_the_base_images_digest_is_unknown(commit: str
     done = release_images(tmp_path, "localhost/no-such-base:1")
     assert done.returncode != 0
     assert "localhost/no-such-base:1" in done.stderr + done.stdout
-    assert "or name it by digest: BASE_IMAGE=NAME@sha256:..." in done.stderr + done.stdout
+    assert "or specify a digest: BASE_IMAGE=NAME@sha256:..." in done.stderr + done.stdout
     assert not (tmp_path / "dist").exists()
