@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -19,7 +18,6 @@ from memdiag_api.evidence import (
     Evidence,
     Holder,
     HolderKind,
-    Host,
     MemoryClass,
     Need,
     NeedState,
@@ -32,7 +30,6 @@ from memdiag_api.evidence import (
     TraceCounters,
     Trend,
     VerdictKind,
-    Window,
 )
 from memdiag_api.framing import MAX_LOG_BYTES
 from memdiag_node.conclusion.conclude import conclude
@@ -42,6 +39,7 @@ from memdiag_node.conclusion.verdict import Thresholds
 from memdiag_node.holding import Holding
 from memdiag_node.publish import Output, publish
 from memdiag_operator.results.receive import check_document
+from support.measurements import host_of, window_of
 
 PAGE, STRUCT_PAGE = 4096, 64
 MIB = 1 << 20
@@ -50,7 +48,6 @@ MAX_STACKS, MAX_HOLDERS = 64, 256  # as in memdiag_node.run
 ModelT = TypeVar("ModelT", bound=Record)
 BLOCK_DTYPE = np.dtype([("page", "<u8"), ("order", "u1"), ("slab", "?")])
 TRACED_DTYPE = np.dtype([("page", "<u8"), ("order", "u1"), ("frames", "<u4"), ("stack", "<i4"), ("weight", "<f4")])
-START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 def blocks(first: int, count: int, order: int = 0) -> npt.NDArray[np.void]:
@@ -61,16 +58,8 @@ def blocks(first: int, count: int, order: int = 0) -> npt.NDArray[np.void]:
 
 
 EMPTY = Measurements(
-    host=Host(
-        node_name=NODE,
-        kernel_release="6.18",
-        architecture="x86_64",
-        cpus=2,
-        mem_total_bytes=16 << 30,
-        page_size_bytes=PAGE,
-        boot_id="b",
-    ),
-    window=Window(start_time=START, end_time=START, requested_seconds=60, traced_seconds=60),
+    host=host_of(16 << 30, node_name=NODE),
+    window=window_of(60),
     checks=tuple(Check),
     needs=(),
     breakdown=Breakdown(

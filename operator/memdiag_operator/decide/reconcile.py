@@ -18,7 +18,7 @@ from memdiag_operator.decide.lifecycle import is_suspended, starts_run
 from memdiag_operator.decide.node_run import Step, node_runs
 from memdiag_operator.decide.plan import Plan, PodRemoval, status_plan
 from memdiag_operator.decide.snapshot import Snapshot
-from memdiag_operator.decide.start import refuse, start
+from memdiag_operator.decide.start import MAX_NODES_IN_MESSAGE, refuse, start
 from memdiag_operator.decide.stored_reports import said_size_bytes
 from memdiag_operator.decide.target import choose_nodes, spec_fault
 from memdiag_operator.kube import naming
@@ -34,8 +34,6 @@ from memdiag_operator.status.conditions import (
 from memdiag_operator.status.progress import of_run
 from memdiag_operator.status.states import UNSETTLED, node_counts, run_states
 from memdiag_operator.status.trim import fit, most_relevant
-
-MAX_NODES_IN_MESSAGE = 4
 
 
 def reconcile(snapshot: Snapshot, config: OperatorConfig, now: datetime) -> Plan:

@@ -1,7 +1,5 @@
 """The ledger: its parts always add up to allocpage."""
 
-from datetime import UTC, datetime
-
 import numpy as np
 import numpy.typing as npt
 from hypothesis import given
@@ -15,20 +13,19 @@ from memdiag_api.evidence import (
     Evidence,
     Holder,
     HolderKind,
-    Host,
     Ledger,
     Owner,
     Stack,
     Trace,
     TraceCounters,
     VerdictKind,
-    Window,
 )
 from memdiag_node.conclusion.conclude import conclude
 from memdiag_node.conclusion.ledger import ledger_of
 from memdiag_node.conclusion.measurements import Measurements, TracedBlocks
 from memdiag_node.conclusion.verdict import Thresholds
 from memdiag_node.holding import Holding
+from support.measurements import host_of, window_of
 
 PAGE = 4096
 STRUCT_PAGE = 64
@@ -79,18 +76,9 @@ def evidence_of(
     """Return the evidence of a run. `traced`: first frame, order, stack."""
     blocks = np.array([(frame * STRUCT_PAGE, order, 1 << order, stack, 1.0) for frame, order, stack in traced], TRACED)
     alloc_page_frames = sum(1 << order for _, order, stack in traced if classes[stack] == "AllocPage")
-    start = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     measured = Measurements(
-        host=Host(
-            node_name="n",
-            kernel_release="r",
-            architecture="a",
-            cpus=1,
-            mem_total_bytes=1 << 40,
-            page_size_bytes=PAGE,
-            boot_id="b",
-        ),
-        window=Window(start_time=start, end_time=start, requested_seconds=1, traced_seconds=1),
+        host=host_of(1 << 40),
+        window=window_of(1),
         checks=tuple(Check),
         needs=(),
         breakdown=breakdown_of(alloc_page_bytes),

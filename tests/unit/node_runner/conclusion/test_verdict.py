@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from memdiag_api.evidence import (
     FilledBy,
     Holder,
     HolderKind,
-    Host,
     MemoryClass,
     Owner,
     Queue,
@@ -33,7 +31,6 @@ from memdiag_api.evidence import (
     Trend,
     Verdict,
     VerdictKind,
-    Window,
 )
 from memdiag_node.conclusion.doubts import Doubt
 from memdiag_node.conclusion.measurements import Measurements
@@ -41,22 +38,14 @@ from memdiag_node.conclusion.suspects import pinned_by
 from memdiag_node.conclusion.verdict import MIB, Thresholds, decide_verdict
 from memdiag_node.holding import PINNED_DTYPE, Holding
 from memdiag_node.trace.stacks import NO_STACK
+from support.measurements import host_of, window_of
 
 PAGE = 4096
 GIB = 1024 * MIB
 THRESHOLDS = Thresholds()
-START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 IDLE = Measurements(
-    host=Host(
-        node_name="n",
-        kernel_release="r",
-        architecture="a",
-        cpus=1,
-        mem_total_bytes=16 * GIB,
-        page_size_bytes=PAGE,
-        boot_id="b",
-    ),
-    window=Window(start_time=START, end_time=START, requested_seconds=60, traced_seconds=60),
+    host=host_of(16 * GIB),
+    window=window_of(60),
     checks=tuple(Check),
     needs=(),
     breakdown=Breakdown(mem_total_bytes=16 * GIB, classes=[], alloc_page_bytes=300 * MIB, alloc_page_error_bytes=0),
