@@ -10,19 +10,16 @@ from pydantic.config import JsonDict, JsonValue
 from memdiag_api import limits
 from memdiag_api.conditions import Condition
 from memdiag_api.evidence import (
-    ByteCount,
     Check,
     Confidence,
     Context,
-    Count,
     HolderKind,
     MemoryClass,
-    Share,
-    SignedByteCount,
     Trend,
     VerdictKind,
 )
 from memdiag_api.model import ApiModel, Sentence, ShortText
+from memdiag_api.record import ByteCount, Count, Share, SignedByteCount
 
 GROUP = "memdiag.dev"
 VERSION = "v1alpha1"

@@ -9,27 +9,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from memdiag_api import limits
 from memdiag_api.memory_classes import ClassName
-from memdiag_api.model import ApiModel, Sentence, ShortText
+from memdiag_api.model import Sentence, ShortText
+from memdiag_api.record import ByteCount, Count, Name, Record, Share, SignedByteCount
 
 SCHEMA_VERSION: Literal[1] = 1
-
-Name = Annotated[str, StringConstraints(max_length=253)]
-Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
-ByteCount = Annotated[int, Field(ge=0, le=2**63 - 1, description="Size in bytes.")]
-SignedByteCount = Annotated[
-    int, Field(ge=-(2**63), le=2**63 - 1, description="Size in bytes. Negative for a decrease.")
-]
-Share = Annotated[float, Field(ge=0, le=1, description="A share, from 0 to 1.", allow_inf_nan=False)]
-
-
-class Record(ApiModel):
-    """A part of the document: immutable, unknown fields are rejected."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Check(StrEnum):

@@ -9,7 +9,7 @@ from memdiag_api import limits
 from memdiag_api.evidence import Evidence, RunnerError, TerminationMessage
 from memdiag_api.framing import frame
 from memdiag_node.conclusion.document import encode, publishable
-from memdiag_node.render import render_report
+from memdiag_node.render.report import render_report
 from memdiag_node.trace.stacks import to_folded
 
 # The kubelet keeps 4096 bytes of a termination message, so it must be shorter.

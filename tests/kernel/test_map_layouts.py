@@ -11,6 +11,7 @@ import pytest
 
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import BpfObject
+from memdiag_node.kernel.memory import MEMORY_MAPS
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.sockets import source as sockets
 from memdiag_node.trace import tables as trace_tables
@@ -55,7 +56,7 @@ MAPS: dict[str, dict[str, Layout]] = {
         "subjects": (U32, U64),
         "descriptions": (U32, sockets.DESCRIPTION_DTYPE),
         "facts": (U32, U64),
-        "words": (U32, U64),
+        "words": (U32, MEMORY_MAPS["words"]),
         "watched": _entry(sockets._WATCHED_DTYPE),
     },
 }

@@ -22,7 +22,6 @@ from memdiag_api.evidence import (
     Need,
     NeedState,
     Owner,
-    Record,
     ScanCoverage,
     Stack,
     TerminationMessage,
@@ -32,6 +31,7 @@ from memdiag_api.evidence import (
     VerdictKind,
 )
 from memdiag_api.framing import MAX_LOG_BYTES
+from memdiag_api.record import Record
 from memdiag_node.conclusion.conclude import conclude
 from memdiag_node.conclusion.doubts import Doubt
 from memdiag_node.conclusion.measurements import Measurements, TracedBlocks

@@ -6,7 +6,6 @@ The file system shows the tree only to a process with the host's cgroup namespac
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.cgroup_layout import CGROUP_FIELDS, memory_state_offset_bytes
@@ -53,7 +52,7 @@ def container_cgroups(memory: KernelMemory, at: Mapping[str, int]) -> dict[int, 
             break
         nodes = memory.peek(memory.peek(level + np.uint64(at["CSS_CGROUP"])) + np.uint64(at["CGROUP_NODE"]))
         inodes = memory.peek(nodes + np.uint64(at["NODE_ID"]))
-        names = _texts(memory, memory.peek(nodes + np.uint64(at["NODE_NAME"])))
+        names = memory.texts(memory.peek(nodes + np.uint64(at["NODE_NAME"])), _NAME_BYTES)
         for group, parent, inode, name in zip(level.tolist(), parents.tolist(), inodes.tolist(), names, strict=True):
             paths[group] = paths[parent] + b"/" + name.replace(b"\n", b"?")
             identity = parse_cgroup(b"0::" + paths[group])
@@ -71,10 +70,3 @@ def _root(memory: KernelMemory, at: Mapping[str, int]) -> int:
             break
         group = parent
     return group
-
-
-def _texts(memory: KernelMemory, addresses: npt.NDArray[np.uint64]) -> list[bytes]:
-    """The text at each address, up to its NUL byte or _NAME_BYTES."""
-    words = addresses[:, np.newaxis] + np.arange(0, _NAME_BYTES, 8, dtype="<u8")
-    rows = memory.peek(words.reshape(-1)).reshape(words.shape)
-    return [row.tobytes().split(b"\0")[0] for row in rows]

@@ -53,23 +53,39 @@ def linear_to_page(memory: WordReader, at: Mapping[str, int], *, cache: int) -> 
 
 def _bases(memory: WordReader, at: Mapping[str, int], cache: int) -> npt.NDArray[np.uint64]:
     """The answer of the first partial slab of each cache on each NUMA node."""
-
-    def field(addresses: npt.NDArray[np.uint64], name: str) -> npt.NDArray[np.uint64]:
-        return memory.peek(addresses + np.uint64(at[name]))
-
-    listed = list_entries(memory, np.array([cache + at["KMEM_CACHE_LIST"]], np.uint64))
-    caches = np.append(listed - np.uint64(at["KMEM_CACHE_LIST"]), np.uint64(cache))
-    slots = caches[:, np.newaxis] + np.arange(0, 8 * _MAX_NODES, 8, dtype=np.uint64)
-    nodes = field(slots.reshape(-1), "KMEM_CACHE_NODE")
-    owners = np.repeat(caches, _MAX_NODES)
-    slabs = field(nodes, "KMEM_CACHE_NODE_PARTIAL")
-    is_slab = (nodes != 0) & (slabs != 0) & (slabs != nodes + np.uint64(at["KMEM_CACHE_NODE_PARTIAL"]))
-    slabs, owners = slabs[is_slab] - np.uint64(at["SLAB_LIST"]), owners[is_slab]
-    free = field(slabs, "SLAB_FREELIST")
-    is_whole = (field(slabs, "SLAB_CACHE") == owners) & (free != 0)
+    slabs, owners = _partial_slabs(memory, at, cache)
+    free = _field(memory, at, slabs, "SLAB_FREELIST")
+    is_whole = (_field(memory, at, slabs, "SLAB_CACHE") == owners) & (free != 0)
     slabs, free = slabs[is_whole], free[is_whole]
-    is_compound = field(slabs, "PAGE_FLAGS") >> np.uint64(at["PG_HEAD"]) & np.uint64(1)
-    orders = (field(slabs, "PAGE_ORDER") & np.uint64(_MAX_ORDER)) * is_compound
+    is_compound = _field(memory, at, slabs, "PAGE_FLAGS") >> np.uint64(at["PG_HEAD"]) & np.uint64(1)
+    orders = (_field(memory, at, slabs, "PAGE_ORDER") & np.uint64(_MAX_ORDER)) * is_compound
     first_frames = free >> np.uint64(at["PAGE_SHIFT"]) >> orders << orders
     bases: npt.NDArray[np.uint64] = slabs - first_frames * np.uint64(at["STRUCT_PAGE_BYTES"])
     return bases
+
+
+def partial_slabs(memory: WordReader, at: Mapping[str, int], *, cache: int) -> npt.NDArray[np.uint64]:
+    """Struct pages that head partly used slabs: the first one of each cache on each NUMA node."""
+    slabs, owners = _partial_slabs(memory, at, cache)
+    whole: npt.NDArray[np.uint64] = slabs[_field(memory, at, slabs, "SLAB_CACHE") == owners]
+    return whole
+
+
+def _partial_slabs(
+    memory: WordReader, at: Mapping[str, int], cache: int
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """The slabs and the cache of each. Both were read at different times and may disagree."""
+    listed = list_entries(memory, np.array([cache + at["KMEM_CACHE_LIST"]], np.uint64))
+    caches = np.append(listed - np.uint64(at["KMEM_CACHE_LIST"]), np.uint64(cache))
+    slots = caches[:, np.newaxis] + np.arange(0, 8 * _MAX_NODES, 8, dtype=np.uint64)
+    nodes = _field(memory, at, slots.reshape(-1), "KMEM_CACHE_NODE")
+    owners = np.repeat(caches, _MAX_NODES)
+    slabs = _field(memory, at, nodes, "KMEM_CACHE_NODE_PARTIAL")
+    is_slab = (nodes != 0) & (slabs != 0) & (slabs != nodes + np.uint64(at["KMEM_CACHE_NODE_PARTIAL"]))
+    return slabs[is_slab] - np.uint64(at["SLAB_LIST"]), owners[is_slab]
+
+
+def _field(
+    memory: WordReader, at: Mapping[str, int], addresses: npt.NDArray[np.uint64], name: str
+) -> npt.NDArray[np.uint64]:
+    return memory.peek(addresses + np.uint64(at[name]))

@@ -5,11 +5,16 @@
 //   words    addresses, written by user space, 0 at the end; each is replaced by the word there, 0 if unreadable.
 //   facts    values by their FACT_ number, set by the programs or by user space. 0: not known.
 //
-// Defines from memory.py: WORDS, FACTS in entries, the FACT_ numbers.
+// Defines from memory.py: WORDS (a power of two), FACTS in entries, the FACT_ numbers.
 
 #include "common.bpf.h"
 
-BPF_F_TABLE("array", u32, u64, words, WORDS, BPF_F_MMAPABLE);
+// One entry, so that the program looks it up once for a whole batch.
+struct batch {
+    u64 word[WORDS];
+};
+
+BPF_F_TABLE("array", u32, struct batch, words, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u64, facts, FACTS, BPF_F_MMAPABLE);
 
 static inline void learn(u32 fact, u64 value)
@@ -27,15 +32,19 @@ static inline u64 fact(u32 which)
 
 int peek(void *ctx)
 {
+    u32 only = 0;
+    struct batch *batch = words.lookup(&only);
+    if (!batch)
+        return 0;
     learn(FACT_CURRENT_TASK, bpf_get_current_task());
     NO_UNROLL
     for (u32 i = 0; i < WORDS; i++) {
-        u32 at = i;
-        u64 value = 0, *word = words.lookup(&at);
-        if (!word || !*word)
+        AS_WRITTEN(i);
+        u64 value = 0, address = batch->word[i & (WORDS - 1)];
+        if (!address)
             break;
-        READ(value, *word, 0);
-        *word = value;
+        READ(value, address, 0);
+        batch->word[i & (WORDS - 1)] = value;
     }
     return 0;
 }

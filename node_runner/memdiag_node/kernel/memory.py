@@ -17,7 +17,8 @@ from memdiag_node.kernel.linear_map import linear_to_page, slab_layout
 from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.resource import Resource
 
-_WORDS = 512
+_WORDS = 4096
+_BATCH_DTYPE = np.dtype(("<u8", (_WORDS,)))
 
 
 class Fact(IntEnum):
@@ -37,7 +38,7 @@ class Fact(IntEnum):
 
 MEMORY_DEFINES = {"WORDS": _WORDS, "FACTS": len(Fact), **enum_defines("FACT", Fact)}
 """The defines of memory.bpf.h."""
-MEMORY_MAPS = dict.fromkeys(("words", "facts"), np.dtype("<u8"))
+MEMORY_MAPS = {"words": _BATCH_DTYPE, "facts": np.dtype("<u8")}
 """The maps of memory.bpf.h, as read here."""
 
 _FIELDS: tuple[Field, ...] = (
@@ -68,7 +69,7 @@ class KernelMemory(Resource):
         self._at = at
         self._peek = bpf.runnable("peek")
         with self._opening() as parts:
-            self._words = bpf.view("words", MEMORY_MAPS["words"], _WORDS)
+            self._words = bpf.view("words", np.dtype("<u8"), _WORDS)
             self._facts = bpf.view("facts", MEMORY_MAPS["facts"], len(Fact))
             for view in ("_words", "_facts"):  # the mapping cannot be closed while a numpy view uses it
                 parts.callback(delattr, self, view)
@@ -76,7 +77,7 @@ class KernelMemory(Resource):
             """Address of this process's network namespace."""
             self.learn(Fact.NET_OPERATIONS, self.word(self.own_net + at["NET_OPERATIONS"]))
             if "HAS_SLAB" in at:
-                self.learn(Fact.LINEAR_TO_PAGE, linear_to_page(self, at, cache=self._any_cache()))
+                self.learn(Fact.LINEAR_TO_PAGE, linear_to_page(self, at, cache=self.any_slab_cache()))
 
     def peek(self, addresses: npt.ArrayLike) -> npt.NDArray[np.uint64]:
         """The 8 bytes at each address; 0 where they cannot be read."""
@@ -121,7 +122,13 @@ class KernelMemory(Resource):
             at = self.word(at + self._at[name])
         return at
 
-    def _any_cache(self) -> int:
-        """A kmem_cache: the one of a UNIX socket of this process."""
+    def texts(self, addresses: npt.NDArray[np.uint64], max_bytes: int) -> list[bytes]:
+        """The text at each address, up to its NUL byte or `max_bytes`, a multiple of 8."""
+        words = addresses[:, np.newaxis] + np.arange(0, max_bytes, 8, dtype="<u8")
+        rows = self.peek(words.reshape(-1)).reshape(words.shape)
+        return [row.tobytes().split(b"\0")[0] for row in rows]
+
+    def any_slab_cache(self) -> int:
+        """Address of a kmem_cache, from which all are reached: the one of a UNIX socket of this process."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as own:
             return self._follow(self.file(own.fileno()), "FILE_PRIVATE", "SOCKET_SK", "SOCK_PROT", "PROTO_SLAB")

@@ -1,6 +1,7 @@
 """Loaded eBPF programs: iterators, programs that user space runs, and the kernel's counters of both."""
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,11 +76,19 @@ class IteratorLink:
 
 
 class _RunOptions(ctypes.Structure):
-    """struct bpf_test_run_opts of libbpf in its first version; all zero except the size: run the program as it is."""
+    """struct bpf_test_run_opts of libbpf in its first versions; all zero except the size: run the program as it is."""
 
-    _fields_ = (("size", ctypes.c_size_t), ("fields", ctypes.c_uint64 * 16))
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        ("data_and_context", ctypes.c_uint64 * 5),
+        ("sizes_and_results", ctypes.c_uint32 * 5),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    )
 
 
+_RUN_ON_CPU = 1  # include/uapi/linux/bpf.h, BPF_F_TEST_RUN_ON_CPU
 _RUN_PROTOTYPE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.POINTER(_RunOptions), use_errno=True)
 
 
@@ -95,8 +104,21 @@ class RunnableProgram:
 
     def run(self) -> None:
         """Run it once, on this CPU. Raises BpfError."""
+        status = self._run_once()
+        if status:
+            raise BpfError.of(f"{self._function}: the program cannot be run", status)
+
+    def run_on(self, cpu: int) -> bool:
+        """Run it once on another CPU, in its interrupt context. False if that CPU is offline. Raises BpfError."""
+        status = self._run_once(_RUN_ON_CPU, cpu)
+        if status not in (0, errno.ENXIO):
+            raise BpfError.of(f"{self._function}: the program cannot be run on CPU {cpu}", status)
+        return status == 0
+
+    def _run_once(self, flags: int = 0, cpu: int = 0) -> int:
+        """The error number, 0 for none."""
         ctypes.memset(ctypes.byref(self._options), 0, ctypes.sizeof(self._options))
         self._options.size = ctypes.sizeof(self._options)
+        self._options.flags, self._options.cpu = flags, cpu
         status = self._run(self._program_fd, ctypes.byref(self._options))
-        if status:
-            raise BpfError.of(f"{self._function}: the program cannot be run", ctypes.get_errno() or -status)
+        return (ctypes.get_errno() or -status) if status else 0

@@ -7,9 +7,9 @@ from memdiag_node.procfs.errors import ProcFormatError
 _RANGE = re.compile(rb"(\d{1,6})(?:-(\d{1,6}))?")
 
 
-def parse_cpu_count(text: bytes, *, source: str = "cpulist") -> int:
-    """Return the number of CPUs in a list. Raises ProcFormatError if it is not one line of ranges."""
-    count = 0
+def parse_cpus(text: bytes, *, source: str = "cpulist") -> list[int]:
+    """Return the numbers of the CPUs in a list. Raises ProcFormatError if it is not one line of ranges."""
+    cpus: list[int] = []
     for part in text.strip().split(b","):
         match = _RANGE.fullmatch(part)
         if match is None:
@@ -17,8 +17,13 @@ def parse_cpu_count(text: bytes, *, source: str = "cpulist") -> int:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ProcFormatError(source, 1, text, "a list of CPUs such as 0-3,8")
-        count += last - first + 1
-    return count
+        cpus += range(first, last + 1)
+    return cpus
+
+
+def parse_cpu_count(text: bytes, *, source: str = "cpulist") -> int:
+    """Return the number of CPUs in a list. Raises ProcFormatError if it is not one line of ranges."""
+    return len(parse_cpus(text, source=source))
 
 
 def parse_undisturbed_cpu_count(text: bytes, *, source: str = "cpulist") -> int:

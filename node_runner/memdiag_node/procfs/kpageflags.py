@@ -70,6 +70,18 @@ def is_anonymous(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     return found
 
 
+def is_slab(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Return whether each frame belongs to a slab. Some kernels mark only the first frame of a slab."""
+    found: npt.NDArray[np.bool_] = (flags & _mask(_SLAB)) != 0
+    return found
+
+
+def is_slab_head(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Return whether each frame is the first of a slab."""
+    found: npt.NDArray[np.bool_] = (flags & _mask(_SLAB, _TAIL)) == _mask(_SLAB)
+    return found
+
+
 def is_direct(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     """Return whether each frame exists, is in use, and is of FrameKind DIRECT.
 

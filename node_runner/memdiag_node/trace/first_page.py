@@ -7,7 +7,6 @@ they are unmapped. Other anonymous memory, however much there is, does not chang
 """
 
 import mmap
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -16,16 +15,11 @@ import numpy.typing as npt
 
 from memdiag_node.kernel.errors import BpfError
 from memdiag_node.kernel.loader import BpfObject
+from memdiag_node.kernel.page_array import LARGEST_ALIGNMENT_BYTES, ReadFlags, possible_starts
 from memdiag_node.procfs.kpageflags import is_anonymous
 
-ReadFlags = Callable[[int, int], npt.NDArray[np.uint64]]
-"""kpageflags of (first frame, number of frames)."""
 OwnPages = Callable[[], AbstractContextManager[npt.NDArray[np.uint64]]]
 """Allocates pages for as long as the context lasts: the addresses of their struct pages, and of a few others."""
-
-_ALIGNMENT_BYTES = {"x86_64": 1 << 30}  # arch/x86/mm/kaslr.c: PUD_SIZE, with four and with five levels of page tables
-_SMALLEST_ALIGNMENT_BYTES = 1 << 24  # arm64: 1 GiB of memory (ARM64_MEMSTART_ALIGN), with struct pages of 64 bytes
-_LARGEST_ALIGNMENT_BYTES = 1 << 30
 
 _PAGES = 128
 # The program also sees pages that the kernel takes for this process and that are not anonymous, such as page tables.
@@ -35,11 +29,6 @@ _MAPPED_SHARE = 0.9
 _UNMAPPED_SHARE = 0.5
 _UNMAPPED_ONE_IN = 8
 _ROUNDS = 8
-
-
-def alignment_bytes() -> int:
-    """The minimum alignment of frame 0's struct page in this machine's kernel."""
-    return _ALIGNMENT_BYTES.get(platform.machine(), _SMALLEST_ALIGNMENT_BYTES)
 
 
 def find_first_page(
@@ -70,7 +59,7 @@ def find_first_page(
 
 
 def only_possible_start(
-    own_pages: OwnPages, *, frame_count: int, struct_page_bytes: int, alignment: int = _LARGEST_ALIGNMENT_BYTES
+    own_pages: OwnPages, *, frame_count: int, struct_page_bytes: int, alignment: int = LARGEST_ALIGNMENT_BYTES
 ) -> int:
     """The address of frame 0's struct page without kpageflags. Raises BpfError if several are possible."""
     with own_pages() as pages:
@@ -78,18 +67,6 @@ def only_possible_start(
     if len(starts) != 1:
         raise _not_found(starts)
     return starts[0]
-
-
-def possible_starts(
-    pages: npt.NDArray[np.uint64], struct_page_bytes: int, frame_count: int, alignment: int
-) -> list[int]:
-    """Starts that put all of `pages` inside the machine's frames."""
-    if not len(pages):
-        return []
-    lowest, highest = int(pages.min()), int(pages.max())
-    start = lowest - lowest % alignment
-    end = max(0, highest - frame_count * struct_page_bytes)
-    return list(range(start, end, -alignment))
 
 
 def _not_found(starts: list[int]) -> BpfError:

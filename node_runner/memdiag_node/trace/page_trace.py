@@ -23,6 +23,7 @@ from memdiag_node.kernel.cgroup_layout import CGROUP_FIELDS, memory_state_offset
 from memdiag_node.kernel.errors import BpfError
 from memdiag_node.kernel.layout import offsets
 from memdiag_node.kernel.loader import BpfObject
+from memdiag_node.kernel.page_array import alignment_bytes
 from memdiag_node.kernel.programs import ProgramInfo, ProgramInfoLayout
 from memdiag_node.kernel.symbols import SymbolReader, Symbols
 from memdiag_node.procfs.kpageflags import FrameTable, open_frame_table
@@ -34,7 +35,7 @@ from memdiag_node.resource import Resource
 from memdiag_node.trace import tables
 from memdiag_node.trace.contexts import ContextCode, Contexts
 from memdiag_node.trace.decode import RawTrace, decode, missed_runs, outstanding_addresses
-from memdiag_node.trace.first_page import alignment_bytes, find_first_page, only_possible_start, traced_own_pages
+from memdiag_node.trace.first_page import find_first_page, only_possible_start, traced_own_pages
 from memdiag_node.trace.frame_layout import FrameLayout, oversize
 from memdiag_node.trace.frame_tally import frames_by_class, tally_frames
 from memdiag_node.trace.result import TraceResult

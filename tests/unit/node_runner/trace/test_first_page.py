@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from memdiag_node.kernel.errors import BpfError
-from memdiag_node.trace.first_page import find_first_page, only_possible_start, possible_starts
+from memdiag_node.kernel.page_array import possible_starts
+from memdiag_node.trace.first_page import find_first_page, only_possible_start
 
 GIB = 1 << 30
 STRUCT_PAGE_BYTES = 64

@@ -1,7 +1,6 @@
 """The report for users: text from one evidence document."""
 
-import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from memdiag_api.evidence import (
     Breakdown,
@@ -18,8 +17,8 @@ from memdiag_api.evidence import (
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
+from memdiag_node.render.text import percent, table, wrapped
 
-WIDTH = 100
 _BAR_WIDTH = 24
 _FRAMES_SHOWN = 12
 _FDS_SHOWN = 3
@@ -64,9 +63,9 @@ def _heading(evidence: Evidence) -> list[str]:
 def _verdict(verdict: Verdict) -> list[str]:
     return [
         f"{verdict.kind.value} (confidence: {verdict.confidence.value.lower()})",
-        *_wrapped(verdict.sentence, "  "),
-        *(line for reason in verdict.reasons for line in _wrapped(reason, "  - ")),
-        *_wrapped(verdict.advice, "  Next: "),
+        *wrapped(verdict.sentence, "  "),
+        *(line for reason in verdict.reasons for line in wrapped(reason, "  - ")),
+        *wrapped(verdict.advice, "  Next: "),
     ]
 
 
@@ -76,7 +75,7 @@ def _breakdown(breakdown: Breakdown) -> list[str]:
     for group in ("Application", "Kernel", "Free"):
         members = [one for one in breakdown.classes if one.group == group and one.size_bytes]
         total = sum(one.size_bytes for one in members)
-        lines.append(f"  {group:<26}{format_bytes(total):>10}  {_percent(total, breakdown.mem_total_bytes)}")
+        lines.append(f"  {group:<26}{format_bytes(total):>10}  {percent(total, breakdown.mem_total_bytes)}")
         for one in sorted(members, key=lambda member: -member.size_bytes):
             bar = "#" * round(_BAR_WIDTH * one.size_bytes / max(1, breakdown.mem_total_bytes))
             note = (
@@ -86,7 +85,7 @@ def _breakdown(breakdown: Breakdown) -> list[str]:
             )
             row = f"    {one.name:<24}{format_bytes(one.size_bytes):>10}  "
             lines.append(
-                f"{row}{_percent(one.size_bytes, breakdown.mem_total_bytes)}  {bar:<{_BAR_WIDTH}} {note}".rstrip()
+                f"{row}{percent(one.size_bytes, breakdown.mem_total_bytes)}  {bar:<{_BAR_WIDTH}} {note}".rstrip()
             )
     return lines
 
@@ -103,10 +102,10 @@ def _holders(evidence: Evidence) -> list[str]:
         for number, holder in enumerate(evidence.holders)
         if number < _ALWAYS_SHOWN or holder.pinned_bytes >= _SMALL_BYTES or holder.stuck_seconds is not None
     ]
-    table = _table((header, *map(_holder_row, shown)), right=(0, 1, 2, 3))
-    lines.append(table[0])
-    for row, holder in zip(table[1:], shown, strict=True):
-        lines += [row, *_wrapped(_what(holder), " " * 12)]
+    rows = table((header, *map(_holder_row, shown)), right=(0, 1, 2, 3))
+    lines.append(rows[0])
+    for row, holder in zip(rows[1:], shown, strict=True):
+        lines += [row, *wrapped(_what(holder), " " * 12)]
     return lines + _left_out(len(evidence.holders) - len(shown))
 
 
@@ -176,12 +175,12 @@ def _stack(number: int, stack: Stack, evidence: Evidence) -> Iterator[str]:
     elif stack.processes:
         by = [(shown_process(one.comm, one.pid), one.outstanding_bytes) for one in stack.processes[:3]]
         named = ", ".join(f"{process} {format_bytes(size_bytes)}" for process, size_bytes in by)
-        yield from _wrapped(named, "      by ")
+        yield from wrapped(named, "      by ")
     for part in stack.held_by[:3]:
         if part.holder < len(evidence.holders):
             holder = evidence.holders[part.holder]
             *_, process, fd = _holder_row(holder)
-            yield from _wrapped(f"{process} fd {fd}: {_what(holder)}", f"      {part.share:.0%} held by ")
+            yield from wrapped(f"{process} fd {fd}: {_what(holder)}", f"      {part.share:.0%} held by ")
     yield from (f"        {frame}" for frame in stack.frames[:_FRAMES_SHOWN])
     if len(stack.frames) > _FRAMES_SHOWN:
         yield f"        ... {len(stack.frames) - _FRAMES_SHOWN} more"
@@ -193,10 +192,10 @@ def _ledger(evidence: Evidence) -> list[str]:
         return []
     parts = [(line.name, line.size_bytes) for line in ledger.lines if line.size_bytes]
     parts.append(("Unexplained", ledger.unexplained_bytes))
-    rows = [(name, format_bytes(size), _percent(size, ledger.alloc_page_bytes)) for name, size in parts]
-    lines = [f"WHAT HOLDS ALLOCPAGE   {format_bytes(ledger.alloc_page_bytes)} in total", *_table(rows, right=(1, 2))]
+    rows = [(name, format_bytes(size), percent(size, ledger.alloc_page_bytes)) for name, size in parts]
+    lines = [f"WHAT HOLDS ALLOCPAGE   {format_bytes(ledger.alloc_page_bytes)} in total", *table(rows, right=(1, 2))]
     if ledger.unexplained_bytes < 0:
-        lines += _wrapped("below zero: the lines are not read at the same moment, and add up to more", "  ")
+        lines += wrapped("below zero: the lines are not read at the same moment, and add up to more", "  ")
     lines += [
         f"  of it in container {share.container_id[:_CONTAINER_ID_SHOWN]}: {format_bytes(share.size_bytes)}"
         for share in ledger.containers[:_CONTAINERS_SHOWN]
@@ -217,7 +216,7 @@ def _census(census: Census) -> list[str]:
             rows.append((f"charged to {_charged(share)}", format_bytes(size_bytes), _held_part(share.held_bytes)))
     if len(rows) == 1:
         return []
-    lines = ["KERNEL PAGES BY BLOCK AND CHARGE   upper bounds of allocpage", *_table(rows, right=(1, 2))]
+    lines = ["KERNEL PAGES BY BLOCK AND CHARGE   upper bounds of allocpage", *table(rows, right=(1, 2))]
     if census.scanned_share < 1:
         lines.append(f"  only {census.scanned_share:.0%} of the page frames were scanned in time")
     return lines
@@ -237,9 +236,9 @@ def _coverage(evidence: Evidence) -> list[str]:
     lines: list[str] = []
     for need in evidence.needs:
         if need.state is not NeedState.MET:
-            lines += _wrapped(f"{need.name}: {need.detail} {need.remedy}".strip(), f"  {need.state.value.lower()}: ")
+            lines += wrapped(f"{need.name}: {need.detail} {need.remedy}".strip(), f"  {need.state.value.lower()}: ")
     for note in evidence.notes:
-        lines += _wrapped(note, "  note: ")
+        lines += wrapped(note, "  note: ")
     if evidence.trace:
         lines += _counters(evidence.trace.counters)
     if evidence.coverage:
@@ -248,13 +247,13 @@ def _coverage(evidence: Evidence) -> list[str]:
             f"  scanned {scan.sockets} sockets, {scan.queues} queues, {scan.packets} packets "
             f"in {scan.scan_seconds:.2f} s"
         )
-        lines += [line for what in scan.not_seen for line in _wrapped(what, "  not seen: ")]
+        lines += [line for what in scan.not_seen for line in wrapped(what, "  not seen: ")]
     return ["WHAT THIS COVERS", *lines] if lines else []
 
 
 def _counters(counters: TraceCounters) -> list[str]:
     """Render what the trace saw, and what it missed, if anything."""
-    lines = _wrapped(
+    lines = wrapped(
         f"{counters.events_seen} allocations, {counters.events_filtered} of them user memory; its programs used "
         f"{counters.program_seconds:.2f} s of CPU time",
         "  traced ",
@@ -263,7 +262,7 @@ def _counters(counters: TraceCounters) -> list[str]:
         text = f"{counters.sampled_share:.0%} were recorded, to keep within the CPU budget; figures are scaled"
         if counters.large_sampled_out:
             text += f"; {counters.large_sampled_out} blocks of several pages were skipped, far above the budget"
-        lines += _wrapped(text, "  sampled: ")
+        lines += wrapped(text, "  sampled: ")
     losses = {
         "stacks could not be stored": counters.lost_stacks,
         f"blocks did not fit in a table ({format_bytes(counters.lost_record_bytes)} not freed)": counters.lost_records,
@@ -273,16 +272,16 @@ def _counters(counters: TraceCounters) -> list[str]:
     }
     for what, count in losses.items():
         if count:
-            lines += _wrapped(f"{count} {what}", "  lost: ")
+            lines += wrapped(f"{count} {what}", "  lost: ")
     if counters.untraced_bytes > 0:
         text = (
             f"{format_bytes(counters.untraced_bytes)} were allocated on paths without a tracepoint (bulk allocations)"
         )
-        lines += _wrapped(text, "  untraced: ")
+        lines += wrapped(text, "  untraced: ")
     aside = [f"{name} {format_bytes(size)}" for name, size in counters.set_aside_bytes.items() if size]
     if counters.movable_outstanding_bytes > 0:
         aside.append(f"movable user memory {format_bytes(counters.movable_outstanding_bytes)}")
-    return lines + _wrapped(", ".join(aside), "  not counted as allocpage: ")
+    return lines + wrapped(", ".join(aside), "  not counted as allocpage: ")
 
 
 def _sparkline(values: Sequence[int]) -> str:
@@ -290,31 +289,3 @@ def _sparkline(values: Sequence[int]) -> str:
     if not top:
         return " " * len(values)
     return "".join(_SPARKS[-(-(len(_SPARKS) - 1) * value // top)] for value in values)
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / max(1, whole):5.1f} %"
-
-
-def _table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> list[str]:
-    right = set(right)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(_cut("  " + "  ".join(cells).rstrip()))
-    return lines
-
-
-def _cut(line: str) -> str:
-    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
-
-
-def _wrapped(text: str, prefix: str) -> list[str]:
-    """Return `text` after `prefix`, wrapped to the width, with further lines indented below its start."""
-    if not text:
-        return []
-    return textwrap.wrap(text, WIDTH, initial_indent=prefix, subsequent_indent=" " * len(prefix))

@@ -11,7 +11,7 @@ from memdiag_api.evidence import (
     NeedState,
     TraceCounters,
 )
-from memdiag_node.render import render_report
+from memdiag_node.render.report import render_report
 from support.evidence import MIB, evidence_with
 
 

@@ -1,0 +1,1 @@
+"""Records of the census of kernel objects, one file for each subject."""

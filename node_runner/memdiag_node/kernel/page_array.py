@@ -1,0 +1,68 @@
+"""Where the array of struct pages starts: the address of frame 0's struct page.
+
+Addresses of struct pages are a linear function of frame numbers, whose start is random and not exposed.
+"""
+
+import platform
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_node.kernel.errors import BpfError
+from memdiag_node.procfs.kpageflags import is_slab
+
+ReadFlags = Callable[[int, int], npt.NDArray[np.uint64]]
+"""kpageflags of (first frame, number of frames)."""
+
+_ALIGNMENT_BYTES = {"x86_64": 1 << 30}  # arch/x86/mm/kaslr.c: PUD_SIZE, with four and with five levels of page tables
+_SMALLEST_ALIGNMENT_BYTES = 1 << 24  # arm64: 1 GiB of memory (ARM64_MEMSTART_ALIGN), with struct pages of 64 bytes
+LARGEST_ALIGNMENT_BYTES = 1 << 30
+
+_SAMPLE = 64
+# Slabs are freed and created meanwhile, and a wrong start may hit some other slabs.
+_RIGHT_SHARE, _WRONG_SHARE = 0.9, 0.6
+
+
+def alignment_bytes() -> int:
+    """The minimum alignment of frame 0's struct page in this machine's kernel."""
+    return _ALIGNMENT_BYTES.get(platform.machine(), _SMALLEST_ALIGNMENT_BYTES)
+
+
+def possible_starts(
+    pages: npt.NDArray[np.uint64], struct_page_bytes: int, frame_count: int, alignment: int
+) -> list[int]:
+    """Starts that put all of `pages` inside the machine's frames."""
+    if not len(pages):
+        return []
+    lowest, highest = int(pages.min()), int(pages.max())
+    start = lowest - lowest % alignment
+    end = max(0, highest - frame_count * struct_page_bytes)
+    return list(range(start, end, -alignment))
+
+
+def first_page_by_slabs(
+    slabs: npt.NDArray[np.uint64],
+    read_flags: ReadFlags,
+    *,
+    frame_count: int,
+    struct_page_bytes: int,
+    alignment: int,
+) -> int:
+    """The address of frame 0's struct page, from struct pages that head slabs: their frames' flags must say so.
+
+    Raises BpfError if not exactly one start fits.
+    """
+    starts = possible_starts(slabs, struct_page_bytes, frame_count, alignment)
+    sample = slabs[np.linspace(0, len(slabs) - 1, min(_SAMPLE, len(slabs))).astype(np.int64)] if len(slabs) else slabs
+
+    def slab_share(start: int) -> float:
+        frames = ((sample - np.uint64(start)) // np.uint64(struct_page_bytes)).tolist()
+        flags = np.concatenate([read_flags(frame, 1) for frame in frames])  # a hole beyond the end has none
+        return float(is_slab(flags).sum()) / len(frames)
+
+    shares = sorted(((slab_share(start), start) for start in starts), reverse=True)
+    fits = [start for share, start in shares if share >= _RIGHT_SHARE]
+    if len(fits) == 1 and all(share < _WRONG_SHARE for share, _ in shares[1:]):
+        return fits[0]
+    raise BpfError(f"the frame numbers of slabs cannot be determined: {len(fits)} of {len(starts)} starts fit")

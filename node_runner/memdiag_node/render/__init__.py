@@ -1,0 +1,1 @@
+"""The report for users: text from one evidence document."""

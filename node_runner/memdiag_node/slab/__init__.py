@@ -1,0 +1,1 @@
+"""Every slab of the node, and every object in them (mm/slub.c)."""

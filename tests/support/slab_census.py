@@ -1,0 +1,42 @@
+"""A census of the slabs of this machine, for tests."""
+
+import mmap
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.memory import KernelMemory
+from memdiag_node.procfs.cpulist import parse_cpus
+from memdiag_node.procfs.kpageflags import open_frame_table
+from memdiag_node.procfs.memory_map import read_memory_map
+from memdiag_node.slab.census import SlabCensus
+from memdiag_node.slab.layout import object_layout
+from memdiag_node.sockets.source import SocketSource
+
+
+@contextmanager
+def opened_memory(btf: Btf) -> Iterator[KernelMemory]:
+    """Kernel memory, read by the programs of the socket scan."""
+    with SocketSource(btf) as source:
+        yield source.memory
+
+
+def take_slab_census(memory: KernelMemory, btf: Btf) -> SlabCensus:
+    """Read all slabs now."""
+    with ExitStack() as files:
+        flags = open_frame_table(Path("/proc/kpageflags"), files)
+        assert flags
+        return SlabCensus(
+            memory,
+            object_layout(btf),
+            ranges=read_memory_map(Path("/proc"), Path("/sys"), page_bytes=mmap.PAGESIZE),
+            read_flags=flags.read,
+            cpus=parse_cpus(Path("/sys/devices/system/cpu/online").read_bytes()),
+        )
+
+
+def slabinfo_active() -> dict[str, tuple[int, int]]:
+    """Active objects and all objects of each cache, as /proc/slabinfo counts them."""
+    rows = [line.split() for line in Path("/proc/slabinfo").read_text().splitlines()[2:]]
+    return {row[0]: (int(row[1]), int(row[2])) for row in rows}
