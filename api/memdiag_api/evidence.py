@@ -25,6 +25,11 @@ class Check(StrEnum):
     BREAKDOWN = "Breakdown"
     ALLOC_PAGE_TRACE = "AllocPageTrace"
     SOCKET_QUEUES = "SocketQueues"
+    KERNEL_OBJECTS = "KernelObjects"
+
+
+LEAK_CHECKS = (Check.BREAKDOWN, Check.ALLOC_PAGE_TRACE, Check.SOCKET_QUEUES)
+"""The checks without which no run can say that there is no leak."""
 
 
 class NeedState(StrEnum):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from memdiag_api import limits
 from memdiag_api.evidence import (
-    Check,
+    LEAK_CHECKS,
     Confidence,
     Holder,
     Owner,
@@ -112,7 +112,7 @@ def _pinned_by_many(together: StuckSockets, limit_bytes: int) -> Doubt:
 
 def _confidence(measured: Measurements, *, is_complete: bool = True) -> Confidence:
     """Return the confidence in a leak that was found."""
-    is_whole = is_complete and not measured.window.interrupted and set(measured.checks) >= set(Check)
+    is_whole = is_complete and not measured.window.interrupted and set(measured.checks) >= set(LEAK_CHECKS)
     return Confidence.HIGH if is_whole else Confidence.MEDIUM
 
 
