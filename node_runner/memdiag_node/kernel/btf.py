@@ -38,6 +38,7 @@ class Btf:
         self._source = source
         self._offsets = array("I", [0])  # where each type starts in `data`, by type id; id 0 is void
         self._structs: dict[int, list[int]] = {}  # string offset of the name -> type ids
+        self._ids: dict[str, list[int]] = {}  # of the structs that were asked for, by name
         self._enums = array("I")  # type ids
         strings_start, strings_bytes = self._index()
         self._strings = data[strings_start : strings_start + strings_bytes]
@@ -160,7 +161,10 @@ class Btf:
         return found
 
     def _ids_by_name(self, name: str) -> list[int]:
-        return [type_id for offset in sorted(self._string_offsets(name)) for type_id in self._structs.get(offset, [])]
+        if name not in self._ids:
+            offsets = sorted(self._string_offsets(name))
+            self._ids[name] = [type_id for offset in offsets for type_id in self._structs.get(offset, [])]
+        return self._ids[name]
 
     def _struct_ids(self, name: str) -> list[int]:
         ids = self._ids_by_name(name)
@@ -198,12 +202,12 @@ class Btf:
         type_id = self._resolve(type_id)
         if self._decode(type_id)[0] not in (_STRUCT, _UNION) or depth > 64:  # noqa: PLR2004 - no C type nests that deep; a malformed blob may loop
             return None
-        wanted = self._string_offsets(path[0])
+        wanted = path[0].encode() + b"\0"  # compared with the few members: a search of all strings takes milliseconds
         for name, member_type, bits in self._members(type_id):
             rest: int | None = None
-            if name in wanted:
+            if name and self._strings.startswith(wanted, name):
                 rest = self._offset_bits(member_type, path[1:], depth + 1) if path[1:] else 0
-            elif not self._name_at(name):
+            elif not name or not self._strings[name]:
                 rest = self._offset_bits(member_type, path, depth + 1)
             if rest is not None:
                 return bits + rest
