@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from memdiag_node.errors import first_line
-from memdiag_node.holders import packet_rings, page_pools, pipes, ring_buffers
+from memdiag_node.holders import bpf_maps, bpf_programs, packet_rings, page_pools, pipes, ring_buffers
 from memdiag_node.holders.context import HolderContext
 from memdiag_node.holding import Holding, by_size
 from memdiag_node.kernel.btf import Btf
@@ -29,6 +29,8 @@ _KINDS: Mapping[str, HolderModule] = {
     "pipes": pipes,
     "packet rings": packet_rings,
     "ring buffers": ring_buffers,
+    "BPF maps": bpf_maps,
+    "BPF programs": bpf_programs,
     "page pools": page_pools,  # last: blocks of a pool in other holders count as theirs
 }
 
@@ -41,7 +43,7 @@ def holder_fields(btf: Btf) -> dict[str, int]:
 def other_holders(
     scanner: SocketScanner, scan: SocketScan, owner_of: OwnerOf, at: Mapping[str, int]
 ) -> tuple[list[Holding], list[str]]:
-    """All other holders of blocks at the time of `scan`, most pinned bytes first; and what could not be seen, as text.
+    """All other holders at the time of `scan`, most bytes first; and what could not be seen, as text.
 
     `at` is the result of `holder_fields`. A kind that fails is part of the latter, with the reason.
     """
