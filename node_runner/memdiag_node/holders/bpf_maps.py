@@ -1,4 +1,4 @@
-"""BPF maps other than ring buffers: vmalloc, per-CPU memory or slab, computed from each map's own fields (map_sizes.py).
+"""BPF maps other than ring buffers: vmalloc, per-CPU memory or slab, computed from each map's fields (map_sizes.py).
 
 A map belongs to the processes with an fd of it. Without an fd it is pinned in a BPF file system, or only a loaded
 program, another map or the kernel itself refers to it: the map's counters tell which.

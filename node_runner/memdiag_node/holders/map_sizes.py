@@ -88,7 +88,7 @@ class MapFields:
 def map_memory(one: MapFields, *, cpus: int) -> tuple[int, ClassName] | None:
     """Return the bytes of a map, without fixed-size structures, and their class; None for a type without a formula.
 
-    `cpus` is the number of possible CPUs. If a map has memory of several classes, the class is that of the largest part.
+    `cpus` is the number of possible CPUs. A map with memory of several classes has that of the largest part.
     """
     if one.type in HASHES:
         return _hash_memory(one, cpus)
@@ -136,7 +136,9 @@ def _hash_memory(one: MapFields, cpus: int) -> tuple[int, ClassName]:
     per_cpu_bytes = one.entries * value_bytes
     entry_bytes = one.element_bytes + _POINTER_BYTES + (2 * _POINTER_BYTES if is_per_cpu else 0)
     slab_bytes = one.entries * entry_bytes
-    largest = max((per_cpu_bytes, ClassName.PERCPU), (slab_bytes, ClassName.SUNRECLAIM), (table_bytes, _area(table_bytes)))
+    largest = max(
+        (per_cpu_bytes, ClassName.PERCPU), (slab_bytes, ClassName.SUNRECLAIM), (table_bytes, _area(table_bytes))
+    )
     return per_cpu_bytes + slab_bytes + table_bytes, largest[1]
 
 

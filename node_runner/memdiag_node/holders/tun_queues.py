@@ -89,7 +89,8 @@ def _busy(context: HolderContext, kind: _Kind, queues: npt.NDArray[np.uint64]) -
     rings = queues + np.uint64(at[f"{kind.prefix}_RING"])
     slots = words(memory, rings, at["RING_SLOTS"])
     first = memory.peek(slots + numbers(memory, rings, at["RING_HEAD"]).astype("<u8") * np.uint64(WORD_BYTES))
-    return queues[(slots != 0) & (first != 0)]
+    busy: npt.NDArray[np.uint64] = queues[(slots != 0) & (first != 0)]
+    return busy
 
 
 def _holding(context: HolderContext, kind: _Kind, queue: int, pairs: list[tuple[int, int]]) -> Holding:

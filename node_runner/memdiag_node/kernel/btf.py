@@ -56,7 +56,7 @@ class Btf:
             loaded = cls.parse(path.read_bytes(), source=str(path))
         except OSError as error:
             raise BtfError(f"{path}: {error.strerror}: this kernel has no BTF (CONFIG_DEBUG_INFO_BTF)") from error
-        loaded._directory = path.parent
+        loaded._directory = path.parent  # noqa: SLF001 - a constructor of its own class
         return loaded
 
     def with_module(self, name: str) -> Self:

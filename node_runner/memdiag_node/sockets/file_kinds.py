@@ -92,7 +92,8 @@ class FileKinds:
         self._learn_by_name(new)
         kinds = [self._kinds.get(one, FileKind.OTHER) for one in operations.tolist()]
         records["kind"][heads + 1] = kinds
-        return records[(records["kind"] != FileKind.OPERATIONS) & (records["kind"] != FileKind.OTHER)]
+        kept: npt.NDArray[np.void] = records[~np.isin(records["kind"], (FileKind.OPERATIONS, FileKind.OTHER))]
+        return kept
 
     def _learn_by_name(self, operations: npt.NDArray[np.uint64]) -> None:
         for start in range(0, len(operations), _MAX_NAMES_AT_ONCE):

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.errors import BpfError
 from memdiag_node.kernel.idle_files import open_idle_io_uring, open_idle_perf_event
-from memdiag_node.kernel.layout import Field, enum_defines, offsets, optional_offsets
+from memdiag_node.kernel.layout import Field, offsets, optional_offsets
 from memdiag_node.kernel.loader import BpfObject
-from memdiag_node.kernel.memory import MEMORY_DEFINES, MEMORY_MAPS, Fact, KernelMemory, memory_layout
+from memdiag_node.kernel.memory import MEMORY_DEFINES, MEMORY_MAPS, KernelMemory, memory_layout
 from memdiag_node.kernel.programs import IteratorLink
 from memdiag_node.kernel.symbols import SymbolReader
 from memdiag_node.resource import Resource
@@ -93,7 +93,13 @@ _NUMBERS_IN_C = {
     "WATCHED": WATCHED,
     "NAME_BYTES": NAME_BYTES,
     "FILE_KINDS": _FILE_KINDS,
-    **enum_defines("KIND", FileKind),
+    "KIND_SOCKET": FileKind.SOCKET,
+    "KIND_PIPE": FileKind.PIPE,
+    "KIND_BPF_MAP": FileKind.BPF_MAP,
+    "KIND_BPF_PROGRAM": FileKind.BPF_PROGRAM,
+    "KIND_OTHER": FileKind.OTHER,
+    "KIND_UNNAMED": FileKind.UNNAMED,
+    "KIND_OPERATIONS": FileKind.OPERATIONS,
     "PRESENT_OUT_OF_ORDER": PRESENT_OUT_OF_ORDER,
     "PRESENT_RETRANSMIT": PRESENT_RETRANSMIT,
     "PRESENT_BACKLOG": PRESENT_BACKLOG,
@@ -128,7 +134,6 @@ _FIELDS: tuple[Field, ...] = (
     ("SOCKET_SK", "socket", "sk"),
     ("SOCKET_FILE", "socket", "file"),
     ("FILE_OPERATIONS", "file", "f_op"),
-    ("OPERATIONS_RELEASE", "file_operations", "release"),
     ("FILE_INODE", "file", "f_inode"),
     ("FILE_PRIVATE", "file", "private_data"),
     ("INODE_MODE", "inode", "i_mode"),
@@ -172,6 +177,7 @@ _FIELDS: tuple[Field, ...] = (
     ("UNIX_ADDRESS_NAME", "unix_address", "name"),
     ("NETLINK_PORT", "netlink_sock", "portid"),
 )
+_RELEASE: tuple[Field, ...] = (("OPERATIONS_RELEASE", "file_operations", "release"),)
 _IPV6: tuple[Field, ...] = (
     ("SOCK_LOCAL_V6", "sock", "__sk_common.skc_v6_rcv_saddr"),
     ("SOCK_REMOTE_V6", "sock", "__sk_common.skc_v6_daddr"),
@@ -207,6 +213,7 @@ def socket_defines(btf: Btf) -> dict[str, int]:
     """The defines of sockets.bpf.c for the running kernel. Raises BtfError naming what the kernel lacks."""
     defines = _ABI | _NUMBERS_IN_C | MEMORY_DEFINES | offsets(btf, _FIELDS)
     for switch, fields in (
+        ("HAS_RELEASE", _RELEASE),
         ("HAS_IPV6", _IPV6),
         ("HAS_PACKET", _PACKET),
         ("HAS_VSOCK", _VSOCK),
@@ -293,6 +300,8 @@ class SocketSource(Resource):
         self._kinds.learn(self.memory.word(self.memory.file(fd) + self.offset["FILE_OPERATIONS"]), kind)
 
     def _release_of(self, operations: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        if "HAS_RELEASE" not in self.offset:
+            return np.zeros(len(operations), "<u8")
         return self.memory.peek(operations + np.uint64(self.offset["OPERATIONS_RELEASE"]))
 
     def _read_names(self, addresses: Sequence[int]) -> Sequence[str]:

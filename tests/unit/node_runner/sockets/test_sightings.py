@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memdiag_node.sockets.sightings import Sightings, addresses_of, merged, not_in
 from memdiag_node.sockets.file_kinds import FileKind
+from memdiag_node.sockets.sightings import Sightings, addresses_of, merged, not_in
 from memdiag_node.sockets.source import FOUND_DTYPE
 
 MIB = 1 << 20
