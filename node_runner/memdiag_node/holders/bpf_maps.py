@@ -88,9 +88,10 @@ def find(context: HolderContext) -> list[Holding]:
     maps, unknown = _read(source.memory, at, addresses)
     if unknown:
         context.not_seen.append(f"the size of {unknown} BPF maps of types without a formula here")
-    maps.sort(key=lambda one: -one.size_bytes)
-    large = sum(one.size_bytes >= _LISTED_BYTES for one in maps[:_MAX_LISTED])
     pairs = _fds(context.scan.files)
+    own = {address for address, of in pairs.items() if {pid for pid, _ in of} == {os.getpid()}}
+    maps.sort(key=lambda one: (one.address in own, -one.size_bytes))  # those of this run are only summed up
+    large = sum(one.size_bytes >= _LISTED_BYTES and one.address not in own for one in maps[:_MAX_LISTED])
     users = bpf_programs.users_of_maps(source, at)
     held = [_listed(context, one, pairs.get(one.address, []), users.get(one.address)) for one in maps[:large]]
     return held + _summed(context, maps[large:], pairs)
@@ -177,6 +178,12 @@ def _unowned_reason(one: _Map, user: MapUser | None) -> str:
     return f"no fd: used by {used} only" if used else "no fd: used by the kernel or by another map only"
 
 
+def _described(count: int, *, is_own: bool) -> str:
+    if is_own:
+        return f"{count} BPF maps of this run of memdiag-node, freed at its end"
+    return f"{count} smaller BPF maps, together" if count > 1 else "a smaller BPF map"
+
+
 def _summed(context: HolderContext, maps: list[_Map], pairs: dict[int, list[tuple[int, int]]]) -> list[Holding]:
     groups: dict[tuple[int, ClassName], list[_Map]] = defaultdict(list)
     for one in maps:
@@ -188,7 +195,7 @@ def _summed(context: HolderContext, maps: list[_Map], pairs: dict[int, list[tupl
         holder = Holder(
             kind=HolderKind.BPF_MAP,
             memory_class=memory_class,
-            description=f"{len(members)} smaller BPF maps, together" if len(members) > 1 else "a smaller BPF map",
+            description=_described(len(members), is_own=pid == os.getpid()),
             owners=owners,
             owners_total=total,
             unowned_reason="" if pid else "no fd: pinned, or used by programs, other maps or the kernel only",

@@ -43,7 +43,7 @@ class Kind(IntEnum):
     PACKET_ARRAY = 8
     """`count` slots, `stride` bytes apart, with a pointer to an sk_buff or to an XDP frame (low bit set), or NULL."""
     LINKED = 9
-    """Pointer to the first of `count` list entries, each with a pointer into the linear map `node` bytes from its link."""
+    """Pointer to the first of `count` list entries. `node` bytes from its link, each points into the linear map."""
 
 
 class RecordType(IntEnum):
