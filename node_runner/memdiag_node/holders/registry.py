@@ -4,7 +4,16 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from memdiag_node.errors import first_line
-from memdiag_node.holders import bpf_maps, bpf_programs, packet_rings, page_pools, pipes, ring_buffers, tun_queues
+from memdiag_node.holders import (
+    bpf_maps,
+    bpf_programs,
+    io_urings,
+    packet_rings,
+    page_pools,
+    pipes,
+    ring_buffers,
+    tun_queues,
+)
 from memdiag_node.holders.context import HolderContext
 from memdiag_node.holding import Holding, by_size
 from memdiag_node.kernel.btf import Btf
@@ -30,6 +39,7 @@ _KINDS: Mapping[str, HolderModule] = {
     "packet rings": packet_rings,
     "ring buffers": ring_buffers,
     "tun and tap queues": tun_queues,
+    "io_urings": io_urings,
     "BPF maps": bpf_maps,
     "BPF programs": bpf_programs,
     "page pools": page_pools,  # last: blocks of a pool in other holders count as theirs
