@@ -7,6 +7,7 @@ from memdiag_node.errors import first_line
 from memdiag_node.holders import (
     bpf_maps,
     bpf_programs,
+    ftrace_buffers,
     io_urings,
     packet_rings,
     page_pools,
@@ -40,6 +41,7 @@ _KINDS: Mapping[str, HolderModule] = {
     "ring buffers": ring_buffers,
     "tun and tap queues": tun_queues,
     "io_urings": io_urings,
+    "ftrace buffers": ftrace_buffers,
     "BPF maps": bpf_maps,
     "BPF programs": bpf_programs,
     "page pools": page_pools,  # last: blocks of a pool in other holders count as theirs
