@@ -308,6 +308,7 @@ class HolderKind(StrEnum):
     BPF_PROGRAM = "BpfProgram"
     XDP_SOCKET = "XdpSocket"
     EVENT_QUEUE = "EventQueue"
+    DRM_BUFFER = "DrmBuffer"
 
 
 class Queue(Record):
@@ -361,7 +362,8 @@ class Holder(Record):
     kind: HolderKind
     memory_class: Name = Field(
         default=ClassName.ALLOC_PAGE.value,
-        description="Class of the breakdown that pinnedBytes belong to. Only AllocPage counts in the ledger.",
+        description="Class of the breakdown that pinnedBytes belong to, or Unknown. Only AllocPage counts in the "
+        "ledger.",
     )
     description: Sentence = Field(default="", description="Description in one line, in readable form.")
     owners: Annotated[list[Owner], Field(max_length=limits.MAX_OWNERS)] = Field(

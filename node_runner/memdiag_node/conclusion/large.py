@@ -25,6 +25,7 @@ _KINDS = {
     HolderKind.BPF_PROGRAM: "BPF program",
     HolderKind.XDP_SOCKET: "AF_XDP socket",
     HolderKind.EVENT_QUEUE: "event queue",
+    HolderKind.DRM_BUFFER: "graphics client",
 }
 _MAX_PARTS = 4
 _PART_SHARE = 0.1

@@ -128,7 +128,8 @@ def _own(memory: WordReader, at: Mapping[str, int], candidates: npt.NDArray[np.u
     """Those of the candidates whose buffer refers back to them."""
     candidates = np.unique(candidates[candidates != 0])
     owners = words(memory, candidates, at["INSTANCE_BUFFER"] + at["BUFFER_OF_INSTANCE"])
-    return candidates[owners == candidates]
+    own: npt.NDArray[np.uint64] = candidates[owners == candidates]
+    return own
 
 
 def _private_data(memory: KernelMemory, at: Mapping[str, int]) -> npt.NDArray[np.uint64]:

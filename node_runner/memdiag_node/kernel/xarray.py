@@ -38,6 +38,6 @@ def xarray_entries(memory: WordReader, at: Mapping[str, int], arrays: npt.NDArra
         nodes = entries[(tags == _INTERNAL) & (entries > _LARGEST_SIBLING)] - _INTERNAL
         if not len(nodes):
             break
-        entries = memory.peek((nodes[:_MAX_ENTRIES, np.newaxis] + slots).reshape(-1)[:_MAX_ENTRIES])
+        entries = memory.peek((nodes[: _MAX_ENTRIES // len(slots), np.newaxis] + slots).reshape(-1))
     pointers: npt.NDArray[np.uint64] = np.concatenate(found)[:_MAX_ENTRIES]
     return pointers
