@@ -286,13 +286,21 @@ class Trace(Record):
 
 
 class HolderKind(StrEnum):
-    """HolderKind is the kind of an object that pins blocks."""
+    """HolderKind is the kind of an object that keeps kernel memory."""
 
     SOCKET = "Socket"
     PIPE = "Pipe"
     PAGE_POOL = "PagePool"
     PACKET_RING = "PacketRing"
     RING_BUFFER = "RingBuffer"
+    TUN_QUEUE = "TunQueue"
+    IO_URING = "IoUring"
+    FTRACE_BUFFER = "FtraceBuffer"
+    BPF_MAP = "BpfMap"
+    BPF_PROGRAM = "BpfProgram"
+    XDP_SOCKET = "XdpSocket"
+    EVENT_QUEUE = "EventQueue"
+    DRM_BUFFER = "DrmBuffer"
 
 
 class Queue(Record):
@@ -341,9 +349,14 @@ class Socket(Record):
 
 
 class Holder(Record):
-    """Holder is an object that keeps blocks from being freed, and its owners."""
+    """Holder is an object that keeps kernel memory from being freed, and its owners."""
 
     kind: HolderKind
+    memory_class: Name = Field(
+        default=ClassName.ALLOC_PAGE.value,
+        description="Class of the breakdown that pinnedBytes belong to, or Unknown. Only AllocPage counts in the "
+        "ledger.",
+    )
     description: Sentence = Field(default="", description="Description in one line, in readable form.")
     owners: Annotated[list[Owner], Field(max_length=limits.MAX_OWNERS)] = Field(
         default_factory=list, description="Processes that hold it. Empty if no process does."
@@ -363,9 +376,15 @@ class Holder(Record):
     unread_packets: Count = Field(default=0, description="Number of packets that have not been read.")
     charge_bytes: ByteCount = 0
     pinned_bytes: ByteCount = Field(
-        description="Bytes of the blocks that would be freed if the holder released them. Each block is counted once."
+        description="Bytes that would be freed if the holder released them: blocks of pages, each counted once, or "
+        "memory of another memoryClass."
     )
     pinned_blocks: Count = Field(default=0, description="Number of blocks of pinnedBytes.")
+    head_bytes: ByteCount = Field(
+        default=0,
+        description="Bytes of linear heads of its packets: slab memory that it keeps in addition to pinnedBytes. Not "
+        "part of allocpage.",
+    )
     stuck_seconds: float | None = Field(
         default=None,
         ge=0,

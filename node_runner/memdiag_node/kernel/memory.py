@@ -34,9 +34,7 @@ class Fact(IntEnum):
     NET_OPERATIONS = 2
     """The `ns.ops` of every network namespace, a value that is rare elsewhere in memory."""
     SOCKET_FILE_OPERATIONS = 3
-    """The `f_op` of a socket's file; the following are the same for other files."""
-    PERF_FILE_OPERATIONS = 4
-    MAP_FILE_OPERATIONS = 5
+    """The `f_op` of a socket's file."""
 
 
 MEMORY_DEFINES = {"WORDS": _WORDS, "FACTS": len(Fact), **enum_defines("FACT", Fact)}
