@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import re
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from planted import files, held_by_fd, packets
+from planted import files, held_by_fd, nfqueue, packets, psock
 from planted.sockets.common import MIB, PAGE_BYTES, libc
 
 _SYS_PIDFD_OPEN, _SYS_PIDFD_GETFD = 434, 438
@@ -258,3 +259,27 @@ def test_packets_wait_for_a_neighbour() -> None:
         assert charge_bytes > planted.packet_bytes
         (link,) = json.loads(inside(planted.pid, "ip", "-json", "-stats", "link", "show", planted.device))
         assert link["stats64"]["tx"]["bytes"] < planted.packet_bytes / planted.packets
+
+
+def test_nfqueue_waits_for_verdicts() -> None:
+    with nfqueue.nfqueue() as planted:
+        (row,) = Path(f"/proc/{planted.pid}/net/netfilter/nfnetlink_queue").read_text().splitlines()
+        queue, _, waiting, _, _, dropped, dropped_by_user, *_ = map(int, row.split())
+        assert (queue, waiting, dropped, dropped_by_user) == (planted.queue, planted.packets, 0, 0)
+        netlink = inside(planted.pid, "cat", "/proc/self/net/netlink").splitlines()[1:]
+        (receive_bytes,) = [int(row.split()[4]) for row in netlink if int(row.split()[9]) == planted.inode]
+        assert receive_bytes == 0
+
+
+def test_sockmap_backlog_can_be_read_but_is_not_in_the_receive_queue() -> None:
+    with psock.sockmap_backlog() as planted:
+        shown = inside(planted.pid, "ss", "--tcp", "--no-header", "--numeric", "--memory")
+        assert [line.split()[1:3] for line in shown.splitlines() if line.startswith("ESTAB")] == [["0", "0"]] * 2
+        assert max(int(charge) for charge in re.findall(r"skmem:\(r(\d+)", shown)) > planted.unread_bytes
+        with duplicate(planted.pid, planted.fd) as fd, socket.socket(fileno=os.dup(fd)) as receiver:
+            receiver.setblocking(False)
+            read_bytes = 0
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    read_bytes += len(receiver.recv(MIB))
+        assert read_bytes == planted.unread_bytes
