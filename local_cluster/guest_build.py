@@ -42,17 +42,15 @@ class KernelBuild:
     def module_files(self, names: Iterable[str]) -> list[Path]:
         """The files of modules and of what they depend on, in the order in which they can be loaded.
 
-        `names` are those of the modules' files without `.ko`. A module that is built into the kernel has no file, and
-        is left out. Raises KeyError if there is no module of that name.
+        `names` are those of the modules' files without `.ko`. What this kernel has built in has no file, and is left
+        out, like what it does not have at all: modules come and go between versions.
         """
         modules = self.folder / "root/usr/lib/modules" / self.release
-        built_in = {_module_name(line) for line in (modules / "modules.builtin").read_text().splitlines()}
-        files: dict[str, list[str]] = {}
+        needed: dict[str, list[str]] = {}
         for line in (modules / "modules.dep").read_text().splitlines():
-            file, _, needed = line.partition(":")
-            files[_module_name(file)] = [*reversed(needed.split()), file]
-        wanted = [file for name in names if name not in built_in for file in files[name]]
-        return [modules / file for file in dict.fromkeys(wanted)]
+            file, _, others = line.partition(":")
+            needed[Path(file).name.partition(".")[0]] = [*reversed(others.split()), file]
+        return [modules / file for file in dict.fromkeys(file for name in names for file in needed.get(name, ()))]
 
     def compile_module(self, source: Path, work: Path) -> Path:
         """Build a module from one C file; returns its `.ko` in the folder `work`.
@@ -88,10 +86,6 @@ def provide(suite: str) -> KernelBuild:
         folder, cached = cache.entry(kind, key, lambda partial: _fill(partial, suite, cache.log(kind)))
         current.outcome = "cached" if cached else "built"
         return KernelBuild(folder)
-
-
-def _module_name(file: str) -> str:
-    return Path(file).name.partition(".")[0]
 
 
 def _fill(folder: Path, suite: str, log: Path) -> None:

@@ -1,24 +1,21 @@
 """The planted loads themselves: what each says that it planted is what the kernel's own accounts and tools say."""
 
 import contextlib
-import ctypes
 import errno
 import json
 import mmap
 import os
 import re
-import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from planted import files, held_by_fd, nfqueue, packets, psock
-from planted.sockets.common import MIB, PAGE_BYTES, libc
+from planted.sockets.common import MIB, PAGE_BYTES
+from support.foreign_fds import duplicate, read_all
 
-_SYS_PIDFD_OPEN, _SYS_PIDFD_GETFD = 434, 438
 _IORING_OFF_SQES = 0x10000000
 _GONE_SECONDS = 20
 
@@ -89,17 +86,6 @@ def test_io_uring_rings_have_pages_up_to_their_end() -> None:
             with duplicate(planted.pid, fd) as ring:
                 mapped_bytes += mappable_bytes(ring, 0) + mappable_bytes(ring, _IORING_OFF_SQES)
         assert mapped_bytes == planted.ring_bytes
-
-
-@contextlib.contextmanager
-def duplicate(pid: int, fd: int) -> Iterator[int]:
-    """An fd of this process for what another process's fd refers to."""
-    process = libc.syscall(_SYS_PIDFD_OPEN, pid, 0)
-    own = libc.syscall(_SYS_PIDFD_GETFD, process, fd, 0)
-    os.close(process)
-    assert own >= 0, os.strerror(ctypes.get_errno())
-    yield own
-    os.close(own)
 
 
 def mappable_bytes(fd: int, offset: int) -> int:
@@ -276,10 +262,4 @@ def test_sockmap_backlog_can_be_read_but_is_not_in_the_receive_queue() -> None:
         shown = inside(planted.pid, "ss", "--tcp", "--no-header", "--numeric", "--memory")
         assert [line.split()[1:3] for line in shown.splitlines() if line.startswith("ESTAB")] == [["0", "0"]] * 2
         assert max(int(charge) for charge in re.findall(r"skmem:\(r(\d+)", shown)) > planted.unread_bytes
-        with duplicate(planted.pid, planted.fd) as fd, socket.socket(fileno=os.dup(fd)) as receiver:
-            receiver.setblocking(False)
-            read_bytes = 0
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    read_bytes += len(receiver.recv(MIB))
-        assert read_bytes == planted.unread_bytes
+        assert read_all(planted.pid, planted.fd) == planted.unread_bytes
