@@ -1,5 +1,6 @@
 """The planted loads themselves: what each says that it planted is what the kernel's own accounts and tools say."""
 
+import bisect
 import contextlib
 import errno
 import json
@@ -12,12 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from planted import files, held_by_fd, nfqueue, packets, psock
+from planted import bpf_and_xdp, files, held_by_fd, nfqueue, packets, psock
 from planted.sockets.common import MIB, PAGE_BYTES
 from support.foreign_fds import duplicate, read_all
 
 _IORING_OFF_SQES = 0x10000000
+# include/uapi/linux/if_xdp.h: where the rings for RX, TX, fill and completion are mapped
+_XDP_OFFSETS = (0, 0x80000000, 0x100000000, 0x180000000)
 _GONE_SECONDS = 20
+_MOST_PAGES = 1 << 12  # of one ring here
 
 
 def inside(pid: int, *command: str, namespace: str = "net") -> str:
@@ -89,15 +93,23 @@ def test_io_uring_rings_have_pages_up_to_their_end() -> None:
 
 
 def mappable_bytes(fd: int, offset: int) -> int:
-    """The size of the memory behind an fd: a longer mapping is empty behind it."""
-    most = 1 << 12  # pages
+    """The size of the memory behind an fd. A longer mapping fails, or has no pages behind that size."""
     reader, writer = os.pipe()
-    with mmap.mmap(fd, most * PAGE_BYTES, flags=mmap.MAP_SHARED, offset=offset) as mapping, memoryview(mapping) as view:
-        pages = sum(is_readable(view[page * PAGE_BYTES :][:1], writer, reader) for page in range(most))
+    pages = bisect.bisect_left(range(1, _MOST_PAGES), True, key=lambda pages: not can_be_mapped(fd, offset, pages))
+    with mmap.mmap(fd, pages * PAGE_BYTES, offset=offset) as mapping, memoryview(mapping) as view:
+        readable = sum(is_readable(view[page * PAGE_BYTES :][:1], writer, reader) for page in range(pages))
     os.close(reader)
     os.close(writer)
-    assert pages < most
-    return pages * PAGE_BYTES
+    assert readable < _MOST_PAGES - 1
+    return readable * PAGE_BYTES
+
+
+def can_be_mapped(fd: int, offset: int, pages: int) -> bool:
+    try:
+        mmap.mmap(fd, pages * PAGE_BYTES, offset=offset).close()
+    except OSError:
+        return False
+    return True
 
 
 def is_readable(byte: memoryview, writer: int, reader: int) -> bool:
@@ -263,3 +275,29 @@ def test_sockmap_backlog_can_be_read_but_is_not_in_the_receive_queue() -> None:
         assert [line.split()[1:3] for line in shown.splitlines() if line.startswith("ESTAB")] == [["0", "0"]] * 2
         assert max(int(charge) for charge in re.findall(r"skmem:\(r(\d+)", shown)) > planted.unread_bytes
         assert read_all(planted.pid, planted.fd) == planted.unread_bytes
+
+
+def test_pinned_maps_are_files_that_no_process_has_open() -> None:
+    with bpf_and_xdp.pinned_maps() as planted:
+        folder = Path(f"/proc/{planted.pid}/root{planted.mount_point}")
+        assert len(list(folder.glob("map-*"))) == len(planted.map_ids) == 4
+        assert not set(planted.map_ids) & maps_with_fds()
+
+
+def maps_with_fds() -> set[int]:
+    """Ids of the BPF maps that some process has an fd of."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/fdinfo/[0-9]*"):
+        with contextlib.suppress(OSError):
+            found |= {int(number) for number in re.findall(r"^map_id:\t(\d+)$", path.read_text(), re.MULTILINE)}
+    return found
+
+
+def test_xdp_rings_have_pages_for_their_entries() -> None:
+    with bpf_and_xdp.xdp_rings(sockets=2) as planted:
+        rings_bytes = 0
+        for fd in planted.fds:
+            with duplicate(planted.pid, fd) as xdp:
+                rings_bytes += sum(mappable_bytes(xdp, offset) for offset in _XDP_OFFSETS)
+        rings = len(planted.fds) * len(_XDP_OFFSETS)
+        assert planted.ring_bytes < rings_bytes <= planted.ring_bytes + rings * PAGE_BYTES

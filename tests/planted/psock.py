@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from planted.bpf_and_xdp import bpf
 from planted.child import Truth, held
 from planted.netlink import bring_up, enter_new_network
-from planted.sockets.common import libc, outq, tcp_pair, wait_for
+from planted.sockets.common import outq, tcp_pair, wait_for
 
-_SYS_BPF = 321  # x86-64
 _MAP_CREATE, _MAP_UPDATE, _PROGRAM_LOAD, _PROGRAM_ATTACH = 0, 2, 5, 8
 _SOCKMAP, _SK_SKB, _STREAM_VERDICT = 15, 14, 5
 _REDIRECT_MAP, _INGRESS = 52, 1  # bpf_sk_redirect_map(), BPF_F_INGRESS
@@ -42,11 +42,11 @@ def _sockmap_backlog(kept: ExitStack, messages: int, message_bytes: int) -> Trut
     enter_new_network()
     bring_up("lo")
     sender, receiver = tcp_pair()
-    socket_map = _bpf(_MAP_CREATE, struct.pack("IIII", _SOCKMAP, 4, 4, 1))
+    socket_map = bpf(_MAP_CREATE, struct.pack("IIII", _SOCKMAP, 4, 4, 1))
     program = _load(_redirect_to_first(socket_map))
-    _bpf(_PROGRAM_ATTACH, struct.pack("III", socket_map, program, _STREAM_VERDICT))
+    bpf(_PROGRAM_ATTACH, struct.pack("III", socket_map, program, _STREAM_VERDICT))
     key, value = ctypes.c_uint32(0), ctypes.c_uint32(receiver.fileno())
-    _bpf(_MAP_UPDATE, struct.pack("IxxxxQQQ", socket_map, ctypes.addressof(key), ctypes.addressof(value), 0))
+    bpf(_MAP_UPDATE, struct.pack("IxxxxQQQ", socket_map, ctypes.addressof(key), ctypes.addressof(value), 0))
     for fd in (socket_map, program):
         kept.callback(os.close, fd)
     sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -72,11 +72,4 @@ def _redirect_to_first(socket_map: int) -> bytes:
 def _load(program: bytes) -> int:
     steps, license_name = ctypes.create_string_buffer(program, len(program)), ctypes.create_string_buffer(b"GPL")
     addresses = ctypes.addressof(steps), ctypes.addressof(license_name)
-    return _bpf(_PROGRAM_LOAD, struct.pack("IIQQ", _SK_SKB, len(program) // 8, *addresses))
-
-
-def _bpf(command: int, attributes: bytes) -> int:
-    result: int = libc.syscall(_SYS_BPF, command, ctypes.create_string_buffer(attributes.ljust(120, b"\0"), 120), 120)
-    if result < 0:
-        raise OSError(ctypes.get_errno(), f"bpf({command})")
-    return result
+    return bpf(_PROGRAM_LOAD, struct.pack("IIQQ", _SK_SKB, len(program) // 8, *addresses))

@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from planted.leaking_module import load_module
+from planted.leaking_modules import load_module
 
 SOURCE = Path("/source")
 CALLS, MODULES = "calls.json", "modules"

@@ -4,14 +4,14 @@ A test of the census in a guest, with a plant that this machine's kernel cannot 
 
     # tests/support/guest_census.py: runs in the guest, so it imports neither pytest nor local_cluster
     def leak_is_named(objects: int) -> dict[str, Any]:
-        with leaked_objects(BUILT / "planted_leak.ko", objects) as planted:
+        with leaked_objects(BUILT, objects) as planted:
             return {"planted": asdict(planted), "run": runner("--duration", "0s", "--output", "json")}
 
     # tests/vm/test_census.py
     @pytest.mark.parametrize("suite", SUITES)
     def test_a_leaking_module_is_named(suite: str, guests: list[GuestRun], tmp_path: Path) -> None:
         calls = {"leak": Call(guest_census.leak_is_named, 100_000)}
-        answers = call_in_guest(suite, calls, tmp_path, built_from=[leaking_module.SOURCE])
+        answers = call_in_guest(suite, calls, tmp_path, built_from=leaking_modules.SOURCES)
         found = Evidence.model_validate_json(answers["leak"]["run"]["stdout"])   # and compare with ["planted"]
 
 One boot takes a minute or more, so tests share it: a module-scoped fixture makes all calls of a suite (see

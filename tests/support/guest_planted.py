@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from planted import files, held_by_fd, nfqueue, packets, protocols, psock
-from planted.leaking_module import leaked_objects
+from planted.leaking_modules import leaked_objects, lost_packets
 from planted.sockets.common import MIB, PAGE_BYTES
 from support.foreign_fds import read_all
 from support.guest_calls import BUILT
@@ -26,11 +26,17 @@ Seen = dict[str, Any]
 def leak(objects: int) -> Seen:
     """Objects of kmalloc-64 with a callback of a module."""
     before = _objects_of_size(64)
-    with leaked_objects(BUILT / "planted_leak.ko", objects) as planted:
+    with leaked_objects(BUILT, objects) as planted:
         symbols = [line.split() for line in Path("/proc/kallsyms").read_text().splitlines() if planted.function in line]
         named = [symbol[2:] for symbol in symbols if symbol[2] == planted.function]
         seen = {"objects": _objects_of_size(64) - before, "symbols": named}
     return {"planted": asdict(planted), "seen": seen, "left": Path(f"/sys/module/{planted.module}").exists()}
+
+
+def lost(packets: int) -> Seen:
+    """Packets in no queue, with blocks of two pages."""
+    before = _active("skbuff_head_cache")
+    return _look(lost_packets(BUILT, packets, order=1), lambda _: {"packets": _active("skbuff_head_cache") - before})
 
 
 def queued_for_verdict() -> Seen:

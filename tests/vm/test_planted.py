@@ -4,14 +4,15 @@ from typing import Any
 
 import pytest
 
-from planted import leaking_module, nfqueue, protocols
+from planted import leaking_modules, nfqueue, protocols
 from support import guest_planted, guest_program
 from support.guest import GuestRun
 from support.guest_lab import SUITES, Answers, Call, call_in_guest
 
-LEAKED_OBJECTS = 200_000
+LEAKED_OBJECTS, LOST_PACKETS = 200_000, 20_000
 CALLS = {
     "leak": Call(guest_planted.leak, LEAKED_OBJECTS),
+    "lost": Call(guest_planted.lost, LOST_PACKETS),
     "nfqueue": Call(guest_planted.queued_for_verdict),
     "sctp": Call(guest_planted.unread_sctp),
     "ktls": Call(guest_planted.unread_ktls),
@@ -45,7 +46,7 @@ pytestmark = pytest.mark.timeout(900)  # the first test of each kernel boots it
 def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, guests: list[GuestRun]) -> Answers:
     """What was planted in a guest, and seen there."""
     work = tmp_path_factory.mktemp(request.param)
-    return call_in_guest(request.param, CALLS, work, modules=MODULES, built_from=[leaking_module.SOURCE])
+    return call_in_guest(request.param, CALLS, work, modules=MODULES, built_from=leaking_modules.SOURCES)
 
 
 def planted_and_seen(guest: Answers, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -58,6 +59,13 @@ def test_a_module_built_for_the_kernel_leaks_objects_and_frees_them_when_it_is_u
     assert seen["objects"] == pytest.approx(planted["objects"], rel=0.01)
     assert seen["symbols"] == [[planted["function"], f"[{planted['module']}]"]]
     assert not guest["leak"]["left"]
+
+
+def test_a_module_loses_packets(guest: Answers) -> None:
+    planted, seen = planted_and_seen(guest, "lost")
+    assert planted["packets"] == LOST_PACKETS
+    assert planted["charge_bytes"] > planted["pinned_bytes"] == LOST_PACKETS * 2 * 4096
+    assert seen["packets"] == pytest.approx(planted["packets"], rel=0.05)
 
 
 def test_packets_wait_for_a_verdict(guest: Answers) -> None:
