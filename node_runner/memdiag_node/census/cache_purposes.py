@@ -98,8 +98,7 @@ def purpose(name: str, objects: int) -> str:
         return ""
     for pattern, what, meaning in _COMPILED:
         if pattern.fullmatch(name):
-            system = _INODES.fullmatch(name)
-            if not meaning and what == "inodes" and system:
-                meaning = f"cached files of the file system {system['system']}"
-            return f"{objects:,} {what}" + (f": {meaning}" if meaning else "")
+            system = _INODES.fullmatch(name) if what == "inodes" else None
+            detail = meaning or (f"cached files of the file system {system['system']}" if system else "")
+            return f"{objects:,} {what}" + (f": {detail}" if detail else "")
     return ""

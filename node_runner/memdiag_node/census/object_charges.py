@@ -21,6 +21,7 @@ import numpy.typing as npt
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.cgroup_layout import CGROUP_FIELDS
 from memdiag_node.kernel.layout import Field, optional_offsets
+from memdiag_node.kernel.lists import WordReader
 from memdiag_node.slab.census import SlabCensus
 
 _FIELDS: tuple[Field, ...] = (
@@ -82,7 +83,7 @@ def read_charges(census: SlabCensus, at: Mapping[str, int]) -> ObjectCharges | N
     vectors = memory.peek(pages + np.uint64(at["SLAB_CHARGES"])) & ~np.uint64(_FLAGS)
     chosen = np.flatnonzero((vectors != 0) & (table["objects"] != 0))
     caches, places = table["cache"][chosen], table["objects"][chosen].astype(np.int64)
-    of_cache = np.bincount(caches, places, len(census.caches))
+    of_cache = np.bincount(caches, places, len(census.caches)).astype(np.float64)
     kept = _sample(caches, places, of_cache)
     chosen, caches, places = chosen[kept], caches[kept], places[kept]
     scale = np.divide(of_cache, np.bincount(caches, places, len(census.caches)), where=of_cache > 0, out=of_cache * 0)
@@ -90,7 +91,7 @@ def read_charges(census: SlabCensus, at: Mapping[str, int]) -> ObjectCharges | N
     if "SLAB_STRIDE" in at:
         strides = memory.peek(pages[chosen] + np.uint64(at["SLAB_STRIDE"])) & np.uint64(_U32)
         entry_bytes = np.where((strides != 0) & (strides <= _MAX_ENTRY_BYTES), strides, entry_bytes)
-    runs = _read_runs(census, at, vectors[chosen], entry_bytes, places, caches)
+    runs = _read_runs(memory, vectors[chosen] + np.uint64(at["CHARGE_OBJCG"]), entry_bytes, places, caches)
     total = float(of_cache.sum())
     return _by_cgroup(census, at, runs, scale, float(places.sum()) / total if total else 1.0)
 
@@ -111,19 +112,21 @@ def _sample(
 
 
 def _read_runs(
-    census: SlabCensus,
-    at: Mapping[str, int],
+    memory: WordReader,
     vectors: npt.NDArray[np.uint64],
     entry_bytes: npt.NDArray[np.uint64],
     places: npt.NDArray[np.int64],
     caches: npt.NDArray[np.int32],
 ) -> npt.NDArray[np.void]:
-    """Runs of adjacent places of a cache with the same obj_cgroup: cache, objcg, objects."""
+    """Runs of adjacent places of a cache with the same obj_cgroup: cache, objcg, objects.
+
+    `vectors` are the addresses of the first pointers to an obj_cgroup.
+    """
     first = np.cumsum(places) - places
     within = np.arange(int(places.sum())) - np.repeat(first, places)
-    entries = np.repeat(vectors + np.uint64(at["CHARGE_OBJCG"]), places)
+    entries = np.repeat(vectors, places)
     entries += within.astype("<u8") * np.repeat(entry_bytes, places)
-    objcgs, owner = census.memory.peek(entries), np.repeat(caches, places)
+    objcgs, owner = memory.peek(entries), np.repeat(caches, places)
     used = objcgs != 0
     objcgs, owner = objcgs[used], owner[used]
     starts = np.flatnonzero(np.concatenate(([True], (objcgs[1:] != objcgs[:-1]) | (owner[1:] != owner[:-1]))))
@@ -161,9 +164,7 @@ def _by_cgroup(
     return ObjectCharges(rows, int(is_removed.sum()), int(sizes[is_removed[number]].sum()), sampled_share)
 
 
-def cgroup_inodes(
-    census: SlabCensus, at: Mapping[str, int], groups: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.uint64]:
+def cgroup_inodes(census: SlabCensus, at: Mapping[str, int], groups: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """The inode of the cgroup of each struct mem_cgroup; 0 if it has none."""
     memory = census.memory
     cgroups = memory.peek(groups + np.uint64(at["MEMCG_CSS"] + at["CSS_CGROUP"]))

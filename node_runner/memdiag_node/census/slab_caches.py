@@ -118,7 +118,8 @@ def _standard_errors(slabs: Slabs, caches: int, page_shift: int) -> tuple[npt.ND
 
     by_piece = np.bincount(piece, sizes)
     of_all = error(np.array([by_piece.sum()]), np.array([(by_piece**2).sum()]))
-    return error(np.bincount(cache, by_cell, caches), np.bincount(cache, by_cell**2, caches)), float(of_all[0])
+    sums, squares = np.bincount(cache, by_cell, caches), np.bincount(cache, by_cell**2, caches)
+    return error(sums.astype(np.float64), squares.astype(np.float64)), float(of_all[0])
 
 
 def slab_record(figures: SlabFigures, meminfo: MemInfo, containers: Mapping[int, ContainerIdentity]) -> SlabCaches:
