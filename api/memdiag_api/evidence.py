@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from memdiag_api import limits
+from memdiag_api.census.clues import Clues
+from memdiag_api.census.slab import SlabCaches
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import Sentence, ShortText
 from memdiag_api.record import ByteCount, Count, Name, Record, Share, SignedByteCount
@@ -507,6 +509,12 @@ class Census(Record):
         default=1, description="Share of all page frames that were scanned. Less than 1 if the time ran out."
     )
     scan_seconds: float = Field(default=0, ge=0, allow_inf_nan=False, description="Duration of the census in seconds.")
+    slab: SlabCaches | None = Field(
+        default=None, description="Slab memory by cache. Null if this kernel's slabs cannot be read."
+    )
+    clues: Clues | None = Field(
+        default=None, description="Clues to what untyped objects are. Null if this kernel's slabs cannot be read."
+    )
 
 
 class VerdictKind(StrEnum):

@@ -91,7 +91,7 @@ def _full_sheaves(
     """The full sheaves that NUMA nodes keep for their CPUs: the number of the cache of each, and its address."""
     if "HAS_BARN" not in at:
         return np.empty(0, np.int64), np.empty(0, "<u8")
-    nodes_in_array = _numa_nodes(at, caches)
+    nodes_in_array = numa_nodes(at, caches)
     slots = _addresses(caches)[:, np.newaxis] + np.arange(0, 8 * nodes_in_array, 8, dtype="<u8")
     nodes = memory.peek((slots + np.uint64(at["KMEM_CACHE_NODE"])).reshape(-1))
     owners = np.repeat(np.arange(len(caches)), nodes_in_array)
@@ -107,8 +107,8 @@ def _full_sheaves(
     return np.concatenate(found_owners), np.concatenate(found)
 
 
-def _numa_nodes(at: Mapping[str, int], caches: Sequence[Cache]) -> int:
-    """The length of a cache's array of nodes, which ends a struct kmem_cache: so the cache of these shows it."""
+def numa_nodes(at: Mapping[str, int], caches: Sequence[Cache]) -> int:
+    """The length of every cache's array of nodes, which ends a struct kmem_cache: so the cache of these shows it."""
     sizes = [cache.object_bytes for cache in caches if cache.name == "kmem_cache"]
     return min(_MAX_NODES, max(0, sizes[0] - at["KMEM_CACHE_NODE"]) // 8) if sizes else 0
 
