@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from memdiag_api import limits
+from memdiag_api.census.dentries import DentryCensus
+from memdiag_api.census.files import FileCensus
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import Sentence, ShortText
 from memdiag_api.record import ByteCount, Count, Name, Record, Share, SignedByteCount
@@ -488,6 +490,8 @@ class Census(Record):
         default=1, description="Share of all page frames that were scanned. Less than 1 if the time ran out."
     )
     scan_seconds: float = Field(default=0, ge=0, allow_inf_nan=False, description="Duration of the census in seconds.")
+    files: FileCensus | None = Field(default=None, description="Page cache and shmem by file. Null if not read.")
+    dentries: DentryCensus | None = Field(default=None, description="The directory cache. Null if not read.")
 
 
 class VerdictKind(StrEnum):
