@@ -13,6 +13,8 @@ from pydantic import Field, StringConstraints
 
 from memdiag_api import limits
 from memdiag_api.census.clues import Clues
+from memdiag_api.census.dentries import DentryCensus
+from memdiag_api.census.files import FileCensus
 from memdiag_api.census.slab import SlabCaches
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import Sentence, ShortText
@@ -515,6 +517,8 @@ class Census(Record):
     clues: Clues | None = Field(
         default=None, description="Clues to what untyped objects are. Null if this kernel's slabs cannot be read."
     )
+    files: FileCensus | None = Field(default=None, description="Page cache and shmem by file. Null if not read.")
+    dentries: DentryCensus | None = Field(default=None, description="The directory cache. Null if not read.")
 
 
 class VerdictKind(StrEnum):
