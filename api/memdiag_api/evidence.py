@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from memdiag_api import limits
+from memdiag_api.census.namespaces import NetworkNamespaces
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import Sentence, ShortText
 from memdiag_api.record import ByteCount, Count, Name, Record, Share, SignedByteCount
@@ -483,6 +484,9 @@ class Census(Record):
         default=1, description="Share of all page frames that were scanned. Less than 1 if the time ran out."
     )
     scan_seconds: float = Field(default=0, ge=0, allow_inf_nan=False, description="Duration of the census in seconds.")
+    namespaces: NetworkNamespaces | None = Field(
+        default=None, description="Network namespaces. Null if this kernel or the runner does not show them."
+    )
 
 
 class VerdictKind(StrEnum):

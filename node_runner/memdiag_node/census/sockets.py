@@ -135,7 +135,8 @@ def _own_caches(census: SlabCensus, at: Mapping[str, int], protocols: npt.NDArra
 
 def _kmalloc_caches(census: SlabCensus, at: Mapping[str, int]) -> tuple[list[int], bool]:
     """The numbers of kmalloc's caches whose objects can be a socket, and whether there is room to look at all."""
-    chosen, objects = [], 0
+    chosen: list[int] = []
+    objects = 0
     counts = census.count()
     for number, cache in enumerate(census.caches):
         if cache.name.startswith("kmalloc-") and at["SOCK_BYTES"] <= cache.object_bytes <= _MAX_SOCKET_BYTES:
