@@ -15,6 +15,7 @@ from memdiag_api import limits
 from memdiag_api.census.clues import Clues
 from memdiag_api.census.dentries import DentryCensus
 from memdiag_api.census.files import FileCensus
+from memdiag_api.census.namespaces import NetworkNamespaces
 from memdiag_api.census.slab import SlabCaches
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import Sentence, ShortText
@@ -519,6 +520,9 @@ class Census(Record):
     )
     files: FileCensus | None = Field(default=None, description="Page cache and shmem by file. Null if not read.")
     dentries: DentryCensus | None = Field(default=None, description="The directory cache. Null if not read.")
+    namespaces: NetworkNamespaces | None = Field(
+        default=None, description="Network namespaces. Null if this kernel or the runner does not show them."
+    )
 
 
 class VerdictKind(StrEnum):
