@@ -511,7 +511,12 @@ class Census(Record):
     scanned_share: Share = Field(
         default=1, description="Share of all page frames that were scanned. Less than 1 if the time ran out."
     )
-    scan_seconds: float = Field(default=0, ge=0, allow_inf_nan=False, description="Duration of the census in seconds.")
+    scan_seconds: float = Field(
+        default=0, ge=0, allow_inf_nan=False, description="Duration of the scan of page frames in seconds."
+    )
+    object_seconds: float = Field(
+        default=0, ge=0, allow_inf_nan=False, description="Duration of the census of kernel objects in seconds."
+    )
     slab: SlabCaches | None = Field(
         default=None, description="Slab memory by cache. Null if this kernel's slabs cannot be read."
     )

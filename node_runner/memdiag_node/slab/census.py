@@ -164,11 +164,10 @@ class SlabCensus:
 
     def sample(self, cache: int, slabs: int, rng: np.random.Generator) -> npt.NDArray[np.uint64]:
         """Addresses of the allocated objects in up to `slabs` slabs of a cache, chosen at random; see `objects`."""
-        rows = self._rows(cache)
-        rows = rows[(rows["in_use"] != 0) | (rows["freelist"] != 0)]
-        if len(rows) > slabs:
-            rows = rows[np.sort(rng.choice(len(rows), slabs, replace=False))]
-        return self._allocated(cache, rows)
+        numbers = np.flatnonzero(self._slabs.table["cache"] == cache)
+        if len(numbers) > slabs:
+            numbers = np.sort(rng.choice(numbers, slabs, replace=False))
+        return self._places(cache, numbers, remember=False).allocated()
 
     def still_allocated(self, cache: int, objects: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Whether each of these objects of a cache is in a slab of it, and in use, when this is called."""
