@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from memdiag_api.census.packets import PacketCensus
 from memdiag_api import limits
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import Sentence, ShortText
@@ -483,6 +484,7 @@ class Census(Record):
         default=1, description="Share of all page frames that were scanned. Less than 1 if the time ran out."
     )
     scan_seconds: float = Field(default=0, ge=0, allow_inf_nan=False, description="Duration of the census in seconds.")
+    packets: PacketCensus | None = Field(default=None, description="Network packets. Null if they were not read.")
 
 
 class VerdictKind(StrEnum):

@@ -155,6 +155,8 @@ class SlabCensus:
         pages = rows["frame"] * np.uint64(self.at["STRUCT_PAGE_BYTES"]) + np.uint64(self.first_page)
         same = self.memory.peek(pages + np.uint64(self.at["SLAB_CACHE"])) == np.uint64(self.caches[cache].address)
         rows, pages = rows[same].copy(), pages[same]
+        if not len(rows):
+            return np.zeros(len(objects), np.bool_)
         rows["freelist"] = self.memory.peek(pages + np.uint64(self.at["SLAB_FREELIST"]))
         return np.isin(objects, self._allocated(cache, rows))
 
