@@ -375,8 +375,6 @@ class _Scan:
         notes = [] if self._extra_is_whole else self._without_fd_not_seen()
         if not self._tables_complete():
             notes.append("some of these sockets, of any kind: their tables changed during the scan or were not reached")
-        if not self._source.sees_perf_events:
-            notes.append("ring buffers of perf events: this process cannot open a perf event to recognize their files")
         if not self._source.memory.fact(Fact.LINEAR_TO_PAGE):
             notes.append(
                 "pages that are a packet's linear head (counted as slab heads: this kernel's slab layout is unknown)"

@@ -1,0 +1,70 @@
+"""The first frames of compound blocks that no flag identifies, and which of them are large kmalloc blocks.
+
+kmalloc takes blocks above two pages from the buddy allocator. The kernel counts them as SUnreclaim, and marks them
+since Linux 6.15 (PGTY_large_kmalloc).
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.layout import Field, optional_offsets
+from memdiag_node.procfs.kpageflags import ReadFrames, is_direct, is_head
+from memdiag_node.slab.census import SlabCensus
+
+_MAX_HEADS = 1 << 20
+_MAX_ORDER = 10
+_FIELDS: tuple[Field, ...] = (("PAGE_TYPE", "page", "page_type"),)
+PAGE_TYPE_SHIFT = 24  # include/linux/page-flags.h, since Linux 6.12
+_U32 = 0xFFFFFFFF
+
+
+class BlockHeads:
+    """Collects the heads of blocks while another census reads /proc/kpageflags through `read`."""
+
+    def __init__(self, read_flags: ReadFrames) -> None:
+        self._read_flags = read_flags
+        self._found: dict[int, npt.NDArray[np.uint64]] = {}
+        self._count = 0
+
+    def read(self, first_frame: int, frames: int) -> npt.NDArray[np.uint64]:
+        """Read the flags, and keep which frames are of FrameKind DIRECT and the first of a compound block."""
+        flags = self._read_flags(first_frame, frames)
+        if self._count < _MAX_HEADS:
+            heads = np.flatnonzero(is_direct(flags) & is_head(flags)).astype("<u8") + np.uint64(first_frame)
+            self._found[first_frame] = heads[: _MAX_HEADS - self._count]
+            self._count += len(self._found[first_frame])
+        return flags
+
+    @property
+    def frames(self) -> npt.NDArray[np.uint64]:
+        """The heads that were seen, ascending, each once."""
+        return np.unique(np.concatenate([np.empty(0, "<u8"), *self._found.values()]))
+
+
+def large_kmalloc_layout(btf: Btf) -> dict[str, int]:
+    """What `large_kmalloc_bytes` needs; empty if this kernel does not mark the blocks."""
+    if not btf.has_enumerator("PGTY_large_kmalloc"):
+        return {}
+    found = optional_offsets(btf, "HAS_LARGE_KMALLOC", _FIELDS)
+    return found | {"TYPE_LARGE_KMALLOC": btf.enum_value("PGTY_large_kmalloc")} if found else {}
+
+
+def large_kmalloc_bytes(census: SlabCensus, at: Mapping[str, int], heads: npt.NDArray[np.uint64]) -> int | None:
+    """Bytes of those blocks (frames of their heads) that are large kmalloc blocks, not scaled. None if unmarked."""
+    if "HAS_LARGE_KMALLOC" not in at:
+        return None
+    pages = heads * np.uint64(census.at["STRUCT_PAGE_BYTES"]) + np.uint64(census.first_page)
+    types = (census.memory.peek(pages + np.uint64(at["PAGE_TYPE"])) & np.uint64(_U32)) >> np.uint64(PAGE_TYPE_SHIFT)
+    pages = pages[types == np.uint64(at["TYPE_LARGE_KMALLOC"])]
+    return int(np.left_shift(1, block_orders(census, pages)).sum()) << census.at["PAGE_SHIFT"]
+
+
+def block_orders(census: SlabCensus, pages: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """The order of each block, by the struct page of its head; 0 for a single frame."""
+    at = census.at
+    is_compound = census.memory.peek(pages + np.uint64(at["PAGE_FLAGS"])) >> np.uint64(at["PG_HEAD"]) & np.uint64(1)
+    orders = census.memory.peek(pages + np.uint64(at["PAGE_ORDER"])) & np.uint64(0xFF)
+    return np.minimum(orders * is_compound, np.uint64(_MAX_ORDER)).astype(np.int64)
