@@ -23,7 +23,10 @@ class NetworkNamespace(Record):
     mounts: Count = Field(description="Mounts of the namespace itself.")
     sockets: Count = Field(description="Sockets in it, with those of the kernel.")
     open_sockets: Count = Field(description="Sockets in it that a process has open.")
-    packets: Count = Field(description="Packets that belong to its sockets or wait on its devices.")
+    packets: Count = Field(
+        description="Packets that refer to its devices or sockets: in queues of devices, of packet, raw and UNIX sockets. "
+        "In queues of TCP and UDP they refer to neither, and are only in sizeBytes."
+    )
     devices: Count = Field(description="Network devices in it.")
     device_names: Annotated[
         list[Annotated[str, Field(max_length=limits.MAX_DEVICE_NAME)]], Field(max_length=limits.MAX_NAMESPACE_DEVICES)

@@ -36,8 +36,8 @@ def add_packets(
 ) -> None:
     """Add the packets to `table` (NAMESPACE_DTYPE, by `network`). `owner`: the row of each of `devices`, which ascend.
 
-    The size of packets of no socket is added; sockets are charged for theirs. A packet in a queue of TCP refers to
-    neither its socket nor its device: only its charge is known.
+    The size of packets of no socket is added; sockets are charged for theirs. A packet in a queue of TCP or UDP
+    refers to neither its socket nor its device: only its charge is known.
     """
     if "HAS_PACKETS" not in at:
         return
