@@ -159,12 +159,17 @@ class SlabCensus:
     def still_allocated(self, cache: int, objects: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Whether each of these objects of a cache is in a slab of it, and in use, when this is called."""
         _, numbers = self.find(objects)
-        rows = self._slabs.table[np.unique(numbers[numbers >= 0])]
+        is_used = np.zeros(len(self._slabs.table), np.bool_)
+        is_used[numbers[numbers >= 0]] = True
+        rows = self._slabs.table[is_used]
         pages = rows["frame"] * np.uint64(self.at["STRUCT_PAGE_BYTES"]) + np.uint64(self.first_page)
         same = self.memory.peek(pages + np.uint64(self.at["SLAB_CACHE"])) == np.uint64(self.caches[cache].address)
         rows, pages = rows[same].copy(), pages[same]
         rows["freelist"] = self.memory.peek(pages + np.uint64(self.at["SLAB_FREELIST"]))
-        return np.isin(objects, self._allocated(cache, rows))
+        allocated = np.append(self._allocated(cache, rows), np.uint64(0))  # 0 is no object, and ends the list
+        places = np.searchsorted(allocated[:-1], objects)  # both ascend: much faster than isin
+        result: npt.NDArray[np.bool_] = (allocated[places] == objects) & (objects != 0)
+        return result
 
     def find(self, addresses: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
         """The object that each address points into, and the index of its slab in `slabs.table`; 0 and -1 for none.
