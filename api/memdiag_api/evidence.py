@@ -529,7 +529,6 @@ class Census(Record):
     namespaces: NetworkNamespaces | None = Field(
         default=None, description="Network namespaces. Null if this kernel or the runner does not show them."
     )
-    scan_seconds: float = Field(default=0, ge=0, allow_inf_nan=False, description="Duration of the census in seconds.")
     packets: PacketCensus | None = Field(default=None, description="Network packets. Null if they were not read.")
 
 

@@ -21,7 +21,7 @@ from memdiag_node.slab.estimate import Estimate, estimate_total
 from memdiag_node.slab.free_lists import cpu_lists, encoding_of
 from memdiag_node.slab.guarded import guarded_objects
 from memdiag_node.slab.places import PIECE_OBJECTS, Places, SlabState
-from memdiag_node.slab.sheaves import MAX_SHEAF_OBJECTS, sheaf_objects
+from memdiag_node.slab.sheaves import MAX_SHEAF_OBJECTS, numa_nodes, sheaf_objects
 from memdiag_node.slab.slabs import MAX_SLABS, Slabs, counts, piece_reader, read_slabs
 
 
@@ -70,10 +70,12 @@ class SlabCensus:
         self._strides = np.array([cache.stride_bytes for cache in self.caches], "<u8")
         self._pads = np.array([cache.left_pad_bytes for cache in self.caches], "<u8")
         self._per_cpu = self._read_per_cpu_offsets(cpus)
+        self._nodes = numa_nodes(at, self.caches)
         self._slabs = read_slabs(
             piece_reader(memory, at, self._addresses, first_page=self.first_page, read_flags=read_flags),
             self._strides,
             ranges=ranges,
+            linear_base=self.linear_base,
             page_shift=at["PAGE_SHIFT"],
             late=late,
             max_slabs=max_slabs,
@@ -257,7 +259,7 @@ class SlabCensus:
             max_steps=places.most_places,
         )
         places.mark_free(on_lists.objects)
-        places.mark_free(sheaf_objects(self.memory, self.at, caches, self._per_cpu)[1])
+        places.mark_free(sheaf_objects(self.memory, self.at, caches, self._per_cpu, nodes=self._nodes)[1])
         return len(on_lists.unfollowed)
 
     def _subtract_free_on_cpus(self, cpus: int) -> None:
@@ -272,7 +274,7 @@ class SlabCensus:
             return result
 
         on_lists = cpu_lists(self.memory, self.at, self.caches, self._per_cpu, is_object, max_steps=most_places)
-        owners, in_sheaves = sheaf_objects(self.memory, self.at, self.caches, self._per_cpu)
+        owners, in_sheaves = sheaf_objects(self.memory, self.at, self.caches, self._per_cpu, nodes=self._nodes)
         free = np.unique(np.concatenate((on_lists.objects, in_sheaves[is_object(owners, in_sheaves)])))
         numbers, free_in_slab = np.unique(self.find(free)[1], return_counts=True)
         table["in_use"][numbers] -= np.minimum(free_in_slab, table["in_use"][numbers]).astype("<u2")
