@@ -22,6 +22,8 @@ _IORING_OFF_SQES = 0x10000000
 # include/uapi/linux/if_xdp.h: where the rings for RX, TX, fill and completion are mapped
 _XDP_OFFSETS = (0, 0x80000000, 0x100000000, 0x180000000)
 _GONE_SECONDS = 20
+# Nothing but slabinfo shows these packets when their processes are gone, and it counts everybody's: so they are many.
+_ZOMBIE_PACKETS, _OTHERS = 100_000, 0.2
 _MOST_PAGES = 1 << 12  # of one ring here
 
 
@@ -51,13 +53,12 @@ def objects_of_size(size_bytes: int) -> collections.Counter[str]:
 
 
 def test_slab_heads_are_in_the_receive_queue_of_one_socket() -> None:
-    before = active_objects("skbuff_head_cache")
     with held_by_fd.slab_heads() as planted:
-        assert active_objects("skbuff_head_cache") - before == pytest.approx(planted.datagrams, rel=0.01)
         ((_, charge_bytes, inode, drops),) = udp_queues(planted.pid)
         assert (inode, drops) == (planted.inode, 0)
         assert charge_bytes % planted.datagrams == 0
         assert charge_bytes > planted.unread_bytes
+        assert read_all(planted.pid, planted.fd) == planted.unread_bytes
 
 
 def test_tun_queue_has_been_sent_and_can_be_read() -> None:
@@ -219,17 +220,17 @@ def test_qdisc_backlog_is_what_tc_says() -> None:
 
 def test_qdisc_backlog_outlives_its_sender_in_a_zombie_namespace_and_ends_with_the_peer() -> None:
     before = active_objects("skbuff_head_cache")
-    with packets.qdisc_backlog(packets=20_000, payload_bytes=1_000) as planted:
-        assert planted.packets == 20_000
+    with packets.qdisc_backlog(packets=_ZOMBIE_PACKETS, payload_bytes=1_000) as planted:
+        assert planted.packets == _ZOMBIE_PACKETS
         assert planted.network_namespace not in namespaces_in_use()
         # It is still there: a veth device would have ended with the namespace of its other end.
         (peer,) = json.loads(inside(planted.pid, "ip", "-json", "link", "show", "planted-peer"))
         assert "LOWER_UP" in peer["flags"]
-        assert active_objects("skbuff_head_cache") - before == pytest.approx(planted.packets, rel=0.05)
+        assert active_objects("skbuff_head_cache") - before == pytest.approx(planted.packets, rel=_OTHERS)
     end = time.monotonic() + _GONE_SECONDS
-    while active_objects("skbuff_head_cache") - before > 0.05 * planted.packets and time.monotonic() < end:
+    while active_objects("skbuff_head_cache") - before > _OTHERS * planted.packets and time.monotonic() < end:
         time.sleep(0.1)
-    assert active_objects("skbuff_head_cache") - before < 0.05 * planted.packets
+    assert active_objects("skbuff_head_cache") - before < _OTHERS * planted.packets
 
 
 def namespaces_in_use() -> set[int]:
