@@ -16,12 +16,12 @@ from memdiag_node.census.file_charges import Charge, file_charges
 from memdiag_node.census.file_users import FileUse, file_users, read_tasks, user_fields
 from memdiag_node.census.found_files import FoundFile, FoundSegment, RawFiles, SystemSum, file_kind
 from memdiag_node.census.inodes import SHMEM_CACHE, Inodes, inode_fields, read_inodes
-from memdiag_node.census.page_tree import tree_fields
 from memdiag_node.census.paths import PathReader, cut_path, path_fields
 from memdiag_node.census.super_blocks import FileSystem, read_file_systems, super_block_fields
 from memdiag_node.census.sysv_segments import Segments, read_segments, segment_fields
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import optional_offsets
+from memdiag_node.kernel.xarray import xarray_fields
 from memdiag_node.procfs.kpageflags import ReadFrames
 from memdiag_node.slab.census import SlabCensus
 
@@ -40,7 +40,7 @@ def fields(btf: Btf) -> dict[str, int]:
         **inode_fields(btf),
         **super_block_fields(btf),
         **path_fields(btf),
-        **tree_fields(btf),
+        **xarray_fields(btf),
         **user_fields(btf),
         **segment_fields(btf),
         **optional_offsets(btf, "HAS_SWAPPED", swapped),
