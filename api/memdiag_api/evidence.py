@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from memdiag_api.census.packets import PacketCensus
 from memdiag_api import limits
+from memdiag_api.census.packets import PacketCensus
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import Sentence, ShortText
 from memdiag_api.record import ByteCount, Count, Name, Record, Share, SignedByteCount

@@ -1,7 +1,7 @@
 """Whether what looks like a packet is one: freed packets keep their contents, and are not always on a free list.
 
-The kernel keeps some freed packets for each CPU (napi_alloc_cache), which the slab counts as allocated. What such a packet
-points to belongs to others, and does not fit its lengths.
+The kernel keeps some freed packets for each CPU (napi_alloc_cache), which the slab counts as allocated. What such a
+packet points to belongs to others, and does not fit its lengths.
 """
 
 from collections.abc import Mapping
@@ -50,9 +50,7 @@ def own_data(
     return references, np.asarray(is_own, np.bool_)
 
 
-def _fragment_bytes(
-    census: SlabCensus, at: Mapping[str, int], shared: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.int64]:
+def _fragment_bytes(census: SlabCensus, at: Mapping[str, int], shared: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     """The bytes in the fragments of each packet, -1 if it has an impossible number of them."""
     pieces = census.read(shared, at["SHARED_PIECES"], 1).astype(np.int64)
     total = np.where(pieces <= at["MAX_PIECES"], 0, -1)

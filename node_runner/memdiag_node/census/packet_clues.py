@@ -61,9 +61,7 @@ def most_frequent(references: References, chosen: npt.NDArray[np.bool_], names: 
     return names[int(caches[best])] if 2 * counts[best] > len(cache) else ""
 
 
-def _chosen_slabs(
-    census: SlabCensus, max_words: int
-) -> tuple[npt.NDArray[np.void], npt.NDArray[np.int64], float]:
+def _chosen_slabs(census: SlabCensus, max_words: int) -> tuple[npt.NDArray[np.void], npt.NDArray[np.int64], float]:
     """Slabs of kmalloc in random order, an equal share of the words for each cache; the words of each slab."""
     is_kmalloc = np.array(["kmalloc" in cache.name for cache in census.caches], np.bool_)
     rows = census.slabs.table[is_kmalloc[census.slabs.table["cache"]]]
