@@ -16,6 +16,7 @@ from memdiag_api.census.clues import Clues
 from memdiag_api.census.dentries import DentryCensus
 from memdiag_api.census.files import FileCensus
 from memdiag_api.census.namespaces import NetworkNamespaces
+from memdiag_api.census.packets import PacketCensus
 from memdiag_api.census.slab import SlabCaches
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import Sentence, ShortText
@@ -511,7 +512,12 @@ class Census(Record):
     scanned_share: Share = Field(
         default=1, description="Share of all page frames that were scanned. Less than 1 if the time ran out."
     )
-    scan_seconds: float = Field(default=0, ge=0, allow_inf_nan=False, description="Duration of the census in seconds.")
+    scan_seconds: float = Field(
+        default=0, ge=0, allow_inf_nan=False, description="Duration of the scan of page frames in seconds."
+    )
+    object_seconds: float = Field(
+        default=0, ge=0, allow_inf_nan=False, description="Duration of the census of kernel objects in seconds."
+    )
     slab: SlabCaches | None = Field(
         default=None, description="Slab memory by cache. Null if this kernel's slabs cannot be read."
     )
@@ -523,6 +529,7 @@ class Census(Record):
     namespaces: NetworkNamespaces | None = Field(
         default=None, description="Network namespaces. Null if this kernel or the runner does not show them."
     )
+    packets: PacketCensus | None = Field(default=None, description="Network packets. Null if they were not read.")
 
 
 class VerdictKind(StrEnum):

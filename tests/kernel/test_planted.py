@@ -1,6 +1,7 @@
 """The planted loads themselves: what each says that it planted is what the kernel's own accounts and tools say."""
 
 import bisect
+import collections
 import contextlib
 import errno
 import json
@@ -21,6 +22,8 @@ _IORING_OFF_SQES = 0x10000000
 # include/uapi/linux/if_xdp.h: where the rings for RX, TX, fill and completion are mapped
 _XDP_OFFSETS = (0, 0x80000000, 0x100000000, 0x180000000)
 _GONE_SECONDS = 20
+# Nothing but slabinfo shows these packets when their processes are gone, and it counts everybody's: so they are many.
+_ZOMBIE_PACKETS, _OTHERS = 100_000, 0.2
 _MOST_PAGES = 1 << 12  # of one ring here
 
 
@@ -43,20 +46,19 @@ def active_objects(cache: str) -> int:
     return 0
 
 
-def objects_of_size(size_bytes: int) -> int:
-    """The objects in use in the caches of kmalloc with this size."""
+def objects_of_size(size_bytes: int) -> collections.Counter[str]:
+    """The objects in use in each cache with objects of this size."""
     rows = [line.split() for line in Path("/proc/slabinfo").read_text().splitlines()[2:]]
-    return sum(int(row[1]) for row in rows if int(row[3]) == size_bytes)
+    return collections.Counter({row[0]: int(row[1]) for row in rows if int(row[3]) == size_bytes})
 
 
 def test_slab_heads_are_in_the_receive_queue_of_one_socket() -> None:
-    before = active_objects("skbuff_head_cache")
     with held_by_fd.slab_heads() as planted:
-        assert active_objects("skbuff_head_cache") - before == pytest.approx(planted.datagrams, rel=0.01)
         ((_, charge_bytes, inode, drops),) = udp_queues(planted.pid)
         assert (inode, drops) == (planted.inode, 0)
         assert charge_bytes % planted.datagrams == 0
         assert charge_bytes > planted.unread_bytes
+        assert read_all(planted.pid, planted.fd) == planted.unread_bytes
 
 
 def test_tun_queue_has_been_sent_and_can_be_read() -> None:
@@ -79,7 +81,9 @@ def test_slab_leak_fills_objects_of_its_size_and_leaves_the_machines_limits() ->
         rows = inside(planted.pid, "cat", "/proc/sysvipc/msg", namespace="ipc").splitlines()
         (row,) = [line.split() for line in rows[1:] if int(line.split()[1]) == planted.queue]
         assert int(row[4]) == planted.messages
-        assert objects_of_size(planted.object_bytes) - before == pytest.approx(planted.messages, rel=0.01)
+        ((cache, growth),) = (objects_of_size(planted.object_bytes) - before).most_common(1)
+        assert cache.startswith(("kmalloc-", "msg_msg-"))
+        assert growth == pytest.approx(planted.messages, rel=0.02)  # others use the cache too
         assert [Path(f"/proc/sys/kernel/msgm{name}").read_text() for name in ("nb", "ax")] == limits
 
 
@@ -216,17 +220,17 @@ def test_qdisc_backlog_is_what_tc_says() -> None:
 
 def test_qdisc_backlog_outlives_its_sender_in_a_zombie_namespace_and_ends_with_the_peer() -> None:
     before = active_objects("skbuff_head_cache")
-    with packets.qdisc_backlog(packets=20_000, payload_bytes=1_000) as planted:
-        assert planted.packets == 20_000
+    with packets.qdisc_backlog(packets=_ZOMBIE_PACKETS, payload_bytes=1_000) as planted:
+        assert planted.packets == _ZOMBIE_PACKETS
         assert planted.network_namespace not in namespaces_in_use()
         # It is still there: a veth device would have ended with the namespace of its other end.
         (peer,) = json.loads(inside(planted.pid, "ip", "-json", "link", "show", "planted-peer"))
         assert "LOWER_UP" in peer["flags"]
-        assert active_objects("skbuff_head_cache") - before == pytest.approx(planted.packets, rel=0.05)
+        assert active_objects("skbuff_head_cache") - before == pytest.approx(planted.packets, rel=_OTHERS)
     end = time.monotonic() + _GONE_SECONDS
-    while active_objects("skbuff_head_cache") - before > 0.05 * planted.packets and time.monotonic() < end:
+    while active_objects("skbuff_head_cache") - before > _OTHERS * planted.packets and time.monotonic() < end:
         time.sleep(0.1)
-    assert active_objects("skbuff_head_cache") - before < 0.05 * planted.packets
+    assert active_objects("skbuff_head_cache") - before < _OTHERS * planted.packets
 
 
 def namespaces_in_use() -> set[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 _SYS_BPF = 321  # x86-64
 _BPF_PROG_TEST_RUN, _BPF_PROG_GET_NEXT_ID, _BPF_PROG_GET_FD_BY_ID, _BPF_OBJ_GET_INFO_BY_FD = 10, 11, 13, 15
 _BPF_PROG_LOAD, _BPF_PROG_TYPE_XDP, _BPF_F_TEST_XDP_LIVE_FRAMES = 5, 6, 2
+_BPF_MAP_CREATE, _BPF_MAP_TYPE_ARRAY = 0, 2
 _BPF_LINK_CREATE, _BPF_XDP, _XDP_FLAGS_DRV_MODE = 28, 37, 4
 _GONE_SECONDS = 5.0
 _NAME_OFFSET, _NAME_BYTES = 64, 16
@@ -23,6 +24,12 @@ def _bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
     if status < 0:
         raise OSError(ctypes.get_errno(), f"bpf({command})")
     return status, buffer.raw
+
+
+def create_array_map() -> int:
+    """The fd of a new array map with one entry of 8 bytes."""
+    fd, _ = _bpf(_BPF_MAP_CREATE, struct.pack("IIIII", _BPF_MAP_TYPE_ARRAY, 4, 8, 1, 0))
+    return fd
 
 
 def loaded_programs() -> dict[int, str]:

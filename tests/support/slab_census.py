@@ -5,14 +5,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from memdiag_node.census.block_heads import BlockHeads
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.kernel.memory import KernelMemory
+from memdiag_node.kernel.loader import BpfObject
+from memdiag_node.kernel.memory import MEMORY_DEFINES, MEMORY_MAPS, KernelMemory, memory_layout
 from memdiag_node.procfs.cpulist import parse_cpus
 from memdiag_node.procfs.kpageflags import open_frame_table
 from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.slab.census import SlabCensus
 from memdiag_node.slab.layout import object_layout
 from memdiag_node.sockets.source import SocketSource
+
+_SOURCE = Path(__file__).with_name("memory.bpf.c")
 
 
 @contextmanager
@@ -22,16 +26,30 @@ def opened_memory(btf: Btf) -> Iterator[KernelMemory]:
         yield source.memory
 
 
-def take_slab_census(memory: KernelMemory, btf: Btf) -> SlabCensus:
-    """Read all slabs now."""
+@contextmanager
+def lean_memory(btf: Btf) -> Iterator[KernelMemory]:
+    """Kernel memory, read by a program that can do nothing else."""
+    at = memory_layout(btf)
+    with (
+        BpfObject(_SOURCE, MEMORY_DEFINES, MEMORY_MAPS) as bpf,
+        KernelMemory(bpf, at) as memory,
+    ):
+        yield memory
+
+
+def take_slab_census(memory: KernelMemory, btf: Btf, heads: list[BlockHeads] | None = None) -> SlabCensus:
+    """Read all slabs now. The heads of other blocks are added to `heads`."""
     with ExitStack() as files:
         flags = open_frame_table(Path("/proc/kpageflags"), files)
         assert flags
+        collected = BlockHeads(flags.read)
+        if heads is not None:
+            heads.append(collected)
         return SlabCensus(
             memory,
             object_layout(btf),
             ranges=read_memory_map(Path("/proc"), Path("/sys"), page_bytes=mmap.PAGESIZE),
-            read_flags=flags.read,
+            read_flags=collected.read,
             cpus=parse_cpus(Path("/sys/devices/system/cpu/online").read_bytes()),
         )
 

@@ -4,17 +4,20 @@ The technique is that of experts with a crash dump: a function pointer, an opera
 same place of most objects shows which part of the kernel, or which module, allocated them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from memdiag_api import limits
 from memdiag_api.census.clues import Clue, Clues
 from memdiag_node.census.cache_purposes import has_purpose, is_untyped
 from memdiag_node.census.frame_clues import FrameFindings, frame_use_records
 from memdiag_node.census.naming import AddressNames
-from memdiag_node.census.words import Rank, Sample, WordClue, find_clues, read_words
+from memdiag_node.census.object_charges import charge_layout, charge_vectors
+from memdiag_node.census.words import MIN_SHARE, Rank, Sample, WordClue, find_clues, read_words
+from memdiag_node.kernel.btf import Btf
 from memdiag_node.slab.census import CacheCount, SlabCensus
 
 MIN_BYTES = 256 * 1024
@@ -23,10 +26,12 @@ MAX_CACHES = 32
 _MAX_SAMPLE, _MIN_SAMPLE, _MAX_WORDS = 1024, 256, 64
 _SAMPLE_WORDS = 1 << 15
 _FEWEST_OBJECTS = 8
-_FEWEST_SLABS = 64
+_FEWEST_SLABS = 128
+_SAMPLE_PLACES = 1 << 16
 _CLUES_OF_CACHE = 3
 _MOST = 0.5
 _SEED = 1
+_VECTORS = "memory cgroups: they are the vectors of charges of slab objects"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +45,22 @@ class SubjectClues:
     clues: tuple[WordClue, ...]
 
 
+def fields(btf: Btf) -> dict[str, int]:
+    """The offsets that `read_clues` needs, as far as this kernel has them."""
+    return charge_layout(btf)
+
+
 def read_clues(
-    census: SlabCensus, names: AddressNames, *, min_bytes: int = MIN_BYTES, max_caches: int = MAX_CACHES
+    census: SlabCensus,
+    at: Mapping[str, int],
+    names: AddressNames,
+    *,
+    min_bytes: int = MIN_BYTES,
+    max_caches: int = MAX_CACHES,
 ) -> list[SubjectClues]:
     """The clues of all untyped caches, and of others whose purpose is not known, with `min_bytes` of objects.
 
-    Figures are scaled to the node where the census is a sample.
+    `at` is the result of `fields`. Figures are scaled to the node where the census is a sample.
     """
     rng = np.random.default_rng(_SEED)
     counts = census.count()
@@ -56,26 +71,40 @@ def read_clues(
         if sizes[number] >= min_bytes and (is_untyped(cache.name) or not has_purpose(cache.name))
     ]
     chosen = sorted(chosen, key=lambda number: -sizes[number])[:max_caches]
-    found = [_clues_of_cache(census, number, counts[number], names, rng) for number in chosen]
-    return [one for one in found if one]
+    vectors = charge_vectors(census, at)
+    found = []
+    for number in chosen:
+        sample = _read_sample(census, number, counts[number], rng)
+        if len(sample.objects) >= _FEWEST_OBJECTS:
+            found.append(_clues_of_cache(census, sample, counts[number], names, vectors))
+    return found
 
 
-def _clues_of_cache(
-    census: SlabCensus, number: int, count: CacheCount, names: AddressNames, rng: np.random.Generator
-) -> SubjectClues | None:
+def _read_sample(census: SlabCensus, number: int, count: CacheCount, rng: np.random.Generator) -> Sample:
+    """Random objects of a cache (its number), without those that were freed meanwhile."""
     cache = census.caches[number]
     words = max(1, min(_MAX_WORDS, cache.object_bytes // 8))
     wanted = max(_MIN_SAMPLE, min(_MAX_SAMPLE, _SAMPLE_WORDS // words))
     places = max(1, count.objects // max(1, count.slabs))
-    objects = census.sample(number, max(_FEWEST_SLABS, 2 * wanted // places), rng)
+    # Objects of one slab are often of one type: few of each of many slabs say more than all of a few.
+    objects = census.sample(number, max(_FEWEST_SLABS, min(wanted, _SAMPLE_PLACES // places)), rng)
     if len(objects) > wanted:
         objects = np.sort(rng.choice(objects, wanted, replace=False))
     read = read_words(census, objects, words)
     kept = census.still_allocated(number, objects)
-    sample = Sample(objects[kept], read[kept], number)
-    if len(sample.objects) < _FEWEST_OBJECTS:
-        return None
+    return Sample(objects[kept], read[kept], number)
+
+
+def _clues_of_cache(
+    census: SlabCensus, sample: Sample, count: CacheCount, names: AddressNames, vectors: npt.NDArray[np.uint64]
+) -> SubjectClues:
+    cache = census.caches[sample.cache]
+    place = np.searchsorted(vectors, sample.objects)  # both ascend
+    is_vector = np.append(vectors, np.uint64(0))[place] == sample.objects
+    sample.words[is_vector] = 0  # known: the other objects of the cache have other clues
     clues = find_clues(census, sample, names)
+    if is_vector.mean() >= MIN_SHARE:
+        clues = [WordClue(Rank.SYMBOL, 0, float(is_vector.mean()), _VECTORS), *clues]
     scale = 1 / census.sampled_share if census.sampled_share > 0 else 0.0
     return SubjectClues(
         cache.name,

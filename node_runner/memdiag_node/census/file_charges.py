@@ -28,9 +28,9 @@ def file_charges(
 ) -> dict[int, Charge]:
     """Return the charge of each of these inodes, by their numbers; without those whose pages cannot be found.
 
-    `at` has the results of `inode_fields` and `tree_fields`; `read_charges` reads /proc/kpagecgroup.
+    `at` has the results of `inode_fields` and `xarray_fields`; `read_charges` reads /proc/kpagecgroup.
     """
-    if "HAS_TREE" not in at:
+    if "HAS_XARRAY" not in at:
         return {}
     heads = census.read(inodes, at["INODE_PAGE_TREE"])
     owners, pages = some_entries(census.memory, at, heads, _SAMPLED_PAGES)

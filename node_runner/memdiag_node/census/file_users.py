@@ -46,6 +46,16 @@ class FileUse:
     """Address space that the file is mapped to, in memory or not."""
 
 
+@dataclass(frozen=True, slots=True)
+class _OpenFiles:
+    """Structures `file` of chosen inodes, which descriptors and memory areas point to."""
+
+    address: npt.NDArray[np.uint64]
+    """Ascending."""
+    number: npt.NDArray[np.int64]
+    """Number of the inode of each."""
+
+
 Uses = dict[int, dict[int, FileUse]]
 """Number of the file, pid: the use."""
 
@@ -83,17 +93,15 @@ def file_users(census: SlabCensus, at: Mapping[str, int], tasks: Tasks, inodes: 
     uses: Uses = {}
     if not len(inodes) or "HAS_OPEN_FILES" not in at:
         return uses
-    files, numbers = _open_files(census, at, inodes)
-    if len(files):
-        _add_descriptors(census, at, tasks, files, numbers, uses)
-        _add_mappings(census, at, tasks, files, numbers, uses)
+    files = _open_files(census, at, inodes)
+    if len(files.address):
+        _add_descriptors(census, at, tasks, files, uses)
+        _add_mappings(census, at, tasks, files, uses)
     return uses
 
 
-def _open_files(
-    census: SlabCensus, at: Mapping[str, int], inodes: npt.NDArray[np.uint64]
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    """The struct files of these inodes, ascending, and the number of the inode of each."""
+def _open_files(census: SlabCensus, at: Mapping[str, int], inodes: npt.NDArray[np.uint64]) -> _OpenFiles:
+    """The open files of these inodes."""
     order = np.argsort(inodes)
     found, numbers = [np.empty(0, "<u8")], [np.empty(0, np.int64)]
     for cache in census.named("filp"):
@@ -105,18 +113,17 @@ def _open_files(
             numbers.append(order[place[is_known]])
     files, numbers_of = np.concatenate(found), np.concatenate(numbers)
     by_address = np.argsort(files)
-    return files[by_address], numbers_of[by_address]
+    return _OpenFiles(files[by_address], numbers_of[by_address])
 
 
 def _add_descriptors(
     census: SlabCensus,
     at: Mapping[str, int],
     tasks: Tasks,
-    files: npt.NDArray[np.uint64],
-    numbers: npt.NDArray[np.int64],
+    files: _OpenFiles,
     uses: Uses,
 ) -> None:
-    """Look for `files`, which ascend, in the descriptor tables of all processes."""
+    """Look for these files in the descriptor tables of all processes."""
     owners, first = np.unique(tasks.files, return_index=True)
     owners, first = owners[owners != 0], first[owners != 0]
     tables = census.memory.peek(owners + np.uint64(at["FILES_TABLE"]))
@@ -131,9 +138,9 @@ def _add_descriptors(
         slots = np.arange(start, min(start + _PIECE, int(sizes.sum())))
         table = np.searchsorted(starts, slots, side="right") - 1
         fds = slots - starts[table]
-        place, is_known = _places(files, census.memory.peek(arrays[table] + (8 * fds).astype("<u8")))
+        place, is_known = _places(files.address, census.memory.peek(arrays[table] + (8 * fds).astype("<u8")))
         rows = zip(
-            numbers[place[is_known]].tolist(), pids[table[is_known]].tolist(), fds[is_known].tolist(), strict=True
+            files.number[place[is_known]].tolist(), pids[table[is_known]].tolist(), fds[is_known].tolist(), strict=True
         )
         for number, pid, fd in rows:
             use = uses.setdefault(number, {}).setdefault(pid, FileUse())
@@ -145,18 +152,17 @@ def _add_mappings(
     census: SlabCensus,
     at: Mapping[str, int],
     tasks: Tasks,
-    files: npt.NDArray[np.uint64],
-    numbers: npt.NDArray[np.int64],
+    files: _OpenFiles,
     uses: Uses,
 ) -> None:
-    """Look for `files`, which ascend, in the memory areas of all processes."""
+    """Look for these files in the memory areas of all processes."""
     memories, first = np.unique(tasks.memory, return_index=True)
     for cache in census.named("vm_area_struct") if "HAS_MAPPINGS" in at else ():
         areas = census.objects(cache)
         for start in range(0, len(areas), _PIECE):
             piece = areas[start : start + _PIECE]
-            place, is_known = _places(files, census.read(piece, at["AREA_FILE"]))
-            piece, number = piece[is_known], numbers[place[is_known]]
+            place, is_known = _places(files.address, census.read(piece, at["AREA_FILE"]))
+            piece, number = piece[is_known], files.number[place[is_known]]
             owner, has_owner = _places(memories, census.read(piece, at["AREA_MEMORY"]))
             sizes = census.read(piece, at["AREA_END"]) - census.read(piece, at["AREA_START"])
             good = has_owner & census.still_allocated(cache, piece) & (sizes < np.uint64(1 << 56))

@@ -16,17 +16,20 @@ from memdiag_node.census.file_charges import Charge, file_charges
 from memdiag_node.census.file_users import FileUse, file_users, read_tasks, user_fields
 from memdiag_node.census.found_files import FoundFile, FoundSegment, RawFiles, SystemSum, file_kind
 from memdiag_node.census.inodes import SHMEM_CACHE, Inodes, inode_fields, read_inodes
-from memdiag_node.census.page_tree import tree_fields
 from memdiag_node.census.paths import PathReader, cut_path, path_fields
-from memdiag_node.census.super_blocks import read_file_systems, super_block_fields
+from memdiag_node.census.super_blocks import FileSystem, read_file_systems, super_block_fields
 from memdiag_node.census.sysv_segments import Segments, read_segments, segment_fields
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import optional_offsets
+from memdiag_node.kernel.xarray import xarray_fields
 from memdiag_node.procfs.kpageflags import ReadFrames
 from memdiag_node.slab.census import SlabCensus
 
 _SECTOR_BYTES = 512
+_SMALL_BYTES = 256 * 1024
+"""Smaller files are in the sums only."""
 _MAX_LENGTH = (1 << 63) - 1
+_MINOR_BITS, _MINOR_MASK = 20, (1 << 20) - 1  # include/linux/kdev_t.h
 
 
 def fields(btf: Btf) -> dict[str, int]:
@@ -37,7 +40,7 @@ def fields(btf: Btf) -> dict[str, int]:
         **inode_fields(btf),
         **super_block_fields(btf),
         **path_fields(btf),
-        **tree_fields(btf),
+        **xarray_fields(btf),
         **user_fields(btf),
         **segment_fields(btf),
         **optional_offsets(btf, "HAS_SWAPPED", swapped),
@@ -126,8 +129,10 @@ class _Reading:
         kept = by_size[(self._is_deleted | self._is_shmem)[by_size]][: most // 2]
         others = by_size[:most][~np.isin(by_size[:most], kept)][: most - len(kept)]
         chosen = np.concatenate([kept, others])
-        chosen = chosen[self._bytes[chosen] > 0]
-        return chosen[np.argsort(-self._bytes[chosen], kind="stable")]
+        chosen = chosen[self._bytes[chosen] >= _SMALL_BYTES]
+        order = np.argsort(-self._bytes[chosen], kind="stable")
+        largest: npt.NDArray[np.int64] = chosen[order]
+        return largest
 
     def _files(
         self, rows: npt.NDArray[np.int64], charges: Mapping[int, Charge], uses: Mapping[int, Mapping[int, FileUse]]
@@ -135,11 +140,14 @@ class _Reading:
         inodes = self._inodes.address[rows]
         sizes = self._census.read(inodes, self._at["INODE_SIZE"]).tolist()
         numbers = self._census.read(inodes, self._at["INODE_NUMBER"]).tolist()
+        device_numbers = self._census.read(inodes, self._at["INODE_DEVICE"], 4).tolist()
         paths = self._paths_of(inodes, self._inodes.super_block[rows])
         found = []
         for place, row in enumerate(rows.tolist()):
             system, path = self._systems[self._system_of[row]], paths[place]
             kind = file_kind(system, path[-1] if path else "", is_shmem=bool(self._is_shmem[row]))
+            if kind is FileKind.BLOCK_DEVICE:
+                system = self._device_of(system, device_numbers[place])
             found.append(
                 FoundFile(
                     kind=kind,
@@ -155,6 +163,11 @@ class _Reading:
                 )
             )
         return found
+
+    def _device_of(self, system: FileSystem, number: int) -> FileSystem:
+        """The file system of block devices, with the name of this one, or its number if nothing is mounted from it."""
+        names = [one.device for one in self._systems if one.device_number == number]
+        return replace(system, device=names[0] if names else f"{number >> _MINOR_BITS}:{number & _MINOR_MASK}")
 
     def _paths_of(self, inodes: npt.NDArray[np.uint64], super_blocks: npt.NDArray[np.uint64]) -> list[list[str]]:
         """The path of one name of each inode; empty if none is in memory."""
@@ -221,9 +234,7 @@ def _still_there(census: SlabCensus, inodes: Inodes) -> Inodes:
         rows = np.flatnonzero(inodes.cache == cache)
         objects, _ = census.find(inodes.address[rows])
         kept[rows] = census.still_allocated(cache, objects)
-    columns = (inodes.address, inodes.super_block, inodes.pages, inodes.links, inodes.cache)
-    address, super_block, pages, links, caches = (column[kept] for column in columns)
-    return replace(inodes, address=address, super_block=super_block, pages=pages, links=links, cache=caches)
+    return inodes.chosen(kept)
 
 
 def _shown(path: list[str], kind: FileKind) -> str:

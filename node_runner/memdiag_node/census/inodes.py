@@ -7,7 +7,8 @@ host of its page cache (fs/inode.c, inode_init_always).
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ _FIELDS: tuple[Field, ...] = (
     ("INODE_SIZE", "inode", "i_size"),
     ("INODE_NUMBER", "inode", "i_ino"),
     ("INODE_BLOCKS", "inode", "i_blocks"),
+    ("INODE_DEVICE", "inode", "i_rdev"),
     ("INODE_ALIASES", "inode", "i_dentry"),
     ("INODE_HOST", "inode", "i_data.host"),
     ("INODE_PAGES", "inode", "i_data.nrpages"),
@@ -50,6 +52,17 @@ class Inodes:
     inodes_on: npt.NDArray[np.int64]
     """All inodes on each of them."""
 
+    def chosen(self, mask: npt.NDArray[np.bool_]) -> Self:
+        """Return these of the inodes that have pages; all still count in `inodes_on`."""
+        return replace(
+            self,
+            address=self.address[mask],
+            super_block=self.super_block[mask],
+            pages=self.pages[mask],
+            links=self.links[mask],
+            cache=self.cache[mask],
+        )
+
 
 def inode_fields(btf: Btf) -> dict[str, int]:
     """Where an inode has what is read here, with HAS_INODES; empty if a field is missing."""
@@ -70,9 +83,13 @@ def read_inodes(census: SlabCensus, at: Mapping[str, int]) -> Inodes:
             caches.append(np.full(len(kept[0]), number))
     empty = np.empty(0, "<u8")
     columns = [np.concatenate([empty, *column]) for column in zip(*pieces, strict=True)] if pieces else [empty] * 4
+    address, super_block, pages, links = columns
     super_blocks = sorted(counts)
     return Inodes(
-        *columns,
+        address,
+        super_block,
+        pages,
+        links,
         cache=np.concatenate([np.empty(0, np.int64), *caches]),
         super_blocks=np.array(super_blocks, "<u8"),
         inodes_on=np.array([counts[one] for one in super_blocks], np.int64),

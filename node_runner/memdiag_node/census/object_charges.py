@@ -79,8 +79,7 @@ def read_charges(census: SlabCensus, at: Mapping[str, int]) -> ObjectCharges | N
     if "HAS_OBJECT_CHARGES" not in at:
         return None
     memory, table = census.memory, census.slabs.table
-    pages = table["frame"] * np.uint64(census.at["STRUCT_PAGE_BYTES"]) + np.uint64(census.first_page)
-    vectors = memory.peek(pages + np.uint64(at["SLAB_CHARGES"])) & ~np.uint64(_FLAGS)
+    pages, vectors = _vectors(census, at)
     chosen = np.flatnonzero((vectors != 0) & (table["objects"] != 0))
     caches, places = table["cache"][chosen], table["objects"][chosen].astype(np.int64)
     of_cache = np.bincount(caches, places, len(census.caches)).astype(np.float64)
@@ -94,6 +93,18 @@ def read_charges(census: SlabCensus, at: Mapping[str, int]) -> ObjectCharges | N
     runs = _read_runs(memory, vectors[chosen] + np.uint64(at["CHARGE_OBJCG"]), entry_bytes, places, caches)
     total = float(of_cache.sum())
     return _by_cgroup(census, at, runs, scale, float(places.sum()) / total if total else 1.0)
+
+
+def charge_vectors(census: SlabCensus, at: Mapping[str, int]) -> npt.NDArray[np.uint64]:
+    """Addresses of the vectors, ascending: most are objects of kmalloc caches themselves."""
+    return np.sort(_vectors(census, at)[1]) if "HAS_OBJECT_CHARGES" in at else np.empty(0, "<u8")
+
+
+def _vectors(census: SlabCensus, at: Mapping[str, int]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """The struct page and the vector of each slab; 0 for none."""
+    frames = census.slabs.table["frame"]
+    pages = frames * np.uint64(census.at["STRUCT_PAGE_BYTES"]) + np.uint64(census.first_page)
+    return pages, census.memory.peek(pages + np.uint64(at["SLAB_CHARGES"])) & ~np.uint64(_FLAGS)
 
 
 def _sample(

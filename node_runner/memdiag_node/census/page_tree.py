@@ -1,23 +1,14 @@
-"""The kernel's XArray (lib/xarray.c): the page cache of a file, and the tables of IPC objects."""
+"""Some pointers of many xarrays, spread over each: pages of files, IPC objects of namespaces (lib/xarray.c)."""
 
 from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_node.kernel.btf import Btf
-from memdiag_node.kernel.layout import Field, optional_offsets
 from memdiag_node.kernel.lists import WordReader
 
-_SLOTS = 64  # XA_CHUNK_SIZE, of a kernel without CONFIG_BASE_SMALL
-_MAX_LEVELS = 11
+_MAX_LEVELS = 11  # of 64 slots, for an index of 64 bits
 _KIND, _INTERNAL, _FIRST_NODE = 3, 2, 4096  # include/linux/xarray.h, xa_is_node and xa_is_value
-_FIELDS: tuple[Field, ...] = (("TREE_SLOTS", "xa_node", "slots"),)
-
-
-def tree_fields(btf: Btf) -> dict[str, int]:
-    """Where a node of an XArray has its entries, with HAS_TREE."""
-    return optional_offsets(btf, "HAS_TREE", _FIELDS)
 
 
 def some_entries(
@@ -25,8 +16,10 @@ def some_entries(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
     """Return the number of the array and the pointer of up to `limit` entries of each array, spread over it.
 
-    `heads` are the first entries (xa_head). Values, such as what is left of a page that was evicted, are no pointers.
+    `heads` are the first entries (xa_head), `at` has the result of `xarray_fields`. Values, such as what is left of a
+    page that was evicted, are no pointers.
     """
+    places = np.arange(at["XARRAY_SLOT_COUNT"], dtype="<u8") * np.uint64(8) + np.uint64(at["XARRAY_SLOTS"])
     owners = np.arange(len(heads))
     entries = heads
     found_owners, found = [np.empty(0, np.int64)], [np.empty(0, "<u8")]
@@ -39,9 +32,9 @@ def some_entries(
         owners, nodes = owners[is_node], entries[is_node] - np.uint64(_INTERNAL)
         if not len(nodes):
             break
-        slots = nodes[:, np.newaxis] + np.arange(at["TREE_SLOTS"], at["TREE_SLOTS"] + 8 * _SLOTS, 8, dtype="<u8")
+        slots = nodes[:, np.newaxis] + places
         entries = memory.peek(slots.reshape(-1))
-        owners = np.repeat(owners, _SLOTS)
+        owners = np.repeat(owners, len(places))
         kind = entries & np.uint64(_KIND)
         useful = (entries != 0) & ((kind == 0) | (kind == _INTERNAL)) & ((kind == 0) | (entries > _FIRST_NODE))
         owners, entries = owners[useful], entries[useful]

@@ -10,7 +10,7 @@ from memdiag_node.kernel.layout import Field, optional_offsets
 from memdiag_node.kernel.memory import KernelMemory
 from memdiag_node.procfs.text import printable
 
-MAX_PATH_LENGTH = 160
+MAX_PATH_LENGTH = 120
 _MAX_DEPTH = 64
 _MAX_MOUNTS = 1 << 10
 """Mounts of one file system that are looked at."""

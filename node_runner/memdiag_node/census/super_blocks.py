@@ -16,6 +16,7 @@ _KERNEL_MOUNT = 1 << 22  # include/linux/fs.h, SB_KERNMOUNT
 _FIELDS: tuple[Field, ...] = (
     ("SUPER_BLOCK_TYPE", "super_block", "s_type"),
     ("SUPER_BLOCK_ID", "super_block", "s_id"),
+    ("SUPER_BLOCK_DEVICE", "super_block", "s_dev"),
     ("SUPER_BLOCK_FLAGS", "super_block", "s_flags"),
     ("TYPE_NAME", "file_system_type", "name"),
 )
@@ -31,6 +32,8 @@ class FileSystem:
     """Name of its block device; of a file system without one mostly its type again."""
     is_internal: bool
     """Mounted by the kernel for itself, without a path: memfd, System V segments, block devices."""
+    device_number: int = 0
+    """st_dev of its files, in the kernel's form: 20 bits of minor number."""
 
 
 def super_block_fields(btf: Btf) -> dict[str, int]:
@@ -47,8 +50,9 @@ def read_file_systems(
     types = memory.peek(super_blocks + np.uint64(at["SUPER_BLOCK_TYPE"]))
     names = memory.texts(memory.peek(types + np.uint64(at["TYPE_NAME"])), _NAME_BYTES)
     devices = memory.texts(super_blocks + np.uint64(at["SUPER_BLOCK_ID"]), _NAME_BYTES)
-    flags = memory.peek(super_blocks + np.uint64(at["SUPER_BLOCK_FLAGS"]))
+    flags = memory.peek(super_blocks + np.uint64(at["SUPER_BLOCK_FLAGS"])) & np.uint64(_KERNEL_MOUNT)
+    numbers = memory.peek(super_blocks + np.uint64(at["SUPER_BLOCK_DEVICE"])) & np.uint64(0xFFFFFFFF)
     return [
-        FileSystem(printable(name, _NAME_BYTES), printable(device, _NAME_BYTES), bool(flag & _KERNEL_MOUNT))
-        for name, device, flag in zip(names, devices, flags.tolist(), strict=True)
+        FileSystem(printable(name, _NAME_BYTES), printable(device, _NAME_BYTES), bool(flag), number)
+        for name, device, flag, number in zip(names, devices, flags.tolist(), numbers.tolist(), strict=True)
     ]

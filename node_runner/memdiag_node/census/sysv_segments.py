@@ -54,9 +54,9 @@ def segment_fields(btf: Btf) -> dict[str, int]:
 def read_segments(census: SlabCensus, at: Mapping[str, int], namespaces: npt.NDArray[np.uint64]) -> Segments:
     """Read the segments in the IPC namespaces of these nsproxy.
 
-    `at` has the results of `segment_fields` and `tree_fields`.
+    `at` has the results of `segment_fields` and `xarray_fields`.
     """
-    if "HAS_SEGMENTS" not in at or "HAS_TREE" not in at:
+    if "HAS_SEGMENTS" not in at or "HAS_XARRAY" not in at:
         return Segments(*np.empty((5, 0), "<u8"))
     spaces = np.unique(census.memory.peek(np.unique(namespaces) + np.uint64(at["NAMESPACES_IPC"])))
     table = at["IPC_TABLES"] + _SHARED_MEMORY * at["IPC_TABLE_BYTES"] + at["IPC_TABLE_HEAD"]

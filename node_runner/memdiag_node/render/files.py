@@ -2,7 +2,15 @@
 
 from collections.abc import Iterator
 
-from memdiag_api.census.files import CachedFile, CachedFileSystem, CachedSegment, FileCensus, FileCharge, FileUser
+from memdiag_api.census.files import (
+    CachedFile,
+    CachedFileSystem,
+    CachedSegment,
+    FileCensus,
+    FileCharge,
+    FileKind,
+    FileUser,
+)
 from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
 from memdiag_node.render.text import percent, table, wrapped
@@ -11,6 +19,16 @@ _SMALL_BYTES = 1 << 20
 _SHOWN = 5
 _FILES_SHOWN = 10
 _CONTAINER_ID_SHOWN = 12
+_KINDS = {
+    FileKind.FILE: "file",
+    FileKind.TMPFS: "tmpfs",
+    FileKind.MEMFD: "memfd",
+    FileKind.SYSV_SEGMENT: "System V segment",
+    FileKind.SHARED_ANONYMOUS: "shared anonymous memory",
+    FileKind.KERNEL: "of the kernel",
+    FileKind.BLOCK_DEVICE: "block device",
+    FileKind.HUGE_PAGES: "huge pages",
+}
 
 
 def files_lines(record: FileCensus) -> list[str]:
@@ -52,14 +70,17 @@ def _file(one: CachedFile) -> Iterator[str]:
     if one.cached_bytes < _SMALL_BYTES:
         return
     deleted = "deleted, " if one.is_deleted else ""
-    name = one.path or f"inode {one.inode}"
+    is_device = one.kind is FileKind.BLOCK_DEVICE
+    name = one.path or (f"block device {one.device}" if is_device else f"inode {one.inode}")
     where = f"{one.file_system} {one.device}" if one.device != one.file_system else one.file_system
-    text = f"{name} ({one.kind.value}, {deleted}{where})"
+    text = name if is_device else f"{name} ({_KINDS[one.kind]}, {deleted}{where})"
     yield from wrapped(text, f"  {format_bytes(one.cached_bytes):>9}  ")
     notes = [_user(user) for user in one.users] + _charged(one.charged)
     if one.users_total > len(one.users):
         notes.append(f"{one.users_total - len(one.users)} more processes")
-    yield from wrapped(", ".join(notes) if notes else "no process has it open or mapped", " " * 13)
+    if not notes and one.kind not in (FileKind.FILE, FileKind.BLOCK_DEVICE):
+        notes.append("no process has it open or mapped")
+    yield from wrapped(", ".join(notes), " " * 13)
 
 
 def _segment(one: CachedSegment) -> Iterator[str]:

@@ -17,6 +17,11 @@ from memdiag_api.evidence import (
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
+from memdiag_node.render.clues import clues_lines
+from memdiag_node.render.dentries import dentries_lines
+from memdiag_node.render.files import files_lines
+from memdiag_node.render.namespaces import namespaces_lines
+from memdiag_node.render.slab import slab_lines
 from memdiag_node.render.text import percent, table, wrapped
 
 _BAR_WIDTH = 24
@@ -40,6 +45,7 @@ def render_report(evidence: Evidence) -> str:
         _holders(evidence),
         _stacks(evidence),
         _ledger(evidence),
+        *(_objects(evidence.census) if evidence.census else ()),
         _census(evidence.census) if evidence.census else [],
         _coverage(evidence),
     ]
@@ -208,6 +214,20 @@ def _ledger(evidence: Evidence) -> list[str]:
         for share in ledger.containers[:_CONTAINERS_SHOWN]
     ]
     return lines
+
+
+def _objects(census: Census) -> Iterator[list[str]]:
+    """Yield the sections of what was read through the slabs."""
+    if census.slab:
+        yield slab_lines(census.slab)
+    if census.clues:
+        yield clues_lines(census.clues)
+    if census.namespaces:
+        yield namespaces_lines(census.namespaces)
+    if census.files:
+        yield files_lines(census.files)
+    if census.dentries:
+        yield dentries_lines(census.dentries)
 
 
 def _census(census: Census) -> list[str]:

@@ -4,6 +4,7 @@ The contents of objects are read to be counted: addresses stay inside the runner
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,18 +12,20 @@ import numpy.typing as npt
 
 from memdiag_node.kernel.errors import BpfError
 from memdiag_node.kernel.linear_map import partial_slabs
+from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.memory import Fact, KernelMemory
 from memdiag_node.kernel.page_array import alignment_bytes, first_page_by_slabs
-from memdiag_node.kernel.per_cpu import per_cpu_offsets
+from memdiag_node.kernel.per_cpu import locate_copies
 from memdiag_node.procfs.kpageflags import ReadFrames
 from memdiag_node.procfs.memory_map import FrameRange
 from memdiag_node.slab.cache import read_caches
 from memdiag_node.slab.estimate import Estimate, estimate_total
 from memdiag_node.slab.free_lists import cpu_lists, encoding_of
 from memdiag_node.slab.guarded import guarded_objects
+from memdiag_node.slab.page_scan import load_slab_programs, page_scanner
 from memdiag_node.slab.places import PIECE_OBJECTS, Places, SlabState
-from memdiag_node.slab.sheaves import MAX_SHEAF_OBJECTS, sheaf_objects
-from memdiag_node.slab.slabs import MAX_SLABS, Slabs, counts, piece_reader, read_slabs
+from memdiag_node.slab.sheaves import MAX_SHEAF_OBJECTS, numa_nodes, sheaf_objects
+from memdiag_node.slab.slabs import MAX_SLABS, ReadPiece, Slabs, counts, piece_reader, read_slabs
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +72,19 @@ class SlabCensus:
         self._encoding = encoding_of(self.caches)
         self._strides = np.array([cache.stride_bytes for cache in self.caches], "<u8")
         self._pads = np.array([cache.left_pad_bytes for cache in self.caches], "<u8")
-        self._per_cpu = self._read_per_cpu_offsets(cpus)
-        self._slabs = read_slabs(
-            piece_reader(memory, at, self._addresses, first_page=self.first_page, read_flags=read_flags),
-            self._strides,
-            ranges=ranges,
-            page_shift=at["PAGE_SHIFT"],
-            late=late,
-            max_slabs=max_slabs,
-        )
+        self._nodes = numa_nodes(at, self.caches)
+        with ExitStack() as programs:
+            bpf = self._load(programs, cpus)
+            self._per_cpu = self._read_per_cpu_offsets(bpf, cpus)
+            self._slabs = read_slabs(
+                self._piece_reader(bpf, read_flags),
+                self._strides,
+                ranges=ranges,
+                linear_base=self.linear_base,
+                page_shift=at["PAGE_SHIFT"],
+                late=late,
+                max_slabs=max_slabs,
+            )
         self._guarded = self._read_guarded()
         self._uncertain = np.zeros(len(self.caches), np.int64)
         self._unfollowed: dict[int, tuple[int, int]] = {}
@@ -100,15 +107,29 @@ class SlabCensus:
         self.linear_base = frames << self.at["PAGE_SHIFT"]
         """Address of frame 0 in the linear map."""
 
-    def _read_per_cpu_offsets(self, cpus: Sequence[int]) -> npt.NDArray[np.uint64]:
-        """Of these CPUs; empty if this kernel does not show them."""
-        self.sees_cpu_lists = True
-        """Whether free objects on the CPUs' own lists could be excluded."""
+    def _load(self, programs: ExitStack, cpus: Sequence[int]) -> BpfObject | None:
+        """The programs that make the census faster and more exact; None if this kernel or compiler refuses them."""
         try:
-            return per_cpu_offsets(self.memory, self.at, cpus)
+            return programs.enter_context(load_slab_programs(self.at, cpus))
         except BpfError:
-            self.sees_cpu_lists = False
-            return np.empty(0, "<u8")
+            return None
+
+    def _piece_reader(self, bpf: BpfObject | None, read_flags: ReadFrames) -> ReadPiece:
+        """Reads the types of struct pages; where that is not possible, /proc/kpageflags."""
+        if bpf is not None and "HAS_PAGE_SCAN" in self.at:
+            with suppress(BpfError):
+                return page_scanner(bpf, self.at, self._addresses, first_page=self.first_page)
+        return piece_reader(self.memory, self.at, self._addresses, first_page=self.first_page, read_flags=read_flags)
+
+    def _read_per_cpu_offsets(self, bpf: BpfObject | None, cpus: Sequence[int]) -> npt.NDArray[np.uint64]:
+        """Of these CPUs; empty if this kernel does not show them."""
+        offsets = np.empty(0, "<u8")
+        if bpf is not None:
+            with suppress(BpfError):
+                offsets = locate_copies(bpf, self.memory, self.at, cpus)
+        self.sees_cpu_lists = len(offsets) > 0
+        """Whether free objects on the CPUs' own lists could be excluded."""
+        return offsets
 
     @property
     def sampled_share(self) -> float:
@@ -164,11 +185,10 @@ class SlabCensus:
 
     def sample(self, cache: int, slabs: int, rng: np.random.Generator) -> npt.NDArray[np.uint64]:
         """Addresses of the allocated objects in up to `slabs` slabs of a cache, chosen at random; see `objects`."""
-        rows = self._rows(cache)
-        rows = rows[(rows["in_use"] != 0) | (rows["freelist"] != 0)]
-        if len(rows) > slabs:
-            rows = rows[np.sort(rng.choice(len(rows), slabs, replace=False))]
-        return self._allocated(cache, rows)
+        numbers = np.flatnonzero(self._slabs.table["cache"] == cache)
+        if len(numbers) > slabs:
+            numbers = np.sort(rng.choice(numbers, slabs, replace=False))
+        return self._places(cache, numbers, remember=False).allocated()
 
     def still_allocated(self, cache: int, objects: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Whether each of these objects of a cache is in a slab of it, and in use, when this is called."""
@@ -258,7 +278,7 @@ class SlabCensus:
             max_steps=places.most_places,
         )
         places.mark_free(on_lists.objects)
-        places.mark_free(sheaf_objects(self.memory, self.at, caches, self._per_cpu)[1])
+        places.mark_free(sheaf_objects(self.memory, self.at, caches, self._per_cpu, nodes=self._nodes)[1])
         return len(on_lists.unfollowed)
 
     def _subtract_free_on_cpus(self, cpus: int) -> None:
@@ -273,7 +293,7 @@ class SlabCensus:
             return result
 
         on_lists = cpu_lists(self.memory, self.at, self.caches, self._per_cpu, is_object, max_steps=most_places)
-        owners, in_sheaves = sheaf_objects(self.memory, self.at, self.caches, self._per_cpu)
+        owners, in_sheaves = sheaf_objects(self.memory, self.at, self.caches, self._per_cpu, nodes=self._nodes)
         free = np.unique(np.concatenate((on_lists.objects, in_sheaves[is_object(owners, in_sheaves)])))
         numbers, free_in_slab = np.unique(self.find(free)[1], return_counts=True)
         table["in_use"][numbers] -= np.minimum(free_in_slab, table["in_use"][numbers]).astype("<u2")

@@ -4,7 +4,6 @@ A free object holds a pointer to the next one. With CONFIG_SLAB_FREELIST_HARDENE
 secret of the cache and the byte-swapped address at which it is stored.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from memdiag_node.slab.cache import Cache
 
 MAX_OBJECTS = 1 << 15
 """Of one slab: the kernel counts them in 15 bits."""
+_KERNEL_HALF = 1 << 63  # of the address space
 ATTEMPTS = 4
 """To read a list that changes meanwhile."""
 
@@ -86,23 +86,25 @@ def cpu_lists(
     the same afterwards.
     """
     owners, objects, unfollowed = [np.empty(0, np.int64)], [np.empty(0, "<u8")], np.empty(0, np.int64)
-    pending_owner, copies = _cpu_slabs(memory, at, caches, per_cpu)
+    owner, copies = _cpu_slabs(memory, at, caches, per_cpu)
     encoding = encoding_of(caches)
     for attempt in range(ATTEMPTS):
         if not len(copies):
             break
         transactions = memory.peek(copies + np.uint64(at["CPU_SLAB_TRANSACTION"]))
         heads = memory.peek(copies + np.uint64(at["CPU_SLAB_FREELIST"]))
-        accept = functools.partial(_accept, is_object, pending_owner)
-        lists, found, is_whole = _collect(memory, heads, encoding.of(pending_owner), accept, max_steps=max_steps)
+        lists, found, is_whole = _collect(memory, heads, encoding.of(owner), max_steps=max_steps)
+        is_right = is_object(owner[lists], found)
+        lists_gone_wrong = lists[~is_right]
+        is_whole[lists_gone_wrong] = False
         is_whole &= memory.peek(copies + np.uint64(at["CPU_SLAB_TRANSACTION"])) == transactions
         if attempt == ATTEMPTS - 1:
-            unfollowed = pending_owner[~is_whole]
+            unfollowed = owner[~is_whole]
             is_whole[:] = True  # the last reading counts, whatever it is
-        kept = is_whole[lists]
-        owners.append(pending_owner[lists[kept]])
+        kept = is_whole[lists] & is_right
+        owners.append(owner[lists[kept]])
         objects.append(found[kept])
-        pending_owner, copies = pending_owner[~is_whole], copies[~is_whole]
+        owner, copies = owner[~is_whole], copies[~is_whole]
     return CpuLists(np.concatenate(owners), np.concatenate(objects), unfollowed)
 
 
@@ -112,28 +114,20 @@ def encoding_of(caches: Sequence[Cache]) -> Encoding:
     return Encoding(pointers, np.array([cache.random for cache in caches], "<u8"))
 
 
-def _accept(
-    is_object: Accept, owner: npt.NDArray[np.int64], lists: npt.NDArray[np.int64], objects: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.bool_]:
-    return is_object(owner[lists], objects)
-
-
 def _collect(
-    memory: WordReader,
-    heads: npt.NDArray[np.uint64],
-    encoding: Encoding,
-    is_object: Accept,
-    *,
-    max_steps: int,
+    memory: WordReader, heads: npt.NDArray[np.uint64], encoding: Encoding, *, max_steps: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64], npt.NDArray[np.bool_]]:
-    """The list of each object and the object, and which lists were followed to their end."""
+    """The list of each object and the object, and which lists were followed to their end.
+
+    The objects are checked at the end, all at once; until then, only what no pointer looks like ends a list.
+    """
     lists_found, found = [np.empty(0, np.int64)], [np.empty(0, "<u8")]
 
     def accept(lists: npt.NDArray[np.int64], objects: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-        good = is_object(lists, objects)
-        lists_found.append(lists[good])
-        found.append(objects[good])
-        return good
+        lists_found.append(lists)
+        found.append(objects)
+        is_pointer: npt.NDArray[np.bool_] = (objects >= np.uint64(_KERNEL_HALF)) & (objects & np.uint64(7) == 0)
+        return is_pointer
 
     is_whole = follow(memory, heads, encoding, accept, max_steps=max_steps)
     return np.concatenate(lists_found), np.concatenate(found), is_whole

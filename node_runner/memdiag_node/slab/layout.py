@@ -5,6 +5,7 @@ from memdiag_node.kernel.layout import Field, optional_offsets
 from memdiag_node.kernel.linear_map import slab_layout
 from memdiag_node.kernel.memory import memory_layout
 from memdiag_node.kernel.per_cpu import per_cpu_layout
+from memdiag_node.slab.page_scan import page_scan_layout
 
 _CACHE: tuple[Field, ...] = (
     ("CACHE_NAME", "kmem_cache", "name"),
@@ -59,7 +60,7 @@ def object_layout(btf: Btf) -> dict[str, int]:
     found["RED_ZONE"] = 1 << _bit(btf, "_SLAB_RED_ZONE", _RED_ZONE_BIT)
     found |= optional_offsets(btf, "HAS_NODE_BARN", _NODE_BARN)
     found |= optional_offsets(btf, "HAS_CACHE_BARN", _CACHE_BARN)
-    return memory_layout(btf) | per_cpu_layout(btf) | found
+    return memory_layout(btf) | per_cpu_layout(btf) | page_scan_layout(btf) | found
 
 
 def _bit(btf: Btf, name: str, before_enumeration: int) -> int:

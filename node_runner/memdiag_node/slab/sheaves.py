@@ -16,9 +16,9 @@ _OF_A_CPU = ("SHEAVES_MAIN", "SHEAVES_SPARE", "SHEAVES_RCU_FREE")
 
 
 def sheaf_objects(
-    memory: WordReader, at: Mapping[str, int], caches: Sequence[Cache], per_cpu: npt.NDArray[np.uint64]
+    memory: WordReader, at: Mapping[str, int], caches: Sequence[Cache], per_cpu: npt.NDArray[np.uint64], *, nodes: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
-    """The objects in sheaves of the CPUs and NUMA nodes: the number of the cache of each, and its address.
+    """The objects in sheaves of the CPUs and `nodes` NUMA nodes: the number of the cache of each, and its address.
 
     Sheaves that are being filled, or wait for a grace period, are on no list: their objects look allocated.
     """
@@ -26,7 +26,7 @@ def sheaf_objects(
         return np.empty(0, np.int64), np.empty(0, "<u8")
     owner, copies = per_cpu_copies(memory, caches, per_cpu, at["CACHE_SHEAVES"])
     of_cpus = [memory.peek(copies + np.uint64(at[name])) for name in _OF_A_CPU]
-    full_owners, full = _full_sheaves(memory, at, caches)
+    full_owners, full = _full_sheaves(memory, at, caches, nodes)
     owners = np.concatenate([np.tile(owner, len(_OF_A_CPU)), full_owners])
     sheaves = np.concatenate([*of_cpus, full])
     # A sheaf that was freed meanwhile, and is something else, does not refer to the cache.
@@ -42,10 +42,10 @@ def sheaf_objects(
 
 
 def _full_sheaves(
-    memory: WordReader, at: Mapping[str, int], caches: Sequence[Cache]
+    memory: WordReader, at: Mapping[str, int], caches: Sequence[Cache], nodes: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
     """The full sheaves that NUMA nodes keep for their CPUs: the number of the cache of each, and its address."""
-    owners, barns = _barns(memory, at, caches)
+    owners, barns = _barns(memory, at, caches, nodes)
     heads = barns + np.uint64(at.get("BARN_FULL", 0))
     found_owners, found = [np.empty(0, np.int64)], [np.empty(0, "<u8")]
     entries = memory.peek(heads)
@@ -61,10 +61,9 @@ def _full_sheaves(
 
 
 def _barns(
-    memory: WordReader, at: Mapping[str, int], caches: Sequence[Cache]
+    memory: WordReader, at: Mapping[str, int], caches: Sequence[Cache], nodes: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
     """The barn of each cache on each NUMA node: the number of the cache, and its address."""
-    nodes = numa_nodes(at, caches)
     elements = np.arange(nodes, dtype="<u8") * np.uint64(at["KMEM_CACHE_NODE_STRIDE"])
     slots = (_addresses(caches)[:, np.newaxis] + elements).reshape(-1)
     owners = np.repeat(np.arange(len(caches)), nodes)
@@ -79,7 +78,7 @@ def _barns(
 
 
 def numa_nodes(at: Mapping[str, int], caches: Sequence[Cache]) -> int:
-    """The length of a cache's array of nodes, which ends a struct kmem_cache: so the cache of these shows it."""
+    """The length of a cache's array of nodes. It ends a struct kmem_cache: the cache of these, among all, shows it."""
     sizes = [cache.object_bytes for cache in caches if cache.name == "kmem_cache"]
     if not sizes:
         return 0

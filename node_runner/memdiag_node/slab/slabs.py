@@ -62,11 +62,12 @@ def read_slabs(
     strides: npt.NDArray[np.uint64],
     *,
     ranges: Sequence[FrameRange],
+    linear_base: int,
     page_shift: int,
     late: Callable[[], bool] = lambda: False,
     max_slabs: int = MAX_SLABS,
 ) -> Slabs:
-    """Every slab in `ranges`. `strides` are those of the caches.
+    """Every slab in `ranges`. `strides` are those of the caches, `linear_base` is the address of frame 0.
 
     `late` ends the search before the next piece, and so does a piece that would exceed `max_slabs`. The pieces are read
     in random order, so that what was read is a random sample whenever the search ends.
@@ -90,7 +91,7 @@ def read_slabs(
     numbers = sorted(found)
     table = np.concatenate([np.empty(0, SLAB_DTYPE), *(found.pop(number) for number in numbers)])
     frames = np.array([pieces[number][1] for number in numbers], np.int64)
-    is_guarded = (table["objects"] == 1) & (table["in_use"] == 0) & (table["freelist"] == 0)
+    is_guarded = _is_guarded(table, linear_base, page_shift)
     is_kept = _is_consistent(table, strides, page_shift) & ~is_guarded
     return Slabs(
         table if is_kept.all() else table[is_kept],
@@ -102,6 +103,18 @@ def read_slabs(
         all_pieces=len(pieces),
         all_frames=frames_in(ranges),
     )
+
+
+def _is_guarded(table: npt.NDArray[np.void], linear_base: int, page_shift: int) -> npt.NDArray[np.bool_]:
+    """Whether each is a page of KFENCE: one object that is not in use, and not on the list either.
+
+    KFENCE does not set the list, which may be anything.
+    """
+    start = (table["frame"] << np.uint64(page_shift)) + np.uint64(linear_base)
+    slab_bytes = np.left_shift(np.uint64(1) << np.uint64(page_shift), table["order"].astype("<u8"))
+    result: npt.NDArray[np.bool_] = (table["objects"] == 1) & (table["in_use"] == 0)
+    result &= table["freelist"] - start >= slab_bytes
+    return result
 
 
 def _is_consistent(

@@ -1,0 +1,94 @@
+"""Slab memory by cache and by container on this machine, against the kernel's own figures and planted objects."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from memdiag_api.census.slab import SlabCaches
+from memdiag_node.census import slab_caches
+from memdiag_node.census.block_heads import BlockHeads
+from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.memory import KernelMemory
+from memdiag_node.procfs.meminfo import parse_meminfo
+from memdiag_node.slab.census import SlabCensus
+from planted.allocations import Allocator
+from support.memory_cgroup import container_cgroup
+from support.slab_census import opened_memory, take_slab_census
+
+_SOCKETS = 2_000
+_LARGE_BYTES = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def memory(btf: Btf) -> Iterator[KernelMemory]:
+    with opened_memory(btf) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def at(btf: Btf) -> dict[str, int]:
+    return slab_caches.fields(btf)
+
+
+def _record(memory: KernelMemory, btf: Btf, at: dict[str, int], before: dict[str, int]) -> SlabCaches:
+    heads: list[BlockHeads] = []
+    census = take_slab_census(memory, btf, heads)
+    figures = slab_caches.read_slab_caches(census, at, sizes_at_start=before, block_heads=heads[0].frames)
+    meminfo = parse_meminfo(Path("/proc/meminfo").read_bytes())
+    return slab_caches.slab_record(figures, meminfo, container_cgroups(memory, memory_cgroup_layout(btf)))
+
+
+def test_the_sum_with_large_kmalloc_agrees_with_meminfo(memory: KernelMemory, btf: Btf, at: dict[str, int]) -> None:
+    record = _record(memory, btf, at, {})
+    counted = record.reclaimable_bytes + record.unreclaimable_bytes + (record.large_kmalloc_bytes or 0)
+    assert abs(record.difference_bytes) < 0.01 * counted
+    assert counted == pytest.approx(
+        sum(cache.size_bytes for cache in record.caches) + record.other_bytes + (record.large_kmalloc_bytes or 0)
+    )
+
+
+def test_counters_of_the_kernel_agree_with_the_census(memory: KernelMemory, btf: Btf, at: dict[str, int]) -> None:
+    sizes = slab_caches.cache_sizes(memory, at)
+    census: SlabCensus = take_slab_census(memory, btf)
+    compared = 0
+    for cache, count in zip(census.caches, census.count(), strict=True):
+        if count.slab_bytes >= _LARGE_BYTES:
+            assert sizes[cache.name] == pytest.approx(count.slab_bytes, rel=0.05), cache.name
+            compared += 1
+    assert compared
+
+
+def test_sockets_of_a_container_are_charged_to_it_and_their_cache_grows(
+    memory: KernelMemory, btf: Btf, at: dict[str, int]
+) -> None:
+    before = slab_caches.cache_sizes(memory, at)
+    with container_cgroup() as container, Allocator() as child:
+        container.add(child.pid)
+        child.do("slab", _SOCKETS)
+        record = _record(memory, btf, at, before)
+    assert record.charged is not None
+    (charge,) = [one for one in record.charged if one.container_id == container.container_id]
+    assert charge.pod_uid == container.pod_uid
+    charged = {cache.name: cache.size_bytes for cache in charge.caches}
+    (cache,) = [cache for cache in record.caches if cache.name == "TCPv6"]
+    assert charged["TCPv6"] == pytest.approx(_SOCKETS * cache.object_bytes, rel=0.02)
+    assert cache.objects >= _SOCKETS
+    assert cache.purpose.startswith(f"{cache.objects:,} sockets")
+    assert cache.change_bytes is not None
+    assert cache.change_bytes >= 0.5 * _SOCKETS * cache.object_bytes
+
+
+def test_objects_outlive_their_removed_cgroup(memory: KernelMemory, btf: Btf, at: dict[str, int]) -> None:
+    with Allocator() as child:
+        with container_cgroup() as container:
+            container.add(child.pid)
+            child.do("slab", _SOCKETS)
+            before = _record(memory, btf, at, {})
+            (container.path.parents[1] / "cgroup.procs").write_text(str(child.pid))
+        after = _record(memory, btf, at, {})
+    assert before.charged is not None
+    (charge,) = [one for one in before.charged if one.container_id == container.container_id]
+    # Some of the node's own removed cgroups may vanish meanwhile.
+    assert after.removed_cgroup_bytes - before.removed_cgroup_bytes > 0.9 * charge.size_bytes
