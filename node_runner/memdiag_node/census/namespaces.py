@@ -32,7 +32,7 @@ NAMESPACE_DTYPE = np.dtype(
 those whose holder was found. `first_pid` is the lowest ID of its processes, 0 for none. `open_sockets` have a file. `files` and `mounts` are those of the namespace itself
 (/proc/PID/ns/net). `size_bytes`: its sockets and what is in their queues, packets on its devices, its struct."""
 
-_MAX_DEVICES = 1 << 16
+_MAX_DEVICES = 1 << 14
 _DEVICE_NAME_BYTES = 16  # include/uapi/linux/if.h, IFNAMSIZ
 _NAMES_KEPT = 8
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h

@@ -49,6 +49,19 @@ def test_why_no_process_holds_it(flags: int, reason: str) -> None:
     assert holder.unowned_reason.startswith(reason)
 
 
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (TCP, "orphaned: closed by its process, kept by the kernel until the connection ends"),
+        (UDP, "orphaned: closed by its process, but something still refers to it: packets, or a leaked reference"),
+    ],
+)
+def test_only_a_connection_has_an_end_to_wait_for(row: dict[str, int], reason: str) -> None:
+    last = scan_of(row | {"flags": IS_ORPHANED}, [{"name": RECEIVE, "packets": 1}], pid=0)
+    (holder,) = holders_of(None, last)
+    assert holder.unowned_reason == reason
+
+
 def test_a_process_that_vanished_is_counted_and_not_named() -> None:
     (one,) = socket_holdings(None, scan_of(UDP, [{"name": RECEIVE, "packets": 1}]), lambda _: None)
     holder = one.holder
