@@ -166,7 +166,7 @@ class SlabCensus:
         same = self.memory.peek(pages + np.uint64(self.at["SLAB_CACHE"])) == np.uint64(self.caches[cache].address)
         rows, pages = rows[same].copy(), pages[same]
         rows["freelist"] = self.memory.peek(pages + np.uint64(self.at["SLAB_FREELIST"]))
-        allocated = np.append(self._allocated(cache, rows), np.uint64(0))  # 0 is no object, and ends the list
+        allocated = np.append(self._allocated(cache, rows), np.uint64(0))  # 0 never is an object
         places = np.searchsorted(allocated[:-1], objects)  # both ascend: much faster than isin
         result: npt.NDArray[np.bool_] = (allocated[places] == objects) & (objects != 0)
         return result
