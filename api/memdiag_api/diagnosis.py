@@ -18,6 +18,7 @@ from memdiag_api.evidence import (
     Trend,
     VerdictKind,
 )
+from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import ApiModel, Sentence, ShortText
 from memdiag_api.record import ByteCount, Count, Share, SignedByteCount
 
@@ -144,10 +145,12 @@ class MemoryDiagnosisSpec(ApiModel):
     checks: list[Check] = Field(
         default=[Check.BREAKDOWN, Check.ALLOC_PAGE_TRACE, Check.SOCKET_QUEUES],
         min_length=1,
-        max_length=3,
+        max_length=len(Check),
         description=(
             "Checks to run. Breakdown: memory usage of the node by class. AllocPageTrace: call stacks whose pages "
-            "are not freed. SocketQueues: sockets whose unread data pins memory."
+            "are not freed. SocketQueues: sockets whose unread data pins memory. KernelObjects: slab memory by "
+            "cache, and the packets, sockets, network namespaces and files of the node, found in their slabs; "
+            "it is always run if all of the other three are."
         ),
         json_schema_extra={"x-kubernetes-list-type": "set", **immutable("checks")},
     )
@@ -291,6 +294,12 @@ class HolderSummary(ApiModel):
     unread_bytes: ByteCount = 0
     charge_bytes: ByteCount = 0
     pinned_bytes: ByteCount = 0
+    head_bytes: ByteCount = Field(
+        default=0, description="Bytes of linear heads of its packets: slab memory, in addition to pinnedBytes."
+    )
+    memory_class: ShortText = Field(
+        default=ClassName.ALLOC_PAGE.value, description="Class of the breakdown that pinnedBytes belong to, or Unknown."
+    )
     stuck_seconds: float | None = Field(
         default=None,
         description="Minimum time in seconds for which data was unread and nothing was read. Absent if data is read.",

@@ -13,6 +13,10 @@ from pydantic import Field, StringConstraints
 
 from memdiag_api import limits
 from memdiag_api.census.clues import Clues
+from memdiag_api.census.dentries import DentryCensus
+from memdiag_api.census.files import FileCensus
+from memdiag_api.census.namespaces import NetworkNamespaces
+from memdiag_api.census.packets import PacketCensus
 from memdiag_api.census.slab import SlabCaches
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import Sentence, ShortText
@@ -27,6 +31,11 @@ class Check(StrEnum):
     BREAKDOWN = "Breakdown"
     ALLOC_PAGE_TRACE = "AllocPageTrace"
     SOCKET_QUEUES = "SocketQueues"
+    KERNEL_OBJECTS = "KernelObjects"
+
+
+LEAK_CHECKS = (Check.BREAKDOWN, Check.ALLOC_PAGE_TRACE, Check.SOCKET_QUEUES)
+"""The checks without which no run can say that there is no leak."""
 
 
 class NeedState(StrEnum):
@@ -283,13 +292,21 @@ class Trace(Record):
 
 
 class HolderKind(StrEnum):
-    """HolderKind is the kind of an object that pins blocks."""
+    """HolderKind is the kind of an object that keeps kernel memory."""
 
     SOCKET = "Socket"
     PIPE = "Pipe"
     PAGE_POOL = "PagePool"
     PACKET_RING = "PacketRing"
     RING_BUFFER = "RingBuffer"
+    TUN_QUEUE = "TunQueue"
+    IO_URING = "IoUring"
+    FTRACE_BUFFER = "FtraceBuffer"
+    BPF_MAP = "BpfMap"
+    BPF_PROGRAM = "BpfProgram"
+    XDP_SOCKET = "XdpSocket"
+    EVENT_QUEUE = "EventQueue"
+    DRM_BUFFER = "DrmBuffer"
 
 
 class Queue(Record):
@@ -338,9 +355,14 @@ class Socket(Record):
 
 
 class Holder(Record):
-    """Holder is an object that keeps blocks from being freed, and its owners."""
+    """Holder is an object that keeps kernel memory from being freed, and its owners."""
 
     kind: HolderKind
+    memory_class: Name = Field(
+        default=ClassName.ALLOC_PAGE.value,
+        description="Class of the breakdown that pinnedBytes belong to, or Unknown. Only AllocPage counts in the "
+        "ledger.",
+    )
     description: Sentence = Field(default="", description="Description in one line, in readable form.")
     owners: Annotated[list[Owner], Field(max_length=limits.MAX_OWNERS)] = Field(
         default_factory=list, description="Processes that hold it. Empty if no process does."
@@ -360,9 +382,15 @@ class Holder(Record):
     unread_packets: Count = Field(default=0, description="Number of packets that have not been read.")
     charge_bytes: ByteCount = 0
     pinned_bytes: ByteCount = Field(
-        description="Bytes of the blocks that would be freed if the holder released them. Each block is counted once."
+        description="Bytes that would be freed if the holder released them: blocks of pages, each counted once, or "
+        "memory of another memoryClass."
     )
     pinned_blocks: Count = Field(default=0, description="Number of blocks of pinnedBytes.")
+    head_bytes: ByteCount = Field(
+        default=0,
+        description="Bytes of linear heads of its packets: slab memory that it keeps in addition to pinnedBytes. Not "
+        "part of allocpage.",
+    )
     stuck_seconds: float | None = Field(
         default=None,
         ge=0,
@@ -484,13 +512,24 @@ class Census(Record):
     scanned_share: Share = Field(
         default=1, description="Share of all page frames that were scanned. Less than 1 if the time ran out."
     )
-    scan_seconds: float = Field(default=0, ge=0, allow_inf_nan=False, description="Duration of the census in seconds.")
+    scan_seconds: float = Field(
+        default=0, ge=0, allow_inf_nan=False, description="Duration of the scan of page frames in seconds."
+    )
+    object_seconds: float = Field(
+        default=0, ge=0, allow_inf_nan=False, description="Duration of the census of kernel objects in seconds."
+    )
     slab: SlabCaches | None = Field(
         default=None, description="Slab memory by cache. Null if this kernel's slabs cannot be read."
     )
     clues: Clues | None = Field(
         default=None, description="Clues to what untyped objects are. Null if this kernel's slabs cannot be read."
     )
+    files: FileCensus | None = Field(default=None, description="Page cache and shmem by file. Null if not read.")
+    dentries: DentryCensus | None = Field(default=None, description="The directory cache. Null if not read.")
+    namespaces: NetworkNamespaces | None = Field(
+        default=None, description="Network namespaces. Null if this kernel or the runner does not show them."
+    )
+    packets: PacketCensus | None = Field(default=None, description="Network packets. Null if they were not read.")
 
 
 class VerdictKind(StrEnum):

@@ -16,6 +16,7 @@ _SUBJECTS = {
     Check.BREAKDOWN: "breakdown",
     Check.ALLOC_PAGE_TRACE: "page-allocation trace",
     Check.SOCKET_QUEUES: "socket scan",
+    Check.KERNEL_OBJECTS: "census of kernel objects",
 }
 
 

@@ -10,12 +10,16 @@ from memdiag_api.evidence import Check
 from memdiag_node.attempts import Attempts
 from memdiag_node.breakdown.reading import MemoryReading, take_readings
 from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
+from memdiag_node.census.findings import ObjectFindings
 from memdiag_node.census.frames import CENSUS_SECONDS, FrameCensus, take_census
+from memdiag_node.census.sockets import referred_to
 from memdiag_node.census.summary import held_frames
 from memdiag_node.holders.page_pools import add_traced
 from memdiag_node.holders.registry import holder_fields, other_holders
 from memdiag_node.holding import Holding, pinned_blocks
 from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.memory import open_memory
+from memdiag_node.kernel_objects import KernelObjects, TakenCensus, object_fields
 from memdiag_node.preflight.checks import explain_missing
 from memdiag_node.processes import OwnerOf, read_owner
 from memdiag_node.procfs.cgroup import ContainerIdentity
@@ -56,6 +60,7 @@ class Capture:
     """What the scan of other holders could not see, as text."""
     trace: TraceResult | None = None
     census: FrameCensus | None = None
+    objects: ObjectFindings | None = None
     containers: dict[int, ContainerIdentity] = field(default_factory=dict)
     """The container of each memory cgroup, by the inode of the cgroup."""
     interrupted: bool = False
@@ -67,14 +72,13 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
     Raises UnsupportedError if none of them can be started.
     """
     captured = Capture()
-    owner_of = owner_reader(roots, settings)
     with ExitStack() as attached:
         if Check.BREAKDOWN in attempts.checks:
             with attempts.step(Check.BREAKDOWN, "the first readings", optional=True):
                 captured.readings_before = take_readings(roots)
         sockets = _open_sockets(attached, attempts, roots, stop)
-        if sockets:
-            captured.first_scan = sockets.first_scan
+        captured.first_scan = sockets.first_scan if sockets else None
+        objects = _open_objects(attached, attempts, sockets, roots, stop)
         trace = _open_trace(attached, attempts, settings, roots, stop)
         if not attempts.checks:
             failure = MeasurementError if stop.is_set() else UnsupportedError
@@ -85,24 +89,87 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
             )
             captured.interrupted = _wait(settings.duration_seconds, stop, trace, attempts)
         _end_window(trace, attempts)
+        census = _take_census(objects, attempts, captured)
         if sockets:
-            attempts.progress("scanning all sockets again")
-            with attempts.step(Check.SOCKET_QUEUES, "the last scan of all sockets"):
-                captured.scan = sockets.scanner.scan()
-        if sockets and captured.scan:
-            with attempts.step(Check.SOCKET_QUEUES, "the scan of other holders", optional=True):
-                captured.others, captured.not_seen = other_holders(
-                    sockets.scanner, captured.scan, owner_of, sockets.holder_fields
-                )
+            _scan_again(captured, sockets, census, attempts, owner_reader(roots, settings))
         if trace:
             captured.trace = _finish(trace, attempts, stop)
-        if sockets and captured.scan and captured.others is not None and captured.trace:
-            with attempts.step(Check.SOCKET_QUEUES, "the search for traced pages of page pools", optional=True):
-                memory, at = sockets.scanner.source.memory, sockets.holder_fields
-                captured.others = add_traced(memory, at, captured.scan, captured.others, captured.trace.blocks)
+        if sockets:
+            _add_traced(captured, sockets, attempts)
+        if census:
+            attempts.progress("reading files and untyped objects")
+            census.read_files(with_paths=settings.report_paths)
+            census.read_clues()
         if Check.BREAKDOWN in attempts.checks:
-            _count(captured, sockets, attempts, roots, stop)
+            _count(captured, attempts, roots, stop)
+        _find_containers(captured, sockets, objects, attempts)
     return captured
+
+
+def _open_objects(
+    attached: ExitStack, attempts: Attempts, sockets: "_Sockets | None", roots: HostRoots, stop: Stop
+) -> KernelObjects | None:
+    if Check.KERNEL_OBJECTS not in attempts.checks:
+        return None
+    if stop.is_set():
+        attempts.skip(Check.KERNEL_OBJECTS)
+        return None
+    with attempts.step(Check.KERNEL_OBJECTS, "loading its program"):
+        btf = Btf.load(roots.sys)
+        at = object_fields(btf)
+        del btf  # not needed any longer, and large
+        memory = sockets.scanner.source.memory if sockets else open_memory(at, attached)
+        return KernelObjects(memory, at, attempts=attempts, roots=roots, stop=stop)
+    return None
+
+
+def _take_census(objects: KernelObjects | None, attempts: Attempts, captured: Capture) -> TakenCensus | None:
+    """Find the slabs, and read in them what is joined with the last scan of the sockets."""
+    if objects is None:
+        return None
+    attempts.progress("reading the slabs")
+    census = objects.take()
+    if census:
+        captured.objects = census.found
+        census.read_networks()
+    return census
+
+
+def _scan_again(
+    captured: Capture, sockets: "_Sockets", census: TakenCensus | None, attempts: Attempts, owner_of: OwnerOf
+) -> None:
+    """Scan all sockets and other holders at the end of the window."""
+    attempts.progress("scanning all sockets again")
+    every = census.found.namespaces.sockets if census and census.found.namespaces else None
+    with attempts.step(Check.SOCKET_QUEUES, "the last scan of all sockets"):
+        captured.scan = sockets.scanner.scan(
+            referred_to(every) if every else None, extra_is_whole=every is not None and every.is_whole
+        )
+    if captured.scan:
+        with attempts.step(Check.SOCKET_QUEUES, "the scan of other holders", optional=True):
+            captured.others, captured.not_seen = other_holders(
+                sockets.scanner, captured.scan, owner_of, sockets.holder_fields
+            )
+
+
+def _add_traced(captured: Capture, sockets: "_Sockets", attempts: Attempts) -> None:
+    """Add to the page pools what the trace saw them take."""
+    if captured.scan and captured.others is not None and captured.trace:
+        with attempts.step(Check.SOCKET_QUEUES, "the search for traced pages of page pools", optional=True):
+            memory, at = sockets.scanner.source.memory, sockets.holder_fields
+            captured.others = add_traced(memory, at, captured.scan, captured.others, captured.trace.blocks)
+
+
+def _find_containers(
+    captured: Capture, sockets: "_Sockets | None", objects: KernelObjects | None, attempts: Attempts
+) -> None:
+    """Find the container of each memory cgroup, if the kernel's memory is read at all."""
+    if objects:
+        with attempts.step(Check.KERNEL_OBJECTS, "the search for containers' cgroups", optional=True):
+            captured.containers = objects.containers()
+    elif sockets:
+        with attempts.step(Check.BREAKDOWN, "the search for containers' cgroups", optional=True):
+            captured.containers = container_cgroups(sockets.scanner.source.memory, sockets.cgroup_layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,16 +262,13 @@ def _finish(trace: PageTrace, attempts: Attempts, stop: Stop) -> TraceResult | N
     return None
 
 
-def _count(captured: Capture, sockets: _Sockets | None, attempts: Attempts, roots: HostRoots, stop: Stop) -> None:
+def _count(captured: Capture, attempts: Attempts, roots: HostRoots, stop: Stop) -> None:
     """Read the counters again, and count page frames."""
     with attempts.step(Check.BREAKDOWN, "the last readings", optional=bool(captured.readings_before)):
         captured.readings = take_readings(roots)
     attempts.progress("counting page frames")
     with attempts.step(Check.BREAKDOWN, "the census of page frames", optional=True):
         captured.census = _count_frames(captured, roots, stop)
-    if sockets:
-        with attempts.step(Check.BREAKDOWN, "the search for containers' cgroups", optional=True):
-            captured.containers = container_cgroups(sockets.scanner.source.memory, sockets.cgroup_layout)
 
 
 def _count_frames(captured: Capture, roots: HostRoots, stop: Stop) -> FrameCensus | None:

@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         duration_seconds=options.duration,
         cpu_budget_share=options.cpu_budget_percent / 100,
         report_arguments=options.report_arguments,
+        report_paths=options.report_paths,
         thresholds=Thresholds(
             suspect_floor_bytes=options.suspect_mib * MIB,
             suspect_share=options.suspect_share,
@@ -149,6 +150,12 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="report processes with their arguments, which may contain passwords and tokens (default: the executable "
         "only)",
+    )
+    group.add_argument(
+        "--report-paths",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="report large files with the start and the end of their paths (default: yes)",
     )
     group.add_argument(
         "--node-name",

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Holder
+from memdiag_api.memory_classes import ClassName
 
 PINNED_DTYPE = np.dtype([("page", "<u8"), ("order", "u1"), ("slab", "?")])
 """One block, identified by the address of its first struct page: a key for the join, never published.
@@ -26,6 +27,11 @@ class Holding:
     """Address of a page pool, to recognize it in later findings. Never published."""
 
     @property
+    def is_alloc_page(self) -> bool:
+        """Whether what it pins is allocpage, except for blocks that are slab."""
+        return self.holder.memory_class == ClassName.ALLOC_PAGE
+
+    @property
     def alloc_page_blocks(self) -> npt.NDArray[np.void]:
         """The blocks that are allocpage."""
         blocks: npt.NDArray[np.void] = self.blocks[~self.blocks["slab"]]
@@ -36,9 +42,14 @@ class Holding:
         return max(0, self.holder.pinned_bytes - unique_bytes([self.blocks], page_bytes=page_bytes))
 
 
+def kept_bytes(holder: Holder) -> int:
+    """Return what would be freed if the holder let go: pinned bytes and linear heads of packets."""
+    return holder.pinned_bytes + holder.head_bytes
+
+
 def by_size(holdings: Iterable[Holding]) -> list[Holding]:
-    """Return the holdings with the most pinned bytes first."""
-    return sorted(holdings, key=lambda one: -one.holder.pinned_bytes)
+    """Return the holdings that keep the most bytes first."""
+    return sorted(holdings, key=lambda one: -kept_bytes(one.holder))
 
 
 def pinned_blocks(blocks: npt.NDArray[np.void]) -> npt.NDArray[np.void]:

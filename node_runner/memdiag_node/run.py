@@ -9,7 +9,7 @@ from memdiag_api.evidence import Check, ContainerShare, Evidence, Need, ScanCove
 from memdiag_node.attempts import Attempts
 from memdiag_node.breakdown.classes import breakdown
 from memdiag_node.capture import Capture, MeasurementError, UnsupportedError, capture, owner_reader
-from memdiag_node.census.summary import census_of
+from memdiag_node.census.record import census_record
 from memdiag_node.conclusion.conclude import conclude
 from memdiag_node.conclusion.measurements import Measurements, TracedBlocks
 from memdiag_node.holding import Holding, by_size
@@ -91,9 +91,16 @@ def _measurements(
     if readings:
         with attempts.step(Check.BREAKDOWN, "computing the result"):
             measured = replace(measured, breakdown=breakdown(readings, earlier=captured.readings_before))
-    if captured.census:
-        with attempts.step(Check.BREAKDOWN, "computing the census", optional=True):
-            census = census_of(captured.census, captured.containers, page_bytes=host.page_size_bytes)
+    if captured.census or captured.objects:
+        check = Check.KERNEL_OBJECTS if captured.objects else Check.BREAKDOWN
+        with attempts.step(check, "computing the census", optional=True):
+            census = census_record(
+                captured.census,
+                captured.objects,
+                captured.containers,
+                owner_reader(roots, settings),
+                page_bytes=host.page_size_bytes,
+            )
             measured = replace(measured, census=census)
     return replace(measured, checks=tuple(attempts.checks), needs=(*needs, *attempts.needs), doubts=attempts.doubts())
 

@@ -20,3 +20,5 @@ class Settings:
     thresholds: Thresholds = field(default_factory=Thresholds)
     report_arguments: bool = False
     """Whether processes are reported with their arguments, which may contain passwords and tokens."""
+    report_paths: bool = True
+    """Whether files are reported with the start and the end of their paths."""

@@ -81,6 +81,9 @@ class RunnerSettings(Settings):
     report_arguments: Annotated[
         bool, Field(description="report processes with their arguments, which may be passwords and tokens")
     ] = False
+    report_paths: Annotated[
+        bool, Field(description="report large files with the ends of their paths, which may name customers or projects")
+    ] = True
     privileged: bool = Field(
         default=False, description="for hosts where three capabilities do not suffice (docs/configuration.md)"
     )

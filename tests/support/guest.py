@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from local_cluster import guest_disk, guest_kernel
+from local_cluster.guest_kernel import GuestKernel
 from local_cluster.paths import PROJECT
 from local_cluster.virtual_machine import KernelPanicError, VirtualMachine
 from support.guest_program import ECHO_ADDRESS, ECHO_PORT
@@ -31,7 +32,8 @@ _START = f"""\
 #!/bin/sh
 echo "{_STARTED}"
 export PYTHONPATH=/source/api:/source/operator:/source/node_runner:/source/tests
-exec python3 /source/tests/support/guest_program.py /dev/vdc
+cd /source/tests
+exec python3 -m %s /dev/vdc
 """
 
 
@@ -68,8 +70,20 @@ def run_guest(suite: str, work: Path) -> GuestRun:
     StepError with the guest's console.
     """
     kernel = guest_kernel.provide(suite)
+    reports, seconds, warnings = boot(kernel, "support.guest_program", work)
+    return GuestRun(reports, seconds, kernel.configuration.read_text(), warnings)
+
+
+def boot(
+    kernel: GuestKernel, module: str, work: Path, *, extra: Sequence[str] = ()
+) -> tuple[dict[str, Any], float, list[str]]:
+    """Run a Python module in a guest until it powers off; returns its results, the seconds, and warnings.
+
+    The module is called with the block device for its results (write_results), in the folder tests. `extra` are files
+    and folders of the folder `work`, which the guest has in /source.
+    """
     root = guest_disk.provide_runner_disk()
-    sources, results = _pack_sources(work), work / "results"
+    sources, results = _pack_sources(work, module, extra), work / "results"
     with results.open("wb") as file:
         file.truncate(RESULT_BYTES)
     machine = VirtualMachine(
@@ -89,10 +103,9 @@ def run_guest(suite: str, work: Path) -> GuestRun:
         except KernelPanicError as panic:
             if attempt == BOOT_ATTEMPTS or _STARTED in console.read_text(errors="replace"):
                 raise
-            warnings.append(f"{suite}: booted again after {panic}")
+            warnings.append(f"{kernel.folder.parent.name}: booted again after {panic}")
     seconds = time.monotonic() - started
-    reports = _read(results, log=console)
-    return GuestRun(reports, seconds, kernel.configuration.read_text(), warnings)
+    return _read(results, log=console), seconds, warnings
 
 
 def run_here(work: Path) -> GuestRun:
@@ -119,14 +132,14 @@ def _read(results: Path, *, log: Path) -> dict[str, dict[str, Any]]:
     return reports
 
 
-def _pack_sources(work: Path) -> Path:
+def _pack_sources(work: Path, module: str, extra: Sequence[str]) -> Path:
     start = work / "start"
-    start.write_text(_START)
+    start.write_text(_START % module)
     start.chmod(0o755)
     archive = work / "sources.tar"
     folders = ["api", "operator", "node_runner", "tests/planted", "tests/support"]
     subprocess.run(
-        ["tar", "--create", f"--file={archive}", "--exclude=__pycache__", f"--directory={work}", "start",
+        ["tar", "--create", f"--file={archive}", "--exclude=__pycache__", f"--directory={work}", "start", *extra,
          f"--directory={PROJECT}", *folders],
         check=True,
     )  # fmt: skip

@@ -197,6 +197,16 @@ def pod_cgroup() -> Iterator[Path]:
             folder.rmdir()
 
 
+def slab_census() -> Report:
+    """What the census of slabs finds of planted datagrams, and what the kernel's own files say."""
+    script = Path(__file__).with_name("guest_slab_census.py")
+    made = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise RuntimeError(made.stderr)
+    found: Report = json.loads(made.stdout)
+    return found
+
+
 def mounted_over(path: str, do: Callable[[], Report]) -> Report:
     """Run an action while an empty folder covers the folder `path`."""
     empty = Path("/tmp/empty")
@@ -283,6 +293,7 @@ def steps(*, own_kernel: bool) -> Steps:
         "host": describe_host,
         "preflight": lambda: runner("--preflight"),
         "planted": functools.partial(planted_loads, network_card=not own_kernel),
+        "slab census": slab_census,
         "no BTF": without_btf,
         "no rights": without_rights,
         "one capability less": with_one_capability_less,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from memdiag_node.census.block_heads import BlockHeads
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.kernel.memory import KernelMemory
+from memdiag_node.kernel.loader import BpfObject
+from memdiag_node.kernel.memory import MEMORY_DEFINES, MEMORY_MAPS, KernelMemory, memory_layout
 from memdiag_node.procfs.cpulist import parse_cpus
 from memdiag_node.procfs.kpageflags import open_frame_table
 from memdiag_node.procfs.memory_map import read_memory_map
@@ -15,12 +16,25 @@ from memdiag_node.slab.census import SlabCensus
 from memdiag_node.slab.layout import object_layout
 from memdiag_node.sockets.source import SocketSource
 
+_SOURCE = Path(__file__).with_name("memory.bpf.c")
+
 
 @contextmanager
 def opened_memory(btf: Btf) -> Iterator[KernelMemory]:
     """Kernel memory, read by the programs of the socket scan."""
     with SocketSource(btf) as source:
         yield source.memory
+
+
+@contextmanager
+def lean_memory(btf: Btf) -> Iterator[KernelMemory]:
+    """Kernel memory, read by a program that can do nothing else."""
+    at = memory_layout(btf)
+    with (
+        BpfObject(_SOURCE, MEMORY_DEFINES, MEMORY_MAPS) as bpf,
+        KernelMemory(bpf, at) as memory,
+    ):
+        yield memory
 
 
 def take_slab_census(memory: KernelMemory, btf: Btf, heads: list[BlockHeads] | None = None) -> SlabCensus:

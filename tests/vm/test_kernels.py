@@ -19,6 +19,8 @@ from support.guest_program import CONTAINER_ID, PLANTER_UID, POD_UID
 GUESTS = {"bookworm": "6.1.", "trixie": "6.12.", "sid": "7."}
 NATIVE = "native"
 WITH_PAGE_POOLS = {"sid"}  # whose virtio_net takes its buffers from page pools: Linux 7.1 or 7.2
+WITH_KFENCE = {"trixie", "sid"}
+LARGE_KMALLOC_BYTES = 2 << 20
 
 pytestmark = pytest.mark.timeout(900)  # the first test of each kernel boots it
 only_guests = pytest.mark.parametrize("suite", GUESTS, indirect=True)
@@ -183,6 +185,38 @@ def test_pipes_are_traced(evidence: Evidence, truths: dict[str, Any]) -> None:
     assert sum(one.outstanding_bytes for one in stacks) == pytest.approx(truths["pipes_bytes"], rel=0.02)
     assert sum(one.explained_bytes for one in stacks) >= 0.95 * truths["pipes_bytes"]
     assert {one.trend for one in stacks} <= {Trend.PINNED, Trend.GROWING}
+
+
+@pytest.fixture(scope="module")
+def slabs(guest: GuestRun) -> dict[str, Any]:
+    """The census of slabs beside the kernel's own files."""
+    return step(guest, "slab census")
+
+
+def test_the_census_of_slabs_counts_planted_objects_exactly(slabs: dict[str, Any]) -> None:
+    assert slabs["counted"] == slabs["planted"]
+    assert slabs["sees_cpu_lists"]
+
+
+def test_the_sum_of_slabs_is_the_kernels(slabs: dict[str, Any]) -> None:
+    """Except for large kmalloc, which meminfo counts as slab: two guests have 0.8 MiB of it after boot."""
+    difference_bytes = slabs["meminfo_bytes"] - slabs["slab_bytes"]
+    assert -0.01 * slabs["meminfo_bytes"] <= difference_bytes <= LARGE_KMALLOC_BYTES + 0.01 * slabs["meminfo_bytes"]
+
+
+def test_caches_have_as_many_objects_as_slabinfo_says(slabs: dict[str, Any]) -> None:
+    assert slabs["caches"]
+    for name, (places, in_use, listed, places_of_slabinfo, active_of_slabinfo) in slabs["caches"].items():
+        assert places == pytest.approx(places_of_slabinfo, rel=0.01), name
+        assert listed == pytest.approx(in_use, rel=0.01), name
+        assert listed <= 1.01 * active_of_slabinfo, name  # which calls free objects on a CPU's list active
+
+
+@only_guests
+def test_objects_that_kfence_guards_are_counted_too(slabs: dict[str, Any], suite: str) -> None:
+    """Otherwise the planted objects would not be complete; bookworm's kernel is built without it."""
+    assert slabs["has_kfence"] == (suite in WITH_KFENCE)
+    assert bool(slabs["guarded_pages"]) == slabs["has_kfence"]
 
 
 def test_nothing_was_lost(evidence: Evidence) -> None:

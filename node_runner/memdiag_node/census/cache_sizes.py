@@ -12,8 +12,8 @@ from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import Field, optional_offsets
 from memdiag_node.kernel.memory import KernelMemory
 from memdiag_node.slab.cache import read_caches
-from memdiag_node.slab.free_lists import numa_nodes
 from memdiag_node.slab.layout import object_layout
+from memdiag_node.slab.sheaves import numa_nodes
 
 _FIELDS: tuple[Field, ...] = (
     ("NODE_SLABS", "kmem_cache_node", "nr_slabs"),

@@ -37,7 +37,7 @@ def container_cgroups(memory: KernelMemory, at: Mapping[str, int]) -> dict[int, 
 
     `at` is the result of `memory_cgroup_layout`, taken beforehand so that the BTF need not stay in memory.
     """
-    if not at:
+    if "HAS_MEMORY_CGROUPS" not in at:
         return {}
     group = _root(memory, at)
     paths = {group: b""}

@@ -118,10 +118,10 @@ def _ledger(measured: Measurements, join: Join) -> Ledger | None:
     if measured.breakdown is None:
         return None
     page_bytes = measured.host.page_size_bytes
-    kinds = {holding.holder.kind for holding in measured.holdings}
+    holdings = [holding for holding in measured.holdings if holding.is_alloc_page]
+    kinds = {holding.holder.kind for holding in holdings}
     held = {
-        kind: _held_bytes([one for one in measured.holdings if one.holder.kind is kind], page_bytes)
-        for kind in sorted(kinds)
+        kind: _held_bytes([one for one in holdings if one.holder.kind is kind], page_bytes) for kind in sorted(kinds)
     }
     outstanding_bytes = measured.trace.outstanding_bytes if measured.trace else 0
     classes = measured.traced.memory_classes if measured.traced else ()
@@ -133,7 +133,7 @@ def _ledger(measured: Measurements, join: Join) -> Ledger | None:
     return ledger_of(
         measured.breakdown,
         held_by_kind_bytes=held,
-        containers=_by_container(measured.holdings, page_bytes),
+        containers=_by_container(holdings, page_bytes),
         unheld_bytes=max(0, outstanding_bytes - explained_bytes),
     )
 

@@ -1,6 +1,6 @@
 """Large memory that no check explains, which rules out NoLeak: by class of the breakdown (pure)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from memdiag_api import limits
@@ -18,6 +18,14 @@ _KINDS = {
     HolderKind.PAGE_POOL: "page pool",
     HolderKind.PACKET_RING: "packet ring",
     HolderKind.RING_BUFFER: "ring buffer",
+    HolderKind.TUN_QUEUE: "tun queue",
+    HolderKind.IO_URING: "io_uring",
+    HolderKind.FTRACE_BUFFER: "ftrace buffer",
+    HolderKind.BPF_MAP: "BPF map",
+    HolderKind.BPF_PROGRAM: "BPF program",
+    HolderKind.XDP_SOCKET: "AF_XDP socket",
+    HolderKind.EVENT_QUEUE: "event queue",
+    HolderKind.DRM_BUFFER: "graphics client",
 }
 _MAX_PARTS = 4
 _PART_SHARE = 0.1
@@ -39,15 +47,31 @@ class LargePart:
     """Index of the stack in a reason."""
 
 
-def other_classes(breakdown: Breakdown) -> Iterator[LargePart]:
-    """Yield each of OTHER_CLASSES as a whole: no holder of them is known."""
+def other_classes(
+    breakdown: Breakdown, holders: Sequence[Holder], keepers: Mapping[str, Keeper]
+) -> Iterator[LargePart]:
+    """Yield each of OTHER_CLASSES as a whole: no check examines all of it.
+
+    If a known holder has a large part of it, that is a reason. `keepers` has the largest for each class.
+    """
     for one in breakdown.classes:
-        if one.name in OTHER_CLASSES:
-            yield LargePart(
-                one.size_bytes,
-                f"{one.name} has {format_bytes(one.size_bytes)} that no check explains",
-                advice=_ADVICE[one.name],
-            )
+        if one.name not in OTHER_CLASSES:
+            continue
+        keeper = keepers.get(one.name)
+        is_much = keeper is not None and keeper.pinned_bytes >= _PART_SHARE * one.size_bytes
+        yield LargePart(
+            one.size_bytes,
+            f"{one.name} has {format_bytes(one.size_bytes)} that no check explains"
+            if not is_much
+            else f"{one.name} has {format_bytes(one.size_bytes)}, and no check can determine whether it is needed",
+            advice=_ADVICE[one.name],
+            reasons=(_kept_part(one.name, holders, keeper),) if keeper is not None and is_much else (),
+            holder=keeper.holder if keeper is not None and is_much else None,
+        )
+
+
+def _kept_part(name: str, holders: Sequence[Holder], keeper: Keeper) -> str:
+    return f"{format_bytes(keeper.pinned_bytes)} of {name} are kept by {_name(holders[keeper.holder], keeper.count)}"
 
 
 _ADVICE: dict[str, str] = {

@@ -1,10 +1,10 @@
-"""Holders summed up by process, container and pod: who leaves data unread, and who pins the most (pure)."""
+"""Holders summed up by process, container and pod: who leaves data unread, and who keeps the most (pure)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from memdiag_api.evidence import Holder, HolderKind, SuspectScope
-from memdiag_node.holding import Holding, pinned_together_bytes
+from memdiag_node.holding import Holding, kept_bytes, pinned_together_bytes
 
 _SCOPES = (SuspectScope.PROCESS, SuspectScope.CONTAINER, SuspectScope.POD)
 """From the most to the least precise. Stuck sockets that only add up on the whole node have no suspect."""
@@ -17,41 +17,49 @@ class StuckSockets:
 
     scope: SuspectScope
     holders: tuple[int, ...]
-    """Indexes of holders: single sockets before sums, then the most pinned bytes first."""
+    """Indexes of holders: single sockets before sums, then the largest first."""
     sockets: int
     processes: int
     pinned_bytes: int
     """Together, each block once."""
+    head_bytes: int
+    """Linear heads of their packets, in slab."""
     unread_bytes: int
     stuck_seconds: float
     """Minimum for all of them."""
 
+    @property
+    def kept_bytes(self) -> int:
+        """What would be freed if they were read or closed."""
+        return self.pinned_bytes + self.head_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Keeper:
-    """Holders of one kind that one process has and that are not stuck, or one holder without a process."""
+    """Holders of one kind and class that one process has and that are not stuck, or one holder without a process."""
 
     holder: int
     """Index of the largest of them."""
     count: int
     pinned_bytes: int
     """Together, each block once."""
+    memory_class: str
 
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """Who pins how many bytes."""
+    """Who keeps how many bytes."""
 
     stuck: StuckSockets
     """All stuck sockets of the node."""
     groups: tuple[StuckSockets, ...]
-    """The stuck sockets of each process, container and pod: by scope, then the most pinned bytes first."""
-    largest_keeper: Keeper | None
-    """The largest among the holders that are not stuck sockets."""
+    """The stuck sockets of each process, container and pod: by scope, then the largest first."""
+    largest_keepers: Mapping[str, Keeper]
+    """By class of memory, the largest among the holders that are not stuck sockets."""
 
 
 def pinned_by(holdings: Sequence[Holding], *, stuck_floor_seconds: float, page_bytes: int) -> Pinned:
-    """Sum up pinned bytes by owner. A socket is stuck if nothing was read from it for `stuck_floor_seconds`."""
+    """Sum up by owner what is kept. A socket is stuck if nothing was read from it for `stuck_floor_seconds`."""
     stuck = [
         index
         for index, one in enumerate(holdings)
@@ -64,40 +72,42 @@ def pinned_by(holdings: Sequence[Holding], *, stuck_floor_seconds: float, page_b
             if key := _key(scope, index, holdings[index].holder):
                 members.setdefault(key, []).append(index)
         found = [_summed_up(scope, holdings, group, page_bytes) for group in members.values()]
-        groups += sorted(found, key=lambda one: -one.pinned_bytes)
+        groups += sorted(found, key=lambda one: -one.kept_bytes)
     return Pinned(
         stuck=_summed_up(SuspectScope.NODE, holdings, stuck, page_bytes),
         groups=tuple(groups),
-        largest_keeper=_largest_keeper(holdings, set(range(len(holdings))) - set(stuck), page_bytes),
+        largest_keepers=_largest_keepers(holdings, sorted(set(range(len(holdings))) - set(stuck)), page_bytes),
     )
 
 
 def find_suspect(groups: Sequence[StuckSockets], limit_bytes: int) -> StuckSockets | None:
-    """Return the most precise group that pins at least `limit_bytes`, and half of what the largest group pins.
+    """Return the most precise group that keeps at least `limit_bytes`, and half of what the largest group keeps.
 
     One worker among a thousand is not reported instead of its container, and a container does not hide the one
-    process that is the cause. None if no process, container or pod pins `limit_bytes`.
+    process that is the cause. None if no process, container or pod keeps `limit_bytes`.
     """
-    most_bytes = max((one.pinned_bytes for one in groups), default=0)
+    most_bytes = max((one.kept_bytes for one in groups), default=0)
     floor_bytes = max(limit_bytes, _SUSPECT_SHARE * most_bytes)
-    return next((one for one in groups if one.pinned_bytes >= floor_bytes), None)
+    return next((one for one in groups if one.kept_bytes >= floor_bytes), None)
 
 
-def _largest_keeper(holdings: Sequence[Holding], chosen: Iterable[int], page_bytes: int) -> Keeper | None:
-    groups: dict[object, list[int]] = {}
+def _largest_keepers(holdings: Sequence[Holding], chosen: Iterable[int], page_bytes: int) -> dict[str, Keeper]:
+    groups: dict[tuple[str, object, object], list[int]] = {}
     for index in chosen:
         holder = holdings[index].holder
         owner = holder.owners[0].pid if holder.owners else f"holder {index}"
-        groups.setdefault((holder.kind, owner), []).append(index)
-    keepers = (
-        Keeper(
+        groups.setdefault((holder.memory_class, holder.kind, owner), []).append(index)
+    largest: dict[str, Keeper] = {}
+    for (memory_class, _, _), group in groups.items():
+        keeper = Keeper(
             holder=max(group, key=lambda index: holdings[index].holder.pinned_bytes),
             count=sum(holdings[index].holder.summed for index in group),
             pinned_bytes=pinned_together_bytes([holdings[index] for index in group], page_bytes=page_bytes),
+            memory_class=memory_class,
         )
-        for group in groups.values()
-    )
-    return max(keepers, key=lambda one: one.pinned_bytes, default=None)
+        if memory_class not in largest or keeper.pinned_bytes > largest[memory_class].pinned_bytes:
+            largest[memory_class] = keeper
+    return largest
 
 
 def _key(scope: SuspectScope, index: int, holder: Holder) -> object:
@@ -121,11 +131,12 @@ def _summed_up(scope: SuspectScope, holdings: Sequence[Holding], group: Sequence
     return StuckSockets(
         scope=scope,
         holders=tuple(
-            sorted(group, key=lambda index: (holdings[index].holder.summed > 1, -holdings[index].holder.pinned_bytes))
+            sorted(group, key=lambda index: (holdings[index].holder.summed > 1, -kept_bytes(holdings[index].holder)))
         ),
         sockets=sum(holder.summed for holder in members),
         processes=len({holder.owners[0].pid for holder in members if holder.owners}),
         pinned_bytes=pinned_together_bytes([holdings[index] for index in group], page_bytes=page_bytes),
+        head_bytes=sum(holder.head_bytes for holder in members),
         unread_bytes=sum(holder.unread_bytes for holder in members),
         stuck_seconds=min((holder.stuck_seconds or 0 for holder in members), default=0),
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from memdiag_api import limits
 from memdiag_api.evidence import (
-    Check,
+    LEAK_CHECKS,
     Confidence,
     Holder,
     Owner,
@@ -16,6 +16,7 @@ from memdiag_api.evidence import (
     Verdict,
     VerdictKind,
 )
+from memdiag_api.memory_classes import ClassName
 from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
 from memdiag_node.conclusion.doubts import (
@@ -84,7 +85,7 @@ def _doubts(measured: Measurements, together: StuckSockets, thresholds: Threshol
             stuck_seconds=thresholds.stuck_floor_seconds,
         )
     )
-    if together.pinned_bytes >= suspect_bytes:
+    if together.kept_bytes >= suspect_bytes:
         doubts.append(_pinned_by_many(together, suspect_bytes))
     if measured.coverage:
         holders = [measured.holdings[index].holder for index in together.holders]
@@ -101,18 +102,27 @@ def _doubts(measured: Measurements, together: StuckSockets, thresholds: Threshol
 
 
 def _pinned_by_many(together: StuckSockets, limit_bytes: int) -> Doubt:
-    """Return the doubt about stuck sockets with only the node in common: they pin much, but there is no suspect."""
+    """Return the doubt about stuck sockets with only the node in common: they keep much, but there is no suspect."""
     return Doubt(
-        f"{together.sockets} stuck sockets of the node together pin {format_bytes(together.pinned_bytes)} of AllocPage "
+        f"{together.sockets} stuck sockets of the node together pin {_kept(together)} "
         f"with {format_bytes(together.unread_bytes)} unread for at least {together.stuck_seconds:.0f} s, but no single "
         f"process, container or pod pins {format_bytes(limit_bytes)}",
         forbids_no=True,
     )
 
 
+def _kept(sockets: StuckSockets) -> str:
+    """Return what they keep: the part in slab heads apart, because it is not allocpage."""
+    kept = format_bytes(sockets.kept_bytes)
+    if not sockets.head_bytes:
+        return f"{kept} of AllocPage"
+    pinned, heads = format_bytes(sockets.pinned_bytes), format_bytes(sockets.head_bytes)
+    return f"{kept} ({pinned} of AllocPage and {heads} of packet heads in slab)"
+
+
 def _confidence(measured: Measurements, *, is_complete: bool = True) -> Confidence:
     """Return the confidence in a leak that was found."""
-    is_whole = is_complete and not measured.window.interrupted and set(measured.checks) >= set(Check)
+    is_whole = is_complete and not measured.window.interrupted and set(measured.checks) >= set(LEAK_CHECKS)
     return Confidence.HIGH if is_whole else Confidence.MEDIUM
 
 
@@ -124,7 +134,7 @@ def _pinned(measured: Measurements, pinned: Pinned, thresholds: Thresholds) -> V
     holders = measured.holders
     index = suspect.holders[0]
     holder = holders[index]
-    size = format_bytes(suspect.pinned_bytes)
+    size = format_bytes(suspect.kept_bytes)
     incomplete = [queue for one in suspect.holders for queue in _queues(holders[one]) if not queue.complete]
     main_stack = holder.filled_by[0].stack if holder.filled_by else None
     return _verdict(
@@ -133,7 +143,8 @@ def _pinned(measured: Measurements, pinned: Pinned, thresholds: Thresholds) -> V
         f"{_who(suspect, holders)} pins {size}.",
         reasons=[
             f"nothing was read during that time, and {size} are pinned (threshold: {format_bytes(limit_bytes)})",
-            f"each unread byte keeps {suspect.pinned_bytes / max(1, suspect.unread_bytes):.0f} bytes from being freed",
+            *_heads(suspect),
+            f"each unread byte keeps {suspect.kept_bytes / max(1, suspect.unread_bytes):.0f} bytes from being freed",
             *_filled_by(holder, measured.stacks),
         ],
         advice=_advice(suspect, holder),
@@ -141,6 +152,14 @@ def _pinned(measured: Measurements, pinned: Pinned, thresholds: Thresholds) -> V
         stack=main_stack,
         suspect=suspect,
     )
+
+
+def _heads(suspect: StuckSockets) -> list[str]:
+    """Return what part of it is slab, if any."""
+    if not suspect.head_bytes:
+        return []
+    pinned, heads = format_bytes(suspect.pinned_bytes), format_bytes(suspect.head_bytes)
+    return [f"{pinned} of it are blocks of pages, and {heads} are heads of packets in slab, not allocpage"]
 
 
 def _growing(measured: Measurements, thresholds: Thresholds) -> Verdict | None:
@@ -174,10 +193,10 @@ def _large(
     limit_bytes = thresholds.large_bytes(measured.host.mem_total_bytes)
     candidates = [
         unheld(measured.breakdown, held_bytes, measured.stacks, measured.census),
-        *other_classes(measured.breakdown),
+        *other_classes(measured.breakdown, measured.holders, pinned.largest_keepers),
     ]
-    if pinned.largest_keeper:
-        candidates.append(held(measured.holders, pinned.largest_keeper, held_bytes - pinned.stuck.pinned_bytes))
+    if keeper := pinned.largest_keepers.get(ClassName.ALLOC_PAGE):
+        candidates.append(held(measured.holders, keeper, held_bytes - pinned.stuck.pinned_bytes))
     parts = sorted((part for part in candidates if part.size_bytes >= limit_bytes), key=lambda part: -part.size_bytes)
     if not parts:
         return None
@@ -204,7 +223,7 @@ def _doubtful(
     grave = [doubt.sentence for doubt in doubts if doubt.forbids_no]
     if not grave:
         return None
-    is_pinned = together.pinned_bytes >= thresholds.suspect_bytes(measured.host.mem_total_bytes)
+    is_pinned = together.kept_bytes >= thresholds.suspect_bytes(measured.host.mem_total_bytes)
     largest = together.holders[0] if is_pinned else None
     named = "" if largest is None else f" One of the largest holders is {_name(measured.holdings[largest].holder)}."
     return _verdict(
@@ -259,7 +278,7 @@ def _verdict(
         advice=advice[: limits.MAX_SENTENCE],
         holder=holder,
         stack=stack,
-        suspect_bytes=suspect.pinned_bytes if suspect else suspect_bytes,
+        suspect_bytes=suspect.kept_bytes if suspect else suspect_bytes,
         suspect_unread_bytes=suspect.unread_bytes if suspect else 0,
         scope=suspect.scope if suspect else None,
     )

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ class HolderContext:
     owner_of: OwnerOf
     walks: Walks
     """With the time budget that all kinds of holders share."""
+    proc: Path
     at: Mapping[str, int]
     """The kernel offsets that the kinds need (registry.holder_fields)."""
     found: list[Holding] = field(default_factory=list)

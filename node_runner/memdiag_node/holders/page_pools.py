@@ -20,17 +20,16 @@ import numpy.typing as npt
 from memdiag_api.evidence import Holder, HolderKind
 from memdiag_api.units import format_bytes
 from memdiag_node.holders.context import HolderContext
+from memdiag_node.holders.devices import describe_device, device_fields
 from memdiag_node.holding import PINNED_DTYPE, Holding, by_size, pinned_blocks, sizes_bytes, unique_blocks
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import Field, offsets, optional_offsets
 from memdiag_node.kernel.lists import list_entries
 from memdiag_node.kernel.memory import Fact, KernelMemory
-from memdiag_node.procfs.text import printable
 from memdiag_node.sockets.scan import SocketScan
 
 _MAX_ORDER = 16
 _STARTS = 4_096
-_NAME_BYTES = 16  # include/uapi/linux/if.h, IFNAMSIZ
 _SIGNATURE, _SIGNATURE_MASK = 0xDEAD_0000_0000_0040, 0xFFFF_0000_0000_007C
 """PP_SIGNATURE: include/linux/poison.h, CONFIG_ILLEGAL_POINTER_VALUE. The bits between may hold an index (6.16)."""
 
@@ -43,9 +42,6 @@ _POOL: tuple[Field, ...] = (
 _DEVICES: tuple[Field, ...] = (
     ("NET_DEVICES", "net", "dev_base_head"),
     ("DEVICE_ENTRY", "net_device", "dev_list"),
-    ("DEVICE_NAME", "net_device", "name"),
-    ("DEVICE_INDEX", "net_device", "ifindex"),
-    ("DEVICE_NET", "net_device", "nd_net"),
     ("DEVICE_OBJECT", "net_device", "dev"),
     ("POOL_OBJECT", "page_pool", "p.dev"),
 )
@@ -61,7 +57,6 @@ _PROVIDED: tuple[Field, ...] = (("POOL_PROVIDER", "page_pool", "mp_priv"),)  # 6
 _NETS: tuple[Field, ...] = (
     ("SOCK_NET", "sock", "__sk_common.skc_net"),
     ("NET_LIST", "net", "list"),
-    ("NET_INODE", "net", "ns.inum"),
     ("NET_OPERATIONS", "net", "ns.ops"),
 )
 
@@ -71,6 +66,7 @@ def fields(btf: Btf) -> dict[str, int]:
     pool_of_page = ("PAGE_POOL", "page" if btf.has_field("page", "pp") else "netmem_desc", "pp")
     return (
         offsets(btf, _NETS)
+        | device_fields(btf)
         | optional_offsets(btf, "HAS_PAGE_POOL", (pool_of_page, *_POOL))
         | optional_offsets(btf, "HAS_DEVICES", _DEVICES)
         | optional_offsets(btf, "HAS_DEVICE_POOLS", _DEVICE_POOLS)
@@ -177,7 +173,7 @@ def pools_of(
 
 def network_devices(memory: KernelMemory, at: Mapping[str, int], scan: SocketScan) -> npt.NDArray[np.uint64]:
     """Every device (struct net_device) of every network namespace. None if no process has a socket to start from."""
-    if "HAS_DEVICES" not in at:
+    if "HAS_DEVICES" not in at or "HAS_DEVICE_NAMES" not in at:
         return np.empty(0, "<u8")
     # The namespaces are on one list, which any socket leads to.
     own = np.unique(memory.peek(np.unique(scan.owners["socket"][:_STARTS]) + np.uint64(at["SOCK_NET"])))
@@ -231,13 +227,5 @@ def _describe(memory: KernelMemory, at: Mapping[str, int], address: int, devices
         candidate = int(memory.peek([address + at["POOL_OBJECT"]])[0]) - at["DEVICE_OBJECT"]
         device = candidate if candidate in devices.tolist() else 0
     text = f"page pool {number & 0xFFFFFFFF}" if number else "page pool"
-    text += f" of {_device(memory, at, device)}" if device else " of no known network device"
+    text += f" of {describe_device(memory, at, device)}" if device else " of no known network device"
     return f"{text}, detached from it" if detached else text
-
-
-def _device(memory: KernelMemory, at: Mapping[str, int], device: int) -> str:
-    words = memory.peek([device + at["DEVICE_NAME"] + word for word in range(0, _NAME_BYTES, 8)])
-    index, net = map(int, memory.peek([device + at["DEVICE_INDEX"], device + at["DEVICE_NET"]]))
-    namespace = int(memory.peek([net + at["NET_INODE"]])[0]) & 0xFFFFFFFF
-    name = printable(words.tobytes().split(b"\0")[0], _NAME_BYTES)
-    return f"{name}, interface {index & 0xFFFFFFFF} in network namespace {namespace}"

@@ -7,7 +7,7 @@ from memdiag_api.evidence import Holder, HolderKind
 from memdiag_node.holders.context import HolderContext
 from memdiag_node.holding import Holding, pinned_blocks, sizes_bytes
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.sockets.source import FOUND_PIPE
+from memdiag_node.sockets.file_kinds import FileKind
 from memdiag_node.walker.tally import unique_blocks
 from memdiag_node.walker.walker import ITEM_DTYPE, Kind
 
@@ -22,7 +22,7 @@ def fields(_btf: Btf) -> dict[str, int]:
 
 def find(context: HolderContext) -> list[Holding]:
     """Every pipe with an fd and with pages, and all its ends."""
-    fds = context.scan.files[context.scan.files["kind"] == FOUND_PIPE]  # sorted by pipe, pid, fd
+    fds = context.scan.files[context.scan.files["kind"] == FileKind.PIPE]  # sorted by pipe, pid, fd
     addresses, first_fd = np.unique(fds["socket"], return_index=True)
     first_fd = np.append(first_fd, len(fds))
     held = []

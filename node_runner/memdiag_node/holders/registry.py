@@ -1,10 +1,24 @@
 """The kinds of holders other than sockets: each is one module, listed here."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 from memdiag_node.errors import first_line
-from memdiag_node.holders import packet_rings, page_pools, pipes, ring_buffers
+from memdiag_node.holders import (
+    bpf_maps,
+    bpf_programs,
+    drm_buffers,
+    event_queues,
+    ftrace_buffers,
+    io_urings,
+    packet_rings,
+    page_pools,
+    pipes,
+    ring_buffers,
+    tun_queues,
+    xdp_sockets,
+)
 from memdiag_node.holders.context import HolderContext
 from memdiag_node.holding import Holding, by_size
 from memdiag_node.kernel.btf import Btf
@@ -29,6 +43,14 @@ _KINDS: Mapping[str, HolderModule] = {
     "pipes": pipes,
     "packet rings": packet_rings,
     "ring buffers": ring_buffers,
+    "tun and tap queues": tun_queues,
+    "io_urings": io_urings,
+    "ftrace buffers": ftrace_buffers,
+    "AF_XDP sockets": xdp_sockets,
+    "event queues": event_queues,
+    "graphics buffers": drm_buffers,
+    "BPF maps": bpf_maps,
+    "BPF programs": bpf_programs,
     "page pools": page_pools,  # last: blocks of a pool in other holders count as theirs
 }
 
@@ -39,13 +61,13 @@ def holder_fields(btf: Btf) -> dict[str, int]:
 
 
 def other_holders(
-    scanner: SocketScanner, scan: SocketScan, owner_of: OwnerOf, at: Mapping[str, int]
+    scanner: SocketScanner, scan: SocketScan, owner_of: OwnerOf, at: Mapping[str, int], *, proc: Path = Path("/proc")
 ) -> tuple[list[Holding], list[str]]:
-    """All other holders of blocks at the time of `scan`, most pinned bytes first; and what could not be seen, as text.
+    """All other holders at the time of `scan`, most bytes first; and what could not be seen, as text.
 
     `at` is the result of `holder_fields`. A kind that fails is part of the latter, with the reason.
     """
-    context = HolderContext(scanner=scanner, scan=scan, owner_of=owner_of, walks=scanner.walks(), at=at)
+    context = HolderContext(scanner=scanner, scan=scan, owner_of=owner_of, walks=scanner.walks(), proc=proc, at=at)
     for name, kind in _KINDS.items():
         try:
             context.found.extend(kind.find(context))

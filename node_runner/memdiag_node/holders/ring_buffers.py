@@ -16,14 +16,17 @@ from memdiag_node.holders.context import HolderContext
 from memdiag_node.holding import PINNED_DTYPE, Holding
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import Field, optional_offsets
-from memdiag_node.sockets.source import FOUND_BPF_MAP, FOUND_PERF_EVENT
+from memdiag_node.sockets.file_kinds import FileKind
 from memdiag_node.walker.walker import ITEM_DTYPE, Kind
 
+RING_BUFFER_TYPES = (27, 31)
+"""BPF_MAP_TYPE_RINGBUF, BPF_MAP_TYPE_USER_RINGBUF (6.1): include/uapi/linux/bpf.h."""
 _POINTER_BYTES = 8
 _MAX_PAGES = 1 << 24  # 64 GiB: a higher count was read from a freed buffer
 
 _RING_BUFFER: tuple[Field, ...] = (
     ("MAP_ID", "bpf_map", "id"),
+    ("MAP_TYPE", "bpf_map", "map_type"),
     ("MAP_RING_BUFFER", "bpf_ringbuf_map", "rb"),
     ("RING_BUFFER_PAGES", "bpf_ringbuf", "pages"),
     ("RING_BUFFER_COUNT", "bpf_ringbuf", "nr_pages"),
@@ -55,7 +58,7 @@ def _perf_buffers(context: HolderContext) -> list[Holding]:
     memory, at = context.scanner.source.memory, context.at
     if "HAS_PERF_BUFFER" not in at:
         return []
-    events = context.scan.files[context.scan.files["kind"] == FOUND_PERF_EVENT]
+    events = context.scan.files[context.scan.files["kind"] == FileKind.PERF_EVENT]
     buffer_of = memory.peek(events["socket"] + np.uint64(at["EVENT_BUFFER"]))
     held = []
     for buffer in map(int, np.unique(buffer_of[buffer_of != 0])):  # several events may write into one
@@ -86,9 +89,11 @@ def _map_buffers(context: HolderContext) -> list[Holding]:
     memory = source.memory
     if "HAS_RING_BUFFER" not in at:
         return []
-    files = context.scan.files[context.scan.files["kind"] == FOUND_BPF_MAP]
+    files = context.scan.files[context.scan.files["kind"] == FileKind.BPF_MAP]
     held = []
-    for address in map(int, source.ring_buffer_maps()):
+    maps = source.bpf_maps()
+    types = memory.peek(maps + np.uint64(at["MAP_TYPE"])) & np.uint64(0xFFFFFFFF)
+    for address in map(int, maps[np.isin(types, RING_BUFFER_TYPES)]):
         number, buffer = map(int, memory.peek([address + at["MAP_ID"], address + at["MAP_RING_BUFFER"]]))
         pages, table = map(int, memory.peek([buffer + at["RING_BUFFER_COUNT"], buffer + at["RING_BUFFER_PAGES"]]))
         pages &= 0xFFFFFFFF

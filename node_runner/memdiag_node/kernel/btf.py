@@ -36,8 +36,10 @@ class Btf:
     def __init__(self, data: bytes, source: str) -> None:
         self._data = data
         self._source = source
+        self._directory: Path | None = None
         self._offsets = array("I", [0])  # where each type starts in `data`, by type id; id 0 is void
         self._structs: dict[int, list[int]] = {}  # string offset of the name -> type ids
+        self._ids: dict[str, list[int]] = {}  # of the structs that were asked for, by name
         self._enums = array("I")  # type ids
         strings_start, strings_bytes = self._index()
         self._strings = data[strings_start : strings_start + strings_bytes]
@@ -52,22 +54,35 @@ class Btf:
         """Read the running kernel's BTF. Raises BtfError if the kernel has none (CONFIG_DEBUG_INFO_BTF)."""
         path = sys_root / "kernel/btf/vmlinux"
         try:
-            return cls.parse(path.read_bytes(), source=str(path))
+            loaded = cls.parse(path.read_bytes(), source=str(path))
         except OSError as error:
             raise BtfError(f"{path}: {error.strerror}: this kernel has no BTF (CONFIG_DEBUG_INFO_BTF)") from error
+        loaded._directory = path.parent  # noqa: SLF001 - a constructor of its own class
+        return loaded
+
+    def with_module(self, name: str) -> Self:
+        """This kernel's types together with those of a loaded module; itself if the module has no types of its own.
+
+        A module's types continue the numbers and the strings of the kernel's (Documentation/bpf/btf.rst, split BTF), so
+        both sections appended to those of the kernel are one blob. Raises BtfError if the module's BTF is malformed.
+        """
+        if self._directory is None:
+            return self
+        path = self._directory / name
+        try:
+            data = path.read_bytes()
+        except OSError:  # built into the kernel, not loaded, or without BTF (CONFIG_DEBUG_INFO_BTF_MODULES)
+            return self
+        (own_types, own_strings), (types, strings) = _sections(self._data, self._source), _sections(data, str(path))
+        header = _HEADER.pack(
+            _MAGIC, 1, 0, _HEADER.size, 0, len(own_types) + len(types), len(own_types) + len(types),
+            len(own_strings) + len(strings),
+        )  # fmt: skip
+        return type(self).parse(header + own_types + types + own_strings + strings, source=str(path))
 
     def _index(self) -> tuple[int, int]:
         data = self._data
-        if len(data) < _HEADER.size:
-            raise BtfError(f"{self._source}: {len(data)} bytes are too few for a BTF header")
-        magic, _, _, header_bytes, types_offset, types_bytes, strings_offset, strings_bytes = _HEADER.unpack_from(data)
-        if magic != _MAGIC:
-            raise BtfError(f"{self._source}: magic {magic:#06x} is not BTF in this machine's byte order")
-        position = header_bytes + types_offset
-        end = position + types_bytes
-        strings_start = header_bytes + strings_offset
-        if end > len(data) or strings_start + strings_bytes > len(data):
-            raise BtfError(f"{self._source}: the header describes more than its {len(data)} bytes")
+        position, end, strings_start, strings_bytes = _places(data, self._source)
         while position < end:
             if position + _TYPE.size > end:
                 raise BtfError(f"{self._source}: type {len(self._offsets)} is cut off")
@@ -160,7 +175,10 @@ class Btf:
         return found
 
     def _ids_by_name(self, name: str) -> list[int]:
-        return [type_id for offset in sorted(self._string_offsets(name)) for type_id in self._structs.get(offset, [])]
+        if name not in self._ids:
+            offsets = sorted(self._string_offsets(name))
+            self._ids[name] = [type_id for offset in offsets for type_id in self._structs.get(offset, [])]
+        return self._ids[name]
 
     def _struct_ids(self, name: str) -> list[int]:
         ids = self._ids_by_name(name)
@@ -198,12 +216,12 @@ class Btf:
         type_id = self._resolve(type_id)
         if self._decode(type_id)[0] not in (_STRUCT, _UNION) or depth > 64:  # noqa: PLR2004 - no C type nests that deep; a malformed blob may loop
             return None
-        wanted = self._string_offsets(path[0])
+        wanted = path[0].encode() + b"\0"  # compared with the few members: a search of all strings takes milliseconds
         for name, member_type, bits in self._members(type_id):
             rest: int | None = None
-            if name in wanted:
+            if name and self._strings.startswith(wanted, name):
                 rest = self._offset_bits(member_type, path[1:], depth + 1) if path[1:] else 0
-            elif not self._name_at(name):
+            elif not name or not self._strings[name]:
                 rest = self._offset_bits(member_type, path, depth + 1)
             if rest is not None:
                 return bits + rest
@@ -211,3 +229,23 @@ class Btf:
 
     def _name_at(self, offset: int) -> bytes:
         return self._strings[offset : self._strings.find(b"\0", offset)]
+
+
+def _places(data: bytes, source: str) -> tuple[int, int, int, int]:
+    """Start and end of the types, start and length of the strings. Raises BtfError naming `source`."""
+    if len(data) < _HEADER.size:
+        raise BtfError(f"{source}: {len(data)} bytes are too few for a BTF header")
+    magic, _, _, header_bytes, types_offset, types_bytes, strings_offset, strings_bytes = _HEADER.unpack_from(data)
+    if magic != _MAGIC:
+        raise BtfError(f"{source}: magic {magic:#06x} is not BTF in this machine's byte order")
+    start = header_bytes + types_offset
+    strings_start = header_bytes + strings_offset
+    if start + types_bytes > len(data) or strings_start + strings_bytes > len(data):
+        raise BtfError(f"{source}: the header describes more than its {len(data)} bytes")
+    return start, start + types_bytes, strings_start, strings_bytes
+
+
+def _sections(data: bytes, source: str) -> tuple[bytes, bytes]:
+    """The types and the strings. Raises BtfError naming `source`."""
+    start, end, strings_start, strings_bytes = _places(data, source)
+    return data[start:end], data[strings_start : strings_start + strings_bytes]

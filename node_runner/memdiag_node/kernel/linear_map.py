@@ -19,7 +19,6 @@ from memdiag_node.kernel.lists import WordReader, list_entries
 _MAX_NODES = 64
 _MAX_ORDER = 31
 _CACHE: tuple[Field, ...] = (
-    ("KMEM_CACHE_NODE", "kmem_cache", "node"),
     ("KMEM_CACHE_LIST", "kmem_cache", "list"),
     ("KMEM_CACHE_NODE_PARTIAL", "kmem_cache_node", "partial"),
 )
@@ -34,7 +33,23 @@ def slab_layout(btf: Btf) -> dict[str, int]:
         ("SLAB_CACHE", slab, "slab_cache"),
         ("SLAB_FREELIST", slab, "freelist"),
     )
-    return optional_offsets(btf, "HAS_SLAB", fields)
+    found = optional_offsets(btf, "HAS_SLAB", fields)
+    nodes = _nodes_layout(btf)
+    return found | nodes if found and nodes else {}
+
+
+def _nodes_layout(btf: Btf) -> dict[str, int]:
+    """The array at the end of a cache with an element for each NUMA node: where it starts, and the pointer in it."""
+    if btf.has_field("kmem_cache", "per_node.node"):  # Linux 7.2: pairs of pointers
+        return {
+            "KMEM_CACHE_NODES": btf.offset_bytes("kmem_cache", "per_node"),
+            "KMEM_CACHE_NODE": btf.offset_bytes("kmem_cache", "per_node.node"),
+            "KMEM_CACHE_NODE_STRIDE": btf.size_bytes("kmem_cache_per_node_ptrs"),
+        }
+    if btf.has_field("kmem_cache", "node"):
+        start = btf.offset_bytes("kmem_cache", "node")
+        return {"KMEM_CACHE_NODES": start, "KMEM_CACHE_NODE": start, "KMEM_CACHE_NODE_STRIDE": 8}
+    return {}
 
 
 def linear_to_page(memory: WordReader, at: Mapping[str, int], *, cache: int) -> int:
@@ -77,12 +92,16 @@ def _partial_slabs(
     """The slabs and the cache of each. Both were read at different times and may disagree."""
     listed = list_entries(memory, np.array([cache + at["KMEM_CACHE_LIST"]], np.uint64))
     caches = np.append(listed - np.uint64(at["KMEM_CACHE_LIST"]), np.uint64(cache))
-    slots = caches[:, np.newaxis] + np.arange(0, 8 * _MAX_NODES, 8, dtype=np.uint64)
+    slots = caches[:, np.newaxis] + _node_offsets(at, _MAX_NODES)
     nodes = _field(memory, at, slots.reshape(-1), "KMEM_CACHE_NODE")
     owners = np.repeat(caches, _MAX_NODES)
     slabs = _field(memory, at, nodes, "KMEM_CACHE_NODE_PARTIAL")
     is_slab = (nodes != 0) & (slabs != 0) & (slabs != nodes + np.uint64(at["KMEM_CACHE_NODE_PARTIAL"]))
     return slabs[is_slab] - np.uint64(at["SLAB_LIST"]), owners[is_slab]
+
+
+def _node_offsets(at: Mapping[str, int], nodes: int) -> npt.NDArray[np.uint64]:
+    return np.arange(nodes, dtype="<u8") * np.uint64(at["KMEM_CACHE_NODE_STRIDE"])
 
 
 def _field(

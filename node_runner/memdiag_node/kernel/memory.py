@@ -6,7 +6,9 @@ Addresses are keys inside the runner and are never published.
 import mmap
 import socket
 from collections.abc import Mapping
+from contextlib import ExitStack
 from enum import IntEnum
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,7 @@ from memdiag_node.kernel.linear_map import linear_to_page, slab_layout
 from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.resource import Resource
 
+_SOURCE = Path(__file__).with_suffix(".bpf.c")
 _WORDS = 4096
 _BATCH_DTYPE = np.dtype(("<u8", (_WORDS,)))
 
@@ -31,9 +34,7 @@ class Fact(IntEnum):
     NET_OPERATIONS = 2
     """The `ns.ops` of every network namespace, a value that is rare elsewhere in memory."""
     SOCKET_FILE_OPERATIONS = 3
-    """The `f_op` of a socket's file; the following are the same for other files."""
-    PERF_FILE_OPERATIONS = 4
-    MAP_FILE_OPERATIONS = 5
+    """The `f_op` of a socket's file."""
 
 
 MEMORY_DEFINES = {"WORDS": _WORDS, "FACTS": len(Fact), **enum_defines("FACT", Fact)}
@@ -59,6 +60,12 @@ def memory_layout(btf: Btf) -> dict[str, int]:
     """The offsets that `KernelMemory` needs. Raises BtfError naming what this kernel lacks."""
     page_shift = mmap.PAGESIZE.bit_length() - 1
     return {**offsets(btf, _FIELDS), **slab_layout(btf), **block_layout(btf), "PAGE_SHIFT": page_shift}
+
+
+def open_memory(at: Mapping[str, int], parts: ExitStack) -> "KernelMemory":
+    """Kernel memory, read by a program of its own, to be closed with `parts`. Raises BpfError."""
+    bpf = parts.enter_context(BpfObject(_SOURCE, MEMORY_DEFINES, MEMORY_MAPS))
+    return parts.enter_context(KernelMemory(bpf, at))
 
 
 class KernelMemory(Resource):

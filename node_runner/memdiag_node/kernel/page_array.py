@@ -3,6 +3,7 @@
 Addresses of struct pages are a linear function of frame numbers, whose start is random and not exposed.
 """
 
+import mmap
 import platform
 from collections.abc import Callable
 
@@ -16,17 +17,24 @@ ReadFlags = Callable[[int, int], npt.NDArray[np.uint64]]
 """kpageflags of (first frame, number of frames)."""
 
 _ALIGNMENT_BYTES = {"x86_64": 1 << 30}  # arch/x86/mm/kaslr.c: PUD_SIZE, with four and with five levels of page tables
-_SMALLEST_ALIGNMENT_BYTES = 1 << 24  # arm64: 1 GiB of memory (ARM64_MEMSTART_ALIGN), with struct pages of 64 bytes
+# arm64: the start of memory is a multiple of ARM64_MEMSTART_ALIGN, at least a section: 1 GiB with pages of 4 KiB,
+# 128 MiB with 16 KiB, 512 MiB with 64 KiB. The array has 64 bytes for each page.
+_ARM64_ALIGNMENT_BYTES = {12: 1 << 24, 14: 1 << 19, 16: 1 << 19}
+_SMALLEST_ALIGNMENT_BYTES = 1 << 19
 LARGEST_ALIGNMENT_BYTES = 1 << 30
 
 _SAMPLE = 64
+_FIRST_LOOK = 16
 # Slabs are freed and created meanwhile, and a wrong start may hit some other slabs.
 _RIGHT_SHARE, _WRONG_SHARE = 0.9, 0.6
 
 
-def alignment_bytes() -> int:
-    """The minimum alignment of frame 0's struct page in this machine's kernel."""
-    return _ALIGNMENT_BYTES.get(platform.machine(), _SMALLEST_ALIGNMENT_BYTES)
+def alignment_bytes(machine: str | None = None, page_bytes: int = mmap.PAGESIZE) -> int:
+    """The minimum alignment of frame 0's struct page, in this machine's kernel unless another one is named."""
+    machine = machine or platform.machine()
+    if machine == "aarch64":
+        return _ARM64_ALIGNMENT_BYTES.get(page_bytes.bit_length() - 1, _SMALLEST_ALIGNMENT_BYTES)
+    return _ALIGNMENT_BYTES.get(machine, _SMALLEST_ALIGNMENT_BYTES)
 
 
 def possible_starts(
@@ -58,8 +66,13 @@ def first_page_by_slabs(
 
     def slab_share(start: int) -> float:
         frames = ((sample - np.uint64(start)) // np.uint64(struct_page_bytes)).tolist()
-        flags = np.concatenate([read_flags(frame, 1) for frame in frames])  # a hole beyond the end has none
-        return float(is_slab(flags).sum()) / len(frames)
+        # A hole beyond the end has no flags. A start that is wrong usually shows it early.
+        slabs_seen = 0
+        for seen, frame in enumerate(frames):
+            slabs_seen += int(is_slab(read_flags(frame, 1)).sum())
+            if seen + 1 == _FIRST_LOOK and slabs_seen < _WRONG_SHARE * _FIRST_LOOK / 2:
+                return 0.0
+        return slabs_seen / len(frames)
 
     shares = sorted(((slab_share(start), start) for start in starts), reverse=True)
     fits = [start for share, start in shares if share >= _RIGHT_SHARE]

@@ -18,6 +18,8 @@ from memdiag_node.kernel.memory import KernelMemory
 
 _SOURCE = Path(__file__).with_suffix(".bpf.c")
 _PLACE = np.dtype("<u8")
+PER_CPU_MAPS = {"places": _PLACE}
+"""The maps of per_cpu.bpf.h, as read here."""
 # The union that holds a map's values is in `struct bpf_array`, which is named `pptrs` where they are per CPU.
 _FIELDS: tuple[Field, ...] = (("ARRAY_PER_CPU", "bpf_array", "pptrs"),)
 
@@ -33,15 +35,27 @@ def per_cpu_offsets(memory: KernelMemory, at: Mapping[str, int], cpus: Sequence[
     `at` has what `per_cpu_layout` and `memory_layout` return. Raises BpfError if the kernel refuses it; a CPU that went
     offline meanwhile is left out.
     """
+    with BpfObject(_SOURCE, per_cpu_defines(cpus), PER_CPU_MAPS) as bpf:
+        return locate_copies(bpf, memory, at, cpus)
+
+
+def per_cpu_defines(cpus: Sequence[int]) -> dict[str, int]:
+    """The defines of per_cpu.bpf.h for these CPUs."""
+    return {"CPUS": max(cpus) + 1}
+
+
+def locate_copies(
+    bpf: BpfObject, memory: KernelMemory, at: Mapping[str, int], cpus: Sequence[int]
+) -> npt.NDArray[np.uint64]:
+    """Like `per_cpu_offsets`, with programs that are loaded: their source includes per_cpu.bpf.h."""
     if "HAS_PER_CPU_ARRAY" not in at:
-        raise BpfError(f"{_SOURCE.name}: this kernel's per-CPU array maps have an unknown layout")
-    with BpfObject(_SOURCE, {"CPUS": max(cpus) + 1}, {"places": _PLACE}) as bpf:
-        program = bpf.runnable("locate")
-        for cpu in cpus:
-            program.run_on(cpu)
-        places = np.array(bpf.view("places", _PLACE, max(cpus) + 1))
-        array = memory.word(memory.file(bpf.map_fd("anchor")) + at["FILE_PRIVATE"])
-        pointer = memory.word(array + at["ARRAY_PER_CPU"])
+        raise BpfError("this kernel's per-CPU array maps have an unknown layout")
+    program = bpf.runnable("locate")
+    for cpu in cpus:
+        program.run_on(cpu)
+    places = np.array(bpf.view("places", _PLACE, max(cpus) + 1))
+    array = memory.word(memory.file(bpf.map_fd("anchor")) + at["FILE_PRIVATE"])
+    pointer = memory.word(array + at["ARRAY_PER_CPU"])
     found = places[list(cpus)]
     distances: npt.NDArray[np.uint64] = found[found != 0] - np.uint64(pointer)
     return distances

@@ -11,10 +11,12 @@ from memdiag_node.kernel.btf import Btf, BtfError
 from memdiag_node.kernel.compiler import has_bcc
 from memdiag_node.preflight.need import degraded, met, missing, why_unreadable
 from memdiag_node.procfs.roots import HostRoots
+from memdiag_node.slab.layout import object_layout
 
 _TRACE = (Check.ALLOC_PAGE_TRACE,)
 _SOCKETS = (Check.SOCKET_QUEUES,)
-_BOTH = (*_TRACE, *_SOCKETS)
+_OBJECTS = (Check.KERNEL_OBJECTS,)
+_ALL = (*_TRACE, *_SOCKETS, *_OBJECTS)
 _FRAMES = (Check.BREAKDOWN, *_TRACE)
 
 _BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
@@ -34,12 +36,12 @@ _CAPABILITIES = f"run as root with the capabilities {in_words()}"
 
 
 def needs(roots: HostRoots) -> list[Need]:
-    """Return the needs of the page-allocation trace and the socket scan, in the order in which to fix them."""
+    """Return the needs of the checks that use eBPF, in the order in which to fix them."""
     return [
         _bcc(),
         *_btf(roots),
         _programs(),
-        _kpageflags(roots),
+        *_kpageflags(roots),
         _kpagecgroup(roots),
         _host_pids(roots),
     ]
@@ -47,10 +49,10 @@ def needs(roots: HostRoots) -> list[Need]:
 
 def _bcc() -> Need:
     if has_bcc():
-        return met("bcc", _BOTH)
+        return met("bcc", _ALL)
     return missing(
         "bcc",
-        _BOTH,
+        _ALL,
         "The Python module bcc cannot be imported.",
         "Install the package of the distribution: python3-bpfcc on Debian and Ubuntu (bcc on PyPI is another project).",
     )
@@ -62,8 +64,8 @@ def _btf(roots: HostRoots) -> list[Need]:
         btf = Btf.load(roots.sys)
     except (OSError, BtfError) as error:
         reason = f"{path}: {error.strerror or error}." if isinstance(error, OSError) else f"{error}."
-        return [missing("BTF", _BOTH, reason, "Boot a kernel built with CONFIG_DEBUG_INFO_BTF.")]
-    return [met("BTF", _BOTH), _iterators(btf), _symbols(roots, btf)]
+        return [missing("BTF", _ALL, reason, "Boot a kernel built with CONFIG_DEBUG_INFO_BTF.")]
+    return [met("BTF", _ALL), _iterators(btf), _slab_allocator(btf), _symbols(roots, btf)]
 
 
 def _iterators(btf: Btf) -> Need:
@@ -78,6 +80,17 @@ def _iterators(btf: Btf) -> Need:
     return met("BPF iterators", _SOCKETS)
 
 
+def _slab_allocator(btf: Btf) -> Need:
+    if object_layout(btf):
+        return met("SLUB", _OBJECTS)
+    return missing(
+        "SLUB",
+        _OBJECTS,
+        "The kernel has another slab allocator than SLUB, or one with an unknown layout. Its objects are not read.",
+        "Boot a kernel built with CONFIG_SLUB, the only allocator since Linux 6.8.",
+    )
+
+
 def _programs() -> Need:
     """Load minimal programs of the type that the trace uses, and close them at once."""
     code = load_program(_RETURN_ZERO)
@@ -89,17 +102,17 @@ def _programs() -> Need:
         remedy = "Boot a kernel built with CONFIG_BPF_SYSCALL."
     else:
         remedy = "Boot Linux 5.8 or later."
-    return missing("eBPF programs", _BOTH, f"The kernel does not load a program: {os.strerror(code)}.", remedy)
+    return missing("eBPF programs", _ALL, f"The kernel does not load a program: {os.strerror(code)}.", remedy)
 
 
 def _reading_programs() -> Need:
     """Check whether programs may read kernel memory: if not, the verifier rejects the helper function."""
     code = load_program(_READ_KERNEL)
     if code == 0:
-        return met("eBPF programs", _BOTH)
+        return met("eBPF programs", _ALL)
     return missing(
         "eBPF programs",
-        _BOTH,
+        _ALL,
         f"The kernel does not load a program that reads kernel memory: {os.strerror(code)}.",
         "If the kernel is locked down for confidentiality, which forbids this (kernel_lockdown(7)), boot it with "
         "lockdown=integrity or none. Otherwise, boot Linux 5.8 or later.",
@@ -138,18 +151,22 @@ def _symbols(roots: HostRoots, btf: Btf) -> Need:
     return degraded("kernel symbols", _TRACE, f"{detail} {effect}", remedy)
 
 
-def _kpageflags(roots: HostRoots) -> Need:
+def _kpageflags(roots: HostRoots) -> list[Need]:
     path = roots.proc / "kpageflags"
     reason = why_unreadable(path)
     if reason is None:
-        return met("page flags", _FRAMES)
-    return degraded(
-        "page flags",
-        _FRAMES,
-        f"{path}: {reason}. Outstanding blocks are not checked against the use of their frames, and page frames are "
-        "not counted.",
-        "Run as root, on a kernel built with CONFIG_PROC_PAGE_MONITOR.",
-    )
+        return [met("page flags", (*_FRAMES, *_OBJECTS))]
+    remedy = "Run as root, on a kernel built with CONFIG_PROC_PAGE_MONITOR."
+    return [
+        degraded(
+            "page flags",
+            _FRAMES,
+            f"{path}: {reason}. Outstanding blocks are not checked against the use of their frames, and page frames "
+            "are not counted.",
+            remedy,
+        ),
+        missing("slab frames", _OBJECTS, f"{path}: {reason}. The frames of slabs cannot be found.", remedy),
+    ]
 
 
 def _kpagecgroup(roots: HostRoots) -> Need:
@@ -170,12 +187,12 @@ def _host_pids(roots: HostRoots) -> Need:
     try:
         namespace = path.stat().st_ino
     except OSError as error:
-        return degraded("host PIDs", _BOTH, f"{path}: {error.strerror}. Owners may stay unnamed.", "Mount /proc.")
+        return degraded("host PIDs", _ALL, f"{path}: {error.strerror}. Owners may stay unnamed.", "Mount /proc.")
     if namespace == _HOST_PID_NAMESPACE:
-        return met("host PIDs", _BOTH)
+        return met("host PIDs", _ALL)
     return degraded(
         "host PIDs",
-        _BOTH,
+        _ALL,
         "The runner is in a separate PID namespace, so processes that own sockets and stacks cannot be named.",
         "Start it in the host's PID namespace (in a pod: hostPID).",
     )

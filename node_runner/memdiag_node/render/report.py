@@ -17,6 +17,11 @@ from memdiag_api.evidence import (
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
+from memdiag_node.render.clues import clues_lines
+from memdiag_node.render.dentries import dentries_lines
+from memdiag_node.render.files import files_lines
+from memdiag_node.render.namespaces import namespaces_lines
+from memdiag_node.render.slab import slab_lines
 from memdiag_node.render.text import percent, table, wrapped
 
 _BAR_WIDTH = 24
@@ -40,6 +45,7 @@ def render_report(evidence: Evidence) -> str:
         _holders(evidence),
         _stacks(evidence),
         _ledger(evidence),
+        *(_objects(evidence.census) if evidence.census else ()),
         _census(evidence.census) if evidence.census else [],
         _coverage(evidence),
     ]
@@ -93,16 +99,16 @@ def _breakdown(breakdown: Breakdown) -> list[str]:
 def _holders(evidence: Evidence) -> list[str]:
     if evidence.coverage is None:
         return []
-    lines = ["WHO HOLDS IT   blocks of pages that sockets and other holders keep from being freed"]
+    lines = ["WHO HOLDS IT   memory that sockets and other holders keep from being freed; HEADS are slab"]
     if not evidence.holders:
         return [*lines, "  No holder pins memory."]
-    header = ("PINNED", "UNREAD", "CHARGED", "STUCK", "PROCESS", "FD")
+    header = ("PINNED", "HEADS", "UNREAD", "CHARGED", "STUCK", "PROCESS", "FD")
     shown = [
         holder
         for number, holder in enumerate(evidence.holders)
-        if number < _ALWAYS_SHOWN or holder.pinned_bytes >= _SMALL_BYTES or holder.stuck_seconds is not None
+        if number < _ALWAYS_SHOWN or _kept_bytes(holder) >= _SMALL_BYTES or holder.stuck_seconds is not None
     ]
-    rows = table((header, *map(_holder_row, shown)), right=(0, 1, 2, 3))
+    rows = table((header, *map(_holder_row, shown)), right=(0, 1, 2, 3, 4))
     lines.append(rows[0])
     for row, holder in zip(rows[1:], shown, strict=True):
         lines += [row, *wrapped(_what(holder), " " * 12)]
@@ -114,12 +120,17 @@ def _holder_row(holder: Holder) -> tuple[str, ...]:
     more = f" (+{holder.owners_total - 1})" if holder.owners_total > 1 else ""
     return (
         format_bytes(holder.pinned_bytes),
+        format_bytes(holder.head_bytes) if holder.head_bytes else "-",
         format_bytes(holder.unread_bytes),
         format_bytes(holder.charge_bytes),
         f">={holder.stuck_seconds:.0f}s" if holder.stuck_seconds is not None else "-",
         f"{shown_process(owner.comm, owner.pid)}{more}" if owner else f"({holder.unowned_reason or 'no process'})",
         _fds(owner.fds) if owner else "-",
     )
+
+
+def _kept_bytes(holder: Holder) -> int:
+    return holder.pinned_bytes + holder.head_bytes
 
 
 def _fds(fds: Sequence[int]) -> str:
@@ -133,6 +144,8 @@ def _what(holder: Holder) -> str:
     else:
         addresses = " < ".join(part for part in (socket.local_address, socket.remote_address) if part)
         words = [socket.protocol or socket.family, socket.state, addresses]
+    if holder.memory_class != ClassName.ALLOC_PAGE:
+        words.append(f"({holder.memory_class}, not allocpage)")
     if owner and owner.container_id:
         words.append(f"container {owner.container_id[:_CONTAINER_ID_SHOWN]}")
     return " ".join(word for word in words if word)
@@ -201,6 +214,20 @@ def _ledger(evidence: Evidence) -> list[str]:
         for share in ledger.containers[:_CONTAINERS_SHOWN]
     ]
     return lines
+
+
+def _objects(census: Census) -> Iterator[list[str]]:
+    """Yield the sections of what was read through the slabs."""
+    if census.slab:
+        yield slab_lines(census.slab)
+    if census.clues:
+        yield clues_lines(census.clues)
+    if census.namespaces:
+        yield namespaces_lines(census.namespaces)
+    if census.files:
+        yield files_lines(census.files)
+    if census.dentries:
+        yield dentries_lines(census.dentries)
 
 
 def _census(census: Census) -> list[str]:

@@ -4,6 +4,7 @@ The contents of objects are read to be counted: addresses stay inside the runner
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,16 +12,20 @@ import numpy.typing as npt
 
 from memdiag_node.kernel.errors import BpfError
 from memdiag_node.kernel.linear_map import partial_slabs
+from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.memory import Fact, KernelMemory
 from memdiag_node.kernel.page_array import alignment_bytes, first_page_by_slabs
-from memdiag_node.kernel.per_cpu import per_cpu_offsets
+from memdiag_node.kernel.per_cpu import locate_copies
 from memdiag_node.procfs.kpageflags import ReadFrames
 from memdiag_node.procfs.memory_map import FrameRange
 from memdiag_node.slab.cache import read_caches
-from memdiag_node.slab.free_lists import cpu_list_heads, follow, sheaf_objects
-from memdiag_node.slab.slabs import MAX_SLABS, Slabs, read_slabs
-
-_PIECE_OBJECTS = 1 << 18
+from memdiag_node.slab.estimate import Estimate, estimate_total
+from memdiag_node.slab.free_lists import cpu_lists, encoding_of
+from memdiag_node.slab.guarded import guarded_objects
+from memdiag_node.slab.page_scan import load_slab_programs, page_scanner
+from memdiag_node.slab.places import PIECE_OBJECTS, Places, SlabState
+from memdiag_node.slab.sheaves import MAX_SHEAF_OBJECTS, numa_nodes, sheaf_objects
+from memdiag_node.slab.slabs import MAX_SLABS, ReadPiece, Slabs, counts, piece_reader, read_slabs
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,8 @@ class CacheCount:
     """Allocated objects."""
     slab_bytes: int
     """All its slabs, with their unused places and remainders."""
+    uncertain: int = 0
+    """How much `in_use` may be wrong by: objects on lists of the CPUs that could not be read, or kept changing."""
 
 
 class SlabCensus:
@@ -56,28 +63,32 @@ class SlabCensus:
         max_slabs: int = MAX_SLABS,
     ) -> None:
         if "HAS_SLAB_OBJECTS" not in at:
-            raise BpfError("this kernel's slab allocator is not SLUB (CONFIG_SLAB or CONFIG_SLOB): it is not read")
+            raise BpfError("this kernel's slabs cannot be read: their layout is not one of SLUB's that are known")
         self.memory = memory
         self.at = at
         self._find_bases(ranges, read_flags)
         self.caches = read_caches(memory, at)
-        addresses = np.array([cache.address for cache in self.caches], "<u8")
-        self._free_pointers = np.array([cache.free_pointer_bytes for cache in self.caches], "<u8")
-        self._randoms = np.array([cache.random for cache in self.caches], "<u8")
+        self._addresses = np.array([cache.address for cache in self.caches], "<u8")
+        self._encoding = encoding_of(self.caches)
         self._strides = np.array([cache.stride_bytes for cache in self.caches], "<u8")
         self._pads = np.array([cache.left_pad_bytes for cache in self.caches], "<u8")
-        self._per_cpu = self._read_per_cpu_offsets(cpus)
-        self._slabs = read_slabs(
-            memory,
-            at,
-            addresses,
-            first_page=self.first_page,
-            ranges=ranges,
-            read_flags=read_flags,
-            late=late,
-            max_slabs=max_slabs,
-        )
-        self._on_cpus = self._count_on_cpus()
+        self._nodes = numa_nodes(at, self.caches)
+        with ExitStack() as programs:
+            bpf = self._load(programs, cpus)
+            self._per_cpu = self._read_per_cpu_offsets(bpf, cpus)
+            self._slabs = read_slabs(
+                self._piece_reader(bpf, read_flags),
+                self._strides,
+                ranges=ranges,
+                linear_base=self.linear_base,
+                page_shift=at["PAGE_SHIFT"],
+                late=late,
+                max_slabs=max_slabs,
+            )
+        self._guarded = self._read_guarded()
+        self._uncertain = np.zeros(len(self.caches), np.int64)
+        self._unfollowed: dict[int, tuple[int, int]] = {}
+        self._subtract_free_on_cpus(len(cpus))
 
     def _find_bases(self, ranges: Sequence[FrameRange], read_flags: ReadFrames) -> None:
         linear_to_page, page_bytes = self.memory.fact(Fact.LINEAR_TO_PAGE), self.at["STRUCT_PAGE_BYTES"]
@@ -96,15 +107,29 @@ class SlabCensus:
         self.linear_base = frames << self.at["PAGE_SHIFT"]
         """Address of frame 0 in the linear map."""
 
-    def _read_per_cpu_offsets(self, cpus: Sequence[int]) -> npt.NDArray[np.uint64]:
-        """Of these CPUs; empty if this kernel does not show them."""
-        self.sees_cpu_lists = True
-        """Whether free objects on the CPUs' own lists could be excluded."""
+    def _load(self, programs: ExitStack, cpus: Sequence[int]) -> BpfObject | None:
+        """The programs that make the census faster and more exact; None if this kernel or compiler refuses them."""
         try:
-            return per_cpu_offsets(self.memory, self.at, cpus)
+            return programs.enter_context(load_slab_programs(self.at, cpus))
         except BpfError:
-            self.sees_cpu_lists = False
-            return np.empty(0, "<u8")
+            return None
+
+    def _piece_reader(self, bpf: BpfObject | None, read_flags: ReadFrames) -> ReadPiece:
+        """Reads the types of struct pages; where that is not possible, /proc/kpageflags."""
+        if bpf is not None and "HAS_PAGE_SCAN" in self.at:
+            with suppress(BpfError):
+                return page_scanner(bpf, self.at, self._addresses, first_page=self.first_page)
+        return piece_reader(self.memory, self.at, self._addresses, first_page=self.first_page, read_flags=read_flags)
+
+    def _read_per_cpu_offsets(self, bpf: BpfObject | None, cpus: Sequence[int]) -> npt.NDArray[np.uint64]:
+        """Of these CPUs; empty if this kernel does not show them."""
+        offsets = np.empty(0, "<u8")
+        if bpf is not None:
+            with suppress(BpfError):
+                offsets = locate_copies(bpf, self.memory, self.at, cpus)
+        self.sees_cpu_lists = len(offsets) > 0
+        """Whether free objects on the CPUs' own lists could be excluded."""
+        return offsets
 
     @property
     def sampled_share(self) -> float:
@@ -116,24 +141,34 @@ class SlabCensus:
         """The slabs; `cache` in their table is an index of `caches`."""
         return self._slabs
 
+    @property
+    def unfollowed_lists(self) -> int:
+        """Lists of free objects that kept changing while they were read for `objects`."""
+        return sum(lists for lists, _ in self._unfollowed.values())
+
+    @property
+    def uncertain_objects(self) -> int:
+        """Objects in the results of `objects`, or missing there, that may be free or not."""
+        return sum(objects for _, objects in self._unfollowed.values())
+
     def count(self) -> list[CacheCount]:
         """The size of each cache, in the order of `caches`."""
         table, size = self._slabs.table, len(self.caches)
         frames = np.left_shift(1, table["order"].astype(np.int64))
         slabs = np.bincount(table["cache"], minlength=size)
         places = np.bincount(table["cache"], table["objects"], size).astype(np.int64)
-        in_use = np.bincount(table["cache"], table["in_use"], size).astype(np.int64) - self._on_cpus
+        in_use = np.bincount(table["cache"], table["in_use"], size).astype(np.int64)
+        in_use += np.bincount(self._guarded_caches(), minlength=size)
         slab_frames = np.bincount(table["cache"], frames, size).astype(np.int64)
-        return [
-            CacheCount(*row)
-            for row in zip(
-                slabs.tolist(),
-                places.tolist(),
-                np.maximum(in_use, 0).tolist(),
-                (slab_frames << self.at["PAGE_SHIFT"]).tolist(),
-                strict=True,
-            )
-        ]
+        columns = (slabs, places, in_use, slab_frames << self.at["PAGE_SHIFT"], self._uncertain)
+        return [CacheCount(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+    def estimate(self, numbers: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> Estimate:
+        """The total on the node of a figure that was counted for objects in these slabs (indices of `slabs.table`)."""
+        slabs = self._slabs
+        at_piece = np.searchsorted(slabs.numbers, slabs.table["piece"][numbers])
+        by_piece = np.bincount(at_piece, values, len(slabs.numbers)).astype(np.float64)
+        return estimate_total(by_piece, slabs.frames, all_pieces=slabs.all_pieces, all_frames=slabs.all_frames)
 
     def named(self, *names: str) -> list[int]:
         """The numbers of the caches with these names."""
@@ -144,132 +179,153 @@ class SlabCensus:
 
         Objects that are allocated or freed meanwhile may be missing or extra: `still_allocated` checks afterwards.
         """
-        rows = self._rows(cache)
-        rows = rows[(rows["in_use"] != 0) | (rows["freelist"] != 0)]  # else an object of KFENCE, somewhere in its page
-        return self._allocated(cache, rows)
+        places = self._places(cache, np.flatnonzero(self._slabs.table["cache"] == cache))
+        guarded = self._guarded_of(cache)
+        return np.sort(np.concatenate((places.allocated(), guarded))) if len(guarded) else places.allocated()
 
     def sample(self, cache: int, slabs: int, rng: np.random.Generator) -> npt.NDArray[np.uint64]:
         """Addresses of the allocated objects in up to `slabs` slabs of a cache, chosen at random; see `objects`."""
-        rows = self._rows(cache)
-        rows = rows[(rows["in_use"] != 0) | (rows["freelist"] != 0)]
-        if len(rows) > slabs:
-            rows = rows[np.sort(rng.choice(len(rows), slabs, replace=False))]
-        return self._allocated(cache, rows)
+        numbers = np.flatnonzero(self._slabs.table["cache"] == cache)
+        if len(numbers) > slabs:
+            numbers = np.sort(rng.choice(numbers, slabs, replace=False))
+        return self._places(cache, numbers, remember=False).allocated()
 
     def still_allocated(self, cache: int, objects: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Whether each of these objects of a cache is in a slab of it, and in use, when this is called."""
-        _, numbers = self.find(objects)
-        rows = self._slabs.table[np.unique(numbers[numbers >= 0])]
-        pages = rows["frame"] * np.uint64(self.at["STRUCT_PAGE_BYTES"]) + np.uint64(self.first_page)
-        same = self.memory.peek(pages + np.uint64(self.at["SLAB_CACHE"])) == np.uint64(self.caches[cache].address)
-        rows, pages = rows[same].copy(), pages[same]
-        rows["freelist"] = self.memory.peek(pages + np.uint64(self.at["SLAB_FREELIST"]))
-        return np.isin(objects, self._allocated(cache, rows))
+        is_used = np.zeros(len(self._slabs.table), np.bool_)
+        for start in range(0, len(objects), PIECE_OBJECTS):
+            _, numbers = self.find(objects[start : start + PIECE_OBJECTS])
+            is_used[numbers[numbers >= 0]] = True
+        places = self._places(cache, np.flatnonzero(is_used), remember=False)
+        result = np.zeros(len(objects), np.bool_)
+        for start in range(0, len(objects), PIECE_OBJECTS):
+            slots = places.slots(objects[start : start + PIECE_OBJECTS])
+            result[start : start + len(slots)] = (slots >= 0) & ~places.is_free[np.maximum(slots, 0)]
+        guarded = self._guarded_of(cache)
+        return result | np.isin(objects, guarded) if len(guarded) else result
 
     def find(self, addresses: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
         """The object that each address points into, and the index of its slab in `slabs.table`; 0 and -1 for none.
 
-        The object need not be allocated.
+        The object need not be allocated. Objects of KFENCE are not found: they are in no slab.
         """
+        starts, numbers = np.zeros(len(addresses), "<u8"), np.full(len(addresses), -1, np.int64)
+        for start in range(0, len(addresses) if len(self._slabs.table) else 0, PIECE_OBJECTS):
+            piece = slice(start, start + PIECE_OBJECTS)
+            starts[piece], numbers[piece] = self._find(addresses[piece])
+        return starts, numbers
+
+    def _find(self, addresses: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
         table = self._slabs.table
-        starts = np.zeros(len(addresses), "<u8")
-        if not len(table):
-            return starts, np.full(len(addresses), -1, np.int64)
         frames = (addresses - np.uint64(self.linear_base)) >> np.uint64(self.at["PAGE_SHIFT"])
         numbers = np.searchsorted(table["frame"], frames, side="right") - 1
         rows = table[np.maximum(numbers, 0)]
-        caches = rows["cache"]
-        bases = self._first_objects(rows)
-        places = (addresses - bases) // self._strides[caches]
+        strides, bases = self._strides[rows["cache"]], self._first_objects(rows)
+        places = (addresses - bases) // strides
         is_inside = (
             (numbers >= 0)
             & (frames - rows["frame"] < np.left_shift(np.uint64(1), rows["order"].astype("<u8")))
             & (addresses >= bases)
             & (places < rows["objects"])
         )
-        starts[is_inside] = (bases + places * self._strides[caches])[is_inside]
-        numbers[~is_inside] = -1
-        return starts, numbers
+        return np.where(is_inside, bases + places * strides, np.uint64(0)), np.where(is_inside, numbers, -1)
 
     def read(self, objects: npt.NDArray[np.uint64], offset_bytes: int, width_bytes: int = 8) -> npt.NDArray[np.uint64]:
         """A field of 1 to 8 bytes of each object; 0 where it cannot be read."""
         words = self.memory.peek(objects + np.uint64(offset_bytes))
         return words if width_bytes == 8 else words & np.uint64((1 << 8 * width_bytes) - 1)  # noqa: PLR2004 - a word
 
-    def _rows(self, cache: int) -> npt.NDArray[np.void]:
-        table = self._slabs.table
-        rows: npt.NDArray[np.void] = table[table["cache"] == cache]
-        return rows
-
     def _first_objects(self, rows: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
         bases = (rows["frame"] << np.uint64(self.at["PAGE_SHIFT"])) + np.uint64(self.linear_base)
         result: npt.NDArray[np.uint64] = bases + self._pads[rows["cache"]]
         return result
 
-    def _allocated(self, cache: int, rows: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
-        """The addresses of the places of these slabs of a cache that are on no list of free objects."""
-        places = rows["objects"].astype(np.int64)
-        first_place = np.cumsum(places) - places
-        bases, stride = self._first_objects(rows), np.uint64(self.caches[cache].stride_bytes)
-        is_free = np.zeros(int(places.sum()), np.bool_)
+    def _places(self, cache: int, numbers: npt.NDArray[np.int64], *, remember: bool = True) -> Places:
+        """The places of those of these slabs that still belong to a cache, with what is free now marked.
 
-        def accept(_: npt.NDArray[np.int64], objects: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-            row = np.searchsorted(bases, objects, side="right") - 1
-            inside = np.maximum(row, 0)
-            place, remainder = np.divmod(objects - bases[inside], stride)
-            good = (row >= 0) & (remainder == 0) & (place < rows["objects"][inside])
-            slot = first_place[inside[good]] + place[good].astype(np.int64)
-            good[good] = ~is_free[slot]  # an object that is met again: the list changed
-            is_free[slot] = True
-            return np.asarray(good, np.bool_)
+        With `remember`, lists that could not be followed are counted.
+        """
+        pages = self._slabs.table["frame"][numbers] * np.uint64(self.at["STRUCT_PAGE_BYTES"])
+        pages += np.uint64(self.first_page)
+        is_same = self.memory.peek(pages + np.uint64(self.at["SLAB_CACHE"])) == self._addresses[cache]
+        _, objects = counts(self.memory.peek(pages + np.uint64(self.at["SLAB_COUNTERS"])))
+        is_same &= objects == self._slabs.table["objects"][numbers]  # else made again, of another size
+        numbers, pages = numbers[is_same], pages[is_same]
+        rows = self._slabs.table[numbers]
 
-        self._visit_free(rows["freelist"], np.full(len(rows), cache), accept)
-        on_cpus = cpu_list_heads(self.memory, self.at, [self.caches[cache]], self._per_cpu).reshape(-1)
-        self._visit_free(on_cpus, np.full(len(on_cpus), cache), accept)
-        _, in_sheaves = sheaf_objects(self.memory, self.at, [self.caches[cache]], self._per_cpu)
-        accept(np.empty(0, np.int64), in_sheaves)
-        return _addresses(bases, first_place, stride, np.flatnonzero(~is_free))
+        def read_states(chosen: npt.NDArray[np.int64]) -> SlabState:
+            freelist = self.memory.peek(pages[chosen] + np.uint64(self.at["SLAB_FREELIST"]))
+            in_use, _ = counts(self.memory.peek(pages[chosen] + np.uint64(self.at["SLAB_COUNTERS"])))
+            return SlabState(freelist, in_use.astype(np.int64))
 
-    def _visit_free(
-        self,
-        heads: npt.NDArray[np.uint64],
-        caches: npt.NDArray[np.int64],
-        accept: Callable[[npt.NDArray[np.int64], npt.NDArray[np.uint64]], npt.NDArray[np.bool_]],
-    ) -> None:
-        follow(self.memory, np.asarray(heads, "<u8"), self._free_pointers[caches], self._randoms[caches], accept)
+        places = Places(self._first_objects(rows), rows["objects"].astype(np.int64), self.caches[cache].stride_bytes)
+        places.mark_lists(self.memory, self._encoding.of(np.array([cache])), read_states)
+        lists = self._mark_free_on_cpus(cache, places)
+        if remember:
+            uncertain = places.uncertain_objects + int(self._uncertain[cache])
+            self._unfollowed[cache] = places.unfollowed_slabs + lists, uncertain
+        return places
 
-    def _count_on_cpus(self) -> npt.NDArray[np.int64]:
-        """Free objects of each cache on the CPUs' own lists and in sheaves: their slabs count them as in use."""
-        counts = np.zeros(len(self.caches), np.int64)
-        heads = cpu_list_heads(self.memory, self.at, self.caches, self._per_cpu)
-        owner = np.repeat(np.arange(len(self.caches)), heads.shape[1])
+    def _mark_free_on_cpus(self, cache: int, places: Places) -> int:
+        """Returns how many lists kept changing."""
+        caches = [self.caches[cache]]
+        on_lists = cpu_lists(
+            self.memory,
+            self.at,
+            caches,
+            self._per_cpu,
+            lambda _, objects: places.slots(objects) >= 0,
+            max_steps=places.most_places,
+        )
+        places.mark_free(on_lists.objects)
+        places.mark_free(sheaf_objects(self.memory, self.at, caches, self._per_cpu, nodes=self._nodes)[1])
+        return len(on_lists.unfollowed)
 
-        def accept(lists: npt.NDArray[np.int64], objects: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-            return add(owner[lists], objects)
+    def _subtract_free_on_cpus(self, cpus: int) -> None:
+        """Count free objects on the CPUs' lists and in sheaves as free: their slabs count them as in use."""
+        table = self._slabs.table
+        most_places = int(table["objects"].max(initial=0))
 
-        def add(caches: npt.NDArray[np.int64], objects: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        def is_object(caches: npt.NDArray[np.int64], objects: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
             starts, numbers = self.find(objects)
-            good: npt.NDArray[np.bool_] = (starts == objects) & (numbers >= 0)
-            good &= self._slabs.table["cache"][numbers] == caches if len(self._slabs.table) else False
-            np.add.at(counts, caches[good], 1)
-            return good
+            result: npt.NDArray[np.bool_] = (starts == objects) & (numbers >= 0)
+            result[result] = table["cache"][numbers[result]] == caches[result]
+            return result
 
-        self._visit_free(heads.reshape(-1), owner, accept)
-        add(*sheaf_objects(self.memory, self.at, self.caches, self._per_cpu))
-        return counts
+        on_lists = cpu_lists(self.memory, self.at, self.caches, self._per_cpu, is_object, max_steps=most_places)
+        owners, in_sheaves = sheaf_objects(self.memory, self.at, self.caches, self._per_cpu, nodes=self._nodes)
+        free = np.unique(np.concatenate((on_lists.objects, in_sheaves[is_object(owners, in_sheaves)])))
+        numbers, free_in_slab = np.unique(self.find(free)[1], return_counts=True)
+        table["in_use"][numbers] -= np.minimum(free_in_slab, table["in_use"][numbers]).astype("<u2")
+        most_of_cache = np.zeros(len(self.caches), np.int64)
+        np.maximum.at(most_of_cache, table["cache"], table["objects"].astype(np.int64))
+        np.add.at(self._uncertain, on_lists.unfollowed, most_of_cache[on_lists.unfollowed])
+        if not self.sees_cpu_lists:
+            in_sheaf = MAX_SHEAF_OBJECTS if "HAS_SHEAVES" in self.at else 0
+            self._uncertain += cpus * (most_of_cache + in_sheaf)
 
+    def _read_guarded(self) -> npt.NDArray[np.uint64]:
+        """The object of each page of `slabs.guarded`; 0 if it is freed."""
+        frames = self._slabs.guarded["frame"]
+        objects = np.zeros(len(frames), "<u8")
+        found = guarded_objects(self.memory, self.at, frames, self.linear_base)
+        objects[: len(found)] = found
+        return objects
 
-def _addresses(
-    bases: npt.NDArray[np.uint64],
-    first_place: npt.NDArray[np.int64],
-    stride: np.uint64,
-    chosen: npt.NDArray[np.int64],
-) -> npt.NDArray[np.uint64]:
-    """The addresses of the chosen places, in pieces: the intermediate arrays are several times as large."""
-    result = np.empty(len(chosen), "<u8")
-    for start in range(0, len(chosen), _PIECE_OBJECTS):
-        places = chosen[start : start + _PIECE_OBJECTS]
-        row = np.searchsorted(first_place, places, side="right") - 1
-        # A slab without places has the same first place as the next one, which `right` skips.
-        result[start : start + len(places)] = bases[row] + (places - first_place[row]).astype("<u8") * stride
-    return result
+    def _guarded_caches(self) -> npt.NDArray[np.int64]:
+        caches: npt.NDArray[np.int64] = self._slabs.guarded["cache"][self._guarded != 0].astype(np.int64)
+        return caches
+
+    def _guarded_of(self, cache: int) -> npt.NDArray[np.uint64]:
+        """The allocated objects of a cache in KFENCE's pages that are still there."""
+        chosen = self._slabs.guarded["cache"] == cache
+        if not chosen.any():
+            return np.empty(0, "<u8")
+        frames, before = self._slabs.guarded["frame"][chosen], self._guarded[chosen]
+        pages = frames * np.uint64(self.at["STRUCT_PAGE_BYTES"]) + np.uint64(self.first_page)
+        is_same = self.memory.peek(pages + np.uint64(self.at["SLAB_CACHE"])) == self._addresses[cache]
+        now = np.zeros(len(frames), "<u8")
+        found = guarded_objects(self.memory, self.at, frames, self.linear_base)
+        now[: len(found)] = found
+        result: npt.NDArray[np.uint64] = before[is_same & (now == before) & (now != 0)]
+        return result

@@ -31,7 +31,7 @@ from memdiag_node.walker.walker import Status
 def socket_holdings(
     first: SocketScan | None, last: SocketScan, owner_of: OwnerOf, *, limit: int = limits.MAX_HOLDERS
 ) -> list[Holding]:
-    """The sockets of `last` that hold memory, most pinned bytes first; beyond `limit` summed up by process.
+    """The sockets of `last` that hold memory, largest first; beyond `limit` summed up by process.
 
     `first` is an earlier scan of the same node: with it, a socket that was not read in between is reported as stuck.
     """
@@ -43,15 +43,16 @@ def socket_holdings(
 
 
 def _largest_first(scan: SocketScan) -> npt.NDArray[np.intp]:
-    """Numbers of the sockets that hold memory, by pinned bytes, then by unread bytes."""
-    pinned, charge, unread = (np.zeros(len(scan.sockets), "<u8") for _ in range(3))
+    """Numbers of the sockets that hold memory, by pinned bytes and heads in slab, then by unread bytes."""
+    kept, charge, unread = (np.zeros(len(scan.sockets), "<u8") for _ in range(3))
+    np.add.at(kept, scan.queues["socket"], scan.queues["head_bytes"])
     np.add.at(charge, scan.queues["socket"], scan.queues["charge_bytes"])
     readable = np.isin(scan.queues["name"], READABLE)
     np.add.at(unread, scan.queues["socket"][readable], scan.queues["payload_bytes"][readable])
-    np.add.at(pinned, scan.blocks["owner"], sizes_bytes(scan.blocks))
-    holding = np.flatnonzero((pinned > 0) | (charge > 0) | (scan.sockets["unaccepted"] > 0))
+    np.add.at(kept, scan.blocks["owner"], sizes_bytes(scan.blocks))
+    holding = np.flatnonzero((kept > 0) | (charge > 0) | (scan.sockets["unaccepted"] > 0))
     order: npt.NDArray[np.intp] = holding[
-        np.lexsort((scan.sockets["inode"][holding], -unread[holding].astype("<i8"), -pinned[holding].astype("<i8")))
+        np.lexsort((scan.sockets["inode"][holding], -unread[holding].astype("<i8"), -kept[holding].astype("<i8")))
     ]
     return order
 
@@ -75,6 +76,7 @@ def _holding(scan: SocketScan, number: int, owner_of: OwnerOf, stuck_seconds: fl
         charge_bytes=int(queues["charge_bytes"].sum()),
         pinned_bytes=int(sizes_bytes(blocks).sum()),
         pinned_blocks=len(blocks),
+        head_bytes=int(queues["head_bytes"].sum()),
         stuck_seconds=stuck_seconds,
         socket=described,
     )

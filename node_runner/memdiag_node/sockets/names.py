@@ -5,6 +5,8 @@ import socket
 
 import numpy as np
 
+from memdiag_node.kernel.tcp_states import TCP_STATES
+
 _FAMILIES: dict[int, str] = {
     socket.AF_UNIX: "UNIX",
     socket.AF_INET: "IPv4",
@@ -46,19 +48,6 @@ _NETLINK_PROTOCOLS = {
     15: "uevent",
     16: "generic",
 }
-_TCP_STATES = {  # include/net/tcp_states.h, with the names that netstat and ss use
-    1: "ESTABLISHED",
-    2: "SYN-SENT",
-    3: "SYN-RECV",
-    4: "FIN-WAIT-1",
-    5: "FIN-WAIT-2",
-    6: "TIME-WAIT",
-    7: "CLOSED",
-    8: "CLOSE-WAIT",
-    9: "LAST-ACK",
-    10: "LISTEN",
-    11: "CLOSING",
-}
 LISTEN = 10
 _CONNECTED = 1
 _INET = (socket.AF_INET, socket.AF_INET6)
@@ -84,7 +73,7 @@ def protocol_name(family: int, protocol: int, kind: int) -> str:
 def state_name(family: int, kind: int, state: int) -> str:
     """The state of a connection as ss shows it; for a socket without connections only whether it has a peer."""
     if kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
-        return _TCP_STATES.get(state, f"state {state}")
+        return TCP_STATES.get(state, f"state {state}")
     return "CONNECTED" if state == _CONNECTED else "UNCONNECTED"
 
 

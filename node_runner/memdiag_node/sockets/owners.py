@@ -1,11 +1,16 @@
 """Which processes hold a socket (pure)."""
 
+from socket import SOCK_SEQPACKET, SOCK_STREAM
+
 import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.sockets.scan import SocketScan
-from memdiag_node.sockets.source import HAS_FILE, HAS_SOCKET, IS_ORPHANED
+from memdiag_node.sockets.source import AF_INET, AF_INET6, HAS_FILE, HAS_SOCKET, IS_ORPHANED
 from memdiag_node.walker.walker import Found
+
+_INET = (AF_INET, AF_INET6)
+_CONNECTED_TYPES = (SOCK_STREAM, SOCK_SEQPACKET)
 
 
 class SocketOwners:
@@ -47,7 +52,9 @@ def unowned_reason(row: np.void, how: int | None) -> str:
         return "not accepted yet; the owners are those of the listener"
     flags = int(row["flags"])
     if flags & IS_ORPHANED or not flags & HAS_SOCKET:
-        return "orphaned: closed by its process, kept by the kernel until the connection ends"
+        if int(row["family"]) in _INET and int(row["type"]) in _CONNECTED_TYPES:
+            return "orphaned: closed by its process, kept by the kernel until the connection ends"
+        return "orphaned: closed by its process, but something still refers to it: packets, or a leaked reference"
     if not flags & HAS_FILE:
         return "the kernel's own"
     return "open, but not as an fd of a visible process: registered with io_uring, in flight, or in a hidden process"

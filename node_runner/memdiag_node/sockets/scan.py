@@ -55,7 +55,7 @@ class SocketScan:
     pinned_bytes: int
     """Pinned by all sockets; each block of the node counts once."""
     files: npt.NDArray[np.void] = field(default_factory=lambda: np.empty(0, FOUND_DTYPE))
-    """FOUND_DTYPE: every fd of every process that is a pipe, a perf event or a BPF map, for the other holders."""
+    """FOUND_DTYPE: every fd of every process that leads to a FileKind other than a socket, for the other holders."""
     not_seen: list[str] = field(default_factory=list)
     lists_every_fd: bool = True
     """False if time or room ran out before every fd, and every socket without one, was listed."""

@@ -82,10 +82,23 @@ class SocketScanner(Resource):
         """The number of blocks that may be kept."""
         return self._max_blocks
 
-    def scan(self) -> SocketScan:
-        """Scan every socket once. Raises BpfError if reading from the kernel fails."""
+    def scan(self, extra: npt.NDArray[np.uint64] | None = None, *, extra_is_whole: bool = False) -> SocketScan:
+        """Scan every socket once. Raises BpfError if reading from the kernel fails.
+
+        `extra`: addresses of sockets to scan as well, as the census of slabs finds them; what is no longer a socket is
+        skipped. `extra_is_whole`: they are all sockets of the node, so that none is reported as not seen.
+        """
         sightings = Sightings(self._max_sightings)
-        scan = _Scan(self._source, self._walker, self._stop, self._budget_seconds, sightings, self._max_blocks).run()
+        scan = _Scan(
+            self._source,
+            self._walker,
+            self._stop,
+            self._budget_seconds,
+            sightings,
+            self._max_blocks,
+            extra=np.empty(0, "<u8") if extra is None else extra,
+            extra_is_whole=extra is not None and extra_is_whole,
+        ).run()
         if self._read_early is None:
             return scan
         read = np.union1d(self._source.unwatch(), self._read_early)
@@ -123,7 +136,12 @@ class _Scan:
         budget_seconds: float,
         sightings: Sightings,
         max_blocks: int,
+        *,
+        extra: npt.NDArray[np.uint64],
+        extra_is_whole: bool,
     ) -> None:
+        self._extra = extra
+        self._extra_is_whole = extra_is_whole
         self._source = sockets
         self._walker = walker
         self._stop = stop
@@ -150,7 +168,7 @@ class _Scan:
     def run(self) -> SocketScan:
         listed = self._list()
         owners, self._files = self._sightings.owners(), self._sightings.files()
-        candidates = merged(addresses_of(owners), listed)
+        candidates = merged(merged(addresses_of(owners), listed), self._extra)
         # The time to walk starts here: listing the fds of a node may take long if there are millions.
         budget = self._stop.budget(self._budget_seconds, share=_WALKING_SHARE)
         self._walks = Walks(self._source.memory, self._walker, budget)
@@ -310,7 +328,7 @@ class _Scan:
             sockets_not_reached=self._not_reached,
             blocks_not_kept=self._blocks_left_out,
             sees_linear_heads=bool(self._source.memory.fact(Fact.LINEAR_TO_PAGE)),
-            tables_complete=self._namespaces_whole,
+            tables_complete=self._tables_complete(),
             start_seconds=self._start_seconds,
             end_seconds=time.monotonic(),
         )
@@ -342,15 +360,21 @@ class _Scan:
                 break
         return alive
 
-    def _not_seen(self, queues: npt.NDArray[np.void]) -> list[str]:
+    def _tables_complete(self) -> bool:
+        return self._namespaces_whole or self._extra_is_whole
+
+    def _without_fd_not_seen(self) -> list[str]:
+        """What a scan that does not know all sockets beforehand cannot find."""
         notes = [f"this kernel does not list {kind} sockets that no fd holds" for kind in self._source.missing_finders]
         notes.append("raw, vsock and UDP-Lite sockets that no fd and no listener leads to")
         others = "netlink" if self._namespaces_walked else "any"
         notes.append(f"{others} sockets of other network namespaces that no fd and no listener leads to")
-        if not self._namespaces_whole:
+        return notes
+
+    def _not_seen(self, queues: npt.NDArray[np.void]) -> list[str]:
+        notes = [] if self._extra_is_whole else self._without_fd_not_seen()
+        if not self._tables_complete():
             notes.append("some of these sockets, of any kind: their tables changed during the scan or were not reached")
-        if not self._source.sees_perf_events:
-            notes.append("ring buffers of perf events: this process cannot open a perf event to recognize their files")
         if not self._source.memory.fact(Fact.LINEAR_TO_PAGE):
             notes.append(
                 "pages that are a packet's linear head (counted as slab heads: this kernel's slab layout is unknown)"

@@ -3,7 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_node.sockets.source import FOUND_DTYPE, FOUND_SOCKET
+from memdiag_node.sockets.file_kinds import FileKind
+from memdiag_node.sockets.source import FOUND_DTYPE
 
 OWNER_DTYPE = np.dtype([("socket", "<u8"), ("pid", "<u4"), ("fd", "<u4")])
 """An fd of a socket."""
@@ -41,7 +42,7 @@ class Sightings:
             records = records[len(part) :]
 
     def _keep(self, kept: npt.NDArray[np.void]) -> None:
-        is_socket = kept["kind"] == FOUND_SOCKET
+        is_socket = kept["kind"] == FileKind.SOCKET
         sockets, files = kept[is_socket], kept[~is_socket]
         place = self._sockets[self._socket_count : self._socket_count + len(sockets)]
         for column in OWNER_DTYPE.names or ():

@@ -2,14 +2,16 @@
 //
 // Two ways to find a socket, one to describe it.
 //   task_file      every socket and pipe that an fd of a process holds, in any network namespace, with the fd; also
-//                  perf events and BPF maps, once user space has set their file operations (facts)
+//                  other files whose operations user space knows (file_kinds)
 //   tcp udp unix netlink   the sockets of the reader's own network namespace, also those that no fd holds
-//   bpf_map        ring buffers among the BPF maps, held by an fd or not
+//   bpf_map bpf_prog       every BPF map and program, held by an fd or not
 //   describe       run by user space (BPF_PROG_RUN), BATCH sockets at a time. walker.bpf.c finds more by walking.
 //   note_read      attached while user space watches sockets: marks those that are read from
 //
 //   subjects       addresses to describe. Written by user space, 0 at the end.
 //   descriptions   one for each subject, at the same index. Written here, read by user space after each run.
+//   file_kinds     file operations (f_op) -> kind of the file. Written by user space, which learns new ones from the
+//                  records of task_file.
 //   watched        sockets by address, written by user space; the value becomes 1 when the socket is read from.
 //
 // Iterators: kernel/bpf/task_iter.c, net/ipv4/tcp_ipv4.c, net/ipv4/udp.c, net/unix/af_unix.c, net/netlink/af_netlink.c.
@@ -17,8 +19,8 @@
 // descriptions taken before and after.
 //
 // Defines from source.py: offsets in bytes from BTF (an absent field's whole feature is off: HAS_...), sizes in bytes,
-// AF_ and IPPROTO_ numbers of the ABI (include/linux/socket.h, include/uapi/linux/in.h), BATCH and WATCHED in entries,
-// and the constants in descriptions: NAME_BYTES, FOUND_, PRESENT_, and the flags IS_ORPHANED, HAS_SOCKET, HAS_FILE,
+// AF_ and IPPROTO_ numbers of the ABI (include/linux/socket.h, include/uapi/linux/in.h), BATCH, WATCHED and FILE_KINDS in
+// entries, and the constants in records: NAME_BYTES, KIND_, PRESENT_, and the flags IS_ORPHANED, HAS_SOCKET, HAS_FILE,
 // HAS_FIN.
 
 #include "memory.bpf.h"
@@ -27,7 +29,7 @@ struct task_struct;
 struct file;
 
 struct found {
-    u64 socket; // address of the struct sock, or of the file's other object: pipe_inode_info, perf_event, bpf_map
+    u64 socket; // address of the struct sock, or of the file's other object: pipe_inode_info, bpf_map, tun_file, ...
     u32 pid;    // as in the reader's /proc; 0 if no fd was seen
     u32 fd;
     u32 pipe_inode; // 0 unless it is a pipe
@@ -57,6 +59,7 @@ struct description {
 BPF_F_TABLE("array", u32, u64, subjects, BATCH, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct description, descriptions, BATCH, BPF_F_MMAPABLE);
 BPF_F_TABLE("hash", u64, u32, watched, WATCHED, 0);
+BPF_F_TABLE("hash", u64, u32, file_kinds, FILE_KINDS, 0);
 
 // The process's number in the pid namespace of the reader (kernel/pid.c, __task_pid_nr_ns).
 static inline u32 process_id(u64 task)
@@ -71,6 +74,41 @@ static inline u32 process_id(u64 task)
     return number;
 }
 
+// The kind of a file by its operations. If user space does not know them yet, they go into a record of their own before
+// that of the file. Both are in the same piece of the output: the kernel never splits what one run has written.
+static inline u32 kind_of_file(struct seq_file *seq, u64 operations)
+{
+    struct found unknown = {.socket = operations, .kind = KIND_OPERATIONS};
+    u32 *kind = file_kinds.lookup(&operations);
+    if (kind)
+        return *kind;
+    if (!operations)
+        return KIND_OTHER;
+    bpf_seq_write(seq, &unknown, sizeof(unknown));
+    return KIND_UNNAMED;
+}
+
+// A file that is not a socket. Returns the address of its object, NULL for one that is not of interest.
+static inline u64 describe_file(struct seq_file *seq, struct found *found, u64 file)
+{
+    u64 inode = 0, number = 0, operations = 0, object = 0;
+    u16 mode = 0;
+    READ(object, file, FILE_PRIVATE);
+    if (!object)
+        return 0;
+    READ(inode, file, FILE_INODE);
+    READ(mode, inode, INODE_MODE);
+    if ((mode & S_IFMT) == S_IFIFO) {
+        READ(number, inode, INODE_NUMBER);
+        found->pipe_inode = number;
+        found->kind = KIND_PIPE;
+        return object;
+    }
+    READ(operations, file, FILE_OPERATIONS);
+    found->kind = kind_of_file(seq, operations);
+    return found->kind == KIND_OTHER ? 0 : object;
+}
+
 struct bpf_iter__task_file {
     struct iterator_meta *meta;
     struct task_struct *task;
@@ -81,30 +119,15 @@ int bpf_iter__task_file(struct bpf_iter__task_file *ctx)
 {
     struct file *file = ctx->file;
     struct task_struct *task = ctx->task;
+    struct found found = {.kind = KIND_SOCKET};
+    u64 operations = 0;
     if (!file || !task)
         return 0;
-    u64 socket = (u64)bpf_sock_from_file(file), inode = 0, number = 0, operations = 0;
-    struct found found = {.kind = FOUND_SOCKET};
-    u16 mode = 0;
-    if (socket) {
+    u64 socket = (u64)bpf_sock_from_file(file);
+    if (socket)
         READ(found.socket, socket, SOCKET_SK);
-    } else {
-        READ(inode, (u64)file, FILE_INODE);
-        READ(mode, inode, INODE_MODE);
-        READ(operations, (u64)file, FILE_OPERATIONS);
-        if ((mode & S_IFMT) == S_IFIFO) {
-            READ(number, inode, INODE_NUMBER);
-            found.pipe_inode = number;
-            found.kind = FOUND_PIPE;
-        } else if (operations && operations == fact(FACT_PERF_FILE_OPERATIONS)) {
-            found.kind = FOUND_PERF_EVENT;
-        } else if (operations && operations == fact(FACT_MAP_FILE_OPERATIONS)) {
-            found.kind = FOUND_BPF_MAP;
-        } else {
-            return 0;
-        }
-        READ(found.socket, (u64)file, FILE_PRIVATE);
-    }
+    else
+        found.socket = describe_file(ctx->meta->seq, &found, (u64)file);
     if (!found.socket)
         return 0;
     found.pid = process_id((u64)task);
@@ -117,10 +140,11 @@ int bpf_iter__task_file(struct bpf_iter__task_file *ctx)
     return 0;
 }
 
-static inline int write_found(struct seq_file *seq, u64 socket)
+static inline int write_found(struct seq_file *seq, u64 object, u32 kind)
 {
-    struct found found = {.socket = socket, .kind = FOUND_SOCKET};
-    bpf_seq_write(seq, &found, sizeof(found));
+    struct found found = {.socket = object, .kind = kind};
+    if (object)
+        bpf_seq_write(seq, &found, sizeof(found));
     return 0;
 }
 
@@ -131,7 +155,7 @@ struct bpf_iter__tcp {
 };
 int bpf_iter__tcp(struct bpf_iter__tcp *ctx)
 {
-    return ctx->sk_common ? write_found(ctx->meta->seq, (u64)ctx->sk_common) : 0;
+    return write_found(ctx->meta->seq, (u64)ctx->sk_common, KIND_SOCKET);
 }
 
 struct bpf_iter__udp {
@@ -141,7 +165,7 @@ struct bpf_iter__udp {
 };
 int bpf_iter__udp(struct bpf_iter__udp *ctx)
 {
-    return ctx->udp_sk ? write_found(ctx->meta->seq, (u64)ctx->udp_sk) : 0;
+    return write_found(ctx->meta->seq, (u64)ctx->udp_sk, KIND_SOCKET);
 }
 
 struct bpf_iter__unix {
@@ -151,7 +175,7 @@ struct bpf_iter__unix {
 };
 int bpf_iter__unix(struct bpf_iter__unix *ctx)
 {
-    return ctx->unix_sk ? write_found(ctx->meta->seq, (u64)ctx->unix_sk) : 0;
+    return write_found(ctx->meta->seq, (u64)ctx->unix_sk, KIND_SOCKET);
 }
 
 struct bpf_iter__netlink {
@@ -160,29 +184,26 @@ struct bpf_iter__netlink {
 };
 int bpf_iter__netlink(struct bpf_iter__netlink *ctx)
 {
-    return ctx->sk ? write_found(ctx->meta->seq, (u64)ctx->sk) : 0;
+    return write_found(ctx->meta->seq, (u64)ctx->sk, KIND_SOCKET);
 }
 
-#ifdef HAS_RING_BUFFER
 struct bpf_iter__bpf_map {
     struct iterator_meta *meta;
     void *map;
 };
 int bpf_iter__bpf_map(struct bpf_iter__bpf_map *ctx)
 {
-    struct found found = {};
-    u32 type = 0;
-    if (!ctx->map)
-        return 0;
-    READ(type, (u64)ctx->map, MAP_TYPE);
-    if (type != RING_BUFFER_TYPE && type != USER_RING_BUFFER_TYPE)
-        return 0;
-    found.socket = (u64)ctx->map;
-    found.kind = FOUND_BPF_MAP;
-    bpf_seq_write(ctx->meta->seq, &found, sizeof(found));
-    return 0;
+    return write_found(ctx->meta->seq, (u64)ctx->map, KIND_BPF_MAP);
 }
-#endif
+
+struct bpf_iter__bpf_prog {
+    struct iterator_meta *meta;
+    void *prog;
+};
+int bpf_iter__bpf_prog(struct bpf_iter__bpf_prog *ctx)
+{
+    return write_found(ctx->meta->seq, (u64)ctx->prog, KIND_BPF_PROGRAM);
+}
 
 // The bound name of a UNIX socket, without its address family. Returns its length in bytes, 0 if it has none.
 static inline u8 read_unix_name(u64 sk, u8 *name)

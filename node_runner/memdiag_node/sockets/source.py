@@ -7,7 +7,8 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,17 @@ import numpy.typing as npt
 
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.errors import BpfError
+from memdiag_node.kernel.idle_files import open_idle_io_uring, open_idle_perf_event
 from memdiag_node.kernel.layout import Field, offsets, optional_offsets
 from memdiag_node.kernel.loader import BpfObject
-from memdiag_node.kernel.memory import MEMORY_DEFINES, MEMORY_MAPS, Fact, KernelMemory, memory_layout
-from memdiag_node.kernel.perf_event import open_idle_perf_event
+from memdiag_node.kernel.memory import MEMORY_DEFINES, MEMORY_MAPS, KernelMemory, memory_layout
 from memdiag_node.kernel.programs import IteratorLink
+from memdiag_node.kernel.symbols import SymbolReader
 from memdiag_node.resource import Resource
+from memdiag_node.sockets.file_kinds import FileKind, FileKinds
 
 FOUND_DTYPE = np.dtype([("socket", "<u8"), ("pid", "<u4"), ("fd", "<u4"), ("pipe_inode", "<u4"), ("kind", "<u4")])
-"""One sighting of a socket, or of another object of kind `kind`; pid is 0 if no fd was seen."""
-FOUND_SOCKET, FOUND_PIPE, FOUND_PERF_EVENT, FOUND_BPF_MAP = range(4)
+"""One sighting of a socket, or of another object of `kind` (FileKind); pid is 0 if no fd was seen."""
 
 NAME_BYTES = 108  # include/uapi/linux/un.h, UNIX_PATH_MAX
 _ADDRESSES = ("socket", "inode", "peer_inode", "vsock_queue", "rx_ring", "tx_ring")
@@ -66,7 +68,6 @@ AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_VSOCK = (
 SOCK_STREAM, SOCK_DGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 IPPROTO_TCP, IPPROTO_MPTCP = socket.IPPROTO_TCP, 262  # Python 3.11 has no name for it
 UDP_PROTOCOLS = (socket.IPPROTO_UDP, socket.IPPROTO_UDPLITE)
-USER_RING_BUFFER_TYPE = 31  # include/uapi/linux/bpf.h, BPF_MAP_TYPE_USER_RINGBUF: since 6.1
 TCP_LISTEN = 10  # include/net/tcp_states.h; UNIX and vsock use the same number
 
 _SOURCE = Path(__file__).with_name("sockets.bpf.c")
@@ -77,10 +78,13 @@ _FINDERS = ("tcp", "udp", "unix", "netlink")
 WATCHED = 16_384
 """Sockets that can be watched at once: 1 MiB."""
 _WATCHED_DTYPE = np.dtype([("key", "<u8"), ("value", "<u4")])
+_FILE_KINDS = 2_048
+"""File operations that can be known: a kernel with all its modules has some hundred with open files."""
 _MAPS = MEMORY_MAPS | {
     "subjects": np.dtype("<u8"),
     "descriptions": DESCRIPTION_DTYPE,
     "watched": _WATCHED_DTYPE,
+    "file_kinds": _WATCHED_DTYPE,
 }
 _READS = "sock_recv_length"
 
@@ -88,10 +92,14 @@ _NUMBERS_IN_C = {
     "BATCH": _BATCH,
     "WATCHED": WATCHED,
     "NAME_BYTES": NAME_BYTES,
-    "FOUND_SOCKET": FOUND_SOCKET,
-    "FOUND_PIPE": FOUND_PIPE,
-    "FOUND_PERF_EVENT": FOUND_PERF_EVENT,
-    "FOUND_BPF_MAP": FOUND_BPF_MAP,
+    "FILE_KINDS": _FILE_KINDS,
+    "KIND_SOCKET": FileKind.SOCKET,
+    "KIND_PIPE": FileKind.PIPE,
+    "KIND_BPF_MAP": FileKind.BPF_MAP,
+    "KIND_BPF_PROGRAM": FileKind.BPF_PROGRAM,
+    "KIND_OTHER": FileKind.OTHER,
+    "KIND_UNNAMED": FileKind.UNNAMED,
+    "KIND_OPERATIONS": FileKind.OPERATIONS,
     "PRESENT_OUT_OF_ORDER": PRESENT_OUT_OF_ORDER,
     "PRESENT_RETRANSMIT": PRESENT_RETRANSMIT,
     "PRESENT_BACKLOG": PRESENT_BACKLOG,
@@ -169,6 +177,7 @@ _FIELDS: tuple[Field, ...] = (
     ("UNIX_ADDRESS_NAME", "unix_address", "name"),
     ("NETLINK_PORT", "netlink_sock", "portid"),
 )
+_RELEASE: tuple[Field, ...] = (("OPERATIONS_RELEASE", "file_operations", "release"),)
 _IPV6: tuple[Field, ...] = (
     ("SOCK_LOCAL_V6", "sock", "__sk_common.skc_v6_rcv_saddr"),
     ("SOCK_REMOTE_V6", "sock", "__sk_common.skc_v6_daddr"),
@@ -193,7 +202,6 @@ _VIRTIO_VSOCK: tuple[Field, ...] = (
     ("VIRTIO_VSOCK_OWNER", "virtio_vsock_sock", "vsk"),
     ("VIRTIO_VSOCK_QUEUE", "virtio_vsock_sock", "rx_queue.qlen"),
 )
-_BPF_MAP: tuple[Field, ...] = (("MAP_TYPE", "bpf_map", "map_type"),)
 # How much of a packet was already read, in its control block.
 _UNIX_CONSUMED: tuple[Field, ...] = (("UNIX_CONSUMED", "unix_skb_parms", "consumed"),)
 _MPTCP_CONSUMED: tuple[Field, ...] = (("MPTCP_CONSUMED", "mptcp_skb_cb", "offset"),)
@@ -205,6 +213,7 @@ def socket_defines(btf: Btf) -> dict[str, int]:
     """The defines of sockets.bpf.c for the running kernel. Raises BtfError naming what the kernel lacks."""
     defines = _ABI | _NUMBERS_IN_C | MEMORY_DEFINES | offsets(btf, _FIELDS)
     for switch, fields in (
+        ("HAS_RELEASE", _RELEASE),
         ("HAS_IPV6", _IPV6),
         ("HAS_PACKET", _PACKET),
         ("HAS_VSOCK", _VSOCK),
@@ -213,10 +222,6 @@ def socket_defines(btf: Btf) -> dict[str, int]:
         defines |= optional_offsets(btf, switch, fields)
     if "HAS_VIRTIO_VSOCK" in defines:
         defines["VIRTIO_VSOCK_QUEUE"] = btf.offset_bytes("virtio_vsock_sock", "rx_queue")
-    if btf.has_enumerator("BPF_MAP_TYPE_RINGBUF"):
-        defines |= optional_offsets(btf, "HAS_RING_BUFFER", _BPF_MAP)
-        defines["RING_BUFFER_TYPE"] = btf.enum_value("BPF_MAP_TYPE_RINGBUF")
-        defines["USER_RING_BUFFER_TYPE"] = USER_RING_BUFFER_TYPE
     defines["SOCKET_INODE"] = (
         btf.offset_bytes("socket_alloc", "vfs_inode")
         - btf.offset_bytes("socket_alloc", "socket")
@@ -257,14 +262,18 @@ class SocketSource(Resource):
             self.missing_finders: list[str] = []
             for kind in _FINDERS:
                 self._attach_finder(kind)
-            self._ring_buffers: IteratorLink | None = None
-            if "HAS_RING_BUFFER" in defines:
-                self._ring_buffers = self._object.attach_iterator("bpf_iter__bpf_map")
+            self._bpf_maps = self._object.attach_iterator("bpf_iter__bpf_map")
+            self._bpf_programs = self._object.attach_iterator("bpf_iter__bpf_prog")
             self._subjects = self._object.view("subjects", _MAPS["subjects"], _BATCH)
             self._descriptions = self._object.view("descriptions", DESCRIPTION_DTYPE, _BATCH)
             for view in ("_subjects", "_descriptions"):  # the mapping cannot be closed while a numpy view uses it
                 parts.callback(delattr, self, view)
-            self.sees_perf_events = self._learn_file_operations()
+            self._parts_of_names = parts.enter_context(ExitStack())
+            self._names: SymbolReader | None = None
+            self._kinds = FileKinds(
+                release_of=self._release_of, read_names=self._read_names, publish=self._publish_kind
+            )
+            self._learn_own_files()
 
     def _attach_finder(self, kind: str) -> None:
         try:
@@ -274,37 +283,53 @@ class SocketSource(Resource):
                 raise
             self.missing_finders.append(kind)
 
-    def _learn_file_operations(self) -> bool:
-        """Make the iterator recognize files of perf events and BPF maps, using one of each in this process.
+    def _learn_own_files(self) -> None:
+        """Learn the operations of files that this process has or can open. Names tell those of the others."""
+        self._learn(FileKind.BPF_MAP, self._object.map_fd("facts"))
+        for kind, open_one in ((FileKind.PERF_EVENT, open_idle_perf_event), (FileKind.IO_URING, open_idle_io_uring)):
+            try:
+                fd = open_one()
+            except OSError:  # not allowed to this process, or unknown to this kernel
+                continue
+            try:
+                self._learn(kind, fd)
+            finally:
+                os.close(fd)
 
-        False if this process may not open a perf event.
-        """
-        self._learn(Fact.MAP_FILE_OPERATIONS, self._object.map_fd("facts"))
-        try:
-            event_fd = open_idle_perf_event()
-        except OSError:
-            return False
-        try:
-            self._learn(Fact.PERF_FILE_OPERATIONS, event_fd)
-        finally:
-            os.close(event_fd)
-        return True
+    def _learn(self, kind: FileKind, fd: int) -> None:
+        self._kinds.learn(self.memory.word(self.memory.file(fd) + self.offset["FILE_OPERATIONS"]), kind)
 
-    def _learn(self, fact: Fact, fd: int) -> None:
-        self.memory.learn(fact, self.memory.word(self.memory.file(fd) + self.offset["FILE_OPERATIONS"]))
+    def _release_of(self, operations: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        if "HAS_RELEASE" not in self.offset:
+            return np.zeros(len(operations), "<u8")
+        return self.memory.peek(operations + np.uint64(self.offset["OPERATIONS_RELEASE"]))
+
+    def _read_names(self, addresses: Sequence[int]) -> Sequence[str]:
+        if self._names is None:
+            self._names = self._parts_of_names.enter_context(SymbolReader())
+        return self._names.lines(addresses)
+
+    def _publish_kind(self, operations: int, kind: FileKind) -> None:
+        with suppress(BpfError):  # the table is full: then its files are named here each time
+            self._object.update("file_kinds", np.array([operations], "<u8"), np.array([kind], "<u4"))
 
     def held(self) -> Iterator[npt.NDArray[np.void]]:
-        """Every fd of every process that is a socket, a pipe, a perf event or a BPF map, as FOUND_DTYPE, in pieces.
+        """Every fd of every process that is a socket or a file of a FileKind, as FOUND_DTYPE, in pieces.
 
         The kernel goes from process to process, by pid.
         """
         for piece in self._held.chunks():
-            yield np.frombuffer(piece, FOUND_DTYPE)
+            records = self._kinds.named(np.frombuffer(piece, FOUND_DTYPE))
+            if len(records):
+                yield records
 
-    def ring_buffer_maps(self) -> npt.NDArray[np.uint64]:
-        """Addresses of the BPF maps that are ring buffers, with or without an fd."""
-        read = self._ring_buffers.read() if self._ring_buffers else b""
-        return np.frombuffer(read, FOUND_DTYPE)["socket"].astype("<u8")
+    def bpf_maps(self) -> npt.NDArray[np.uint64]:
+        """Addresses of all BPF maps, with or without an fd."""
+        return np.frombuffer(self._bpf_maps.read(), FOUND_DTYPE)["socket"].astype("<u8")
+
+    def bpf_programs(self) -> npt.NDArray[np.uint64]:
+        """Addresses of all BPF programs, with or without an fd."""
+        return np.frombuffer(self._bpf_programs.read(), FOUND_DTYPE)["socket"].astype("<u8")
 
     def listed(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Addresses of the sockets of the caller's own network namespace, held or not, in pieces."""

@@ -35,6 +35,7 @@ def summed_sockets(
     unread = np.where(is_tcp(scan.sockets), tcp_unread_bytes(scan.sockets), unread)
     packets = _sum_by_socket(scan, readable, "packets")
     charge = _sum_by_socket(scan, scan.queues, "charge_bytes")
+    heads = _sum_by_socket(scan, scan.queues, "head_bytes")
     for (pid, is_stuck), sockets, blocks in _groups(scan, rest, stuck):
         owner = owner_of(pid) if pid else None
         holder = Holder(
@@ -49,6 +50,7 @@ def summed_sockets(
             charge_bytes=int(charge[sockets].sum()),
             pinned_bytes=int(sizes_bytes(blocks).sum()),
             pinned_blocks=len(blocks),
+            head_bytes=int(heads[sockets].sum()),
             stuck_seconds=stuck_seconds if is_stuck else None,
         )
         yield Holding(holder, blocks)

@@ -22,7 +22,7 @@
 
 struct item {
     u64 head;
-    u32 count; // number of buckets or pointers; for a packet chain the maximum length
+    u32 count; // number of buckets, pointers or entries; for a packet chain the maximum length
     u16 stride;
     u16 node;
     u8 kind;
@@ -316,7 +316,7 @@ static inline u16 start_item(struct cursor *cur, struct item *item)
     cur->in_tree = kind == KIND_PACKET_TREE;
     if (cur->in_tree)
         cur->phase = PHASE_DOWN;
-    if (kind != KIND_TABLE && kind != KIND_BLOCKS && kind != KIND_PIPE) {
+    if (kind != KIND_TABLE && kind != KIND_BLOCKS && kind != KIND_PIPE && kind != KIND_PACKET_ARRAY) {
         if (READ(cur->current, item->head, 0))
             status = STATUS_FAULT;
         else if (!cur->current && kind != KIND_PACKET_LIST && kind != KIND_NETS)
@@ -400,14 +400,37 @@ static inline u16 step_nets(struct cursor *cur, struct output *out, struct item 
     return 0;
 }
 
-// The next pointer to a block.
-static inline u16 step_blocks(struct scratch *scratch, struct cursor *cur, struct output *out, struct item *item)
+// The next pointer to a block, or to a struct page (ITEM_PAGES), or of an array of packets. The latter leaves a packet to
+// the next steps; a pointer with the low bit set is that of an XDP frame, whose memory is in the same page
+// (include/linux/if_tun.h, TUN_XDP_FLAG).
+static inline u16 step_pointers(struct scratch *scratch, struct cursor *cur, struct output *out, struct item *item)
 {
-    u64 pointer = 0;
+    u64 pointer = 0, page;
     if (cur->count >= item->count)
         return STATUS_WHOLE;
     if (READ(pointer, item->head, (u64)cur->count * item->stride))
         return STATUS_FAULT;
+    if (item->kind == KIND_PACKET_ARRAY && pointer && !(pointer & 1)) {
+        cur->current = pointer;
+        return 0;
+    }
+    page = item->flags & ITEM_PAGES ? pointer : cur->linear_to_page + (pointer >> PAGE_SHIFT) * STRUCT_PAGE_BYTES;
+    if (pointer && (cur->linear_to_page || item->flags & ITEM_PAGES))
+        put_block(scratch, cur, out, page);
+    cur->count++;
+    return 0;
+}
+
+// The next entry of a list whose entries have, `node` bytes from their link, a pointer to a block. The two lowest bits of
+// a link are flags (kernel/trace/ring_buffer.c).
+static inline u16 step_linked(struct scratch *scratch, struct cursor *cur, struct output *out, struct item *item)
+{
+    u64 current = cur->current & ~3ULL, pointer = 0;
+    if (cur->count >= item->count)
+        return STATUS_WHOLE;
+    if (!current || READ(cur->current, current, 0))
+        return STATUS_FAULT;
+    READ(pointer, current, item->node);
     if (pointer && cur->linear_to_page)
         put_block(scratch, cur, out, cur->linear_to_page + (pointer >> PAGE_SHIFT) * STRUCT_PAGE_BYTES);
     cur->count++;
@@ -489,6 +512,8 @@ static inline u16 step_packet(struct scratch *scratch, struct cursor *cur, struc
         return status;
     list = visit(scratch, cur, out, item->flags, item->consumed);
     next = FIELD(u64, scratch->packet, PACKET_NEXT);
+    if (item->kind == KIND_PACKET_ARRAY && !cur->depth)
+        next = 0; // the array has the next one
     if (!cur->depth) {
         cur->count++;
         cur->previous = current;
@@ -521,8 +546,10 @@ static inline u16 step_item(struct scratch *scratch, struct cursor *cur, struct 
         return step_nets(cur, out, item);
     if (kind == KIND_PIPE)
         return step_pipe(scratch, cur, out, item->head);
-    if (kind == KIND_BLOCKS)
-        return step_blocks(scratch, cur, out, item);
+    if (kind == KIND_LINKED)
+        return step_linked(scratch, cur, out, item);
+    if (kind == KIND_BLOCKS || (kind == KIND_PACKET_ARRAY && !cur->current && !cur->depth))
+        return step_pointers(scratch, cur, out, item);
     if (cur->phase == PHASE_DOWN)
         return step_down(cur);
     if (cur->phase == PHASE_RIGHT)

@@ -37,9 +37,13 @@ class Kind(IntEnum):
     NETS = 5
     """list_head inside a struct net, on the list of all network namespaces: returns the tables of each."""
     BLOCKS = 6
-    """`count` pointers into the linear map, `stride` bytes apart, each to a block of order `order`."""
+    """`count` pointers, `stride` bytes apart, each to a block: into the linear map, or with ITEM_PAGES to its page."""
     PIPE = 7
     """struct pipe_inode_info."""
+    PACKET_ARRAY = 8
+    """`count` slots, `stride` bytes apart, with a pointer to an sk_buff or to an XDP frame (low bit set), or NULL."""
+    LINKED = 9
+    """Pointer to the first of `count` list entries. `node` bytes from its link, each points into the linear map."""
 
 
 class RecordType(IntEnum):
@@ -82,11 +86,11 @@ class Found(IntEnum):
     IN_FLIGHT = 3
 
 
-ITEM_UNIX, ITEM_EMBRYOS = 1, 2
+ITEM_UNIX, ITEM_EMBRYOS, ITEM_PAGES = 1, 2, 4
 """Flags of an item.
 
 ITEM_UNIX: packets carry a unix_skb_parms with files in flight. ITEM_EMBRYOS: they are a UNIX listener's, and each
-represents a socket that has not been accepted yet.
+represents a socket that has not been accepted yet. ITEM_PAGES: pointers are those of struct pages.
 """
 IS_MEMBER, UNREADABLE, IS_USER, IS_DEVICE, IS_SLAB = 1, 2, 4, 8, 16
 """Flags of a record.
@@ -152,6 +156,7 @@ _NUMBERS_IN_C = {
     **enum_defines("SOCKET", Found),
     "ITEM_UNIX": ITEM_UNIX,
     "ITEM_EMBRYOS": ITEM_EMBRYOS,
+    "ITEM_PAGES": ITEM_PAGES,
     "RECORD_IS_MEMBER": IS_MEMBER,
     "RECORD_UNREADABLE": UNREADABLE,
     "RECORD_IS_USER": IS_USER,

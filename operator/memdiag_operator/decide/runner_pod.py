@@ -4,6 +4,7 @@ from typing import Any
 
 from memdiag_api.capabilities import RUNNER_CAPABILITIES
 from memdiag_api.diagnosis import MemoryDiagnosisSpec
+from memdiag_api.evidence import LEAK_CHECKS, Check
 from memdiag_operator.config import MemoryLimit, OperatorConfig, RunnerSettings
 from memdiag_operator.kube import naming
 from memdiag_operator.kube.objects import Node, ObjectMeta
@@ -116,7 +117,7 @@ def _container(spec: MemoryDiagnosisSpec, run: str, node: Node, config: Operator
             *("--run-id", run),
             *("--node-name", node.metadata.name),
             *("--duration", spec.duration),
-            *(word for check in spec.checks for word in ("--check", check.value)),
+            *(word for check in _checks(spec) for word in ("--check", check.value)),
             *("--top-n", str(spec.top_n)),
             *("--cpu-budget-percent", str(spec.cpu_budget_percent)),
             *("--suspect-mib", str(thresholds.suspect_mebibytes)),
@@ -125,6 +126,7 @@ def _container(spec: MemoryDiagnosisSpec, run: str, node: Node, config: Operator
             *("--large-share", str(thresholds.large_share)),
             *("--grace", str(settings.termination_grace_seconds)),
             *(("--report-arguments",) if settings.report_arguments else ()),
+            *(() if settings.report_paths else ("--no-report-paths",)),
             "--quiet",
         ],
         "resources": {"requests": resources, "limits": resources},
@@ -135,6 +137,12 @@ def _container(spec: MemoryDiagnosisSpec, run: str, node: Node, config: Operator
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the pod's own, in memory
         ],
     }
+
+
+def _checks(spec: MemoryDiagnosisSpec) -> list[Check]:
+    """The checks to run. The default of the field is that of version 0.1.0, which had three: see its description."""
+    is_whole = set(spec.checks) >= set(LEAK_CHECKS)
+    return list(dict.fromkeys([*spec.checks, *((Check.KERNEL_OBJECTS,) if is_whole else ())]))
 
 
 def _security_context(settings: RunnerSettings) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The status of LeakDetected for each verdict."""
 
 from memdiag_api.conditions import ConditionStatus
-from memdiag_api.evidence import Check, Confidence, Evidence, Verdict, VerdictKind
+from memdiag_api.evidence import LEAK_CHECKS, Confidence, Evidence, Verdict, VerdictKind
 
 LEAK_STATUS = {
     VerdictKind.PINNED_BY_UNREAD_SOCKET: ConditionStatus.TRUE,
@@ -21,7 +21,7 @@ def verdict_of(evidence: Evidence) -> Verdict:
     independently of the operator's.
     """
     verdict = evidence.verdict
-    missing = [check.value for check in Check if check not in evidence.checks]
+    missing = [check.value for check in LEAK_CHECKS if check not in evidence.checks]
     if verdict.kind is not VerdictKind.NO_LEAK or not missing:
         return verdict
     sentence = f"No leak was found, but one cannot be ruled out without {' and '.join(missing)}."

@@ -99,6 +99,8 @@ def holder_summary(holder: Holder, attribution: Attribution) -> HolderSummary:
         unread_bytes=holder.unread_bytes,
         charge_bytes=holder.charge_bytes,
         pinned_bytes=holder.pinned_bytes,
+        head_bytes=holder.head_bytes,
+        memory_class=holder.memory_class,
         stuck_seconds=holder.stuck_seconds,
     )
 
@@ -109,8 +111,10 @@ def _whole_suspect(evidence: Evidence, index: int, holders: list[HolderSummary])
     A socket without a process has nothing in common with others: it is reported alone.
     """
     verdict, suspect, owners = evidence.verdict, holders[index], evidence.holders[index].owners
-    if not owners or not suspect.stuck_seconds:
+    if not suspect.stuck_seconds:
         return suspect
+    if not owners:  # with the heads of its packets, which the verdict counts too
+        return suspect.model_copy(update={"pinned_bytes": verdict.suspect_bytes or suspect.pinned_bytes})
     same = [
         holders[number]
         for number, one in enumerate(evidence.holders)

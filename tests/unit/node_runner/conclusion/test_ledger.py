@@ -163,6 +163,17 @@ def test_blocks_that_the_kernel_counts_as_slab_are_pinned_and_in_no_line() -> No
     assert evidence.ledger.containers == [ContainerShare(container_id="c", size_bytes=PAGE)]
 
 
+def test_memory_of_another_class_and_heads_in_slab_are_in_no_line() -> None:
+    owner = Owner(pid=1, comm="x", container_id="c")
+    maps = Holder(kind=HolderKind.BPF_MAP, memory_class="Vmalloc", owners=[owner], pinned_bytes=64 * PAGE)
+    heads = Holder(kind=HolderKind.SOCKET, owners=[owner], pinned_bytes=0, head_bytes=64 * PAGE)
+    nothing = held()
+    evidence = evidence_of([Holding(maps, nothing), Holding(heads, nothing)])
+    assert lines_of(evidence) == {"Sockets": 0, "TracedWithoutHolder": 0, "rest": 256}
+    assert evidence.ledger is not None
+    assert evidence.ledger.containers == []
+
+
 def test_a_block_of_two_sockets_is_counted_once() -> None:
     both = [holding(HolderKind.SOCKET, held((0, 3))), holding(HolderKind.SOCKET, held((0, 3), (8, 0)))]
     assert lines_of(evidence_of(both))["Sockets"] == 9

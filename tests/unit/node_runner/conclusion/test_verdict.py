@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from memdiag_api.evidence import (
+    LEAK_CHECKS,
     Breakdown,
     Census,
     CensusShare,
@@ -115,6 +116,34 @@ def test_a_stuck_socket_that_pins_much_is_the_suspect() -> None:
     assert answer.sentence == "nginx[4711] fd 11: 3.00 MiB unread for at least 60 s pins 6.00 GiB."
     assert "why nginx[4711] is not reading fd 11" in answer.advice
     assert (answer.holder, answer.suspect_bytes) == (0, 6 * GIB)
+
+
+def with_heads(one: Holder, head_bytes: int) -> Holder:
+    return one.model_copy(update={"head_bytes": head_bytes})
+
+
+def test_heads_in_slab_are_part_of_what_a_stuck_socket_keeps() -> None:
+    """Small datagrams: hardly any block of pages, 400 MiB of slab."""
+    answer = verdict(holders=[with_heads(holder(pinned=2 * MIB), 400 * MIB)])
+    assert answer.kind is VerdictKind.PINNED_BY_UNREAD_SOCKET
+    assert answer.sentence == "nginx[4711] fd 11: 3.00 MiB unread for at least 60 s pins 402 MiB."
+    assert "2.00 MiB of it are blocks of pages, and 400 MiB are heads of packets in slab, not allocpage" in (
+        answer.reasons
+    )
+    assert answer.suspect_bytes == 402 * MIB
+
+
+def test_the_suspect_is_who_keeps_most_with_its_heads() -> None:
+    answer = verdict(
+        holders=[holder(pid=1, fd=3, pinned=20 * MIB), with_heads(holder(pid=2, fd=4, pinned=0), 300 * MIB)]
+    )
+    assert (answer.holder, answer.suspect_bytes) == (1, 300 * MIB)
+
+
+def test_heads_of_many_owners_forbid_a_no() -> None:
+    answer = verdict(holders=[with_heads(holder(pid=pid, pinned=MIB), 9 * MIB) for pid in (1, 2, 3)])
+    assert answer.kind is VerdictKind.INCONCLUSIVE
+    assert "together pin 30.0 MiB (3.00 MiB of AllocPage and 27.0 MiB of packet heads in slab)" in answer.sentence
 
 
 @pytest.mark.parametrize(
@@ -443,6 +472,26 @@ def test_large_held_memory_that_is_not_stuck_rules_out_no_leak_and_names_the_lar
     assert answer.holder == named
 
 
+def bpf_map(pid: int, pinned: int) -> Holder:
+    owner = Owner(pid=pid, comm="agent", fds=[5])
+    return Holder(kind=HolderKind.BPF_MAP, memory_class="Vmalloc", owners=[owner], owners_total=1, pinned_bytes=pinned)
+
+
+def test_the_holder_of_a_large_part_of_another_class_is_named() -> None:
+    answer = verdict(breakdown=with_class("Vmalloc", 2 * GIB), holders=[bpf_map(7, GIB), bpf_map(7, GIB // 2)])
+    assert answer.kind is VerdictKind.LARGE_BUT_UNEXPLAINED
+    assert answer.sentence == "Vmalloc has 2.00 GiB, and no check can determine whether it is needed."
+    assert "1.50 GiB of Vmalloc are kept by agent[7] in 2 BPF maps" in answer.reasons
+    assert answer.holder == 0
+
+
+def test_memory_of_another_class_does_not_hold_allocpage() -> None:
+    assert IDLE.breakdown is not None
+    large = IDLE.breakdown.model_copy(update={"alloc_page_bytes": 6 * GIB})
+    answer = verdict(breakdown=large, holders=[bpf_map(7, 9 * GIB), pipe(8, 6 * GIB)], held_bytes=6 * GIB)
+    assert "python3[8] in a pipe the most (6.00 GiB)" in answer.sentence
+
+
 def test_memory_allocated_in_the_window_is_named_by_its_call_stack() -> None:
     assert IDLE.breakdown is not None
     large = IDLE.breakdown.model_copy(update={"alloc_page_bytes": 4 * GIB})
@@ -456,7 +505,7 @@ def test_without_any_check_it_is_inconclusive() -> None:
     assert verdict(checks=(), breakdown=None).kind is VerdictKind.INCONCLUSIVE
 
 
-@pytest.mark.parametrize("missing", list(Check))
+@pytest.mark.parametrize("missing", LEAK_CHECKS)
 def test_no_leak_needs_every_check(missing: Check) -> None:
     checks = tuple(check for check in Check if check is not missing)
     answer = verdict(checks=checks, breakdown=None if missing is Check.BREAKDOWN else IDLE.breakdown)

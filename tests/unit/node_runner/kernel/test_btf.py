@@ -2,6 +2,7 @@
 
 import contextlib
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -151,3 +152,37 @@ def test_a_kernel_without_btf_is_reported(tmp_path: object) -> None:
 
     with pytest.raises(BtfError, match="CONFIG_DEBUG_INFO_BTF"):
         Btf.load(Path(str(tmp_path)))
+
+
+class ModuleBlob(Blob):
+    """The types of a module: their numbers and strings continue those of the kernel."""
+
+    def __init__(self, kernel: Blob) -> None:
+        super().__init__()
+        self._types, self._strings, self._before = b"", b"\0", len(kernel._strings)
+        self.count = kernel.count
+
+    def string(self, text: str) -> int:
+        offset = super().string(text)
+        return offset + self._before if offset else 0
+
+
+def test_a_module_adds_its_types_to_those_of_the_kernel(tmp_path: Path) -> None:
+    kernel = Blob()
+    integer = kernel.add(INT, "int", 4, struct.pack("<I", 32))
+    inner = kernel.composite(STRUCT, "inner", 8, ("first", integer, 0), ("second", integer, 32))
+    module = ModuleBlob(kernel)
+    module.composite(STRUCT, "driver", 24, ("number", integer, 0), ("part", inner, 64))
+    directory = tmp_path / "kernel/btf"
+    directory.mkdir(parents=True)
+    (directory / "vmlinux").write_bytes(kernel.bytes())
+    (directory / "driver").write_bytes(module.bytes())
+    loaded = Btf.load(tmp_path)
+    assert not loaded.has_struct("driver")
+    both = loaded.with_module("driver")
+    assert both.offset_bytes("driver", "part.second") == 12
+    assert both.offset_bytes("inner", "second") == 4
+    assert loaded.with_module("missing") is loaded
+    (directory / "driver").write_bytes(module.bytes()[:-3])
+    with pytest.raises(BtfError, match="driver: the header describes more"):
+        loaded.with_module("driver")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from memdiag_node.procfs.cgroup import parse_cgroup
 from memdiag_node.procfs.cpulist import parse_cpu_count
+from memdiag_node.procfs.drm_fdinfo import parse_drm_fdinfo
 from memdiag_node.procfs.errors import ProcFormatError
 from memdiag_node.procfs.kernel_log import parse_first_chunk_pages_per_cpu
 from memdiag_node.procfs.meminfo import parse_meminfo
@@ -29,6 +30,7 @@ PARSERS: dict[str, tuple[Parser, list[bytes]]] = {
     "status": (parse_status, [(machine / "proc/self/status").read_bytes() for machine in RECORDED]),
     "cpulist": (parse_cpu_count, [(machine / "sys/devices/system/cpu/possible").read_bytes() for machine in RECORDED]),
     "kernel_log": (parse_first_chunk_pages_per_cpu, [(machine / "kernel_log").read_bytes() for machine in RECORDED]),
+    "drm_fdinfo": (parse_drm_fdinfo, [b"drm-driver: x\ndrm-client-id: 4\ndrm-total-gtt: 9 MiB\ndrm-memory-vram: 1\n"]),
     "cgroup": (parse_cgroup, [text for _, text, *_ in CGROUP_FILES]),
 }
 

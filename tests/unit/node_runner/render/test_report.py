@@ -27,7 +27,7 @@ def test_the_answer_comes_first_and_every_part_follows() -> None:
 def test_a_holder_has_its_size_owner_and_kind() -> None:
     lines = render_report(evidence_with()).splitlines()
     at = next(number for number, line in enumerate(lines) if "nginx[4711]" in line and ">=60s" in line)
-    assert lines[at].split() == ["5.66", "GiB", "3.00", "MiB", "125", "MiB", ">=60s", "nginx[4711]", "11"]
+    assert lines[at].split() == ["5.66", "GiB", "-", "3.00", "MiB", "125", "MiB", ">=60s", "nginx[4711]", "11"]
     assert lines[at + 1].strip() == "TCP ESTABLISHED 10.244.0.7:80 < 10.244.0.9:51234"
 
 

@@ -77,6 +77,18 @@ def test_the_largest_come_first_and_the_rest_is_counted() -> None:
     assert [one.holder.summed for one in found] == [1, 1, 1]
 
 
+def test_heads_in_slab_count_for_the_order() -> None:
+    one = scan_of(UDP, [])
+    sockets = np.repeat(one.sockets, 3)
+    sockets["socket"], sockets["inode"] = (4096, 8192, 12288), (1, 2, 3)
+    queues = np.zeros(2, QUEUE_DTYPE)
+    queues["socket"], queues["name"], queues["packets"], queues["head_bytes"] = (0, 2), RECEIVE, 1, (PAGE, 9 * PAGE)
+    blocks = np.array([(0, 64, 0, False, False), (1, 128, 2, False, False)], BLOCK_DTYPE)
+    found = socket_holdings(None, replace(one, sockets=sockets, queues=queues, blocks=blocks), process)
+    assert [one.holder.socket.inode for one in found if one.holder.socket] == [3, 2, 1]
+    assert [one.holder.head_bytes for one in found] == [9 * PAGE, 0, PAGE]
+
+
 def test_what_is_beyond_the_listed_is_summed_up_by_process_stuck_sockets_apart() -> None:
     """One of six sockets is listed; process 7 has four of the others, two of them stuck; the last has no owner."""
     one = scan_of(UDP, [])
@@ -85,6 +97,7 @@ def test_what_is_beyond_the_listed_is_summed_up_by_process_stuck_sockets_apart()
     queues = np.zeros(6, QUEUE_DTYPE)
     queues["socket"], queues["name"], queues["packets"] = range(6), RECEIVE, 1
     queues["payload_bytes"], queues["charge_bytes"], queues["identity"][:, 0] = 10, 100, range(1, 7)
+    queues["head_bytes"] = 50
     owners = np.array(
         [(4096 * number, pid, 11, 0, 0) for number, pid in ((1, 8), *((n, 7) for n in range(2, 6)))], FOUND_DTYPE
     )
@@ -99,9 +112,10 @@ def test_what_is_beyond_the_listed_is_summed_up_by_process_stuck_sockets_apart()
     assert [
         (one.owners[0].pid if one.owners else 0, one.summed, one.stuck_seconds, one.unread_bytes, one.charge_bytes)
         for one in (each.holder for each in summed)
-    ] == [(0, 1, None, 10, 100), (7, 2, None, 20, 200), (7, 2, 30, 20, 200)]
+    ] == [(7, 2, None, 20, 200), (7, 2, 30, 20, 200), (0, 1, None, 10, 100)]
     assert {(one.holder.pinned_bytes, one.holder.pinned_blocks, len(one.blocks)) for one in summed} == {
         (2 * PAGE, 1, 1)
     }
+    assert [one.holder.head_bytes for one in (largest, *summed)] == [50, 100, 100, 50]
     assert all(one.holder.unowned_reason for one in summed if not one.holder.owners)
     assert all(one.holder.socket for one in socket_holdings(first, last, process))

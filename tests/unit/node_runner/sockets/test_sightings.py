@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memdiag_node.sockets.file_kinds import FileKind
 from memdiag_node.sockets.sightings import Sightings, addresses_of, merged, not_in
-from memdiag_node.sockets.source import FOUND_BPF_MAP, FOUND_DTYPE, FOUND_PIPE, FOUND_SOCKET
+from memdiag_node.sockets.source import FOUND_DTYPE
 
 MIB = 1 << 20
 PIECE = 1_365  # what the kernel's iterator returns at a time: 32 KiB
@@ -50,12 +51,12 @@ def records(*rows: tuple[int, int, int, int]) -> npt.NDArray[np.void]:
 
 def test_sockets_and_other_files_are_kept_apart_each_once_and_sorted() -> None:
     sightings = Sightings(room=100)
-    sightings.add(records((9, 2, 3, FOUND_SOCKET), (5, 7, 1, FOUND_PIPE), (4, 2, 8, FOUND_SOCKET)))
-    sightings.add(records((9, 1, 3, FOUND_SOCKET), (9, 2, 3, FOUND_SOCKET), (5, 7, 1, FOUND_PIPE)))
-    sightings.add(records((3, 7, 2, FOUND_BPF_MAP)))
+    sightings.add(records((9, 2, 3, FileKind.SOCKET), (5, 7, 1, FileKind.PIPE), (4, 2, 8, FileKind.SOCKET)))
+    sightings.add(records((9, 1, 3, FileKind.SOCKET), (9, 2, 3, FileKind.SOCKET), (5, 7, 1, FileKind.PIPE)))
+    sightings.add(records((3, 7, 2, FileKind.BPF_MAP)))
     owners, files = sightings.owners(), sightings.files()
     assert owners.tolist() == [(4, 2, 8), (9, 1, 3), (9, 2, 3)]
-    assert files[["socket", "pid", "fd", "kind"]].tolist() == [(5, 7, 1, FOUND_PIPE), (3, 7, 2, FOUND_BPF_MAP)]
+    assert files[["socket", "pid", "fd", "kind"]].tolist() == [(5, 7, 1, FileKind.PIPE), (3, 7, 2, FileKind.BPF_MAP)]
     assert addresses_of(owners).tolist() == [4, 9]
     assert sightings.left_out == 0
 
@@ -64,7 +65,7 @@ def test_what_repeats_takes_no_room() -> None:
     """A thousand threads, each with its own fd table."""
     sightings = Sightings(room=64)
     for _ in range(1_000):
-        sightings.add(records(*((address, 1, address, FOUND_SOCKET) for address in range(1, 41))))
+        sightings.add(records(*((address, 1, address, FileKind.SOCKET) for address in range(1, 41))))
     assert len(sightings.owners()) == 40
     assert sightings.left_out == 0
 
@@ -72,7 +73,7 @@ def test_what_repeats_takes_no_room() -> None:
 def test_what_is_beyond_the_room_is_counted() -> None:
     sightings = Sightings(room=64)
     for start in range(0, 200, 40):
-        sightings.add(records(*((1 + start + number, 1, number, FOUND_SOCKET) for number in range(40))))
+        sightings.add(records(*((1 + start + number, 1, number, FileKind.SOCKET) for number in range(40))))
     assert len(sightings.owners()) == 64
     assert sightings.left_out == 200 - 64
 
@@ -93,7 +94,7 @@ def test_sets_of_addresses_agree_with_numpys(left: list[int], right: list[int]) 
     assert not_in(others, known).tolist() == np.setdiff1d(others, known).tolist()
 
 
-@pytest.mark.parametrize(("kind", "limit_mib"), [(FOUND_SOCKET, 144), (FOUND_PIPE, 160)])
+@pytest.mark.parametrize(("kind", "limit_mib"), [(FileKind.SOCKET, 144), (FileKind.PIPE, 160)])
 def test_three_million_fds_fit_beside_the_rest_of_a_runner(kind: int, limit_mib: int) -> None:
     """The smallest runner has 320 MiB; at that point its other memory is within 128 MiB."""
     done = subprocess.run(
@@ -102,12 +103,12 @@ def test_three_million_fds_fit_beside_the_rest_of_a_runner(kind: int, limit_mib:
     peak_bytes, kept, left_out, candidates = map(int, done.stdout.split())
     assert peak_bytes < limit_mib * MIB
     assert (kept, left_out) == (3_000_000, 0)
-    assert candidates == 1_000 + (3_000_000 if kind == FOUND_SOCKET else 0)
+    assert candidates == 1_000 + (3_000_000 if kind == FileKind.SOCKET else 0)
 
 
 def test_beyond_the_bound_memory_grows_no_more() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", MILLIONS, "8000000", str(FOUND_SOCKET)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", MILLIONS, "8000000", str(FileKind.SOCKET)], capture_output=True, text=True, check=True
     )
     peak_bytes, kept, left_out, _ = map(int, done.stdout.split())
     assert peak_bytes < 160 * MIB

@@ -65,6 +65,19 @@ def test_the_runner_knows_how_long_it_has_after_a_request_to_stop() -> None:
     assert "--grace 45" in " ".join(container(config)["args"])
 
 
+def test_a_complete_diagnosis_includes_the_census() -> None:
+    """Also one whose checks were stored by version 0.1.0, which had no census."""
+    assert container()["args"].count("KernelObjects") == 1
+    assert container(checks=["Breakdown", "AllocPageTrace", "SocketQueues"])["args"].count("KernelObjects") == 1
+    assert container(checks=["KernelObjects"])["args"].count("KernelObjects") == 1
+    assert "KernelObjects" not in container(checks=["Breakdown", "SocketQueues"])["args"]
+
+
+def test_paths_are_left_out_where_the_configuration_says_so() -> None:
+    assert "--no-report-paths" not in container()["args"]
+    assert "--no-report-paths" in container(with_runner(report_paths=False))["args"]
+
+
 def test_processes_are_reported_with_arguments_only_where_the_configuration_says_so() -> None:
     assert "--report-arguments" not in container()["args"]
     assert "--report-arguments" in container(with_runner(report_arguments=True))["args"]

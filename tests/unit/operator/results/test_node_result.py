@@ -8,6 +8,7 @@ import pytest
 
 from memdiag_api.diagnosis import HolderSummary, NodeResult, NodeState, PodReference, StackSummary
 from memdiag_api.evidence import (
+    LEAK_CHECKS,
     Check,
     ContainerShare,
     Context,
@@ -157,6 +158,17 @@ def test_two_unowned_sockets_are_not_one_suspect() -> None:
     assert result_of(evidence).suspect == "Socket (orphaned): 1.00 MiB unread pins 40.0 MiB"
 
 
+def test_heads_in_slab_are_part_of_what_a_suspect_pins_with_or_without_an_owner() -> None:
+    unowned = Holder(
+        kind=HolderKind.SOCKET, unowned_reason="orphaned", unread_bytes=MIB, pinned_bytes=0, head_bytes=40 * MIB
+    ).model_copy(update={"stuck_seconds": 60.0})
+    template = evidence_with()
+    verdict = template.verdict.model_copy(update={"holder": 0, "suspect_bytes": 40 * MIB})
+    result = result_of(template.model_copy(update={"holders": [unowned], "verdict": verdict}))
+    assert result.suspect == "Socket (orphaned): 1.00 MiB unread pins 40.0 MiB"
+    assert (result.top_holders[0].pinned_bytes, result.top_holders[0].head_bytes) == (0, 40 * MIB)
+
+
 @pytest.mark.parametrize(
     ("scope", "who"),
     [
@@ -185,7 +197,7 @@ def test_a_verdict_without_a_leak_has_no_suspect(kind: VerdictKind) -> None:
     assert result.top_holders[-1].pid == 4711 + 11
 
 
-@pytest.mark.parametrize("missing", list(Check))
+@pytest.mark.parametrize("missing", LEAK_CHECKS)
 def test_no_leak_of_a_runner_that_made_fewer_checks_is_inconclusive(missing: Check) -> None:
     """As runners of version 0.1.0 said it."""
     template = evidence_with()

@@ -1,0 +1,33 @@
+"""What one census found, in raw form."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_node.census.clues import SubjectClues
+from memdiag_node.census.dentries import RawDentries
+from memdiag_node.census.found_files import RawFiles
+from memdiag_node.census.frame_clues import FrameFindings
+from memdiag_node.census.namespaces import Namespaces
+from memdiag_node.census.slab_caches import SlabFigures
+from memdiag_node.procfs.meminfo import MemInfo
+
+
+@dataclass(slots=True)
+class ObjectFindings:
+    """What was read. A part that could not be read is None."""
+
+    meminfo: MemInfo
+    """At the time of the census."""
+    slab: SlabFigures
+    files: RawFiles | None = None
+    dentries: RawDentries | None = None
+    namespaces: Namespaces | None = None
+    clues: list[SubjectClues] | None = None
+    frames: FrameFindings | None = None
+    sees_symbols: bool = False
+    block_heads: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, "<u8"))
+    """First frames of compound blocks that no flag identifies."""
+    sampled_share: float = 1.0
+    scan_seconds: float = 0.0

@@ -1,0 +1,147 @@
+"""The check KernelObjects in a run: the census of slabs, and everything that is read through it."""
+
+import mmap
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from memdiag_api.evidence import Check
+from memdiag_node.attempts import Attempts
+from memdiag_node.census import clues, dentries, files, frame_clues, namespaces, slab_caches, sockets
+from memdiag_node.census.block_heads import BlockHeads
+from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
+from memdiag_node.census.findings import ObjectFindings
+from memdiag_node.census.naming import AddressNames
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.errors import BpfError
+from memdiag_node.kernel.memory import KernelMemory
+from memdiag_node.kernel.modules import module_layout, read_modules
+from memdiag_node.kernel.symbols import SymbolReader
+from memdiag_node.procfs.cgroup import ContainerIdentity
+from memdiag_node.procfs.cpulist import parse_cpus
+from memdiag_node.procfs.kpageflags import FrameTable, open_frame_table
+from memdiag_node.procfs.meminfo import parse_meminfo
+from memdiag_node.procfs.memory_map import read_memory_map
+from memdiag_node.procfs.roots import HostRoots
+from memdiag_node.slab.census import SlabCensus
+from memdiag_node.slab.layout import object_layout
+from memdiag_node.time_budget import Stop
+
+CENSUS_SECONDS = 10.0
+"""Time limit for finding the slabs. Beyond it, those found so far are a random sample."""
+_CENSUS_SHARE = 0.2
+"""Of the remaining grace period, after the run was asked to stop."""
+_FIELDS: tuple[Callable[[Btf], Mapping[str, int]], ...] = (
+    object_layout,
+    slab_caches.fields,
+    frame_clues.fields,
+    files.fields,
+    dentries.fields,
+    sockets.fields,
+    namespaces.fields,
+    module_layout,
+    memory_cgroup_layout,
+)
+
+
+class KernelObjects:
+    """The census of one run: opened before the window, taken after it."""
+
+    def __init__(
+        self, memory: KernelMemory, at: Mapping[str, int], *, attempts: Attempts, roots: HostRoots, stop: Stop
+    ) -> None:
+        self._memory = memory
+        self._at = at
+        self._attempts = attempts
+        self._roots = roots
+        self._stop = stop
+        self._sizes_at_start: Mapping[str, int] = {}
+        with attempts.step(Check.KERNEL_OBJECTS, "the first sizes of the slab caches", optional=True):
+            self._sizes_at_start = slab_caches.cache_sizes(memory, at)
+
+    def containers(self) -> dict[int, ContainerIdentity]:
+        """The container of each memory cgroup, by the inode of the cgroup."""
+        return container_cgroups(self._memory, self._at)
+
+    def take(self) -> "TakenCensus | None":
+        """Find all slabs, and read the sizes of their caches. None if that fails."""
+        started = time.monotonic()
+        late = self._stop.budget(CENSUS_SECONDS, share=_CENSUS_SHARE).late
+        meminfo, online = self._roots.proc / "meminfo", self._roots.sys / "devices/system/cpu/online"
+        with self._attempts.step(Check.KERNEL_OBJECTS, "finding the slabs"), ExitStack() as opened:
+            flags = opened.enter_context(FrameTable(self._roots.proc / "kpageflags"))
+            heads = BlockHeads(flags.read)
+            census = SlabCensus(
+                self._memory,
+                self._at,
+                ranges=read_memory_map(self._roots.proc, self._roots.sys, page_bytes=mmap.PAGESIZE),
+                read_flags=heads.read,
+                cpus=parse_cpus(online.read_bytes(), source=str(online)),
+                late=late,
+            )
+            found = ObjectFindings(
+                meminfo=parse_meminfo(meminfo.read_bytes(), source=str(meminfo)),
+                slab=slab_caches.read_slab_caches(
+                    census, self._at, sizes_at_start=self._sizes_at_start, block_heads=heads.frames
+                ),
+                block_heads=heads.frames,
+                sampled_share=census.sampled_share,
+                scan_seconds=time.monotonic() - started,
+            )
+            return TakenCensus(census, self._at, found, self._attempts, self._roots)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class TakenCensus:
+    """The slabs of the node as they were found, through which objects are read."""
+
+    census: SlabCensus
+    at: Mapping[str, int]
+    found: ObjectFindings
+    attempts: Attempts
+    roots: HostRoots
+
+    def read_networks(self) -> None:
+        """Read every socket and network namespace."""
+        with self._part("the sockets and network namespaces"):
+            every = sockets.read_sockets(self.census, self.at)
+            self.found.namespaces = namespaces.read_namespaces(self.census, self.at, every)
+
+    def read_files(self, *, with_paths: bool) -> None:
+        """Read every inode and every directory entry."""
+        with self._part("the files"), ExitStack() as opened:
+            charges = open_frame_table(self.roots.proc / "kpagecgroup", opened)
+            self.found.files = files.read_files(
+                self.census, self.at, read_charges=charges.read if charges else None, with_paths=with_paths
+            )
+        with self._part("the directory entries"):
+            self.found.dentries = dentries.read_dentries(self.census, self.at, with_paths=with_paths)
+
+    def read_clues(self) -> None:
+        """Read what untyped objects point to."""
+        with self._part("the clues to untyped objects"), ExitStack() as opened:
+            names = self._names(opened)
+            self.found.clues = clues.read_clues(self.census, names)
+            self.found.sees_symbols = names.sees_symbols
+
+    def _names(self, opened: ExitStack) -> AddressNames:
+        modules = read_modules(self.census.memory, self.at, self.roots.sys)
+        try:
+            return AddressNames(self.census.memory, opened.enter_context(SymbolReader()).lines, modules)
+        except BpfError:  # a kernel without symbols, which preflight has reported
+            return AddressNames(self.census.memory, None, modules)
+
+    @contextmanager
+    def _part(self, what: str) -> Iterator[None]:
+        """Read a part of the census. If it fails, the other parts are still read."""
+        started = time.monotonic()
+        with self.attempts.step(Check.KERNEL_OBJECTS, f"reading {what}", optional=True):
+            yield
+        self.found.scan_seconds += time.monotonic() - started
+
+
+def object_fields(btf: Btf) -> dict[str, int]:
+    """The offsets that all parts of the census need, taken beforehand so that the BTF need not stay in memory."""
+    return {name: value for fields in _FIELDS for name, value in fields(btf).items()}

@@ -1,0 +1,81 @@
+"""Memory that kernel modules of our own allocated (folder module): loaded, and unloaded at the end, which frees it."""
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from planted.sockets.common import PAGE_BYTES, libc
+
+LEAK, PACKETS = "planted_leak", "planted_packets"
+SOURCES = tuple(Path(__file__).parent / "module" / f"{name}.c" for name in (LEAK, PACKETS))
+
+_SYS_DELETE_MODULE, _SYS_FINIT_MODULE = 176, 313  # x86-64
+
+
+@dataclass(frozen=True, slots=True)
+class LeakedObjects:
+    """Objects of kmalloc-64. Each points to `function` of the module, in its third word."""
+
+    module: str
+    function: str
+    objects: int
+    object_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LostPackets:
+    """Packets in no queue, of the first network namespace's loopback, without a socket."""
+
+    module: str
+    packets: int
+    packet_bytes: int
+    charge_bytes: int
+    pinned_bytes: int
+    """The blocks of their fragments, one for each packet; their heads are slab."""
+
+
+@contextlib.contextmanager
+def leaked_objects(built: Path, objects: int) -> Iterator[LeakedObjects]:
+    """Load the module from the folder `built`; it must have been built for this kernel."""
+    with _loaded(built, LEAK, f"objects={objects}") as parameters:
+        yield LeakedObjects(LEAK, f"{LEAK}_callback", _number(parameters, "allocated"), 64)
+
+
+@contextlib.contextmanager
+def lost_packets(built: Path, packets: int, order: int = 0) -> Iterator[LostPackets]:
+    """Packets with one block of 2^order pages each."""
+    with _loaded(built, PACKETS, f"packets={packets} order={order}") as parameters:
+        allocated, block_bytes = _number(parameters, "allocated"), PAGE_BYTES << order
+        charge_bytes = _number(parameters, "charge_bytes")
+        header_bytes = 128
+        yield LostPackets(
+            PACKETS, allocated, allocated * (header_bytes + block_bytes), charge_bytes, allocated * block_bytes
+        )
+
+
+def load_module(path: Path, parameters: str = "") -> None:
+    """Load an uncompressed module. Raises OSError, FileExistsError if it has been loaded."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        if libc.syscall(_SYS_FINIT_MODULE, fd, parameters.encode(), 0):
+            raise OSError(ctypes.get_errno(), f"loading {path.name}: {os.strerror(ctypes.get_errno())}")
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _loaded(built: Path, name: str, parameters: str) -> Iterator[Path]:
+    """Yields the folder of the module's parameters."""
+    load_module(built / f"{name}.ko", parameters)
+    try:
+        yield Path(f"/sys/module/{name}/parameters")
+    finally:
+        if libc.syscall(_SYS_DELETE_MODULE, name.encode(), os.O_NONBLOCK):
+            raise OSError(ctypes.get_errno(), f"unloading {name}")
+
+
+def _number(parameters: Path, name: str) -> int:
+    return int((parameters / name).read_text())

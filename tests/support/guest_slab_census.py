@@ -1,0 +1,108 @@
+"""Plants datagrams, takes a census of the slabs and prints what it found and what the kernel's own files say, as JSON.
+
+A step of guest_program.py, in a process of its own: it uses the library of the node runner directly.
+"""
+
+import contextlib
+import json
+import resource
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.procfs.meminfo import parse_meminfo
+from memdiag_node.slab.census import SlabCensus
+from support.slab_census import lean_memory, slabinfo_active, take_slab_census
+
+PLANTED = 20_000
+_SOCKETS = 20
+_SO_SNDBUFFORCE = 32  # socket(7); Python has no name for it
+_LARGE_BYTES = 1 << 20
+_KFENCE = Path("/sys/module/kfence/parameters/sample_interval")
+
+
+@contextlib.contextmanager
+def planted_datagrams() -> Iterator[list[socket.socket]]:
+    """PLANTED datagrams in UNIX sockets' queues; yields the senders, which own them."""
+    with contextlib.ExitStack() as kept:
+        senders = []
+        for _ in range(_SOCKETS):
+            sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            kept.enter_context(sender)
+            kept.enter_context(receiver)
+            sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 64 << 20)
+            for _ in range(PLANTED // _SOCKETS):
+                sender.send(b"x" * 100)
+            senders.append(sender)
+        yield senders
+
+
+@contextlib.contextmanager
+def kfence_samples() -> Iterator[bool]:
+    """Let KFENCE take an allocation every 20 ms, where this kernel has it."""
+    if not _KFENCE.exists():
+        yield False
+        return
+    before = _KFENCE.read_text()
+    _KFENCE.write_text("20")
+    try:
+        yield True
+    finally:
+        _KFENCE.write_text(before)
+
+
+def count_owned(census: SlabCensus, btf: Btf, senders: list[socket.socket]) -> int:
+    """The packets that belong to these sockets, among all objects of the packets' cache."""
+    memory, owned = census.memory, 0
+    owners = []
+    for sender in senders:
+        private = memory.word(memory.file(sender.fileno()) + btf.offset_bytes("file", "private_data"))
+        owners.append(memory.word(private + btf.offset_bytes("socket", "sk")))
+    for cache in census.named("skbuff_head_cache"):
+        packets = census.objects(cache)
+        packets = packets[census.still_allocated(cache, packets)]
+        owner = census.read(packets, btf.offset_bytes("sk_buff", "sk"))
+        owned += int(np.isin(owner, np.array(owners, "<u8")).sum())
+    return owned
+
+
+def large_caches(census: SlabCensus) -> dict[str, list[int]]:
+    """Of each cache of at least a MiB: objects, objects in use, and both as slabinfo has them."""
+    slabinfo = slabinfo_active()
+    found = {}
+    for number, (cache, count) in enumerate(zip(census.caches, census.count(), strict=True)):
+        if count.slab_bytes >= _LARGE_BYTES and cache.name in slabinfo:
+            active, places = slabinfo[cache.name]
+            found[cache.name] = [count.objects, count.in_use, len(census.objects(number)), places, active]
+    return found
+
+
+def main() -> None:
+    btf = Btf.load()
+    report: dict[str, Any] = {"planted": PLANTED}
+    with lean_memory(btf) as memory, kfence_samples() as has_kfence, planted_datagrams() as senders:
+        started = time.process_time()
+        census = take_slab_census(memory, btf)
+        report["census_cpu_seconds"] = time.process_time() - started
+        meminfo = parse_meminfo(Path("/proc/meminfo").read_bytes())
+        report["slab_bytes"] = sum(count.slab_bytes for count in census.count())
+        report["meminfo_bytes"] = meminfo.slab_reclaimable_bytes + meminfo.slab_unreclaimable_bytes
+        report["caches"] = large_caches(census)
+        report["counted"] = count_owned(census, btf, senders)
+        report["cpu_seconds"] = time.process_time() - started
+        report["has_kfence"] = has_kfence
+        report["guarded_pages"] = len(census.slabs.guarded)
+        report["uncertain_objects"] = census.uncertain_objects
+        report["sees_cpu_lists"] = census.sees_cpu_lists
+    report["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    json.dump(report, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
