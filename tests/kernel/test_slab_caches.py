@@ -1,5 +1,6 @@
 """Slab memory by cache and by container on this machine, against the kernel's own figures and planted objects."""
 
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +10,12 @@ from memdiag_api.census.slab import SlabCaches
 from memdiag_node.census import slab_caches
 from memdiag_node.census.block_heads import BlockHeads
 from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
+from memdiag_node.census.frames import take_census
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.memory import KernelMemory
+from memdiag_node.procfs.kpageflags import FrameTable
 from memdiag_node.procfs.meminfo import parse_meminfo
+from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.slab.census import SlabCensus
 from planted.allocations import Allocator
 from support.memory_cgroup import container_cgroup
@@ -34,9 +38,11 @@ def at(btf: Btf) -> dict[str, int]:
 
 
 def _record(memory: KernelMemory, btf: Btf, at: dict[str, int], before: dict[str, int]) -> SlabCaches:
-    heads: list[BlockHeads] = []
-    census = take_slab_census(memory, btf, heads)
-    figures = slab_caches.read_slab_caches(census, at, sizes_at_start=before, block_heads=heads[0].frames)
+    with FrameTable(Path("/proc/kpageflags")) as flags:
+        heads = BlockHeads(flags.read)
+        take_census(read_memory_map(Path("/proc"), Path("/sys"), page_bytes=mmap.PAGESIZE), heads.read)
+    census = take_slab_census(memory, btf)
+    figures = slab_caches.read_slab_caches(census, at, sizes_at_start=before, block_heads=heads.frames)
     meminfo = parse_meminfo(Path("/proc/meminfo").read_bytes())
     return slab_caches.slab_record(figures, meminfo, container_cgroups(memory, memory_cgroup_layout(btf)))
 

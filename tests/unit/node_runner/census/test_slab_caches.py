@@ -9,12 +9,11 @@ import pytest
 from memdiag_api import limits
 from memdiag_node.census.cache_sizes import _pages
 from memdiag_node.census.object_charges import CHARGE_DTYPE, ObjectCharges, _sample
-from memdiag_node.census.slab_caches import CacheFigures, SlabFigures, _standard_errors, slab_record
+from memdiag_node.census.slab_caches import CacheFigures, SlabFigures, slab_record
 from memdiag_node.procfs.cgroup import ContainerIdentity
 from memdiag_node.procfs.meminfo import MemInfo, parse_meminfo
 from memdiag_node.render.slab import slab_lines
 from memdiag_node.slab.census import CacheCount
-from memdiag_node.slab.slabs import SLAB_DTYPE, Slabs
 
 MIB = 1 << 20
 CONTAINER = ContainerIdentity("c0ffee" * 10, "a-pod")
@@ -95,28 +94,6 @@ def test_nothing_is_said_without_slabs() -> None:
 def test_pages_of_slabs_of_two_orders(slabs: int, objects: int, pages: int) -> None:
     """The usual slabs have 16 places in 8 pages, the smallest ones 2 in one."""
     assert _pages(slabs, objects, 3 << 16 | 16, 2) == pages
-
-
-def test_the_standard_error_covers_the_truth_of_clustered_samples() -> None:
-    """Pieces of memory with very different numbers of slabs: 95 % of estimates are within two standard errors."""
-    rng = np.random.default_rng(7)
-    slabs_of_piece = rng.poisson(50, 200)
-    piece = np.repeat(np.arange(200), slabs_of_piece)
-    good = 0
-    for _ in range(200):
-        read = rng.choice(200, 50, replace=False)
-        table = np.zeros(int(np.isin(piece, read).sum()), SLAB_DTYPE)
-        table["piece"] = piece[np.isin(piece, read)]
-        errors, of_all = _standard_errors(Slabs(table, 50, 0.25), 1, 12)
-        assert errors[0] == pytest.approx(of_all)
-        good += abs(len(table) * 4 - len(piece)) * 4096 <= 2 * of_all
-    assert 0.9 <= good / 200 <= 1
-
-
-def test_a_complete_census_has_no_error() -> None:
-    errors, of_all = _standard_errors(Slabs(np.zeros(5, SLAB_DTYPE), 5, 1.0), 3, 12)
-    assert errors.tolist() == [0, 0, 0]
-    assert of_all == 0
 
 
 def test_of_a_large_cache_a_part_of_the_slabs_is_read_and_of_a_small_one_all() -> None:
