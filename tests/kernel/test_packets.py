@@ -107,7 +107,7 @@ def test_packets_in_a_qdisc_of_a_zombie_namespace_are_found(reader: Reader) -> N
         assert group.packets == planted.packets
         assert (group.device, group.device_kind, group.socket_kind) == (planted.device, "veth", "UDP")
         assert group.charge_bytes >= planted.packet_bytes
-        (text,) = symbols.read([group.destructor])
+        (text,) = symbols.lines([group.destructor + 1])
         assert function_name(text) == "sock_wfree"
 
 
