@@ -6,12 +6,16 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+import numpy.typing as npt
+
 from memdiag_api.evidence import Check
 from memdiag_node.attempts import Attempts
 from memdiag_node.breakdown.reading import MemoryReading, take_readings
+from memdiag_node.census.block_heads import BlockHeads
 from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
 from memdiag_node.census.findings import ObjectFindings
-from memdiag_node.census.frames import CENSUS_SECONDS, FrameCensus, take_census
+from memdiag_node.census.frames import CENSUS_SECONDS, HELD_DTYPE, FrameCensus, take_census
 from memdiag_node.census.sockets import referred_to
 from memdiag_node.census.summary import held_frames
 from memdiag_node.holders.page_pools import add_traced
@@ -101,9 +105,9 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
             census.read_files(with_paths=settings.report_paths)
             census.read_packets()
             census.read_clues()
-        if Check.BREAKDOWN in attempts.checks:
-            _count(captured, attempts, roots, stop)
         _find_containers(captured, sockets, objects, attempts)
+        if Check.BREAKDOWN in attempts.checks:
+            _count(captured, census, attempts, roots, stop)
     return captured
 
 
@@ -120,7 +124,7 @@ def _open_objects(
         at = object_fields(btf)
         del btf  # not needed any longer, and large
         memory = sockets.scanner.source.memory if sockets else open_memory(at, attached)
-        return KernelObjects(memory, at, attempts=attempts, roots=roots, stop=stop)
+        return KernelObjects(attached, memory, at, attempts=attempts, roots=roots, stop=stop)
     return None
 
 
@@ -264,31 +268,48 @@ def _finish(trace: PageTrace, attempts: Attempts, stop: Stop) -> TraceResult | N
     return None
 
 
-def _count(captured: Capture, attempts: Attempts, roots: HostRoots, stop: Stop) -> None:
+def _count(captured: Capture, census: TakenCensus | None, attempts: Attempts, roots: HostRoots, stop: Stop) -> None:
     """Read the counters again, and count page frames."""
     with attempts.step(Check.BREAKDOWN, "the last readings", optional=bool(captured.readings_before)):
         captured.readings = take_readings(roots)
     attempts.progress("counting page frames")
     with attempts.step(Check.BREAKDOWN, "the census of page frames", optional=True):
-        captured.census = _count_frames(captured, roots, stop)
+        _count_frames(captured, census, roots, stop)
 
 
-def _count_frames(captured: Capture, roots: HostRoots, stop: Stop) -> FrameCensus | None:
-    """Return None if the kernel does not expose its frames, which preflight has reported."""
+def _count_frames(captured: Capture, census: TakenCensus | None, roots: HostRoots, stop: Stop) -> None:
+    """Count page frames, unless the kernel does not expose them, which preflight has reported."""
     with ExitStack() as files:
         flags, charges = (open_frame_table(roots.proc / name, files) for name in ("kpageflags", "kpagecgroup"))
         if flags is None:
-            return None
-        held = None
-        if captured.trace and captured.scan and captured.others is not None:
-            held = held_frames(
-                [pinned_blocks(captured.scan.blocks), *(one.blocks for one in captured.others)],
-                first_page=captured.trace.first_page,
-                struct_page_bytes=captured.trace.struct_page_bytes,
-            )
-        late = stop.budget(CENSUS_SECONDS, share=_CENSUS_SHARE).late
-        ranges = read_memory_map(roots.proc, roots.sys, page_bytes=mmap.PAGESIZE)
-        return take_census(ranges, flags.read, charges.read if charges else None, held=held, late=late)
+            return
+        seen = BlockHeads(flags.read)
+        held = _held_frames(captured, census)
+        captured.census = take_census(
+            read_memory_map(roots.proc, roots.sys, page_bytes=mmap.PAGESIZE),
+            seen.read,
+            charges.read if charges else None,
+            held=held,
+            late=stop.budget(CENSUS_SECONDS, share=_CENSUS_SHARE).late,
+        )
+        if census:
+            census.read_frames(seen, np.empty(0, HELD_DTYPE) if held is None else held, captured.containers)
+
+
+def _held_frames(captured: Capture, census: TakenCensus | None) -> npt.NDArray[np.void] | None:
+    """Return the frames of the blocks of known holders, as HELD_DTYPE. None if their positions are not known."""
+    if captured.scan is None or captured.others is None:
+        return None
+    blocks = [pinned_blocks(captured.scan.blocks), *(one.blocks for one in captured.others)]
+    if captured.trace:
+        first_page, struct_page_bytes = captured.trace.first_page, captured.trace.struct_page_bytes
+    elif census:
+        first_page, struct_page_bytes = census.census.first_page, census.at["STRUCT_PAGE_BYTES"]
+    else:
+        return None
+    if census and census.found.packets:
+        blocks += [pinned_blocks(group.blocks) for group in census.found.packets.groups]
+    return held_frames(blocks, first_page=first_page, struct_page_bytes=struct_page_bytes)
 
 
 def owner_reader(roots: HostRoots, settings: Settings) -> OwnerOf:

@@ -4,12 +4,15 @@ import mmap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
 
 from memdiag_api.evidence import Check
 from memdiag_node.attempts import Attempts
 from memdiag_node.census import clues, dentries, files, frame_clues, namespaces, packets, slab_caches, sockets
-from memdiag_node.census.block_heads import BlockHeads
+from memdiag_node.census.block_heads import BlockHeads, large_kmalloc_bytes
 from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
 from memdiag_node.census.findings import ObjectFindings
 from memdiag_node.census.naming import AddressNames
@@ -50,8 +53,17 @@ class KernelObjects:
     """The census of one run: opened before the window, taken after it."""
 
     def __init__(
-        self, memory: KernelMemory, at: Mapping[str, int], *, attempts: Attempts, roots: HostRoots, stop: Stop
+        self,
+        opened: ExitStack,
+        memory: KernelMemory,
+        at: Mapping[str, int],
+        *,
+        attempts: Attempts,
+        roots: HostRoots,
+        stop: Stop,
     ) -> None:
+        """`opened` closes what is opened later."""
+        self._opened = opened
         self._memory = memory
         self._at = at
         self._attempts = attempts
@@ -65,6 +77,14 @@ class KernelObjects:
         """The container of each memory cgroup, by the inode of the cgroup."""
         return container_cgroups(self._memory, self._at)
 
+    def names(self) -> AddressNames:
+        """The names of addresses, by a program of their own."""
+        modules = read_modules(self._memory, self._at, self._roots.sys)
+        try:
+            return AddressNames(self._memory, self._opened.enter_context(SymbolReader()).lines, modules)
+        except BpfError:  # a kernel without symbols, which preflight has reported
+            return AddressNames(self._memory, None, modules)
+
     def take(self) -> "TakenCensus | None":
         """Find all slabs, and read the sizes of their caches. None if that fails."""
         started = time.monotonic()
@@ -72,25 +92,21 @@ class KernelObjects:
         meminfo, online = self._roots.proc / "meminfo", self._roots.sys / "devices/system/cpu/online"
         with self._attempts.step(Check.KERNEL_OBJECTS, "finding the slabs"), ExitStack() as opened:
             flags = opened.enter_context(FrameTable(self._roots.proc / "kpageflags"))
-            heads = BlockHeads(flags.read)
             census = SlabCensus(
                 self._memory,
                 self._at,
                 ranges=read_memory_map(self._roots.proc, self._roots.sys, page_bytes=mmap.PAGESIZE),
-                read_flags=heads.read,
+                read_flags=flags.read,
                 cpus=parse_cpus(online.read_bytes(), source=str(online)),
                 late=late,
             )
             found = ObjectFindings(
                 meminfo=parse_meminfo(meminfo.read_bytes(), source=str(meminfo)),
-                slab=slab_caches.read_slab_caches(
-                    census, self._at, sizes_at_start=self._sizes_at_start, block_heads=heads.frames
-                ),
-                block_heads=heads.frames,
+                slab=slab_caches.read_slab_caches(census, self._at, sizes_at_start=self._sizes_at_start),
                 sampled_share=census.sampled_share,
                 scan_seconds=time.monotonic() - started,
             )
-            return TakenCensus(census, self._at, found, self._attempts, self._roots)
+            return TakenCensus(census, self._at, found, self._attempts, self._roots, self.names())
         return None
 
 
@@ -103,6 +119,7 @@ class TakenCensus:
     found: ObjectFindings
     attempts: Attempts
     roots: HostRoots
+    names: AddressNames
 
     def read_networks(self) -> None:
         """Read every socket and network namespace."""
@@ -131,19 +148,23 @@ class TakenCensus:
 
     def read_clues(self) -> None:
         """Read what untyped objects point to, and the names of functions that packets point to."""
-        with self._part("the clues to untyped objects"), ExitStack() as opened:
-            names = self._names(opened)
-            self.found.clues = clues.read_clues(self.census, self.at, names)
-            self.found.sees_symbols = names.sees_symbols
+        with self._part("the clues to untyped objects"):
+            self.found.clues = clues.read_clues(self.census, self.at, self.names)
+            self.found.sees_symbols = self.names.sees_symbols
             addresses = {group.destructor for group in self.found.packets.groups} if self.found.packets else set()
-            self.found.functions = {address: name.text for address, name in names.names(addresses - {0}).items()}
+            self.found.functions = {address: name.text for address, name in self.names.names(addresses - {0}).items()}
 
-    def _names(self, opened: ExitStack) -> AddressNames:
-        modules = read_modules(self.census.memory, self.at, self.roots.sys)
-        try:
-            return AddressNames(self.census.memory, opened.enter_context(SymbolReader()).lines, modules)
-        except BpfError:  # a kernel without symbols, which preflight has reported
-            return AddressNames(self.census.memory, None, modules)
+    def read_frames(
+        self, seen: BlockHeads, held: npt.NDArray[np.void], containers: Mapping[int, ContainerIdentity]
+    ) -> None:
+        """Read what the frames are that no flag identifies and no holder has; `held` is HELD_DTYPE."""
+        with self._part("the frames of unknown use"):
+            heads, singles = (frames[~np.isin(frames, held["frame"])] for frames in (seen.frames, seen.singles))
+            large = large_kmalloc_bytes(self.census, self.at, seen.frames)
+            self.found.slab = replace(self.found.slab, large_kmalloc_bytes=large)
+            self.found.frames = frame_clues.frame_clues(
+                self.census, self.at, self.names, heads=heads, singles=singles, containers=containers
+            )
 
     @contextmanager
     def _part(self, what: str) -> Iterator[None]:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from memdiag_api.census.packets import PacketPlace
-from memdiag_node.census.networks import protocol_names, read_networks
 from memdiag_node.census.packet_groups import PacketGroup
+from memdiag_node.census.packet_networks import protocol_names, read_networks
 from memdiag_node.census.packet_places import PlacedPackets
 from memdiag_node.census.packet_queues import Place
 from memdiag_node.census.packet_table import read_packet_table

@@ -1,4 +1,4 @@
-"""The first frames of compound blocks that no flag identifies, and which of them are large kmalloc blocks.
+"""Frames that no flag identifies: the first of compound blocks, and single ones; which are large kmalloc blocks.
 
 kmalloc takes blocks above two pages from the buddy allocator. The kernel counts them as SUnreclaim, and marks them
 since Linux 6.15 (PGTY_large_kmalloc).
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import Field, optional_offsets
-from memdiag_node.procfs.kpageflags import ReadFrames, is_direct, is_head
+from memdiag_node.procfs.kpageflags import ReadFrames, is_direct, is_head, is_tail
 from memdiag_node.slab.census import SlabCensus
 
 _MAX_HEADS = 1 << 20
@@ -22,21 +22,33 @@ _U32 = 0xFFFFFFFF
 
 
 class BlockHeads:
-    """Collects the heads of blocks while another census reads /proc/kpageflags through `read`."""
+    """Collects heads of blocks, and single frames, while a census reads /proc/kpageflags through `read`."""
 
     def __init__(self, read_flags: ReadFrames) -> None:
         self._read_flags = read_flags
         self._found: dict[int, npt.NDArray[np.uint64]] = {}
         self._count = 0
+        self._singles: dict[int, npt.NDArray[np.uint64]] = {}
+        self._single_count = 0
 
     def read(self, first_frame: int, frames: int) -> npt.NDArray[np.uint64]:
         """Read the flags, and keep which frames are of FrameKind DIRECT and the first of a compound block."""
         flags = self._read_flags(first_frame, frames)
+        direct = is_direct(flags)
         if self._count < _MAX_HEADS:
-            heads = np.flatnonzero(is_direct(flags) & is_head(flags)).astype("<u8") + np.uint64(first_frame)
+            heads = np.flatnonzero(direct & is_head(flags)).astype("<u8") + np.uint64(first_frame)
             self._found[first_frame] = heads[: _MAX_HEADS - self._count]
             self._count += len(self._found[first_frame])
+        if self._single_count < _MAX_HEADS:
+            singles = np.flatnonzero(direct & ~is_head(flags) & ~is_tail(flags)).astype("<u8") + np.uint64(first_frame)
+            self._singles[first_frame] = singles[: _MAX_HEADS - self._single_count]
+            self._single_count += len(self._singles[first_frame])
         return flags
+
+    @property
+    def singles(self) -> npt.NDArray[np.uint64]:
+        """The single frames that were seen, ascending, each once."""
+        return np.unique(np.concatenate([np.empty(0, "<u8"), *self._singles.values()]))
 
     @property
     def frames(self) -> npt.NDArray[np.uint64]:

@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
 from memdiag_node.census.clues import SubjectClues
 from memdiag_node.census.dentries import RawDentries
 from memdiag_node.census.found_files import RawFiles
@@ -31,7 +28,5 @@ class ObjectFindings:
     clues: list[SubjectClues] | None = None
     frames: FrameFindings | None = None
     sees_symbols: bool = False
-    block_heads: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, "<u8"))
-    """First frames of compound blocks that no flag identifies."""
     sampled_share: float = 1.0
     scan_seconds: float = 0.0

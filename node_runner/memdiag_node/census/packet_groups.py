@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_node.census.packet_networks import Networks, are_sockets, protocol_names
 from memdiag_node.census.packet_blocks import BLOCK_DTYPE, pinned, read_blocks, read_heads
 from memdiag_node.census.packet_clues import References, most_frequent
+from memdiag_node.census.packet_networks import Networks, are_sockets, protocol_names
 from memdiag_node.census.packet_places import PlacedPackets
 from memdiag_node.census.packet_queues import Place
 from memdiag_node.holding import sizes_bytes

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_node.census.packet_networks import network_fields, read_networks
 from memdiag_node.census.packet_clues import References, find_references
 from memdiag_node.census.packet_groups import GroupSource, PacketGroup, packet_groups
+from memdiag_node.census.packet_networks import network_fields, read_networks
 from memdiag_node.census.packet_places import PlacedPackets
 from memdiag_node.census.packet_queues import Place, queue_fields
 from memdiag_node.census.packet_table import PacketTable, packet_fields, read_packet_table
