@@ -28,6 +28,7 @@ from memdiag_node.render.text import percent, table, wrapped
 _BAR_WIDTH = 24
 _FRAMES_SHOWN = 12
 _FDS_SHOWN = 3
+_PROCESS_WIDTH = 40
 # The normal activity of a machine leaves many stacks with a page or two.
 _ALWAYS_SHOWN = 3
 _SMALL_BYTES = 256 * 1024
@@ -109,7 +110,7 @@ def _holders(evidence: Evidence) -> list[str]:
         for number, holder in enumerate(evidence.holders)
         if number < _ALWAYS_SHOWN or _kept_bytes(holder) >= _SMALL_BYTES or holder.stuck_seconds is not None
     ]
-    rows = table((header, *map(_holder_row, shown)), right=(0, 1, 2, 3, 4))
+    rows = table((header, *map(_holder_cells, shown)), right=(0, 1, 2, 3, 4))
     lines.append(rows[0])
     for row, holder in zip(rows[1:], shown, strict=True):
         lines += [row, *wrapped(_what(holder), " " * 12)]
@@ -128,6 +129,12 @@ def _holder_row(holder: Holder) -> tuple[str, ...]:
         f"{shown_process(owner.comm, owner.pid)}{more}" if owner else f"({holder.unowned_reason or 'no process'})",
         _fds(owner.fds) if owner else "-",
     )
+
+
+def _holder_cells(holder: Holder) -> tuple[str, ...]:
+    """Return a row of the table, in which a long reason must not push the last column over the edge."""
+    *figures, process, fds = _holder_row(holder)
+    return *figures, process if len(process) <= _PROCESS_WIDTH else process[: _PROCESS_WIDTH - 3] + "...", fds
 
 
 def _kept_bytes(holder: Holder) -> int:
