@@ -183,6 +183,7 @@ def test_healthy_traffic_is_never_lost(reader: Reader) -> None:
             for _ in range(_HEALTHY_READINGS):
                 reading = reader.read(earlier)
                 assert [one for one in reading.groups if is_lost(one, reading)] == []
+                assert [one for one in reading.groups if one.is_unchanged and one.socket_kind in ("TCP", "UNIX")] == []
                 earlier = reading.unlinked
         finally:
             assert traffic.stdin is not None
