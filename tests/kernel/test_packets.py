@@ -135,7 +135,7 @@ def test_packets_for_a_silent_neighbour_are_found(reader: Reader) -> None:
 def test_first_fragments_in_ip_reassembly_are_found(reader: Reader) -> None:
     with packets.first_fragments() as planted:
         group = in_namespace(reader.read(), planted.network_namespace, Place.REASSEMBLY)
-        assert group.packets == planted.packets
+        assert (group.packets, group.device) == (planted.packets, planted.device)
         assert group.charge_bytes >= planted.packet_bytes
 
 
@@ -183,6 +183,7 @@ def test_healthy_traffic_is_never_lost(reader: Reader) -> None:
             for _ in range(_HEALTHY_READINGS):
                 reading = reader.read(earlier)
                 assert [one for one in reading.groups if is_lost(one, reading)] == []
+                assert [one for one in reading.groups if one.is_unchanged and one.socket_kind in ("TCP", "UNIX")] == []
                 earlier = reading.unlinked
         finally:
             assert traffic.stdin is not None

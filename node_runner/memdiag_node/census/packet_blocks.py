@@ -131,5 +131,5 @@ def _blocks(
     blocks = blocks[key]
     keep = np.ones(len(blocks), np.bool_)
     keep[1:] = (blocks["page"][1:] != blocks["page"][:-1]) | (blocks["packet"][1:] != blocks["packet"][:-1])
-    unique: npt.NDArray[np.void] = blocks[keep]
-    return unique
+    each_once: npt.NDArray[np.void] = blocks[keep]
+    return each_once

@@ -72,6 +72,20 @@ class Networks:
         """The index of each device in `devices`, -1 for what is not a device."""
         return index_of(addresses, self.devices)
 
+    def devices_by_index(self, nets: npt.NDArray[np.uint64], indexes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """The device with each interface index in a network namespace, 0 for none."""
+        found = np.zeros(len(nets), "<u8")
+        if len(self.devices):
+            keys = self._interface_keys(self.device_nets, self.device_indexes)
+            order = np.argsort(keys)
+            numbers = index_of(self._interface_keys(nets, indexes), keys[order])
+            found[numbers >= 0] = self.devices[order][numbers[numbers >= 0]]
+        return found
+
+    def _interface_keys(self, nets: npt.NDArray[np.uint64], indexes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        numbers = index_of(nets, self.nets).astype("<u8")
+        return np.asarray(numbers << np.uint64(32) | indexes, "<u8")
+
     def inode_of(self, nets: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """The inode of each network namespace, 0 for what is not one."""
         numbers = index_of(nets, self.nets)

@@ -86,6 +86,10 @@ _REASSEMBLY: tuple[Field, ...] = (
     ("FRAGMENTS_NET", "fqdir", "net"),
     ("FRAGMENTS_NEXT", "ipfrag_skb_cb", "next_frag"),
 )
+_INTERFACES: tuple[Field, ...] = (
+    ("IPQ_INTERFACE", "ipq", "iif"),
+    ("FRAG_QUEUE_INTERFACE", "frag_queue", "iif"),
+)
 _NETFILTER: tuple[Field, ...] = (
     ("ENTRY_PACKET", "nf_queue_entry", "skb"),
     ("ENTRY_NET", "nf_queue_entry", "state.net"),
@@ -114,6 +118,7 @@ def queue_fields(btf: Btf) -> dict[str, int]:
         ("HAS_RINGS", _RINGS),
         ("HAS_NEIGHBOURS", _NEIGHBOUR),
         ("HAS_REASSEMBLY", _REASSEMBLY),
+        ("HAS_INTERFACES", _INTERFACES),
         ("HAS_NETFILTER_QUEUES", _NETFILTER),
         ("HAS_SCTP", _SCTP),
     ):
@@ -281,8 +286,14 @@ def reassembly_pointers(census: SlabCensus, at: Mapping[str, int], networks: Net
         owners = memory.peek(objects + np.uint64(at["FRAGMENTS_OWNER"]))
         nets = memory.peek(np.where(owners != 0, owners + np.uint64(at["FRAGMENTS_NET"]), 0))
         known = index_of(nets, networks.nets) >= 0
-        trees = memory.peek(objects[known] + np.uint64(at["FRAGMENTS_TREE"]))
-        yield _pointers(Place.REASSEMBLY, trees, owners=nets[known])
+        objects, nets = objects[known], nets[known]
+        trees = memory.peek(objects + np.uint64(at["FRAGMENTS_TREE"]))
+        devices = np.zeros(len(objects), "<u8")
+        if "HAS_INTERFACES" in at:
+            is_version_4 = cache.object_bytes >= at["IPQ_BYTES"] > at["FRAG_QUEUE_BYTES"]
+            offset = at["IPQ_INTERFACE"] if is_version_4 else at["FRAG_QUEUE_INTERFACE"]
+            devices = networks.devices_by_index(nets, memory.peek(objects + np.uint64(offset)) & _U32)
+        yield _pointers(Place.REASSEMBLY, trees, owners=nets, devices=devices)
 
 
 def netfilter_pointers(

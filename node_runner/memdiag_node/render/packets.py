@@ -29,9 +29,11 @@ def packets_lines(census: PacketCensus) -> list[str]:
     if not any(one.place is not PacketPlace.SOCKET_QUEUES for one in shown):
         return []
     title = f"PACKETS   {census.packets} packets, {format_bytes(census.charge_bytes)} charged, by where they wait"
-    header = ("CHARGED", "PINNED", "PACKETS", "WHERE", "DEVICE", "DETAILS")
-    rows = [header, *map(_row, shown[:_SHOWN])]
-    lines = [title, *table(rows, right=(0, 1, 2))]
+    header = ("CHARGED", "PINNED", "PACKETS", "WHERE", "DEVICE")
+    rows = table([header, *map(_row, shown[:_SHOWN])], right=(0, 1, 2))
+    lines = [title, rows[0]]
+    for row, group in zip(rows[1:], shown, strict=False):
+        lines += [row, *wrapped(_details(group), " " * 12)]
     if len(shown) > _SHOWN:
         lines.append(f"  {len(shown) - _SHOWN} more groups are in the document.")
     if census.sampled_share < 1:
@@ -48,7 +50,6 @@ def _row(group: WaitingPackets) -> tuple[str, ...]:
         str(group.packets),
         _PLACES[group.place],
         _device(group),
-        _details(group),
     )
 
 
@@ -59,10 +60,10 @@ def _device(group: WaitingPackets) -> str:
 
 def _details(group: WaitingPackets) -> str:
     parts = [
-        group.socket_kind,
-        group.destructor,
+        group.socket_kind and f"charged to {group.socket_kind}",
+        group.destructor and f"freed by {group.destructor}",
         f"from {group.referred_by}" if group.referred_by else "",
         f"{group.oldest_seconds:.0f} s old" if group.oldest_seconds is not None else "",
         f"the same for {group.unchanged_seconds:.0f} s" if group.unchanged_seconds is not None else "",
     ]
-    return ", ".join(part for part in parts if part) or "-"
+    return ", ".join(part for part in parts if part)

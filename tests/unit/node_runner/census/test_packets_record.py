@@ -1,8 +1,10 @@
 """The record of the node's packets, and its text."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from memdiag_api import limits
@@ -19,14 +21,14 @@ _PAGE_BYTES = 4096
 _FUNCTION = 0xFFFF_FFFF_8123_4560
 
 
-def blocks(*orders: int) -> np.ndarray:
+def blocks(*orders: int) -> npt.NDArray[np.void]:
     found = np.zeros(len(orders), PINNED_DTYPE)
     found["page"] = np.arange(1, len(orders) + 1) * 64
     found["order"] = orders
     return found
 
 
-def group(place: Place, **fields: object) -> PacketGroup:
+def group(place: Place, **fields: Any) -> PacketGroup:
     return replace(PacketGroup(place, 5_000, 320 << 20, 1 << 20, blocks(3, 0)), **fields)
 
 
