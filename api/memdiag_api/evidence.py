@@ -300,6 +300,7 @@ class HolderKind(StrEnum):
     PACKET_RING = "PacketRing"
     RING_BUFFER = "RingBuffer"
     TUN_QUEUE = "TunQueue"
+    PACKET_QUEUE = "PacketQueue"
     IO_URING = "IoUring"
     FTRACE_BUFFER = "FtraceBuffer"
     BPF_MAP = "BpfMap"

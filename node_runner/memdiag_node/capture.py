@@ -99,6 +99,7 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
         if census:
             attempts.progress("reading files and untyped objects")
             census.read_files(with_paths=settings.report_paths)
+            census.read_packets()
             census.read_clues()
         if Check.BREAKDOWN in attempts.checks:
             _count(captured, attempts, roots, stop)
@@ -132,6 +133,7 @@ def _take_census(objects: KernelObjects | None, attempts: Attempts, captured: Ca
     if census:
         captured.objects = census.found
         census.read_networks()
+        census.read_packets()
     return census
 
 

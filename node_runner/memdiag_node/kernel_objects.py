@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from memdiag_api.evidence import Check
 from memdiag_node.attempts import Attempts
-from memdiag_node.census import clues, dentries, files, frame_clues, namespaces, slab_caches, sockets
+from memdiag_node.census import clues, dentries, files, frame_clues, namespaces, packets, slab_caches, sockets
 from memdiag_node.census.block_heads import BlockHeads
 from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
 from memdiag_node.census.findings import ObjectFindings
@@ -40,6 +40,7 @@ _FIELDS: tuple[Callable[[Btf], Mapping[str, int]], ...] = (
     dentries.fields,
     sockets.fields,
     namespaces.fields,
+    packets.fields,
     module_layout,
     memory_cgroup_layout,
 )
@@ -109,6 +110,15 @@ class TakenCensus:
             every = sockets.read_sockets(self.census, self.at)
             self.found.namespaces = namespaces.read_namespaces(self.census, self.at, every)
 
+    def read_packets(self) -> None:
+        """Read every packet. A second call can say which packets are lost: the same ones are in no queue again."""
+        earlier = self.found.packets
+        if earlier is None or len(earlier.unlinked.hashes):
+            with self._part("the packets"):
+                self.found.packets = packets.read_packets(
+                    self.census, self.at, earlier=earlier.unlinked if earlier else None
+                )
+
     def read_files(self, *, with_paths: bool) -> None:
         """Read every inode and every directory entry."""
         with self._part("the files"), ExitStack() as opened:
@@ -120,11 +130,13 @@ class TakenCensus:
             self.found.dentries = dentries.read_dentries(self.census, self.at, with_paths=with_paths)
 
     def read_clues(self) -> None:
-        """Read what untyped objects point to."""
+        """Read what untyped objects point to, and the names of functions that packets point to."""
         with self._part("the clues to untyped objects"), ExitStack() as opened:
             names = self._names(opened)
-            self.found.clues = clues.read_clues(self.census, names)
+            self.found.clues = clues.read_clues(self.census, self.at, names)
             self.found.sees_symbols = names.sees_symbols
+            addresses = {group.destructor for group in self.found.packets.groups} if self.found.packets else set()
+            self.found.functions = {address: name.text for address, name in names.names(addresses - {0}).items()}
 
     def _names(self, opened: ExitStack) -> AddressNames:
         modules = read_modules(self.census.memory, self.at, self.roots.sys)

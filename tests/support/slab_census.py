@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from memdiag_node.census.block_heads import BlockHeads
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.memory import MEMORY_DEFINES, MEMORY_MAPS, KernelMemory, memory_layout
@@ -37,19 +36,16 @@ def lean_memory(btf: Btf) -> Iterator[KernelMemory]:
         yield memory
 
 
-def take_slab_census(memory: KernelMemory, btf: Btf, heads: list[BlockHeads] | None = None) -> SlabCensus:
-    """Read all slabs now. The heads of other blocks are added to `heads`."""
+def take_slab_census(memory: KernelMemory, btf: Btf) -> SlabCensus:
+    """Read all slabs now."""
     with ExitStack() as files:
         flags = open_frame_table(Path("/proc/kpageflags"), files)
         assert flags
-        collected = BlockHeads(flags.read)
-        if heads is not None:
-            heads.append(collected)
         return SlabCensus(
             memory,
             object_layout(btf),
             ranges=read_memory_map(Path("/proc"), Path("/sys"), page_bytes=mmap.PAGESIZE),
-            read_flags=collected.read,
+            read_flags=flags.read,
             cpus=parse_cpus(Path("/sys/devices/system/cpu/online").read_bytes()),
         )
 

@@ -13,12 +13,13 @@ from memdiag_api.record import ByteCount, Count, Record, Share
 class PacketPlace(StrEnum):
     """PacketPlace is where packets are.
 
-    SocketQueues: queues of sockets, by protocol. Qdisc: the queue of a device for sending. Tun: the ring of a tun or tap
-    device, until its process reads it. NeighbourQueue: until the address of a neighbour is known. Reassembly: IP
+    SocketQueues: queues of sockets, by protocol. Qdisc: the queue of a device for sending. Tun: the ring of a tun or
+    tap device, until its process reads it. NeighbourQueue: until the address of a neighbour is known. Reassembly: IP
     fragments whose rest has not arrived. NetfilterQueue: until a program gives its verdict. KernelList: a list of the
-    kernel or of a module, such as a CPU's backlog. ObjectList: a list in a kernel object of an unknown type. DriverRing:
-    on no list, with a hardware device. OtherChain: linked with each other, in no known queue. Referred: on no list,
-    but a kernel object refers to them. Unlinked: in no queue. Lost: the same packets were in no queue in two readings.
+    kernel or of a module, such as a CPU's backlog. ObjectList: a list in a kernel object of an unknown type.
+    DriverRing: on no list, with a hardware device. OtherChain: linked with each other, in no known queue. Referred: on
+    no list, but a kernel object refers to them. Unlinked: in no queue. Lost: the same packets were in no queue in two
+    readings.
     """
 
     SOCKET_QUEUES = "SocketQueues"

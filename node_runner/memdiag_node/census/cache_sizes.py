@@ -41,7 +41,7 @@ def cache_sizes(memory: KernelMemory, at: Mapping[str, int]) -> dict[str, int]:
     caches = read_caches(memory, at)
     nodes_in_array = numa_nodes(at, caches)
     addresses = np.array([cache.address for cache in caches], "<u8")
-    slots = addresses[:, np.newaxis] + np.arange(0, 8 * nodes_in_array, 8, dtype="<u8")
+    slots = addresses[:, np.newaxis] + np.arange(nodes_in_array, dtype="<u8") * np.uint64(at["KMEM_CACHE_NODE_STRIDE"])
     nodes = memory.peek((slots + np.uint64(at["KMEM_CACHE_NODE"])).reshape(-1))
 
     def summed(name: str) -> list[int]:

@@ -1,7 +1,7 @@
 """The directory cache: names of files, and names that do not exist (negative entries), by file system and directory.
 
-A node may have millions of entries, so the fields of at most half a million are read: one at a random place in each of
-equal parts of all entries, in the order of their addresses.
+A node may have millions of entries, so the fields of at most a quarter of a million are read: one at a random place in
+each of equal parts of all entries, in the order of their addresses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from memdiag_node.census.super_blocks import FileSystem, read_file_systems, supe
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.slab.census import SlabCensus
 
-SAMPLED = 1 << 19
+SAMPLED = 1 << 18
 """Entries whose fields are read at most."""
 _PIECE = 1 << 13
 _SEED = 1

@@ -10,6 +10,7 @@ from memdiag_node.census.dentries import RawDentries
 from memdiag_node.census.found_files import RawFiles
 from memdiag_node.census.frame_clues import FrameFindings
 from memdiag_node.census.namespaces import Namespaces
+from memdiag_node.census.packets import PacketsReading
 from memdiag_node.census.slab_caches import SlabFigures
 from memdiag_node.procfs.meminfo import MemInfo
 
@@ -24,6 +25,9 @@ class ObjectFindings:
     files: RawFiles | None = None
     dentries: RawDentries | None = None
     namespaces: Namespaces | None = None
+    packets: PacketsReading | None = None
+    functions: dict[int, str] = field(default_factory=dict)
+    """Names of the functions that packets point to, by address."""
     clues: list[SubjectClues] | None = None
     frames: FrameFindings | None = None
     sees_symbols: bool = False

@@ -23,12 +23,13 @@ NAMESPACE_DTYPE = np.dtype(
         ("network", "<u8"),
         *[(name, "<i8") for name in ("packets", "size_bytes")],
         *[(name, "<u4") for name in ("inode", "references", "passive", "processes", "files", "mounts", "devices")],
+        ("first_pid", "<u4"),
         *[(name, "<u4") for name in ("sockets", "open_sockets", "counted_references")],
         *[(name, "u1") for name in ("is_initial", "is_listed_by_nsfs")],
     ]
 )
 """One struct net. `references` keep it from being removed, `passive` ones only its memory; `counted_references` are
-those whose holder was found. `open_sockets` have a file. `files` and `mounts` are those of the namespace itself
+those whose holder was found. `first_pid` is the lowest ID of its processes, 0 for none. `open_sockets` have a file. `files` and `mounts` are those of the namespace itself
 (/proc/PID/ns/net). `size_bytes`: its sockets and what is in their queues, packets on its devices, its struct."""
 
 _MAX_DEVICES = 1 << 14
@@ -43,6 +44,7 @@ _FIELDS: tuple[Field, ...] = (
     ("DEVICE_NET", "net_device", "nd_net"),
     ("DEVICE_NAME", "net_device", "name"),
     ("TASK_LEADER", "task_struct", "group_leader"),
+    ("TASK_PID", "task_struct", "tgid"),
     ("TASK_NAMESPACES", "task_struct", "nsproxy"),
     ("TASK_FLAGS", "task_struct", "flags"),
     ("NAMESPACES_NET", "nsproxy", "net_ns"),
@@ -130,8 +132,24 @@ def _add_processes(census: SlabCensus, at: Mapping[str, int], table: npt.NDArray
     is_kernel = np.concatenate(flags) & np.uint64(_PF_KTHREAD) != 0
     table["is_initial"] = np.isin(np.arange(len(table)), row[is_kernel])
     is_process = (row >= 0) & ~is_kernel
-    table["processes"] = _distinct(row[is_process], np.concatenate(leaders)[is_process], len(table))
+    leader = np.concatenate(leaders)
+    table["processes"] = _distinct(row[is_process], leader[is_process], len(table))
+    _add_first_pid(census, at, table, row[is_process], leader[is_process])
     table["counted_references"] += _distinct(row[row >= 0], proxy[row >= 0], len(table))
+
+
+def _add_first_pid(
+    census: SlabCensus,
+    at: Mapping[str, int],
+    table: npt.NDArray[np.void],
+    row: npt.NDArray[np.int64],
+    leader: npt.NDArray[np.uint64],
+) -> None:
+    """The lowest process ID of each namespace: of a pod that is the process that keeps its namespaces."""
+    pids = census.read(leader, at["TASK_PID"], 4).astype("<u4")
+    first = np.full(len(table), np.iinfo(np.uint32).max, "<u4")
+    np.minimum.at(first, row, pids)
+    table["first_pid"] = np.where(table["processes"] > 0, first, 0)
 
 
 def _distinct(rows: npt.NDArray[np.int64], values: npt.NDArray[np.uint64], size: int) -> npt.NDArray[np.uint32]:

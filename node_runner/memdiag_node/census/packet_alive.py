@@ -1,7 +1,7 @@
 """Whether what looks like a packet is one: freed packets keep their contents, and are not always on a free list.
 
-The kernel keeps some freed packets for each CPU (napi_alloc_cache), which the slab counts as allocated. What such a packet
-points to belongs to others, and does not fit its lengths.
+The kernel keeps some freed packets for each CPU (napi_alloc_cache), which the slab counts as allocated. What such a
+packet points to belongs to others, and does not fit its lengths.
 """
 
 from collections.abc import Mapping

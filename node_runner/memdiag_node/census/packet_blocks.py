@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_node.census.packet_table import FRAGMENT_BYTES
+from memdiag_node.census.packet_table import FRAGMENT_BYTES, PacketTable
 from memdiag_node.holding import PINNED_DTYPE
 from memdiag_node.slab.census import SlabCensus
 
@@ -18,7 +18,7 @@ _IS_MASK = np.uint64((1 << 34) - 1)
 _IS_DEVICE_MEMORY = np.uint64(1)  # include/net/netmem.h: a net_iov has no page
 
 BLOCK_DTYPE = np.dtype([("packet", "<u4"), ("page", "<u8"), ("order", "u1"), ("user", "?"), ("slab", "?")])
-"""A block that packet number `packet` keeps. `user`: a page of a process or of the page cache. `slab`: large kmalloc."""
+"""A block that packet number `packet` keeps. `user`: of a process or of the page cache. `slab`: large kmalloc."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,37 +33,32 @@ class Heads:
 
 def read_heads(census: SlabCensus, head: npt.NDArray[np.uint64]) -> Heads:
     """Where the linear heads (their first bytes) are."""
-    unique, first = np.unique(head, return_index=True)
-    starts, slabs = census.find(unique)
-    strides = np.array([cache.stride_bytes for cache in census.caches], np.int64)
-    caches = census.slabs.table["cache"][slabs] if len(census.slabs.table) else np.zeros(len(slabs), np.int32)
+    starts, slabs = census.find(head)
+    # Several packets may share one head, or have heads cut from one object: the first one counts.
+    _, first = np.unique(starts, return_index=True)
+    first = first[slabs[first] >= 0]
     slab_bytes = np.zeros(len(head), np.int64)
-    # Several packets may have been cut from one object: the first one counts.
-    _, first_of_object = np.unique(starts, return_index=True)
-    counted = np.zeros(len(unique), np.bool_)
-    counted[first_of_object] = True
-    counted &= slabs >= 0
-    slab_bytes[first[counted]] = strides[caches[counted]]
-    _, all_slabs = census.find(head)
-    return Heads(slab_bytes, (all_slabs < 0) & (head >= np.uint64(census.linear_base)))
+    strides = np.array([cache.stride_bytes for cache in census.caches], np.int64)
+    slab_bytes[first] = strides[census.slabs.table["cache"][slabs[first]]]
+    return Heads(slab_bytes, (slabs < 0) & (head >= np.uint64(census.linear_base)))
 
 
 def read_blocks(
     census: SlabCensus,
     at: Mapping[str, int],
-    packets: npt.NDArray[np.uint64],
-    shared: npt.NDArray[np.uint64],
-    head: npt.NDArray[np.uint64],
+    table: PacketTable,
+    chosen: npt.NDArray[np.int64],
     is_page_head: npt.NDArray[np.bool_],
 ) -> tuple[npt.NDArray[np.void], int]:
-    """The blocks behind packets (BLOCK_DTYPE), each once for each packet, and the number of those beyond MAX_BLOCKS.
+    """The blocks behind chosen packets, each once for each packet, and the number of those beyond MAX_BLOCKS.
 
-    `packets`, `shared` and `head` are columns of a PacketTable. `at` is the result of `packet_fields`.
+    `packet` of a block (BLOCK_DTYPE) is an index of `chosen`; `is_page_head` is of each chosen packet, from
+    `read_heads`. `at` is the result of `packet_fields`.
     """
     found, count, left_out = [np.empty(0, BLOCK_DTYPE)], 0, 0
-    for start in range(0, len(packets), _PIECE_PACKETS):
+    for start in range(0, len(chosen), _PIECE_PACKETS):
         piece = slice(start, start + _PIECE_PACKETS)
-        owner, page, is_slab = _pages(census, at, packets[piece], shared[piece], head[piece], is_page_head[piece])
+        owner, page, is_slab = _pages(census, at, table, chosen[piece], is_page_head[piece])
         blocks = _blocks(census, owner + start, page, is_slab)
         room = max(0, MAX_BLOCKS - count)
         left_out += max(0, len(blocks) - room)
@@ -85,12 +80,12 @@ def pinned(blocks: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
 def _pages(
     census: SlabCensus,
     at: Mapping[str, int],
-    packets: npt.NDArray[np.uint64],
-    shared: npt.NDArray[np.uint64],
-    head: npt.NDArray[np.uint64],
+    table: PacketTable,
+    chosen: npt.NDArray[np.int64],
     is_page_head: npt.NDArray[np.bool_],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64], npt.NDArray[np.bool_]]:
     """Any struct page of each block: of fragments, and of heads in pages of their own. May have duplicates."""
+    packets, shared, head = table.address[chosen], table.shared[chosen], table.head[chosen]
     own = np.flatnonzero(is_page_head)
     frames = (head[own] - np.uint64(census.linear_base)) >> np.uint64(census.at["PAGE_SHIFT"])
     is_cut = census.read(packets[own], at["PACKET_HEAD_FRAG_BYTE"], 1) >> np.uint64(at["PACKET_HEAD_FRAG_SHIFT"])
@@ -136,4 +131,5 @@ def _blocks(
     blocks = blocks[key]
     keep = np.ones(len(blocks), np.bool_)
     keep[1:] = (blocks["page"][1:] != blocks["page"][:-1]) | (blocks["packet"][1:] != blocks["packet"][:-1])
-    return blocks[keep]
+    unique: npt.NDArray[np.void] = blocks[keep]
+    return unique

@@ -44,7 +44,7 @@ _KINDS: tuple[Field, ...] = (
 
 def network_fields(btf: Btf) -> dict[str, int]:
     """The offsets that `read_networks` needs; empty if this kernel has no network."""
-    return optional_offsets(btf, "HAS_NETWORKS", _NETWORKS) | optional_offsets(btf, "HAS_DEVICE_KINDS", _KINDS)
+    return optional_offsets(btf, "HAS_PACKET_NETWORKS", _NETWORKS) | optional_offsets(btf, "HAS_DEVICE_KINDS", _KINDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,8 @@ def are_sockets(
     is_kmalloc = np.array(["kmalloc" in cache.name for cache in census.caches], np.bool_)
     rows = census.slabs.table["cache"][slabs] if len(census.slabs.table) else np.zeros(len(objects), np.int32)
     in_its_cache = np.where(cache_of != 0, cache_of == caches[rows], is_kmalloc[rows])
-    return (slabs >= 0) & (starts == objects) & (index_of(nets, networks.nets) >= 0) & (protocols != 0) & in_its_cache
+    in_network = index_of(nets, networks.nets) >= 0
+    return np.asarray((slabs >= 0) & (starts == objects) & in_network & (protocols != 0) & in_its_cache, np.bool_)
 
 
 def protocol_names(

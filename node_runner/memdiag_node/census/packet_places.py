@@ -22,11 +22,18 @@ from memdiag_node.census.packet_queues import (
 from memdiag_node.census.packet_table import PacketTable
 from memdiag_node.slab.census import SlabCensus
 
-_READINGS = 3
+_READINGS = 2
 _MAX_NEW_PACKETS = 1 << 12
 _MAX_NESTED = 8
 _MAX_RUN = 1 << 12
 _SLACK_PACKETS = 64
+
+
+QUEUE_DTYPE = np.dtype(
+    [("place", "u1"), ("owner", "<u8"), ("device", "<u8"), ("cache", "<i4"), ("offset_bytes", "<i8")]
+)
+"""A queue with packets. `owner`: the socket for SOCKET, else the network namespace; 0 if not known, as for `device`.
+`cache`, `offset_bytes`: the cache of the object that has the head of the list, -1 for none, and where in the object."""
 
 
 class PlacedPackets:
@@ -42,10 +49,8 @@ class PlacedPackets:
         self.is_alive = np.ones(count, np.bool_)
         """False for what is allocated, but is a packet no longer."""
         self._links = self._link()
-        # Of each list, tree or chain, at the index of its last packet.
-        self._place = np.zeros(count, np.uint8)
-        self._owner, self._device = np.zeros(count, "<u8"), np.zeros(count, "<u8")
-        self._head_cache, self._head_offset = np.full(count, -1, np.int32), np.zeros(count, np.int64)
+        self._queues = np.zeros(1, QUEUE_DTYPE)  # number 0: none
+        self._queue = np.zeros(count, np.int32)  # of each list, tree or chain, at the index of its last packet
         qdiscs = read_qdiscs(census, at, networks)
         self._place_lists(qdiscs)
         for pointers in (
@@ -70,8 +75,11 @@ class PlacedPackets:
             torn = np.flatnonzero(links.kind == Link.TORN)
             if not len(torn):
                 break
-            for word, name in zip(words, ("NEXT", "PREV", "DEV"), strict=True):
-                word[torn] = census.read(table.address[torn], at[f"PACKET_{name}"])
+            again = [census.read(table.address[torn], at[f"PACKET_{name}"]) for name in ("NEXT", "PREV", "DEV")]
+            if all(np.array_equal(new, word[torn]) for new, word in zip(again, words, strict=True)):
+                break
+            for word, new in zip(words, again, strict=True):
+                word[torn] = new
             links = link(table.address, *words)
         return links
 
@@ -81,8 +89,37 @@ class PlacedPackets:
         heads = self._heads_after(ends)
         ends, heads = ends[heads != 0], heads[heads != 0]
         found = classify_heads(self._census, self._at, self._networks, qdiscs, heads)
-        self._place[ends], self._owner[ends], self._device[ends] = found.place, found.owner, found.device
-        self._head_cache[ends], self._head_offset[ends] = found.cache, found.offset_bytes
+        self._queue[ends] = self._add_queues(
+            found.place, found.owner, found.device, cache=found.cache, offset_bytes=found.offset_bytes
+        )
+
+    def _add_queues(
+        self,
+        place: npt.NDArray[np.uint8] | Place,
+        owner: npt.NDArray[np.uint64],
+        device: npt.NDArray[np.uint64],
+        *,
+        cache: npt.NDArray[np.int32] | int = -1,
+        offset_bytes: npt.NDArray[np.int64] | int = 0,
+    ) -> npt.NDArray[np.int32]:
+        """The numbers of new queues."""
+        added = np.zeros(len(owner), QUEUE_DTYPE)
+        added["place"], added["owner"], added["device"] = place, owner, device
+        added["cache"], added["offset_bytes"] = cache, offset_bytes
+        first = len(self._queues)
+        self._queues = np.concatenate([self._queues, added])
+        return np.arange(first, len(self._queues), dtype=np.int32)
+
+    def queues_of(self, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
+        """The queue (QUEUE_DTYPE) of each chosen packet; zeros for none."""
+        queues: npt.NDArray[np.void] = self._queues[self._queue_of[chosen]]
+        return queues
+
+    def devices_of(self, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """The device that the queue of each chosen packet belongs to, or else the packet; not checked."""
+        own = np.where(self._links.kind[chosen] == Link.TREE, 0, self.table.third_word[chosen])
+        device = self.queues_of(chosen)["device"]
+        return np.where(device != 0, device, own)
 
     def _heads_after(self, ends: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
         """The head of the list that each of these packets was the last one of, past those appended since; 0 if torn."""
@@ -111,28 +148,34 @@ class PlacedPackets:
         found = np.flatnonzero(numbers >= 0)
         found = found[self._links.kind[numbers[found]] != Link.TORN]
         last = self._links.last[numbers[found]]
-        is_free = (self._place[last] == Place.UNKNOWN) | (self._place[last] == Place.OBJECT_LIST)
+        place = self._place(last)
+        is_free = (place == Place.UNKNOWN) | (place == Place.OBJECT_LIST)
         last, found = last[is_free], found[is_free]
-        self._place[last] = pointers.place
-        self._owner[last], self._device[last] = pointers.owners[found], pointers.devices[found]
+        self._queue[last] = self._add_queues(pointers.place, pointers.owners[found], pointers.devices[found])
+
+    def _place(self, lasts: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+        """Where lists, trees and chains are, by the index of the last packet of each."""
+        place: npt.NDArray[np.uint8] = self._queues["place"][self._queue[lasts]]
+        return place
 
     def _follow_runs(self) -> None:
         """Fragments that follow another one directly are not in the tree of IP reassembly, but behind that one."""
         if "HAS_REASSEMBLY" not in self._at:
             return
-        place = self._place[self._links.last]
-        front = np.flatnonzero((place == Place.REASSEMBLY) & (self._links.kind != Link.TORN))
+        if not (self._queues["place"] == Place.REASSEMBLY).any():
+            return
+        front = np.flatnonzero((self._place(self._links.last) == Place.REASSEMBLY) & (self._links.kind != Link.TORN))
         offset = self._at["PACKET_CONTROL"] + self._at["FRAGMENTS_NEXT"]
         for _ in range(_MAX_RUN):
             following = self._census.read(self.table.address[front], offset)
             numbers = index_of(following, self.table.address)
             known = numbers >= 0
             front, numbers = front[known], numbers[known]
-            fresh = self._place[self._links.last[numbers]] == Place.UNKNOWN
+            fresh = self._place(self._links.last[numbers]) == Place.UNKNOWN
             front, numbers = front[fresh], numbers[fresh]
             if not len(front):
                 break
-            self._copy(self._links.last[front], self._links.last[numbers])
+            self._queue[self._links.last[numbers]] = self._queue[self._links.last[front]]
             front = numbers
 
     def _follow_fragment_lists(self) -> None:
@@ -143,32 +186,20 @@ class PlacedPackets:
         is_chain = self._links.kind[members] == Link.CHAIN
         parents, members = parents[is_chain], members[is_chain]
         for _ in range(_MAX_NESTED):
-            kind, place = self._links.kind[parents], self._place[self._links.last[parents]]
+            kind, place = self._links.kind[parents], self._place(self._links.last[parents])
             ready = (kind != Link.TORN) & (place != Place.UNKNOWN)
-            ready &= self._place[self._links.last[members]] == Place.UNKNOWN
+            ready &= self._place(self._links.last[members]) == Place.UNKNOWN
             if not ready.any():
                 break
             lasts = self._links.last[members[ready]]
-            self._copy(self._links.last[parents[ready]], lasts)
+            self._queue[lasts] = self._queue[self._links.last[parents[ready]]]
             self.is_member |= np.isin(self._links.last, lasts)
-
-    def _copy(self, source: npt.NDArray[np.int32], target: npt.NDArray[np.int32]) -> None:
-        for column in (self._place, self._owner, self._device, self._head_cache, self._head_offset):
-            column[target] = column[source]
 
     def _spread(self) -> None:
         """From each list, tree and chain to its packets."""
-        last, is_linked = self._links.last, self._links.kind != Link.TORN
-        self.place = np.where(is_linked, self._place[last], Place.UNKNOWN).astype(np.uint8)
+        self._queue_of = np.where(self._links.kind != Link.TORN, self._queue[self._links.last], 0)
+        self.place = self._queues["place"][self._queue_of]
         """Place."""
-        self.owner = np.where(is_linked, self._owner[last], 0)
-        """The socket for SOCKET, else the network namespace; 0 if not known."""
-        device = np.where(self._links.kind == Link.TREE, 0, self.table.third_word)
-        self.device = np.where(is_linked & (self._device[last] != 0), self._device[last], device)
-        """The device that the queue belongs to, or else the packet; not checked."""
-        self.head_cache = np.where(is_linked, self._head_cache[last], -1)
-        """For OBJECT_LIST: the cache of the object that has the list, and where the list is in it."""
-        self.head_offset = np.where(is_linked, self._head_offset[last], 0)
 
     def _choose_twins(self) -> None:
         """Of two packets in one object of which one is alive, keep the one in a queue, or else the first."""
@@ -203,13 +234,16 @@ class PlacedPackets:
         unplaced = np.flatnonzero((self.place == Place.UNKNOWN) & self.is_alive)
         if not len(unplaced):
             return
-        wanted = self.table.address[unplaced]
+        # A packet in a netfilter queue comes from a device or from a socket.
+        has_origin = self._networks.device_numbers(self.devices_of(unplaced)) >= 0
+        has_origin |= self._census.read(self.table.address[unplaced], self._at["PACKET_SK"]) != 0
+        wanted = self.table.address[unplaced[has_origin]]
         for pointers in netfilter_pointers(self._census, self._at, self._networks, wanted):
             numbers = index_of(pointers.packets, self.table.address)
             self.place[numbers] = pointers.place
-            self.owner[numbers], self.device[numbers] = pointers.owners, pointers.devices
+            self._queue_of[numbers] = self._add_queues(pointers.place, pointers.owners, pointers.devices)
         unplaced = unplaced[self.place[unplaced] == Place.UNKNOWN]
-        devices = self._networks.device_numbers(self.device[unplaced])
+        devices = self._networks.device_numbers(self.devices_of(unplaced))
         has_device = devices >= 0
         chain_length = np.bincount(self._links.last, minlength=len(self.place))
         last, kind = self._links.last[unplaced], self._links.kind[unplaced]
@@ -228,7 +262,7 @@ class PlacedPackets:
         lengths = np.zeros(count + 1)
         numbers = self._networks.device_numbers(qdiscs.device)
         np.add.at(lengths, numbers, qdiscs.length.astype(np.float64))
-        found = self._networks.device_numbers(self.device[self.place == Place.QDISC])
+        found = self._networks.device_numbers(self.devices_of(np.flatnonzero(self.place == Place.QDISC)))
         rest = lengths[:count] - np.bincount(found[found >= 0], minlength=count)
         claimed = np.bincount(devices[devices >= 0], minlength=count)
         return np.append((rest > 0) & (claimed <= rest + _SLACK_PACKETS), False)[devices]

@@ -261,7 +261,7 @@ def qdisc_pointers(census: SlabCensus, at: Mapping[str, int], qdiscs: Qdiscs) ->
     devices = np.repeat(qdiscs.device, _PFIFO_BANDS)
     sizes = (memory.peek(rings + np.uint64(at["RING_SIZE"])) & _U32).astype(np.int64)
     arrays = memory.peek(rings + np.uint64(at["RING_POINTERS"]))
-    # Of another qdisc, this is anything: what is no array of that size has no pointers to packets.
+    # Other qdiscs have something else there, which does not lead to packets.
     sizes[(sizes > _MAX_RING) | (arrays & np.uint64(7) != 0) | (arrays < np.uint64(census.linear_base))] = 0
     sizes[np.cumsum(sizes) > _MAX_OBJECTS] = 0
     yield _pointers(Place.QDISC, memory.peek(_array_entries(arrays, sizes, 8)), devices=np.repeat(devices, sizes))
@@ -289,7 +289,7 @@ def netfilter_pointers(
     census: SlabCensus, at: Mapping[str, int], networks: Networks, wanted: npt.NDArray[np.uint64]
 ) -> Iterator[Pointers]:
     """Entries of netfilter queues that hold one of the packets `wanted`, which ascend."""
-    if "HAS_NETFILTER_QUEUES" not in at:
+    if "HAS_NETFILTER_QUEUES" not in at or not len(wanted):
         return
     memory, size = census.memory, at["NF_QUEUE_ENTRY_BYTES"]
     for number, cache in enumerate(census.caches):

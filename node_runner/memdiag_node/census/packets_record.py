@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 from memdiag_api import limits
 from memdiag_api.census.packets import PacketCensus, PacketPlace, WaitingPackets
+from memdiag_node.census.packet_groups import PacketGroup
 from memdiag_node.census.packet_queues import Place
-from memdiag_node.census.packets import PacketGroup, PacketsReading
+from memdiag_node.census.packets import PacketsReading
 from memdiag_node.holding import unique_bytes
 
 _LARGEST_RING = 2_048

@@ -16,8 +16,8 @@ def some_entries(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
     """Return the number of the array and the pointer of up to `limit` entries of each array, spread over it.
 
-    `heads` are the first entries (xa_head), `at` has the result of `xarray_fields`. Values, such as what is left of a
-    page that was evicted, are no pointers.
+    `heads` are the first entries (xa_head), `at` has the result of `xarray_fields`. Values are left
+    out: what remains of a page that was evicted.
     """
     places = np.arange(at["XARRAY_SLOT_COUNT"], dtype="<u8") * np.uint64(8) + np.uint64(at["XARRAY_SLOTS"])
     owners = np.arange(len(heads))

@@ -9,6 +9,7 @@ from memdiag_node.census.findings import ObjectFindings
 from memdiag_node.census.found_files import files_record
 from memdiag_node.census.frames import FrameCensus
 from memdiag_node.census.namespaces_record import namespaces_record
+from memdiag_node.census.packets_record import packets_record
 from memdiag_node.census.slab_caches import slab_record
 from memdiag_node.census.summary import census_of
 from memdiag_node.processes import OwnerOf
@@ -33,6 +34,8 @@ def census_record(
             "files": found.files and files_record(found.files, owner_of, containers, page_bytes=page_bytes),
             "dentries": found.dentries and dentries_record(found.dentries),
             "namespaces": found.namespaces and namespaces_record(found.namespaces),
+            "packets": found.packets
+            and packets_record(found.packets, lambda address: found.functions.get(address, ""), page_bytes=page_bytes),
             "clues": None
             if found.clues is None
             else clues_record(found.clues, found.frames, sees_symbols=found.sees_symbols),

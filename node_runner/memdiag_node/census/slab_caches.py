@@ -1,5 +1,6 @@
 """Slab memory by cache and by the container that it is charged to."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,7 +17,6 @@ from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.cgroup import ContainerIdentity
 from memdiag_node.procfs.meminfo import MemInfo
 from memdiag_node.slab.census import CacheCount, SlabCensus
-from memdiag_node.slab.slabs import Slabs
 
 _NO_CONTAINER = ContainerIdentity("", "")
 _NAME_CHARACTERS = 64
@@ -75,7 +75,7 @@ def read_slab_caches(
     now = cache_sizes(census.memory, at) if sizes_at_start else {}
     addresses = np.array([cache.address for cache in census.caches], "<u8")
     users = (census.memory.peek(addresses + np.uint64(at["CACHE_USERS"])) & np.uint64(0xFFFFFFFF)).astype(np.int32)
-    errors, error_of_all = _standard_errors(census.slabs, len(census.caches), census.at["PAGE_SHIFT"])
+    errors, error_of_all = _standard_errors(census)
 
     def change(name: str) -> int | None:
         return now[name] - sizes_at_start.get(name, 0) if name in now else None
@@ -91,35 +91,28 @@ def read_slab_caches(
             change_bytes=change(cache.name),
         )
         for number, (cache, count, users_of_it, error) in enumerate(
-            zip(census.caches, census.count(), users.tolist(), errors.astype(np.int64).tolist(), strict=True)
+            zip(census.caches, census.count(), users.tolist(), errors, strict=True)
         )
         if count.slabs
     }
     large = None if block_heads is None else large_kmalloc_bytes(census, at, block_heads)
-    return SlabFigures(caches, read_charges(census, at), large, census.sampled_share, int(error_of_all))
+    return SlabFigures(caches, read_charges(census, at), large, census.sampled_share, error_of_all)
 
 
-def _standard_errors(slabs: Slabs, caches: int, page_shift: int) -> tuple[npt.NDArray[np.float64], float]:
-    """The standard errors of the scaled bytes of each cache, and of all, when pieces of memory are the clusters."""
-    share, read = slabs.sampled_share, slabs.pieces
-    if share >= 1 or read < 2 or share <= 0:  # noqa: PLR2004 - the spread of one piece is not known
-        return np.zeros(caches), 0.0
-    table = slabs.table
-    sizes = np.left_shift(1, table["order"].astype(np.int64) + page_shift).astype(np.float64)
-    _, piece = np.unique(table["piece"], return_inverse=True)
-    cells, cell = np.unique(piece.astype(np.int64) * caches + table["cache"], return_inverse=True)
-    by_cell = np.bincount(cell, sizes, len(cells))
-    cache = cells % caches
+def _standard_errors(census: SlabCensus) -> tuple[list[int], int]:
+    """The standard errors of the bytes of each cache, and of all, in a census of a sample of memory."""
+    table = census.slabs.table
+    if census.sampled_share >= 1:
+        return [0] * len(census.caches), 0
+    sizes = np.left_shift(1, table["order"].astype(np.int64) + census.at["PAGE_SHIFT"]).astype(np.float64)
 
-    def error(sums: npt.NDArray[np.float64], squares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        variance = np.maximum(squares - sums**2 / read, 0) / (read - 1)
-        result: npt.NDArray[np.float64] = np.sqrt(read * variance * (1 - share)) / share
-        return result
+    def error(numbers: npt.NDArray[np.int64]) -> int:
+        estimate = census.estimate(numbers, sizes[numbers])
+        # One piece of memory does not show how much others differ: then the error may be all of it.
+        return round(estimate.standard_error if math.isfinite(estimate.standard_error) else estimate.total)
 
-    by_piece = np.bincount(piece, sizes)
-    of_all = error(np.array([by_piece.sum()]), np.array([(by_piece**2).sum()]))
-    sums, squares = np.bincount(cache, by_cell, caches), np.bincount(cache, by_cell**2, caches)
-    return error(sums.astype(np.float64), squares.astype(np.float64)), float(of_all[0])
+    by_cache = [error(np.flatnonzero(table["cache"] == number)) for number in range(len(census.caches))]
+    return by_cache, error(np.arange(len(table)))
 
 
 def slab_record(figures: SlabFigures, meminfo: MemInfo, containers: Mapping[int, ContainerIdentity]) -> SlabCaches:

@@ -19,6 +19,7 @@ _KINDS = {
     HolderKind.PACKET_RING: "packet ring",
     HolderKind.RING_BUFFER: "ring buffer",
     HolderKind.TUN_QUEUE: "tun queue",
+    HolderKind.PACKET_QUEUE: "packet queue",
     HolderKind.IO_URING: "io_uring",
     HolderKind.FTRACE_BUFFER: "ftrace buffer",
     HolderKind.BPF_MAP: "BPF map",

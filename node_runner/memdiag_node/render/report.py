@@ -21,6 +21,7 @@ from memdiag_node.render.clues import clues_lines
 from memdiag_node.render.dentries import dentries_lines
 from memdiag_node.render.files import files_lines
 from memdiag_node.render.namespaces import namespaces_lines
+from memdiag_node.render.packets import packets_lines
 from memdiag_node.render.slab import slab_lines
 from memdiag_node.render.text import percent, table, wrapped
 
@@ -222,6 +223,8 @@ def _objects(census: Census) -> Iterator[list[str]]:
         yield slab_lines(census.slab)
     if census.clues:
         yield clues_lines(census.clues)
+    if census.packets:
+        yield packets_lines(census.packets)
     if census.namespaces:
         yield namespaces_lines(census.namespaces)
     if census.files:

@@ -19,7 +19,7 @@ from memdiag_node.kernel.per_cpu import locate_copies
 from memdiag_node.procfs.kpageflags import ReadFrames
 from memdiag_node.procfs.memory_map import FrameRange
 from memdiag_node.slab.cache import read_caches
-from memdiag_node.slab.estimate import Estimate, estimate_total
+from memdiag_node.slab.estimate import Estimate
 from memdiag_node.slab.free_lists import cpu_lists, encoding_of
 from memdiag_node.slab.guarded import guarded_objects
 from memdiag_node.slab.page_scan import load_slab_programs, page_scanner
@@ -163,12 +163,11 @@ class SlabCensus:
         columns = (slabs, places, in_use, slab_frames << self.at["PAGE_SHIFT"], self._uncertain)
         return [CacheCount(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
-    def estimate(self, numbers: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> Estimate:
-        """The total on the node of a figure that was counted for objects in these slabs (indices of `slabs.table`)."""
-        slabs = self._slabs
-        at_piece = np.searchsorted(slabs.numbers, slabs.table["piece"][numbers])
-        by_piece = np.bincount(at_piece, values, len(slabs.numbers)).astype(np.float64)
-        return estimate_total(by_piece, slabs.frames, all_pieces=slabs.all_pieces, all_frames=slabs.all_frames)
+    def estimate(self, objects: npt.NDArray[np.uint64], values: npt.NDArray[np.float64]) -> Estimate:
+        """The total on the node of a figure of these objects: with `sampled_share` below 1, more than their sum."""
+        _, numbers = self.find(objects)
+        inside = numbers >= 0
+        return self._slabs.estimate(numbers[inside], values[inside])
 
     def named(self, *names: str) -> list[int]:
         """The numbers of the caches with these names."""

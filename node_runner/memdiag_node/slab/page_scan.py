@@ -12,14 +12,14 @@ from memdiag_node.kernel.per_cpu import PER_CPU_MAPS, per_cpu_defines
 from memdiag_node.slab.slabs import ReadPiece, described
 
 _SOURCE = Path(__file__).with_name("slabs.bpf.c")
-_CHUNKS, _CHUNK_PAGES = 64, 64  # a chunk fills 4 KiB of the array: it is there as a whole, or a hole as a whole
+_CHUNKS, _CHUNK_PAGES = 32, 64  # a chunk fills 4 KiB of the array: it is there as a whole, or a hole as a whole
 _FRAMES = _CHUNKS * _CHUNK_PAGES
 _STRUCT_PAGE_BYTES = 64
 _FLAG_BITS = 32  # an enumerator PG_slab that is larger is a page type of Linux 6.10 and 6.11
 _ORDER_SHIFT = 56
 
 _HEAD_DTYPE = np.dtype([("place", "<u8"), ("cache", "<u8"), ("freelist", "<u8"), ("counters", "<u8")])
-_FOUND_DTYPE = np.dtype([("first_page", "<u8"), ("count", "<u8"), ("head", _HEAD_DTYPE, (_FRAMES,))])
+_RUN_DTYPE = np.dtype([("first_page", "<u8"), ("count", "<u8")])
 _DEFINES = (
     *("STRUCT_PAGE_BYTES", "PAGE_FLAGS", "PAGE_COMPOUND", "PAGE_ORDER", "PG_HEAD"),
     *("SLAB_CACHE", "SLAB_FREELIST", "SLAB_COUNTERS", "SLAB_TYPE", "SLAB_BIT", "PAGE_TYPE"),
@@ -45,23 +45,23 @@ def load_slab_programs(at: Mapping[str, int], cpus: Sequence[int]) -> BpfObject:
         "ORDER_SHIFT": _ORDER_SHIFT,
         **{name: at[name] for name in _DEFINES if name in at},
     }
-    return BpfObject(_SOURCE, defines | per_cpu_defines(cpus), PER_CPU_MAPS | {"found": _FOUND_DTYPE})
+    return BpfObject(_SOURCE, defines | per_cpu_defines(cpus), PER_CPU_MAPS | {"run": _RUN_DTYPE, "heads": _HEAD_DTYPE})
 
 
 def page_scanner(
     bpf: BpfObject, at: Mapping[str, int], cache_addresses: npt.NDArray[np.uint64], *, first_page: int
 ) -> ReadPiece:
-    """Finds slabs by their struct pages; frames are read in multiples of 4,096. `piece_reader` has the parameters.
+    """Finds slabs by their struct pages; frames are read in multiples of 2,048. `piece_reader` has the parameters.
 
     Raises BpfError if the kernel refuses the program.
     """
     program = bpf.runnable("scan")
-    found = bpf.view("found", _FOUND_DTYPE, 1)
+    this, found = bpf.view("run", _RUN_DTYPE, 1), bpf.view("heads", _HEAD_DTYPE, _FRAMES)
 
     def read_run(first: int) -> npt.NDArray[np.void]:
-        found["first_page"] = (first_page + first * at["STRUCT_PAGE_BYTES"]) % (1 << 64)
+        this["first_page"] = (first_page + first * at["STRUCT_PAGE_BYTES"]) % (1 << 64)
         program.run()
-        heads: npt.NDArray[np.void] = found["head"][0, : int(found["count"][0])].copy()
+        heads: npt.NDArray[np.void] = found[: int(this["count"][0])].copy()
         heads["place"] += np.uint64(first)
         return heads
 

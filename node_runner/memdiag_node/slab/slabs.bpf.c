@@ -3,8 +3,9 @@
 //   scan     run by user space (BPF_PROG_RUN): the struct pages of CHUNKS * CHUNK_PAGES frames
 //   locate   see per_cpu.bpf.h
 //
-//   found    `first_page`, written by user space: the address of the first struct page. The program leaves the number of
-//            slabs among these frames in `count`, and the slabs.
+//   run      `first_page`, written by user space: the address of the first struct page. `count`, left by the program: the
+//            number of slabs that start in these frames.
+//   heads    these slabs, one entry for each. What follows them means nothing.
 //   chunk    struct pages that are being looked at: those of one page of the array, which may be a hole.
 //
 // Defines from page_scan.py: CHUNKS, CHUNK_PAGES, both powers of two; ORDER_SHIFT; STRUCT_PAGE_BYTES, 64; the offsets in a struct
@@ -22,10 +23,9 @@ struct slab_head {
     u64 counters;
 };
 
-struct found {
+struct run {
     u64 first_page;
     u64 count;
-    struct slab_head head[FRAMES];
 };
 
 struct chunk {
@@ -33,7 +33,8 @@ struct chunk {
     char more[STRUCT_PAGE_BYTES]; // the order of a block is in its second struct page
 };
 
-BPF_F_TABLE("array", u32, struct found, found, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct run, run, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct slab_head, heads, FRAMES, BPF_F_MMAPABLE);
 BPF_TABLE("array", u32, struct chunk, chunk, 1);
 
 #define FIELD(type, page, offset) (*(type *)((page) + (offset)))
@@ -53,37 +54,39 @@ static inline u64 heads_slab(char *page)
 }
 
 // Write the description of a frame behind those of the slabs found so far. It stays there if the frame heads a slab.
-static inline void note(struct found *result, char *page, u64 place)
+static inline void note(struct run *this, char *page, u64 place)
 {
-    u64 count = result->count; // in memory: the verifier would follow the loops for each of its values
-    struct slab_head *head = &result->head[count & (FRAMES - 1)];
+    u64 count = this->count; // in memory: the verifier would follow the loops for each of its values
+    u32 number = count;
+    struct slab_head *head = heads.lookup(&number);
+    if (!head)
+        return;
     u64 is_block = FIELD(u64, page, PAGE_FLAGS) >> PG_HEAD & 1;
     head->place = place | FIELD(unsigned char, page, PAGE_ORDER) * is_block << ORDER_SHIFT;
     head->cache = FIELD(u64, page, SLAB_CACHE);
     head->freelist = FIELD(u64, page, SLAB_FREELIST);
     head->counters = FIELD(u64, page, SLAB_COUNTERS);
-    result->count = count + heads_slab(page);
+    this->count = count + heads_slab(page);
 }
 
 int scan(void *ctx)
 {
     u32 only = 0;
-    struct found *result = found.lookup(&only);
+    struct run *this = run.lookup(&only);
     struct chunk *pages = chunk.lookup(&only);
-    if (!result || !pages)
+    if (!this || !pages)
         return 0;
-    result->count = 0;
+    this->count = 0;
     NO_UNROLL
     for (u32 at = 0; at < CHUNKS; at++) {
         AS_WRITTEN(at);
-        u64 address = result->first_page + at * sizeof(pages->page);
+        u64 address = this->first_page + at * sizeof(pages->page);
         if (bpf_probe_read_kernel(&pages->page, sizeof(pages->page), (void *)address))
             continue;
         NO_UNROLL
         for (u32 number = 0; number < CHUNK_PAGES; number++) {
             AS_WRITTEN(number);
-            char *page = pages->page[number & (CHUNK_PAGES - 1)];
-            note(result, page, at * CHUNK_PAGES + number);
+            note(this, pages->page[number & (CHUNK_PAGES - 1)], at * CHUNK_PAGES + number);
         }
     }
     return 0;

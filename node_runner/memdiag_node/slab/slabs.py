@@ -12,6 +12,7 @@ import numpy.typing as npt
 from memdiag_node.kernel.lists import WordReader
 from memdiag_node.procfs.kpageflags import ReadFrames, is_slab_head
 from memdiag_node.procfs.memory_map import FrameRange, frames_in
+from memdiag_node.slab.estimate import Estimate, estimate_total
 
 MAX_SLABS = 1 << 20
 """As many as are kept, of 29 bytes each. A node of 24 GiB that has nothing but slab has more; see `sampled_share`."""
@@ -55,6 +56,12 @@ class Slabs:
     """The frames of each piece that was read."""
     all_pieces: int
     all_frames: int
+
+    def estimate(self, rows: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> Estimate:
+        """The total on the node of a figure that was counted in the slabs with these indices of `table`."""
+        at_piece = np.searchsorted(self.numbers, self.table["piece"][rows])
+        by_piece = np.bincount(at_piece, values, len(self.numbers)).astype(np.float64)
+        return estimate_total(by_piece, self.frames, all_pieces=self.all_pieces, all_frames=self.all_frames)
 
 
 def read_slabs(

@@ -1,0 +1,76 @@
+"""Packets that wait outside of socket queues, as holders of blocks (pure)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_api.evidence import Holder, HolderKind, Owner
+from memdiag_node.census.packet_queues import Place
+from memdiag_node.census.packets import PacketGroup, PacketsReading
+from memdiag_node.census.packets_record import is_lost
+from memdiag_node.holding import Holding, pinned_blocks, sizes_bytes
+
+_SMALL_BYTES = 1 << 16
+_WAITING = {
+    Place.QDISC: "in the qdisc",
+    Place.TUN: "in the queue",
+    Place.NEIGHBOUR: "for the address of a neighbour",
+    Place.REASSEMBLY: "for the rest of their datagrams, in IP reassembly",
+    Place.NETFILTER: "for a verdict, in a netfilter queue",
+}
+
+
+def packet_holdings(
+    reading: PacketsReading, taken: npt.NDArray[np.uint64], owners: Mapping[int, tuple[list[Owner], int]]
+) -> list[Holding]:
+    """Return a holder for each group of packets that other holders do not have.
+
+    `taken` are the pages of the blocks of the other holders. `owners`: processes, and their number, by the inode of the
+    network namespace that they are in.
+    """
+    found = []
+    for group in reading.groups:
+        if group.place == Place.SOCKET:
+            continue
+        blocks = pinned_blocks(group.blocks[~np.isin(group.blocks["page"], taken)])
+        if len(blocks) < len(group.blocks) and not len(blocks):
+            continue  # a queue that is a holder of its own, as that of a tun device
+        held = Holding(_holder(group, blocks, reading, owners.get(group.network_namespace, ([], 0))), blocks)
+        if held.holder.pinned_bytes + held.holder.head_bytes >= _SMALL_BYTES:
+            found.append(held)
+    return found
+
+
+def _holder(
+    group: PacketGroup, blocks: npt.NDArray[np.void], reading: PacketsReading, owners: tuple[list[Owner], int]
+) -> Holder:
+    in_namespace, total = owners
+    return Holder(
+        kind=HolderKind.PACKET_QUEUE,
+        description=_description(group, reading),
+        owners=in_namespace,
+        owners_total=total,
+        unowned_reason="" if total else _unowned(group),
+        unread_packets=group.packets,
+        charge_bytes=group.charge_bytes,
+        pinned_bytes=int(sizes_bytes(blocks).sum()),
+        pinned_blocks=len(blocks),
+        head_bytes=group.head_bytes,
+    )
+
+
+def _description(group: PacketGroup, reading: PacketsReading) -> str:
+    if is_lost(group, reading):
+        what = f"{group.packets} lost packets: in no queue"
+    elif group.place in _WAITING:
+        what = f"{group.packets} packets wait {_WAITING[Place(group.place)]}"
+    else:
+        what = f"{group.packets} packets wait in no known queue"
+    device = f" of {group.device}, interface {group.interface_index}" if group.device else ""
+    namespace = f" in network namespace {group.network_namespace}" if group.network_namespace else ""
+    return f"{what}{device}{namespace}"
+
+
+def _unowned(group: PacketGroup) -> str:
+    return "no process is in this network namespace" if group.network_namespace else "kernel"
