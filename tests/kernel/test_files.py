@@ -23,6 +23,7 @@ from memdiag_node.kernel.memory import KernelMemory
 from memdiag_node.processes import read_owner
 from memdiag_node.procfs.kpageflags import open_frame_table
 from planted import files
+from planted.child import Truth
 from planted.sockets.common import MIB, libc
 from support.memory_cgroup import container_cgroup
 from support.slab_census import opened_memory, take_slab_census
@@ -162,37 +163,29 @@ def test_a_segment_without_a_process_is_found_with_its_creator(memory: KernelMem
     assert with_inode(census, planted.segment, FileKind.SYSV_SEGMENT).cached_bytes == found.cached_bytes
 
 
-def test_a_segment_of_another_ipc_namespace_is_found_with_its_creator(memory: KernelMemory, btf: Btf) -> None:
-    command = [
-        *("unshare", "--ipc", sys.executable, "-m", "planted.child"),
-        *("planted.files", "_sysv_segment", json.dumps([_SEGMENT_BYTES])),
-    ]
+@contextlib.contextmanager
+def held_under(prefix: list[str], load: str) -> Iterator[tuple[int, Truth]]:
+    """Plant with a command in front of the child's own, which must run it in its place; yields pid and truth."""
+    command = [*prefix, sys.executable, "-m", "planted.child", "planted.files", load, json.dumps([_SEGMENT_BYTES])]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_TESTS) as child:
         assert child.stdout is not None
-        planted = json.loads(child.stdout.readline())
-        census = take(memory, btf)
+        yield child.pid, json.loads(child.stdout.readline())
         child.communicate()
-    (found,) = [one for one in census.segments if one.creator.pid == child.pid]
+
+
+def test_a_segment_of_another_ipc_namespace_is_found_with_its_creator(memory: KernelMemory, btf: Btf) -> None:
+    with held_under(["unshare", "--ipc"], "_sysv_segment") as (pid, planted):
+        census = take(memory, btf)
+    (found,) = [one for one in census.segments if one.creator.pid == pid]
     assert (found.id, found.attached, found.size_bytes) == (planted["segment"], 0, _SEGMENT_BYTES)
     assert found.cached_bytes == pytest.approx(_SEGMENT_BYTES, rel=0.02)
 
 
 def test_a_file_is_charged_to_the_container_that_filled_it(memory: KernelMemory, btf: Btf) -> None:
     with container_cgroup() as container:
-        command = (
-            f"echo $$ > {container.path}/cgroup.procs; exec {sys.executable} -m planted.child planted.files _memfd"
-        )
-        with subprocess.Popen(
-            ["sh", "-c", command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=_TESTS,
-        ) as child:
-            assert child.stdout is not None
-            planted = json.loads(child.stdout.readline())
+        enter = ["sh", "-c", 'echo $$ > "$0/cgroup.procs"; exec "$@"', str(container.path)]
+        with held_under(enter, "_memfd") as (_, planted):
             census = take(memory, btf)
-            child.communicate()
         found = with_inode(census, planted["inode"], FileKind.MEMFD)
         assert found.charged
         assert (found.charged.container_id, found.charged.pod_uid) == (container.container_id, container.pod_uid)

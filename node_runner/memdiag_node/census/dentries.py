@@ -185,6 +185,7 @@ def _shares(
     return [
         FoundShare(system, "" if path is None or system.is_internal else cut_path(path), entries, negative)
         for system, path, entries, negative in rows
+        if system.name
     ]
 
 

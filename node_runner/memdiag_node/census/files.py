@@ -171,11 +171,13 @@ class _Reading:
 
     def _paths_of(self, inodes: npt.NDArray[np.uint64], super_blocks: npt.NDArray[np.uint64]) -> list[list[str]]:
         """The path of one name of each inode; empty if none is in memory."""
-        if "HAS_ALIASES" not in self._at:
+        if "HAS_ALIASES" not in self._at or "HAS_DENTRIES" not in self._at:
             return [[] for _ in inodes]
         aliases = self._census.read(inodes, self._at["INODE_ALIASES"])
         dentries = np.where(aliases != 0, aliases - np.uint64(self._at["DENTRY_ALIAS"]), np.uint64(0))
-        return self._paths.paths(dentries, super_blocks)
+        # One that was freed meanwhile no longer names this inode.
+        names_it = self._census.read(dentries, self._at["DENTRY_INODE"]) == inodes
+        return self._paths.paths(np.where(names_it, dentries, np.uint64(0)), super_blocks)
 
     def _largest_segments(self, segments: Segments) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The number of each of the largest segments with pages in memory, and the row of its inode."""

@@ -108,7 +108,7 @@ class PathReader:
                 break
             going = self._cross_mounts(dentry, mounts, going)
             parents = self._read(dentry[going], "DENTRY_PARENT")
-            names = memory.texts(self._read(dentry[going], "DENTRY_NAME"), _NAME_BYTES)
+            names = self._names(dentry[going])
             is_top = (parents == dentry[going]) | (parents == 0)
             for place, name, top in zip(going.tolist(), names, is_top.tolist(), strict=True):
                 if not (top and name in (b"/", b"")):
@@ -116,6 +116,13 @@ class PathReader:
             going, parents = going[~is_top], parents[~is_top]
             dentry[going] = parents
         return [[printable(name, _NAME_BYTES) for name in reversed(one)] for one in found]
+
+    def _names(self, dentries: npt.NDArray[np.uint64]) -> list[bytes]:
+        """The last component of each path, or ? if it is renamed meanwhile: its memory may be another's by now."""
+        pointers = self._read(dentries, "DENTRY_NAME")
+        names = self._memory.texts(pointers, _NAME_BYTES)
+        same = (self._read(dentries, "DENTRY_NAME") == pointers).tolist()
+        return [name if is_same else b"?" for name, is_same in zip(names, same, strict=True)]
 
     def mount_points(self, super_blocks: npt.NDArray[np.uint64]) -> list[list[str] | None]:
         """Return the path of the mount of each file system's root, None for one that is not mounted."""

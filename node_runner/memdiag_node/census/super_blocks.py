@@ -18,6 +18,8 @@ _FIELDS: tuple[Field, ...] = (
     ("SUPER_BLOCK_ID", "super_block", "s_id"),
     ("SUPER_BLOCK_DEVICE", "super_block", "s_dev"),
     ("SUPER_BLOCK_FLAGS", "super_block", "s_flags"),
+    ("SUPER_BLOCK_ROOT", "super_block", "s_root"),
+    ("DENTRY_SUPER_BLOCK", "dentry", "d_sb"),
     ("TYPE_NAME", "file_system_type", "name"),
 )
 
@@ -36,6 +38,9 @@ class FileSystem:
     """st_dev of its files, in the kernel's form: 20 bits of minor number."""
 
 
+_UNKNOWN = FileSystem("", "", is_internal=False)
+
+
 def super_block_fields(btf: Btf) -> dict[str, int]:
     """Where a super block has its names, with HAS_SUPER_BLOCKS."""
     return optional_offsets(btf, "HAS_SUPER_BLOCKS", _FIELDS)
@@ -44,15 +49,23 @@ def super_block_fields(btf: Btf) -> dict[str, int]:
 def read_file_systems(
     memory: KernelMemory, at: Mapping[str, int], super_blocks: npt.NDArray[np.uint64]
 ) -> list[FileSystem]:
-    """Return the file system of each super block. `at` has the result of `super_block_fields`."""
+    """Return the file system of each super block. `at` has the result of `super_block_fields`.
+
+    One whose root does not belong to it has no name: it is unmounted, or what refers to it was freed meanwhile.
+    """
     if "HAS_SUPER_BLOCKS" not in at:
-        return [FileSystem("", "", is_internal=False) for _ in super_blocks]
+        return [_UNKNOWN for _ in super_blocks]
     types = memory.peek(super_blocks + np.uint64(at["SUPER_BLOCK_TYPE"]))
     names = memory.texts(memory.peek(types + np.uint64(at["TYPE_NAME"])), _NAME_BYTES)
     devices = memory.texts(super_blocks + np.uint64(at["SUPER_BLOCK_ID"]), _NAME_BYTES)
     flags = memory.peek(super_blocks + np.uint64(at["SUPER_BLOCK_FLAGS"])) & np.uint64(_KERNEL_MOUNT)
     numbers = memory.peek(super_blocks + np.uint64(at["SUPER_BLOCK_DEVICE"])) & np.uint64(0xFFFFFFFF)
+    roots = memory.peek(super_blocks + np.uint64(at["SUPER_BLOCK_ROOT"]))
+    is_own = memory.peek(roots + np.uint64(at["DENTRY_SUPER_BLOCK"])) == super_blocks
+    rows = zip(names, devices, flags.tolist(), numbers.tolist(), is_own.tolist(), strict=True)
     return [
         FileSystem(printable(name, _NAME_BYTES), printable(device, _NAME_BYTES), bool(flag), number)
-        for name, device, flag, number in zip(names, devices, flags.tolist(), numbers.tolist(), strict=True)
+        if own
+        else _UNKNOWN
+        for name, device, flag, number, own in rows
     ]
