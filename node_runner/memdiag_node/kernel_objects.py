@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from memdiag_api.evidence import Check
 from memdiag_node.attempts import Attempts
 from memdiag_node.census import clues, dentries, files, frame_clues, namespaces, packets, slab_caches, sockets
-from memdiag_node.census.block_heads import BlockHeads
 from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
 from memdiag_node.census.findings import ObjectFindings
 from memdiag_node.census.naming import AddressNames
@@ -72,21 +71,18 @@ class KernelObjects:
         meminfo, online = self._roots.proc / "meminfo", self._roots.sys / "devices/system/cpu/online"
         with self._attempts.step(Check.KERNEL_OBJECTS, "finding the slabs"), ExitStack() as opened:
             flags = opened.enter_context(FrameTable(self._roots.proc / "kpageflags"))
-            heads = BlockHeads(flags.read)
+            ranges = read_memory_map(self._roots.proc, self._roots.sys, page_bytes=mmap.PAGESIZE)
             census = SlabCensus(
                 self._memory,
                 self._at,
-                ranges=read_memory_map(self._roots.proc, self._roots.sys, page_bytes=mmap.PAGESIZE),
-                read_flags=heads.read,
+                ranges=ranges,
+                read_flags=flags.read,
                 cpus=parse_cpus(online.read_bytes(), source=str(online)),
                 late=late,
             )
             found = ObjectFindings(
                 meminfo=parse_meminfo(meminfo.read_bytes(), source=str(meminfo)),
-                slab=slab_caches.read_slab_caches(
-                    census, self._at, sizes_at_start=self._sizes_at_start, block_heads=heads.frames
-                ),
-                block_heads=heads.frames,
+                slab=slab_caches.read_slab_caches(census, self._at, sizes_at_start=self._sizes_at_start, ranges=ranges),
                 sampled_share=census.sampled_share,
                 scan_seconds=time.monotonic() - started,
             )
