@@ -8,12 +8,9 @@ import pytest
 
 from memdiag_api.census.slab import SlabCaches
 from memdiag_node.census import slab_caches
-from memdiag_node.census.block_heads import BlockHeads
 from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
-from memdiag_node.census.frames import take_census
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.memory import KernelMemory
-from memdiag_node.procfs.kpageflags import FrameTable
 from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.slab.census import SlabCensus
@@ -38,11 +35,9 @@ def at(btf: Btf) -> dict[str, int]:
 
 
 def _record(memory: KernelMemory, btf: Btf, at: dict[str, int], before: dict[str, int]) -> SlabCaches:
-    with FrameTable(Path("/proc/kpageflags")) as flags:
-        heads = BlockHeads(flags.read)
-        take_census(read_memory_map(Path("/proc"), Path("/sys"), page_bytes=mmap.PAGESIZE), heads.read)
     census = take_slab_census(memory, btf)
-    figures = slab_caches.read_slab_caches(census, at, sizes_at_start=before, block_heads=heads.frames)
+    ranges = read_memory_map(Path("/proc"), Path("/sys"), page_bytes=mmap.PAGESIZE)
+    figures = slab_caches.read_slab_caches(census, at, sizes_at_start=before, ranges=ranges)
     meminfo = parse_meminfo(Path("/proc/meminfo").read_bytes())
     return slab_caches.slab_record(figures, meminfo, container_cgroups(memory, memory_cgroup_layout(btf)))
 
