@@ -13,7 +13,6 @@ from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.memory import KernelMemory
 from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.procfs.memory_map import read_memory_map
-from memdiag_node.slab.census import SlabCensus
 from planted.allocations import Allocator
 from support.memory_cgroup import container_cgroup
 from support.slab_census import opened_memory, take_slab_census
