@@ -21,6 +21,8 @@ from memdiag_node.slab.census import CacheCount, SlabCensus
 from memdiag_node.slab.layout import object_layout
 from support.slab_census import lean_memory, load_programs, slabinfo_active, take_slab_census
 
+pytestmark = pytest.mark.timeout(600)  # of the hundred runs, which take a minute on an idle machine
+
 RUNS = 100
 PLANTED = 5_000
 _LARGE_BYTES = 1 << 20

@@ -4,7 +4,8 @@
     files     files on a tmpfs or any other temporary folder that are created, linked and removed
     sockets   connected sockets with some packets, which are closed again
 
-Each prints `ready` and continues until it is killed. They rest between two rounds: the machine has other work.
+Each prints `ready` and continues until it is killed or its parent ends. They rest between two rounds: the machine has
+other work.
 """
 
 import contextlib
@@ -47,6 +48,7 @@ KINDS = {"fork": _fork, "files": _files, "sockets": _sockets}
 
 if __name__ == "__main__":
     print("ready", flush=True)
-    while True:
+    parent = os.getppid()
+    while os.getppid() == parent:
         KINDS[sys.argv[1]]()
         time.sleep(_REST_SECONDS)
