@@ -1,17 +1,18 @@
 """In a guest: what a run of memdiag-node finds of planted loads. tests/vm/test_census.py compares the two.
 
-A run takes seconds in an emulated guest, so there are only two: one of the guest as it is, and one with every load at
-once. The loads have network namespaces, caches or files of their own, or the first run is the baseline.
+A run takes long in an emulated guest, so there is only one, with every load at once: each has a network namespace, a
+file or a process of its own. Only objects of kmalloc are compared with slabinfo's from before.
 """
 
 import json
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from planted import files, held_by_fd, nfqueue, packets, protocols, psock
 from planted.leaking_modules import leaked_objects, lost_packets
-from planted.sockets.common import MIB
+from planted.sockets.common import MIB, PAGE_BYTES
 from support.guest_calls import BUILT
 from support.guest_program import runner
 
@@ -20,11 +21,28 @@ _CHECKS = ("KernelObjects", "SocketQueues", "Breakdown")
 
 
 def census() -> dict[str, Any]:
-    """The guest as it is, then with everything planted."""
-    without = _run()
+    """What slabinfo says before, what is planted then, and the run."""
+    before = _slabinfo()
     with ExitStack() as kept:
-        planted = {name: asdict(kept.enter_context(load)) for name, load in _loads().items()}
-        return {"without": without, "planted": planted, "with": _run()}
+        planted = {}
+        for name, load in _loads().items():
+            planted[name] = asdict(kept.enter_context(load))
+            print(f"  {name} is planted", flush=True)
+        return {"before": before, "planted": planted, "run": _run()}
+
+
+def _slabinfo() -> list[dict[str, Any]]:
+    """Name, objects, bytes of each object and bytes of all slabs of each cache."""
+    rows = [line.split() for line in Path("/proc/slabinfo").read_text().splitlines()[2:]]
+    return [
+        {
+            "name": row[0],
+            "objects": int(row[1]),
+            "object_bytes": int(row[3]),
+            "size_bytes": int(row[14]) * int(row[5]) * PAGE_BYTES,
+        }
+        for row in rows
+    ]
 
 
 def _loads() -> dict[str, AbstractContextManager[Any]]:
@@ -51,5 +69,6 @@ def _loads() -> dict[str, AbstractContextManager[Any]]:
 
 def _run() -> dict[str, Any]:
     checks = [word for check in _CHECKS for word in ("--check", check)]
-    run = runner(*checks, "--duration", "1s", "--output", "json")
+    run = runner(*checks, "--duration", "1s", "--output", "json", program="support.patient_runner")
+    print("\n".join(f"  {seconds:6.1f} {line}" for seconds, line in run["stderr"]), flush=True)
     return run | {"evidence": json.loads(run["stdout"]) if run["stdout"] else None, "stdout": ""}
