@@ -4,7 +4,7 @@ import mmap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from memdiag_api.evidence import Check
 from memdiag_node.attempts import Attempts
 from memdiag_node.census import clues, dentries, files, frame_clues, namespaces, packets, slab_caches, sockets
-from memdiag_node.census.block_heads import BlockHeads, large_kmalloc_bytes
+from memdiag_node.census.block_heads import BlockHeads
 from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
 from memdiag_node.census.findings import ObjectFindings
 from memdiag_node.census.naming import AddressNames
@@ -92,17 +92,18 @@ class KernelObjects:
         meminfo, online = self._roots.proc / "meminfo", self._roots.sys / "devices/system/cpu/online"
         with self._attempts.step(Check.KERNEL_OBJECTS, "finding the slabs"), ExitStack() as opened:
             flags = opened.enter_context(FrameTable(self._roots.proc / "kpageflags"))
+            ranges = read_memory_map(self._roots.proc, self._roots.sys, page_bytes=mmap.PAGESIZE)
             census = SlabCensus(
                 self._memory,
                 self._at,
-                ranges=read_memory_map(self._roots.proc, self._roots.sys, page_bytes=mmap.PAGESIZE),
+                ranges=ranges,
                 read_flags=flags.read,
                 cpus=parse_cpus(online.read_bytes(), source=str(online)),
                 late=late,
             )
             found = ObjectFindings(
                 meminfo=parse_meminfo(meminfo.read_bytes(), source=str(meminfo)),
-                slab=slab_caches.read_slab_caches(census, self._at, sizes_at_start=self._sizes_at_start),
+                slab=slab_caches.read_slab_caches(census, self._at, sizes_at_start=self._sizes_at_start, ranges=ranges),
                 sampled_share=census.sampled_share,
                 scan_seconds=time.monotonic() - started,
             )
@@ -160,8 +161,6 @@ class TakenCensus:
         """Read what the frames are that no flag identifies and no holder has; `held` is HELD_DTYPE."""
         with self._part("the frames of unknown use"):
             heads, singles = (frames[~np.isin(frames, held["frame"])] for frames in (seen.frames, seen.singles))
-            large = large_kmalloc_bytes(self.census, self.at, seen.frames)
-            self.found.slab = replace(self.found.slab, large_kmalloc_bytes=large)
             self.found.frames = frame_clues.frame_clues(
                 self.census, self.at, self.names, heads=heads, singles=singles, containers=containers
             )

@@ -1,20 +1,34 @@
-"""The census of slabs on this machine, against planted objects and the kernel's own figures."""
+"""The census of slabs on this machine, against planted objects and the kernel's own figures, while loads run."""
 
+import contextlib
+import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.memory import KernelMemory
-from memdiag_node.procfs.meminfo import parse_meminfo
-from support.slab_census import opened_memory, slabinfo_active, take_slab_census
+from memdiag_node.procfs.meminfo import MemInfo, parse_meminfo
+from memdiag_node.slab.census import CacheCount, SlabCensus
+from memdiag_node.slab.layout import object_layout
+from support.slab_census import lean_memory, load_programs, slabinfo_active, take_slab_census
 
-_PLANTED = 5_000
+pytestmark = pytest.mark.timeout(600)  # of the hundred runs, which take a minute on an idle machine
+
+RUNS = 100
+PLANTED = 5_000
 _LARGE_BYTES = 1 << 20
 _SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h; Python has no name for it
+_ONE_CENSUS = Path(__file__).parents[1] / "support/guest_slab_census.py"
+_CHURN = Path(__file__).parents[1] / "planted/churn.py"
 
 
 @pytest.fixture(scope="module")
@@ -23,55 +37,207 @@ def btf() -> Btf:
 
 
 @pytest.fixture(scope="module")
-def memory(btf: Btf) -> Iterator[KernelMemory]:
-    with opened_memory(btf) as opened:
+def memory(at: dict[str, int]) -> Iterator[KernelMemory]:
+    with lean_memory(at) as opened:
         yield opened
 
 
-def test_every_planted_packet_is_an_allocated_object(memory: KernelMemory, btf: Btf) -> None:
+@pytest.fixture(scope="module")
+def at(btf: Btf) -> dict[str, int]:
+    return object_layout(btf)
+
+
+@contextlib.contextmanager
+def planted_packets() -> Iterator[socket.socket]:
+    """PLANTED packets in a queue; yields the socket that owns them."""
     sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with sender, receiver:
         sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 64 << 20)
         sender.setblocking(False)
-        for _ in range(_PLANTED):
+        for _ in range(PLANTED):
             sender.send(b"x" * 100)
-        census = take_slab_census(memory, btf)
-        (cache,) = census.named("skbuff_head_cache")
-        packets = census.objects(cache)
-        packets = packets[census.still_allocated(cache, packets)]
-        owner = census.read(packets, btf.offset_bytes("sk_buff", "sk"))
-        assert int((owner == np.uint64(_sock_of(memory, btf, sender.fileno()))).sum()) == _PLANTED
+        yield sender
 
 
-def _sock_of(memory: KernelMemory, btf: Btf, fd: int) -> int:
-    file = memory.file(fd)
-    private = memory.word(file + btf.offset_bytes("file", "private_data"))
-    return memory.word(private + btf.offset_bytes("socket", "sk"))
+def packets_of(census: SlabCensus, btf: Btf, sender: socket.socket) -> int:
+    """The packets that a socket owns, among all objects of the packets' cache."""
+    memory = census.memory
+    private = memory.word(memory.file(sender.fileno()) + btf.offset_bytes("file", "private_data"))
+    sock = memory.word(private + btf.offset_bytes("socket", "sk"))
+    (cache,) = census.named("skbuff_head_cache")
+    packets = census.objects(cache)
+    packets = packets[census.still_allocated(cache, packets)]
+    return int((census.read(packets, btf.offset_bytes("sk_buff", "sk")) == np.uint64(sock)).sum())
 
 
-def test_the_sum_of_all_slabs_agrees_with_meminfo(memory: KernelMemory, btf: Btf) -> None:
-    census = take_slab_census(memory, btf)
-    meminfo = parse_meminfo(Path("/proc/meminfo").read_bytes())
+@contextlib.contextmanager
+def churn(*kinds: str) -> Iterator[None]:
+    """Healthy loads: processes, files and sockets that come and go."""
+    with ExitStack() as loads:
+        for kind in kinds:
+            load = loads.enter_context(subprocess.Popen([sys.executable, _CHURN, kind], stdout=subprocess.PIPE))
+            loads.callback(load.kill)
+            assert load.stdout is not None
+            assert load.stdout.readline() == b"ready\n"
+        yield
+
+
+@dataclass
+class Runs:
+    """What was found in many censuses."""
+
+    planted: list[int] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+    """Caches whose places differ from slabinfo's by more than a percent and more than changed meanwhile."""
+    compared: int = 0
+    uncertain: list[int] = field(default_factory=list)
+    typed: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    """Objects of a type, and those whose own fields prove it."""
+
+
+@pytest.fixture(scope="module")
+def runs(memory: KernelMemory, btf: Btf, at: dict[str, int]) -> Runs:
+    """RUNS censuses while loads run, each compared with slabinfo before and after."""
+    found = Runs()
+    with load_programs(at) as programs, churn("fork", "files", "sockets"), planted_packets() as sender:
+        for _ in range(RUNS):
+            before = slabinfo_active()
+            census = take_slab_census(memory, btf, at=at, programs=programs)
+            after = slabinfo_active()
+            for cache, count in zip(census.caches, census.count(), strict=True):
+                if count.slab_bytes >= _LARGE_BYTES and cache.name in before and cache.name in after:
+                    compare(found, cache.name, count, before[cache.name], after[cache.name])
+            found.planted.append(packets_of(census, btf, sender))
+            found.uncertain.append(census.uncertain_objects)
+            for name, check in TYPES.items():
+                found.typed.setdefault(name, []).append(check(census, btf))
+    return found
+
+
+def compare(found: Runs, name: str, count: CacheCount, before: tuple[int, int], after: tuple[int, int]) -> None:
+    """Places are within what slabinfo had before and after; objects are not more than it calls active."""
+    found.compared += 1
+    changed, allowed = abs(after[1] - before[1]), 0.01 * max(before[1], after[1])
+    if (
+        not min(before[1], after[1]) - changed - allowed
+        <= count.objects
+        <= max(before[1], after[1]) + changed + allowed
+    ):
+        found.differences.append(f"{name}: {count.objects} places, slabinfo has {before[1]} and {after[1]}")
+    changed = abs(after[0] - before[0]) + changed
+    if count.in_use - count.uncertain > max(before[0], after[0]) + changed + allowed:
+        found.differences.append(f"{name}: {count.in_use} objects, slabinfo has {before[0]} and {after[0]}")
+
+
+def living(census: SlabCensus, name: str) -> tuple[int, npt.NDArray[np.uint64]]:
+    (cache,) = census.named(name)
+    return cache, census.objects(cache)
+
+
+def proof(
+    census: SlabCensus, cache: int, objects: npt.NDArray[np.uint64], proves: npt.NDArray[np.bool_]
+) -> tuple[int, int]:
+    """How many objects there still are, and how many of them prove their type."""
+    alive = census.still_allocated(cache, objects)
+    return int(alive.sum()), int((proves & alive).sum())
+
+
+def tasks(census: SlabCensus, btf: Btf) -> tuple[int, int]:
+    """A task's group leader is a task, and its stack a kernel address."""
+    cache, objects = living(census, "task_struct")
+    leader = census.read(objects, btf.offset_bytes("task_struct", "group_leader"))
+    return proof(census, cache, objects, census.find(leader)[0] == leader)
+
+
+def dentries(census: SlabCensus, btf: Btf) -> tuple[int, int]:
+    """The name of a dentry can be read, and its parent is a dentry."""
+    cache, objects = living(census, "dentry")
+    objects = objects[:: max(1, len(objects) // 20_000)]
+    name = census.read(objects, btf.offset_bytes("dentry", "d_name.name"))
+    parent = census.read(objects, btf.offset_bytes("dentry", "d_parent"))
+    starts, rows = census.find(parent)
+    is_dentry = (starts == parent) & (census.slabs.table["cache"][np.maximum(rows, 0)] == cache)
+    return proof(census, cache, objects, is_dentry & (census.memory.peek(name) != 0))
+
+
+def sockets(census: SlabCensus, btf: Btf) -> tuple[int, int]:
+    """A socket's sock, unless it is closed, refers to the socket, and its protocol to a slab cache."""
+    cache, objects = living(census, "sock_inode_cache")
+    socket_of = objects + np.uint64(btf.offset_bytes("socket_alloc", "socket"))
+    sock = census.memory.peek(socket_of + np.uint64(btf.offset_bytes("socket", "sk")))
+    back = census.memory.peek(sock + np.uint64(btf.offset_bytes("sock", "sk_socket")))
+    protocol = census.memory.peek(sock + np.uint64(btf.offset_bytes("sock", "__sk_common.skc_prot")))
+    slab = census.memory.peek(protocol + np.uint64(btf.offset_bytes("proto", "slab")))
+    known = np.array([0, *(one.address for one in census.caches)], "<u8")  # a protocol without a cache uses kmalloc
+    return proof(census, cache, objects, (sock == 0) | ((back == socket_of) & np.isin(slab, known)))
+
+
+def inodes(census: SlabCensus, btf: Btf) -> tuple[int, int]:
+    """A shmem inode's mapping belongs to an inode, and mostly to itself."""
+    cache, objects = living(census, "shmem_inode_cache")
+    inode = objects + np.uint64(btf.offset_bytes("shmem_inode_info", "vfs_inode"))
+    mapping = census.memory.peek(inode + np.uint64(btf.offset_bytes("inode", "i_mapping")))
+    host = census.memory.peek(mapping + np.uint64(btf.offset_bytes("address_space", "host")))
+    return proof(census, cache, objects, host == inode)
+
+
+TYPES = {"tasks": tasks, "dentries": dentries, "sockets": sockets, "inodes": inodes}
+
+
+def test_planted_packets_are_counted_exactly_in_every_run(runs: Runs) -> None:
+    assert runs.planted == [PLANTED] * RUNS
+
+
+def test_every_run_agrees_with_slabinfo(runs: Runs) -> None:
+    assert runs.compared >= 5 * RUNS
+    assert not runs.differences
+
+
+def test_few_lists_could_not_be_followed(runs: Runs) -> None:
+    assert max(runs.uncertain) <= PLANTED // 10
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_no_object_is_of_a_wrong_type(runs: Runs, name: str) -> None:
+    """An object may be new, and its fields not yet set, or freed and used again between two reads."""
+    objects, proved = (sum(column) for column in zip(*runs.typed[name], strict=True))
+    assert objects > RUNS
+    assert objects - proved <= 0.002 * objects
+
+
+def slab_bytes() -> int:
+    now: MemInfo = parse_meminfo(Path("/proc/meminfo").read_bytes())
+    return now.slab_reclaimable_bytes + now.slab_unreclaimable_bytes
+
+
+def test_the_sum_of_all_slabs_agrees_with_meminfo(memory: KernelMemory, btf: Btf, at: dict[str, int]) -> None:
+    """Except for large kmalloc, which meminfo counts as slab and which has no cache."""
+    before = slab_bytes()
+    census = take_slab_census(memory, btf, at=at)
+    after = slab_bytes()
     counted = sum(count.slab_bytes for count in census.count())
-    assert counted == pytest.approx(meminfo.slab_reclaimable_bytes + meminfo.slab_unreclaimable_bytes, rel=0.02)
-
-
-def test_objects_agree_with_slabinfo_and_with_the_lists_of_objects(memory: KernelMemory, btf: Btf) -> None:
-    before = slabinfo_active()
-    census = take_slab_census(memory, btf)
-    after = slabinfo_active()
-    compared = 0
-    for number, (cache, count) in enumerate(zip(census.caches, census.count(), strict=True)):
-        if count.slab_bytes < _LARGE_BYTES or cache.name not in after or cache.name not in before:
-            continue
-        allowed = _allowance(before[cache.name][1], after[cache.name][1])
-        assert allowed[0] <= count.objects <= allowed[1], cache.name
-        assert abs(len(census.objects(number)) - count.in_use) <= count.objects * 0.01 + 2 * (allowed[1] - allowed[0])
-        compared += 1
-    assert compared
-
-
-def _allowance(before: int, after: int) -> tuple[float, float]:
-    """What may be counted between two readings: within 1 %, and within what changed meanwhile."""
     changed = abs(after - before)
-    return 0.99 * min(before, after) - changed, 1.01 * max(before, after) + changed
+    assert 0.98 * min(before, after) - changed <= counted <= 1.005 * max(before, after) + changed
+
+
+def test_page_types_and_kpageflags_find_the_same_slabs(memory: KernelMemory, btf: Btf, at: dict[str, int]) -> None:
+    """Slabs of two censuses one after the other; what differs was made or freed meanwhile."""
+    assert "HAS_PAGE_SCAN" in at
+    without = {name: value for name, value in at.items() if name != "HAS_PAGE_SCAN"}
+    tables = [take_slab_census(memory, btf, at=layout).slabs.table for layout in (at, without, at)]
+    rows = [
+        set(zip(one["frame"].tolist(), one["cache"].tolist(), one["order"].tolist(), strict=True)) for one in tables
+    ]
+    steady = rows[0] & rows[2]
+    assert len(steady) > 0.5 * len(rows[0])
+    assert len(steady - rows[1]) <= 0.001 * len(steady)
+    assert len(rows[1] - rows[0] - rows[2]) <= 0.01 * len(rows[1]) + len(rows[0] ^ rows[2])
+
+
+def test_two_censuses_at_once_in_a_storm_count_exactly() -> None:
+    """Two processes plant packets and take a census each, while others allocate and free."""
+    with churn("fork", "files", "sockets", "sockets"):
+        both = [subprocess.Popen([sys.executable, _ONE_CENSUS], stdout=subprocess.PIPE) for _ in range(2)]
+        reports = [json.loads(one.communicate()[0]) for one in both]
+    assert [report["counted"] for report in reports] == [report["planted"] for report in reports]
+    assert all(report["uncertain_objects"] <= 0.01 * report["planted"] for report in reports)

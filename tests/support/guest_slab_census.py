@@ -1,6 +1,7 @@
 """Plants datagrams, takes a census of the slabs and prints what it found and what the kernel's own files say, as JSON.
 
-A step of guest_program.py, in a process of its own: it uses the library of the node runner directly.
+A step of guest_program.py, and of tests on the machine itself, in a process of its own: it uses the library of the node
+runner directly.
 """
 
 import contextlib
@@ -15,9 +16,12 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.slab.census import SlabCensus
+from memdiag_node.slab.layout import object_layout
 from support.slab_census import lean_memory, slabinfo_active, take_slab_census
 
 PLANTED = 20_000
@@ -86,9 +90,10 @@ def large_caches(census: SlabCensus) -> dict[str, list[int]]:
 def main() -> None:
     btf = Btf.load()
     report: dict[str, Any] = {"planted": PLANTED}
-    with lean_memory(btf) as memory, kfence_samples() as has_kfence, planted_datagrams() as senders:
+    at = object_layout(btf)
+    with lean_memory(at) as memory, kfence_samples() as has_kfence, planted_datagrams() as senders:
         started = time.process_time()
-        census = take_slab_census(memory, btf)
+        census = take_slab_census(memory, btf, at=at)
         report["census_cpu_seconds"] = time.process_time() - started
         meminfo = parse_meminfo(Path("/proc/meminfo").read_bytes())
         report["slab_bytes"] = sum(count.slab_bytes for count in census.count())

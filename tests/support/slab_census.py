@@ -1,18 +1,19 @@
 """A census of the slabs of this machine, for tests."""
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import BpfObject
-from memdiag_node.kernel.memory import MEMORY_DEFINES, MEMORY_MAPS, KernelMemory, memory_layout
+from memdiag_node.kernel.memory import MEMORY_DEFINES, MEMORY_MAPS, KernelMemory
 from memdiag_node.procfs.cpulist import parse_cpus
 from memdiag_node.procfs.kpageflags import open_frame_table
 from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.slab.census import SlabCensus
 from memdiag_node.slab.layout import object_layout
+from memdiag_node.slab.page_scan import load_slab_programs
 from memdiag_node.sockets.source import SocketSource
 
 _SOURCE = Path(__file__).with_name("memory.bpf.c")
@@ -26,9 +27,8 @@ def opened_memory(btf: Btf) -> Iterator[KernelMemory]:
 
 
 @contextmanager
-def lean_memory(btf: Btf) -> Iterator[KernelMemory]:
-    """Kernel memory, read by a program that can do nothing else."""
-    at = memory_layout(btf)
+def lean_memory(at: Mapping[str, int]) -> Iterator[KernelMemory]:
+    """Kernel memory, read by a program that can do nothing else. `at` is the result of `object_layout`."""
     with (
         BpfObject(_SOURCE, MEMORY_DEFINES, MEMORY_MAPS) as bpf,
         KernelMemory(bpf, at) as memory,
@@ -36,17 +36,29 @@ def lean_memory(btf: Btf) -> Iterator[KernelMemory]:
         yield memory
 
 
-def take_slab_census(memory: KernelMemory, btf: Btf) -> SlabCensus:
-    """Read all slabs now."""
+def online_cpus() -> list[int]:
+    return parse_cpus(Path("/sys/devices/system/cpu/online").read_bytes())
+
+
+def load_programs(at: Mapping[str, int]) -> BpfObject:
+    """What a census loads itself otherwise."""
+    return load_slab_programs(at, online_cpus())
+
+
+def take_slab_census(
+    memory: KernelMemory, btf: Btf, *, at: Mapping[str, int] | None = None, programs: BpfObject | None = None
+) -> SlabCensus:
+    """Read all slabs now. `at` is the result of `object_layout`, `programs` of `load_programs`: both take time."""
     with ExitStack() as files:
         flags = open_frame_table(Path("/proc/kpageflags"), files)
         assert flags
         return SlabCensus(
             memory,
-            object_layout(btf),
+            object_layout(btf) if at is None else at,
             ranges=read_memory_map(Path("/proc"), Path("/sys"), page_bytes=mmap.PAGESIZE),
             read_flags=flags.read,
-            cpus=parse_cpus(Path("/sys/devices/system/cpu/online").read_bytes()),
+            cpus=online_cpus(),
+            programs=programs,
         )
 
 

@@ -24,8 +24,8 @@ class NetworkNamespace(Record):
     sockets: Count = Field(description="Sockets in it, with those of the kernel.")
     open_sockets: Count = Field(description="Sockets in it that a process has open.")
     packets: Count = Field(
-        description="Packets that refer to its devices or sockets: in queues of devices, of packet, raw and UNIX sockets. "
-        "In queues of TCP and UDP they refer to neither, and are only in sizeBytes."
+        description="Packets that refer to its devices or sockets: in queues of devices, of packet, raw and UNIX "
+        "sockets. In queues of TCP and UDP they refer to neither, and are only in sizeBytes."
     )
     devices: Count = Field(description="Network devices in it.")
     device_names: Annotated[

@@ -4,7 +4,7 @@ kmalloc takes blocks above two pages from the buddy allocator. The kernel counts
 since Linux 6.15 (PGTY_large_kmalloc).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,13 @@ import numpy.typing as npt
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import Field, optional_offsets
 from memdiag_node.procfs.kpageflags import ReadFrames, is_direct, is_head, is_tail
+from memdiag_node.procfs.memory_map import FrameRange
 from memdiag_node.slab.census import SlabCensus
+from memdiag_node.slab.slabs import pieces_of
 
 _MAX_HEADS = 1 << 20
 _MAX_ORDER = 10
+_SMALLEST_FRAMES = 4  # a large kmalloc block has more than two pages
 _FIELDS: tuple[Field, ...] = (("PAGE_TYPE", "page", "page_type"),)
 PAGE_TYPE_SHIFT = 24  # include/linux/page-flags.h, since Linux 6.12
 _U32 = 0xFFFFFFFF
@@ -52,7 +55,7 @@ class BlockHeads:
 
     @property
     def frames(self) -> npt.NDArray[np.uint64]:
-        """The heads that were seen, ascending, each once."""
+        """The heads that were seen, ascending, each once; in the extreme, a million of them."""
         return np.unique(np.concatenate([np.empty(0, "<u8"), *self._found.values()]))
 
 
@@ -64,14 +67,24 @@ def large_kmalloc_layout(btf: Btf) -> dict[str, int]:
     return found | {"TYPE_LARGE_KMALLOC": btf.enum_value("PGTY_large_kmalloc")} if found else {}
 
 
-def large_kmalloc_bytes(census: SlabCensus, at: Mapping[str, int], heads: npt.NDArray[np.uint64]) -> int | None:
-    """Bytes of those blocks (frames of their heads) that are large kmalloc blocks, not scaled. None if unmarked."""
+def large_kmalloc_bytes(census: SlabCensus, at: Mapping[str, int], ranges: Sequence[FrameRange]) -> int | None:
+    """Bytes of large kmalloc blocks in the memory that the census read, not scaled. None if they are not marked.
+
+    `ranges` are those of the census.
+    """
     if "HAS_LARGE_KMALLOC" not in at:
         return None
-    pages = heads * np.uint64(census.at["STRUCT_PAGE_BYTES"]) + np.uint64(census.first_page)
-    types = (census.memory.peek(pages + np.uint64(at["PAGE_TYPE"])) & np.uint64(_U32)) >> np.uint64(PAGE_TYPE_SHIFT)
-    pages = pages[types == np.uint64(at["TYPE_LARGE_KMALLOC"])]
-    return int(np.left_shift(1, block_orders(census, pages)).sum()) << census.at["PAGE_SHIFT"]
+    pieces, size_bytes = pieces_of(ranges), 0
+    for number in census.slabs.numbers.tolist():
+        base, frames = pieces[number]
+        aligned = -(-base // _SMALLEST_FRAMES) * _SMALLEST_FRAMES  # as blocks are
+        heads = np.arange(aligned, base + frames, _SMALLEST_FRAMES, dtype="<u8")
+        pages = heads * np.uint64(census.at["STRUCT_PAGE_BYTES"]) + np.uint64(census.first_page)
+        types = census.memory.peek(pages + np.uint64(at["PAGE_TYPE"])) & np.uint64(_U32)
+        found = pages[types >> np.uint64(PAGE_TYPE_SHIFT) == np.uint64(at["TYPE_LARGE_KMALLOC"])]
+        if len(found):
+            size_bytes += int(np.left_shift(1, block_orders(census, found)).sum()) << census.at["PAGE_SHIFT"]
+    return size_bytes
 
 
 def block_orders(census: SlabCensus, pages: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:

@@ -30,8 +30,8 @@ NAMESPACE_DTYPE = np.dtype(
 )
 """One struct net. `references` keep it from being removed, `passive` ones only its memory; `counted_references` are
 those whose holder was found. `first_pid` is the lowest ID of its processes, 0 for none. `open_sockets` have a file.
-`files` and `mounts` are those of the namespace itself (/proc/PID/ns/net). `size_bytes`: its sockets and what is in their
-queues, packets on its devices, its struct."""
+`files` and `mounts` are those of the namespace itself (/proc/PID/ns/net). `size_bytes`: its sockets and what is in
+their queues, packets on its devices, its struct."""
 
 _MAX_DEVICES = 1 << 14
 _DEVICE_NAME_BYTES = 16  # include/uapi/linux/if.h, IFNAMSIZ

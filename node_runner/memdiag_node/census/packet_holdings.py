@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Holder, HolderKind, Owner
-from memdiag_node.census.packet_queues import Place
 from memdiag_node.census.packet_groups import PacketGroup
+from memdiag_node.census.packet_queues import Place
 from memdiag_node.census.packets import PacketsReading
 from memdiag_node.census.packets_record import is_lost
 from memdiag_node.holding import Holding, pinned_blocks, sizes_bytes

@@ -122,7 +122,7 @@ class PlacedPackets:
         return np.where(device != 0, device, own)
 
     def _heads_after(self, ends: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-        """The head of the list that each of these packets was the last one of, past those appended since; 0 if torn."""
+        """The head of the list that ends with each of these packets, past those missing in the table; 0 if torn."""
         census, table = self._census, self.table
         packet_caches = np.unique(table.cache)
         before, heads = table.address[ends], self._links.after[ends]
@@ -139,6 +139,10 @@ class PlacedPackets:
             numbers = numbers[is_new]
             before[numbers] = heads[numbers]
             heads[numbers] = census.read(heads[numbers], self._at["PACKET_NEXT"])
+            known = index_of(heads[numbers], table.address)
+            is_listed = (known >= 0) & (self._links.kind[known] == Link.LIST)
+            numbers, last = numbers[is_listed], self._links.last[known[is_listed]]
+            before[numbers], heads[numbers] = table.address[last], self._links.after[last]
         heads[going] = 0
         return heads
 

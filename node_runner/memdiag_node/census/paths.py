@@ -96,9 +96,8 @@ class PathReader:
 
         Of a file system without a mount of its root, the path starts there.
         """
-        at, memory = self._at, self._memory
         found: list[list[bytes]] = [[] for _ in dentries]
-        if "HAS_DENTRIES" not in at:
+        if "HAS_DENTRIES" not in self._at:
             return [[] for _ in dentries]
         mounts = self._mounts(super_blocks)
         dentry = dentries.copy()

@@ -1,7 +1,7 @@
 """Slab memory by cache and by the container that it is charged to."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,7 @@ from memdiag_node.census.object_charges import ObjectCharges, charge_layout, rea
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.cgroup import ContainerIdentity
 from memdiag_node.procfs.meminfo import MemInfo
+from memdiag_node.procfs.memory_map import FrameRange
 from memdiag_node.slab.census import CacheCount, SlabCensus
 
 _NO_CONTAINER = ContainerIdentity("", "")
@@ -65,12 +66,12 @@ def read_slab_caches(
     at: Mapping[str, int],
     *,
     sizes_at_start: Mapping[str, int],
-    block_heads: npt.NDArray[np.uint64] | None = None,
+    ranges: Sequence[FrameRange],
 ) -> SlabFigures:
     """The size and the charges of every cache. `at` is the result of `fields`.
 
-    `sizes_at_start` is the result of `cache_sizes` at the start of the window, empty if it was not read. `block_heads`
-    are the frames of BlockHeads, None if they are not known.
+    `sizes_at_start` is the result of `cache_sizes` at the start of the window, empty if it was not read. `ranges` are
+    those of the census.
     """
     now = cache_sizes(census.memory, at) if sizes_at_start else {}
     addresses = np.array([cache.address for cache in census.caches], "<u8")
@@ -95,7 +96,7 @@ def read_slab_caches(
         )
         if count.slabs
     }
-    large = None if block_heads is None else large_kmalloc_bytes(census, at, block_heads)
+    large = large_kmalloc_bytes(census, at, ranges)
     return SlabFigures(caches, read_charges(census, at), large, census.sampled_share, error_of_all)
 
 

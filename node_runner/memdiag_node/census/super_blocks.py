@@ -62,10 +62,9 @@ def read_file_systems(
     numbers = memory.peek(super_blocks + np.uint64(at["SUPER_BLOCK_DEVICE"])) & np.uint64(0xFFFFFFFF)
     roots = memory.peek(super_blocks + np.uint64(at["SUPER_BLOCK_ROOT"]))
     is_own = memory.peek(roots + np.uint64(at["DENTRY_SUPER_BLOCK"])) == super_blocks
-    rows = zip(names, devices, flags.tolist(), numbers.tolist(), is_own.tolist(), strict=True)
-    return [
+    rows = zip(names, devices, flags.tolist(), numbers.tolist(), strict=True)
+    systems = [
         FileSystem(printable(name, _NAME_BYTES), printable(device, _NAME_BYTES), bool(flag), number)
-        if own
-        else _UNKNOWN
-        for name, device, flag, number, own in rows
+        for name, device, flag, number in rows
     ]
+    return [one if own else _UNKNOWN for one, own in zip(systems, is_own.tolist(), strict=True)]

@@ -47,6 +47,7 @@ class SlabCensus:
     """A census of the slabs of the node, taken when it is constructed.
 
     `at` is the result of `object_layout`, `cpus` the online CPUs. `late` and `max_slabs` are those of `read_slabs`.
+    `programs` is the result of `load_slab_programs` for the same CPUs, where several censuses are taken.
     Raises BpfError if this kernel has another slab allocator, or if its linear map and its array of struct pages cannot
     be found.
     """
@@ -61,6 +62,7 @@ class SlabCensus:
         cpus: Sequence[int],
         late: Callable[[], bool] = lambda: False,
         max_slabs: int = MAX_SLABS,
+        programs: BpfObject | None = None,
     ) -> None:
         if "HAS_SLAB_OBJECTS" not in at:
             raise BpfError("this kernel's slabs cannot be read: their layout is not one of SLUB's that are known")
@@ -73,8 +75,8 @@ class SlabCensus:
         self._strides = np.array([cache.stride_bytes for cache in self.caches], "<u8")
         self._pads = np.array([cache.left_pad_bytes for cache in self.caches], "<u8")
         self._nodes = numa_nodes(at, self.caches)
-        with ExitStack() as programs:
-            bpf = self._load(programs, cpus)
+        with ExitStack() as own:
+            bpf = programs or self._load(own, cpus)
             self._per_cpu = self._read_per_cpu_offsets(bpf, cpus)
             self._slabs = read_slabs(
                 self._piece_reader(bpf, read_flags),
@@ -107,10 +109,10 @@ class SlabCensus:
         self.linear_base = frames << self.at["PAGE_SHIFT"]
         """Address of frame 0 in the linear map."""
 
-    def _load(self, programs: ExitStack, cpus: Sequence[int]) -> BpfObject | None:
+    def _load(self, own: ExitStack, cpus: Sequence[int]) -> BpfObject | None:
         """The programs that make the census faster and more exact; None if this kernel or compiler refuses them."""
         try:
-            return programs.enter_context(load_slab_programs(self.at, cpus))
+            return own.enter_context(load_slab_programs(self.at, cpus))
         except BpfError:
             return None
 

@@ -64,6 +64,15 @@ class Slabs:
         return estimate_total(by_piece, self.frames, all_pieces=self.all_pieces, all_frames=self.all_frames)
 
 
+def pieces_of(ranges: Sequence[FrameRange]) -> list[tuple[int, int]]:
+    """The pieces of memory by their numbers: first frame, number of frames."""
+    return [
+        (first, min(PIECE_FRAMES, one.end - first))
+        for one in ranges
+        for first in range(one.first, one.end, PIECE_FRAMES)
+    ]
+
+
 def read_slabs(
     read_piece: ReadPiece,
     strides: npt.NDArray[np.uint64],
@@ -79,11 +88,7 @@ def read_slabs(
     `late` ends the search before the next piece, and so does a piece that would exceed `max_slabs`. The pieces are read
     in random order, so that what was read is a random sample whenever the search ends.
     """
-    pieces = [
-        (first, min(PIECE_FRAMES, one.end - first))
-        for one in ranges
-        for first in range(one.first, one.end, PIECE_FRAMES)
-    ]
+    pieces = pieces_of(ranges)
     found: dict[int, npt.NDArray[np.void]] = {}
     count = 0
     for number in np.random.default_rng(_SEED).permutation(len(pieces)).tolist():

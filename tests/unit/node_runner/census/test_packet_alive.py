@@ -1,4 +1,4 @@
-"""Freed packets that the slab counts as allocated, told from live ones by what they point to."""
+"""Freed packets that the slab counts as allocated, and how they differ from live ones: by what they point to."""
 
 from types import SimpleNamespace
 from typing import Any, cast
