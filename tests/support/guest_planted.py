@@ -16,6 +16,7 @@ from planted.sockets.common import MIB, PAGE_BYTES
 from support.foreign_fds import read_all
 from support.guest_calls import BUILT
 
+LEAKED_OBJECTS, LOST_PACKETS = 200_000, 20_000
 SLAB_PACKETS = 20_000
 """Many more than the free objects that slabinfo counts as active: up to a few hundred on lists of CPUs."""
 _SETTLE_SECONDS = 20
@@ -23,7 +24,7 @@ _SETTLE_SECONDS = 20
 Seen = dict[str, Any]
 
 
-def leak(objects: int) -> Seen:
+def leak(objects: int = LEAKED_OBJECTS) -> Seen:
     """Objects of kmalloc-64 with a callback of a module."""
     before = _objects_of_size(64)
     with leaked_objects(BUILT, objects) as planted:
@@ -33,7 +34,7 @@ def leak(objects: int) -> Seen:
     return {"planted": asdict(planted), "seen": seen, "left": Path(f"/sys/module/{planted.module}").exists()}
 
 
-def lost(packets: int) -> Seen:
+def lost(packets: int = LOST_PACKETS) -> Seen:
     """Packets in no queue, with blocks of two pages."""
     before = _active("skbuff_head_cache")
     return _look(lost_packets(BUILT, packets, order=1), lambda _: {"packets": _active("skbuff_head_cache") - before})

@@ -32,7 +32,6 @@ from planted.sockets.common import MIB, inq, wait_for
 from planted.sockets.planter import Planter
 from support.capabilities import only
 
-RUNNER = (sys.executable, "-m", "memdiag_node.cli")
 STUCK_MESSAGES, WINDOW_MESSAGES = 1_000, 2_000
 DATAGRAMS = 500
 PIPE_BYTES = 8 * MIB
@@ -64,12 +63,13 @@ def runner(
     *arguments: str,
     capabilities: Sequence[str] | None = RUNNER_CAPABILITIES,
     while_tracing: Callable[[], None] | None = None,
+    program: str = "memdiag_node.cli",
     **popen: Any,
 ) -> Report:
     """Run memdiag-node with only these capabilities; returns its output, exit status, and the time of each line."""
     started = time.monotonic()
     said: list[tuple[float, str]] = []
-    command = [*([] if capabilities is None else only(capabilities)), *RUNNER, *arguments]
+    command = [*([] if capabilities is None else only(capabilities)), sys.executable, "-m", program, *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
     effective = ""
     assert process.stdout is not None

@@ -5,8 +5,40 @@ import shutil
 
 import pytest
 
+from planted import leaking_modules, nfqueue, protocols
+from support import guest_census, guest_planted, guest_program
 from support.guest import GuestRun
+from support.guest_lab import SUITES, Answers, Call, call_in_guest
 
+_CALLS = {
+    "leak": Call(guest_planted.leak),
+    "lost": Call(guest_planted.lost),
+    "nfqueue": Call(guest_planted.queued_for_verdict),
+    "sctp": Call(guest_planted.unread_sctp),
+    "ktls": Call(guest_planted.unread_ktls),
+    "fragments": Call(guest_planted.fragments),
+    "zombie": Call(guest_planted.zombie),
+    "neighbour": Call(guest_planted.neighbour),
+    "slab_heads": Call(guest_planted.slab_heads),
+    "tun": Call(guest_planted.tun),
+    "sockmap": Call(guest_planted.sockmap),
+    "messages": Call(guest_planted.system_v_messages),
+    "trace_buffer": Call(guest_planted.trace_buffer),
+    "io_uring": Call(guest_planted.io_uring),
+    "maps": Call(guest_planted.maps),
+    "memfd": Call(guest_planted.file_in_memory),
+    "deleted_file": Call(guest_planted.deleted_file),
+    "runner": Call(guest_program.runner, "--preflight"),
+    "census": Call(guest_census.census),
+}
+_MODULES = (
+    *nfqueue.MODULES,
+    *protocols.SCTP_MODULES,
+    *protocols.KTLS_MODULES,
+    "sch_tbf",
+    "tun",
+    "veth",
+)
 GUESTS = pytest.StashKey[list[GuestRun]]()
 
 
@@ -19,6 +51,13 @@ def guests(pytestconfig: pytest.Config) -> list[GuestRun]:
         if shutil.which(program) is None:
             pytest.skip(f"the vm tier needs {program}: python3 -m local_cluster prepare qemu-system-x86 e2fsprogs")
     return pytestconfig.stash.setdefault(GUESTS, [])
+
+
+@pytest.fixture(scope="session", params=SUITES)
+def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, guests: list[GuestRun]) -> Answers:
+    """What was planted in a guest, and seen there. One boot of each kernel for all files of tests."""
+    work = tmp_path_factory.mktemp(request.param)
+    return call_in_guest(request.param, _CALLS, work, modules=_MODULES, built_from=leaking_modules.SOURCES)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

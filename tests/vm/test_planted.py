@@ -4,49 +4,10 @@ from typing import Any
 
 import pytest
 
-from planted import leaking_modules, nfqueue, protocols
-from support import guest_planted, guest_program
-from support.guest import GuestRun
-from support.guest_lab import SUITES, Answers, Call, call_in_guest
-
-LEAKED_OBJECTS, LOST_PACKETS = 200_000, 20_000
-CALLS = {
-    "leak": Call(guest_planted.leak, LEAKED_OBJECTS),
-    "lost": Call(guest_planted.lost, LOST_PACKETS),
-    "nfqueue": Call(guest_planted.queued_for_verdict),
-    "sctp": Call(guest_planted.unread_sctp),
-    "ktls": Call(guest_planted.unread_ktls),
-    "fragments": Call(guest_planted.fragments),
-    "zombie": Call(guest_planted.zombie),
-    "neighbour": Call(guest_planted.neighbour),
-    "slab_heads": Call(guest_planted.slab_heads),
-    "tun": Call(guest_planted.tun),
-    "sockmap": Call(guest_planted.sockmap),
-    "messages": Call(guest_planted.system_v_messages),
-    "trace_buffer": Call(guest_planted.trace_buffer),
-    "io_uring": Call(guest_planted.io_uring),
-    "maps": Call(guest_planted.maps),
-    "memfd": Call(guest_planted.file_in_memory),
-    "deleted_file": Call(guest_planted.deleted_file),
-    "runner": Call(guest_program.runner, "--preflight"),
-}
-MODULES = (
-    *nfqueue.MODULES,
-    *protocols.SCTP_MODULES,
-    *protocols.KTLS_MODULES,
-    "sch_tbf",
-    "tun",
-    "veth",
-)
+from support.guest_lab import Answers
+from support.guest_planted import LEAKED_OBJECTS, LOST_PACKETS
 
 pytestmark = pytest.mark.timeout(900)  # the first test of each kernel boots it
-
-
-@pytest.fixture(scope="module", params=SUITES)
-def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, guests: list[GuestRun]) -> Answers:
-    """What was planted in a guest, and seen there."""
-    work = tmp_path_factory.mktemp(request.param)
-    return call_in_guest(request.param, CALLS, work, modules=MODULES, built_from=leaking_modules.SOURCES)
 
 
 def planted_and_seen(guest: Answers, name: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,6 +1,7 @@
 """What refers to packets in no known queue: objects of kmalloc that have their addresses, at which offset."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +35,7 @@ def find_references(census: SlabCensus, packets: npt.NDArray[np.uint64], *, max_
     rows, words, share = _chosen_slabs(census, max_words)
     bases = (rows["frame"] << np.uint64(census.at["PAGE_SHIFT"])) + np.uint64(census.linear_base)
     places, numbers = [np.empty(0, "<u8")], [np.empty(0, np.int64)]
-    limits = np.searchsorted(np.cumsum(words), np.arange(0, int(words.sum()) + _PIECE_WORDS, _PIECE_WORDS))
-    for first, end in zip(limits[:-1].tolist(), [*limits[1:-1].tolist(), len(rows)], strict=True):
+    for first, end in pieces_of(words, _PIECE_WORDS):
         counts = words[first:end]
         within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
         addresses = np.repeat(bases[first:end], counts) + (8 * within).astype("<u8")
@@ -45,6 +45,12 @@ def find_references(census: SlabCensus, packets: npt.NDArray[np.uint64], *, max_
         places.append(addresses[near[found >= 0]])
         numbers.append(found[found >= 0])
     return _in_objects(census, np.concatenate(places), np.concatenate(numbers), share)
+
+
+def pieces_of(words: npt.NDArray[np.int64], piece_words: int) -> list[tuple[int, int]]:
+    """Ranges of indices that cover all slabs of so many words each, with about `piece_words` in each range."""
+    limits = np.searchsorted(np.cumsum(words), np.arange(0, int(words.sum()), piece_words)).tolist()
+    return list(pairwise([*limits, len(words)]))
 
 
 def most_frequent(references: References, chosen: npt.NDArray[np.bool_], names: list[str]) -> str:
