@@ -69,7 +69,7 @@ class PacketGroup:
     socket_kind: str = ""
     """The protocol of the sockets that are charged, as the kernel names it."""
     socket: int = 0
-    """The address of the struct sock, if it is the same for all."""
+    """The address of the struct sock, if it is the same for more than half of the packets."""
     oldest_seconds: float | None = None
     """The age of the oldest time stamp."""
     is_unchanged: bool = False
@@ -244,7 +244,6 @@ def _other_groups(
         place, dev, net_inode, function, _, cache, offset, unchanged = rows[:, n].tolist()
         own_blocks = blocks[block_order[block_limits[n] : block_limits[n + 1]]]
         members = placed.is_member[chosen[own]]
-        sockets = np.unique(socket[own])
         oldest = ages[own].max()
         clue = f"{names[cache]}+{offset}" if place == Place.OBJECT_LIST and cache >= 0 else ""
         if place in _WITH_CLUE:
@@ -263,7 +262,7 @@ def _other_groups(
                 network_namespace=net_inode,
                 destructor=function % (1 << 64),
                 socket_kind=kinds[int(rows[4, n])],
-                socket=int(sockets[0]) if len(sockets) == 1 else 0,
+                socket=_of_most(socket[own]),
                 oldest_seconds=float(oldest) if oldest >= 0 else None,
                 is_unchanged=bool(unchanged),
                 referred_by=clue,
@@ -283,6 +282,13 @@ def _sockets_of(
     kinds = np.array([names.index(protocols[kind]) for kind in kinds], np.int64)
     kinds[unique == 0] = 0
     return unique[numbers], names, kinds[numbers]
+
+
+def _of_most(sockets: npt.NDArray[np.uint64]) -> int:
+    """The socket of more than half of the packets, 0 for none."""
+    unique, counts = np.unique(sockets, return_counts=True)
+    most = int(counts.argmax())
+    return int(unique[most]) if 2 * counts[most] > len(sockets) else 0
 
 
 def _functions(census: SlabCensus, words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
