@@ -256,7 +256,7 @@ def namespaces_in_use() -> set[int]:
 
 
 class Zombies:
-    """Reads which network namespaces something keeps that is no process, fd or mount."""
+    """Reads which network namespaces something else than a process, an fd or a mount keeps."""
 
     def __init__(self, memory: KernelMemory, btf: Btf) -> None:
         self._memory, self._btf, self._at = memory, btf, fields(btf)

@@ -57,7 +57,7 @@ def test_a_group_is_a_holder_of_its_blocks_with_its_owners() -> None:
     )
 
 
-def test_blocks_of_other_holders_are_left_out_and_a_group_that_has_no_others_is_no_holder() -> None:
+def test_blocks_of_other_holders_are_left_out_and_so_is_a_group_without_others() -> None:
     large = group(pages=tuple(range(64, 64 * 5, 64)))
     (holder,) = holders(large, taken=(64, 999))
     assert (holder.pinned_blocks, holder.pinned_bytes) == (3, 24 * PAGE)
