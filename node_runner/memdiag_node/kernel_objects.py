@@ -11,7 +11,17 @@ import numpy.typing as npt
 
 from memdiag_api.evidence import Check
 from memdiag_node.attempts import Attempts
-from memdiag_node.census import clues, dentries, files, frame_clues, namespaces, packets, slab_caches, sockets
+from memdiag_node.census import (
+    clues,
+    dentries,
+    files,
+    frame_clues,
+    namespaces,
+    packets,
+    slab_caches,
+    sockets,
+    verdict_queues,
+)
 from memdiag_node.census.block_heads import BlockHeads
 from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
 from memdiag_node.census.findings import ObjectFindings
@@ -44,6 +54,7 @@ _FIELDS: tuple[Callable[[Btf], Mapping[str, int]], ...] = (
     sockets.fields,
     namespaces.fields,
     packets.fields,
+    verdict_queues.fields,
     module_layout,
     memory_cgroup_layout,
 )
@@ -135,6 +146,11 @@ class TakenCensus:
             with self._part("the packets"):
                 self.found.packets = packets.read_packets(
                     self.census, self.at, earlier=earlier.unlinked if earlier else None
+                )
+        if self.found.packets and self.found.namespaces:
+            with self._part("netfilter's queues"):
+                self.found.verdict_queues = verdict_queues.read_verdict_queues(
+                    self.census, self.at, self.roots.proc, self.found.packets, self.found.namespaces
                 )
 
     def read_files(self, *, with_paths: bool) -> None:

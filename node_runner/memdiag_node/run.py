@@ -4,21 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-import numpy as np
-
 from memdiag_api import limits
-from memdiag_api.evidence import Check, ContainerShare, Evidence, Need, Owner, ScanCoverage, Stack, Trace, Window
+from memdiag_api.evidence import Check, ContainerShare, Evidence, Need, ScanCoverage, Stack, Trace, Window
 from memdiag_node.attempts import Attempts
 from memdiag_node.breakdown.classes import breakdown
 from memdiag_node.capture import Capture, MeasurementError, UnsupportedError, capture, owner_reader
-from memdiag_node.census.packet_holdings import packet_holdings
 from memdiag_node.census.record import census_record
 from memdiag_node.conclusion.conclude import conclude
 from memdiag_node.conclusion.measurements import Measurements, TracedBlocks
 from memdiag_node.holding import Holding, by_size
 from memdiag_node.host import read_host
+from memdiag_node.packet_owners import packet_queues
 from memdiag_node.preflight.checks import explain_missing, possible_checks, preflight
-from memdiag_node.processes import OwnerOf
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.settings import Settings
 from memdiag_node.sockets.coverage import coverage_of
@@ -117,21 +114,8 @@ def _holdings(
     sockets = socket_holdings(captured.first_scan, scan, owner_of, limit=MAX_SINGLE_SOCKETS)
     coverage = coverage_of(scan, captured.not_seen, first=captured.first_scan)
     others = captured.others or []
-    return by_size([*sockets, *others, *_packets(captured, scan, others, owner_of)]), coverage
-
-
-def _packets(captured: Capture, scan: SocketScan, others: Sequence[Holding], owner_of: OwnerOf) -> list[Holding]:
-    """Return the packets outside of socket queues, with the first process of their network namespaces."""
-    found = captured.objects
-    if found is None or found.packets is None:
-        return []
-    taken = np.concatenate([scan.blocks["page"], *(one.blocks["page"] for one in others)])
-    owners: dict[int, tuple[list[Owner], int]] = {}
-    for row in found.namespaces.table if found.namespaces else ():
-        if row["processes"] and not row["is_initial"]:  # the host's namespace has all kinds of processes
-            owner = owner_of(int(row["first_pid"]))
-            owners[int(row["inode"])] = [owner] if owner else [], int(row["processes"])
-    return packet_holdings(found.packets, taken, owners)
+    packets = packet_queues(scan, others, captured.objects, owner_of) if captured.objects else []
+    return by_size([*sockets, *others, *packets]), coverage
 
 
 def _traced(result: TraceResult) -> tuple[Trace, list[Stack], TracedBlocks]:

@@ -256,7 +256,7 @@ def namespaces_in_use() -> set[int]:
 
 
 class Zombies:
-    """Reads which network namespaces something keeps that is no process, fd or mount."""
+    """Reads which network namespaces something else than a process, an fd or a mount keeps."""
 
     def __init__(self, memory: KernelMemory, btf: Btf) -> None:
         self._memory, self._btf, self._at = memory, btf, fields(btf)
@@ -268,7 +268,7 @@ class Zombies:
         return set(found.table["inode"][is_zombie(found) & (found.table["references"] > 0)].tolist())
 
     def wait_for_end(self, inode: int) -> None:
-        """Wait: the kernel removes namespaces one after the other, and that of the device's other end may be later."""
+        """The kernel removes namespaces one after the other: that with the other end of a device may have to wait."""
         end = time.monotonic() + _NAMESPACE_GONE_SECONDS
         while inode in self.inodes():
             assert time.monotonic() < end, "a zombie namespace is left"

@@ -9,6 +9,7 @@ from memdiag_node.census.frame_clues import FrameFindings
 from memdiag_node.census.namespaces import Namespaces
 from memdiag_node.census.packets import PacketsReading
 from memdiag_node.census.slab_caches import SlabFigures
+from memdiag_node.census.verdict_queues import VerdictQueues
 from memdiag_node.procfs.meminfo import MemInfo
 
 
@@ -23,6 +24,7 @@ class ObjectFindings:
     dentries: RawDentries | None = None
     namespaces: Namespaces | None = None
     packets: PacketsReading | None = None
+    verdict_queues: VerdictQueues | None = None
     functions: dict[int, str] = field(default_factory=dict)
     """Names of the functions that packets point to, by address."""
     clues: list[SubjectClues] | None = None

@@ -46,7 +46,7 @@ class PacketGroup:
     socket_kind: str = ""
     """The protocol of the sockets that are charged, as the kernel names it."""
     socket: int = 0
-    """The address of the struct sock, if it is the same for all."""
+    """The address of the struct sock, if it is the same for more than half of the packets."""
     oldest_seconds: float | None = None
     """The age of the oldest time stamp."""
     is_unchanged: bool = False
@@ -141,7 +141,6 @@ def _other_groups(
     for key, own, own_blocks in zip(keys, members, of_blocks, strict=True):
         packets, held = chosen[own], blocks[own_blocks]
         counted = packets[~source.placed.is_member[packets]]
-        charged_to = np.unique(sockets[own])
         oldest_seconds = float(ages[own].max())
         found.append(
             PacketGroup(
@@ -155,7 +154,7 @@ def _other_groups(
                 network_namespace=int(key["inode"]),
                 destructor=int(key["destructor"]),
                 socket_kind=kinds[int(key["kind"])],
-                socket=int(charged_to[0]) if len(charged_to) == 1 else 0,
+                socket=_of_most(sockets[own]),
                 oldest_seconds=oldest_seconds if oldest_seconds >= 0 else None,
                 is_unchanged=bool(key["is_unchanged"]),
                 referred_by=_referred_by(source, key, packets),
@@ -208,6 +207,13 @@ def _referred_by(source: GroupSource, key: np.void, packets: npt.NDArray[np.int6
     if place not in WITH_CLUE:
         return ""
     return most_frequent(source.references, np.isin(source.references.packet, packets), [one.name for one in caches])
+
+
+def _of_most(sockets: npt.NDArray[np.uint64]) -> int:
+    """The socket of more than half of the packets, 0 for none."""
+    unique, counts = np.unique(sockets, return_counts=True)
+    most = int(counts.argmax())
+    return int(unique[most]) if 2 * counts[most] > len(sockets) else 0
 
 
 def _sockets_of(

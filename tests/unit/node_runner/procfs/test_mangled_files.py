@@ -13,6 +13,7 @@ from memdiag_node.procfs.drm_fdinfo import parse_drm_fdinfo
 from memdiag_node.procfs.errors import ProcFormatError
 from memdiag_node.procfs.kernel_log import parse_first_chunk_pages_per_cpu
 from memdiag_node.procfs.meminfo import parse_meminfo
+from memdiag_node.procfs.nfnetlink_queue import parse_nfnetlink_queue
 from memdiag_node.procfs.status import parse_status
 from memdiag_node.procfs.vmallocinfo import parse_vmallocinfo
 from memdiag_node.procfs.vmstat import parse_vmstat
@@ -31,6 +32,7 @@ PARSERS: dict[str, tuple[Parser, list[bytes]]] = {
     "cpulist": (parse_cpu_count, [(machine / "sys/devices/system/cpu/possible").read_bytes() for machine in RECORDED]),
     "kernel_log": (parse_first_chunk_pages_per_cpu, [(machine / "kernel_log").read_bytes() for machine in RECORDED]),
     "drm_fdinfo": (parse_drm_fdinfo, [b"drm-driver: x\ndrm-client-id: 4\ndrm-total-gtt: 9 MiB\ndrm-memory-vram: 1\n"]),
+    "nfnetlink_queue": (parse_nfnetlink_queue, [b"    7   3919    20 1     0     0     0       20  1\n" * 3]),
     "cgroup": (parse_cgroup, [text for _, text, *_ in CGROUP_FILES]),
 }
 
