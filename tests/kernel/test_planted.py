@@ -8,22 +8,31 @@ import json
 import mmap
 import os
 import re
+import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+from memdiag_node.census.namespaces import fields, read_namespaces
+from memdiag_node.census.namespaces_record import is_zombie
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.memory import KernelMemory
 from planted import bpf_and_xdp, files, held_by_fd, nfqueue, packets, psock
 from planted.sockets.common import MIB, PAGE_BYTES
 from support.foreign_fds import duplicate, read_all
+from support.slab_census import opened_memory, take_slab_census
 
 _IORING_OFF_SQES = 0x10000000
 # include/uapi/linux/if_xdp.h: where the rings for RX, TX, fill and completion are mapped
 _XDP_OFFSETS = (0, 0x80000000, 0x100000000, 0x180000000)
-_GONE_SECONDS = 20
+_GONE_SECONDS, _NAMESPACE_GONE_SECONDS = 20, 120
 # Nothing but slabinfo shows these packets when their processes are gone, and it counts everybody's: so they are many.
 _ZOMBIE_PACKETS, _OTHERS = 100_000, 0.2
+_FEW_PACKETS = 100
 _MOST_PAGES = 1 << 12  # of one ring here
 
 
@@ -244,6 +253,65 @@ def namespaces_in_use() -> set[int]:
         with contextlib.suppress(OSError):
             found |= {int(number) for number in re.findall(r" net:\[(\d+)\] ", mounts.read_text())}
     return found
+
+
+class Zombies:
+    """Reads which network namespaces something keeps that is no process, fd or mount."""
+
+    def __init__(self, memory: KernelMemory, btf: Btf) -> None:
+        self._memory, self._btf, self._at = memory, btf, fields(btf)
+
+    def inodes(self) -> set[int]:
+        found = read_namespaces(take_slab_census(self._memory, self._btf), self._at)
+        assert found is not None
+        # Without references, the kernel is already removing it.
+        return set(found.table["inode"][is_zombie(found) & (found.table["references"] > 0)].tolist())
+
+    def wait_for_end(self, inode: int) -> None:
+        """The kernel removes namespaces one after the other: the one with the other end of a device may have to wait."""
+        end = time.monotonic() + _NAMESPACE_GONE_SECONDS
+        while inode in self.inodes():
+            assert time.monotonic() < end, "a zombie namespace is left"
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def zombies(btf: Btf) -> Iterator[Zombies]:
+    with opened_memory(btf) as memory:
+        yield Zombies(memory, btf)
+
+
+Planted = AbstractContextManager[packets.WaitingPackets | held_by_fd.TunQueue | nfqueue.QueuedPackets]
+_IN_NETWORKS: list[Callable[[], Planted]] = [
+    lambda: packets.qdisc_backlog(_FEW_PACKETS),
+    lambda: packets.qdisc_backlog(_FEW_PACKETS, sender_exits=False),
+    lambda: packets.first_fragments(_FEW_PACKETS),
+    lambda: packets.neighbour_queue(_FEW_PACKETS),
+    lambda: held_by_fd.tun_queue(_FEW_PACKETS),
+    lambda: nfqueue.nfqueue(_FEW_PACKETS),
+]
+_NAMES = ["qdisc", "qdisc_with_sender", "fragments", "neighbour", "tun", "nfqueue"]
+
+
+@pytest.mark.parametrize("plant", _IN_NETWORKS, ids=_NAMES)
+def test_no_zombie_namespace_is_left_at_the_end(plant: Callable[[], Planted], zombies: Zombies) -> None:
+    with plant() as planted:
+        is_already = isinstance(planted, packets.WaitingPackets) and planted.is_zombie
+        assert (planted.network_namespace in zombies.inodes()) == is_already
+    zombies.wait_for_end(planted.network_namespace)
+
+
+@pytest.mark.parametrize("plant", _IN_NETWORKS, ids=_NAMES)
+def test_no_zombie_namespace_is_left_when_its_holder_is_killed(plant: Callable[[], Planted], zombies: Zombies) -> None:
+    with pytest.raises(RuntimeError, match=f"ended with {-signal.SIGKILL}"), plant() as planted:
+        os.kill(own_child(planted.pid), signal.SIGKILL)
+    zombies.wait_for_end(planted.network_namespace)
+
+
+def own_child(pid: int) -> int:
+    """The child of this process that is the process `pid` or its parent."""
+    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return pid if parent == os.getpid() else parent
 
 
 def test_first_fragments_wait_in_reassembly() -> None:

@@ -1,13 +1,14 @@
 """Packets that wait in no socket's receive queue: in a qdisc, in IP reassembly, for a neighbour's address.
 
 Each is planted in a network namespace of its own, and yields a record of what was planted. Nothing of it is left when
-the context ends, or when the process that planted it dies: every network namespace ends with its processes or devices.
+the context ends, or when the process that planted it is killed. A closed socket keeps its namespace as long as a packet
+of it waits, so packets that keep their socket wait in a device that ends with the namespace of its other end.
 """
 
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -44,6 +45,8 @@ class WaitingPackets:
     """Of all packets, as the queue counts them: with an Ethernet header in a qdisc, from the IP header on elsewhere."""
     is_zombie: bool = False
     """Whether no process, fd or mount refers to the namespace."""
+    fd: int = -1
+    """Of the socket that sent the packets, in the process `pid`; -1 if it is closed."""
 
 
 @contextlib.contextmanager
@@ -69,18 +72,35 @@ def first_fragments(packets: int = 2_000, payload_bytes: int = 60_000) -> Iterat
 
 @contextlib.contextmanager
 def neighbour_queue(packets: int = 2_000, payload_bytes: int = 60_000) -> Iterator[WaitingPackets]:
-    """Packets for a neighbour that does not answer: they wait until its address is known."""
+    """Packets for a neighbour that does not answer: they wait until its address is known.
+
+    The other end of the device is in the namespace of another process, as that of `qdisc_backlog`. Else the packets
+    would keep their closed socket, that its namespace, and that the device with the packets, when the processes end.
+    """
     with held(_neighbour_queue, packets, payload_bytes) as child:
-        yield WaitingPackets(child.pid, _DEVICE, child.network_namespace, packets, child.truth["packet_bytes"])
+        yield WaitingPackets(device=_DEVICE, **child.truth)
 
 
 def _qdisc_backlog(kept: ExitStack, packets: int, payload_bytes: int, sender_exits: bool) -> Truth:
+    return _behind_a_veth(kept, lambda: _fill_qdisc(packets, payload_bytes), sender_exits=sender_exits)
+
+
+def _behind_a_veth(
+    kept: ExitStack, fill: Callable[[], tuple[socket.socket, int, int]], *, sender_exits: bool = False
+) -> Truth:
+    """Let another process fill a queue of a veth device in a namespace of its own.
+
+    `fill` returns its socket, and the packets that wait and their bytes. The peer of the device is here.
+    """
     enter_new_network()
     holder, sender = socket.socketpair()
     sender_pid = os.fork()
     if sender_pid == 0:
         holder.close()
-        _fill_qdisc(sender, packets, payload_bytes)
+        sender.send(str(enter_new_network()).encode())
+        sender.recv(64)
+        own, waiting, waiting_bytes = fill()
+        sender.send(f"{waiting} {waiting_bytes} {own.fileno()}".encode())
         if not sender_exits:
             sender.recv(1)
         os._exit(0)
@@ -89,28 +109,26 @@ def _qdisc_backlog(kept: ExitStack, packets: int, payload_bytes: int, sender_exi
     add_veth(_PEER, _DEVICE, peer_pid=sender_pid, mtu_bytes=_MTU_BYTES)
     bring_up(_PEER)
     holder.send(b"connected")
-    waiting_packets, waiting_bytes = map(int, holder.recv(64).split())
-    truth = {"network_namespace": namespace, "packets": waiting_packets, "packet_bytes": waiting_bytes}
+    waiting, waiting_bytes, fd = map(int, holder.recv(64).split())
+    truth = {"network_namespace": namespace, "packets": waiting, "packet_bytes": waiting_bytes}
     if sender_exits:
         os.waitpid(sender_pid, 0)
         return truth
     kept.callback(os.waitpid, sender_pid, 0)
     kept.callback(holder.close)
-    return truth | {"pid": sender_pid}
+    return truth | {"pid": sender_pid, "fd": fd}
 
 
-def _fill_qdisc(holder: socket.socket, packets: int, payload_bytes: int) -> None:
-    """In the namespace that becomes a zombie: let exactly one packet through, then queue the others."""
-    holder.send(str(enter_new_network()).encode())
-    holder.recv(64)
+def _fill_qdisc(packets: int, payload_bytes: int) -> tuple[socket.socket, int, int]:
+    """Let exactly one packet through, then queue the others."""
     packet_bytes = ETHERNET_BYTES + IPV4_BYTES + UDP_BYTES + payload_bytes
     add_token_bucket(_DEVICE, bytes_per_second=1, burst_bytes=packet_bytes, limit_bytes=_GIB)
     bring_up(_DEVICE, _HERE)
     # Until the device has noticed its carrier, it drops what it is sent.
     wait_for(lambda: bool(_send(1, payload_bytes) and transmitted_packets(_DEVICE)), "the first packet's way out")
-    _send(packets, payload_bytes)
+    sender = _send(packets, payload_bytes)
     waiting = packets - (transmitted_packets(_DEVICE) - 1)
-    holder.send(f"{waiting} {waiting * packet_bytes}".encode())
+    return sender, waiting, waiting * packet_bytes
 
 
 def _first_fragments(kept: ExitStack, packets: int, payload_bytes: int) -> Truth:
@@ -127,16 +145,15 @@ def _first_fragments(kept: ExitStack, packets: int, payload_bytes: int) -> Truth
 
 
 def _neighbour_queue(kept: ExitStack, packets: int, payload_bytes: int) -> Truth:
-    enter_new_network()
-    add_veth(_DEVICE, _PEER, peer_pid=os.getpid(), mtu_bytes=_MTU_BYTES)
-    bring_up(_PEER)
+    return _behind_a_veth(kept, lambda: _fill_neighbour(packets, payload_bytes))
+
+
+def _fill_neighbour(packets: int, payload_bytes: int) -> tuple[socket.socket, int, int]:
     bring_up(_DEVICE, _HERE, arp=True)
     # It asks twice in a minute, for longer than any test.
     for name, value in {"unres_qlen_bytes": _GIB, "retrans_time_ms": 30_000, "mcast_solicit": 1_000}.items():
         set_sysctl(f"ipv4/neigh/{_DEVICE}/{name}", value)
-    sender = kept.enter_context(_send(packets, payload_bytes))
-    assert sender.fileno() >= 0
-    return {"packet_bytes": packets * (IPV4_BYTES + UDP_BYTES + payload_bytes)}
+    return _send(packets, payload_bytes), packets, packets * (IPV4_BYTES + UDP_BYTES + payload_bytes)
 
 
 def _send(packets: int, payload_bytes: int) -> socket.socket:

@@ -108,7 +108,7 @@ def _standard_errors(census: SlabCensus) -> tuple[list[int], int]:
     sizes = np.left_shift(1, table["order"].astype(np.int64) + census.at["PAGE_SHIFT"]).astype(np.float64)
 
     def error(numbers: npt.NDArray[np.int64]) -> int:
-        estimate = census.estimate(numbers, sizes[numbers])
+        estimate = census.slabs.estimate(numbers, sizes[numbers])
         # One piece of memory does not show how much others differ: then the error may be all of it.
         return round(estimate.standard_error if math.isfinite(estimate.standard_error) else estimate.total)
 

@@ -199,7 +199,7 @@ class SlabCensus:
             is_used[numbers[numbers >= 0]] = True
         places = self._places(cache, np.flatnonzero(is_used), remember=False)
         result = np.zeros(len(objects), np.bool_)
-        for start in range(0, len(objects), PIECE_OBJECTS):
+        for start in range(0, len(objects) if len(places.is_free) else 0, PIECE_OBJECTS):
             slots = places.slots(objects[start : start + PIECE_OBJECTS])
             result[start : start + len(slots)] = (slots >= 0) & ~places.is_free[np.maximum(slots, 0)]
         guarded = self._guarded_of(cache)
