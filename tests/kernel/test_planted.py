@@ -268,7 +268,7 @@ class Zombies:
         return set(found.table["inode"][is_zombie(found) & (found.table["references"] > 0)].tolist())
 
     def wait_for_end(self, inode: int) -> None:
-        """The kernel removes namespaces one after the other: the one with the other end of a device may have to wait."""
+        """Wait: the kernel removes namespaces one after the other, and that of the device's other end may be later."""
         end = time.monotonic() + _NAMESPACE_GONE_SECONDS
         while inode in self.inodes():
             assert time.monotonic() < end, "a zombie namespace is left"
