@@ -1,5 +1,6 @@
-"""What refers to packets in no known queue: objects of kmalloc that have their addresses, at which offset."""
+"""What refers to packets in no known queue: untyped objects that have their addresses, at which offset."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -7,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.census.packet_networks import index_of
+from memdiag_node.kernel.btf import Btf
 from memdiag_node.slab.census import SlabCensus
 
 _PIECE_WORDS = 1 << 17
@@ -24,15 +26,23 @@ class References:
     offset_bytes: npt.NDArray[np.int64]
     """Of the word in its object."""
     searched_share: float
-    """Of all slabs of kmalloc that were read."""
+    """Of all slabs of untyped objects that were read."""
 
 
-def find_references(census: SlabCensus, packets: npt.NDArray[np.uint64], *, max_words: int) -> References:
-    """Read the slabs of kmalloc, up to `max_words`, and find pointers to `packets`, which ascend.
+def fields(btf: Btf) -> dict[str, int]:
+    """The offset that `find_references` needs."""
+    return {"CACHE_USERS": btf.offset_bytes("kmem_cache", "refcount")}
+
+
+def find_references(
+    census: SlabCensus, at: Mapping[str, int], packets: npt.NDArray[np.uint64], *, max_words: int
+) -> References:
+    """Read slabs of untyped objects, up to `max_words`, and find pointers to `packets`, which ascend.
+    `at` is the result of `fields`.
 
     Small caches are read whole, large ones are sampled.
     """
-    rows, words, share = _chosen_slabs(census, max_words)
+    rows, words, share = _chosen_slabs(census, _is_searched(census, at), max_words)
     bases = (rows["frame"] << np.uint64(census.at["PAGE_SHIFT"])) + np.uint64(census.linear_base)
     places, numbers = [np.empty(0, "<u8")], [np.empty(0, np.int64)]
     for first, end in pieces_of(words, _PIECE_WORDS):
@@ -67,10 +77,11 @@ def most_frequent(references: References, chosen: npt.NDArray[np.bool_], names: 
     return names[int(caches[best])] if 2 * counts[best] > len(cache) else ""
 
 
-def _chosen_slabs(census: SlabCensus, max_words: int) -> tuple[npt.NDArray[np.void], npt.NDArray[np.int64], float]:
-    """Slabs of kmalloc in random order, an equal share of the words for each cache; the words of each slab."""
-    is_kmalloc = np.array(["kmalloc" in cache.name for cache in census.caches], np.bool_)
-    rows = census.slabs.table[is_kmalloc[census.slabs.table["cache"]]]
+def _chosen_slabs(
+    census: SlabCensus, is_searched: npt.NDArray[np.bool_], max_words: int
+) -> tuple[npt.NDArray[np.void], npt.NDArray[np.int64], float]:
+    """The slabs to search in random order, an equal share of the words for each cache; the words of each slab."""
+    rows = census.slabs.table[is_searched[census.slabs.table["cache"]]]
     rows = rows[np.random.default_rng(_SEED).permutation(len(rows))]
     rows = rows[np.argsort(rows["cache"], kind="stable")]
     words = np.left_shift(1 << census.at["PAGE_SHIFT"] >> 3, rows["order"].astype(np.int64))
@@ -81,6 +92,17 @@ def _chosen_slabs(census: SlabCensus, max_words: int) -> tuple[npt.NDArray[np.vo
     within = np.cumsum(words) - before[rows["cache"]]
     kept = within <= limit
     return rows[kept], words[kept], int(words[kept].sum()) / max(1, total)
+
+
+def _is_searched(census: SlabCensus, at: Mapping[str, int]) -> npt.NDArray[np.bool_]:
+    """Whether the type of each cache's objects is not certain: kmalloc, and merged caches. And chunks of SCTP.
+
+    A chunk has the packet of which the socket's queue has a clone.
+    """
+    named = [("kmalloc" in cache.name or cache.name == "sctp_chunk") for cache in census.caches]
+    addresses = np.array([cache.address for cache in census.caches], "<u8")
+    users = census.memory.peek(addresses + np.uint64(at["CACHE_USERS"])) & np.uint64(0xFFFFFFFF)
+    return np.array(named, np.bool_) | (users > 1)
 
 
 def _equal_share(sizes: npt.NDArray[np.int64], most: int) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from memdiag_node.census import packet_clues
 from memdiag_node.census.packet_clues import References, find_references
 from memdiag_node.census.packet_groups import GroupSource, PacketGroup, packet_groups
 from memdiag_node.census.packet_networks import network_fields, read_networks
@@ -29,7 +30,7 @@ _ODD = np.uint64(0x9E37_79B9_7F4A_7C15)
 
 def fields(btf: Btf) -> dict[str, int]:
     """The offsets that `read_packets` needs; what this kernel lacks is left out."""
-    return network_fields(btf) | packet_fields(btf) | queue_fields(btf)
+    return network_fields(btf) | packet_fields(btf) | queue_fields(btf) | packet_clues.fields(btf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class PacketsReading:
     blocks_left_out: int
     sampled_share: float
     searched_share: float
-    """Of the slabs of kmalloc that were searched for pointers to packets in no queue."""
+    """Of the slabs of untyped objects that were searched for pointers to packets in no queue."""
     seconds: float
     """The time that it took."""
 
@@ -73,7 +74,7 @@ def read_packets(
     networks = read_networks(census, at)
     table = read_packet_table(census, at)
     placed = PlacedPackets(census, at, networks, table)
-    references = _references(census, placed, _SEARCHED_WORDS if earlier is None else _SEARCHED_AGAIN_WORDS)
+    references = _references(census, at, placed, _SEARCHED_WORDS if earlier is None else _SEARCHED_AGAIN_WORDS)
     counted = placed.is_alive & ~placed.is_member
     unlinked = np.flatnonzero(placed.is_alive & (placed.place == Place.UNLINKED))
     hashes = _identities(census, at, table, unlinked)
@@ -110,12 +111,13 @@ def _identities(
     return mixed
 
 
-def _references(census: SlabCensus, placed: PlacedPackets, max_words: int) -> References:
+def _references(census: SlabCensus, at: Mapping[str, int], placed: PlacedPackets, max_words: int) -> References:
     """Pointers to the packets in no known queue. What is on no list and has one is REFERRED from then on."""
     is_wanted = (placed.place == Place.OTHER_CHAIN) | (placed.place == Place.UNLINKED)
     wanted = np.flatnonzero(is_wanted & placed.is_alive)
     # A few packets on their way are normal, and not worth a search.
-    found = find_references(census, placed.table.address[wanted], max_words=max_words * (len(wanted) >= _MIN_SEARCHED))
+    limit = max_words * (len(wanted) >= _MIN_SEARCHED)
+    found = find_references(census, at, placed.table.address[wanted], max_words=limit)
     packets = wanted[found.packet]
     placed.place[packets[placed.place[packets] == Place.UNLINKED]] = Place.REFERRED
     return replace(found, packet=packets)

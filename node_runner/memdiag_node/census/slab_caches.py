@@ -149,6 +149,9 @@ def slab_record(figures: SlabFigures, meminfo: MemInfo, containers: Mapping[int,
 
 def _cache_record(one: CacheFigures, scale: float) -> SlabCache:
     objects = round(scale * one.count.in_use)
+    meaning = purpose(one.name, objects)
+    if meaning and one.is_merged:
+        meaning += "; or other objects, of caches that are merged with it"
     return SlabCache(
         name=one.name,
         size_bytes=round(scale * one.count.slab_bytes),
@@ -160,7 +163,7 @@ def _cache_record(one: CacheFigures, scale: float) -> SlabCache:
         merged=one.is_merged,
         change_bytes=one.change_bytes,
         error_bytes=one.error_bytes,
-        purpose=purpose(one.name, objects),
+        purpose=meaning,
     )
 
 

@@ -1,6 +1,7 @@
 """Slab memory by cache and container in the evidence document."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,17 @@ def cache(name: str, size_bytes: int, *, reclaimable: bool = False, change: int 
         slabs=size_bytes // 4096, objects=size_bytes // 64, in_use=size_bytes // 128, slab_bytes=size_bytes
     )
     return CacheFigures(name, reclaimable, False, 64, count, 0, change)
+
+
+def test_objects_of_merged_caches_may_be_of_other_types() -> None:
+    caches = {0: replace(cache("biovec-16", 8 * MIB), is_merged=True), 1: cache("biovec-max", 4 * MIB)}
+    record = slab_record(SlabFigures(caches), meminfo(0, 12 * MIB), {})
+    assert [
+        ("or other objects" in one.purpose, "requests of block devices" in one.purpose) for one in record.caches
+    ] == [
+        (True, True),
+        (False, True),
+    ]
 
 
 def test_caches_large_kmalloc_and_the_difference_add_up_to_the_kernels_own_figures() -> None:
