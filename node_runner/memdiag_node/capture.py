@@ -5,6 +5,7 @@ import mmap
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -80,9 +81,11 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
         if Check.BREAKDOWN in attempts.checks:
             with attempts.step(Check.BREAKDOWN, "the first readings", optional=True):
                 captured.readings_before = take_readings(roots)
-        sockets = _open_sockets(attached, attempts, roots, stop)
+        types = _KernelTypes(roots)
+        sockets = _open_sockets(attached, attempts, types, stop)
         captured.first_scan = sockets.first_scan if sockets else None
-        objects = _open_objects(attached, attempts, sockets, roots, stop)
+        objects = _open_objects(attached, attempts, sockets, types, stop)
+        types.free()
         trace = _open_trace(attached, attempts, settings, roots, stop)
         if not attempts.checks:
             failure = MeasurementError if stop.is_set() else UnsupportedError
@@ -111,8 +114,24 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
     return captured
 
 
+class _KernelTypes:
+    """The kernel's BTF, loaded once for all checks. It is large, and not needed in the window."""
+
+    def __init__(self, roots: HostRoots) -> None:
+        self.roots = roots
+        self._btf: Btf | None = None
+
+    def load(self) -> Btf:
+        if self._btf is None:
+            self._btf = Btf.load(self.roots.sys)
+        return self._btf
+
+    def free(self) -> None:
+        self._btf = None
+
+
 def _open_objects(
-    attached: ExitStack, attempts: Attempts, sockets: "_Sockets | None", roots: HostRoots, stop: Stop
+    attached: ExitStack, attempts: Attempts, sockets: "_Sockets | None", types: _KernelTypes, stop: Stop
 ) -> KernelObjects | None:
     if Check.KERNEL_OBJECTS not in attempts.checks:
         return None
@@ -120,11 +139,9 @@ def _open_objects(
         attempts.skip(Check.KERNEL_OBJECTS)
         return None
     with attempts.step(Check.KERNEL_OBJECTS, "loading its program"):
-        btf = Btf.load(roots.sys)
-        at = object_fields(btf)
-        del btf  # not needed any longer, and large
+        at = object_fields(types.load())
         memory = sockets.scanner.source.memory if sockets else open_memory(at, attached)
-        return KernelObjects(attached, memory, at, attempts=attempts, roots=roots, stop=stop)
+        return KernelObjects(attached, memory, at, attempts=attempts, roots=types.roots, stop=stop)
     return None
 
 
@@ -154,7 +171,7 @@ def _scan_again(
     if captured.scan:
         with attempts.step(Check.SOCKET_QUEUES, "the scan of other holders", optional=True):
             captured.others, captured.not_seen = other_holders(
-                sockets.scanner, captured.scan, owner_of, sockets.holder_fields
+                sockets.scanner, captured.scan, owner_of, sockets.holder_fields, proc=sockets.proc
             )
 
 
@@ -187,9 +204,10 @@ class _Sockets:
     holder_fields: dict[str, int]
     first_scan: SocketScan
     """Without its fds: only the last scan needs them."""
+    proc: Path
 
 
-def _open_sockets(attached: ExitStack, attempts: Attempts, roots: HostRoots, stop: Stop) -> _Sockets | None:
+def _open_sockets(attached: ExitStack, attempts: Attempts, types: _KernelTypes, stop: Stop) -> _Sockets | None:
     if Check.SOCKET_QUEUES not in attempts.checks:
         return None
     if stop.is_set():
@@ -198,15 +216,15 @@ def _open_sockets(attached: ExitStack, attempts: Attempts, roots: HostRoots, sto
     attempts.progress("scanning all sockets")
     scanner = None
     with attempts.step(Check.SOCKET_QUEUES, "loading its programs"):
-        btf = Btf.load(roots.sys)
+        btf = types.load()
         layouts = memory_cgroup_layout(btf), holder_fields(btf)
         scanner = attached.enter_context(SocketScanner(btf=btf, stop=stop))
-        del btf  # not needed any longer, and large
     if scanner is None:
         return None
     with attempts.step(Check.SOCKET_QUEUES, "the first scan of all sockets"):  # without it nothing is known as stuck
         scan = scanner.watch(scanner.scan())
-        return _Sockets(scanner, *layouts, replace(scan, owners=scan.owners[:0].copy(), files=scan.files[:0].copy()))
+        without_fds = replace(scan, owners=scan.owners[:0].copy(), files=scan.files[:0].copy())
+        return _Sockets(scanner, *layouts, without_fds, types.roots.proc)
     return None
 
 

@@ -240,4 +240,6 @@ def test_two_censuses_at_once_in_a_storm_count_exactly() -> None:
         both = [subprocess.Popen([sys.executable, _ONE_CENSUS], stdout=subprocess.PIPE) for _ in range(2)]
         reports = [json.loads(one.communicate()[0]) for one in both]
     assert [report["counted"] for report in reports] == [report["planted"] for report in reports]
-    assert all(report["uncertain_objects"] <= 0.01 * report["planted"] for report in reports)
+    for report in reports:
+        objects = sum(in_use for _, in_use, *_ in report["caches"].values())
+        assert report["uncertain_objects"] <= 0.001 * objects  # the storm's own, on the lists of CPUs

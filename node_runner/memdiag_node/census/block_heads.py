@@ -51,12 +51,17 @@ class BlockHeads:
     @property
     def singles(self) -> npt.NDArray[np.uint64]:
         """The single frames that were seen, ascending, each once."""
-        return np.unique(np.concatenate([np.empty(0, "<u8"), *self._singles.values()]))
+        return _ascending(self._singles)
 
     @property
     def frames(self) -> npt.NDArray[np.uint64]:
         """The heads that were seen, ascending, each once; in the extreme, a million of them."""
-        return np.unique(np.concatenate([np.empty(0, "<u8"), *self._found.values()]))
+        return _ascending(self._found)
+
+
+def _ascending(pieces: Mapping[int, npt.NDArray[np.uint64]]) -> npt.NDArray[np.uint64]:
+    """All frames of the pieces, by first frame of a piece; each piece ascends."""
+    return np.concatenate([np.empty(0, "<u8"), *(pieces[first] for first in sorted(pieces))])
 
 
 def large_kmalloc_layout(btf: Btf) -> dict[str, int]:
