@@ -42,7 +42,8 @@ def test_packets_and_slab_that_nothing_else_explains_are_named() -> None:
     assert f"in the qdisc of {backlog.device}" in waiting.description
     assert waiting.pinned_bytes == pytest.approx(backlog.packet_bytes, rel=0.02)
     assert (waiting.owners, waiting.unowned_reason != "") == ([], True)
-    (queue,) = [one for one in evidence.holders if one.kind is HolderKind.TUN_QUEUE]
+    queues = [one for one in evidence.holders if one.kind is HolderKind.TUN_QUEUE]
+    (queue,) = [one for one in queues if tun.device in one.description]
     assert [owner.pid for owner in queue.owners] == [tun.pid]
     lines = {line.name: line.size_bytes for line in evidence.ledger.lines}
     assert lines["PacketQueues"] >= waiting.pinned_bytes  # the packets of the tun queue are the fd's alone
