@@ -106,7 +106,8 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
         if census:
             attempts.progress("reading files and untyped objects")
             census.read_files(with_paths=settings.report_paths)
-            census.read_packets()
+            if not captured.scan:
+                census.read_packets()
             census.read_clues()
         _find_containers(captured, sockets, objects, attempts)
         if Check.BREAKDOWN in attempts.checks:
@@ -169,9 +170,16 @@ def _scan_again(
             referred_to(every) if every else None, extra_is_whole=every is not None and every.is_whole
         )
     if captured.scan:
+        if census:
+            census.read_packets()
         with attempts.step(Check.SOCKET_QUEUES, "the scan of other holders", optional=True):
             captured.others, captured.not_seen = other_holders(
-                sockets.scanner, captured.scan, owner_of, sockets.holder_fields, proc=sockets.proc
+                sockets.scanner,
+                captured.scan,
+                owner_of,
+                sockets.holder_fields,
+                proc=sockets.proc,
+                objects=captured.objects,
             )
 
 
@@ -325,8 +333,6 @@ def _held_frames(captured: Capture, census: TakenCensus | None) -> npt.NDArray[n
         first_page, struct_page_bytes = census.census.first_page, census.at["STRUCT_PAGE_BYTES"]
     else:
         return None
-    if census and census.found.packets:
-        blocks += [pinned_blocks(group.blocks) for group in census.found.packets.groups]
     return held_frames(blocks, first_page=first_page, struct_page_bytes=struct_page_bytes)
 
 

@@ -43,6 +43,8 @@ from memdiag_node.time_budget import Stop
 
 CENSUS_SECONDS = 10.0
 """Time limit for finding the slabs. Beyond it, those found so far are a random sample."""
+LOST_SECONDS = 1.0
+"""A packet that is in no queue for so long is lost."""
 _CENSUS_SHARE = 0.2
 """Of the remaining grace period, after the run was asked to stop."""
 _FIELDS: tuple[Callable[[Btf], Mapping[str, int]], ...] = (
@@ -143,6 +145,8 @@ class TakenCensus:
         """Read every packet. A second call can say which packets are lost: the same ones are in no queue again."""
         earlier = self.found.packets
         if earlier is None or len(earlier.unlinked.hashes):
+            if earlier:  # a packet on its way is in no queue for a moment
+                time.sleep(max(0.0, earlier.unlinked.read_seconds + LOST_SECONDS - time.monotonic()))
             with self._part("the packets"):
                 self.found.packets = packets.read_packets(
                     self.census, self.at, earlier=earlier.unlinked if earlier else None

@@ -14,7 +14,6 @@ from memdiag_node.conclusion.conclude import conclude
 from memdiag_node.conclusion.measurements import Measurements, TracedBlocks
 from memdiag_node.holding import Holding, by_size
 from memdiag_node.host import read_host
-from memdiag_node.packet_owners import packet_queues
 from memdiag_node.preflight.checks import explain_missing, possible_checks, preflight
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.settings import Settings
@@ -113,9 +112,7 @@ def _holdings(
     owner_of = owner_reader(roots, settings)
     sockets = socket_holdings(captured.first_scan, scan, owner_of, limit=MAX_SINGLE_SOCKETS)
     coverage = coverage_of(scan, captured.not_seen, first=captured.first_scan)
-    others = captured.others or []
-    packets = packet_queues(scan, others, captured.objects, owner_of) if captured.objects else []
-    return by_size([*sockets, *others, *packets]), coverage
+    return by_size([*sockets, *(captured.others or ())]), coverage
 
 
 def _traced(result: TraceResult) -> tuple[Trace, list[Stack], TracedBlocks]:

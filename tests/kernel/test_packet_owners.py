@@ -12,8 +12,8 @@ from memdiag_node.census import namespaces, sockets, verdict_queues
 from memdiag_node.census.findings import ObjectFindings
 from memdiag_node.census.packets import fields, read_packets
 from memdiag_node.census.slab_caches import SlabFigures
+from memdiag_node.holders.packet_queues import packet_queues
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.packet_owners import packet_queues
 from memdiag_node.processes import read_owner
 from memdiag_node.procfs.meminfo import MemInfo
 from memdiag_node.procfs.nfnetlink_queue import parse_nfnetlink_queue

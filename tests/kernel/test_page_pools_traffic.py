@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from memdiag_api.evidence import Check, Evidence, Holder, HolderKind
+from memdiag_api.evidence import LEAK_CHECKS, Check, Evidence, Holder, HolderKind
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.run import measure
 from memdiag_node.settings import Settings
@@ -89,18 +89,23 @@ def test_when_the_socket_is_read_the_pool_returns_its_pages(scanner: SocketScann
     assert empty.charge_bytes <= CACHED_BYTES
 
 
-@pytest.fixture(scope="module")
-def evidence(noise_before: Noise) -> Evidence:
+def window_with_fragments(checks: tuple[Check, ...]) -> Evidence:
     """The result of a window with packets that wait in no socket: fragments whose rest never arrives."""
-    assert noise_before
     with XdpReceiver() as child:
 
         def receive_when_tracing(progress: str) -> None:
             if progress.startswith("tracing"):
                 child.receive("fragments", 2 * DATAGRAMS)
 
-        settings = Settings(run_id="pools", node_name="here", checks=tuple(Check), duration_seconds=WINDOW_SECONDS)
+        settings = Settings(run_id="pools", node_name="here", checks=checks, duration_seconds=WINDOW_SECONDS)
         return measure(settings, roots=HostRoots(), stop=Stop(), progress=receive_when_tracing)
+
+
+@pytest.fixture(scope="module")
+def evidence(noise_before: Noise) -> Evidence:
+    """Without the census of packets, only the trace leads to them."""
+    assert noise_before
+    return window_with_fragments(LEAK_CHECKS)
 
 
 def pool_of(evidence: Evidence) -> int:
@@ -131,3 +136,14 @@ def test_pages_that_a_pool_took_in_the_window_are_its_own_and_counted_once(evide
     assert lines["TracedWithoutHolder"] <= tolerated_bytes, str(noise)
     growth_bytes = evidence.breakdown.alloc_page_change_bytes
     assert growth_bytes == pytest.approx(pool.pinned_bytes, abs=tolerated_bytes), str(noise)
+
+
+def test_with_the_census_the_packets_are_named_and_have_the_pages() -> None:
+    evidence = window_with_fragments(tuple(Check))
+    (waiting,) = [
+        one for one in evidence.holders if one.kind is HolderKind.PACKET_QUEUE and INTERFACE in one.description
+    ]
+    assert "in IP reassembly" in waiting.description
+    assert waiting.pinned_bytes == pytest.approx(DATAGRAMS * 4096, rel=0.05)
+    pools = [one for one in evidence.holders if one.kind is HolderKind.PAGE_POOL and INTERFACE in one.description]
+    assert sum(one.pinned_bytes for one in pools) <= CACHED_BYTES

@@ -117,7 +117,8 @@ def runs(memory: KernelMemory, btf: Btf, at: dict[str, int]) -> Runs:
 def compare(found: Runs, name: str, count: CacheCount, before: tuple[int, int], after: tuple[int, int]) -> None:
     """Places are within what slabinfo had before and after; objects are not more than it calls active."""
     found.compared += 1
-    changed, allowed = abs(after[1] - before[1]), 0.01 * max(before[1], after[1])
+    changed = abs(after[1] - before[1]) + count.vanished
+    allowed = 0.01 * max(before[1], after[1])
     if (
         not min(before[1], after[1]) - changed - allowed
         <= count.objects

@@ -121,6 +121,7 @@ def test_a_run_that_is_stopped_before_it_traces_starts_nothing_more() -> None:
     assert list(evidence.checks) == [Check.BREAKDOWN]
     missing = {need.checks[0]: need.detail for need in evidence.needs if need.state is NeedState.MISSING}
     assert missing == dict.fromkeys(
-        (Check.SOCKET_QUEUES, Check.ALLOC_PAGE_TRACE), "the run was asked to stop before it started"
+        (Check.SOCKET_QUEUES, Check.KERNEL_OBJECTS, Check.ALLOC_PAGE_TRACE),
+        "the run was asked to stop before it started",
     )
     assert not any("scanning all sockets" in line for line in said)

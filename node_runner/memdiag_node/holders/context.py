@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Owner
+from memdiag_node.census.findings import ObjectFindings
 from memdiag_node.holding import Holding, pinned_blocks
 from memdiag_node.processes import OwnerOf, owners_of
 from memdiag_node.sockets.scan import SocketScan
@@ -35,6 +36,8 @@ class HolderContext:
     proc: Path
     at: Mapping[str, int]
     """The kernel offsets that the kinds need (registry.holder_fields)."""
+    objects: ObjectFindings | None = None
+    """What the census of kernel objects found, if it was taken."""
     found: list[Holding] = field(default_factory=list)
     """What the kinds before this one have found."""
     not_seen: list[str] = field(default_factory=list)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from memdiag_node.census.findings import ObjectFindings
 from memdiag_node.errors import first_line
 from memdiag_node.holders import (
     bpf_maps,
@@ -12,6 +13,7 @@ from memdiag_node.holders import (
     event_queues,
     ftrace_buffers,
     io_urings,
+    packet_queues,
     packet_rings,
     page_pools,
     pipes,
@@ -51,6 +53,7 @@ _KINDS: Mapping[str, HolderModule] = {
     "graphics buffers": drm_buffers,
     "BPF maps": bpf_maps,
     "BPF programs": bpf_programs,
+    "packet queues": packet_queues,  # after those that have some of the packets
     "page pools": page_pools,  # last: blocks of a pool in other holders count as theirs
 }
 
@@ -61,13 +64,22 @@ def holder_fields(btf: Btf) -> dict[str, int]:
 
 
 def other_holders(
-    scanner: SocketScanner, scan: SocketScan, owner_of: OwnerOf, at: Mapping[str, int], *, proc: Path = Path("/proc")
+    scanner: SocketScanner,
+    scan: SocketScan,
+    owner_of: OwnerOf,
+    at: Mapping[str, int],
+    *,
+    proc: Path = Path("/proc"),
+    objects: ObjectFindings | None = None,
 ) -> tuple[list[Holding], list[str]]:
     """All other holders at the time of `scan`, most bytes first; and what could not be seen, as text.
 
-    `at` is the result of `holder_fields`. A kind that fails is part of the latter, with the reason.
+    `at` is the result of `holder_fields`, `objects` what the census of kernel objects found, if it was taken. A kind
+    that fails is part of what could not be seen, with the reason.
     """
-    context = HolderContext(scanner=scanner, scan=scan, owner_of=owner_of, walks=scanner.walks(), proc=proc, at=at)
+    context = HolderContext(
+        scanner=scanner, scan=scan, owner_of=owner_of, walks=scanner.walks(), proc=proc, at=at, objects=objects
+    )
     for name, kind in _KINDS.items():
         try:
             context.found.extend(kind.find(context))

@@ -41,6 +41,8 @@ class CacheCount:
     """All its slabs, with their unused places and remainders."""
     uncertain: int = 0
     """How much `in_use` may be wrong by: objects on lists of the CPUs that could not be read, or kept changing."""
+    vanished: int = 0
+    """Places of slabs that were freed during the search: others may have taken their place, and are counted too."""
 
 
 class SlabCensus:
@@ -87,10 +89,18 @@ class SlabCensus:
                 late=late,
                 max_slabs=max_slabs,
             )
+        self._vanished = self._count_vanished()
         self._guarded = self._read_guarded()
         self._uncertain = np.zeros(len(self.caches), np.int64)
         self._unfollowed: dict[int, tuple[int, int]] = {}
         self._subtract_free_on_cpus(len(cpus))
+
+    def _count_vanished(self) -> npt.NDArray[np.int64]:
+        table = self._slabs.table
+        pages = table["frame"] * np.uint64(self.at["STRUCT_PAGE_BYTES"]) + np.uint64(self.first_page)
+        is_gone = self.memory.peek(pages + np.uint64(self.at["SLAB_CACHE"])) != self._addresses[table["cache"]]
+        gone = table[is_gone]
+        return np.bincount(gone["cache"], gone["objects"], len(self.caches)).astype(np.int64)
 
     def _find_bases(self, ranges: Sequence[FrameRange], read_flags: ReadFrames) -> None:
         linear_to_page, page_bytes = self.memory.fact(Fact.LINEAR_TO_PAGE), self.at["STRUCT_PAGE_BYTES"]
@@ -162,7 +172,7 @@ class SlabCensus:
         in_use = np.bincount(table["cache"], table["in_use"], size).astype(np.int64)
         in_use += np.bincount(self._guarded_caches(), minlength=size)
         slab_frames = np.bincount(table["cache"], frames, size).astype(np.int64)
-        columns = (slabs, places, in_use, slab_frames << self.at["PAGE_SHIFT"], self._uncertain)
+        columns = (slabs, places, in_use, slab_frames << self.at["PAGE_SHIFT"], self._uncertain, self._vanished)
         return [CacheCount(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
     def estimate(self, objects: npt.NDArray[np.uint64], values: npt.NDArray[np.float64]) -> Estimate:

@@ -14,8 +14,8 @@ from memdiag_node.census.packet_queues import Place
 from memdiag_node.census.slab_caches import SlabFigures
 from memdiag_node.census.sockets import SOCKET_DTYPE, CensusSockets
 from memdiag_node.census.verdict_queues import LISTENER_DTYPE, VerdictQueues
+from memdiag_node.holders.packet_queues import PacketOwners
 from memdiag_node.holding import PINNED_DTYPE
-from memdiag_node.packet_owners import PacketOwners
 from memdiag_node.procfs.meminfo import MemInfo
 from memdiag_node.procfs.nfnetlink_queue import VerdictQueue
 from memdiag_node.sockets.scan import SocketScan

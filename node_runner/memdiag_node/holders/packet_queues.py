@@ -1,4 +1,4 @@
-"""Whose packets wait outside of socket queues: the last scan of the sockets joined with the census (pure)."""
+"""Packets that wait outside of socket queues, as the census found them, and whose they are."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +10,9 @@ from memdiag_node.census.packet_groups import PacketGroup
 from memdiag_node.census.packet_holdings import GroupOwners, packet_holdings
 from memdiag_node.census.packet_queues import Place
 from memdiag_node.census.verdict_queues import VerdictQueues
+from memdiag_node.holders.context import HolderContext
 from memdiag_node.holding import Holding
+from memdiag_node.kernel.btf import Btf
 from memdiag_node.processes import OwnerOf, owners_of
 from memdiag_node.sockets.scan import SocketScan
 
@@ -18,6 +20,18 @@ _SENT = (Place.QDISC, Place.NEIGHBOUR)
 _EMPTY = "no process is in this network namespace"
 _NO_SENDER = "in the host's network namespace, and no open socket sent most of them"
 _NO_LISTENER = "in the host's network namespace, and the listener of the queue was not found"
+
+
+def fields(_btf: Btf) -> dict[str, int]:
+    """None: the census has read the packets."""
+    return {}
+
+
+def find(context: HolderContext) -> list[Holding]:
+    """Every group of packets that no socket and no holder before has, if there was a census."""
+    if context.objects is None:
+        return []
+    return packet_queues(context.scan, context.found, context.objects, context.owner_of)
 
 
 def packet_queues(
