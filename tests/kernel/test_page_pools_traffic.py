@@ -145,5 +145,4 @@ def test_with_the_census_the_packets_are_named_and_have_the_pages() -> None:
     ]
     assert "in IP reassembly" in waiting.description
     assert waiting.pinned_bytes == pytest.approx(DATAGRAMS * 4096, rel=0.05)
-    pools = [one for one in evidence.holders if one.kind is HolderKind.PAGE_POOL and INTERFACE in one.description]
-    assert sum(one.pinned_bytes for one in pools) <= CACHED_BYTES
+    assert sum(one.pinned_bytes for one in named if one.kind is HolderKind.PAGE_POOL) <= CACHED_BYTES
