@@ -140,9 +140,8 @@ def test_pages_that_a_pool_took_in_the_window_are_its_own_and_counted_once(evide
 
 def test_with_the_census_the_packets_are_named_and_have_the_pages() -> None:
     evidence = window_with_fragments(tuple(Check))
-    (waiting,) = [
-        one for one in evidence.holders if one.kind is HolderKind.PACKET_QUEUE and INTERFACE in one.description
-    ]
+    named = [one for one in evidence.holders if INTERFACE in one.description]
+    (waiting,) = [one for one in named if one.kind is HolderKind.PACKET_QUEUE]
     assert "in IP reassembly" in waiting.description
     assert waiting.pinned_bytes == pytest.approx(DATAGRAMS * 4096, rel=0.05)
     assert sum(one.pinned_bytes for one in named if one.kind is HolderKind.PAGE_POOL) <= CACHED_BYTES
