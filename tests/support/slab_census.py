@@ -7,7 +7,7 @@ from pathlib import Path
 
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import BpfObject
-from memdiag_node.kernel.memory import MEMORY_DEFINES, MEMORY_MAPS, KernelMemory
+from memdiag_node.kernel.memory import KernelMemory, open_memory
 from memdiag_node.procfs.cpulist import parse_cpus
 from memdiag_node.procfs.kpageflags import open_frame_table
 from memdiag_node.procfs.memory_map import read_memory_map
@@ -15,8 +15,6 @@ from memdiag_node.slab.census import SlabCensus
 from memdiag_node.slab.layout import object_layout
 from memdiag_node.slab.page_scan import load_slab_programs
 from memdiag_node.sockets.source import SocketSource
-
-_SOURCE = Path(__file__).with_name("memory.bpf.c")
 
 
 @contextmanager
@@ -28,12 +26,9 @@ def opened_memory(btf: Btf) -> Iterator[KernelMemory]:
 
 @contextmanager
 def lean_memory(at: Mapping[str, int]) -> Iterator[KernelMemory]:
-    """Kernel memory, read by a program that can do nothing else. `at` is the result of `object_layout`."""
-    with (
-        BpfObject(_SOURCE, MEMORY_DEFINES, MEMORY_MAPS) as bpf,
-        KernelMemory(bpf, at) as memory,
-    ):
-        yield memory
+    """Kernel memory, read as in a run without the socket scan. `at` is the result of `object_layout`."""
+    with ExitStack() as parts:
+        yield open_memory(at, parts)
 
 
 def online_cpus() -> list[int]:
