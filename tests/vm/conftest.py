@@ -64,6 +64,7 @@ def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return call_in_guest(request.param, _CALLS, work, modules=_MODULES, built_from=leaking_modules.SOURCES)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what runs in a guest, which may run beside other guests, and keep tests that share one together."""
     for item in items:
