@@ -11,8 +11,6 @@ PYTEST := $(PY) -m pytest
 C_FILES = $(shell find node_runner tests local_cluster -name '*.bpf.[ch]' -o -name '*.c')
 # For tiers that mostly wait: two workers, each with an API server of its own, share the files in their order.
 SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
-# A guest without KVM keeps one CPU busy. Tests of the same guest stay together (tests/vm/conftest.py).
-GUESTS_SIDE_BY_SIDE := --numprocesses=2 --dist=loadgroup -m in_guest
 
 .PHONY: help
 help: ## list the targets
@@ -95,8 +93,7 @@ test: prepare lint ## all tiers of tests: unit, kernel, api, e2e, vm
 	@$(CLUSTER) build --promtool
 	@failed=0; \
 	$(PYTEST) $(SIDE_BY_SIDE) tests/unit tests/api $(ARGS) || failed=1; \
-	$(PYTEST) tests/kernel tests/e2e tests/vm -m "not in_guest" $(ARGS) || failed=1; \
-	$(PYTEST) $(GUESTS_SIDE_BY_SIDE) tests/vm $(ARGS) || failed=1; \
+	$(PYTEST) tests/kernel tests/e2e tests/vm $(ARGS) || failed=1; \
 	exit $$failed
 
 .PHONY: test-unit test-kernel

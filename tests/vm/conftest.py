@@ -2,8 +2,6 @@
 
 import os
 import shutil
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -42,8 +40,6 @@ _MODULES = (
     "veth",
 )
 GUESTS = pytest.StashKey[list[GuestRun]]()
-LINES = pytest.StashKey[list[str]]()
-NATIVE = "native"
 
 
 @pytest.fixture(scope="session")
@@ -64,39 +60,12 @@ def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return call_in_guest(request.param, _CALLS, work, modules=_MODULES, built_from=leaking_modules.SOURCES)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs in a guest, which may run beside other guests, and keep tests that share one together."""
-    for item in items:
-        if Path(__file__).parent not in item.path.parents:
-            continue
-        chosen = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        if chosen.get("suite") == NATIVE:
-            continue
-        group = f"planted-{chosen['guest']}" if "guest" in chosen else f"{item.path.stem}-{chosen.get('suite', '')}"
-        item.add_marker(pytest.mark.in_guest)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Pass a worker's part of the table to the session that prints it."""
-    if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["guests"] = _lines(session.config)
-
-
-def pytest_testnodedown(node: Any) -> None:
-    """Keep a worker's part of the table."""
-    node.config.stash.setdefault(LINES, []).extend(node.workeroutput.get("guests", []))
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """The time for loading, tracing and scanning on each kernel."""
-    lines = [*config.stash.get(LINES, []), *_lines(config)]
-    if lines:
+    guests = config.stash.get(GUESTS, [])
+    if guests:
         terminalreporter.section("kernels")
-        for line in lines:
-            terminalreporter.line(line)
-
-
-def _lines(config: pytest.Config) -> list[str]:
-    return [line for guest in config.stash.get(GUESTS, []) for line in (guest.figures(), *guest.warnings)]
+        for guest in guests:
+            terminalreporter.line(guest.figures())
+            for warning in guest.warnings:
+                terminalreporter.line(warning)
