@@ -19,7 +19,7 @@ class DentryShare(Record):
         description="Path of the directory, or mount point of the file system; cut to what shows whose it is. Empty if "
         "not known, or if the operator is configured not to report paths.",
     )
-    entries: Count
+    entries: Count = Field(description="Entries there.")
     negative: Count = Field(description="Entries that say that a name does not exist.")
 
 

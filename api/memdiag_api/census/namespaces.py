@@ -39,7 +39,9 @@ class NetworkNamespaces(Record):
     total: Count = Field(description="Number of network namespaces, listed here or not.")
     zombies: Count = Field(description="Number of those that no process, no fd and no mount refers to.")
     zombie_bytes: ByteCount = Field(description="Bytes that belong to zombies.")
-    listed: Annotated[list[NetworkNamespace], Field(max_length=limits.MAX_NAMESPACES)]
+    listed: Annotated[list[NetworkNamespace], Field(max_length=limits.MAX_NAMESPACES)] = Field(
+        description="Namespaces that no process refers to first, then the largest."
+    )
     sampled_share: Share = Field(
         default=1,
         description="Share of memory that was searched. Less than 1: a random sample, which cannot show zombies, and "

@@ -28,6 +28,10 @@ _WAITING = {
 }
 
 
+_MOVING = (Place.UNKNOWN, Place.OTHER_CHAIN, Place.UNLINKED)
+"""Places of packets on their way from one queue to another: the census counts them, but nothing holds them."""
+
+
 @dataclass(frozen=True, slots=True)
 class GroupOwners:
     """Whose packets a group is."""
@@ -50,7 +54,7 @@ def packet_holdings(
     """
     found = []
     for group in reading.groups:
-        if group.place == Place.SOCKET:
+        if group.place == Place.SOCKET or (group.place in _MOVING and not is_lost(group, reading)):
             continue
         blocks = pinned_blocks(group.blocks[~np.isin(group.blocks["page"], taken)])
         if len(blocks) < len(group.blocks) and not len(blocks):
