@@ -59,7 +59,11 @@ def _holders(holders: list[dict[str, Any]]) -> list[str]:
         words = (pod, who or one.get("unownedReason"), one.get("protocol") or one["kind"], one.get("localAddress"))
         what = " ".join(word for word in words if word)
         stuck = f", stuck for at least {one['stuckSeconds']:.0f} s" if "stuckSeconds" in one else ""
-        sizes = f"{format_bytes(one['pinnedBytes']):>9} pinned by {format_bytes(one.get('unreadBytes', 0))} unread"
+        sizes = f"{format_bytes(one['pinnedBytes']):>9} pinned"
+        if heads := one.get("headBytes"):
+            sizes += f" and {format_bytes(heads)} of packet heads"
+        if unread := one.get("unreadBytes"):
+            sizes += f" by {format_bytes(unread)} unread"
         lines += _wrapped(f"{what}{stuck}", f"    {sizes}: ", indent=14)
     return lines
 

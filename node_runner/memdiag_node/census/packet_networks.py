@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from memdiag_node.census.networks import network_fields as namespace_fields
+from memdiag_node.census.networks import network_namespaces
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import Field, optional_offsets
 from memdiag_node.kernel.lists import list_entries
-from memdiag_node.kernel.memory import Fact, KernelMemory
+from memdiag_node.kernel.memory import KernelMemory
 from memdiag_node.procfs.text import printable
 from memdiag_node.slab.census import SlabCensus
 
@@ -43,8 +45,10 @@ _KINDS: tuple[Field, ...] = (
 
 
 def network_fields(btf: Btf) -> dict[str, int]:
-    """The offsets that `read_networks` needs; empty if this kernel has no network."""
-    return optional_offsets(btf, "HAS_PACKET_NETWORKS", _NETWORKS) | optional_offsets(btf, "HAS_DEVICE_KINDS", _KINDS)
+    """The offsets that `read_networks` needs; without HAS_PACKET_NETWORKS if this kernel lacks one of them."""
+    namespaces = namespace_fields(btf)
+    found = optional_offsets(btf, "HAS_PACKET_NETWORKS", _NETWORKS) if namespaces else {}
+    return namespaces | found | optional_offsets(btf, "HAS_DEVICE_KINDS", _KINDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,7 @@ def index_of(wanted: npt.NDArray[np.uint64], ascending: npt.NDArray[np.uint64]) 
 def read_networks(census: SlabCensus, at: Mapping[str, int]) -> Networks:
     """Read all network namespaces, devices and protocols. `at` is the result of `network_fields`."""
     memory = census.memory
-    nets = _network_namespaces(census, at)
+    nets = network_namespaces(census, at)
     devices = list_entries(memory, nets + np.uint64(at["NET_DEVICES"])) - np.uint64(at["DEVICE_ENTRY"])
     devices = devices[_are_devices(memory, at, devices, nets)]
     protocols = _protocols(memory, at, census.at)
@@ -149,19 +153,6 @@ def protocol_names(
     """The names of the protocols of these sockets ("TCP", "UNIX-STREAM"), and the index of each socket's name."""
     protocols, numbers = np.unique(memory.peek(sockets + np.uint64(at["SOCK_PROT"])), return_inverse=True)
     return _texts(memory, protocols + np.uint64(at["PROTO_NAME"]), PROTOCOL_BYTES), numbers.astype(np.int64)
-
-
-def _network_namespaces(census: SlabCensus, at: Mapping[str, int]) -> npt.NDArray[np.uint64]:
-    memory = census.memory
-    own = memory.own_net
-    listed = list_entries(memory, np.array([own + at["NET_LIST"]], "<u8")) - np.uint64(at["NET_LIST"])
-    allocated = [census.objects(number) for number in census.named("net_namespace")]
-    nets = np.unique(np.concatenate([np.array([own], "<u8"), listed, *allocated]))
-    # The head of the list is not in a namespace.
-    found: npt.NDArray[np.uint64] = nets[
-        memory.peek(nets + np.uint64(at["NET_OPERATIONS"])) == np.uint64(memory.fact(Fact.NET_OPERATIONS))
-    ]
-    return found
 
 
 def _are_devices(
