@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from memdiag_api.census.namespaces import NetworkNamespace
-from memdiag_node.census.namespaces import fields, read_namespaces
-from memdiag_node.census.namespaces_record import namespaces_record
-from memdiag_node.census.networks import network_namespaces
-from memdiag_node.census.sockets import read_socket_addresses
+from memdiag_node.census.networks.namespace_addresses import network_namespaces
+from memdiag_node.census.networks.namespaces import fields, read_namespaces
+from memdiag_node.census.networks.record import namespaces_record
+from memdiag_node.census.networks.sockets import read_socket_addresses
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.sockets.scanner import SocketScanner
 from planted.network_namespaces import network_namespace, zombie

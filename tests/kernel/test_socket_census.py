@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from memdiag_node.census.sockets import fields, read_socket_addresses
+from memdiag_node.census.networks.sockets import fields, read_socket_addresses
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.sockets.coverage import coverage_of
 from memdiag_node.sockets.scanner import SocketScanner
