@@ -55,14 +55,13 @@ def joined(groups: list[PacketGroup], key_of: Callable[[PacketGroup], object]) -
 
 def summed(groups: list[PacketGroup]) -> list[PacketGroup]:
     """One group for each place."""
-    without: dict[str, Any] = {
-        "device": "",
-        "device_kind": "",
-        "interface_index": 0,
-        "network_namespace": 0,
-        "destructor": 0,
-    }
-    cut = [replace(group, **without, socket_kind="", referred_by="", socket=0) for group in groups]
+    cut = [
+        replace(
+            group, device="", device_kind="", interface_index=0, network_namespace=0,
+            destructor=0, socket_kind="", socket=0, referred_by="",
+        )
+        for group in groups
+    ]  # fmt: skip
     return sorted(joined(cut, lambda group: group.place), key=lambda group: group.place)
 
 

@@ -113,10 +113,10 @@ def test_unchanged_packets_have_the_time_between_both_readings() -> None:
 
 def test_groups_beyond_the_limit_are_summed_by_place_without_counting_a_block_twice() -> None:
     many = [group(place) for place in Place for _ in range(4)]
-    summed = summed(many)
-    assert len(summed) == len(Place)
-    assert sum(one.packets for one in summed) == sum(one.packets for one in many)
-    assert {len(one.blocks) for one in summed} == {2}
+    sums = summed(many)
+    assert len(sums) == len(Place)
+    assert sum(one.packets for one in sums) == sum(one.packets for one in many)
+    assert {len(one.blocks) for one in sums} == {2}
     assert MAX_GROUPS + len(Place) <= limits.MAX_PACKET_GROUPS
 
 
