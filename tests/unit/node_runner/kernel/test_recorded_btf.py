@@ -8,6 +8,7 @@ from memdiag_node.census.container_cgroups import memory_cgroup_layout
 from memdiag_node.holders.registry import holder_fields
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.memory import memory_layout
+from memdiag_node.slab.layout import object_layout
 from memdiag_node.sockets.source import socket_defines
 from memdiag_node.trace.page_trace import _layout as trace_defines
 from memdiag_node.walker.walker import queue_defines
@@ -27,6 +28,15 @@ def test_a_slab_is_a_struct_page(btf: Btf) -> None:
     assert layout["HAS_SLAB"] == 1
     assert [layout[name] for name in ("SLAB_LIST", "SLAB_CACHE", "SLAB_FREELIST")] == [8, 24, 32]
     assert btf.offset_bytes("page", "lru") == 8, "the list that slabs are on takes the place of the LRU lists"
+
+
+def test_the_census_has_what_it_needs(btf: Btf) -> None:
+    layout = object_layout(btf)
+    assert {name for name in layout if name.startswith("HAS_")} == {
+        *("HAS_SLAB", "HAS_SLAB_OBJECTS", "HAS_PAGE_SCAN", "HAS_PER_CPU_ARRAY"),
+        *("HAS_HARDENED_FREELIST", "HAS_RED_ZONE", "HAS_CPU_SLAB"),
+    }
+    assert [layout[name] for name in ("SLAB_COUNTERS", "SLAB_BIT", "RED_ZONE")] == [40, 9, 1 << 10]
 
 
 def test_packet_rings_perf_buffers_and_ring_buffers_are_found(btf: Btf) -> None:
