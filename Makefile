@@ -11,6 +11,8 @@ PYTEST := $(PY) -m pytest
 C_FILES = $(shell find node_runner tests local_cluster -name '*.bpf.[ch]' -o -name '*.c')
 # For tiers that mostly wait: two workers, each with an API server of its own, share the files in their order.
 SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+# Of the e2e tier, but they build for minutes and need no cluster.
+IMAGE_TESTS := tests/e2e/test_images.py
 
 .PHONY: help
 help: ## list the targets
@@ -92,8 +94,8 @@ test: prepare lint ## all tiers of tests: unit, kernel, api, e2e, vm
 	@$(CLUSTER) prepare qemu-system-x86 e2fsprogs libfaketime
 	@$(CLUSTER) build --promtool
 	@failed=0; \
-	$(PYTEST) $(SIDE_BY_SIDE) tests/unit tests/api $(ARGS) || failed=1; \
-	$(PYTEST) tests/kernel tests/e2e tests/vm $(ARGS) || failed=1; \
+	$(PYTEST) $(SIDE_BY_SIDE) tests/unit tests/api $(IMAGE_TESTS) $(ARGS) || failed=1; \
+	$(PYTEST) tests/kernel tests/e2e tests/vm --deselect=$(IMAGE_TESTS) $(ARGS) || failed=1; \
 	exit $$failed
 
 .PHONY: test-unit test-kernel

@@ -13,12 +13,12 @@ import numpy.typing as npt
 from memdiag_api.evidence import Check
 from memdiag_node.attempts import Attempts
 from memdiag_node.breakdown.reading import MemoryReading, take_readings
-from memdiag_node.census.block_heads import BlockHeads
 from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
 from memdiag_node.census.findings import ObjectFindings
-from memdiag_node.census.frames import CENSUS_SECONDS, HELD_DTYPE, FrameCensus, take_census
-from memdiag_node.census.sockets import referred_to
-from memdiag_node.census.summary import held_frames
+from memdiag_node.census.frames.block_heads import BlockHeads
+from memdiag_node.census.frames.frames import CENSUS_SECONDS, HELD_DTYPE, FrameCensus, take_census
+from memdiag_node.census.frames.summary import held_frames
+from memdiag_node.census.networks.sockets import referred_to
 from memdiag_node.holders.page_pools import add_traced
 from memdiag_node.holders.registry import holder_fields, other_holders
 from memdiag_node.holding import Holding, pinned_blocks

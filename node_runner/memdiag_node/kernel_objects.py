@@ -11,21 +11,15 @@ import numpy.typing as npt
 
 from memdiag_api.evidence import Check
 from memdiag_node.attempts import Attempts
-from memdiag_node.census import (
-    clues,
-    dentries,
-    files,
-    frame_clues,
-    namespaces,
-    packets,
-    slab_caches,
-    sockets,
-    verdict_queues,
-)
-from memdiag_node.census.block_heads import BlockHeads
+from memdiag_node.census.clues import clues, frame_clues
+from memdiag_node.census.clues.naming import AddressNames
 from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
+from memdiag_node.census.files import dentries, files
 from memdiag_node.census.findings import ObjectFindings
-from memdiag_node.census.naming import AddressNames
+from memdiag_node.census.frames.block_heads import BlockHeads
+from memdiag_node.census.networks import namespaces, sockets
+from memdiag_node.census.packets import packets, verdict_queues
+from memdiag_node.census.slab_caches import slab_caches
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.errors import BpfError
 from memdiag_node.kernel.memory import KernelMemory

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memdiag_node.census import clues, frame_clues
-from memdiag_node.census.naming import AddressNames, Meaning
+from memdiag_node.census.clues import clues, frame_clues
+from memdiag_node.census.clues.naming import AddressNames, Meaning
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.memory import KernelMemory
 from memdiag_node.kernel.modules import module_layout, read_modules

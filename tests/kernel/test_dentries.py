@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from memdiag_api.census.dentries import DentryCensus
-from memdiag_node.census.dentries import dentries_record, fields, read_dentries
-from memdiag_node.census.paths import cut_path
+from memdiag_node.census.files.dentries import dentries_record, fields, read_dentries
+from memdiag_node.census.files.paths import cut_path
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.memory import KernelMemory
 from planted import files

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from memdiag_api.evidence import Check, Evidence, HolderKind, NeedState
-from memdiag_node.census import files
+from memdiag_node.census.files import files
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.run import measure
 from memdiag_node.settings import Settings

@@ -8,10 +8,11 @@ import pytest
 
 from memdiag_api.capabilities import RUNNER_CAPABILITIES
 from memdiag_api.evidence import Holder, HolderKind
-from memdiag_node.census import namespaces, sockets, verdict_queues
 from memdiag_node.census.findings import ObjectFindings
-from memdiag_node.census.packets import fields, read_packets
-from memdiag_node.census.slab_caches import SlabFigures
+from memdiag_node.census.networks import namespaces, sockets
+from memdiag_node.census.packets import verdict_queues
+from memdiag_node.census.packets.packets import fields, read_packets
+from memdiag_node.census.slab_caches.slab_caches import SlabFigures
 from memdiag_node.holders.packet_queues import packet_queues
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.processes import read_owner

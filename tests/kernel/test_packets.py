@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from memdiag_api.census.packets import PacketPlace
-from memdiag_node.census.packet_groups import PacketGroup
-from memdiag_node.census.packet_networks import protocol_names, read_networks
-from memdiag_node.census.packet_places import PlacedPackets
-from memdiag_node.census.packet_queues import Place
-from memdiag_node.census.packet_table import read_packet_table
-from memdiag_node.census.packets import PacketsReading, UnlinkedPackets, fields, read_packets
-from memdiag_node.census.packets_record import is_lost, packets_record
+from memdiag_node.census.networks.network_objects import protocol_names, read_networks
+from memdiag_node.census.packets.groups import PacketGroup
+from memdiag_node.census.packets.packets import PacketsReading, UnlinkedPackets, fields, read_packets
+from memdiag_node.census.packets.places import PlacedPackets
+from memdiag_node.census.packets.queues import Place
+from memdiag_node.census.packets.record import is_lost, packets_record
+from memdiag_node.census.packets.table import read_packet_table
 from memdiag_node.holding import unique_bytes
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.memory import KernelMemory

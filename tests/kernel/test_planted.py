@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from memdiag_node.census.namespaces import fields, read_namespaces
-from memdiag_node.census.namespaces_record import is_zombie
+from memdiag_node.census.networks.namespaces import fields, read_namespaces
+from memdiag_node.census.networks.record import is_zombie
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.memory import KernelMemory
 from planted import bpf_and_xdp, files, held_by_fd, nfqueue, packets, psock

@@ -16,8 +16,11 @@ from local_cluster.paths import PROJECT
 from local_cluster.virtual_machine import KernelPanicError, VirtualMachine
 from support.guest_program import ECHO_ADDRESS, ECHO_PORT
 
+NATIVE = "native"
+"""The machine's own kernel, where a test's parameter is a Debian suite otherwise."""
+
 RESULT_BYTES = 32 << 20
-TIMEOUT_SECONDS = 600
+TIMEOUT_SECONDS = 900
 BOOT_ATTEMPTS = 2
 
 # A network with only an echo server, made by QEMU: data sent there comes back through the card's driver.

@@ -1,14 +1,20 @@
-"""The vm tier: its requirements, and a table of the time that each guest took."""
+"""The vm tier: its requirements, the guests that its tests need, and a table of the time that each guest took."""
 
+import functools
 import os
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from local_cluster.case_outcome import Cause, Outcome
 from planted import leaking_modules, nfqueue, protocols
 from support import guest_census, guest_planted, guest_program
-from support.guest import GuestRun
+from support.guest import NATIVE, GuestRun, run_guest
+from support.guest_case import run_case
 from support.guest_lab import SUITES, Answers, Call, call_in_guest
+from support.guest_pool import GuestPool
 
 _CALLS = {
     "leak": Call(guest_planted.leak),
@@ -53,11 +59,44 @@ def guests(pytestconfig: pytest.Config) -> list[GuestRun]:
     return pytestconfig.stash.setdefault(GUESTS, [])
 
 
+def plant_in_guest(suite: str, work: Path) -> Answers:
+    """Every load at once, each looked at, and one run of memdiag-node that sees them all."""
+    return call_in_guest(suite, _CALLS, work, modules=_MODULES, built_from=leaking_modules.SOURCES)
+
+
+_BOOTS = {"outcome": run_case, "suite": run_guest, "guest": plant_in_guest}
+"""By the parameter of a test that selects the guest."""
+
+
+def _guests_of(item: pytest.Item) -> Iterator[tuple[str, str]]:
+    callspec = getattr(item, "callspec", None)
+    for name, parameter in callspec.params.items() if callspec else ():
+        if name in _BOOTS and parameter != NATIVE:
+            yield name, parameter
+
+
+@pytest.fixture(scope="session")
+def pool(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, guests: list[GuestRun]) -> GuestPool:
+    """All guests that the selected tests need, in the order of the tests."""
+    pool = GuestPool()
+    for name, parameter in dict.fromkeys(one for item in request.session.items for one in _guests_of(item)):
+        work = tmp_path_factory.mktemp(f"{name}-{parameter}")
+        pool.add((name, parameter), functools.partial(_BOOTS[name], parameter, work))
+    return pool
+
+
+@pytest.fixture(scope="session", params=[Cause.STOPPED.value])
+def outcome(request: pytest.FixtureRequest, pool: GuestPool) -> Outcome:
+    """The measurements of `make case`."""
+    found: Outcome = pool.result(("outcome", request.param))
+    return found
+
+
 @pytest.fixture(scope="session", params=SUITES)
-def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, guests: list[GuestRun]) -> Answers:
+def guest(request: pytest.FixtureRequest, pool: GuestPool) -> Answers:
     """What was planted in a guest, and seen there. One boot of each kernel for all files of tests."""
-    work = tmp_path_factory.mktemp(request.param)
-    return call_in_guest(request.param, _CALLS, work, modules=_MODULES, built_from=leaking_modules.SOURCES)
+    found: Answers = pool.result(("guest", request.param))
+    return found
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -4,40 +4,17 @@ The true values come from other sources than memdiag: the clients' own count, ss
 worker's end.
 """
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from local_cluster.case_outcome import Outcome
-from local_cluster.paths import PROJECT
-from support.guest import GuestRun
+from support.guest_case import CASE_SECONDS
 
-CASE_SECONDS = 1500
 BLOCK_BYTES = 32 << 10  # how the driver allocates received data
 
-pytestmark = pytest.mark.timeout(CASE_SECONDS + 200)  # the first test runs the whole story
-
-
-@pytest.fixture(scope="module")
-def outcome(guests: list[GuestRun], tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """The measurements of `make case`; its story is shown if a test fails."""
-    file: Path = tmp_path_factory.mktemp("case") / "outcome.json"
-    name = ["--name", f"case-{os.getpid()}", "--owner-pid", str(os.getpid())]
-    command = [sys.executable, "-m", "local_cluster", "case", *name, "--outcome", str(file)]
-    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as case:
-        try:
-            story, _ = case.communicate(timeout=CASE_SECONDS)
-        except subprocess.TimeoutExpired:
-            case.terminate()  # it stops what it started
-            story, _ = case.communicate()
-    print(story)
-    assert case.returncode == 0, story
-    return Outcome.load(file)
+pytestmark = pytest.mark.timeout(CASE_SECONDS + 200)  # the first test waits for the whole story
 
 
 def condition(diagnosis: dict[str, Any], kind: str) -> tuple[str, str]:

@@ -1,1 +1,1 @@
-"""Page frames by what they are used for and whom they are charged to."""
+"""Every page frame and every object of the kernel: what it is, what keeps it, and whom it is charged to."""

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from memdiag_node.census.clues import SubjectClues
-from memdiag_node.census.dentries import RawDentries
-from memdiag_node.census.found_files import RawFiles
-from memdiag_node.census.frame_clues import FrameFindings
-from memdiag_node.census.namespaces import Namespaces
-from memdiag_node.census.packets import PacketsReading
-from memdiag_node.census.slab_caches import SlabFigures
-from memdiag_node.census.verdict_queues import VerdictQueues
+from memdiag_node.census.clues.clues import SubjectClues
+from memdiag_node.census.clues.frame_clues import FrameFindings
+from memdiag_node.census.files.dentries import RawDentries
+from memdiag_node.census.files.found import RawFiles
+from memdiag_node.census.networks.namespaces import Namespaces
+from memdiag_node.census.packets.packets import PacketsReading
+from memdiag_node.census.packets.verdict_queues import VerdictQueues
+from memdiag_node.census.slab_caches.slab_caches import SlabFigures
 from memdiag_node.procfs.meminfo import MemInfo
 
 

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 
 from memdiag_api.evidence import Census
-from memdiag_node.census.clues import clues_record
-from memdiag_node.census.dentries import dentries_record
+from memdiag_node.census.clues.clues import clues_record
+from memdiag_node.census.files.dentries import dentries_record
+from memdiag_node.census.files.found import files_record
 from memdiag_node.census.findings import ObjectFindings
-from memdiag_node.census.found_files import files_record
-from memdiag_node.census.frames import FrameCensus
-from memdiag_node.census.namespaces_record import namespaces_record
-from memdiag_node.census.packets_record import packets_record
-from memdiag_node.census.slab_caches import slab_record
-from memdiag_node.census.summary import census_of
+from memdiag_node.census.frames.frames import FrameCensus
+from memdiag_node.census.frames.summary import census_of
+from memdiag_node.census.networks.record import namespaces_record
+from memdiag_node.census.packets.record import packets_record
+from memdiag_node.census.slab_caches.slab_caches import slab_record
 from memdiag_node.processes import OwnerOf
 from memdiag_node.procfs.cgroup import ContainerIdentity
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 
 from memdiag_node.census.findings import ObjectFindings
-from memdiag_node.census.packet_groups import PacketGroup
-from memdiag_node.census.packet_holdings import GroupOwners, packet_holdings
-from memdiag_node.census.packet_queues import Place
-from memdiag_node.census.verdict_queues import VerdictQueues
+from memdiag_node.census.packets.groups import PacketGroup
+from memdiag_node.census.packets.holdings import GroupOwners, packet_holdings
+from memdiag_node.census.packets.queues import Place
+from memdiag_node.census.packets.verdict_queues import VerdictQueues
 from memdiag_node.holders.context import HolderContext
 from memdiag_node.holding import Holding
 from memdiag_node.kernel.btf import Btf

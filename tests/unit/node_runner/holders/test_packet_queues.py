@@ -7,13 +7,13 @@ import pytest
 
 from memdiag_api.evidence import Owner
 from memdiag_node.census.findings import ObjectFindings
-from memdiag_node.census.namespaces import NAMESPACE_DTYPE, Namespaces
-from memdiag_node.census.packet_groups import PacketGroup
-from memdiag_node.census.packet_holdings import GroupOwners
-from memdiag_node.census.packet_queues import Place
-from memdiag_node.census.slab_caches import SlabFigures
-from memdiag_node.census.sockets import SOCKET_DTYPE, CensusSockets
-from memdiag_node.census.verdict_queues import LISTENER_DTYPE, VerdictQueues
+from memdiag_node.census.networks.namespaces import NAMESPACE_DTYPE, Namespaces
+from memdiag_node.census.networks.sockets import SOCKET_DTYPE, CensusSockets
+from memdiag_node.census.packets.groups import PacketGroup
+from memdiag_node.census.packets.holdings import GroupOwners
+from memdiag_node.census.packets.queues import Place
+from memdiag_node.census.packets.verdict_queues import LISTENER_DTYPE, VerdictQueues
+from memdiag_node.census.slab_caches.slab_caches import SlabFigures
 from memdiag_node.holders.packet_queues import PacketOwners
 from memdiag_node.holding import PINNED_DTYPE
 from memdiag_node.procfs.meminfo import MemInfo

@@ -1,0 +1,1 @@
+"""Clues to what untyped objects and unexplained page frames are."""

@@ -1,0 +1,1 @@
+"""Every file, file system and directory entry with memory, and System V segments."""

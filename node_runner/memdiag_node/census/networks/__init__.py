@@ -1,0 +1,1 @@
+"""Every network namespace of the node, with its devices, sockets and packets."""
