@@ -107,7 +107,7 @@ def runs(memory: KernelMemory, btf: Btf, at: dict[str, int]) -> Runs:
             surviving = surviving_places(census)
             for cache, count, places in zip(census.caches, census.count(), surviving, strict=True):
                 if count.slab_bytes >= _LARGE_BYTES and cache.name in before and cache.name in after:
-                    compare(found, cache.name, count, places, before[cache.name], after[cache.name])
+                    compare(found, cache.name, count, places, before=before[cache.name], after=after[cache.name])
             found.planted.append(packets_of(census, btf, sender))
             found.uncertain.append(census.uncertain_objects)
             for name, check in TYPES.items():
@@ -116,7 +116,7 @@ def runs(memory: KernelMemory, btf: Btf, at: dict[str, int]) -> Runs:
 
 
 def compare(
-    found: Runs, name: str, count: CacheCount, surviving: int, before: tuple[int, int], after: tuple[int, int]
+    found: Runs, name: str, count: CacheCount, surviving: int, *, before: tuple[int, int], after: tuple[int, int]
 ) -> None:
     """Places are within what slabinfo had before and after; objects are not more than it calls active.
 
