@@ -70,7 +70,8 @@ def surviving_places(census: SlabCensus) -> list[int]:
     addresses = np.array([cache.address for cache in census.caches], "<u8")
     is_same = census.memory.peek(pages + np.uint64(census.at["SLAB_CACHE"])) == addresses[table["cache"]]
     still = table[is_same]
-    return np.bincount(still["cache"], still["objects"], len(addresses)).astype(np.int64).tolist()
+    places: list[int] = np.bincount(still["cache"], still["objects"], len(addresses)).astype(np.int64).tolist()
+    return places
 
 
 def slabinfo_active() -> dict[str, tuple[int, int]]:
