@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.errors import BpfError
+from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.per_cpu import PER_CPU_MAPS, per_cpu_defines
 from memdiag_node.kernel.symbols import SYMBOL_DEFINES, SYMBOL_MAPS
 from memdiag_node.slab.slabs import ReadPiece, described
