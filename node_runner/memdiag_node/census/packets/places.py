@@ -57,8 +57,8 @@ class PlacedPackets:
         for pointers in (
             *socket_pointers(census, at, networks),
             *protocol_pointers(census, at, networks, table.address),
-            *qdisc_pointers(census, at, qdiscs),
             *reassembly_pointers(census, at, networks),
+            *qdisc_pointers(census, at, qdiscs),
         ):
             self._follow(pointers)
         self._follow_runs()
@@ -207,7 +207,12 @@ class PlacedPackets:
 
     def _spread(self) -> None:
         """From each list, tree and chain to its packets."""
-        self._queue_of = np.where(self._links.kind != Link.TORN, self._queue[self._links.last], 0)
+        kind = self._links.kind
+        self._queue_of = np.where(kind != Link.TORN, self._queue[self._links.last], 0)
+        # Freed packets that a CPU keeps may still lead to one that was used again, and is in a qdisc now.
+        queues = self._queues[self._queue_of]
+        is_in_qdisc = (queues["place"] == Place.QDISC) & (kind == Link.CHAIN) & ~self.is_member
+        self._queue_of[is_in_qdisc & (queues["device"] != self.table.third_word)] = 0
         self.place = self._queues["place"][self._queue_of]
         """Place."""
 
@@ -271,7 +276,7 @@ class PlacedPackets:
         unplaced = unplaced[self.place[unplaced] == Place.UNKNOWN]
         devices = self._networks.device_numbers(self.devices_of(unplaced))
         has_device = devices >= 0
-        chain_length = np.bincount(self._links.last, minlength=len(self.place))
+        chain_length = np.bincount(self._links.last[self.is_alive], minlength=len(self.place))
         last, kind = self._links.last[unplaced], self._links.kind[unplaced]
         is_single = (kind == Link.CHAIN) & (chain_length[last] == 1)
         is_tun = np.array([*(kind == "tun" for kind in self._networks.device_kinds), False])[devices]

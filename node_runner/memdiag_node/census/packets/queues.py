@@ -51,6 +51,8 @@ _RINGS: tuple[Field, ...] = (
     ("QDISC_PRIVATE", "Qdisc", "privdata"),
     ("RING_POINTERS", "skb_array", "ring.queue"),
     ("RING_SIZE", "skb_array", "ring.size"),
+    ("RING_NEXT", "skb_array", "ring.consumer_head"),
+    ("RING_CLEARED", "skb_array", "ring.consumer_tail"),
     ("FAST_RINGS", "pfifo_fast_priv", "q"),
 )
 _NEIGHBOUR: tuple[Field, ...] = (
@@ -215,7 +217,14 @@ def qdisc_pointers(census: SlabCensus, at: Mapping[str, int], qdiscs: Qdiscs) ->
     # Other qdiscs have something else there, which does not lead to packets.
     sizes[(sizes > _MAX_RING) | (arrays & np.uint64(7) != 0) | (arrays < np.uint64(census.linear_base))] = 0
     sizes[np.cumsum(sizes) > _MAX_OBJECTS] = 0
-    yield pointers_to(Place.QDISC, memory.peek(array_entries(arrays, sizes, 8)), devices=np.repeat(devices, sizes))
+    # What was sent is cleared later, in batches (include/linux/ptr_ring.h, __ptr_ring_discard_one).
+    cleared, following = (
+        (memory.peek(rings + np.uint64(at[name])) & _U32).astype(np.int64) for name in ("RING_CLEARED", "RING_NEXT")
+    )
+    entry = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    is_sent = (np.repeat(cleared, sizes) <= entry) & (entry < np.repeat(following, sizes))
+    packets = np.where(is_sent, 0, memory.peek(array_entries(arrays, sizes, 8)))
+    yield pointers_to(Place.QDISC, packets, devices=np.repeat(devices, sizes))
 
 
 def reassembly_pointers(census: SlabCensus, at: Mapping[str, int], networks: Networks) -> Iterator[Pointers]:
