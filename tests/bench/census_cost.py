@@ -19,12 +19,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench import debug_disk
 from bench.census_tables import (
     agreement,
     cost_rows,
+    cpu_seconds,
     guest_rows,
     objects,
     parse_slabtop,
@@ -113,11 +115,9 @@ the total from a sample; the search ends at the time limit, or when as many slab
 
 def _linearity(levels: dict[int, list[dict[str, Any]]]) -> str:
     """What one more object takes, from the first level to the last."""
-    ends = list(levels.values())[0], list(levels.values())[-1]
-    seconds = [
-        statistics.median(sum(part["cpu_seconds"] for part in one["ours"]["parts"].values()) for one in rounds)
-        for rounds in ends
-    ]
+    every = list(levels.values())
+    ends = every[0], every[-1]
+    seconds = [statistics.median(cpu_seconds(one["ours"]) for one in rounds) for rounds in ends]
     counts = [statistics.median(objects(one["ours"]) for one in rounds) for rounds in ends]
     peaks = [statistics.median(peak_bytes(one["ours"]) for one in rounds) for rounds in ends]
     more = counts[1] - counts[0]

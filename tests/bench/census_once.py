@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -24,6 +23,7 @@ from memdiag_node.census.frames.block_heads import BlockHeads
 from memdiag_node.census.frames.frames import HELD_DTYPE, take_census
 from memdiag_node.kernel import loader
 from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.compiler import compile_source
 from memdiag_node.kernel.memory import open_memory
 from memdiag_node.kernel_objects import KernelObjects, TakenCensus, object_fields
 from memdiag_node.procfs.kpageflags import FrameTable
@@ -71,7 +71,6 @@ class Parts:
 
     def count_compiling(self) -> None:
         """From now on, count the time of the compiler too."""
-        compile_source = loader.compile_source
 
         def counted(*arguments: Any) -> Any:
             before = cpu_seconds()
@@ -80,7 +79,7 @@ class Parts:
             finally:
                 self.compiling_seconds += cpu_seconds() - before
 
-        setattr(loader, "compile_source", counted)  # noqa: B010 - mypy refuses the plain assignment
+        setattr(loader, "compile_source", counted)  # noqa: B010 - mypy refuses an assignment to what a module imports
 
 
 def take() -> dict[str, Any]:
@@ -182,7 +181,7 @@ def simulate(budget_seconds: float) -> dict[str, Any]:
 
 
 def _repeated(one: Slabs, pieces: int) -> int:
-    by_piece: npt.NDArray[np.float64] = np.bincount(one.table["piece"], one.table["in_use"], pieces)
+    by_piece = np.bincount(one.table["piece"], one.table["in_use"], pieces)
     return int(by_piece[np.arange(_TIB_PIECES) % pieces].sum())
 
 

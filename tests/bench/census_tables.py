@@ -38,12 +38,12 @@ def agreement(ours: Caches, theirs: Caches, *, column: int, large: Iterable[str]
 
 def cpu_seconds(run: Mapping[str, Any]) -> float:
     """The CPU time of all parts of a census."""
-    return sum(part["cpu_seconds"] for part in run["parts"].values())
+    return float(sum(part["cpu_seconds"] for part in run["parts"].values()))
 
 
 def peak_bytes(run: Mapping[str, Any]) -> int:
     """The most memory that a census had at any time."""
-    return max(part["peak_bytes"] for part in run["parts"].values())
+    return int(max(part["peak_bytes"] for part in run["parts"].values()))
 
 
 def objects(run: Mapping[str, Any]) -> int:
@@ -87,8 +87,8 @@ def part_rows(runs: Sequence[Mapping[str, Any]]) -> str:
 def sample_rows(samples: Sequence[Mapping[str, Any]]) -> str:
     """The table of the simulated machine."""
     rows = [
-        "| time limit, s | took, s | CPU s | read | slabs kept | memory added | objects, estimated | stated error (95 %) | "
-        "true error |",
+        "| time limit, s | took, s | CPU s | read | slabs kept | memory added | objects, estimated | "
+        "stated error (95 %) | true error |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in samples:
