@@ -16,6 +16,7 @@ from memdiag_node.holders.registry import holder_fields
 from memdiag_node.kernel.btf import Btf, BtfError
 from memdiag_node.kernel.memory import memory_layout
 from memdiag_node.kernel.programs import ProgramInfoLayout
+from memdiag_node.kernel_objects import object_fields
 from memdiag_node.sockets.source import queue_layout, socket_defines
 from memdiag_node.trace.page_trace import _layout as trace_defines
 from memdiag_node.walker.walker import queue_defines
@@ -28,6 +29,7 @@ LAYOUTS: tuple[Callable[[Btf], object], ...] = (
     holder_fields,
     trace_defines,
     memory_cgroup_layout,
+    object_fields,
     ProgramInfoLayout.of,
     lambda btf: [btf.has_struct(f"bpf_iter__{name}") for name in ("task_file", "bpf_map")],  # of the preflight
 )

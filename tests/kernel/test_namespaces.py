@@ -15,7 +15,7 @@ from memdiag_api.census.namespaces import NetworkNamespace
 from memdiag_node.census.networks.namespace_addresses import network_namespaces
 from memdiag_node.census.networks.namespaces import fields, read_namespaces
 from memdiag_node.census.networks.record import namespaces_record
-from memdiag_node.census.networks.sockets import read_socket_addresses
+from memdiag_node.census.networks.sockets import read_sockets, referred_to
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.sockets.scanner import SocketScanner
 from planted.network_namespaces import network_namespace, zombie
@@ -145,7 +145,7 @@ def test_sockets_in_flight_keep_a_namespace_without_a_process(
         inode, raw_inode, waiting_bytes = map(int, receiver.recv(64).split())
         observer = observe()
         seen = observer.look(inode)
-        found = read_socket_addresses(observer.census, at)
+        found = referred_to(read_sockets(observer.census, at))
         holder = holder_of(scanner.scan(found, extra_is_whole=True), raw_inode)
     assert (seen.processes, seen.files, seen.open_sockets, seen.is_zombie) == (0, 0, 1, False)
     assert seen.kept_by == "1 open socket"

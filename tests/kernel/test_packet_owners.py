@@ -19,7 +19,7 @@ from memdiag_node.processes import read_owner
 from memdiag_node.procfs.meminfo import MemInfo
 from memdiag_node.procfs.nfnetlink_queue import parse_nfnetlink_queue
 from memdiag_node.sockets.scanner import SocketScanner
-from planted import nfqueue, packets
+from planted import nfqueue, packets, psock
 from support.capabilities import only
 from support.slab_census import take_slab_census
 
@@ -37,7 +37,9 @@ class Holders:
     def find(self, namespace: int, *, proc: Path = _PROC, is_hosts: bool = False) -> list[Holder]:
         """The holders in a network namespace. `is_hosts`: as if it were the host's."""
         census = take_slab_census(self._scanner.source.memory, self._btf)
-        reading, found = read_packets(census, self._at), namespaces.read_namespaces(census, self._at)
+        first, found = read_packets(census, self._at), namespaces.read_namespaces(census, self._at)
+        assert first is not None
+        reading = read_packets(census, self._at, earlier=first.unlinked)
         assert reading is not None
         assert found is not None
         found.table["is_initial"] |= is_hosts & (found.table["inode"] == namespace)
@@ -112,3 +114,16 @@ def test_packets_in_a_qdisc_belong_to_their_sender_as_long_as_its_socket_is_open
     assert (holder.owners_total, holder.unowned_reason) == (0, "no process is in this network namespace")
     assert as_hosts.owners_total == 0
     assert "no open socket sent most of them" in as_hosts.unowned_reason
+
+
+def test_what_a_socket_map_took_from_a_socket_belongs_to_its_process(holders: Holders, scanner: SocketScanner) -> None:
+    messages, message_bytes = 500, 4_000
+    with psock.sockmap_backlog(messages, message_bytes) as planted:
+        (holder,) = holders.find(planted.network_namespace)
+        scan = scanner.scan()
+    assert holder.kind is HolderKind.SOCKET
+    assert (fds(holder), holder.owners_total) == ([(planted.pid, [planted.fd])], 1)
+    assert (holder.unread_packets, holder.unread_bytes) == (messages, planted.unread_bytes)
+    assert planted.unread_bytes <= holder.pinned_bytes + holder.head_bytes <= 1.02 * holder.charge_bytes
+    assert holder.stuck_seconds is not None
+    assert planted.inode not in scan.sockets["inode"]  # none of the queues that the scan walks has them

@@ -11,10 +11,10 @@ import pytest
 
 from memdiag_api.census.packets import PacketPlace
 from memdiag_node.census.networks.network_objects import protocol_names, read_networks
-from memdiag_node.census.packets.groups import PacketGroup
+from memdiag_node.census.packets.group import PacketGroup
 from memdiag_node.census.packets.packets import PacketsReading, UnlinkedPackets, fields, read_packets
+from memdiag_node.census.packets.place import Place
 from memdiag_node.census.packets.places import PlacedPackets
-from memdiag_node.census.packets.queues import Place
 from memdiag_node.census.packets.record import is_lost, packets_record
 from memdiag_node.census.packets.table import read_packet_table
 from memdiag_node.holding import unique_bytes

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from memdiag_node.census.networks.sockets import fields, read_socket_addresses
+from memdiag_node.census.networks.sockets import fields, read_sockets, referred_to
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.sockets.coverage import coverage_of
 from memdiag_node.sockets.scanner import SocketScanner
@@ -42,7 +42,7 @@ def planters() -> Iterator[list[Planter]]:
 
 
 def addresses(scanner: SocketScanner, btf: Btf, at: dict[str, int]) -> npt.NDArray[np.uint64]:
-    return read_socket_addresses(take_slab_census(scanner.source.memory, btf), at)
+    return referred_to(read_sockets(take_slab_census(scanner.source.memory, btf), at))
 
 
 def test_every_socket_of_every_namespace_is_found_once(

@@ -78,7 +78,13 @@ def run_guest(suite: str, work: Path) -> GuestRun:
 
 
 def boot(
-    kernel: GuestKernel, module: str, work: Path, *, extra: Sequence[str] = (), disks: Sequence[Path] = ()
+    kernel: GuestKernel,
+    module: str,
+    work: Path,
+    *,
+    extra: Sequence[str] = (),
+    disks: Sequence[Path] = (),
+    kernel_arguments: Sequence[str] = (),
 ) -> tuple[dict[str, Any], float, list[str]]:
     """Run a Python module in a guest until it powers off; returns its results, the seconds, and warnings.
 
@@ -93,6 +99,7 @@ def boot(
         kernel=kernel,
         disks=[root, sources, results, *disks],
         init=guest_disk.RUNNER_INIT,
+        kernel_arguments=kernel_arguments,
         writable=frozenset({results}),
         devices=_NETWORK_CARD,
     )

@@ -10,7 +10,7 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.slab.census import SlabCensus
 from memdiag_node.slab.layout import object_layout
-from support.slab_census import lean_memory, slabinfo_active, take_slab_census
+from support.slab_census import lean_memory, slabinfo_active, surviving_places, take_slab_census
 
 PLANTED = 20_000
 _SOCKETS = 20
@@ -76,29 +76,45 @@ def count_owned(census: SlabCensus, btf: Btf, senders: list[socket.socket]) -> i
     return owned
 
 
-def large_caches(census: SlabCensus) -> dict[str, list[int]]:
-    """Of each cache of at least a MiB: objects, objects in use, and both as slabinfo has them."""
-    slabinfo = slabinfo_active()
+def large_caches(census: SlabCensus, before: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, int]]:
+    """Each cache of at least a MiB, and what slabinfo has: `before` the census, and after its objects were listed.
+
+    `kept` were there when slabinfo was read, of those that are `listed`, and likewise `kept_places`.
+    """
     found = {}
     for number, (cache, count) in enumerate(zip(census.caches, census.count(), strict=True)):
-        if count.slab_bytes >= _LARGE_BYTES and cache.name in slabinfo:
-            active, places = slabinfo[cache.name]
-            found[cache.name] = [count.objects, count.in_use, len(census.objects(number)), places, active]
+        if count.slab_bytes < _LARGE_BYTES or cache.name not in before:
+            continue
+        listed = census.objects(number)
+        active, places = slabinfo_active()[cache.name]
+        found[cache.name] = {
+            "places": count.objects,
+            "in_use": count.in_use,
+            "listed": len(listed),
+            "kept": int(census.still_allocated(number, listed).sum()),
+            "kept_places": surviving_places(census)[number],
+            "slabinfo_places": places,
+            "slabinfo_active": active,
+            "slabinfo_places_before": before[cache.name][1],
+            "slabinfo_active_before": before[cache.name][0],
+        }
     return found
 
 
-def main() -> None:
+def slab_census() -> dict[str, Any]:
+    """What a census finds, beside what was planted and what the kernel's own files say."""
     btf = Btf.load()
     report: dict[str, Any] = {"planted": PLANTED}
     at = object_layout(btf)
     with lean_memory(at) as memory, kfence_samples() as has_kfence, planted_datagrams() as senders:
+        before = slabinfo_active()
         started = time.process_time()
         census = take_slab_census(memory, btf, at=at)
         report["census_cpu_seconds"] = time.process_time() - started
         meminfo = parse_meminfo(Path("/proc/meminfo").read_bytes())
         report["slab_bytes"] = sum(count.slab_bytes for count in census.count())
         report["meminfo_bytes"] = meminfo.slab_reclaimable_bytes + meminfo.slab_unreclaimable_bytes
-        report["caches"] = large_caches(census)
+        report["caches"] = large_caches(census, before)
         report["counted"] = count_owned(census, btf, senders)
         report["cpu_seconds"] = time.process_time() - started
         report["has_kfence"] = has_kfence
@@ -106,8 +122,8 @@ def main() -> None:
         report["uncertain_objects"] = census.uncertain_objects
         report["sees_cpu_lists"] = census.sees_cpu_lists
     report["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    json.dump(report, sys.stdout)
+    return report
 
 
 if __name__ == "__main__":
-    main()
+    json.dump(slab_census(), sys.stdout)

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.memory import KernelMemory, open_memory
@@ -55,6 +57,21 @@ def take_slab_census(
             cpus=online_cpus(),
             programs=programs,
         )
+
+
+def surviving_places(census: SlabCensus) -> list[int]:
+    """The places of each cache in slabs of the census that are slabs of this cache still.
+
+    Slabinfo, read between the census and this, counted them: it may count fewer than the census did if a cache
+    grew and shrank, but not fewer than these.
+    """
+    table = census.slabs.table
+    pages = table["frame"] * np.uint64(census.at["STRUCT_PAGE_BYTES"]) + np.uint64(census.first_page)
+    addresses = np.array([cache.address for cache in census.caches], "<u8")
+    is_same = census.memory.peek(pages + np.uint64(census.at["SLAB_CACHE"])) == addresses[table["cache"]]
+    still = table[is_same]
+    places: list[int] = np.bincount(still["cache"], still["objects"], len(addresses)).astype(np.int64).tolist()
+    return places
 
 
 def slabinfo_active() -> dict[str, tuple[int, int]]:

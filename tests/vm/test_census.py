@@ -159,29 +159,28 @@ def test_messages_of_sctp_belong_to_their_socket(found: Found) -> None:
     assert (holder.unread_packets, holder.unread_bytes) == (planted["messages"], planted["unread_bytes"])
 
 
-def test_packets_of_sctp_are_referred_to_by_its_chunks(found: Found) -> None:
-    # The socket has clones of them.
+def test_packets_of_sctp_are_counted_once(found: Found) -> None:
+    # SCTP keeps the packet of which the socket has a copy.
     planted, census = found.planted["sctp"], found.census.packets
     assert census is not None
-    groups = [one for one in census.groups if one.network_namespace == planted["network_namespace"]]
-    assert {one.place for one in groups} == {PacketPlace.REFERRED}
-    assert sum(one.packets for one in groups) == planted["messages"]
-
-
-def test_records_of_tls_are_counted_in_socket_queues(found: Found) -> None:
-    planted, census = found.planted["ktls"], found.census.packets
-    assert census is not None
-    (group,) = [
-        one for one in census.groups if one.place is PacketPlace.SOCKET_QUEUES and one.socket_kind.startswith("TCP")
-    ]
+    (group,) = [one for one in census.groups if one.socket_kind.startswith("SCTP")]
+    assert group.place is PacketPlace.SOCKET_QUEUES
     assert group.packets == planted["messages"]
-    assert group.charge_bytes > planted["unread_bytes"]
+    assert [one for one in census.groups if one.network_namespace == planted["network_namespace"]] == []
 
 
-def test_data_of_a_socket_map_is_in_a_queue(found: Found) -> None:
-    planted, group = found.planted["sockmap"], found.packets(PacketPlace.OTHER_CHAIN)
-    assert group.packets == 500
-    assert group.pinned_bytes == pytest.approx(planted["unread_bytes"], rel=CLOSE)
+@pytest.mark.parametrize(("load", "place"), [("ktls", PacketPlace.KTLS), ("sockmap", PacketPlace.SOCKMAP)])
+def test_what_a_protocol_has_in_lists_of_its_own_belongs_to_the_socket(
+    found: Found, load: str, place: PacketPlace
+) -> None:
+    planted, group = found.planted[load], found.packets(place, load)
+    (holder,) = [one for one in found.holders(load, HolderKind.SOCKET) if one.socket is None]
+    assert [(owner.pid, owner.fds) for owner in holder.owners] == [(planted["pid"], [planted["fd"]])]
+    assert holder.unread_bytes == pytest.approx(planted["unread_bytes"], rel=CLOSE)
+    assert (holder.unread_packets, holder.charge_bytes) == (group.packets, group.charge_bytes)
+    assert (holder.pinned_bytes, holder.head_bytes) == (group.pinned_bytes, group.head_bytes)
+    assert holder.stuck_seconds is not None
+    assert holder.stuck_seconds >= 1
 
 
 def test_io_uring_rings_belong_to_their_process(found: Found) -> None:

@@ -17,7 +17,9 @@ class PacketPlace(StrEnum):
     tap device, until its process reads it. NeighbourQueue: until the address of a neighbour is known. Reassembly: IP
     fragments whose rest has not arrived. NetfilterQueue: until a program gives its verdict. KernelList: a list of the
     kernel or of a module, such as a CPU's backlog. ObjectList: a list in a kernel object of an unknown type.
-    DriverRing: on no list, with a hardware device. OtherChain: linked with each other, in no known queue. Referred: on
+    Sockmap: taken out of a socket's receive queue by a socket map. Ktls: in the kernel's TLS of a socket, decrypted and
+    not read. Sctp: of an SCTP association, in none of its socket's queues. DriverRing: on no list, with a hardware
+    device. OtherChain: linked with each other, in no known queue. Referred: on
     no list, but a kernel object refers to them. Unlinked: in no queue. Lost: the same packets were in no queue in two
     readings.
     """
@@ -28,6 +30,9 @@ class PacketPlace(StrEnum):
     NEIGHBOUR_QUEUE = "NeighbourQueue"
     REASSEMBLY = "Reassembly"
     NETFILTER_QUEUE = "NetfilterQueue"
+    SOCKMAP = "Sockmap"
+    KTLS = "Ktls"
+    SCTP = "Sctp"
     KERNEL_LIST = "KernelList"
     OBJECT_LIST = "ObjectList"
     DRIVER_RING = "DriverRing"
@@ -66,7 +71,8 @@ class WaitingPackets(Record):
         default=None,
         ge=0,
         allow_inf_nan=False,
-        description="Time between two readings that both found the same packets in no queue. Null for other packets.",
+        description="Time between two readings that both found the same packets in no queue, or in which a socket of "
+        "Sockmap, Ktls or Sctp kept all that it had. Null for other packets.",
     )
     referred_by: ShortText = Field(
         default="",

@@ -12,6 +12,15 @@ from memdiag_api.limits import MAX_DOCUMENT_BYTES
 _STEP = 0.75
 """Share of a list that is kept at each attempt."""
 _SHORT_LIST, _SHORT_TEXT = 4, 256
+_SUBJECTS = {
+    "slab": "slab caches",
+    "clues": "clues",
+    "files": "files",
+    "dentries": "directory entries",
+    "namespaces": "network namespaces",
+    "packets": "packets",
+}
+"""The subjects of the census that may be large, by field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +77,8 @@ def encode(evidence: Evidence) -> bytes:
 def fit(evidence: Evidence, *, limit_bytes: int = MAX_DOCUMENT_BYTES) -> Evidence:
     """Return `evidence` within `limit_bytes`. `truncated` is set if something was omitted.
 
-    The smallest stacks and holders are omitted first, then details, then everything except the breakdown and the
-    verdict. The stack and the holder of the verdict are kept the longest.
+    The smallest stacks and holders are omitted first, then the largest subjects of the census, then details, then
+    everything except the breakdown and the verdict. The stack and the holder of the verdict are kept the longest.
     """
     while len(encode(evidence)) > limit_bytes and (len(evidence.holders) > 1 or len(evidence.stacks) > 1):
         evidence = keep(
@@ -77,6 +86,8 @@ def fit(evidence: Evidence, *, limit_bytes: int = MAX_DOCUMENT_BYTES) -> Evidenc
             stacks=max(1, int(len(evidence.stacks) * _STEP)),
             holders=max(1, int(len(evidence.holders) * _STEP)),
         )
+    while len(encode(evidence)) > limit_bytes and (subject := _largest_subject(evidence)):
+        evidence = _without_subject(evidence, subject)
     if len(encode(evidence)) > limit_bytes:
         evidence = _without_details(evidence)
     if len(encode(evidence)) > limit_bytes:
@@ -129,6 +140,25 @@ def _checked(evidence: Evidence) -> bytes:
         raise DocumentError(f"the document has {len(document)} bytes, but at most {MAX_DOCUMENT_BYTES} are allowed")
     read_document(document)
     return document
+
+
+def _largest_subject(evidence: Evidence) -> str:
+    """The subject of the census with the longest text, by the name of its field; empty if there is none."""
+    found = {name: getattr(evidence.census, name) for name in _SUBJECTS} if evidence.census else {}
+    sizes = {name: len(json.dumps(part.to_json_object())) for name, part in found.items() if part is not None}
+    return max(sizes, key=lambda name: sizes[name], default="")
+
+
+def _without_subject(evidence: Evidence, subject: str) -> Evidence:
+    """Return `evidence` without a subject of the census, with a note if there is room for one."""
+    note = f"{_SUBJECTS[subject]} were omitted from the census: the document would have been too large"
+    return evidence.model_copy(
+        update={
+            "census": evidence.census and evidence.census.model_copy(update={subject: None}),
+            "notes": [*evidence.notes, note][: limits.MAX_NOTES],
+            "truncated": True,
+        }
+    )
 
 
 def _without_details(evidence: Evidence) -> Evidence:

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from memdiag_node.census.findings import ObjectFindings
-from memdiag_node.census.packets.groups import PacketGroup
+from memdiag_node.census.packets.group import PacketGroup
 from memdiag_node.census.packets.holdings import GroupOwners, packet_holdings
-from memdiag_node.census.packets.queues import Place
+from memdiag_node.census.packets.place import PROTOCOL_PLACES, Place
 from memdiag_node.census.packets.verdict_queues import VerdictQueues
 from memdiag_node.holders.context import HolderContext
 from memdiag_node.holding import Holding
@@ -18,6 +18,7 @@ from memdiag_node.sockets.scan import SocketScan
 
 _SENT = (Place.QDISC, Place.NEIGHBOUR)
 _EMPTY = "no process is in this network namespace"
+_NO_FD = "no process has an fd of its socket"
 _NO_SENDER = "in the host's network namespace, and no open socket sent most of them"
 _NO_LISTENER = "in the host's network namespace, and the listener of the queue was not found"
 
@@ -47,9 +48,9 @@ def packet_queues(
 class PacketOwners:
     """Finds the owners of groups of packets.
 
-    Of packets in netfilter's queues these are the programs that listen on the queues; of others the processes of their
-    network namespace. The host's namespace has all kinds of processes: there it is who sent them, if most are from one
-    socket that is still open.
+    Of packets that belong to a socket these are its processes; of those in netfilter's queues the programs that listen
+    on the queues; of others the processes of their network namespace. The host's namespace has all kinds of processes:
+    there it is who sent them, if most are from one socket that is still open.
     """
 
     def __init__(self, scan: SocketScan, found: ObjectFindings, owner_of: OwnerOf) -> None:
@@ -62,6 +63,8 @@ class PacketOwners:
 
     def of(self, group: PacketGroup) -> GroupOwners:
         """The owners of one group."""
+        if group.place in PROTOCOL_PLACES and group.socket:
+            return replace(self._holders_of([group.socket]), unowned_reason=_NO_FD)
         namespace = self._namespaces.get(group.network_namespace)
         queues: tuple[int, ...] = ()
         if group.place == Place.NETFILTER and namespace is not None and self._verdicts:

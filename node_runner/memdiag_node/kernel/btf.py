@@ -221,7 +221,7 @@ class Btf:
             rest: int | None = None
             if name and self._strings.startswith(wanted, name):
                 rest = self._offset_bits(member_type, path[1:], depth + 1) if path[1:] else 0
-            elif not name or not self._strings[name]:
+            elif not name or self._strings.startswith(b"\0", name):
                 rest = self._offset_bits(member_type, path, depth + 1)
             if rest is not None:
                 return bits + rest

@@ -19,7 +19,6 @@ from memdiag_node.kernel.per_cpu import locate_copies
 from memdiag_node.procfs.kpageflags import ReadFrames
 from memdiag_node.procfs.memory_map import FrameRange
 from memdiag_node.slab.cache import read_caches
-from memdiag_node.slab.estimate import Estimate
 from memdiag_node.slab.free_lists import cpu_lists, encoding_of
 from memdiag_node.slab.guarded import guarded_objects
 from memdiag_node.slab.page_scan import load_slab_programs, page_scanner
@@ -92,7 +91,7 @@ class SlabCensus:
         self._vanished = self._count_vanished()
         self._guarded = self._read_guarded()
         self._uncertain = np.zeros(len(self.caches), np.int64)
-        self._unfollowed: dict[int, tuple[int, int]] = {}
+        self._uncertain_now: dict[int, int] = {}
         self._subtract_free_on_cpus(len(cpus))
 
     def _count_vanished(self) -> npt.NDArray[np.int64]:
@@ -154,14 +153,9 @@ class SlabCensus:
         return self._slabs
 
     @property
-    def unfollowed_lists(self) -> int:
-        """Lists of free objects that kept changing while they were read for `objects`."""
-        return sum(lists for lists, _ in self._unfollowed.values())
-
-    @property
     def uncertain_objects(self) -> int:
         """Objects in the results of `objects`, or missing there, that may be free or not."""
-        return sum(objects for _, objects in self._unfollowed.values())
+        return sum(self._uncertain_now.values())
 
     def count(self) -> list[CacheCount]:
         """The size of each cache, in the order of `caches`."""
@@ -174,12 +168,6 @@ class SlabCensus:
         slab_frames = np.bincount(table["cache"], frames, size).astype(np.int64)
         columns = (slabs, places, in_use, slab_frames << self.at["PAGE_SHIFT"], self._uncertain, self._vanished)
         return [CacheCount(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
-
-    def estimate(self, objects: npt.NDArray[np.uint64], values: npt.NDArray[np.float64]) -> Estimate:
-        """The total on the node of a figure of these objects: with `sampled_share` below 1, more than their sum."""
-        _, numbers = self.find(objects)
-        inside = numbers >= 0
-        return self._slabs.estimate(numbers[inside], values[inside])
 
     def named(self, *names: str) -> list[int]:
         """The numbers of the caches with these names."""
@@ -254,7 +242,7 @@ class SlabCensus:
     def _places(self, cache: int, numbers: npt.NDArray[np.int64], *, remember: bool = True) -> Places:
         """The places of those of these slabs that still belong to a cache, with what is free now marked.
 
-        With `remember`, lists that could not be followed are counted.
+        With `remember`, the objects of lists that could not be followed are counted.
         """
         pages = self._slabs.table["frame"][numbers] * np.uint64(self.at["STRUCT_PAGE_BYTES"])
         pages += np.uint64(self.first_page)
@@ -271,14 +259,12 @@ class SlabCensus:
 
         places = Places(self._first_objects(rows), rows["objects"].astype(np.int64), self.caches[cache].stride_bytes)
         places.mark_lists(self.memory, self._encoding.of(np.array([cache])), read_states)
-        lists = self._mark_free_on_cpus(cache, places)
+        self._mark_free_on_cpus(cache, places)
         if remember:
-            uncertain = places.uncertain_objects + int(self._uncertain[cache])
-            self._unfollowed[cache] = places.unfollowed_slabs + lists, uncertain
+            self._uncertain_now[cache] = places.uncertain_objects + int(self._uncertain[cache])
         return places
 
-    def _mark_free_on_cpus(self, cache: int, places: Places) -> int:
-        """Returns how many lists kept changing."""
+    def _mark_free_on_cpus(self, cache: int, places: Places) -> None:
         caches = [self.caches[cache]]
         on_lists = cpu_lists(
             self.memory,
@@ -290,7 +276,6 @@ class SlabCensus:
         )
         places.mark_free(on_lists.objects)
         places.mark_free(sheaf_objects(self.memory, self.at, caches, self._per_cpu, nodes=self._nodes)[1])
-        return len(on_lists.unfollowed)
 
     def _subtract_free_on_cpus(self, cpus: int) -> None:
         """Count free objects on the CPUs' lists and in sheaves as free: their slabs count them as in use."""

@@ -6,8 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-_NORMAL_95 = 1.96
-
 
 class Estimate(NamedTuple):
     """An estimated total. The estimate is exact, with an error of 0, if all pieces were read."""
@@ -15,11 +13,6 @@ class Estimate(NamedTuple):
     total: float
     standard_error: float
     """Infinite if a single piece of several was read."""
-
-    @property
-    def margin(self) -> float:
-        """The true total differs by more in about one of twenty samples."""
-        return _NORMAL_95 * self.standard_error
 
 
 def estimate_total(

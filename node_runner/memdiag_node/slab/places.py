@@ -38,10 +38,8 @@ class Places:
         self.is_free = np.zeros(int(places.sum()), np.bool_)
         self.most_places = int(places.max(initial=0))
         """Of one slab."""
-        self.unfollowed_slabs = 0
-        """Slabs whose lists of free objects could not be read."""
         self.uncertain_objects = 0
-        """Objects of these slabs that may be free or not."""
+        """Objects that may be free or not, of slabs whose lists of free objects could not be read."""
 
     def slots(self, objects: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """The number of the place that starts at each address; -1 for none."""
@@ -79,7 +77,7 @@ class Places:
             rows, wrong = rows[wrong != 0], wrong[wrong != 0]
             if not len(rows):
                 break
-        self.unfollowed_slabs, self.uncertain_objects = len(rows), int(wrong.sum())
+        self.uncertain_objects = int(wrong.sum())
 
     def _follow(
         self, memory: WordReader, encoding: Encoding, rows: npt.NDArray[np.int64], heads: npt.NDArray[np.uint64]

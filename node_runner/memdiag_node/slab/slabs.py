@@ -103,7 +103,7 @@ def read_slabs(
     numbers = sorted(found)
     table = np.concatenate([np.empty(0, SLAB_DTYPE), *(found.pop(number) for number in numbers)])
     frames = np.array([pieces[number][1] for number in numbers], np.int64)
-    is_guarded = _is_guarded(table, linear_base, page_shift)
+    is_guarded = _is_guarded(table, strides, linear_base, page_shift)
     is_kept = _is_consistent(table, strides, page_shift) & ~is_guarded
     return Slabs(
         table if is_kept.all() else table[is_kept],
@@ -117,15 +117,20 @@ def read_slabs(
     )
 
 
-def _is_guarded(table: npt.NDArray[np.void], linear_base: int, page_shift: int) -> npt.NDArray[np.bool_]:
+def _is_guarded(
+    table: npt.NDArray[np.void], strides: npt.NDArray[np.uint64], linear_base: int, page_shift: int
+) -> npt.NDArray[np.bool_]:
     """Whether each is a page of KFENCE: one object that is not in use, and not on the list either.
 
-    KFENCE does not set the list, which may be anything.
+    KFENCE does not set the list, which may be anything. It may even lead to an object in the page that was freed before
+    (seen in Linux 7.2, in caches with slab_debug): then the cache must be one of more, or larger, objects.
     """
+    if not len(table):
+        return np.empty(0, np.bool_)
     start = (table["frame"] << np.uint64(page_shift)) + np.uint64(linear_base)
     slab_bytes = np.left_shift(np.uint64(1) << np.uint64(page_shift), table["order"].astype("<u8"))
     result: npt.NDArray[np.bool_] = (table["objects"] == 1) & (table["in_use"] == 0)
-    result &= table["freelist"] - start >= slab_bytes
+    result &= (table["freelist"] - start >= slab_bytes) | (slab_bytes // strides[table["cache"]] != 1)
     return result
 
 

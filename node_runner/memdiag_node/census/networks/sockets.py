@@ -89,11 +89,6 @@ def fields(btf: Btf) -> dict[str, int]:
     return networks | found | bits
 
 
-def read_socket_addresses(census: SlabCensus, at: Mapping[str, int]) -> npt.NDArray[np.uint64]:
-    """Addresses of every socket of the node that something refers to. `at` is the result of `fields`."""
-    return referred_to(read_sockets(census, at))
-
-
 def referred_to(sockets: CensusSockets) -> npt.NDArray[np.uint64]:
     """Addresses of the sockets that something else than the packets that they sent refers to, ascending."""
     addresses: npt.NDArray[np.uint64] = sockets.table["socket"][sockets.table["references"] > 0]
@@ -103,7 +98,10 @@ def referred_to(sockets: CensusSockets) -> npt.NDArray[np.uint64]:
 def read_sockets(
     census: SlabCensus, at: Mapping[str, int], networks: npt.NDArray[np.uint64] | None = None
 ) -> CensusSockets:
-    """Every socket of the node. `networks`: all network namespaces, if they are known beforehand."""
+    """Every socket of the node. `at` is the result of `fields`.
+
+    `networks`: all network namespaces, if they are known beforehand.
+    """
     if "HAS_SOCKETS" not in at:
         return CensusSockets(np.empty(0, SOCKET_DTYPE), {}, {}, is_whole=False)
     nets = network_namespaces(census, at) if networks is None else networks

@@ -10,49 +10,20 @@ import numpy.typing as npt
 
 from memdiag_node.census.networks.network_objects import Networks, are_sockets, protocol_names
 from memdiag_node.census.packets.blocks import BLOCK_DTYPE, pinned, read_blocks, read_heads
+from memdiag_node.census.packets.group import PacketGroup, summed
+from memdiag_node.census.packets.place import PROTOCOL_PLACES, Place
 from memdiag_node.census.packets.places import PlacedPackets
-from memdiag_node.census.packets.queues import Place
 from memdiag_node.census.packets.references import References, most_frequent
 from memdiag_node.holding import sizes_bytes
 from memdiag_node.slab.census import SlabCensus
 
 MAX_GROUPS = 32
+MAX_SOCKETS = 16
+"""As many sockets with packets in PROTOCOL_PLACES have groups of their own, those with the largest charge."""
 WITH_CLUE = (Place.OTHER_CHAIN, Place.REFERRED)
 """The places for which `PacketGroup.referred_by` comes from a search for pointers to the packets."""
 _SECONDS = 1e-9
 _LINEAR_MAP_BYTES = np.uint64(1 << 46)
-
-
-@dataclass(frozen=True, slots=True)
-class PacketGroup:
-    """Packets in the same kind of place, of the same device, destructor and kind of socket. Addresses stay inside."""
-
-    place: Place
-    packets: int
-    charge_bytes: int
-    head_bytes: int
-    """Slab objects that are linear heads."""
-    blocks: npt.NDArray[np.void]
-    """PINNED_DTYPE: the blocks of pages that these packets keep, each once. Empty for SOCKET."""
-    user_bytes: int = 0
-    """Pages of processes and of the page cache that the packets refer to."""
-    device: str = ""
-    device_kind: str = ""
-    interface_index: int = 0
-    network_namespace: int = 0
-    """The inode; 0 if not known."""
-    destructor: int = 0
-    """Address of the function (its first byte, not a return address in it); 0 for none."""
-    socket_kind: str = ""
-    """The protocol of the sockets that are charged, as the kernel names it."""
-    socket: int = 0
-    """The address of the struct sock, if it is the same for more than half of the packets."""
-    oldest_seconds: float | None = None
-    """The age of the oldest time stamp."""
-    is_unchanged: bool = False
-    """Whether the same packets were in no queue in the earlier reading either."""
-    referred_by: str = ""
-    """Where in which slab cache their list, or a pointer to them, is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +37,8 @@ class GroupSource:
     references: References
     """Pointers to packets in no known queue."""
     is_unchanged: npt.NDArray[np.bool_]
-    """Of each packet: whether it was in no queue in an earlier reading either."""
+    """Of each packet: whether it was in no queue in an earlier reading either. For PROTOCOL_PLACES: whether all packets
+    that its socket had then are still there."""
 
     def read(self, packets: npt.NDArray[np.int64], field: str) -> npt.NDArray[np.uint64]:
         """A word of each of these packets."""
@@ -87,7 +59,7 @@ def packet_groups(source: GroupSource) -> tuple[list[PacketGroup], int]:
     blocks, left_out = read_blocks(source.census, source.at, table, others, heads.is_page[~in_socket])
     found += _other_groups(source, others, heads.slab_bytes[~in_socket], blocks)
     found.sort(key=lambda group: -group.charge_bytes)
-    return found[:MAX_GROUPS] + _summed(found[MAX_GROUPS:]), left_out
+    return found[:MAX_GROUPS] + summed(found[MAX_GROUPS:]), left_out
 
 
 def _socket_groups(
@@ -117,10 +89,11 @@ def _socket_groups(
 _KEY_DTYPE = np.dtype(
     [
         *[("place", "u1"), ("device", "<i8"), ("inode", "<u8"), ("destructor", "<u8"), ("kind", "<i8")],
-        *[("cache", "<i4"), ("offset_bytes", "<i8"), ("is_unchanged", "?")],
+        *[("cache", "<i4"), ("offset_bytes", "<i8"), ("is_unchanged", "?"), ("socket", "<u8")],
     ]
 )
-"""What the packets of a group have in common. `device` and `kind` are indexes, -1 for no device."""
+"""What the packets of a group have in common. `device` and `kind` are indexes, -1 for no device. `socket`: of
+PROTOCOL_PLACES."""
 
 
 def _other_groups(
@@ -155,6 +128,7 @@ def _other_groups(
                 destructor=int(key["destructor"]),
                 socket_kind=kinds[int(key["kind"])],
                 socket=_of_most(sockets[own]),
+                data_bytes=_data_bytes(source, key, counted),
                 oldest_seconds=oldest_seconds if oldest_seconds >= 0 else None,
                 is_unchanged=bool(key["is_unchanged"]),
                 referred_by=_referred_by(source, key, packets),
@@ -176,11 +150,30 @@ def _keys(
     keys["device"] = networks.device_numbers(source.placed.devices_of(chosen))
     keys["destructor"] = _functions(source.census, source.read(chosen, "PACKET_DESTRUCTOR"))
     keys["cache"], keys["offset_bytes"] = queues["cache"], queues["offset_bytes"]
+    is_protocol = np.isin(keys["place"], PROTOCOL_PLACES)
+    for column, value in (("device", -1), ("destructor", 0), ("cache", -1), ("offset_bytes", 0)):
+        keys[column][is_protocol] = value  # left from before the packet was received
+    keys["socket"][is_protocol] = _largest(sockets[is_protocol], source.placed.table.truesize[chosen[is_protocol]])
     of_socket = source.census.memory.peek(np.where(sockets != 0, sockets + np.uint64(source.at["SOCK_NET"]), 0))
     net = np.append(networks.device_nets, np.uint64(0))[keys["device"]]
-    net = np.where(net != 0, net, queues["owner"])
+    net = np.where((net != 0) | is_protocol, net, queues["owner"])
     keys["inode"] = networks.inode_of(np.where(net != 0, net, of_socket))
     return keys
+
+
+def _largest(sockets: npt.NDArray[np.uint64], charges: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
+    """These sockets, one for each packet; 0 for all but the MAX_SOCKETS that have the largest charge."""
+    unique, numbers = np.unique(sockets, return_inverse=True)
+    sums = np.bincount(numbers, charges, len(unique))
+    unique[np.argsort(-sums, kind="stable")[MAX_SOCKETS:]] = 0
+    result: npt.NDArray[np.uint64] = unique[numbers]
+    return result
+
+
+def _data_bytes(source: GroupSource, key: np.void, packets: npt.NDArray[np.int64]) -> int:
+    if int(key["place"]) not in PROTOCOL_PLACES:
+        return 0
+    return int((source.read(packets, "PACKET_LENGTH") & np.uint64(0xFFFFFFFF)).sum())
 
 
 def _by_group(number: npt.NDArray[np.int64], groups: int) -> list[npt.NDArray[np.int64]]:
@@ -219,8 +212,14 @@ def _of_most(sockets: npt.NDArray[np.uint64]) -> int:
 def _sockets_of(
     source: GroupSource, chosen: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.uint64], list[str], npt.NDArray[np.int64]]:
-    """The socket that each packet is charged to, 0 for none; the names of their protocols, and each packet's index."""
-    unique, numbers = np.unique(source.read(chosen, "PACKET_SK"), return_inverse=True)
+    """The socket that each packet is charged to, or in PROTOCOL_PLACES belongs to, 0 for none.
+
+    And the names of their protocols, and each packet's index.
+    """
+    queues = source.placed.queues_of(chosen)
+    is_protocol = np.isin(source.placed.place[chosen], PROTOCOL_PLACES)
+    charged = np.where(is_protocol, queues["owner"], source.read(chosen, "PACKET_SK"))
+    unique, numbers = np.unique(charged, return_inverse=True)
     unique[~are_sockets(source.census, source.at, source.networks, unique)] = 0
     protocols, kinds = protocol_names(source.census.memory, source.at, unique)
     names = sorted({"", *protocols})
@@ -251,26 +250,3 @@ def _user_bytes(blocks: npt.NDArray[np.void]) -> int:
     user = blocks[blocks["user"]]
     _, first = np.unique(user["page"], return_index=True)
     return int(sizes_bytes(user[first]).sum())
-
-
-def _summed(groups: list[PacketGroup]) -> list[PacketGroup]:
-    """One group for each place."""
-    found = []
-    for place in sorted({group.place for group in groups}):
-        own = [group for group in groups if group.place == place]
-        ages = [group.oldest_seconds for group in own if group.oldest_seconds is not None]
-        blocks = np.concatenate([group.blocks for group in own])
-        _, first = np.unique(blocks["page"], return_index=True)
-        found.append(
-            PacketGroup(
-                place=place,
-                packets=sum(group.packets for group in own),
-                charge_bytes=sum(group.charge_bytes for group in own),
-                head_bytes=sum(group.head_bytes for group in own),
-                blocks=blocks[first],
-                user_bytes=sum(group.user_bytes for group in own),
-                oldest_seconds=max(ages, default=None),
-                is_unchanged=all(group.is_unchanged for group in own),
-            )
-        )
-    return found

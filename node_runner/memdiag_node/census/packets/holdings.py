@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Holder, HolderKind, Owner
-from memdiag_node.census.packets.groups import PacketGroup
+from memdiag_node.census.packets.group import PacketGroup
 from memdiag_node.census.packets.packets import PacketsReading
-from memdiag_node.census.packets.queues import Place
+from memdiag_node.census.packets.place import PROTOCOL_PLACES, Place
 from memdiag_node.census.packets.record import is_lost
 from memdiag_node.holding import Holding, pinned_blocks, sizes_bytes
 
@@ -21,6 +21,9 @@ _WAITING = {
     Place.NEIGHBOUR: "for the address of a neighbour",
     Place.REASSEMBLY: "for the rest of their datagrams, in IP reassembly",
     Place.NETFILTER: "for a verdict in",
+    Place.SOCKMAP: "in a socket map",
+    Place.KTLS: "in kernel TLS",
+    Place.SCTP: "in an association of SCTP",
     Place.KERNEL_LIST: "on a list of the kernel",
     Place.OBJECT_LIST: "on a list in a kernel object",
     Place.DRIVER: "in the rings of a driver",
@@ -57,7 +60,7 @@ def packet_holdings(
         if group.place == Place.SOCKET or (group.place in _MOVING and not is_lost(group, reading)):
             continue
         blocks = pinned_blocks(group.blocks[~np.isin(group.blocks["page"], taken)])
-        if len(blocks) < len(group.blocks) and not len(blocks):
+        if len(blocks) < len(group.blocks) and not len(blocks) and group.place not in PROTOCOL_PLACES:
             continue  # a queue that is a holder of its own, as that of a tun device
         held = Holding(_holder(group, blocks, reading, owners_of(group)), blocks)
         if held.holder.pinned_bytes + held.holder.head_bytes >= _SMALL_BYTES:
@@ -66,17 +69,22 @@ def packet_holdings(
 
 
 def _holder(group: PacketGroup, blocks: npt.NDArray[np.void], reading: PacketsReading, owners: GroupOwners) -> Holder:
+    is_protocol = group.place in PROTOCOL_PLACES
+    is_stuck = is_protocol and group.place != Place.SCTP and group.is_unchanged and group.socket != 0
     return Holder(
-        kind=HolderKind.PACKET_QUEUE,
+        kind=HolderKind.SOCKET if is_protocol else HolderKind.PACKET_QUEUE,
         description=_description(group, reading, owners.queues),
         owners=owners.processes,
         owners_total=owners.total,
         unowned_reason="" if owners.total else owners.unowned_reason,
+        unread_bytes=group.data_bytes,
         unread_packets=group.packets,
         charge_bytes=group.charge_bytes,
         pinned_bytes=int(sizes_bytes(blocks).sum()),
         pinned_blocks=len(blocks),
         head_bytes=group.head_bytes,
+        # SCTP's wait for the peer: for the rest of a message, or to be acknowledged.
+        stuck_seconds=reading.unchanged_seconds if is_stuck else None,
     )
 
 
@@ -89,6 +97,8 @@ def _description(group: PacketGroup, reading: PacketsReading, queues: tuple[int,
     else:
         what = f"{group.packets} packets wait in no known queue"
     device = f" of {group.device}, interface {group.interface_index}" if group.device else ""
+    if group.place in PROTOCOL_PLACES:
+        device = f" of a {group.socket_kind} socket" if group.socket else " of several sockets"
     namespace = f" in network namespace {group.network_namespace}" if group.network_namespace else ""
     return f"{what}{device}{namespace}"
 

@@ -12,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.census.networks.network_objects import network_fields, read_networks
-from memdiag_node.census.packets.groups import GroupSource, PacketGroup, packet_groups
+from memdiag_node.census.packets.group import PacketGroup
+from memdiag_node.census.packets.groups import GroupSource, packet_groups
+from memdiag_node.census.packets.place import PROTOCOL_PLACES, Place
 from memdiag_node.census.packets.places import PlacedPackets
-from memdiag_node.census.packets.queues import Place, queue_fields
+from memdiag_node.census.packets.protocols import protocol_fields
+from memdiag_node.census.packets.queues import queue_fields
 from memdiag_node.census.packets.references import References, find_references, reference_fields
 from memdiag_node.census.packets.table import PacketTable, packet_fields, read_packet_table
 from memdiag_node.kernel.btf import Btf
@@ -29,14 +32,17 @@ _ODD = np.uint64(0x9E37_79B9_7F4A_7C15)
 
 def fields(btf: Btf) -> dict[str, int]:
     """The offsets that `read_packets` needs; what this kernel lacks is left out."""
-    return network_fields(btf) | packet_fields(btf) | queue_fields(btf) | reference_fields(btf)
+    return network_fields(btf) | packet_fields(btf) | queue_fields(btf) | protocol_fields(btf) | reference_fields(btf)
 
 
 @dataclass(frozen=True, slots=True)
 class UnlinkedPackets:
-    """The packets that were in no queue in one reading, as hashes: to recognize them in a later one."""
+    """The packets in no queue and in PROTOCOL_PLACES in one reading, as hashes: to recognize them in a later one."""
 
     hashes: npt.NDArray[np.uint64]
+    """With `sockets`, at most MAX_REMEMBERED."""
+    sockets: npt.NDArray[np.uint64]
+    """The socket of each, 0 for packets in no queue."""
     read_seconds: float
     """Of the monotonic clock."""
 
@@ -75,23 +81,38 @@ def read_packets(
     placed = PlacedPackets(census, at, networks, table)
     references = _references(census, at, placed, _SEARCHED_WORDS if earlier is None else _SEARCHED_AGAIN_WORDS)
     counted = placed.is_alive & ~placed.is_member
-    unlinked = np.flatnonzero(placed.is_alive & (placed.place == Place.UNLINKED))
-    hashes = _identities(census, at, table, unlinked)
+    is_protocol = np.isin(placed.place, PROTOCOL_PLACES) & ~placed.is_member
+    known = np.flatnonzero(placed.is_alive & (is_protocol | (placed.place == Place.UNLINKED)))
+    hashes = _identities(census, at, table, known)
+    sockets = np.where(is_protocol[known], placed.queues_of(known)["owner"], 0)
     is_unchanged = np.zeros(len(placed.place), np.bool_)
     if earlier is not None:
-        is_unchanged[unlinked] = np.isin(hashes, earlier.hashes)
+        is_unchanged[known] = unchanged(hashes, sockets, earlier)
     groups, left_out = packet_groups(GroupSource(census, at, networks, placed, references, is_unchanged))
     return PacketsReading(
         groups=groups,
         packets=int(counted.sum()),
         charge_bytes=int(table.truesize[counted].sum(dtype=np.uint64)),
-        unlinked=UnlinkedPackets(np.unique(hashes)[:MAX_REMEMBERED], started),
+        unlinked=UnlinkedPackets(hashes[:MAX_REMEMBERED], sockets[:MAX_REMEMBERED], started),
         unchanged_seconds=started - earlier.read_seconds if earlier else 0,
         blocks_left_out=left_out,
         sampled_share=census.sampled_share,
         searched_share=references.searched_share,
         seconds=time.monotonic() - started,
     )
+
+
+def unchanged(
+    hashes: npt.NDArray[np.uint64], sockets: npt.NDArray[np.uint64], earlier: UnlinkedPackets
+) -> npt.NDArray[np.bool_]:
+    """Whether each packet was there in the earlier reading; of a socket, whether all that were still are (pure).
+
+    A socket of which nothing was known then is changed.
+    """
+    was_there = np.isin(hashes, earlier.hashes)
+    gone = earlier.sockets[~np.isin(earlier.hashes, hashes)]
+    of_socket = np.isin(sockets, earlier.sockets) & ~np.isin(sockets, gone)
+    return np.asarray(np.where(sockets != 0, of_socket, was_there), np.bool_)
 
 
 def _identities(

@@ -8,9 +8,9 @@ import numpy.typing as npt
 from memdiag_node.census.networks.network_objects import Networks, index_of
 from memdiag_node.census.packets.alive import own_data, still_allocated
 from memdiag_node.census.packets.chains import Link, Links, link
+from memdiag_node.census.packets.place import Place, Pointers
+from memdiag_node.census.packets.protocols import protocol_pointers
 from memdiag_node.census.packets.queues import (
-    Place,
-    Pointers,
     Qdiscs,
     classify_heads,
     netfilter_pointers,
@@ -32,8 +32,9 @@ _SLACK_PACKETS = 64
 QUEUE_DTYPE = np.dtype(
     [("place", "u1"), ("owner", "<u8"), ("device", "<u8"), ("cache", "<i4"), ("offset_bytes", "<i8")]
 )
-"""A queue with packets. `owner`: the socket for SOCKET, else the network namespace; 0 if not known, as for `device`.
-`cache`, `offset_bytes`: the cache of the object that has the head of the list, -1 for none, and where in the object."""
+"""A queue with packets. `owner`: the socket for SOCKET and PROTOCOL_PLACES, else the network namespace; 0 if not known,
+as for `device`. `cache`, `offset_bytes`: the cache of the object that has the head of the list, -1 for none, and where
+in the object."""
 
 
 class PlacedPackets:
@@ -55,6 +56,7 @@ class PlacedPackets:
         self._place_lists(qdiscs)
         for pointers in (
             *socket_pointers(census, at, networks),
+            *protocol_pointers(census, at, networks, table.address),
             *qdisc_pointers(census, at, qdiscs),
             *reassembly_pointers(census, at, networks),
         ):
@@ -62,6 +64,7 @@ class PlacedPackets:
         self._follow_runs()
         self._follow_fragment_lists()
         self._spread()
+        self._join_copies()
         self._choose_twins()
         self._drop_dead()
         self._place_others(qdiscs)
@@ -151,6 +154,9 @@ class PlacedPackets:
         numbers = index_of(pointers.packets, self.table.address)
         found = np.flatnonzero(numbers >= 0)
         found = found[self._links.kind[numbers[found]] != Link.TORN]
+        if pointers.place == Place.QDISC:  # it may still have the address of what it sent last: of another packet now
+            kind, device = self._links.kind[numbers[found]], self.table.third_word[numbers[found]]
+            found = found[(kind != Link.CHAIN) | (device == pointers.devices[found])]
         last = self._links.last[numbers[found]]
         place = self._place(last)
         is_free = (place == Place.UNKNOWN) | (place == Place.OBJECT_LIST)
@@ -204,6 +210,22 @@ class PlacedPackets:
         self._queue_of = np.where(self._links.kind != Link.TORN, self._queue[self._links.last], 0)
         self.place = self._queues["place"][self._queue_of]
         """Place."""
+
+    def _join_copies(self) -> None:
+        """SCTP keeps each packet as long as its socket has a copy with the same data: both count as one."""
+        own = np.flatnonzero(self.place == Place.SCTP)
+        if not len(own):
+            return
+        originals = np.flatnonzero(self.place == Place.SOCKET)
+        originals = originals[np.argsort(self.table.head[originals], kind="stable")]
+        copies = index_of(self.table.head[own], self.table.head[originals])
+        in_socket = own[copies >= 0]
+        self._queue_of[in_socket] = self._queue_of[originals[copies[copies >= 0]]]
+        self.place[in_socket] = Place.SOCKET
+        self.is_member[in_socket] = True
+        rest = own[copies < 0]
+        _, first = np.unique(self.table.head[rest], return_index=True)
+        self.is_member[np.delete(rest, first)] = True
 
     def _choose_twins(self) -> None:
         """Of two packets in one object of which one is alive, keep the one in a queue, or else the first."""

@@ -5,12 +5,13 @@ Two kinds of evidence: the object that the head of a list is in, and pointers to
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.census.networks.network_objects import Networks, are_sockets, index_of
+from memdiag_node.census.packets.place import Place, Pointers, array_entries, pointers_to
+from memdiag_node.census.packets.protocols import protocol_lists
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import Field, optional_offsets
 from memdiag_node.kernel.lists import list_entries
@@ -25,30 +26,6 @@ _PFIFO_BANDS = 3  # net/sched/sch_generic.c
 _HASH_BUCKETS = 16  # include/linux/netdevice.h, qdisc_hash
 _ENTRY_SLACK_BYTES = 128  # after a struct nf_queue_entry: the protocol's own part
 _U32 = np.uint64(0xFFFFFFFF)
-
-
-class Place(IntEnum):
-    """Where a packet is."""
-
-    UNKNOWN = 0
-    SOCKET = 1
-    QDISC = 2
-    TUN = 3
-    NEIGHBOUR = 4
-    REASSEMBLY = 5
-    NETFILTER = 6
-    KERNEL_LIST = 7
-    """A list whose head is in no slab object: a CPU's backlog, a variable of the kernel or of a module."""
-    OBJECT_LIST = 8
-    """A list whose head is in an object of an unknown type."""
-    DRIVER = 9
-    """On no list, with a hardware device: the rings of a driver."""
-    OTHER_CHAIN = 10
-    """Linked with other packets, in no queue of a known kind, or in one that changed meanwhile."""
-    REFERRED = 11
-    """On no list, but an allocated object refers to it: the ring of a virtual device, or a packet kept for later."""
-    UNLINKED = 12
-    """In no queue of any known kind, and no object that was searched refers to it."""
 
 
 _SOCKETS: tuple[Field, ...] = (("SOCK_BACKLOG", "sock", "sk_backlog.head"),)
@@ -96,14 +73,6 @@ _NETFILTER: tuple[Field, ...] = (
     ("ENTRY_IN", "nf_queue_entry", "state.in"),
     ("ENTRY_OUT", "nf_queue_entry", "state.out"),
 )
-# Objects with a list of packets and a pointer to the socket that they belong to.
-_SOCKET_PARTS: tuple[tuple[str, str, str, str], ...] = (
-    ("PSOCK_INGRESS", "sk_psock", "ingress_skb", "sk"),
-    ("TLS_RECEIVED", "tls_sw_context_rx", "rx_list", "strp.sk"),
-    ("SCTP_REASSEMBLY", "sctp_association", "ulpq.reasm", "base.sk"),
-    ("SCTP_LOBBY", "sctp_association", "ulpq.lobby", "base.sk"),
-)
-_SCTP: tuple[Field, ...] = (("CHUNK_PACKET", "sctp_chunk", "skb"),)
 
 
 def queue_fields(btf: Btf) -> dict[str, int]:
@@ -120,27 +89,12 @@ def queue_fields(btf: Btf) -> dict[str, int]:
         ("HAS_REASSEMBLY", _REASSEMBLY),
         ("HAS_INTERFACES", _INTERFACES),
         ("HAS_NETFILTER_QUEUES", _NETFILTER),
-        ("HAS_SCTP", _SCTP),
     ):
         found |= optional_offsets(btf, switch, wanted)
-    for name, struct, queue, owner in _SOCKET_PARTS:
-        found |= optional_offsets(btf, f"HAS_{name}", ((name, struct, queue), (f"{name}_SOCK", struct, owner)))
     for struct in ("skb_array", "ipq", "frag_queue", "nf_queue_entry", "netdev_queue"):
         if btf.has_struct(struct):
             found[f"{struct.upper()}_BYTES"] = btf.size_bytes(struct)
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Pointers:
-    """Pointers from queues of one kind to packets: for a list or a tree, to any of its packets."""
-
-    place: Place
-    packets: npt.NDArray[np.uint64]
-    owners: npt.NDArray[np.uint64]
-    """Of each: the address of a struct sock for SOCKET, else of a struct net, 0 if not known."""
-    devices: npt.NDArray[np.uint64]
-    """Of each: the address of a struct net_device, 0 if not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +128,7 @@ def read_qdiscs(census: SlabCensus, at: Mapping[str, int], networks: Networks) -
     memory, devices = census.memory, networks.devices
     counts = np.minimum(memory.peek(devices + np.uint64(at["DEVICE_QUEUE_COUNT"])) & _U32, _MAX_QUEUES_OF_DEVICE)
     counts[np.cumsum(counts) > _MAX_QUEUES] = 0
-    queues = _array_entries(
+    queues = array_entries(
         memory.peek(devices + np.uint64(at["DEVICE_QUEUES"])), counts.astype(np.int64), at["NETDEV_QUEUE_BYTES"]
     )
     found = [
@@ -182,7 +136,7 @@ def read_qdiscs(census: SlabCensus, at: Mapping[str, int], networks: Networks) -
         memory.peek(queues + np.uint64(at["DEVICE_QUEUE_QDISC"])),
     ]
     if "HAS_QDISC_HASH" in at:
-        buckets = _array_entries(
+        buckets = array_entries(
             devices + np.uint64(at["DEVICE_QDISC_HASH"]), np.full(len(devices), _HASH_BUCKETS, np.int64), 8
         )
         found.append(list_entries(memory, buckets) - np.uint64(at["QDISC_HASH"]))
@@ -206,12 +160,8 @@ def classify_heads(
     owner, device = np.zeros(len(heads), "<u8"), np.zeros(len(heads), "<u8")
     is_socket = in_slab & are_sockets(census, at, networks, starts)
     place[is_socket], owner[is_socket] = Place.SOCKET, starts[is_socket]
-    for name, *_ in _SOCKET_PARTS:
-        if f"HAS_{name}" in at:
-            part = np.flatnonzero((place == Place.OBJECT_LIST) & (offset == at[name]))
-            sockets = memory.peek(starts[part] + np.uint64(at[f"{name}_SOCK"]))
-            known = are_sockets(census, at, networks, sockets)
-            place[part[known]], owner[part[known]] = Place.SOCKET, sockets[known]
+    for part_place, part, sockets in protocol_lists(census, at, networks, starts, np.where(is_socket, -1, offset)):
+        place[part], owner[part] = part_place, sockets
     if "HAS_NEIGHBOURS" in at:
         part = np.flatnonzero((place == Place.OBJECT_LIST) & (offset == at["NEIGHBOUR_QUEUE"]))
         devices = memory.peek(starts[part] + np.uint64(at["NEIGHBOUR_DEVICE"]))
@@ -242,11 +192,7 @@ def socket_pointers(census: SlabCensus, at: Mapping[str, int], networks: Network
         if "HAS_MPTCP" in at and cache.name.startswith("MPTCP"):
             own.append(at["MPTCP_OUT_OF_ORDER"])
         for offset in own:
-            yield _pointers(Place.SOCKET, memory.peek(sockets + np.uint64(offset)), owners=sockets)
-    if "HAS_SCTP" in at:
-        for number in census.named("sctp_chunk"):
-            chunks = census.objects(number)[:_MAX_OBJECTS]
-            yield _pointers(Place.SOCKET, memory.peek(chunks + np.uint64(at["CHUNK_PACKET"])))
+            yield pointers_to(Place.SOCKET, memory.peek(sockets + np.uint64(offset)), owners=sockets)
 
 
 def qdisc_pointers(census: SlabCensus, at: Mapping[str, int], qdiscs: Qdiscs) -> Iterator[Pointers]:
@@ -257,8 +203,8 @@ def qdisc_pointers(census: SlabCensus, at: Mapping[str, int], qdiscs: Qdiscs) ->
     caches = census.slabs.table["cache"][slabs] if len(slabs) else np.empty(0, np.int32)
     words = strides[caches] // 8
     words[np.cumsum(words) > _MAX_QDISC_WORDS] = 0
-    places = _array_entries(starts, words, 8)
-    yield _pointers(Place.QDISC, memory.peek(places), devices=np.repeat(qdiscs.device, words))
+    places = array_entries(starts, words, 8)
+    yield pointers_to(Place.QDISC, memory.peek(places), devices=np.repeat(qdiscs.device, words))
     if "HAS_RINGS" not in at:
         return
     bands = np.arange(_PFIFO_BANDS, dtype="<u8") * np.uint64(at["SKB_ARRAY_BYTES"]) + np.uint64(at["FAST_RINGS"])
@@ -269,7 +215,7 @@ def qdisc_pointers(census: SlabCensus, at: Mapping[str, int], qdiscs: Qdiscs) ->
     # Other qdiscs have something else there, which does not lead to packets.
     sizes[(sizes > _MAX_RING) | (arrays & np.uint64(7) != 0) | (arrays < np.uint64(census.linear_base))] = 0
     sizes[np.cumsum(sizes) > _MAX_OBJECTS] = 0
-    yield _pointers(Place.QDISC, memory.peek(_array_entries(arrays, sizes, 8)), devices=np.repeat(devices, sizes))
+    yield pointers_to(Place.QDISC, memory.peek(array_entries(arrays, sizes, 8)), devices=np.repeat(devices, sizes))
 
 
 def reassembly_pointers(census: SlabCensus, at: Mapping[str, int], networks: Networks) -> Iterator[Pointers]:
@@ -293,7 +239,7 @@ def reassembly_pointers(census: SlabCensus, at: Mapping[str, int], networks: Net
             is_version_4 = cache.object_bytes >= at["IPQ_BYTES"] > at["FRAG_QUEUE_BYTES"]
             offset = at["IPQ_INTERFACE"] if is_version_4 else at["FRAG_QUEUE_INTERFACE"]
             devices = networks.devices_by_index(nets, memory.peek(objects + np.uint64(offset)) & _U32)
-        yield _pointers(Place.REASSEMBLY, trees, owners=nets, devices=devices)
+        yield pointers_to(Place.REASSEMBLY, trees, owners=nets, devices=devices)
 
 
 def netfilter_pointers(
@@ -314,28 +260,4 @@ def netfilter_pointers(
         into, out = (memory.peek(objects + np.uint64(at[name])) for name in ("ENTRY_IN", "ENTRY_OUT"))
         known = index_of(nets, networks.nets) >= 0
         devices = np.where(networks.device_numbers(out) >= 0, out, into)
-        yield _pointers(Place.NETFILTER, packets[known], owners=nets[known], devices=devices[known])
-
-
-def _pointers(
-    place: Place,
-    packets: npt.NDArray[np.uint64],
-    *,
-    owners: npt.NDArray[np.uint64] | None = None,
-    devices: npt.NDArray[np.uint64] | None = None,
-) -> Pointers:
-    none = np.zeros(len(packets), "<u8")
-    chosen = packets != 0
-    return Pointers(
-        place, packets[chosen], (none if owners is None else owners)[chosen],
-        (none if devices is None else devices)[chosen],
-    )  # fmt: skip
-
-
-def _array_entries(
-    first: npt.NDArray[np.uint64], counts: npt.NDArray[np.int64], entry_bytes: int
-) -> npt.NDArray[np.uint64]:
-    """The addresses of all entries of many arrays."""
-    within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-    result: npt.NDArray[np.uint64] = np.repeat(first, counts) + (within * entry_bytes).astype("<u8")
-    return result
+        yield pointers_to(Place.NETFILTER, packets[known], owners=nets[known], devices=devices[known])

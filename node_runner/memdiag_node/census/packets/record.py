@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from memdiag_api import limits
 from memdiag_api.census.packets import PacketCensus, PacketPlace, WaitingPackets
-from memdiag_node.census.packets.groups import PacketGroup
+from memdiag_node.census.packets.group import PacketGroup, joined
 from memdiag_node.census.packets.packets import PacketsReading
-from memdiag_node.census.packets.queues import Place
+from memdiag_node.census.packets.place import PROTOCOL_PLACES, Place
 from memdiag_node.holding import unique_bytes
 
 _LARGEST_RING = 2_048
@@ -20,6 +20,9 @@ _PLACES = {
     Place.NEIGHBOUR: PacketPlace.NEIGHBOUR_QUEUE,
     Place.REASSEMBLY: PacketPlace.REASSEMBLY,
     Place.NETFILTER: PacketPlace.NETFILTER_QUEUE,
+    Place.SOCKMAP: PacketPlace.SOCKMAP,
+    Place.KTLS: PacketPlace.KTLS,
+    Place.SCTP: PacketPlace.SCTP,
     Place.KERNEL_LIST: PacketPlace.KERNEL_LIST,
     Place.OBJECT_LIST: PacketPlace.OBJECT_LIST,
     Place.DRIVER: PacketPlace.DRIVER_RING,
@@ -44,15 +47,25 @@ def is_lost(group: PacketGroup, reading: PacketsReading) -> bool:
 def packets_record(
     reading: PacketsReading, name_of: Callable[[int], str], *, page_bytes: int = mmap.PAGESIZE
 ) -> PacketCensus:
-    """The record of a reading. `name_of` returns the name of the function at an address of the kernel."""
+    """The record of a reading. Groups of single sockets in PROTOCOL_PLACES are one for each network namespace.
+
+    `name_of` returns the name of the function at an address of the kernel."""
+    groups = joined(reading.groups, _of_protocol)
     return PacketCensus(
         packets=reading.packets,
         charge_bytes=reading.charge_bytes,
-        groups=[_waiting(group, reading, name_of, page_bytes) for group in reading.groups[: limits.MAX_PACKET_GROUPS]],
+        groups=[_waiting(group, reading, name_of, page_bytes) for group in groups[: limits.MAX_PACKET_GROUPS]],
         blocks_left_out=reading.blocks_left_out,
         sampled_share=reading.sampled_share,
         read_seconds=reading.seconds,
     )
+
+
+def _of_protocol(group: PacketGroup) -> object:
+    """What groups of one place, namespace and protocol have in common; None for those that stay as they are."""
+    if group.place not in PROTOCOL_PLACES:
+        return None
+    return group.place, group.network_namespace, group.socket_kind, group.is_unchanged
 
 
 def _waiting(

@@ -95,11 +95,8 @@ def _chosen_slabs(
 
 
 def _is_searched(census: SlabCensus, at: Mapping[str, int]) -> npt.NDArray[np.bool_]:
-    """Whether the type of each cache's objects is not certain: kmalloc, and merged caches. And chunks of SCTP.
-
-    A chunk has the packet of which the socket's queue has a clone.
-    """
-    named = [("kmalloc" in cache.name or cache.name == "sctp_chunk") for cache in census.caches]
+    """Whether the type of each cache's objects is not certain: kmalloc, and merged caches."""
+    named = ["kmalloc" in cache.name for cache in census.caches]
     addresses = np.array([cache.address for cache in census.caches], "<u8")
     users = census.memory.peek(addresses + np.uint64(at["CACHE_USERS"])) & np.uint64(0xFFFFFFFF)
     return np.array(named, np.bool_) | (users > 1)
@@ -128,4 +125,19 @@ def _in_objects(
         own = np.flatnonzero(caches == cache)
         is_used[own] = census.still_allocated(cache, starts[own])
     offset = (places - starts).astype(np.int64)
+    is_used &= ~_in_sheaves(census, starts, offset)
     return References(packets[is_used], caches[is_used], offset[is_used], share)
+
+
+def _in_sheaves(
+    census: SlabCensus, starts: npt.NDArray[np.uint64], offset_bytes: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Whether each word is a slot of a sheaf of the slab allocator, which keeps the address of what it gave out last.
+
+    Sheaves are objects of kmalloc that refer to their cache.
+    """
+    if "HAS_SHEAVES" not in census.at:
+        return np.zeros(len(starts), np.bool_)
+    owners = census.memory.peek(starts + np.uint64(census.at["SHEAF_CACHE"]))
+    is_sheaf = np.isin(owners, np.array([cache.address for cache in census.caches], "<u8"))
+    return np.asarray(is_sheaf & (offset_bytes >= census.at["SHEAF_OBJECTS"]), np.bool_)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from memdiag_node.census.networks.namespaces import Namespaces
 from memdiag_node.census.networks.sockets import CensusSockets
 from memdiag_node.census.packets.packets import PacketsReading
-from memdiag_node.census.packets.queues import Place
+from memdiag_node.census.packets.place import Place
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import Field, optional_offsets
 from memdiag_node.procfs.nfnetlink_queue import MAX_FILE_BYTES, VerdictQueue, parse_nfnetlink_queue

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from memdiag_api.census.clues import Clue, Clues
+from memdiag_api.census.dentries import DentryCensus
 from memdiag_api.document import DocumentError, read_document
-from memdiag_api.evidence import Evidence, Need, NeedState
+from memdiag_api.evidence import Census, Evidence, Need, NeedState
 from memdiag_api.limits import MAX_DOCUMENT_BYTES
 from memdiag_node.conclusion.document import encode, fit, keep, publishable
 from support.evidence import evidence_with
@@ -48,6 +50,17 @@ def test_omitted_items_are_not_referred_to() -> None:
 def test_the_size_limit_holds_for_the_largest_document_that_the_models_allow() -> None:
     fullest = evidence_with(holders=256, stacks=64, comm="\u4e2d" * 256)
     assert len(encode(fit(fullest))) <= 256 * 1024
+
+
+def test_the_largest_subject_of_the_census_is_omitted_and_named_before_the_others() -> None:
+    clue = Clue(subject="kmalloc-64", objects=1, size_bytes=64, sampled=1, share=1, offset_bytes=8, points_to="f" * 500)
+    entries = DentryCensus(entries=1, size_bytes=192, negative=1, negative_bytes=192, unused=1, long_names_bytes=0)
+    census = Census(compound=[], clues=Clues(clues=[clue] * 16), dentries=entries)
+    evidence = evidence_with().model_copy(update={"census": census})
+    fitted = fit(evidence, limit_bytes=len(encode(evidence)) - 1)
+    assert fitted.census == census.model_copy(update={"clues": None})
+    assert [note.partition(":")[0] for note in fitted.notes] == ["clues were omitted from the census"]
+    assert fitted.truncated
 
 
 def judged(evidence: Evidence, *, holder: int, stack: int) -> Evidence:

@@ -9,9 +9,9 @@ from memdiag_api.evidence import Owner
 from memdiag_node.census.findings import ObjectFindings
 from memdiag_node.census.networks.namespaces import NAMESPACE_DTYPE, Namespaces
 from memdiag_node.census.networks.sockets import SOCKET_DTYPE, CensusSockets
-from memdiag_node.census.packets.groups import PacketGroup
+from memdiag_node.census.packets.group import PacketGroup
 from memdiag_node.census.packets.holdings import GroupOwners
-from memdiag_node.census.packets.queues import Place
+from memdiag_node.census.packets.place import PROTOCOL_PLACES, Place
 from memdiag_node.census.packets.verdict_queues import LISTENER_DTYPE, VerdictQueues
 from memdiag_node.census.slab_caches.slab_caches import SlabFigures
 from memdiag_node.holders.packet_queues import PacketOwners
@@ -133,3 +133,13 @@ def test_a_process_that_has_exited_meanwhile_is_counted_but_not_named() -> None:
 
     found = PacketOwners(scan(), findings(), exited).of(group(Place.NETFILTER, POD))
     assert (found.processes, found.total, found.queues) == ([], 1, (7,))
+
+
+@pytest.mark.parametrize("place", PROTOCOL_PLACES)
+def test_packets_of_a_protocol_belong_to_the_processes_of_their_socket(place: Place) -> None:
+    found = owners(group(place, POD, SENDER))
+    assert (fds(found), found.total) == ([(74, [6]), (75, [9])], 2)
+    closed = owners(group(place, POD, CLOSED))
+    assert (closed.total, closed.unowned_reason) == (0, "no process has an fd of its socket")
+    many = owners(group(place, POD))
+    assert (fds(many), many.total) == ([(FIRST_PID, [])], PROCESSES)

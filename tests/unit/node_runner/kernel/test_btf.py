@@ -147,6 +147,14 @@ def test_a_damaged_blob_returns_an_answer_or_a_btf_error(blob: bytes, data: st.D
         btf.enum_value("HUGE")
 
 
+def test_a_member_whose_name_is_beyond_the_strings_is_no_field() -> None:
+    made = Blob()
+    integer = made.add(INT, "int", 4, struct.pack("<I", 32))
+    made.add(STRUCT, "damaged", 8, struct.pack("<III", 1 << 20, integer, 0), members=1)
+    with pytest.raises(BtfError, match="struct damaged has no field any"):
+        Btf.parse(made.bytes()).offset_bytes("damaged", "any")
+
+
 def test_a_kernel_without_btf_is_reported(tmp_path: object) -> None:
     from pathlib import Path
 

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from memdiag_api.evidence import NeedState
 from memdiag_node.census.container_cgroups import memory_cgroup_layout
 from memdiag_node.holders.registry import holder_fields
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.memory import memory_layout
+from memdiag_node.preflight.bpf import _slab_allocator
+from memdiag_node.slab.layout import object_layout
 from memdiag_node.sockets.source import socket_defines
 from memdiag_node.trace.page_trace import _layout as trace_defines
 from memdiag_node.walker.walker import queue_defines
@@ -29,6 +32,15 @@ def test_a_slab_is_a_struct_page(btf: Btf) -> None:
     assert btf.offset_bytes("page", "lru") == 8, "the list that slabs are on takes the place of the LRU lists"
 
 
+def test_the_census_has_what_it_needs(btf: Btf) -> None:
+    layout = object_layout(btf)
+    assert {name for name in layout if name.startswith("HAS_")} == {
+        *("HAS_SLAB", "HAS_SLAB_OBJECTS", "HAS_PAGE_SCAN", "HAS_PER_CPU_ARRAY"),
+        *("HAS_HARDENED_FREELIST", "HAS_RED_ZONE", "HAS_CPU_SLAB"),
+    }
+    assert [layout[name] for name in ("SLAB_COUNTERS", "SLAB_BIT", "RED_ZONE")] == [40, 9, 1 << 10]
+
+
 def test_packet_rings_perf_buffers_and_ring_buffers_are_found(btf: Btf) -> None:
     defines = socket_defines(btf) | memory_layout(btf) | holder_fields(btf)
     assert {name for name in defines if name.startswith("HAS_")} >= {
@@ -47,3 +59,17 @@ def test_the_order_of_a_block_is_in_its_second_page(btf: Btf) -> None:
 def test_the_trace_and_the_cgroup_tree_have_what_they_need(btf: Btf) -> None:
     assert trace_defines(btf)["STRUCT_PAGE_BYTES"] == PAGE_STRUCT_BYTES
     assert memory_cgroup_layout(btf)["HAS_MEMORY_CGROUPS"] == 1
+
+
+def test_a_kernel_with_another_slab_allocator_is_refused_in_plain_words() -> None:
+    """As with CONFIG_SLAB, where a node's partly used slabs are `slabs_partial`, and a cache has no free pointer."""
+    recorded = RECORDED.read_bytes()
+    renamed = recorded.replace(b"\0partial\0", b"\0slabs_p\0")
+    assert renamed != recorded
+    btf = Btf.parse(renamed, source="slab")
+    assert object_layout(btf) == {}
+    need = _slab_allocator(btf)
+    assert need.state is NeedState.MISSING
+    assert need.detail == (
+        "The kernel has another slab allocator than SLUB, or one with an unknown layout. Its objects are not read."
+    )

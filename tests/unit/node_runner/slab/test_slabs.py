@@ -92,7 +92,7 @@ def test_a_node_without_known_caches_has_no_slabs() -> None:
     assert not len(read(memory, {4: SLAB_FLAG}, [LARGE]).table)
 
 
-@pytest.mark.parametrize("stale", [0, 7, 2**64 - 1, address(5)])
+@pytest.mark.parametrize("stale", [0, 7, 2**64 - 1, address(5), address(4), address(4, 2048)])
 def test_pages_of_kfence_are_kept_apart(stale: int) -> None:
     memory = Memory()
     memory.slab(4, SMALL, places=1, free=[])
@@ -105,8 +105,9 @@ def test_pages_of_kfence_are_kept_apart(stale: int) -> None:
 
 def test_a_slab_whose_only_object_is_free_is_no_page_of_kfence() -> None:
     memory = Memory()
-    memory.slab(4, SMALL, places=1, free=[0])
-    slabs = read(memory, {4: SLAB_FLAG})
+    large = make_cache(0xFFFF888000300000, stride=4096)
+    memory.slab(4, large, places=1, free=[0])
+    slabs = read(memory, {4: SLAB_FLAG}, [large])
     assert slabs.table["frame"].tolist() == [4]
     assert not len(slabs.guarded)
 

@@ -7,10 +7,10 @@ import numpy.typing as npt
 import pytest
 
 from memdiag_api.evidence import Holder, HolderKind, Owner
-from memdiag_node.census.packets.groups import PacketGroup
+from memdiag_node.census.packets.group import PacketGroup
 from memdiag_node.census.packets.holdings import GroupOwners, packet_holdings
 from memdiag_node.census.packets.packets import PacketsReading, UnlinkedPackets
-from memdiag_node.census.packets.queues import Place
+from memdiag_node.census.packets.place import Place
 from memdiag_node.census.packets.record import is_lost
 from memdiag_node.holding import PINNED_DTYPE
 
@@ -32,7 +32,7 @@ def group(place: Place = Place.QDISC, pages: tuple[int, ...] = (64, 128)) -> Pac
 
 def reading(*groups: PacketGroup) -> PacketsReading:
     return PacketsReading(
-        groups=list(groups), packets=5, charge_bytes=90_000, unlinked=UnlinkedPackets(NOTHING, 0),
+        groups=list(groups), packets=5, charge_bytes=90_000, unlinked=UnlinkedPackets(NOTHING, NOTHING, 0),
         unchanged_seconds=10, blocks_left_out=0, sampled_share=1, searched_share=1, seconds=0,
     )  # fmt: skip
 
@@ -102,3 +102,21 @@ def test_the_reason_is_given_only_if_there_is_no_owner() -> None:
     assert (holder.owners_total, holder.unowned_reason) == (0, "because")
     (holder,) = holders(group(), owners=replace(OWNED, unowned_reason="because"))
     assert holder.unowned_reason == ""
+
+
+@pytest.mark.parametrize(("place", "socket", "is_stuck"), [
+    (Place.KTLS, 8, True), (Place.SOCKMAP, 8, True), (Place.SCTP, 8, False), (Place.KTLS, 0, False),
+])  # fmt: skip
+def test_packets_of_a_protocol_are_held_by_a_socket(place: Place, socket: int, is_stuck: bool) -> None:
+    one = replace(group(place), device="", socket=socket, socket_kind="TCP", data_bytes=9_000, is_unchanged=True)
+    (holder,) = holders(one)
+    assert (holder.kind, holder.memory_class, holder.unread_bytes) == (HolderKind.SOCKET, "AllocPage", 9_000)
+    assert holder.stuck_seconds == (10 if is_stuck else None)
+    (changed,) = holders(replace(one, is_unchanged=False))
+    assert changed.stuck_seconds is None
+
+
+def test_blocks_of_a_socket_that_was_walked_count_there() -> None:
+    one = replace(group(Place.SCTP, pages=(64, 128)), socket=8, head_bytes=1 << 16)
+    (held,) = packet_holdings(reading(one), np.array([64, 128], "<u8"), lambda _: OWNED)
+    assert (len(held.blocks), held.holder.pinned_bytes, held.holder.head_bytes) == (0, 0, 1 << 16)

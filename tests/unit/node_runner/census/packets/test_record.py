@@ -9,9 +9,10 @@ import pytest
 
 from memdiag_api import limits
 from memdiag_api.census.packets import PacketCensus, PacketPlace
-from memdiag_node.census.packets.groups import MAX_GROUPS, PacketGroup, _summed
+from memdiag_node.census.packets.group import PacketGroup, summed
+from memdiag_node.census.packets.groups import MAX_GROUPS
 from memdiag_node.census.packets.packets import PacketsReading, UnlinkedPackets
-from memdiag_node.census.packets.queues import Place
+from memdiag_node.census.packets.place import Place
 from memdiag_node.census.packets.record import is_lost, packets_record
 from memdiag_node.holding import PINNED_DTYPE
 from memdiag_node.render.packets import packets_lines
@@ -37,7 +38,7 @@ def reading(*groups: PacketGroup, searched_share: float = 1, sampled_share: floa
         groups=list(groups),
         packets=sum(one.packets for one in groups),
         charge_bytes=sum(one.charge_bytes for one in groups),
-        unlinked=UnlinkedPackets(np.empty(0, "<u8"), 0),
+        unlinked=UnlinkedPackets(np.empty(0, "<u8"), np.empty(0, "<u8"), 0),
         unchanged_seconds=12,
         blocks_left_out=0,
         sampled_share=sampled_share,
@@ -57,6 +58,16 @@ def test_every_place_has_a_name_in_the_document_and_in_the_text() -> None:
         census = record(group(place))
         lines = packets_lines(census)
         assert bool(lines) == (place != Place.SOCKET)
+
+
+def test_sockets_of_one_protocol_and_namespace_are_one_group() -> None:
+    here = {"network_namespace": 4026531840, "socket_kind": "TCP"}
+    sockets = [group(Place.KTLS, socket=number, **here) for number in (1, 2)]
+    census = record(*sockets, group(Place.SCTP, socket=3, **here), group(Place.QDISC), group(Place.QDISC))
+    assert [(one.place, one.packets) for one in census.groups] == [
+        (PacketPlace.KTLS, 10_000), (PacketPlace.SCTP, 5_000), (PacketPlace.QDISC, 5_000), (PacketPlace.QDISC, 5_000),
+    ]  # fmt: skip
+    assert census.groups[0].pinned_bytes == 9 * _PAGE_BYTES  # both have the same blocks
 
 
 def test_a_group_is_described_with_names_and_sizes_only() -> None:
@@ -102,10 +113,10 @@ def test_unchanged_packets_have_the_time_between_both_readings() -> None:
 
 def test_groups_beyond_the_limit_are_summed_by_place_without_counting_a_block_twice() -> None:
     many = [group(place) for place in Place for _ in range(4)]
-    summed = _summed(many)
-    assert len(summed) == len(Place)
-    assert sum(one.packets for one in summed) == sum(one.packets for one in many)
-    assert {len(one.blocks) for one in summed} == {2}
+    sums = summed(many)
+    assert len(sums) == len(Place)
+    assert sum(one.packets for one in sums) == sum(one.packets for one in many)
+    assert {len(one.blocks) for one in sums} == {2}
     assert MAX_GROUPS + len(Place) <= limits.MAX_PACKET_GROUPS
 
 
