@@ -35,6 +35,7 @@ from memdiag_node.slab.slabs import MAX_SLABS, PIECE_FRAMES, Slabs, pieces_of, r
 from memdiag_node.time_budget import Stop
 from support.slab_census import lean_memory, load_programs, take_slab_census
 
+_NORMAL_95 = 1.96
 _TIB_PIECES = (1 << 40) // mmap.PAGESIZE // PIECE_FRAMES
 
 
@@ -175,7 +176,7 @@ def simulate(budget_seconds: float) -> dict[str, Any]:
             "sampled_share": found.sampled_share,
             "slabs": len(found.table),
             "estimate": estimate.total,
-            "margin": estimate.margin,
+            "margin": _NORMAL_95 * estimate.standard_error,
             "truth": truth,
         }
 
