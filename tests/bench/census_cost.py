@@ -114,33 +114,32 @@ the total from a sample; the search ends at the time limit, or when as many slab
 
 
 def _linearity(levels: dict[int, list[dict[str, Any]]]) -> str:
-    """What one more object takes, from the first level to the last."""
-    every = list(levels.values())
-    ends = every[0], every[-1]
-    seconds = [statistics.median(cpu_seconds(one["ours"]) for one in rounds) for rounds in ends]
-    counts = [statistics.median(objects(one["ours"]) for one in rounds) for rounds in ends]
-    peaks = [statistics.median(peak_bytes(one["ours"]) for one in rounds) for rounds in ends]
-    more = counts[1] - counts[0]
+    """What one more object takes: a straight line through all rounds."""
+    runs = [one["ours"] for rounds in levels.values() for one in rounds]
+    counts = list(map(objects, runs))
+    seconds = statistics.linear_regression(counts, list(map(cpu_seconds, runs)))
+    peaks = statistics.linear_regression(counts, list(map(peak_bytes, runs)))
+    correlation = statistics.correlation(counts, list(map(cpu_seconds, runs)))
     return (
-        f"From the first row to the last, each further object takes {(seconds[1] - seconds[0]) * 1e6 / more:.2f} µs of "
-        f"CPU and {(peaks[1] - peaks[0]) / more:.0f} bytes."
+        f"A straight line through all rounds: {seconds.intercept:.2f} s, and {seconds.slope * 1e6:.2f} µs for each "
+        f"object (correlation {correlation:.2f}); of memory at the peak, {peaks.slope:.0f} bytes for each."
     )
 
 
 def _agreement(rounds: list[dict[str, Any]]) -> str:
-    places, active = [], []
-    for one in rounds:
-        ours, theirs = one["ours"]["caches"], one["slabtop"]
-        large = [name for name, (_, _, size_bytes) in theirs.items() if size_bytes >= _LARGE_BYTES]
-        places.append(agreement(ours, theirs, column=0, large=large))
-        active.append(agreement(ours, theirs, column=1, large=large))
-    (count, cache, share), (_, active_cache, active_share) = (
-        max(found, key=lambda one: abs(one[2])) for found in (places, active)
-    )
+    found = []
+    for column in (0, 1):
+        differences = []
+        for one in rounds:
+            large = [name for name, (_, _, size_bytes) in one["slabtop"].items() if size_bytes >= _LARGE_BYTES]
+            before, after = one["ours"]["slabinfo"]
+            differences.append(agreement(one["ours"]["caches"], before, after, column=column, large=large))
+        found.append(max(differences, key=lambda one: abs(one[2])))
+    (count, cache, share), (_, active_cache, active_share) = found
     return (
-        f"Of the {count} caches of 1 MiB and more, places for objects differ from slabtop's by {share:+.1%} at most "
-        f"({cache}), allocated objects by {active_share:+.1%} ({active_cache}): slabinfo counts the free objects of "
-        f"each CPU's slabs as active, and both look at different times."
+        f"Results of the {count} caches of 1 MiB and more, beside the file that slabtop reads, just before and after the "
+        f"slabs were found: places for objects differ by {share:+.1%} at most ({cache}), allocated objects by "
+        f"{active_share:+.1%} ({active_cache}). slabinfo counts all objects of the CPUs' slabs as active."
     )
 
 
@@ -159,11 +158,13 @@ def measure_in_guest(rounds: int) -> str:
     found = reports["drgn"]["answer"]
     ours, drgn = found["ours"], found["drgn"]
     large = [name for name, (places, _) in ours[0]["caches"].items() if places >= guest_drgn.MANY]
+    around = list(zip(ours, drgn, drgn[1:], strict=False))  # drgn runs first, and ours between two of its runs
     differences = [
-        agreement(mine["caches"], peer["caches"], column=1, large=large) for mine, peer in zip(ours, drgn, strict=True)
+        agreement(mine["caches"], before["caches"], after["caches"], column=1, large=large)
+        for mine, before, after in around
     ]
     count, cache, share = max(differences, key=lambda one: abs(one[2]))
-    listed = max((mine["listed"] / peer["listed"] - 1 for mine, peer in zip(ours, drgn, strict=True)), key=abs)
+    mine, before, after = around[-1]
     return f"""\
 **Beside drgn** {drgn[0]["version"]}, in an emulated guest with Linux {build.release} and {_GUEST_NAMES:,} planted
 directory entries, {rounds} rounds in turn:
@@ -171,9 +172,9 @@ directory entries, {rounds} rounds in turn:
 {guest_rows(ours, drgn)}
 
 drgn counts from the kernel's own counters and the lists of partly used slabs; the census finds every slab, so its
-count finds what its lists then need. Results: {ours[-1]["listed"]:,} and {drgn[-1]["listed"]:,} entries listed
-({listed:+.1%} at most); of the {count} caches with {guest_drgn.MANY:,} objects and more, allocated objects differ by
-{share:+.1%} at most ({cache}), as both look at different times, and each process makes objects of its own.
+count finds what its lists then need. Results: {mine["listed"]:,} directory entries were listed by memdiag, and by drgn
+{before["listed"]:,} before that and {after["listed"]:,} after it; of the {count} caches with {guest_drgn.MANY:,}
+objects and more, allocated objects are outside of drgn's two figures by {share:+.1%} at most ({cache}).
 """
 
 

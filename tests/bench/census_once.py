@@ -33,7 +33,7 @@ from memdiag_node.slab.layout import object_layout
 from memdiag_node.slab.page_scan import page_scanner
 from memdiag_node.slab.slabs import MAX_SLABS, PIECE_FRAMES, Slabs, pieces_of, read_slabs
 from memdiag_node.time_budget import Stop
-from support.slab_census import lean_memory, load_programs, take_slab_census
+from support.slab_census import lean_memory, load_programs, slabinfo_active, take_slab_census
 
 _NORMAL_95 = 1.96
 _TIB_PIECES = (1 << 40) // mmap.PAGESIZE // PIECE_FRAMES
@@ -95,8 +95,10 @@ def take() -> dict[str, Any]:
         start_peak_bytes = resident_bytes("VmHWM")
         parts.count_compiling()
         started = time.monotonic()
+        before = slabinfo_active()
         with parts.part("slabs"):
             census = objects.take()
+        after = slabinfo_active()
         if census is None:
             raise RuntimeError(f"no census: {attempts.needs}")
         _read_parts(parts, census)
@@ -113,6 +115,7 @@ def take() -> dict[str, Any]:
             "compiling_seconds": parts.compiling_seconds,
             "parts": parts.costs,
             "sampled_share": census.census.sampled_share,
+            "slabinfo": [{name: [places, active] for name, (active, places) in one.items()} for one in (before, after)],
             "caches": {cache.name: [count.objects, count.in_use, count.slab_bytes] for cache, count in counted},
         }
 

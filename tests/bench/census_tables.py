@@ -25,15 +25,22 @@ def parse_slabtop(text: str) -> dict[str, list[int]]:
     return {row[7]: [int(row[0]), int(row[1]), int(row[6].removesuffix("K")) << 10] for row in rows}
 
 
-def agreement(ours: Caches, theirs: Caches, *, column: int, large: Iterable[str]) -> tuple[int, str, float]:
-    """How many of the caches `large` both have, and the one that differs the most, as a share of theirs.
+def agreement(
+    ours: Caches, before: Caches, after: Caches, *, column: int, large: Iterable[str]
+) -> tuple[int, str, float]:
+    """How many of the caches `large` all have, and the one that is furthest from theirs, as a share.
 
-    Column 0 is places for objects, column 1 allocated objects.
+    `before` and `after` are what the other tool found around ours: what is between them agrees. Column 0 is places for
+    objects, column 1 allocated objects.
     """
-    common = sorted({name for name in large if name in ours and name in theirs and theirs[name][column]})
-    differences = {name: ours[name][column] / theirs[name][column] - 1 for name in common}
+    differences = {}
+    for name in sorted(large):
+        if name in ours and name in before and name in after:
+            low, high = sorted((before[name][column], after[name][column]))
+            value = ours[name][column]
+            differences[name] = (value - min(max(value, low), high)) / max(1, high)
     largest = max(differences, key=lambda name: abs(differences[name]))
-    return len(common), largest, differences[largest]
+    return len(differences), largest, differences[largest]
 
 
 def cpu_seconds(run: Mapping[str, Any]) -> float:
@@ -109,7 +116,7 @@ def sample_rows(samples: Sequence[Mapping[str, Any]]) -> str:
 
 def guest_rows(ours: Sequence[Mapping[str, Any]], drgn: Sequence[Mapping[str, Any]]) -> str:
     """The table of what drgn and the census took in a guest."""
-    rows = ["| step | memdiag, CPU s | drgn, CPU s | ratio |", "|---|---|---|---|"]
+    rows = ["| step | memdiag, CPU s | drgn, CPU s | drgn / memdiag |", "|---|---|---|---|"]
     steps = {
         "imports and start": ("imports", "start"),
         "count every cache": ("count",),
@@ -118,6 +125,6 @@ def guest_rows(ours: Sequence[Mapping[str, Any]], drgn: Sequence[Mapping[str, An
     }
     for name, parts in steps.items():
         pair = [[sum(run["cpu_seconds"][part] for part in parts) for run in runs] for runs in (ours, drgn)]
-        ratio = spread(mine / peer for mine, peer in zip(*pair, strict=True))
+        ratio = spread(peer / mine for mine, peer in zip(*pair, strict=True))
         rows.append(f"| {name} | {spread(pair[0])} | {spread(pair[1])} | {ratio} |")
     return "\n".join(rows)

@@ -15,11 +15,12 @@ def test_slabtop_rows_are_read_by_cache() -> None:
 
 
 def test_the_cache_that_differs_the_most_is_named() -> None:
-    theirs = parse_slabtop(SLABTOP)
-    ours = {"dentry": [2100, 1990, 0], "extent_status": [408, 51, 0], "other": [1, 1, 0]}
-    assert agreement(ours, theirs, column=0, large=theirs) == (2, "dentry", 0)
-    assert agreement(ours, theirs, column=1, large=theirs) == (2, "extent_status", -0.5)
-    assert agreement(ours, theirs, column=1, large=["dentry", "other"]) == (1, "dentry", 1990 / 2000 - 1)
+    before = parse_slabtop(SLABTOP)
+    after = before | {"dentry": [2121, 2010, 0]}
+    ours = {"dentry": [2110, 1990, 0], "extent_status": [408, 51, 0], "other": [1, 1, 0]}
+    assert agreement(ours, before, after, column=0, large=before) == (2, "dentry", 0)  # between the two
+    assert agreement(ours, before, after, column=1, large=before) == (2, "extent_status", -0.5)
+    assert agreement(ours, before, after, column=1, large=["dentry", "other"]) == (1, "dentry", -10 / 2010)
 
 
 def test_a_spread_is_median_smallest_and_largest() -> None:
