@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def measure_here(rounds: int) -> str:
     return f"""\
 {cost_rows(levels)}
 
-{_linearity(levels)} {_agreement(largest)}
+{textwrap.fill(f"{_linearity(levels)} {_agreement(largest)}", 120)}
 
 Parts at {_LEVELS * _OBJECTS:,} planted objects:
 
@@ -136,10 +137,14 @@ def _agreement(rounds: list[dict[str, Any]]) -> str:
             differences.append(agreement(one["ours"]["caches"], before, after, column=column, large=large))
         found.append(max(differences, key=lambda one: abs(one[2])))
     (count, cache, share), (_, active_cache, active_share) = found
+    last = rounds[-1]["ours"]
+    all_active = sum(active for _, active in last["slabinfo"][1].values())
+    total = objects(last) / all_active - 1
     return (
-        f"Results of the {count} caches of 1 MiB and more, beside the file that slabtop reads, just before and after the "
-        f"slabs were found: places for objects differ by {share:+.1%} at most ({cache}), allocated objects by "
-        f"{active_share:+.1%} ({active_cache}). slabinfo counts all objects of the CPUs' slabs as active."
+        f"Results of the {count} caches of 1 MiB and more, beside the file that slabtop reads, just before and after "
+        f"the slabs were found: places for objects differ by {share:+.1%} at most ({cache}), allocated objects by "
+        f"{active_share:+.1%} ({active_cache}). slabinfo counts all objects of the CPUs' "
+        f"slabs as active. All allocated objects together: {objects(last):,}, slabinfo {all_active:,} ({total:+.2%})."
     )
 
 
