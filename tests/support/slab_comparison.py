@@ -3,7 +3,7 @@
 from typing import Any
 
 _SHARE = 0.01
-_OWN_OBJECTS = 16  # of programs and files that a census has open: 8 dentries and 2 objects of kmalloc-2k in Linux 7.2
+_MOMENT_OBJECTS = 16  # the readings are some milliseconds apart: in an idle guest, up to 8 objects differed
 
 
 def check_caches(slabs: dict[str, Any]) -> None:
@@ -17,7 +17,7 @@ def check_caches(slabs: dict[str, Any]) -> None:
         assert one["kept_places"] <= one["slabinfo_places"] + allowed, (name, one)
         fewest = min(one["slabinfo_places"], one["slabinfo_places_before"])
         assert one["places"] >= fewest - allowed, (name, one)
-        assert one["kept"] <= (1 + _SHARE) * one["slabinfo_active"] + _OWN_OBJECTS, (name, one)
+        assert one["kept"] <= (1 + _SHARE) * one["slabinfo_active"] + _MOMENT_OBJECTS, (name, one)
         changed = abs(one["slabinfo_active"] - one["slabinfo_active_before"])
         difference = abs(one["listed"] - one["in_use"])
-        assert difference <= _SHARE * one["in_use"] + changed + _OWN_OBJECTS, (name, one)
+        assert difference <= _SHARE * one["in_use"] + changed + _MOMENT_OBJECTS, (name, one)

@@ -15,6 +15,7 @@ from support.guest import NATIVE, GuestRun, run_guest
 from support.guest_case import run_case
 from support.guest_lab import SUITES, Answers, Call, call_in_guest
 from support.guest_pool import GuestPool
+from support.guest_variants import boot_variant
 
 _CALLS = {
     "leak": Call(guest_planted.leak),
@@ -64,7 +65,7 @@ def plant_in_guest(suite: str, work: Path) -> Answers:
     return call_in_guest(suite, _CALLS, work, modules=_MODULES, built_from=leaking_modules.SOURCES)
 
 
-_BOOTS = {"outcome": run_case, "suite": run_guest, "guest": plant_in_guest}
+_BOOTS = {"outcome": run_case, "suite": run_guest, "guest": plant_in_guest, "variant": boot_variant}
 """By the parameter of a test that selects the guest."""
 
 

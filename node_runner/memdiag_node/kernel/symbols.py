@@ -22,7 +22,10 @@ _SOURCE = Path(__file__).with_suffix(".bpf.c")
 # A line has at most 511 characters of symbol (KSYM_NAME_LEN, Linux 6.1), 55 of module and 40 of numbers; an iterator
 # prints into 8 pages.
 _ADDRESSES = 48
-_MAPS = {"addresses": np.dtype("<u8")}
+SYMBOL_DEFINES = {"ADDRESSES": _ADDRESSES}
+"""The defines of symbols.bpf.h."""
+SYMBOL_MAPS = {"addresses": np.dtype("<u8")}
+"""The maps of symbols.bpf.h, as read here."""
 _LINE = re.compile(r"(?P<symbol>[^\s+]+)\+(?P<offset>0x[0-9a-f]+)/0x[0-9a-f]+(?: \[(?P<module>[^\]]+)\])?")
 _KEY_BYTES, _ID_BYTES = 16, 4
 # Newer kernels mark functions covered by memory allocation profiling (Linux 6.10); compilers add suffixes too.
@@ -37,12 +40,13 @@ def function_name(text: str) -> str:
 class SymbolReader(Resource):
     """Asks the kernel for the text of addresses. Raises BpfError if the kernel rejects the program."""
 
-    def __init__(self) -> None:
+    def __init__(self, bpf: BpfObject | None = None) -> None:
+        """`bpf`: programs whose source includes symbols.bpf.h, and which must stay open; else one of its own."""
         with self._opening() as parts:
-            self._object = parts.enter_context(BpfObject(_SOURCE, {"ADDRESSES": _ADDRESSES}, _MAPS))
-            self._addresses = self._object.view("addresses", _MAPS["addresses"], _ADDRESSES)
+            loaded = bpf or parts.enter_context(BpfObject(_SOURCE, SYMBOL_DEFINES, SYMBOL_MAPS))
+            self._addresses = loaded.view("addresses", SYMBOL_MAPS["addresses"], _ADDRESSES)
             parts.callback(delattr, self, "_addresses")  # the mapping cannot be closed while a numpy view uses it
-            self._iterator = self._object.attach_iterator("bpf_iter__bpf_map")
+            self._iterator = loaded.attach_iterator("bpf_iter__bpf_map")
 
     def lines(self, addresses: Sequence[int]) -> list[str]:
         """A line for each return address; address 0 means none."""

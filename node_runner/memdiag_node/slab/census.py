@@ -22,7 +22,7 @@ from memdiag_node.slab.cache import read_caches
 from memdiag_node.slab.free_lists import cpu_lists, encoding_of
 from memdiag_node.slab.guarded import guarded_objects
 from memdiag_node.slab.page_scan import load_slab_programs, page_scanner
-from memdiag_node.slab.places import PIECE_OBJECTS, Places, SlabState
+from memdiag_node.slab.places import PIECE_OBJECTS, Places, SlabState, spread
 from memdiag_node.slab.sheaves import MAX_SHEAF_OBJECTS, numa_nodes, sheaf_objects
 from memdiag_node.slab.slabs import MAX_SLABS, ReadPiece, Slabs, counts, piece_reader, read_slabs
 
@@ -88,11 +88,14 @@ class SlabCensus:
                 late=late,
                 max_slabs=max_slabs,
             )
+        self._by_cache = np.argsort(self._slabs.table["cache"], kind="stable").astype(np.int32)
+        self._cache_ends = np.bincount(self._slabs.table["cache"], minlength=len(self.caches)).cumsum()
         self._vanished = self._count_vanished()
         self._guarded = self._read_guarded()
         self._uncertain = np.zeros(len(self.caches), np.int64)
         self._uncertain_now: dict[int, int] = {}
         self._subtract_free_on_cpus(len(cpus))
+        self._counts = self._count()
 
     def _count_vanished(self) -> npt.NDArray[np.int64]:
         table = self._slabs.table
@@ -159,6 +162,9 @@ class SlabCensus:
 
     def count(self) -> list[CacheCount]:
         """The size of each cache, in the order of `caches`."""
+        return self._counts
+
+    def _count(self) -> list[CacheCount]:
         table, size = self._slabs.table, len(self.caches)
         frames = np.left_shift(1, table["order"].astype(np.int64))
         slabs = np.bincount(table["cache"], minlength=size)
@@ -173,18 +179,34 @@ class SlabCensus:
         """The numbers of the caches with these names."""
         return [number for number, cache in enumerate(self.caches) if cache.name in names]
 
+    def _slabs_of(self, cache: int) -> npt.NDArray[np.int64]:
+        """The indexes in `slabs.table` of the slabs of a cache, ascending."""
+        first = int(self._cache_ends[cache - 1]) if cache else 0
+        return self._by_cache[first : int(self._cache_ends[cache])].astype(np.int64)
+
     def objects(self, cache: int) -> npt.NDArray[np.uint64]:
         """Addresses of the allocated objects of a cache (its number), ascending.
 
         Objects that are allocated or freed meanwhile may be missing or extra: `still_allocated` checks afterwards.
         """
-        places = self._places(cache, np.flatnonzero(self._slabs.table["cache"] == cache))
+        places = self._places(cache, self._slabs_of(cache))
         guarded = self._guarded_of(cache)
         return np.sort(np.concatenate((places.allocated(), guarded))) if len(guarded) else places.allocated()
 
+    def spread_objects(self, cache: int, limit: int) -> tuple[npt.NDArray[np.uint64], int]:
+        """Up to `limit` of the allocated objects of a cache, spread evenly over all, ascending; and how many all are.
+
+        See `objects`. If some are left out, so are all objects of KFENCE.
+        """
+        places = self._places(cache, self._slabs_of(cache))
+        guarded, total = self._guarded_of(cache), places.allocated_objects
+        if total > limit:
+            return places.allocated(spread(total, limit)), total + len(guarded)
+        return np.sort(np.concatenate((places.allocated(), guarded))), total + len(guarded)
+
     def sample(self, cache: int, slabs: int, rng: np.random.Generator) -> npt.NDArray[np.uint64]:
         """Addresses of the allocated objects in up to `slabs` slabs of a cache, chosen at random; see `objects`."""
-        numbers = np.flatnonzero(self._slabs.table["cache"] == cache)
+        numbers = self._slabs_of(cache)
         if len(numbers) > slabs:
             numbers = np.sort(rng.choice(numbers, slabs, replace=False))
         return self._places(cache, numbers, remember=False).allocated()

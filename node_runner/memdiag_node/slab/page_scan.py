@@ -1,14 +1,17 @@
 """Slabs by the types of struct pages, read in blocks by a program (slabs.bpf.c): faster than /proc/kpageflags."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.errors import BpfError
 from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.per_cpu import PER_CPU_MAPS, per_cpu_defines
+from memdiag_node.kernel.symbols import SYMBOL_DEFINES, SYMBOL_MAPS
 from memdiag_node.slab.slabs import ReadPiece, described
 
 _SOURCE = Path(__file__).with_name("slabs.bpf.c")
@@ -38,14 +41,26 @@ def page_scan_layout(btf: Btf) -> dict[str, int]:
 
 
 def load_slab_programs(at: Mapping[str, int], cpus: Sequence[int]) -> BpfObject:
-    """The programs of slabs.bpf.c; close them after use. Raises BpfError if they do not compile."""
+    """The programs of slabs.bpf.c; close them after use. Raises BpfError if they do not compile.
+
+    `cpus` are the online ones, or all possible ones. The kernel verifies the programs here, so that a census need not
+    wait for it.
+    """
     defines = {
         "CHUNKS": _CHUNKS,
         "CHUNK_PAGES": _CHUNK_PAGES,
         "ORDER_SHIFT": _ORDER_SHIFT,
         **{name: at[name] for name in _DEFINES if name in at},
     }
-    return BpfObject(_SOURCE, defines | per_cpu_defines(cpus), PER_CPU_MAPS | {"run": _RUN_DTYPE, "heads": _HEAD_DTYPE})
+    bpf = BpfObject(
+        _SOURCE,
+        defines | per_cpu_defines(cpus) | SYMBOL_DEFINES,
+        PER_CPU_MAPS | SYMBOL_MAPS | {"run": _RUN_DTYPE, "heads": _HEAD_DTYPE},
+    )
+    for function in ("scan", "locate"):
+        with suppress(BpfError):  # refused again, and handled, where it is used
+            bpf.runnable(function)
+    return bpf
 
 
 def page_scanner(

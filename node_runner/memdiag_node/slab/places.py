@@ -11,6 +11,7 @@ from memdiag_node.slab.free_lists import ATTEMPTS, Encoding, follow
 
 PIECE_OBJECTS = 1 << 18
 """Objects are handled in pieces of this size: the intermediate arrays are several times as large as the result."""
+_SEED = 1
 
 
 class SlabState(NamedTuple):
@@ -98,21 +99,38 @@ class Places:
     def _marked(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The number of free places of each of these slabs."""
         if len(rows) == len(self._places):
-            counts = np.add.reduceat(self.is_free, self._first_place, dtype=np.int64)
-            return np.asarray(counts, np.int64)
+            # The sum is made in a copy of all places: of 2 bytes each, enough for MAX_OBJECTS.
+            return np.add.reduceat(self.is_free, self._first_place, dtype=np.uint16).astype(np.int64)
         ends = self._first_place + self._places
         spans = ((self._first_place[row], ends[row]) for row in rows.tolist())
         return np.array([np.count_nonzero(self.is_free[first:end]) for first, end in spans], np.int64)
 
-    def allocated(self) -> npt.NDArray[np.uint64]:
-        """The addresses of the places that are not free, ascending."""
-        result = np.empty(len(self.is_free) - int(np.count_nonzero(self.is_free)), "<u8")
-        filled = 0
+    @property
+    def allocated_objects(self) -> int:
+        """The number of places that are not free."""
+        return len(self.is_free) - int(np.count_nonzero(self.is_free))
+
+    def allocated(self, chosen: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.uint64]:
+        """The addresses of the places that are not free, ascending; of all, or of those with these numbers."""
+        result = np.empty(self.allocated_objects if chosen is None else len(chosen), "<u8")
+        seen, filled = 0, 0
         for start in range(0, len(self.is_free), PIECE_OBJECTS):
             slots = start + np.flatnonzero(~self.is_free[start : start + PIECE_OBJECTS])
+            first, seen = seen, seen + len(slots)
+            if chosen is not None:
+                begin, end = np.searchsorted(chosen, (first, seen))
+                slots = slots[chosen[begin:end] - first]
             # A slab without places has the same first place as the next one, which `right` skips.
             row = np.searchsorted(self._first_place, slots, side="right") - 1
             place = (slots - self._first_place[row]).astype("<u8")
             result[filled : filled + len(slots)] = self._first_objects[row] + place * self._stride
             filled += len(slots)
         return result
+
+
+def spread(size: int, limit: int) -> npt.NDArray[np.int64]:
+    """Return up to `limit` of `size` numbers, ascending: a random one in each of equal parts."""
+    if size <= limit:
+        return np.arange(size)
+    edges = np.linspace(0, size, limit + 1).astype(np.int64)
+    return edges[:-1] + (np.random.default_rng(_SEED).random(limit) * np.diff(edges)).astype(np.int64)

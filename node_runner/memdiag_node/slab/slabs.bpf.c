@@ -1,7 +1,8 @@
-// slabs.bpf.c - the slabs of the node, straight from the array of struct pages, and the places of per-CPU objects.
+// slabs.bpf.c - the slabs of the node, straight from the array of struct pages, the places of per-CPU objects, and names.
 //
 //   scan     run by user space (BPF_PROG_RUN): the struct pages of CHUNKS * CHUNK_PAGES frames
 //   locate   see per_cpu.bpf.h
+//   bpf_map  see symbols.bpf.h: a part of this file because the compiler takes as long for a file as for two
 //
 //   run      `first_page`, written by user space: the address of the first struct page. `count`, left by the program: the
 //            number of slabs that start in these frames.
@@ -13,6 +14,7 @@
 // a bit of the flags; how slabs are marked: SLAB_TYPE, the highest byte of the page type, or else SLAB_BIT of the flags.
 
 #include "per_cpu.bpf.h"
+#include "symbols.bpf.h"
 
 #define FRAMES (CHUNKS * CHUNK_PAGES)
 

@@ -20,7 +20,6 @@ from memdiag_node.slab.census import SlabCensus
 SAMPLED = 1 << 18
 """Entries whose fields are read at most."""
 _PIECE = 1 << 13
-_SEED = 1
 _MAX_NAME = 255
 # include/linux/slab.h, the classes of kmalloc up to the longest name; a name follows a head of 16 bytes (fs/dcache.c).
 _KMALLOC_BYTES = np.array([8, 16, 32, 64, 96, 128, 192, 256, 512])
@@ -69,10 +68,7 @@ def read_dentries(census: SlabCensus, at: Mapping[str, int], *, with_paths: bool
     if "HAS_DENTRIES" not in at or len(caches) != 1:
         return None
     cache = caches[0]
-    entries = census.objects(cache)
-    total = len(entries)
-    chosen = entries[sampled_places(total, SAMPLED)]
-    del entries  # 24 MB for three million
+    chosen, total = census.spread_objects(cache, SAMPLED)
     if len(chosen) == total:  # otherwise it takes longer than to read them; they are not looked at one by one
         chosen = chosen[census.still_allocated(cache, chosen)]
     found = _read_fields(census, at, cache, chosen)
@@ -91,14 +87,6 @@ def read_dentries(census: SlabCensus, at: Mapping[str, int], *, with_paths: bool
         directories=_directories(census, at, cache, directories, paths if with_paths else None),
         sampled_share=census.sampled_share,
     )
-
-
-def sampled_places(size: int, limit: int) -> npt.NDArray[np.int64]:
-    """Return up to `limit` of `size` places, ascending: a random one in each of equal parts."""
-    if size <= limit:
-        return np.arange(size)
-    edges = np.linspace(0, size, limit + 1).astype(np.int64)
-    return edges[:-1] + (np.random.default_rng(_SEED).random(limit) * np.diff(edges)).astype(np.int64)
 
 
 def name_bytes(lengths: npt.NDArray[np.uint64]) -> int:

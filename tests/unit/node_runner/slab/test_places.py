@@ -6,7 +6,7 @@ import pytest
 
 from memdiag_node.slab.cache import Cache
 from memdiag_node.slab.free_lists import ATTEMPTS, encoding_of
-from memdiag_node.slab.places import Places, ReadStates, SlabState
+from memdiag_node.slab.places import Places, ReadStates, SlabState, spread
 from support.synthetic_slabs import AT, PAGE_ARRAY, STRUCT_PAGE_BYTES, Memory, address, array, make_cache
 
 FRAMES, PLACES = (10, 20, 21), 16
@@ -109,3 +109,14 @@ def test_no_slabs_have_no_places() -> None:
     assert not len(places.allocated())
     assert places.slots(array(address(10))).tolist() == [-1]
     assert not places.mark_free(array(address(10))).any()
+
+
+def test_all_objects_are_chosen_if_they_are_few() -> None:
+    assert spread(5, 10).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_choice_has_one_object_of_each_part() -> None:
+    places = spread(1_000_003, 1000)
+    assert (places // 1000.003).astype(int).tolist() == pytest.approx(list(range(1000)), abs=1)
+    assert len(np.unique(places)) == 1000
+    assert places[-1] < 1_000_003

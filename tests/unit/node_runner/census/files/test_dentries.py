@@ -1,10 +1,10 @@
-"""Counts of the directory cache: samples, lengths of names, the record."""
+"""Counts of the directory cache: lengths of names, scaling, the record."""
 
 import numpy as np
 import pytest
 
 from memdiag_api import limits
-from memdiag_node.census.files.dentries import FoundShare, RawDentries, dentries_record, name_bytes, sampled_places
+from memdiag_node.census.files.dentries import FoundShare, RawDentries, dentries_record, name_bytes
 from memdiag_node.census.files.super_blocks import FileSystem
 from memdiag_node.render.dentries import dentries_lines
 from memdiag_node.render.text import WIDTH
@@ -25,17 +25,6 @@ def raw(*, read: int = 1_000_000, sampled_share: float = 1.0) -> RawDentries:
         directories=[FoundShare(EXT4, f"/srv/{number}", read // 20, read // 20) for number in range(16)],
         sampled_share=sampled_share,
     )
-
-
-def test_all_places_are_chosen_if_they_are_few() -> None:
-    assert sampled_places(5, 10).tolist() == [0, 1, 2, 3, 4]
-
-
-def test_a_sample_has_one_place_of_each_part() -> None:
-    places = sampled_places(1_000_003, 1000)
-    assert (places // 1000.003).astype(int).tolist() == pytest.approx(list(range(1000)), abs=1)
-    assert len(np.unique(places)) == 1000
-    assert places[-1] < 1_000_003
 
 
 @pytest.mark.parametrize(("length", "expected"), [(40, 64), (47, 64), (48, 96), (200, 256), (255, 512), (1 << 31, 512)])
