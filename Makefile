@@ -111,6 +111,12 @@ bench-trace: prepare venv ## cost of the trace compared with bcc's memleak; writ
 bench-scan: prepare venv ## cost of a scan of 100,000 sockets compared with ss; writes docs/benchmarks.md
 	$(PY) tests/bench/scan_cost.py --write docs/benchmarks.md
 
+.PHONY: bench-census
+bench-census: prepare venv ## cost of the census compared with slabtop, and with drgn in a guest; writes docs/benchmarks.md
+	@$(CLUSTER) prepare procps qemu-system-x86 e2fsprogs
+	@$(CLUSTER) build
+	$(PY) tests/bench/census_cost.py --write docs/benchmarks.md
+
 .PHONY: bench-operator
 bench-operator: prepare venv ## cost of the operator with 1,000 nodes and 200 diagnoses; writes docs/benchmarks.md
 	$(PY) tests/bench/operator_scale.py --write docs/benchmarks.md

@@ -5,8 +5,9 @@ cd "$(dirname "$0")/.."
 lock() { # lock NAME PYTHON ARGUMENT...
   local name=$1 python=$2; shift 2
   uv pip compile --quiet --universal --python-version "$python" --generate-hashes --no-emit-index-url \
-    --custom-compile-command "make requirements" -o "requirements/$name.txt" pyproject.toml "$@"
+    --custom-compile-command "make requirements" -o "requirements/$name.txt" "$@"
 }
-lock operator 3.13 --extra operator
-lock node-runner 3.13 --extra node
-lock dev 3.11 --extra operator --extra node --group dev
+lock operator 3.13 pyproject.toml --extra operator
+lock node-runner 3.13 pyproject.toml --extra node
+lock dev 3.11 pyproject.toml --extra operator --extra node --group dev
+lock bench 3.13 --group bench

@@ -78,12 +78,18 @@ def run_guest(suite: str, work: Path) -> GuestRun:
 
 
 def boot(
-    kernel: GuestKernel, module: str, work: Path, *, extra: Sequence[str] = (), kernel_arguments: Sequence[str] = ()
+    kernel: GuestKernel,
+    module: str,
+    work: Path,
+    *,
+    extra: Sequence[str] = (),
+    disks: Sequence[Path] = (),
+    kernel_arguments: Sequence[str] = (),
 ) -> tuple[dict[str, Any], float, list[str]]:
     """Run a Python module in a guest until it powers off; returns its results, the seconds, and warnings.
 
     The module is called with the block device for its results (write_results), in the folder tests. `extra` are files
-    and folders of the folder `work`, which the guest has in /source.
+    and folders of the folder `work`, which the guest has in /source; `disks` are more disks, /dev/vdd and so on.
     """
     root = guest_disk.provide_runner_disk()
     sources, results = _pack_sources(work, module, extra), work / "results"
@@ -91,7 +97,7 @@ def boot(
         file.truncate(RESULT_BYTES)
     machine = VirtualMachine(
         kernel=kernel,
-        disks=[root, sources, results],
+        disks=[root, sources, results, *disks],
         init=guest_disk.RUNNER_INIT,
         kernel_arguments=kernel_arguments,
         writable=frozenset({results}),
