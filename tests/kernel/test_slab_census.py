@@ -105,9 +105,18 @@ def runs(memory: KernelMemory, btf: Btf, at: dict[str, int]) -> Runs:
             census = take_slab_census(memory, btf, at=at, programs=programs)
             after = slabinfo_active()
             surviving = surviving_places(census)
-            for cache, count, places in zip(census.caches, census.count(), surviving, strict=True):
+            for number, (cache, count) in enumerate(zip(census.caches, census.count(), strict=True)):
                 if count.slab_bytes >= _LARGE_BYTES and cache.name in before and cache.name in after:
-                    compare(found, cache.name, count, places, before=before[cache.name], after=after[cache.name])
+                    rows = before[cache.name], after[cache.name]
+                    found.compared += 1
+                    found.differences += [
+                        f"{cache.name}: {difference}; slabinfo had {rows}"
+                        for difference in (
+                            different_places(count, surviving[number], *rows),
+                            different_objects(census, number, count, *rows),
+                        )
+                        if difference
+                    ]
             found.planted.append(packets_of(census, btf, sender))
             found.uncertain.append(census.uncertain_objects)
             for name, check in TYPES.items():
@@ -115,24 +124,25 @@ def runs(memory: KernelMemory, btf: Btf, at: dict[str, int]) -> Runs:
     return found
 
 
-def compare(
-    found: Runs, name: str, count: CacheCount, surviving: int, *, before: tuple[int, int], after: tuple[int, int]
-) -> None:
-    """Places are within what slabinfo had before and after; objects are not more than it calls active.
+Row = tuple[int, int]
+"""Active objects and all objects, as slabinfo counts them."""
 
-    A cache may have grown and shrunk between the two: of slabs that were freed since the census, slabinfo says nothing.
-    """
-    found.compared += 1
-    freed = count.objects - surviving
+
+def different_places(count: CacheCount, surviving: int, before: Row, after: Row) -> str:
+    """Places are not fewer than in slabinfo before and after, and those that are left are not more than after."""
     changed = abs(after[1] - before[1]) + count.vanished
     allowed = 0.01 * max(before[1], after[1])
-    if count.objects < min(before[1], after[1]) - changed - allowed or surviving > after[1] + allowed:
-        found.differences.append(
-            f"{name}: {count.objects} places, {surviving} left, slabinfo has {before[1]} and {after[1]}"
-        )
-    changed = abs(after[0] - before[0]) + abs(after[1] - before[1]) + max(count.vanished, freed)
-    if count.in_use - count.uncertain > max(before[0], after[0]) + changed + allowed:
-        found.differences.append(f"{name}: {count.in_use} objects, slabinfo has {before[0]} and {after[0]}")
+    agrees = count.objects >= min(before[1], after[1]) - changed - allowed and surviving <= after[1] + allowed
+    return "" if agrees else f"{count.objects} places, {surviving} are left"
+
+
+def different_objects(census: SlabCensus, number: int, count: CacheCount, before: Row, after: Row) -> str:
+    """Objects are not more than slabinfo calls active, or what is left of them: a cache may grow and shrink between."""
+    allowed = 0.01 * max(before[1], after[1])
+    if count.in_use - count.uncertain <= max(before[0], after[0]) + allowed:
+        return ""
+    left = int(census.still_allocated(number, census.objects(number)).sum())
+    return "" if left <= after[0] + allowed else f"{count.in_use} objects, {left} are left"
 
 
 def living(census: SlabCensus, name: str) -> tuple[int, npt.NDArray[np.uint64]]:

@@ -38,6 +38,8 @@ class Links:
     """Link. LIST is only certain when the address after the last one, `after`, points back to it."""
     after: npt.NDArray[np.uint64]
     """For the last packet of a list: the address that follows it, the head of the list. Else 0."""
+    next: npt.NDArray[np.int32]
+    """Index of the packet that it leads to; of itself if there is none."""
 
 
 def link(
@@ -53,7 +55,8 @@ def link(
     position = np.minimum(np.searchsorted(address, target), max(0, count - 1)).astype(np.int32)
     goes_on = (address[position] == target) if count else np.zeros(0, np.bool_)
     is_mutual = goes_on & ((second_word[position] == address) | (third_word[position] == address))
-    last, is_certain = _follow(np.where(goes_on, position, own), is_mutual | ~goes_on)
+    following = np.where(goes_on, position, own)
+    last, is_certain = _follow(following, is_mutual | ~goes_on)
     is_end = ~goes_on
     kind = np.full(count, Link.TORN, np.uint8)
     word = first_word[last]
@@ -65,7 +68,19 @@ def link(
     after = np.zeros(count, "<u8")
     ends = np.unique(last[is_listed])
     after[ends] = first_word[ends]
-    return Links(last, kind, after)
+    return Links(last, kind, after, following)
+
+
+def from_starts(links: Links, is_start: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Whether each packet is one of the starts, or is reached from one."""
+    reached, jump = is_start.copy(), links.next
+    for _ in range(max(1, len(jump)).bit_length() + 1):
+        reached[jump[reached]] = True
+        further = jump[jump]
+        if np.array_equal(further, jump):
+            break
+        jump = further
+    return reached
 
 
 def _follow(

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from memdiag_node.census.networks.network_objects import Networks, index_of
 from memdiag_node.census.packets.alive import own_data, still_allocated
-from memdiag_node.census.packets.chains import Link, Links, link
+from memdiag_node.census.packets.chains import Link, Links, from_starts, link
 from memdiag_node.census.packets.place import Place, Pointers
 from memdiag_node.census.packets.protocols import protocol_pointers
 from memdiag_node.census.packets.queues import (
@@ -52,6 +52,7 @@ class PlacedPackets:
         self._links = self._link()
         self._queues = np.zeros(1, QUEUE_DTYPE)  # number 0: none
         self._queue = np.zeros(count, np.int32)  # of each list, tree or chain, at the index of its last packet
+        self._is_start = np.zeros(count, np.bool_)  # whether a queue leads to this packet of a chain
         qdiscs = read_qdiscs(census, at, networks)
         self._place_lists(qdiscs)
         for pointers in (
@@ -161,6 +162,7 @@ class PlacedPackets:
         place = self._place(last)
         is_free = (place == Place.UNKNOWN) | (place == Place.OBJECT_LIST)
         last, found = last[is_free], found[is_free]
+        self._is_start[numbers[found]] = True
         self._queue[last] = self._add_queues(pointers.place, pointers.owners[found], pointers.devices[found])
 
     def _place(self, lasts: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
@@ -186,6 +188,7 @@ class PlacedPackets:
             if not len(front):
                 break
             self._queue[self._links.last[numbers]] = self._queue[self._links.last[front]]
+            self._is_start[numbers] = True
             front = numbers
 
     def _follow_fragment_lists(self) -> None:
@@ -203,16 +206,16 @@ class PlacedPackets:
                 break
             lasts = self._links.last[members[ready]]
             self._queue[lasts] = self._queue[self._links.last[parents[ready]]]
+            self._is_start[members[ready]] = True
             self.is_member |= np.isin(self._links.last, lasts)
 
     def _spread(self) -> None:
         """From each list, tree and chain to its packets."""
-        kind = self._links.kind
-        self._queue_of = np.where(kind != Link.TORN, self._queue[self._links.last], 0)
-        # Freed packets that a CPU keeps may still lead to one that was used again, and is in a qdisc now.
-        queues = self._queues[self._queue_of]
-        is_in_qdisc = (queues["place"] == Place.QDISC) & (kind == Link.CHAIN) & ~self.is_member
-        self._queue_of[is_in_qdisc & (queues["device"] != self.table.third_word)] = 0
+        is_placed = self._links.kind != Link.TORN
+        # Freed packets that a CPU keeps may still lead to one that was used again, and is in a queue now.
+        is_placed &= (self._links.kind != Link.CHAIN) | from_starts(self._links, self._is_start)
+        self.is_member &= is_placed
+        self._queue_of = np.where(is_placed, self._queue[self._links.last], 0)
         self.place = self._queues["place"][self._queue_of]
         """Place."""
 

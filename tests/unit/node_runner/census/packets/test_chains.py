@@ -1,11 +1,13 @@
 """Packets linked in lists, trees and chains."""
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memdiag_node.census.packets.chains import Link, Links, link
+from memdiag_node.census.packets.chains import Link, Links, from_starts, link
 
 _BASE, _STRIDE, _HEAD = 0xFFFF_8880_0001_0000, 0x100, 0xFFFF_8880_00F0_0040
 
@@ -86,3 +88,20 @@ def test_garbage_is_followed_to_an_end(words: list[tuple[int, int, int]]) -> Non
     links = linked(words)
     placed: npt.NDArray[np.bool_] = links.kind != Link.TORN
     assert (links.last[links.last[placed]] == links.last[placed]).all()
+
+
+@given(st.permutations(range(40)), st.integers(0, 39))
+def test_from_a_packet_the_rest_of_its_chain_is_reached(order: list[int], position: int) -> None:
+    words = [(0, 0, 0)] * len(order)
+    for number, following in itertools.pairwise(order):
+        words[number] = at(following), 0, 0
+    is_start = np.zeros(len(order), np.bool_)
+    is_start[order[position]] = True
+    assert set(np.flatnonzero(from_starts(linked(words), is_start))) == set(order[position:])
+
+
+def test_freed_packets_that_lead_to_one_in_a_queue_are_not_reached() -> None:
+    chain, freed = [(at(1), 0, 0), (0, 0, 0)], [(at(0), 0, 0), (at(2), 0, 0)]
+    links = linked(chain + freed)
+    assert links.last.tolist() == [1] * 4
+    assert from_starts(links, np.array([True, False, False, False])).tolist() == [True, True, False, False]
