@@ -19,7 +19,7 @@ from support.guest_calls import BUILT
 LEAKED_OBJECTS, LOST_PACKETS = 200_000, 20_000
 SLAB_PACKETS = 20_000
 """Many more than the free objects that slabinfo counts as active: up to a few hundred on lists of CPUs."""
-_SETTLE_SECONDS = 20
+_SETTLE_SECONDS, _QUIET_SECONDS = 20, 4
 
 Seen = dict[str, Any]
 
@@ -191,12 +191,13 @@ def _objects_of_size(size_bytes: int) -> int:
 
 
 def _settled_free_bytes() -> int:
-    """MemFree once it no longer moves: what was planted before is freed with a delay."""
-    free_bytes = _meminfo("MemFree")
+    """MemFree once it has not moved for some seconds: what was planted before is freed with a delay, and in parts."""
+    free_bytes, quiet_seconds = _meminfo("MemFree"), 0
     for _ in range(_SETTLE_SECONDS):
         time.sleep(1)
         last_bytes, free_bytes = free_bytes, _meminfo("MemFree")
-        if abs(free_bytes - last_bytes) < MIB:
+        quiet_seconds = quiet_seconds + 1 if abs(free_bytes - last_bytes) < MIB else 0
+        if quiet_seconds == _QUIET_SECONDS:
             break
     return free_bytes
 
