@@ -102,10 +102,8 @@ Parts at {_LEVELS * _OBJECTS:,} planted objects:
 
 {part_rows(runs)}
 
-Finding the slabs includes {spread(run["compiling_seconds"] for run in runs)} s in which programs are compiled, and the
-peak of that part is the compiler's. Before the census, the start of the runner takes
-{spread(run["start_seconds"] for run in runs)} s of CPU and {format_bytes(max(run["start_peak_bytes"] for run in runs))}
-at most: imports, types of the kernel, and the programs that read memory.
+Before the census, the start of the runner takes {spread(run["start_seconds"] for run in runs)} s of CPU and
+{format_bytes(max(run["start_peak_bytes"] for run in runs))} at most: imports, types of the kernel, and the compiler.
 
 **A simulated node of 1 TiB**: the memory of this machine, as often as it fits. Only finding the slabs is simulated, and
 the total from a sample; the search ends at the time limit, or when as many slabs are found as are kept.

@@ -21,9 +21,7 @@ from memdiag_api.evidence import Check
 from memdiag_node.attempts import Attempts
 from memdiag_node.census.frames.block_heads import BlockHeads
 from memdiag_node.census.frames.frames import HELD_DTYPE, take_census
-from memdiag_node.kernel import loader
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.kernel.compiler import compile_source
 from memdiag_node.kernel.memory import open_memory
 from memdiag_node.kernel_objects import KernelObjects, TakenCensus, object_fields
 from memdiag_node.procfs.kpageflags import FrameTable
@@ -58,7 +56,6 @@ class Parts:
 
     def __init__(self) -> None:
         self.costs: dict[str, dict[str, float]] = {}
-        self.compiling_seconds = 0.0
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -69,18 +66,6 @@ class Parts:
         cost = self.costs.setdefault(name, {"cpu_seconds": 0.0, "peak_bytes": 0})
         cost["cpu_seconds"] += cpu_seconds() - before
         cost["peak_bytes"] = max(cost["peak_bytes"], resident_bytes("VmHWM"))
-
-    def count_compiling(self) -> None:
-        """From now on, count the time of the compiler too."""
-
-        def counted(*arguments: Any) -> Any:
-            before = cpu_seconds()
-            try:
-                return compile_source(*arguments)
-            finally:
-                self.compiling_seconds += cpu_seconds() - before
-
-        setattr(loader, "compile_source", counted)  # noqa: B010 - mypy refuses an assignment to what a module imports
 
 
 def take() -> dict[str, Any]:
@@ -93,7 +78,6 @@ def take() -> dict[str, Any]:
         objects = KernelObjects(opened, memory, at, attempts=attempts, roots=roots, stop=Stop())
         start_seconds, before_bytes = cpu_seconds(), resident_bytes("VmRSS")
         start_peak_bytes = resident_bytes("VmHWM")
-        parts.count_compiling()
         started = time.monotonic()
         before = slabinfo_active()
         with parts.part("slabs"):
@@ -112,7 +96,6 @@ def take() -> dict[str, Any]:
             "start_peak_bytes": start_peak_bytes,
             "before_bytes": before_bytes,
             "seconds": seconds,
-            "compiling_seconds": parts.compiling_seconds,
             "parts": parts.costs,
             "sampled_share": census.census.sampled_share,
             "slabinfo": [{name: [places, active] for name, (active, places) in one.items()} for one in (before, after)],
