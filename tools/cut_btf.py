@@ -17,14 +17,14 @@ from memdiag_node.kernel.btf import Btf, BtfError
 from memdiag_node.kernel.memory import memory_layout
 from memdiag_node.kernel.programs import ProgramInfoLayout
 from memdiag_node.kernel_objects import object_fields
-from memdiag_node.sockets.source import queue_layout, socket_defines
+from memdiag_node.sockets.source import socket_defines, user_layout
 from memdiag_node.trace.page_trace import _layout as trace_defines
 from memdiag_node.walker.walker import queue_defines
 
 LAYOUTS: tuple[Callable[[Btf], object], ...] = (
     memory_layout,
     socket_defines,
-    queue_layout,
+    user_layout,
     queue_defines,
     holder_fields,
     trace_defines,

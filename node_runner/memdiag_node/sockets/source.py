@@ -213,7 +213,6 @@ def socket_defines(btf: Btf) -> dict[str, int]:
     """The defines of sockets.bpf.c for the running kernel. Raises BtfError naming what the kernel lacks."""
     defines = _ABI | _NUMBERS_IN_C | MEMORY_DEFINES | offsets(btf, _FIELDS)
     for switch, fields in (
-        ("HAS_RELEASE", _RELEASE),
         ("HAS_IPV6", _IPV6),
         ("HAS_PACKET", _PACKET),
         ("HAS_VSOCK", _VSOCK),
@@ -234,13 +233,15 @@ def socket_defines(btf: Btf) -> dict[str, int]:
     }
 
 
-def queue_layout(btf: Btf) -> dict[str, int]:
-    """Offsets that only user space needs: of the field in a packet's control block that says how much was read.
+def user_layout(btf: Btf) -> dict[str, int]:
+    """Offsets that only user space needs.
 
-    If a kernel lacks one of the protocols, its field is missing.
+    Those of the fields in a packet's control block that say how much was read (if a kernel lacks one of the protocols,
+    its field is missing), and of the function by which a kind of file is recognized, with HAS_RELEASE.
     """
     fields = (*_MPTCP_CONSUMED, *_VSOCK_CONSUMED)
-    return offsets(btf, _UNIX_CONSUMED) | offsets(btf, (one for one in fields if btf.has_field(*one[1:])))
+    consumed = offsets(btf, _UNIX_CONSUMED) | offsets(btf, (one for one in fields if btf.has_field(*one[1:])))
+    return consumed | optional_offsets(btf, "HAS_RELEASE", _RELEASE)
 
 
 class SocketSource(Resource):
@@ -251,7 +252,7 @@ class SocketSource(Resource):
 
     def __init__(self, btf: Btf) -> None:
         defines = socket_defines(btf)
-        self.offset = defines | queue_layout(btf)
+        self.offset = defines | user_layout(btf)
         """Offsets of a socket's queues and of a packet's fields, in bytes."""
         with self._opening() as parts:
             self._object = parts.enter_context(BpfObject(_SOURCE, defines, _MAPS))
