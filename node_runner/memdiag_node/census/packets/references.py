@@ -38,9 +38,8 @@ def find_references(
     census: SlabCensus, at: Mapping[str, int], packets: npt.NDArray[np.uint64], *, max_words: int
 ) -> References:
     """Read slabs of untyped objects, up to `max_words`, and find pointers to `packets`, which ascend.
-    `at` is the result of `fields`.
 
-    Small caches are read whole, large ones are sampled.
+    `at` has the result of `reference_fields`. Small caches are read whole, large ones are sampled.
     """
     rows, words, share = _chosen_slabs(census, _is_searched(census, at), max_words)
     bases = (rows["frame"] << np.uint64(census.at["PAGE_SHIFT"])) + np.uint64(census.linear_base)
