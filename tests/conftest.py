@@ -13,6 +13,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from support import fault_table
+from support.guests import pool
+
+__all__ = ["pool"]
 
 TESTS_ROOT = Path(__file__).parent
 # In the order in which they run: what measures the machine comes before the clusters that live on it until the end.

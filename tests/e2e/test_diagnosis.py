@@ -14,6 +14,8 @@ import yaml
 from local_cluster.paths import PROJECT
 from support.cluster import TestCluster
 
+pytestmark = pytest.mark.usefixtures("guests_boot_meanwhile")
+
 RAW_KERNEL_ADDRESS = re.compile(r"ffff[0-9a-f]{12}")
 DURATION_SECONDS = 12
 

@@ -19,6 +19,8 @@ from support.cluster import TestCluster
 from support.control_plane import ControlPlane
 from support.hollow_node import eventually
 
+pytestmark = pytest.mark.usefixtures("guests_boot_meanwhile")
+
 EMBEDDED = PROJECT / "manifests/overlays/embedded"
 RUNNERS = "memdiag-runners"
 IMAGE = "memdiag.dev/node-runner:dev"

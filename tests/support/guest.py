@@ -20,7 +20,9 @@ NATIVE = "native"
 """The machine's own kernel, where a test's parameter is a Debian suite otherwise."""
 
 RESULT_BYTES = 32 << 20
-TIMEOUT_SECONDS = 900
+TIMEOUT_SECONDS = 1500
+WAIT_SECONDS = TIMEOUT_SECONDS + 100
+"""The timeout of a test that waits for a guest."""
 BOOT_ATTEMPTS = 2
 
 # A network with only an echo server, made by QEMU: data sent there comes back through the card's driver.

@@ -8,11 +8,12 @@ import pytest
 from memdiag_api.census.packets import PacketPlace, WaitingPackets
 from memdiag_api.evidence import Census, Evidence, Holder, HolderKind, NeedState
 from memdiag_api.record import Record
+from support.guest import WAIT_SECONDS
 from support.guest_lab import Answers
 
 CLOSE = 0.02
 
-pytestmark = pytest.mark.timeout(900)  # the first test of each kernel boots it
+pytestmark = pytest.mark.timeout(WAIT_SECONDS)  # the first test of each kernel boots it
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from memdiag_api.evidence import (
     Trend,
     VerdictKind,
 )
-from support.guest import NATIVE, GuestRun, run_here
+from support.guest import NATIVE, WAIT_SECONDS, GuestRun, run_here
 from support.guest_pool import GuestPool
 from support.guest_program import CONTAINER_ID, PLANTER_UID, POD_UID
 from support.slab_comparison import check_caches
@@ -34,7 +34,7 @@ WITH_PAGE_POOLS = {"sid"}  # whose virtio_net takes its buffers from page pools:
 WITH_KFENCE = {"trixie", "sid"}
 LARGE_KMALLOC_BYTES = 2 << 20
 
-pytestmark = pytest.mark.timeout(900)  # the first test of each kernel boots it
+pytestmark = pytest.mark.timeout(WAIT_SECONDS)  # the first test of each kernel boots it
 only_guests = pytest.mark.parametrize("suite", GUESTS, indirect=True)
 
 

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
+from support.guest import WAIT_SECONDS
 from support.guest_lab import Answers
 from support.guest_planted import LEAKED_OBJECTS, LOST_PACKETS
 
-pytestmark = pytest.mark.timeout(900)  # the first test of each kernel boots it
+pytestmark = pytest.mark.timeout(WAIT_SECONDS)  # the first test of each kernel boots it
 
 
 def planted_and_seen(guest: Answers, name: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 
+from support.guest import WAIT_SECONDS
 from support.guest_pool import GuestPool
 from support.guest_variants import VARIANTS
 from support.slab_comparison import check_caches
 
 LARGE_KMALLOC_BYTES = 2 << 20
 
-pytestmark = pytest.mark.timeout(900)  # the first test of each variant waits for its boot
+pytestmark = pytest.mark.timeout(WAIT_SECONDS)  # the first test of each variant waits for its boot
 
 
 @pytest.fixture(scope="session", params=VARIANTS)
