@@ -95,6 +95,8 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
                 f"tracing for {settings.duration_seconds:.0f} s" if trace else "waiting for the second scan"
             )
             captured.interrupted = _wait(settings.duration_seconds, stop, trace, attempts)
+        else:
+            captured.interrupted = stop.is_set()  # before anything could be measured over a window
         _end_window(trace, attempts)
         census = _take_census(objects, attempts, captured)
         if sockets:

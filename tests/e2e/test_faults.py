@@ -18,6 +18,7 @@ from local_cluster.paths import PROJECT
 from support.cluster import TestCluster
 from support.control_plane import ControlPlane
 from support.hollow_node import eventually
+from support.runner_process import is_tracing
 
 pytestmark = pytest.mark.usefixtures("guests_boot_meanwhile")
 
@@ -203,13 +204,15 @@ def test_a_runner_that_dies_ends_the_run_with_its_reason(
 def test_a_run_that_is_terminated_keeps_what_it_had(ordinary: TestCluster) -> None:
     ask(ordinary, "cut-short", duration="10m")
     eventually(lambda: re.search("tracing on node1", succeeded(ordinary, "cut-short")["message"]), PATIENCE_SECONDS)
+    eventually(lambda: is_tracing(ordinary, "cut-short"), PATIENCE_SECONDS)
     time.sleep(3)  # so that something is kept
     ordinary.kubectl("patch", "memdiag", "cut-short", "--type=merge", "-p", '{"spec":{"terminate":true}}')
     condition = end(ordinary, "cut-short")
     assert condition["reason"] == "Terminated", condition
     (result,) = json.loads(ordinary.kubectl("get", "memdiag", "cut-short", "-o", "json"))["status"]["results"]
     assert "verdict" in result, condition
-    assert any("ended early" in line for line in result["coverage"])
+    assert any("ended early" in line for line in result["coverage"]), result["coverage"]
+    assert not any("before it started" in line for line in result["coverage"]), result["coverage"]
 
 
 def test_a_diagnosis_that_is_deleted_takes_its_runner_along(ordinary: TestCluster) -> None:

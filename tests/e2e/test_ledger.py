@@ -4,7 +4,6 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import yaml
 from local_cluster.paths import PROJECT
 from planted import memory
 from planted.memory import MIB
-from support.bpf import loaded_programs, programs_of
 from support.cluster import TestCluster
 from support.machine_noise import Noise, measure_alloc_page_noise
+from support.runner_process import is_tracing
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -99,22 +98,6 @@ def planted_bytes(cluster: TestCluster) -> dict[str, int] | None:
     return said
 
 
-def is_tracing(cluster: TestCluster) -> bool:
-    """Whether the run's process on the node has loaded its trace: allocations a moment later are seen."""
-    run = cluster.try_kubectl("get", "memdiag", "ledger", "-o", "jsonpath={.status.runID}").stdout
-    tracing = {number for number, name in loaded_programs().items() if name == "on_alloc"}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            words = path.read_bytes().split(b"\0")
-            if (
-                run
-                and any(word.endswith(run.encode()) for word in words)
-                and programs_of(int(path.parent.name)) & tracing
-            ):
-                return True
-    return False
-
-
 @pytest.fixture(scope="module")
 def noise_before(node: TestCluster) -> Noise:
     """The noise of the machine, including its idle cluster."""
@@ -137,10 +120,10 @@ def measured(node: TestCluster, noise_before: Noise) -> tuple[dict[str, Any], di
     manifest["metadata"]["name"] = "ledger"
     manifest["spec"] |= {"duration": f"{DURATION_SECONDS}s", "topN": 20}
     node.kubectl("apply", "-f", "-", input=yaml.safe_dump(manifest))
-    wait_for("tracing", lambda: is_tracing(node))
+    wait_for("tracing", lambda: is_tracing(node, "ledger"))
     node.kubectl("apply", "-f", "-", input=json.dumps(pod()))
     counted = wait_for("planting", lambda: planted_bytes(node))
-    assert is_tracing(node), "the loads came too late"
+    assert is_tracing(node, "ledger"), "the loads came too late"
     node.kubectl("wait", "--for=condition=Reconciling=False", "memdiag/ledger", f"--timeout={PATIENCE_SECONDS}s")
     status = json.loads(node.kubectl("get", "memdiag", "ledger", "-o", "json"))["status"]
     report = json.loads(node.kubectl("get", "memorydiagnosisreport", status["reportRefs"][0]["name"], "-o", "json"))
