@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from support import fault_table
-from support.guests import pool
+from support.guest_boots import guest_pool
 
-__all__ = ["pool"]
+__all__ = ["guest_pool"]
 
 TESTS_ROOT = Path(__file__).parent
 # In the order in which they run: what measures the machine comes before the clusters that live on it until the end.

@@ -3,7 +3,7 @@
 import pytest
 
 from support.cluster import cluster
-from support.guests import boot_meanwhile
+from support.guest_boots import boot_meanwhile
 
 __all__ = ["cluster"]
 

@@ -12,7 +12,7 @@ GUESTS = pytest.StashKey[list[GuestRun]]()
 
 
 @pytest.fixture(scope="session")
-def guests(pytestconfig: pytest.Config, pool: GuestPool) -> list[GuestRun]:
+def guests(pytestconfig: pytest.Config, guest_pool: GuestPool) -> list[GuestRun]:
     """The guests of this session, for the table; skips if none can be booted."""
     return pytestconfig.stash.setdefault(GUESTS, [])
 
@@ -23,16 +23,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", params=[Cause.STOPPED.value])
-def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pool: GuestPool) -> Outcome:
+def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, guest_pool: GuestPool) -> Outcome:
     """The measurements of `make case`, while no other guest runs."""
-    pool.wait()
+    guest_pool.wait()
     return run_case(request.param, tmp_path_factory.mktemp("case"))
 
 
 @pytest.fixture(scope="session", params=SUITES)
-def guest(request: pytest.FixtureRequest, pool: GuestPool) -> Answers:
+def guest(request: pytest.FixtureRequest, guest_pool: GuestPool) -> Answers:
     """What was planted in a guest, and seen there. One boot of each kernel for all files of tests."""
-    found: Answers = pool.result(("guest", request.param))
+    found: Answers = guest_pool.result(("guest", request.param))
     return found
 
 

@@ -45,13 +45,15 @@ def suite(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def guest(suite: str, pool: GuestPool, tmp_path_factory: pytest.TempPathFactory, guests: list[GuestRun]) -> GuestRun:
+def guest(
+    suite: str, guest_pool: GuestPool, tmp_path_factory: pytest.TempPathFactory, guests: list[GuestRun]
+) -> GuestRun:
     run: GuestRun
     if suite == NATIVE:
-        pool.wait()  # this machine's memory is measured
+        guest_pool.wait()  # this machine's memory is measured
         run = run_here(tmp_path_factory.mktemp(suite))
     else:
-        run = pool.result(("suite", suite))
+        run = guest_pool.result(("suite", suite))
     guests.append(run)
     return run
 

@@ -15,9 +15,9 @@ pytestmark = pytest.mark.timeout(WAIT_SECONDS)  # the first test of each variant
 
 
 @pytest.fixture(scope="session", params=VARIANTS)
-def variant(request: pytest.FixtureRequest, pool: GuestPool) -> dict[str, Any]:
+def variant(request: pytest.FixtureRequest, guest_pool: GuestPool) -> dict[str, Any]:
     """The report of guest_slab_census.py in a guest."""
-    report: dict[str, Any] = pool.result(("variant", request.param))
+    report: dict[str, Any] = guest_pool.result(("variant", request.param))
     return report
 
 

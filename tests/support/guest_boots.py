@@ -73,7 +73,7 @@ def what_is_missing() -> str | None:
 
 
 @pytest.fixture(scope="session")
-def pool(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> GuestPool:
+def guest_pool(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> GuestPool:
     """All guests that the selected tests need, in the order of the tests; skips if none can be booted."""
     if reason := what_is_missing():
         pytest.skip(reason)
@@ -87,4 +87,4 @@ def pool(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def boot_meanwhile(request: pytest.FixtureRequest) -> None:
     """Boot the guests that tests of this session need later, while tests run that mostly wait."""
     if what_is_missing() is None and any(_guests_of(item) for item in request.session.items):
-        request.getfixturevalue("pool")
+        request.getfixturevalue("guest_pool")
