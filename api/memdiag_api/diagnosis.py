@@ -11,13 +11,13 @@ from memdiag_api import limits
 from memdiag_api.conditions import Condition
 from memdiag_api.evidence import (
     Check,
-    Confidence,
     Context,
     HolderKind,
     MemoryClass,
     Trend,
     VerdictKind,
 )
+from memdiag_api.findings import Confidence
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import ApiModel, Sentence, ShortText
 from memdiag_api.record import ByteCount, Count, Share, SignedByteCount

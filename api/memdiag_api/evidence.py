@@ -18,8 +18,10 @@ from memdiag_api.census.files import FileCensus
 from memdiag_api.census.namespaces import NetworkNamespaces
 from memdiag_api.census.packets import PacketCensus
 from memdiag_api.census.slab import SlabCaches
+from memdiag_api.findings import Confidence, Finding
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import Sentence, ShortText
+from memdiag_api.owners import ClassOwners
 from memdiag_api.record import ByteCount, Count, Name, Record, Share, SignedByteCount
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -543,14 +545,6 @@ class VerdictKind(StrEnum):
     INCONCLUSIVE = "Inconclusive"
 
 
-class Confidence(StrEnum):
-    """Confidence is the confidence in the verdict."""
-
-    HIGH = "High"
-    MEDIUM = "Medium"
-    LOW = "Low"
-
-
 class SuspectScope(StrEnum):
     """SuspectScope is the scope of a suspect: the owner of its stuck sockets."""
 
@@ -558,6 +552,14 @@ class SuspectScope(StrEnum):
     CONTAINER = "Container"
     POD = "Pod"
     NODE = "Node"
+
+
+class LeakDetected(StrEnum):
+    """LeakDetected says whether a leak was found. False needs proof: docs/verdicts.md has the conditions."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
 
 
 class Verdict(Record):
@@ -605,6 +607,18 @@ class Evidence(Record):
     ledger: Ledger | None = None
     census: Census | None = Field(
         default=None, description="Census of page frames. Null if /proc/kpageflags cannot be read."
+    )
+    owners: Annotated[list[ClassOwners], Field(max_length=limits.MAX_CLASSES)] = Field(
+        default_factory=list, description="Who has the memory of each class of the breakdown, largest class first."
+    )
+    findings: Annotated[list[Finding], Field(max_length=limits.MAX_FINDINGS)] = Field(
+        default_factory=list, description="The findings, most important first. Empty in documents of version 0.1.0."
+    )
+    explained_bytes: ByteCount = Field(
+        default=0, description="Memory of the node that is free or that a finding or a known owner explains."
+    )
+    leak_detected: LeakDetected | None = Field(
+        default=None, description="Whether a leak was found. Null in documents of version 0.1.0."
     )
     verdict: Verdict
     truncated: bool = Field(

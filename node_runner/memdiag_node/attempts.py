@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from memdiag_api.evidence import Check, Need, NeedState
-from memdiag_node.conclusion.doubts import Doubt
 from memdiag_node.errors import first_line
+from memdiag_node.findings.doubts import Doubt
 
 _MAX_DETAIL_CHARACTERS = 512
 _REMEDY = (

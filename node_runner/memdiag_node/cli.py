@@ -14,7 +14,7 @@ from memdiag_api.evidence import Check, NeedState, RunnerError
 from memdiag_api.units import parse_duration_seconds
 from memdiag_node.capture import UnsupportedError
 from memdiag_node.conclusion.document import keep
-from memdiag_node.conclusion.verdict import MIB, Thresholds
+from memdiag_node.findings.thresholds import MIB, Thresholds
 from memdiag_node.preflight.checks import preflight
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.publish import Output, publish, publish_failure

@@ -11,7 +11,7 @@ from memdiag_node.breakdown.classes import breakdown
 from memdiag_node.capture import Capture, MeasurementError, UnsupportedError, capture, owner_reader
 from memdiag_node.census.record import census_record
 from memdiag_node.conclusion.conclude import conclude
-from memdiag_node.conclusion.measurements import Measurements, TracedBlocks
+from memdiag_node.findings.measurements import Measurements, TracedBlocks
 from memdiag_node.holding import Holding, by_size
 from memdiag_node.host import read_host
 from memdiag_node.preflight.checks import explain_missing, possible_checks, preflight

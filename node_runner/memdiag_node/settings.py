@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from memdiag_api.evidence import Check
-from memdiag_node.conclusion.verdict import Thresholds
+from memdiag_node.findings.thresholds import Thresholds
 
 
 @dataclass(frozen=True, slots=True)

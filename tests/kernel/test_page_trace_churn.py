@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from memdiag_api.evidence import Trend
-from memdiag_node.conclusion.verdict import Thresholds
+from memdiag_node.findings.thresholds import Thresholds
 from memdiag_node.host import read_host
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.trace.page_trace import PageTrace, TraceSettings

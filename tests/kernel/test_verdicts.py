@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from memdiag_api.evidence import Check, Evidence, Trend, VerdictKind
-from memdiag_node.conclusion.verdict import Thresholds
+from memdiag_node.findings.thresholds import Thresholds
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.run import measure
 from memdiag_node.settings import Settings

@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from memdiag_api.evidence import (
     Breakdown,
     Check,
-    Confidence,
     Context,
     Evidence,
     FilledBy,
@@ -26,6 +25,7 @@ from memdiag_api.evidence import (
     VerdictKind,
     Window,
 )
+from memdiag_api.findings import Confidence
 
 MIB = 1 << 20
 GIB = 1024 * MIB

@@ -34,9 +34,9 @@ from memdiag_api.evidence import (
 from memdiag_api.framing import MAX_LOG_BYTES
 from memdiag_api.record import Record
 from memdiag_node.conclusion.conclude import conclude
-from memdiag_node.conclusion.doubts import Doubt
-from memdiag_node.conclusion.measurements import Measurements, TracedBlocks
-from memdiag_node.conclusion.verdict import Thresholds
+from memdiag_node.findings.doubts import Doubt
+from memdiag_node.findings.measurements import Measurements, TracedBlocks
+from memdiag_node.findings.thresholds import Thresholds
 from memdiag_node.holding import Holding
 from memdiag_node.publish import Output, publish
 from memdiag_operator.results.receive import check_document

@@ -1,1 +1,1 @@
-"""The evidence document and its verdict, from the measurements: pure functions, no I/O."""
+"""The evidence document, from the measurements and their findings: pure functions, no I/O."""

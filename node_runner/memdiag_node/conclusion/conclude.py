@@ -21,9 +21,10 @@ from memdiag_api.memory_classes import ClassName
 from memdiag_node.conclusion.document import keep_lists
 from memdiag_node.conclusion.join import Join, Overlap, join_blocks
 from memdiag_node.conclusion.ledger import held_bytes, ledger_of
-from memdiag_node.conclusion.measurements import Measurements
-from memdiag_node.conclusion.suspects import pinned_by
-from memdiag_node.conclusion.verdict import Thresholds, decide_verdict
+from memdiag_node.findings.measurements import Measurements
+from memdiag_node.findings.suspects import pinned_by
+from memdiag_node.findings.thresholds import Thresholds
+from memdiag_node.findings.verdict import decide_verdict
 from memdiag_node.holding import Holding, pinned_together_bytes, unique_bytes
 from memdiag_node.trace.stacks import first_name
 

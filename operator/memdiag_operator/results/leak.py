@@ -1,7 +1,8 @@
 """The status of LeakDetected for each verdict."""
 
 from memdiag_api.conditions import ConditionStatus
-from memdiag_api.evidence import LEAK_CHECKS, Confidence, Evidence, Verdict, VerdictKind
+from memdiag_api.evidence import LEAK_CHECKS, Evidence, Verdict, VerdictKind
+from memdiag_api.findings import Confidence
 
 LEAK_STATUS = {
     VerdictKind.PINNED_BY_UNREAD_SOCKET: ConditionStatus.TRUE,

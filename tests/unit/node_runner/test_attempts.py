@@ -4,7 +4,7 @@ import pytest
 
 from memdiag_api.evidence import Check
 from memdiag_node.attempts import Attempts
-from memdiag_node.conclusion.doubts import Doubt
+from memdiag_node.findings.doubts import Doubt
 
 
 def failed(check: Check, doing: str, *, optional: bool) -> Attempts:

@@ -7,7 +7,7 @@ import pytest
 
 from local_cluster.paths import PROJECT
 from memdiag_node.breakdown import reading
-from memdiag_node.conclusion.verdict import MIB, Thresholds
+from memdiag_node.findings.thresholds import MIB, Thresholds
 from memdiag_node.run import MAX_SINGLE_SOCKETS
 from memdiag_node.sockets import scanner as holder_sockets
 from memdiag_node.sockets import source as sockets

@@ -22,8 +22,8 @@ from memdiag_api.evidence import (
 )
 from memdiag_node.conclusion.conclude import conclude
 from memdiag_node.conclusion.ledger import ledger_of
-from memdiag_node.conclusion.measurements import Measurements, TracedBlocks
-from memdiag_node.conclusion.verdict import Thresholds
+from memdiag_node.findings.measurements import Measurements, TracedBlocks
+from memdiag_node.findings.thresholds import Thresholds
 from memdiag_node.holding import Holding
 from support.measurements import host_of, window_of
 

@@ -6,7 +6,8 @@ import pytest
 
 from memdiag_api.conditions import ConditionType, Reason
 from memdiag_api.diagnosis import MemoryDiagnosisStatus, NodeResult, VerdictSummary
-from memdiag_api.evidence import Confidence, VerdictKind
+from memdiag_api.evidence import VerdictKind
+from memdiag_api.findings import Confidence
 from memdiag_operator.config import OperatorConfig, SweepSettings
 from memdiag_operator.decide import pace
 from memdiag_operator.decide.pace import pause_seconds, size_bytes

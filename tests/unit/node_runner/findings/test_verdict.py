@@ -15,7 +15,6 @@ from memdiag_api.evidence import (
     CensusShare,
     Check,
     CompoundBlocks,
-    Confidence,
     Context,
     FilledBy,
     Holder,
@@ -33,10 +32,12 @@ from memdiag_api.evidence import (
     Verdict,
     VerdictKind,
 )
-from memdiag_node.conclusion.doubts import Doubt
-from memdiag_node.conclusion.measurements import Measurements
-from memdiag_node.conclusion.suspects import pinned_by
-from memdiag_node.conclusion.verdict import MIB, Thresholds, decide_verdict
+from memdiag_api.findings import Confidence
+from memdiag_node.findings.doubts import Doubt
+from memdiag_node.findings.measurements import Measurements
+from memdiag_node.findings.suspects import pinned_by
+from memdiag_node.findings.thresholds import MIB, Thresholds
+from memdiag_node.findings.verdict import decide_verdict
 from memdiag_node.holding import PINNED_DTYPE, Holding
 from memdiag_node.trace.stacks import NO_STACK
 from support.measurements import host_of, window_of

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Breakdown, Census, Check, Holder, Host, Need, ScanCoverage, Stack, Trace, Window
-from memdiag_node.conclusion.doubts import Doubt
+from memdiag_node.findings.doubts import Doubt
 from memdiag_node.holding import Holding
 
 

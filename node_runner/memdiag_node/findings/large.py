@@ -8,7 +8,7 @@ from memdiag_api.evidence import Breakdown, Census, Holder, HolderKind, Stack
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
-from memdiag_node.conclusion.suspects import Keeper
+from memdiag_node.findings.suspects import Keeper
 
 OTHER_CLASSES = (ClassName.SUNRECLAIM, ClassName.VMALLOC, ClassName.PERCPU, ClassName.SHMEM)
 """Classes besides AllocPage that can leak. No check covers them yet."""

@@ -1,12 +1,10 @@
 """The verdict: one rule for each answer, decided from the evidence alone. docs/verdicts.md documents the rules."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from memdiag_api import limits
 from memdiag_api.evidence import (
     LEAK_CHECKS,
-    Confidence,
     Holder,
     Owner,
     Queue,
@@ -16,10 +14,11 @@ from memdiag_api.evidence import (
     Verdict,
     VerdictKind,
 )
+from memdiag_api.findings import Confidence
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
-from memdiag_node.conclusion.doubts import (
+from memdiag_node.findings.doubts import (
     Doubt,
     census_doubts,
     check_doubts,
@@ -27,37 +26,13 @@ from memdiag_node.conclusion.doubts import (
     scan_doubts,
     trace_doubts,
 )
-from memdiag_node.conclusion.large import held, other_classes, unheld
-from memdiag_node.conclusion.measurements import Measurements
-from memdiag_node.conclusion.suspects import Pinned, StuckSockets, find_suspect
+from memdiag_node.findings.large import held, other_classes, unheld
+from memdiag_node.findings.measurements import Measurements
+from memdiag_node.findings.suspects import Pinned, StuckSockets, find_suspect
+from memdiag_node.findings.thresholds import Thresholds
 from memdiag_node.trace.stacks import first_name
 
-MIB = 1 << 20
 _ID_SHOWN = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """Minimum sizes of findings: the larger of a floor and a share of the node's memory.
-
-    The floors avoid false alarms on small machines: the queues and caches of a healthy node change by some MiB all the
-    time, and its slab alone has 50 to 150 MiB. The shares avoid them on large ones: the queues of a busy server can
-    hold 0.1 % of 512 GiB for a short time.
-    """
-
-    suspect_floor_bytes: int = 16 * MIB
-    suspect_share: float = 0.001
-    large_floor_bytes: int = 256 * MIB
-    large_share: float = 0.02
-    stuck_floor_seconds: float = 1.0
-
-    def suspect_bytes(self, mem_total_bytes: int) -> int:
-        """Return the minimum size in bytes of pinned or growing memory that makes a suspect."""
-        return max(self.suspect_floor_bytes, round(self.suspect_share * mem_total_bytes))
-
-    def large_bytes(self, mem_total_bytes: int) -> int:
-        """Return the size in bytes of a class that rules out NoLeak, unless a check explains it."""
-        return max(self.large_floor_bytes, round(self.large_share * mem_total_bytes))
 
 
 def decide_verdict(measured: Measurements, pinned: Pinned, thresholds: Thresholds, *, held_bytes: int) -> Verdict:

@@ -1,0 +1,1 @@
+"""What the measurements mean: findings by rule, ranked, and the verdict. Pure functions, no I/O."""

@@ -1,0 +1,44 @@
+"""The thresholds of the findings and the verdict, all of which can be configured (docs/verdicts.md)."""
+
+from dataclasses import dataclass
+
+MIB = 1 << 20
+GIB = 1 << 30
+DAY_SECONDS = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """Minimum sizes of findings: the larger of a floor and a share of the node's memory.
+
+    The floors avoid false alarms on small machines: the queues and caches of a healthy node change by some MiB all the
+    time, and its slab alone has 50 to 150 MiB. The shares avoid them on large ones: the queues of a busy server can
+    hold 0.1 % of 512 GiB for a short time.
+    """
+
+    suspect_floor_bytes: int = 16 * MIB
+    suspect_share: float = 0.001
+    notable_floor_bytes: int = 64 * MIB
+    notable_share: float = 0.0025
+    large_floor_bytes: int = 256 * MIB
+    large_share: float = 0.02
+    stuck_floor_seconds: float = 1.0
+    """A socket with unread data of which nothing was read for so long is stuck."""
+    leak_age_seconds: float = 10.0
+    """Unread data is a leak only if it has waited for so long, or grows. Back-pressure of a few seconds is neither."""
+    slow_drain_seconds: float = 600.0
+    """A reader is slow if its backlog would take so long to drain at the present rate."""
+    exhaustion_seconds: float = 30.0 * DAY_SECONDS
+    """Growth matters if it would exhaust the node's free and reclaimable memory within this time."""
+
+    def suspect_bytes(self, mem_total_bytes: int) -> int:
+        """Return the minimum size in bytes of pinned or growing memory that makes a suspect."""
+        return max(self.suspect_floor_bytes, round(self.suspect_share * mem_total_bytes))
+
+    def notable_bytes(self, mem_total_bytes: int) -> int:
+        """Return the size in bytes from which kernel memory with a known holder is worth a finding."""
+        return max(self.notable_floor_bytes, round(self.notable_share * mem_total_bytes))
+
+    def large_bytes(self, mem_total_bytes: int) -> int:
+        """Return the size in bytes of a class or of one owner of it that rules out NoLeak, unless it is explained."""
+        return max(self.large_floor_bytes, round(self.large_share * mem_total_bytes))
