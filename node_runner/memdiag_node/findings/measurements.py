@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Breakdown, Census, Check, Holder, Host, Need, ScanCoverage, Stack, Trace, Window
+from memdiag_api.history import RunSummary
 from memdiag_api.owners import ClassOwners
 from memdiag_node.findings.doubts import Doubt
 from memdiag_node.holding import Holding
@@ -43,6 +44,10 @@ class Measurements:
     """Largest pinned first."""
     owners: Sequence[ClassOwners] = ()
     """Who has the memory of each class, as far as it was measured."""
+    history: Sequence[RunSummary] = ()
+    """Earlier runs of the same node and boot, latest first."""
+    uptime_seconds: float | None = None
+    """Time since boot at the end of the run. None if it was not read."""
     notes: Sequence[str] = ()
     doubts: Sequence[Doubt] = ()
     """What the run did not see, except what `checks`, `coverage`, `trace` and `census` show (conclusion.doubts)."""

@@ -8,6 +8,7 @@ from memdiag_api.memory_classes import ClassName
 from memdiag_node.findings.classes import growing_classes, known_bytes, plain_classes, unexplained_classes
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.growing_allocation import growing_allocations
+from memdiag_node.findings.growth_since_run import growth_since_runs
 from memdiag_node.findings.large_holder import large_holders
 from memdiag_node.findings.situation import FREE_CLASSES, Situation
 from memdiag_node.findings.slab import slab_findings, slab_rest
@@ -26,6 +27,7 @@ def find(situation: Situation) -> list[Draft]:
     drafts += slab
     judged: dict[str, int] = {ClassName.SUNRECLAIM: _judged_growth(situation, slab)}
     drafts += growing_classes(situation, judged)
+    drafts += growth_since_runs(situation)
     drafts += unexplained_classes(situation, _claimed(drafts), traced_bytes=_traced_bytes(drafts))
     drafts += plain_classes(situation, _claimed(drafts))
     return drafts
