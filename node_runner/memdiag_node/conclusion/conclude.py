@@ -58,6 +58,7 @@ def conclude(
         holders=kept.holders,
         ledger=ledger,
         census=measured.census,
+        owners=list(measured.owners),
         verdict=kept.verdict,
         notes=[note[: limits.MAX_SENTENCE] for note in notes][: limits.MAX_NOTES],
     )

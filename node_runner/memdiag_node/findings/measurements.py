@@ -7,8 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Breakdown, Census, Check, Holder, Host, Need, ScanCoverage, Stack, Trace, Window
+from memdiag_api.owners import ClassOwners
 from memdiag_node.findings.doubts import Doubt
 from memdiag_node.holding import Holding
+from memdiag_node.owners.process_memory import ProcessMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,10 @@ class Measurements:
     coverage: ScanCoverage | None = None
     holdings: Sequence[Holding] = ()
     """Largest pinned first."""
+    owners: Sequence[ClassOwners] = ()
+    """Of each class whose owners were determined, largest class first."""
+    processes: Sequence[ProcessMemory] = ()
+    """At the end of the window, in no order."""
     notes: Sequence[str] = ()
     doubts: Sequence[Doubt] = ()
     """What the run did not see, except what `checks`, `coverage`, `trace` and `census` show (conclusion.doubts)."""
