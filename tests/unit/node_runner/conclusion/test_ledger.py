@@ -110,7 +110,7 @@ def test_what_was_traced_and_has_no_holder_is_not_explained() -> None:
     traced = tuple((number << order, order, 0) for number in range(30))
     evidence = evidence_of([], alloc_page_bytes=31 * gib, traced=traced)
     assert lines_of(evidence)["TracedWithoutHolder"] == 30 * gib // PAGE
-    assert evidence.verdict.kind is VerdictKind.LARGE_BUT_UNEXPLAINED
+    assert evidence.verdict.kind is VerdictKind.SUSPICIOUS_MEMORY
     assert "31.0 GiB of it are neither held by a known holder" in evidence.verdict.sentence
 
 
