@@ -16,7 +16,7 @@ from memdiag_api.census.clues import Clues
 from memdiag_api.census.dentries import DentryCensus
 from memdiag_api.census.files import FileCensus
 from memdiag_api.census.namespaces import NetworkNamespaces
-from memdiag_api.census.packets import PacketCensus
+from memdiag_api.census.packets import PacketCensus, PacketPlace
 from memdiag_api.census.slab import SlabCaches
 from memdiag_api.findings import Confidence, Finding
 from memdiag_api.memory_classes import ClassName
@@ -481,6 +481,9 @@ class Holder(Record):
         allow_inf_nan=False,
         description="Minimum time in seconds for which data was unread and nothing was read. "
         "Null if data was read or the holder is empty.",
+    )
+    packet_place: PacketPlace | None = Field(
+        default=None, description="Where the packets of a PacketQueue are. Null for other kinds."
     )
     unread_age_seconds: float | None = Field(
         default=None,

@@ -4,18 +4,17 @@ A leak may be spread over ten thousand connections that each hold little.
 """
 
 import socket
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_api import limits
 from memdiag_api.evidence import Holder, HolderKind, Pace, Peer, SummedSockets
 from memdiag_node.holding import Holding, pinned_blocks, sizes_bytes, unique_blocks
 from memdiag_node.processes import OwnerOf
 from memdiag_node.sockets.names import inet_address
 from memdiag_node.sockets.owners import first_pids
+from memdiag_node.sockets.peers import largest_peers
 from memdiag_node.sockets.progress import NOT_KNOWN, Progress
 from memdiag_node.sockets.scan import READABLE, UNSENT, SocketScan
 
@@ -118,31 +117,9 @@ def _peers(scan: SocketScan, sockets: npt.NDArray[np.intp], size_bytes: npt.NDAr
     rows, sizes = rows[is_inet], size_bytes[sockets[is_inet]].tolist()
     places = zip(rows["family"].tolist(), rows["remote_address"], rows["remote_number"].tolist(), strict=True)
     return largest_peers(
-        (inet_address(family, address.tobytes(), port), size)
+        Peer(address=inet_address(family, address.tobytes(), port), connections=1, size_bytes=size)
         for (family, address, port), size in zip(places, sizes, strict=True)
     )
-
-
-def largest_peers(connections: Iterator[tuple[str, int]]) -> list[Peer]:
-    """Sum up the bytes of connections by the address of the peer, largest first; the first MAX_PEERS of them.
-
-    Connections of clients have a port of their own each: then the ports are left out.
-    """
-    by_place = _by_address(connections)
-    hosts = defaultdict(list)
-    for place, sizes in by_place.items():
-        hosts[place.rpartition(":")[0]].extend(sizes)
-    is_of_clients = len(by_place) > 2 * len(hosts)
-    found: Mapping[str, list[int]] = hosts if is_of_clients else by_place
-    peers = [Peer(address=place, connections=len(sizes), size_bytes=sum(sizes)) for place, sizes in found.items()]
-    return sorted(peers, key=lambda one: -one.size_bytes)[: limits.MAX_PEERS]
-
-
-def _by_address(connections: Iterator[tuple[str, int]]) -> Mapping[str, list[int]]:
-    found = defaultdict(list)
-    for place, size_bytes in connections:
-        found[place].append(size_bytes)
-    return found
 
 
 def _groups(
