@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from memdiag_api import limits
 from memdiag_api.findings import Confidence, FindingKind, FindingTrend, LeakAnswer
@@ -68,10 +69,10 @@ def growth_since_runs(situation: Situation) -> Iterator[Draft]:
     runs = sorted((*situation.measured.history, now), key=lambda one: one.end_time)
     yield from _alloc_page(situation, runs)
     for name in _MAY_LEAK:
-        if grown := _grown(situation, runs, lambda run, name=name: run.class_bytes(name)):
+        if grown := _grown(situation, runs, partial(RunSummary.class_bytes, name=name)):
             yield _class_that_may_leak(situation, name, grown)
     for name in _ORDINARY:
-        if grown := _grown(situation, runs, lambda run, name=name: run.class_bytes(name)):
+        if grown := _grown(situation, runs, partial(RunSummary.class_bytes, name=name)):
             yield _ordinary_class(situation, name, grown)
 
 

@@ -11,6 +11,7 @@ from memdiag_api.history import RunSummary
 from memdiag_api.owners import ClassOwners
 from memdiag_node.findings.doubts import Doubt
 from memdiag_node.holding import Holding
+from memdiag_node.owners.process_memory import ProcessMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,9 @@ class Measurements:
     holdings: Sequence[Holding] = ()
     """Largest pinned first."""
     owners: Sequence[ClassOwners] = ()
-    """Who has the memory of each class, as far as it was measured."""
+    """Of each class whose owners were determined, largest class first."""
+    processes: Sequence[ProcessMemory] = ()
+    """At the end of the window, in no order."""
     history: Sequence[RunSummary] = ()
     """Earlier runs of the same node and boot, latest first."""
     uptime_seconds: float | None = None
