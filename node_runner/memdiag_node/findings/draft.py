@@ -25,7 +25,7 @@ class Tier(IntEnum):
     SUSPICIOUS = 1
     """Large, growing or unexplained, and not known to be harmless."""
     NOTABLE = 2
-    """Unusual, with a known cause that is no leak."""
+    """Unusual, with a known cause other than a leak."""
     PLAIN = 3
     """An ordinary use of memory, and who has it."""
 
