@@ -195,6 +195,13 @@ def _add_thresholds(group: argparse._ArgumentGroup) -> None:
         ),
         ("--large-share", _share, defaults.large_share, "SHARE", _or_share("of this share")),
         (
+            "--unexplained-ceiling-mib",
+            _mebibytes,
+            defaults.unexplained_ceiling_bytes // MIB,
+            "MIB",
+            "unexplained memory of this size rules out NoLeak on the largest machines, too",
+        ),
+        (
             "--stuck-seconds",
             _positive,
             defaults.stuck_floor_seconds,
@@ -214,6 +221,13 @@ def _add_thresholds(group: argparse._ArgumentGroup) -> None:
             defaults.slow_drain_seconds,
             "SECONDS",
             "a reader is slow if its backlog takes this time to drain at the present rate",
+        ),
+        (
+            "--growth-mib-per-day",
+            _mebibytes,
+            defaults.growth_per_day_bytes // MIB,
+            "MIB",
+            "growth of at least this much a day matters on every machine",
         ),
         (
             "--exhaustion-days",
@@ -239,9 +253,11 @@ def _thresholds(options: argparse.Namespace) -> Thresholds:
         notable_share=options.notable_share,
         large_floor_bytes=options.large_mib * MIB,
         large_share=options.large_share,
+        unexplained_ceiling_bytes=options.unexplained_ceiling_mib * MIB,
         stuck_floor_seconds=options.stuck_seconds,
         leak_age_seconds=options.leak_age_seconds,
         slow_drain_seconds=options.slow_drain_seconds,
+        growth_per_day_bytes=options.growth_mib_per_day * MIB,
         exhaustion_seconds=options.exhaustion_days * DAY_SECONDS,
     )
 

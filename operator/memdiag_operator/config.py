@@ -139,9 +139,13 @@ class ThresholdSettings(Settings):
         Field(description="of a class that nothing explains: from this size on, the verdict is never NoLeak"),
     ] = 256
     large_share: NodeShare = 0.02
+    unexplained_ceiling_mebibytes: Annotated[
+        Mebibytes, Field(description="of unexplained memory that rules out NoLeak on the largest nodes, too")
+    ] = 4096
     stuck_seconds: Annotated[Duration, Field(description="without a read, with unread data: a stuck socket")] = 1.0
     leak_age_seconds: Annotated[Duration, Field(description="that unread data has waited: a leak if not less")] = 10.0
     slow_drain_seconds: Annotated[Duration, Field(description="to drain a backlog at its present rate")] = 600.0
+    growth_mebibytes_per_day: Annotated[Mebibytes, Field(description="growth that matters on every node")] = 512
     exhaustion_days: Annotated[
         float,
         Field(

@@ -144,9 +144,11 @@ def _threshold_arguments(thresholds: ThresholdSettings) -> list[str]:
         "--notable-share": thresholds.notable_share,
         "--large-mib": thresholds.large_mebibytes,
         "--large-share": thresholds.large_share,
+        "--unexplained-ceiling-mib": thresholds.unexplained_ceiling_mebibytes,
         "--stuck-seconds": thresholds.stuck_seconds,
         "--leak-age-seconds": thresholds.leak_age_seconds,
         "--slow-drain-seconds": thresholds.slow_drain_seconds,
+        "--growth-mib-per-day": thresholds.growth_mebibytes_per_day,
         "--exhaustion-days": thresholds.exhaustion_days,
     }
     return [word for option, value in options.items() for word in (option, str(value))]

@@ -1,5 +1,6 @@
 """The runner pod has what it needs, and nothing else."""
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -105,12 +106,15 @@ def test_the_runner_takes_every_threshold_of_the_configuration() -> None:
         "notable_share": 1e-05,
         "large_mebibytes": 3,
         "large_share": 1.0,
+        "unexplained_ceiling_mebibytes": 4,
         "stuck_seconds": 4.5,
         "leak_age_seconds": 5.0,
         "slow_drain_seconds": 1e9,
+        "growth_mebibytes_per_day": 5,
         "exhaustion_days": 0.5,
     }
     assert changed.keys() == ThresholdSettings.model_fields.keys()
+    assert len(changed) == len(fields(Thresholds))
     for settings in (ThresholdSettings(), ThresholdSettings(**changed)):
         made = container(CONFIG.model_copy(update={"thresholds": settings}))
         taken = cli._thresholds(cli._parser().parse_args(made["args"]))
@@ -121,9 +125,11 @@ def test_the_runner_takes_every_threshold_of_the_configuration() -> None:
             notable_share=settings.notable_share,
             large_floor_bytes=settings.large_mebibytes * MEBIBYTE,
             large_share=settings.large_share,
+            unexplained_ceiling_bytes=settings.unexplained_ceiling_mebibytes * MEBIBYTE,
             stuck_floor_seconds=settings.stuck_seconds,
             leak_age_seconds=settings.leak_age_seconds,
             slow_drain_seconds=settings.slow_drain_seconds,
+            growth_per_day_bytes=settings.growth_mebibytes_per_day * MEBIBYTE,
             exhaustion_seconds=settings.exhaustion_days * 86_400,
         )
     assert cli._thresholds(cli._parser().parse_args(container()["args"])) == Thresholds()
