@@ -245,7 +245,7 @@ def _process(owner: MemoryOwner) -> str:
     if not owner.pid:
         return ""
     descriptors = ", ".join(str(fd) for fd in owner.fds[:4])
-    is_several = owner.kind in (OwnerKind.CONTAINER, OwnerKind.POD) and owner.processes > 1
+    is_several = owner.kind in (OwnerKind.PROCESS, OwnerKind.CONTAINER, OwnerKind.POD) and owner.processes > 1
     fds = f" fd {descriptors}" if descriptors else ""
     return shown_process(owner.comm, owner.pid) + fds + (" and others" if is_several else "")
 

@@ -60,14 +60,20 @@ def owner(kind: OwnerKind, **fields: Any) -> MemoryOwner:
         pytest.param(growing_slab(), "SUnreclaim 38.5 GiB: slab cache kmalloc-64, growing 220 KiB/s", id="slab"),
         pytest.param(process_memory(), "demo/web (container app): 8.00 GiB of anonymous memory", id="container"),
         pytest.param(
-            process_memory(pid=7), "demo/web (container app, worker[7]): 8.00 GiB of anonymous memory", id="process"
+            process_memory(pid=7),
+            "demo/web (container app, worker[7] and others): 8.00 GiB of anonymous memory",
+            id="processes of one name",
         ),
         pytest.param(
-            process_memory(pid=7, container_id=""), "worker[7] (no pod): 8.00 GiB of anonymous memory", id="host"
+            process_memory(pid=7, container_id="").model_copy(
+                update={"owner": owner(OwnerKind.PROCESS, pid=7, comm="worker", processes=1)}
+            ),
+            "worker[7] (no pod): 8.00 GiB of anonymous memory",
+            id="host",
         ),
         pytest.param(
             process_memory(pid=7, container_id="d" * 64),
-            "worker[7] (unattributed): 8.00 GiB of anonymous memory",
+            "worker[7] and others (unattributed): 8.00 GiB of anonymous memory",
             id="foreign container's process",
         ),
         pytest.param(
