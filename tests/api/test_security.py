@@ -34,7 +34,7 @@ RIGHTS: dict[str, dict[tuple[str, str], set[str]]] = {
     "memdiag-operator": {
         (DIAGNOSES, CLUSTER): READ | {"delete"},
         (f"{DIAGNOSES}/status", CLUSTER): {"update"},
-        (REPORTS, CLUSTER): {"create", "list", "deletecollection"},
+        (REPORTS, CLUSTER): {"create", "get", "list", "deletecollection"},
         ("nodes", CLUSTER): {"get", "list"},
         ("pods", EVERYWHERE): {"list"},
         ("pods", RUNNERS): {"get", "watch", "create", "patch", "delete"},

