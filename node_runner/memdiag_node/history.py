@@ -21,7 +21,7 @@ _RUNS = TypeAdapter(Annotated[list[RunSummary], Field(max_length=MAX_FILE_RUNS)]
 
 
 class HistoryError(ValueError):
-    """A text is no history. The message says why."""
+    """A text cannot be read as a history. The message says why."""
 
 
 def read_history(path: Path) -> list[RunSummary]:
