@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from accuracy.counters import class_sizes
+from accuracy.counters import class_sizes, settled_class_sizes
 from accuracy.judge import Judgement, judge, outcome
 from accuracy.table import Row, as_markdown
 from planted.cases import CASES
@@ -82,7 +82,7 @@ def _chosen(only: Sequence[str] | None, healthy_runs: int | None) -> Iterator[Ca
 
 
 def _try(case: Case, duration: str, keep: Path | None, *, is_diagnosed: bool) -> Row:
-    before = class_sizes()
+    before = settled_class_sizes()
     truth: PlantedTruth | None = None
     grown_bytes: int | None = None
     judgement: Judgement | None = None
@@ -105,7 +105,6 @@ def _try(case: Case, duration: str, keep: Path | None, *, is_diagnosed: bool) ->
         problem = f"not possible here: {error}"
     except (OSError, RuntimeError, subprocess.SubprocessError, ValueError) as error:
         problem = f"failed: {error}"
-    time.sleep(_SETTLE_SECONDS)
     return Row(case.name, truth, grown_bytes, judgement, problem)
 
 

@@ -116,7 +116,7 @@ def _perf(kept: ExitStack, size_bytes: int) -> Truth:
 
 def _umem(kept: ExitStack, size_bytes: int) -> Truth:
     """Memory of the process for packets, which the kernel takes and locks."""
-    memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = kept.enter_context(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
     xdp = kept.enter_context(socket.socket(_AF_XDP, socket.SOCK_RAW, 0))
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     xdp.setsockopt(_SOL_XDP, _XDP_UMEM_REG, struct.pack("QQIII4x", start, size_bytes, PAGE_BYTES, 0, 0))
