@@ -59,10 +59,15 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="accuracy", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="accuracy", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--only", action="append", metavar="CASE", choices=list(CASES), help="this case, repeatable")
     parser.add_argument(
-        "--healthy", type=int, metavar="N", help="number of healthy runs; the healthy loads take turns (default: once each)"
+        "--healthy",
+        type=int,
+        metavar="N",
+        help="number of healthy runs; the healthy loads take turns (default: once each)",
     )
     parser.add_argument("--duration", default="12s", help="window of each diagnosis (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there as well")

@@ -24,7 +24,9 @@ def class_sizes() -> dict[str, int]:
     vmalloc_bytes = fields.get("VmallocUsed", 0) * _KIB - fields.get("KernelStack", 0) * _KIB
     hugetlb_bytes = fields.get("Hugetlb", 0) * _KIB
     idle_bytes = sum(int(value) for name, value in _lines("/proc/zoneinfo", ":") if name == "count") * page_bytes
-    used = idle_bytes + sum(fields.get(name, 0) for name in _OTHER) * _KIB + zsmalloc_bytes + vmalloc_bytes + hugetlb_bytes
+    used = (
+        idle_bytes + sum(fields.get(name, 0) for name in _OTHER) * _KIB + zsmalloc_bytes + vmalloc_bytes + hugetlb_bytes
+    )
     return {
         "AllocPage": fields["MemTotal"] * _KIB - used,
         "AnonPages": fields["AnonPages"] * _KIB,

@@ -42,9 +42,7 @@ def _perf_buffers() -> Iterator[PlantedTruth]:
 @contextlib.contextmanager
 def _io_uring_rings() -> Iterator[PlantedTruth]:
     with held_by_fd.io_uring_rings() as load:
-        yield PlantedTruth(
-            Answer.HARMLESS, _HOLDER, ("AllocPage",), load.ring_bytes, pids=(load.pid,), fds=load.fds
-        )
+        yield PlantedTruth(Answer.HARMLESS, _HOLDER, ("AllocPage",), load.ring_bytes, pids=(load.pid,), fds=load.fds)
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ class PlantedTruth:
     fds: tuple[int, ...] = ()
     """At least one of these, if the finding lists fds. Empty: any."""
     names: tuple[str, ...] = ()
-    """Parts of the name of an owner that is no process."""
+    """Parts of the name of an owner without a process."""
     container_id: str = ""
     processes: int = 0
     """At least that many processes hold it together."""

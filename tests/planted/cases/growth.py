@@ -14,7 +14,9 @@ _MOST_BYTES = 1_200 * MIB
 _KINDS = ("GrowingAllocation", "LargeHolder")
 
 
-def _growing(step: str, step_bytes: int, pause_seconds: float) -> Callable[[], contextlib.AbstractContextManager[PlantedTruth]]:
+def _growing(
+    step: str, step_bytes: int, pause_seconds: float
+) -> Callable[[], contextlib.AbstractContextManager[PlantedTruth]]:
     @contextlib.contextmanager
     def plant() -> Iterator[PlantedTruth]:
         with held(_grow, step, step_bytes, pause_seconds) as child:

@@ -22,7 +22,9 @@ _CGROUPS = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))
 _SOURCE_LINES = 20_000
 
 
-def _load(prepare: Callable[..., Truth], *amounts: object) -> Callable[[], contextlib.AbstractContextManager[PlantedTruth]]:
+def _load(
+    prepare: Callable[..., Truth], *amounts: object
+) -> Callable[[], contextlib.AbstractContextManager[PlantedTruth]]:
     @contextlib.contextmanager
     def plant() -> Iterator[PlantedTruth]:
         with held(prepare, *amounts):
@@ -149,7 +151,7 @@ def _rollout(kept: ExitStack) -> Truth:
 
 def _file_reads(kept: ExitStack, size_bytes: int) -> Truth:
     """Fill the page cache with one file, then read it again and again."""
-    file = kept.enter_context(tempfile.TemporaryFile(dir=REAL_FOLDER))
+    file = kept.enter_context(tempfile.TemporaryFile(dir=REAL_FOLDER))  # noqa: SIM115 - the ExitStack closes it
     for _ in range(size_bytes // MIB):
         file.write(b"f" * MIB)
 
@@ -165,7 +167,9 @@ def _file_reads(kept: ExitStack, size_bytes: int) -> Truth:
 def _compile(kept: ExitStack) -> Truth:
     """Short processes with much anonymous memory that write files."""
     folder = Path(kept.enter_context(tempfile.TemporaryDirectory(dir=REAL_FOLDER)))
-    (folder / "source.py").write_text("".join(f"def f{line}(x):\n    return x + {line}\n" for line in range(_SOURCE_LINES)))
+    (folder / "source.py").write_text(
+        "".join(f"def f{line}(x):\n    return x + {line}\n" for line in range(_SOURCE_LINES))
+    )
 
     def build(ended: threading.Event) -> None:
         subprocess.run([sys.executable, "-m", "compileall", "-qf", str(folder)], check=True)
@@ -177,7 +181,7 @@ def _compile(kept: ExitStack) -> Truth:
 
 def _log_writer(kept: ExitStack, line_bytes: int, pause_seconds: float) -> Truth:
     """A file that grows, and is started again at 64 MiB."""
-    log = kept.enter_context(tempfile.TemporaryFile(dir=REAL_FOLDER))
+    log = kept.enter_context(tempfile.TemporaryFile(dir=REAL_FOLDER))  # noqa: SIM115 - the ExitStack closes it
 
     def write(ended: threading.Event) -> None:
         log.write(b"l" * line_bytes)

@@ -1,4 +1,4 @@
-"""Packets that wait in no socket: in a tun device, a netfilter queue, a queueing discipline, a namespace without users."""
+"""Packets outside sockets: in a tun device, a netfilter queue, a queueing discipline, a namespace without users."""
 
 import contextlib
 from collections.abc import Iterator

@@ -61,9 +61,7 @@ def _removed_cgroups() -> Iterator[PlantedTruth]:
 
 def _file(load: PlantedFile, answer: Answer) -> PlantedTruth:
     names = (Path(load.path).name,)
-    return PlantedTruth(
-        answer, _SHARED, ("Shmem",), load.size_bytes, pids=(load.pid,), fds=(load.fd,), names=names
-    )
+    return PlantedTruth(answer, _SHARED, ("Shmem",), load.size_bytes, pids=(load.pid,), fds=(load.fd,), names=names)
 
 
 def _remove_cgroups(kept: ExitStack, cgroups: int, each_bytes: int) -> Truth:

@@ -182,7 +182,9 @@ def _unsent_data(kept: ExitStack, connections: int, each_bytes: int) -> Truth:
 def _workers(kept: ExitStack, processes: int, each_bytes: int, cgroup: str = "") -> Truth:
     """Processes that each have one connection that they do not read; none of them is large."""
     enter_cgroup(cgroup)
-    pids, size_bytes, senders = [], 0, []
+    pids: list[int] = []
+    senders: list[socket.socket] = []
+    size_bytes = 0
     for _ in range(processes):
         sender, receiver = tcp_pair()
         sender.sendall(b"m" * each_bytes)
