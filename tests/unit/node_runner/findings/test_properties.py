@@ -13,11 +13,12 @@ from memdiag_node.conclusion.conclude import conclude
 from memdiag_node.findings.doubts import Doubt
 from memdiag_node.findings.measurements import Measurements
 from memdiag_node.findings.thresholds import Thresholds
-from support.arbitrary_measurements import MEM_TOTAL_BYTES, measurements
+from support.arbitrary_measurements import MEM_TOTAL_BYTES, measurements, quiet_measurements
 
 ANY_RUN = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
+RUNS = measurements() | quiet_measurements()
 TIERS = [LeakAnswer.YES, LeakAnswer.UNKNOWN, LeakAnswer.NO]
 
 
@@ -49,7 +50,7 @@ def test_leaks_come_first_and_decide_the_answer(measured: Measurements) -> None:
 
 
 @ANY_RUN
-@given(measurements())
+@given(quiet_measurements())
 def test_false_needs_every_leak_check_and_little_that_is_unexplained(measured: Measurements) -> None:
     evidence = concluded(measured)
     assume(evidence.leak_detected is LeakDetected.FALSE)
@@ -76,9 +77,7 @@ def grown(measured: Measurements, name: str, size_bytes: int) -> Measurements:
 
 
 @ANY_RUN
-@given(
-    measurements(), st.sampled_from(["AllocPage", "SUnreclaim", "Vmalloc", "Percpu", "Shmem"]), st.integers(0, 2**34)
-)
+@given(RUNS, st.sampled_from(["AllocPage", "SUnreclaim", "Vmalloc", "Percpu", "Shmem"]), st.integers(0, 2**34))
 def test_more_unexplained_memory_never_makes_the_answer_false(
     measured: Measurements, name: str, size_bytes: int
 ) -> None:
@@ -115,7 +114,7 @@ LOSSES: Sequence[Callable[[Measurements], Measurements]] = (
 
 @pytest.mark.parametrize("lose", LOSSES)
 @ANY_RUN
-@given(measured=measurements())
+@given(measured=RUNS)
 def test_what_was_not_measured_never_makes_the_answer_false(
     lose: Callable[[Measurements], Measurements], measured: Measurements
 ) -> None:
