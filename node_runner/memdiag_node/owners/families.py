@@ -53,6 +53,5 @@ def _own_key(one: ProcessMemory, spaces: Mapping[int, AddressSpace], code_bytes:
 
 
 def _may_be_fork(pid: int, parent_pid: int, spaces: Mapping[int, AddressSpace], code_bytes: Mapping[int, int]) -> bool:
-    """Return whether a process may be a fork of its parent. Not asked if either one's address space is known."""
-    is_known = pid in spaces or parent_pid in spaces
-    return not is_known and code_bytes.get(pid, 0) == code_bytes.get(parent_pid, 0)
+    """Return whether a process whose address space is not known may be a fork of its parent."""
+    return pid not in spaces and code_bytes.get(pid, 0) == code_bytes.get(parent_pid, 0)

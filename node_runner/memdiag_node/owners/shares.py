@@ -8,6 +8,7 @@ excess is spread over families:
     a process has at least    its size - excess, and at least its size - the sizes of all others in its family
 
 These are what the shares here consist of. Where nothing is shared they are exact. What they leave out is unexplained.
+So ending all processes of a share brings back at least its size.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from memdiag_node.owners.process_memory import ProcessMemory
 
 SizeOf = Callable[[ProcessMemory], int]
-_MAIN_SHARE = 0.5
+_MAIN_SHARE, _OWN_SHARE = 0.5, 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +51,14 @@ def together_bytes(processes: Iterable[ProcessMemory], size_of: SizeOf, excess_b
 
 
 def _parts(family: Sequence[ProcessMemory], size_of: SizeOf, excess_bytes: int) -> list[ProcessShare]:
-    """Return the processes of a family that have most of their memory for themselves, and the rest as one share."""
+    """Return what each process of a family has for itself, or the family as one share if that leaves out much."""
     total_bytes = sum(map(size_of, family))
-    alone, others = [], []
-    for one in sorted(family, key=size_of, reverse=True):
-        size_bytes = size_of(one)
-        own_bytes = size_bytes - min(excess_bytes, total_bytes - size_bytes)
-        if own_bytes > _MAIN_SHARE * size_bytes:
-            alone.append(ProcessShare((one,), own_bytes))
-        else:
-            others.append(one)
-    rest_bytes = together_bytes(family, size_of, excess_bytes) - sum(one.size_bytes for one in alone)
-    if others and rest_bytes > 0:
-        alone.append(ProcessShare(tuple(others), rest_bytes))
-    return alone
+    own_bytes = {one.pid: size_of(one) - min(excess_bytes, total_bytes - size_of(one)) for one in family}
+    shared_bytes = together_bytes(family, size_of, excess_bytes)
+    members = sorted(family, key=size_of, reverse=True)
+    if sum(max(0, own) for own in own_bytes.values()) < _OWN_SHARE * shared_bytes:
+        return [ProcessShare(tuple(members), shared_bytes)]
+    return [ProcessShare((one,), own_bytes[one.pid]) for one in members if own_bytes[one.pid] > 0]
 
 
 def _grouped(parts: Iterable[ProcessShare], size_of: SizeOf) -> list[ProcessShare]:
