@@ -39,7 +39,7 @@ def socket_holder(
 ) -> Holder:
     """A TCP connection with one queue. `socket`: fields of its Socket."""
     waiting = Queue(
-        name=queue,  # type: ignore[arg-type]
+        name=queue,
         packets=10,
         unread_bytes=payload_bytes,
         charge_bytes=payload_bytes,
