@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from memdiag_node.census.container_cgroups import memory_cgroup_layout
+from memdiag_node.cgroups.tree import memory_cgroup_layout
 from memdiag_node.holders.registry import holder_fields
 from memdiag_node.kernel.btf import Btf, BtfError
 from memdiag_node.kernel.memory import memory_layout

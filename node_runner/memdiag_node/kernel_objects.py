@@ -13,7 +13,7 @@ from memdiag_api.evidence import Check
 from memdiag_node.attempts import Attempts
 from memdiag_node.census.clues import clues, frame_clues
 from memdiag_node.census.clues.naming import AddressNames
-from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
+from memdiag_node.cgroups.tree import container_cgroups, memory_cgroup_layout
 from memdiag_node.census.files import dentries, files
 from memdiag_node.census.findings import ObjectFindings
 from memdiag_node.census.frames.block_heads import BlockHeads

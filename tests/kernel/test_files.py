@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from memdiag_api.census.files import CachedFile, FileCensus, FileKind
-from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
+from memdiag_node.cgroups.tree import container_cgroups, memory_cgroup_layout
 from memdiag_node.census.files.files import fields, read_files
 from memdiag_node.census.files.found import files_record
 from memdiag_node.census.files.paths import cut_path

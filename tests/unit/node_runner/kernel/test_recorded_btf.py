@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from memdiag_api.evidence import NeedState
-from memdiag_node.census.container_cgroups import memory_cgroup_layout
+from memdiag_node.cgroups.tree import memory_cgroup_layout
 from memdiag_node.holders.registry import holder_fields
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.memory import memory_layout
