@@ -111,6 +111,9 @@ class MemoryClass(Record):
         description="Use of the memory: by applications, by the kernel, or free."
     )
     size_bytes: ByteCount
+    change_bytes: SignedByteCount | None = Field(
+        default=None, description="Change over the window. Null if the start of the window was not read."
+    )
 
 
 class Breakdown(Record):
@@ -541,7 +544,9 @@ class VerdictKind(StrEnum):
 
     PINNED_BY_UNREAD_SOCKET = "PinnedByUnreadSocket"
     GROWING_KERNEL_ALLOCATION = "GrowingKernelAllocation"
+    LEAKED_MEMORY = "LeakedMemory"
     LARGE_BUT_UNEXPLAINED = "LargeButUnexplained"
+    SUSPICIOUS_MEMORY = "SuspiciousMemory"
     NO_LEAK = "NoLeak"
     INCONCLUSIVE = "Inconclusive"
 

@@ -97,7 +97,7 @@ def stuck(pid: int, held: npt.NDArray[np.void], *, summed: int = 1, pinned_bytes
             owners_total=1,
             summed=summed,
             unread_bytes=100 * summed,
-            unread_packets=summed,
+            unread_packets=3 * summed,  # more than the rest of a request
             pinned_bytes=pinned_bytes or len(held) * PAGE,
             stuck_seconds=60,
         ),

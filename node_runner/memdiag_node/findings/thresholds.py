@@ -22,6 +22,8 @@ class Thresholds:
     notable_share: float = 0.0025
     large_floor_bytes: int = 256 * MIB
     large_share: float = 0.02
+    unexplained_ceiling_bytes: int = 4 * GIB
+    """Unexplained AllocPage of this size rules out NoLeak on the largest machines, too."""
     stuck_floor_seconds: float = 1.0
     """A socket with unread data of which nothing was read for so long is stuck."""
     leak_age_seconds: float = 10.0
