@@ -157,5 +157,5 @@ class OomKill(Record):
     classes_bytes: dict[str, ByteCount] = Field(
         default_factory=dict,
         max_length=limits.MAX_OOM_CLASSES,
-        description="What was large then, by the kernel's names: of the node, or of the cgroup whose limit was reached.",
+        description="What was large then, by the kernel's names: of the node, or of the cgroup at its limit.",
     )

@@ -10,6 +10,7 @@ from memdiag_node.attempts import Attempts
 from memdiag_node.breakdown.classes import breakdown
 from memdiag_node.capture import Capture, MeasurementError, UnsupportedError, capture, owner_reader
 from memdiag_node.census.record import census_record
+from memdiag_node.cgroups.accounts import account_records
 from memdiag_node.conclusion.conclude import conclude
 from memdiag_node.findings.measurements import Measurements, TracedBlocks
 from memdiag_node.holding import Holding, by_size
@@ -102,6 +103,12 @@ def _measurements(
                 page_bytes=host.page_size_bytes,
             )
             measured = replace(measured, census=census)
+    measured = replace(
+        measured,
+        containers=account_records(captured.accounts),
+        removed_cgroups=captured.removed_cgroups,
+        oom_kills=captured.oom_kills,
+    )
     return replace(measured, checks=tuple(attempts.checks), needs=(*needs, *attempts.needs), doubts=attempts.doubts())
 
 

@@ -93,7 +93,8 @@ def _tcp_pages(memory: WordReader, at: Mapping[str, int], bases: npt.NDArray[np.
     if "HAS_TCP_ACCOUNTS" not in at:
         return None
     is_active = memory.peek(bases + np.uint64(at["MEMCG_TCP_ACTIVE"])) & np.uint64(_U8) != 0
-    return np.where(is_active, memory.peek(bases + np.uint64(at["MEMCG_TCP"])).astype(np.int64), -1)
+    pages: Counts = np.where(is_active, memory.peek(bases + np.uint64(at["MEMCG_TCP"])).astype(np.int64), -1)
+    return pages
 
 
 def _lru_pages(memory: WordReader, at: Mapping[str, int], bases: npt.NDArray[np.uint64], nodes: int) -> Counts | None:

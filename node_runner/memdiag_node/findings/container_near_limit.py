@@ -8,22 +8,23 @@ from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import MemoryOwner, OwnerKind
 from memdiag_api.units import format_bytes
 from memdiag_node.findings.draft import Draft
+from memdiag_node.findings.naming import short_id
+from memdiag_node.findings.situation import Situation
 
 NEAR_LIMIT_SHARE = 0.9
 _PART_SHARE = 0.05
 _MAX_PARTS = 4
-_ID_SHOWN = 12
 _Part = tuple[str, ClassName, int]
 
 
-def container_near_limit_findings(accounts: Sequence[ContainerAccount], *, window_seconds: float) -> Iterator[Draft]:
+def containers_near_limit(situation: Situation) -> Iterator[Draft]:
     """Yield a finding for each container and pod that uses NEAR_LIMIT_SHARE of its limit, or reached it in the window.
 
     It is no leak by itself: other findings are about the memory, so this one accounts for none. Page cache fills every
     limit in time, and the kernel gives it back. So the finding is notable only if the limit was reached in the window,
     or if the working set is near the limit too.
     """
-    for one in accounts:
+    for one in situation.measured.containers:
         was_hit = bool(one.window_limit_hits or one.window_oom_kills)
         if one.limit_bytes is None or not (one.usage_bytes >= NEAR_LIMIT_SHARE * one.limit_bytes or was_hit):
             continue
@@ -41,7 +42,7 @@ def container_near_limit_findings(accounts: Sequence[ContainerAccount], *, windo
                 container_id=one.container_id,
                 pod_uid=one.pod_uid,
             ),
-            trend=_trend(one, window_seconds),
+            trend=_trend(one, situation.measured.window_seconds),
             reclaimable=is_cache,
             confidence=Confidence.HIGH if parts else Confidence.MEDIUM,
             reasons=tuple(_reasons(one, working_set_bytes)),
@@ -68,11 +69,11 @@ def _parts(one: ContainerAccount) -> list[_Part]:
 
 
 def _sentence(one: ContainerAccount, parts: Sequence[_Part], *, is_cache: bool) -> str:
-    who = f"container {one.container_id[:_ID_SHOWN]}" if one.container_id else f"pod {one.pod_uid}"
+    who = f"Container {short_id(one.container_id)}" if one.container_id else f"Pod {one.pod_uid}"
     sentence = f"{who} uses {format_bytes(one.usage_bytes)} of {format_bytes(one.limit_bytes or 0)}"
     if parts:
         sentence += ": " + ", ".join(f"{format_bytes(size_bytes)} {what}" for what, _, size_bytes in parts)
-    return f"{sentence}; most of it is cache that the kernel gives back" if is_cache else sentence
+    return f"{sentence}; most of it is cache that the kernel gives back." if is_cache else f"{sentence}."
 
 
 def _reasons(one: ContainerAccount, working_set_bytes: int) -> Iterator[str]:
@@ -100,13 +101,15 @@ def _trend(one: ContainerAccount, window_seconds: float) -> FindingTrend | None:
 
 def _advice(parts: Sequence[_Part], *, is_cache: bool) -> str:
     if is_cache:
-        return "None while the limit is not reached often. If it is, the container reads or writes files faster than "\
-            "the cache can be dropped or written back: raise its limit."  # fmt: skip
+        return (
+            "Raise the limit if it is reached often: then files are read or written faster than the cache can be "
+            "dropped."
+        )
     by_part = {
         "anonymous": "Check the processes of the container, and whether its limit fits them.",
-        "shared memory and tmpfs": "Check the files in tmpfs, emptyDir volumes of medium Memory and /dev/shm, and delete "
-        "those that nobody needs: they count until they are deleted.",
-        "socket memory": "Check the sockets of the container in the other findings: data that is not read or not sent.",
+        "shared memory and tmpfs": "Check the files in tmpfs, emptyDir volumes of medium Memory and /dev/shm: "
+        "they count until they are deleted.",
+        "socket memory": "Check the other findings for sockets of the container with unread or unsent data.",
     }
     first = parts[0][0] if parts else ""
-    return by_part.get(first, "Check the kernel objects that are charged to the container in the other findings.")
+    return by_part.get(first, "Check the other findings for kernel objects of the container.")

@@ -8,18 +8,20 @@ from memdiag_api.owners import MemoryOwner, OwnerKind
 from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
 from memdiag_node.findings.draft import Draft
+from memdiag_node.findings.naming import short_id
+from memdiag_node.findings.situation import Situation
 
 _MINUTE, _HOUR = 60, 3600
 _MAX_CLASSES = 3
-_ID_SHOWN = 12
 
 
-def oom_kill_findings(kills: Sequence[OomKill], accounts: Sequence[ContainerAccount]) -> Iterator[Draft]:
+def oom_kills(situation: Situation) -> Iterator[Draft]:
     """Yield a finding for each container that lost processes, and one for the node if it lacked memory itself.
 
-    `kills` are those in the kernel log, latest first. Kills in the window that the log does not have are known from the
-    events of the containers in `accounts`. The memory was freed, so the finding accounts for none.
+    Kills in the window that the kernel log does not have are known from the events of the containers. The memory was
+    freed, so the finding accounts for none.
     """
+    kills = situation.measured.oom_kills
     by_place: dict[tuple[OomScope, str, str, str], list[OomKill]] = {}
     for kill in kills:
         place = (kill.container_id, kill.pod_uid, kill.limit_path) if kill.scope is OomScope.CONTAINER else ("", "", "")
@@ -27,7 +29,7 @@ def oom_kill_findings(kills: Sequence[OomKill], accounts: Sequence[ContainerAcco
     for same in by_place.values():
         yield _logged(same)
     logged = {kill.container_id for kill in kills}
-    for one in accounts:
+    for one in situation.measured.containers:
         if one.window_oom_kills and one.container_id and one.container_id not in logged:
             yield _counted(one, one.window_oom_kills)
 
@@ -51,8 +53,8 @@ def _logged(kills: Sequence[OomKill]) -> Draft:
     return Draft(
         kind=FindingKind.OOM_KILL,
         size_bytes=killed_bytes,
-        sentence=f"the kernel killed {shown_process(last.comm, last.pid)}{_of_container(last)}{_ago(last.seconds_ago)}: "
-        f"{_shortage(last)}, anonymous {format_bytes(last.anon_bytes)}",
+        sentence=f"The kernel killed {shown_process(last.comm, last.pid)}{_of_container(last)}"
+        f"{_ago(last.seconds_ago)}: {_shortage(last)}, anonymous {format_bytes(last.anon_bytes)}.",
         leak=LeakAnswer.NO,
         owner=_owner(last),
         confidence=Confidence.HIGH,
@@ -72,8 +74,8 @@ def _counted(account: ContainerAccount, kills: int) -> Draft:
     return Draft(
         kind=FindingKind.OOM_KILL,
         size_bytes=0,
-        sentence=f"the kernel killed {what} of container {account.container_id[:_ID_SHOWN]} for lack of memory in the "
-        "window",
+        sentence=f"The kernel killed {what} of container {short_id(account.container_id)} for lack of memory in the "
+        "window.",
         leak=LeakAnswer.NO,
         owner=MemoryOwner(kind=OwnerKind.CONTAINER, container_id=account.container_id, pod_uid=account.pod_uid),
         reasons=("the kernel log does not show which: it cannot be read, or was overwritten",),
@@ -95,7 +97,7 @@ def _owner(kill: OomKill) -> MemoryOwner:
 
 def _of_container(kill: OomKill) -> str:
     if kill.container_id:
-        return f" of container {kill.container_id[:_ID_SHOWN]}"
+        return f" of container {short_id(kill.container_id)}"
     return f" of pod {kill.pod_uid}" if kill.pod_uid else ""
 
 

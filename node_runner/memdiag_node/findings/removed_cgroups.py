@@ -8,28 +8,27 @@ from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import MemoryOwner, OwnerKind
 from memdiag_api.units import format_bytes
 from memdiag_node.findings.draft import Draft
-from memdiag_node.findings.thresholds import Thresholds
+from memdiag_node.findings.naming import short_id
+from memdiag_node.findings.situation import Situation
 
 MANY_REMOVED = 1_000
 """So many removed cgroups are worth a finding, however little they hold: the kernel walks all of them in reclaim."""
 LEAKED_RATIO = 10
 """So many times more removed than live cgroups may be a leak."""
 _GROWTH_SHARE = 0.01
-_ID_SHOWN = 12
 
 
-def removed_cgroup_findings(
-    found: RemovedCgroups | None, *, mem_total_bytes: int, thresholds: Thresholds
-) -> Iterator[Draft]:
+def removed_cgroups(situation: Situation) -> Iterator[Draft]:
     """Yield a finding if there are MANY_REMOVED, or if they hold a notable amount of memory.
 
     Removed cgroups are freed with the last page or object that is charged to them, so they are no leak by themselves.
     Whether they are one is not known if there are LEAKED_RATIO times more of them than live ones, and if they hold a
     notable amount of memory or become more.
     """
+    found = situation.measured.removed_cgroups
     if found is None or not found.removed:
         return
-    holds_much = found.held_bytes >= thresholds.notable_bytes(mem_total_bytes)
+    holds_much = found.held_bytes >= situation.notable_bytes
     if found.removed < MANY_REMOVED and not holds_much:
         return
     is_growing = (found.removed_change or 0) >= max(1.0, _GROWTH_SHARE * found.removed)
@@ -37,13 +36,14 @@ def removed_cgroup_findings(
     yield Draft(
         kind=FindingKind.REMOVED_CGROUPS,
         size_bytes=found.held_bytes,
-        sentence=f"{found.removed} memory cgroups were removed but not freed, and hold {format_bytes(found.held_bytes)}: "
-        + ", ".join(f"{format_bytes(size_bytes)} {what}" for what, size_bytes in _parts(found)),
+        sentence=f"{found.removed:,} removed memory cgroups are not freed, and hold {format_bytes(found.held_bytes)}: "
+        f"{', '.join(f'{format_bytes(size_bytes)} {what}' for what, size_bytes in _parts(found))}.",
         leak=LeakAnswer.UNKNOWN if is_doubtful else LeakAnswer.NO,
         memory_class=max(_claims(found).items(), key=lambda item: item[1])[0],
         owner=_owner(found),
         freed_by=FreedBy(
-            action="set vm.drop_caches=3: a removed cgroup is freed with the last page and object that is charged to it",
+            action="Write 3 to /proc/sys/vm/drop_caches: a removed cgroup is freed with the last page and the last "
+            "object that is charged to it. A page that a process has mapped stays.",
             size_bytes=found.held_bytes - (found.anon_bytes or 0),
         ),
         confidence=Confidence.MEDIUM if found.file_bytes is not None else Confidence.LOW,
@@ -101,5 +101,5 @@ def _reasons(found: RemovedCgroups) -> Iterator[str]:
 
 def _place(share: RemovedGroupShare) -> str:
     if share.container_id:
-        return f"of container {share.container_id[:_ID_SHOWN]}"
+        return f"of container {short_id(share.container_id)}"
     return f"of pod {share.pod_uid}" if share.pod_uid else f"below {share.path}"

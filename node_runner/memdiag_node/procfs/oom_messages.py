@@ -32,7 +32,8 @@ _KILLED_START = re.compile(rb"(?:Memory cgroup out|Out) of memory(?: \([a-z_]{1,
 _KILLED = re.compile(
     rb"(?P<cgroup>Memory cgroup o|O)ut of memory(?: \([a-z_]{1,40}\))?: Killed process (?P<pid>\d{1,10}) "
     rb"\((?P<comm>.{0,15})\),? total-vm:\d{1,15}kB, anon-rss:(?P<anon>\d{1,15})kB, file-rss:(?P<file>\d{1,15})kB, "
-    rb"shmem-rss:(?P<shmem>\d{1,15})kB(?:, UID:\d{1,10} pgtables:(?P<tables>\d{1,15})kB oom_score_adj:-?\d{1,5})?(?:[ ,].*)?",
+    rb"shmem-rss:(?P<shmem>\d{1,15})kB(?:, UID:\d{1,10} pgtables:(?P<tables>\d{1,15})kB oom_score_adj:-?\d{1,5})?"
+    rb"(?:[ ,].*)?",
     re.DOTALL,
 )
 _GROUP_KILL = re.compile(rb"Tasks in (.*) are going to be killed due to memory\.oom\.group set", re.DOTALL)
@@ -41,8 +42,8 @@ _NODE_NAMES = frozenset({
     *("slab_reclaimable", "slab_unreclaimable", "mapped", "shmem", "pagetables", "kernel_misc_reclaimable", "free"),
 })  # fmt: skip
 _GROUP_NAMES = frozenset({
-    *("anon", "file", "shmem", "kernel", "kernel_stack", "pagetables", "percpu", "sock", "vmalloc", "zswap", "swapcached"),
-    *("file_dirty", "file_writeback", "slab_reclaimable", "slab_unreclaimable", "unevictable"),
+    *("anon", "file", "shmem", "kernel", "kernel_stack", "pagetables", "percpu", "sock", "vmalloc", "zswap"),
+    *("swapcached", "file_dirty", "file_writeback", "slab_reclaimable", "slab_unreclaimable", "unevictable"),
     *("total_rss", "total_cache", "total_shmem", "total_swap"),  # version 1
 })  # fmt: skip
 _KIB = 1024
@@ -130,7 +131,7 @@ def _lines(log: bytes) -> Iterator[_Line]:
 
 
 def _message(lines: list[_Line], number: int, pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
-    """Match a message that starts with this line: with as many lines as it needs, because a name may have line feeds."""
+    """Match a message that starts with this line, on as many lines as it needs: a name may have line feeds."""
     text = b""
     for index in range(number, min(number + _MAX_COMM_LINES, len(lines))):
         if index > number and not lines[index].continues(lines[number]):
