@@ -83,7 +83,7 @@ class RemovedGroupShare(Record):
 class RemovedCgroups(Record):
     """RemovedCgroups is the memory cgroups that were removed but not freed, because memory is charged to them.
 
-    chargedBytes is part of the classes of user memory and page cache, percpuBytes of Percpu, slabBytes of slab.
+    percpuBytes is part of the class Percpu, structBytes of SUnreclaim, fileBytes of FileCache.
     """
 
     live: Count = Field(description="Number of memory cgroups that exist.")
@@ -106,20 +106,28 @@ class RemovedCgroups(Record):
     )
     swap_bytes: ByteCount | None = Field(default=None, description="Swap that is charged to them.")
     charged_slab_groups: Count | None = Field(
-        default=None, description="Number of removed cgroups with charged slab objects. Null if these were not read."
+        default=None,
+        description="Number of removed cgroups to which slab objects were charged. They need not be among removed: such "
+        "objects do not keep a cgroup from being freed. Null if they were not read.",
     )
     charged_slab_bytes: ByteCount | None = Field(
-        default=None, description="Bytes of slab objects that were charged to removed cgroups. Null if not read."
+        default=None,
+        description="Bytes of slab objects that were charged to removed cgroups. The kernel has passed them to the cgroups "
+        "above. Null if not read.",
     )
     shares: Annotated[list[RemovedGroupShare], Field(max_length=limits.MAX_REMOVED_GROUP_SHARES)] = Field(
         default_factory=list, description="Where they were, most charged bytes first, then most groups."
     )
 
     @property
+    def pinned_bytes(self) -> int:
+        """What the kernel does not give back as long as they exist: they themselves, and memory that is no cache."""
+        return self.percpu_bytes + self.struct_bytes + (self.anon_bytes or 0)
+
+    @property
     def held_bytes(self) -> int:
-        """All bytes that would come back without the removed cgroups and what is charged to them, without swap."""
-        parts = (self.file_bytes, self.anon_bytes, self.charged_slab_bytes)
-        return self.percpu_bytes + self.struct_bytes + sum(part or 0 for part in parts)
+        """All bytes of the removed cgroups and of what is charged to them, without swap."""
+        return self.pinned_bytes + (self.file_bytes or 0)
 
 
 class OomScope(StrEnum):

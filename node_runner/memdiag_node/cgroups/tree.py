@@ -25,7 +25,7 @@ _FIELDS: tuple[Field, ...] = (
     ("CSS_SIBLING", "cgroup_subsys_state", "sibling"),
     ("CSS_FLAGS", "cgroup_subsys_state", "flags"),
 )
-_ONLINE = "CSS_ONLINE"
+_ONLINE, _DYING = "CSS_ONLINE", "CSS_DYING"  # a removed one is dying at once, and not online some time later
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +44,13 @@ class MemoryCgroup:
 
 def memory_cgroup_layout(btf: Btf) -> dict[str, int]:
     """The offsets of the tree in the kernel's structures; empty on a kernel without memory cgroups."""
-    if not btf.has_struct("mem_cgroup") or not btf.has_enumerator(_ONLINE):
+    if not btf.has_struct("mem_cgroup") or not all(map(btf.has_enumerator, (_ONLINE, _DYING))):
         return {}
     layout = optional_offsets(btf, "HAS_MEMORY_CGROUPS", (*CGROUP_FIELDS, *_FIELDS))
     if not layout:
         return {}
-    return layout | {"CSS_SET_MEMORY": memory_state_offset_bytes(btf), _ONLINE: btf.enum_value(_ONLINE)}
+    flags = {name: btf.enum_value(name) for name in (_ONLINE, _DYING)}
+    return layout | flags | {"CSS_SET_MEMORY": memory_state_offset_bytes(btf)}
 
 
 def memory_cgroups(memory: KernelMemory, at: Mapping[str, int]) -> list[MemoryCgroup]:
@@ -81,7 +82,8 @@ def memory_cgroups(memory: KernelMemory, at: Mapping[str, int]) -> list[MemoryCg
             path = found[above].path + b"/" + name.replace(b"\n", b"?")
             numbers[group] = len(found)
             identity = parse_cgroup(b"0::" + path)
-            found.append(MemoryCgroup(group, above, inode, path, identity, is_removed=not flag & at[_ONLINE]))
+            is_removed = flag & (at[_ONLINE] | at[_DYING]) != at[_ONLINE]
+            found.append(MemoryCgroup(group, above, inode, path, identity, is_removed=is_removed))
     return found
 
 

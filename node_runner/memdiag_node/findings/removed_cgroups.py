@@ -21,9 +21,9 @@ _GROWTH_SHARE = 0.01
 def removed_cgroups(situation: Situation) -> Iterator[Draft]:
     """Yield a finding if there are MANY_REMOVED, or if they hold a notable amount of memory.
 
-    Removed cgroups are freed with the last page or object that is charged to them, so they are no leak by themselves.
-    Whether they are one is not known if there are LEAKED_RATIO times more of them than live ones, and if they hold a
-    notable amount of memory or become more.
+    Removed cgroups are freed with the last page that is charged to them, and the kernel gives page cache back. So they
+    are no leak by themselves, and page cache alone is not notable. Whether they are one is not known if there are
+    LEAKED_RATIO times more of them than live ones, and if they pin a notable amount of memory or become more.
     """
     found = situation.measured.removed_cgroups
     if found is None or not found.removed:
@@ -32,7 +32,8 @@ def removed_cgroups(situation: Situation) -> Iterator[Draft]:
     if found.removed < MANY_REMOVED and not holds_much:
         return
     is_growing = (found.removed_change or 0) >= max(1.0, _GROWTH_SHARE * found.removed)
-    is_doubtful = found.removed > LEAKED_RATIO * found.live and (holds_much or is_growing)
+    pins_much = found.pinned_bytes >= situation.notable_bytes
+    is_doubtful = found.removed > LEAKED_RATIO * found.live and (pins_much or is_growing)
     yield Draft(
         kind=FindingKind.REMOVED_CGROUPS,
         size_bytes=found.held_bytes,
@@ -42,9 +43,9 @@ def removed_cgroups(situation: Situation) -> Iterator[Draft]:
         memory_class=max(_claims(found).items(), key=lambda item: item[1])[0],
         owner=_owner(found),
         freed_by=FreedBy(
-            action="Write 3 to /proc/sys/vm/drop_caches: a removed cgroup is freed with the last page and the last "
-            "object that is charged to it. A page that a process has mapped stays.",
-            size_bytes=found.held_bytes - (found.anon_bytes or 0),
+            action="Write 3 to /proc/sys/vm/drop_caches: a removed cgroup is freed with the last page that is charged to "
+            "it. Pages that a process has mapped, and files in tmpfs, stay.",
+            size_bytes=None if found.anon_bytes or found.file_bytes is None else found.held_bytes,
         ),
         confidence=Confidence.MEDIUM if found.file_bytes is not None else Confidence.LOW,
         reasons=tuple(_reasons(found)),
@@ -52,7 +53,8 @@ def removed_cgroups(situation: Situation) -> Iterator[Draft]:
         "sessions. Memory of files on shared volumes and in tmpfs keeps the cgroup of the process that first read or "
         "wrote it.",
         sections=("removedCgroups", "census.slab"),
-        is_notable=True,
+        is_notable=found.removed >= MANY_REMOVED or pins_much,
+        reclaimable=not pins_much and (found.file_bytes or 0) > found.pinned_bytes,
         claims_bytes=_claims(found),
     )
 
@@ -63,7 +65,6 @@ def _parts(found: RemovedCgroups) -> list[tuple[str, int]]:
         ("structures (estimated)", found.struct_bytes),
         ("page cache", found.file_bytes or 0),
         ("anonymous and shared memory", found.anon_bytes or 0),
-        ("slab objects", found.charged_slab_bytes or 0),
     ]
     return sorted(((what, size) for what, size in parts if size), key=lambda part: -part[1])
 
@@ -95,8 +96,11 @@ def _reasons(found: RemovedCgroups) -> Iterator[str]:
         yield f"the number of removed ones changed by {found.removed_change:+} in the window"
     for share in found.shares[:3]:
         yield f"{share.groups} of them were {_place(share)}, with {format_bytes(share.charged_bytes)} charged"
-    if found.charged_slab_groups:
-        yield f"slab objects are charged to {found.charged_slab_groups} of them"
+    if found.charged_slab_bytes:
+        yield (
+            f"{format_bytes(found.charged_slab_bytes)} of slab objects were charged to removed cgroups, and are passed "
+            "to the cgroups above"
+        )
 
 
 def _place(share: RemovedGroupShare) -> str:
