@@ -18,6 +18,7 @@ from memdiag_api.census.files import FileCensus
 from memdiag_api.census.namespaces import NetworkNamespaces
 from memdiag_api.census.packets import PacketCensus, PacketPlace
 from memdiag_api.census.slab import SlabCaches
+from memdiag_api.containers import ContainerAccount, OomKill, RemovedCgroups
 from memdiag_api.findings import Confidence, Finding
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import Sentence, ShortText
@@ -708,6 +709,18 @@ class Evidence(Record):
     ledger: Ledger | None = None
     census: Census | None = Field(
         default=None, description="Census of page frames. Null if /proc/kpageflags cannot be read."
+    )
+    containers: Annotated[list[ContainerAccount], Field(max_length=limits.MAX_CONTAINER_ACCOUNTS)] = Field(
+        default_factory=list,
+        description="What is charged to each container and pod, largest usage first. Containers are part of their pod.",
+    )
+    removed_cgroups: RemovedCgroups | None = Field(
+        default=None, description="Memory cgroups that were removed but not freed. Null if they cannot be read."
+    )
+    oom_kills: Annotated[list[OomKill], Field(max_length=limits.MAX_OOM_KILLS)] = Field(
+        default_factory=list,
+        description="Processes that the kernel killed for lack of memory in the last day, as far as the kernel log "
+        "still shows them, latest first.",
     )
     owners: Annotated[list[ClassOwners], Field(max_length=limits.MAX_CLASSES)] = Field(
         default_factory=list, description="Who has the memory of each class of the breakdown, largest class first."

@@ -3,6 +3,7 @@
 import math
 import mmap
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,20 +11,25 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from memdiag_api.containers import OomKill, RemovedCgroups
 from memdiag_api.evidence import Check
 from memdiag_node.attempts import Attempts
 from memdiag_node.breakdown.reading import MemoryReading, take_readings
-from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
+from memdiag_node.breakdown.surroundings import read_kernel_log
 from memdiag_node.census.findings import ObjectFindings
 from memdiag_node.census.frames.block_heads import BlockHeads
 from memdiag_node.census.frames.frames import CENSUS_SECONDS, HELD_DTYPE, FrameCensus, take_census
 from memdiag_node.census.frames.summary import held_frames
 from memdiag_node.census.networks.sockets import referred_to
+from memdiag_node.cgroups.accounts import Account
+from memdiag_node.cgroups.layout import account_layout
+from memdiag_node.cgroups.oom_kills import oom_kills
+from memdiag_node.cgroups.reader import CgroupReader
 from memdiag_node.holders.page_pools import add_traced
 from memdiag_node.holders.registry import holder_fields, other_holders
 from memdiag_node.holding import Holding, pinned_blocks
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.kernel.memory import open_memory
+from memdiag_node.kernel.memory import KernelMemory, open_memory
 from memdiag_node.kernel_objects import KernelObjects, TakenCensus, object_fields
 from memdiag_node.owners.processes import SCAN_SECONDS, ProcessScan, scan_processes
 from memdiag_node.preflight.checks import explain_missing
@@ -31,6 +37,7 @@ from memdiag_node.processes import OwnerOf, read_owner
 from memdiag_node.procfs.cgroup import ContainerIdentity
 from memdiag_node.procfs.kpageflags import open_frame_table
 from memdiag_node.procfs.memory_map import read_memory_map
+from memdiag_node.procfs.oom_messages import parse_oom_messages
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.settings import Settings
 from memdiag_node.sockets.scan import SocketScan
@@ -71,6 +78,10 @@ class Capture:
     """The container of each memory cgroup, by the inode of the cgroup."""
     processes: ProcessScan | None = None
     """At the end of the window."""
+    accounts: list[Account] = field(default_factory=list)
+    """The account of each container, largest usage first."""
+    removed_cgroups: RemovedCgroups | None = None
+    oom_kills: list[OomKill] = field(default_factory=list)
     interrupted: bool = False
 
 
@@ -88,6 +99,7 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
         sockets = _open_sockets(attached, attempts, types, stop)
         captured.first_scan = sockets.first_scan if sockets else None
         objects = _open_objects(attached, attempts, sockets, types, stop)
+        cgroups = _open_cgroups(attempts, sockets, objects, roots)
         types.free()
         trace = _open_trace(attached, attempts, settings, roots, stop)
         if not attempts.checks:
@@ -114,7 +126,7 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
             if not captured.scan:
                 census.read_packets()
             census.read_clues()
-        _find_containers(captured, sockets, objects, attempts)
+        _read_cgroups(captured, cgroups, attempts)
         if Check.BREAKDOWN in attempts.checks:
             _count(captured, census, attempts, roots, stop)
     return captured
@@ -196,16 +208,48 @@ def _add_traced(captured: Capture, sockets: "_Sockets", attempts: Attempts) -> N
             captured.others = add_traced(memory, at, captured.scan, captured.others, captured.trace.blocks)
 
 
-def _find_containers(
-    captured: Capture, sockets: "_Sockets | None", objects: KernelObjects | None, attempts: Attempts
-) -> None:
-    """Find the container of each memory cgroup, if the kernel's memory is read at all."""
-    if objects:
-        with attempts.step(Check.KERNEL_OBJECTS, "the search for containers' cgroups", optional=True):
-            captured.containers = objects.containers()
-    elif sockets:
-        with attempts.step(Check.BREAKDOWN, "the search for containers' cgroups", optional=True):
-            captured.containers = container_cgroups(sockets.scanner.source.memory, sockets.cgroup_layout)
+def _open_cgroups(
+    attempts: Attempts, sockets: "_Sockets | None", objects: KernelObjects | None, roots: HostRoots
+) -> CgroupReader | None:
+    """Read the memory cgroups for the first time, if the kernel's memory is read at all."""
+    if sockets:
+        opened: tuple[KernelMemory, Mapping[str, int]] = sockets.scanner.source.memory, sockets.cgroup_layout
+    elif objects:
+        opened = objects.cgroups()
+    else:
+        return None
+    with attempts.step(_cgroup_check(attempts), "the first reading of the memory cgroups", optional=True):
+        cgroups = CgroupReader(*opened, roots, page_bytes=mmap.PAGESIZE)
+        cgroups.start()
+        return cgroups
+    return None
+
+
+def _read_cgroups(captured: Capture, cgroups: CgroupReader | None, attempts: Attempts) -> None:
+    """Read the memory cgroups for the last time: containers, their accounts, and removed cgroups."""
+    if cgroups is None:
+        return
+    with attempts.step(_cgroup_check(attempts), "the last reading of the memory cgroups", optional=True):
+        reading = cgroups.read()
+        captured.containers = reading.containers
+        captured.accounts = cgroups.accounts(reading)
+        charges = captured.objects.slab.charges if captured.objects else None
+        captured.removed_cgroups = cgroups.removed(
+            reading, charged_slab=(charges.removed_cgroups, charges.removed_bytes) if charges else None
+        )
+
+
+def _cgroup_check(attempts: Attempts) -> Check:
+    return Check.KERNEL_OBJECTS if Check.KERNEL_OBJECTS in attempts.checks else Check.BREAKDOWN
+
+
+def _find_oom_kills(captured: Capture, attempts: Attempts) -> None:
+    """Find the processes that the kernel killed, if the kernel log can be read. If it cannot, preflight reports it."""
+    with attempts.step(Check.BREAKDOWN, "the search for killed processes", optional=True):
+        log = read_kernel_log()
+        now_seconds = time.clock_gettime(time.CLOCK_MONOTONIC)
+        if log:
+            captured.oom_kills = oom_kills(parse_oom_messages(log, page_bytes=mmap.PAGESIZE), now_seconds=now_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +274,7 @@ def _open_sockets(attached: ExitStack, attempts: Attempts, types: _KernelTypes, 
     scanner = None
     with attempts.step(Check.SOCKET_QUEUES, "loading its programs"):
         btf = types.load()
-        layouts = memory_cgroup_layout(btf), holder_fields(btf)
+        layouts = account_layout(btf), holder_fields(btf)
         scanner = attached.enter_context(SocketScanner(btf=btf, stop=stop))
     if scanner is None:
         return None
@@ -309,6 +353,7 @@ def _count(captured: Capture, census: TakenCensus | None, attempts: Attempts, ro
             address_spaces=census.read_address_spaces() if census else None,
             late=stop.budget(SCAN_SECONDS, share=_PROCESS_SHARE).late,
         )
+    _find_oom_kills(captured, attempts)
     attempts.progress("counting page frames")
     with attempts.step(Check.BREAKDOWN, "the census of page frames", optional=True):
         _count_frames(captured, census, roots, stop)

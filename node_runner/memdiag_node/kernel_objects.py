@@ -13,13 +13,13 @@ from memdiag_api.evidence import Check
 from memdiag_node.attempts import Attempts
 from memdiag_node.census.clues import clues, frame_clues
 from memdiag_node.census.clues.naming import AddressNames
-from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
 from memdiag_node.census.files import dentries, files
 from memdiag_node.census.findings import ObjectFindings
 from memdiag_node.census.frames.block_heads import BlockHeads
 from memdiag_node.census.networks import namespaces, sockets
 from memdiag_node.census.packets import packets, verdict_queues
 from memdiag_node.census.slab_caches import slab_caches
+from memdiag_node.cgroups.layout import account_layout
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.errors import BpfError
 from memdiag_node.kernel.loader import BpfObject
@@ -56,7 +56,7 @@ _FIELDS: tuple[Callable[[Btf], Mapping[str, int]], ...] = (
     verdict_queues.fields,
     address_spaces.fields,
     module_layout,
-    memory_cgroup_layout,
+    account_layout,
 )
 
 
@@ -94,9 +94,9 @@ class KernelObjects:
         except BpfError:
             return None
 
-    def containers(self) -> dict[int, ContainerIdentity]:
-        """The container of each memory cgroup, by the inode of the cgroup."""
-        return container_cgroups(self._memory, self._at)
+    def cgroups(self) -> tuple[KernelMemory, Mapping[str, int]]:
+        """What a reader of the memory cgroups needs: kernel memory, and the offsets of `account_layout` in it."""
+        return self._memory, self._at
 
     def names(self) -> AddressNames:
         """The names of addresses."""

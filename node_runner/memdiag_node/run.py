@@ -10,6 +10,7 @@ from memdiag_node.attempts import Attempts
 from memdiag_node.breakdown.classes import breakdown
 from memdiag_node.capture import Capture, MeasurementError, UnsupportedError, capture, owner_reader
 from memdiag_node.census.record import census_record
+from memdiag_node.cgroups.accounts import Account, account_records, with_frames
 from memdiag_node.conclusion.conclude import conclude
 from memdiag_node.findings.measurements import Measurements, TracedBlocks
 from memdiag_node.holding import Holding, by_size
@@ -114,7 +115,21 @@ def _measurements(
             )
             owners = owners_of_classes(measured.breakdown, sources)
             measured = replace(measured, owners=owners, processes=captured.processes.processes)
+    measured = replace(
+        measured,
+        containers=account_records(_accounts(captured, host.page_size_bytes)),
+        removed_cgroups=captured.removed_cgroups,
+        oom_kills=captured.oom_kills,
+    )
     return replace(measured, checks=tuple(attempts.checks), needs=(*needs, *attempts.needs), doubts=attempts.doubts())
+
+
+def _accounts(captured: Capture, page_bytes: int) -> list[Account]:
+    """Return the accounts of containers, with what the census of page frames counted for them."""
+    census = captured.census
+    if census is None or not census.knows_charges or census.scanned_share < 1:
+        return captured.accounts
+    return with_frames(captured.accounts, census.user, page_bytes=page_bytes)
 
 
 def _holdings(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from memdiag_api.containers import ContainerAccount, OomKill, RemovedCgroups
 from memdiag_api.evidence import Breakdown, Census, Check, Holder, Host, Need, ScanCoverage, Stack, Trace, Window
 from memdiag_api.owners import ClassOwners
 from memdiag_node.findings.doubts import Doubt
@@ -46,6 +47,11 @@ class Measurements:
     """Of each class whose owners were determined, largest class first."""
     processes: Sequence[ProcessMemory] = ()
     """At the end of the window, in no order."""
+    containers: Sequence[ContainerAccount] = ()
+    """Largest usage first."""
+    removed_cgroups: RemovedCgroups | None = None
+    oom_kills: Sequence[OomKill] = ()
+    """Latest first."""
     notes: Sequence[str] = ()
     doubts: Sequence[Doubt] = ()
     """What the run did not see, except what `checks`, `coverage`, `trace` and `census` show (conclusion.doubts)."""

@@ -6,13 +6,16 @@ from memdiag_api.evidence import HolderKind
 from memdiag_api.findings import FindingKind, LeakAnswer
 from memdiag_api.memory_classes import ClassName
 from memdiag_node.findings.classes import growing_classes, known_bytes, plain_classes, unexplained_classes
+from memdiag_node.findings.container_near_limit import containers_near_limit
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.file_cache import file_cache
 from memdiag_node.findings.growing_allocation import growing_allocations
 from memdiag_node.findings.large_holder import large_holders
+from memdiag_node.findings.oom_kills import oom_kills
 from memdiag_node.findings.packets_outside import packets_outside
 from memdiag_node.findings.page_tables import page_tables
 from memdiag_node.findings.process_memory import process_memory
+from memdiag_node.findings.removed_cgroups import removed_cgroups
 from memdiag_node.findings.shared_memory import shared_memory
 from memdiag_node.findings.situation import FREE_CLASSES, Situation
 from memdiag_node.findings.slab import slab_findings, slab_rest
@@ -30,6 +33,7 @@ def find(situation: Situation) -> list[Draft]:
     drafts += growing_allocations(situation, suspects)
     drafts += zombie_namespaces(situation)
     drafts += _about_owners(situation)
+    drafts += _about_cgroups(situation)
     heads_bytes = _socket_head_bytes(situation)
     slab = list(slab_findings(situation, packet_head_bytes=heads_bytes))
     slab += slab_rest(situation, _claimed(slab).get(ClassName.SUNRECLAIM, 0), packet_head_bytes=heads_bytes)
@@ -83,6 +87,13 @@ def _about_owners(situation: Situation) -> Iterator[Draft]:
     yield from page_tables(owners, processes, thresholds=thresholds, mem_total_bytes=total_bytes)
     yield from file_cache(owners, files, thresholds=thresholds, mem_total_bytes=total_bytes)
     yield from shared_memory(owners, files, thresholds=thresholds, mem_total_bytes=total_bytes)
+
+
+def _about_cgroups(situation: Situation) -> Iterator[Draft]:
+    """Yield the findings about memory cgroups: their limits, their kills, and those that were removed."""
+    yield from removed_cgroups(situation)
+    yield from containers_near_limit(situation)
+    yield from oom_kills(situation)
 
 
 def _socket_head_bytes(situation: Situation) -> int:

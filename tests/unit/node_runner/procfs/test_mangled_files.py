@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from memdiag_node.procfs.errors import ProcFormatError
 from memdiag_node.procfs.kernel_log import parse_first_chunk_pages_per_cpu
 from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.procfs.nfnetlink_queue import parse_nfnetlink_queue
+from memdiag_node.procfs.oom_messages import parse_oom_messages
 from memdiag_node.procfs.status import parse_status
 from memdiag_node.procfs.vmallocinfo import parse_vmallocinfo
 from memdiag_node.procfs.vmstat import parse_vmstat
@@ -21,6 +23,7 @@ from memdiag_node.procfs.zoneinfo import parse_zoneinfo
 from support.cgroup_paths import CGROUP_FILES
 from support.fixtures import RECORDED
 
+OOM_LOG = Path(__file__).parents[3] / "fixtures/oom/linux-6.18-cgroup-v1.log"
 Parser = Callable[[bytes], object]
 
 PARSERS: dict[str, tuple[Parser, list[bytes]]] = {
@@ -31,6 +34,7 @@ PARSERS: dict[str, tuple[Parser, list[bytes]]] = {
     "status": (parse_status, [(machine / "proc/self/status").read_bytes() for machine in RECORDED]),
     "cpulist": (parse_cpu_count, [(machine / "sys/devices/system/cpu/possible").read_bytes() for machine in RECORDED]),
     "kernel_log": (parse_first_chunk_pages_per_cpu, [(machine / "kernel_log").read_bytes() for machine in RECORDED]),
+    "oom_messages": (lambda text: parse_oom_messages(text, page_bytes=4096), [OOM_LOG.read_bytes()]),
     "drm_fdinfo": (parse_drm_fdinfo, [b"drm-driver: x\ndrm-client-id: 4\ndrm-total-gtt: 9 MiB\ndrm-memory-vram: 1\n"]),
     "nfnetlink_queue": (parse_nfnetlink_queue, [b"    7   3919    20 1     0     0     0       20  1\n" * 3]),
     "cgroup": (parse_cgroup, [text for _, text, *_ in CGROUP_FILES]),
