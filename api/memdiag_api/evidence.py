@@ -19,6 +19,7 @@ from memdiag_api.census.namespaces import NetworkNamespaces
 from memdiag_api.census.packets import PacketCensus
 from memdiag_api.census.slab import SlabCaches
 from memdiag_api.findings import Confidence, Finding
+from memdiag_api.machine import Machine
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import Sentence, ShortText
 from memdiag_api.owners import ClassOwners
@@ -613,6 +614,7 @@ class Evidence(Record):
     census: Census | None = Field(
         default=None, description="Census of page frames. Null if /proc/kpageflags cannot be read."
     )
+    machine: Machine | None = Field(default=None, description="Memory of the machine itself. Null if it was not read.")
     owners: Annotated[list[ClassOwners], Field(max_length=limits.MAX_CLASSES)] = Field(
         default_factory=list, description="Who has the memory of each class of the breakdown, largest class first."
     )

@@ -62,6 +62,7 @@ def conclude(
         holders=kept.holders,
         ledger=ledger,
         census=measured.census,
+        machine=measured.machine,
         owners=list(measured.owners),
         findings=kept.findings,
         explained_bytes=explained_bytes(situation, drafts),

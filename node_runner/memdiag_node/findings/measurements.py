@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Breakdown, Census, Check, Holder, Host, Need, ScanCoverage, Stack, Trace, Window
+from memdiag_api.machine import Machine
 from memdiag_api.owners import ClassOwners
 from memdiag_node.findings.doubts import Doubt
 from memdiag_node.holding import Holding
@@ -38,6 +39,7 @@ class Measurements:
     stacks: Sequence[Stack] = ()
     traced: TracedBlocks | None = None
     census: Census | None = None
+    machine: Machine | None = None
     coverage: ScanCoverage | None = None
     holdings: Sequence[Holding] = ()
     """Largest pinned first."""
