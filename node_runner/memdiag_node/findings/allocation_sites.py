@@ -78,7 +78,8 @@ def _unclassed(found: AllocationSites) -> Iterator[AllocationSite]:
 
 
 def _reason(site: AllocationSite) -> str:
-    change = f", {format_bytes(site.change_bytes)} of it in the window" if (site.change_bytes or 0) > 0 else ""
+    grown_bytes = site.change_bytes or 0
+    change = f", {format_bytes(grown_bytes)} of it in the window" if grown_bytes > 0 else ""
     return f"since boot, {site_name(site)} has allocated {format_bytes(site.size_bytes)}{change} and not freed it"
 
 

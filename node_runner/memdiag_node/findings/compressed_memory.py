@@ -108,9 +108,7 @@ def gpu_memory(situation: Situation) -> Iterator[Draft]:
             sentence=f"GPU drivers have {format_bytes(size_bytes)} of system memory in {what}"
             f"{', which the kernel takes back when memory is needed' if reclaimable else ''}.",
             reasons=[f"the threshold for memory of a holder is {format_bytes(situation.notable_bytes)}"],
-            advice=""
-            if reclaimable
-            else "Check which processes use graphics devices (drm- lines in /proc/PID/fdinfo).",
+            advice="" if reclaimable else "Check which processes use graphics devices (drm- in /proc/PID/fdinfo).",
             sections=["machine.gpu"],
             is_notable=not reclaimable,
         )

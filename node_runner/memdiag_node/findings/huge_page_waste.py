@@ -39,11 +39,11 @@ def huge_page_waste(situation: Situation) -> Iterator[Draft]:
         owner=_owner(sample),
         leak=LeakAnswer.NO,
         confidence=Confidence.MEDIUM if is_certain else Confidence.LOW,
-        sentence=f"About {zero} of the {total} in transparent huge pages of processes are zero: they were never written "
-        "to, and take memory all the same.",
+        sentence=f"About {zero} of the {total} in transparent huge pages of processes are zero: most likely, nothing "
+        "was ever written there.",
         reasons=[
-            f"in {sample.sampled_pages} of {sample.huge_pages} huge pages, {sample.zero_share:.0%} of the memory is zero "
-            f"(standard error of the estimate: {format_bytes(sample.error_bytes)})",
+            f"in {sample.sampled_pages} of {sample.huge_pages} huge pages, {sample.zero_share:.0%} of the memory is "
+            f"zero (standard error of the estimate: {format_bytes(sample.error_bytes)})",
             f"{sample.mostly_zero_share:.0%} of them are zero to more than half",
             f"the threshold for it is {format_bytes(situation.notable_bytes)}",
             *(

@@ -15,8 +15,7 @@ from memdiag_node.findings.situation import Situation
 
 _BPF = re.compile(
     r"_*bpf_.*|prealloc_init|(?:array|htab|trie|queue_stack|stack|dev|cpu|sock|sock_hash|xsk|bloom|ringbuf|arena"
-    r"|reuseport_array|cgroup_storage|array_of_map)_map_(?:alloc|init).*|dev_map_.*|sock_hash_alloc"
-    r"|reuseport_array_alloc|module_alloc_bpf|jit_.*"
+    r"|array_of|reuseport_array|cgroup_storage)_map_(?:alloc|init).*|sock_hash_alloc|reuseport_array_alloc"
 )
 """Functions that allocate memory of BPF maps and programs. These are holders too (BpfMap, BpfProgram)."""
 _XDP = re.compile(r"xskq_create|xp_create_and_assign_umem|xdp_umem_.*")
@@ -81,7 +80,8 @@ def _bpf_draft(situation: Situation, size_bytes: int) -> Draft:
         owner=MemoryOwner(kind=OwnerKind.KERNEL, name="BPF"),
         leak=LeakAnswer.UNKNOWN if is_large else LeakAnswer.NO,
         confidence=Confidence.MEDIUM,
-        sentence=f"BPF has {format_bytes(size_bytes)} of vmalloc beyond the maps and programs that were found.",
+        sentence=f"BPF has {format_bytes(size_bytes)} of vmalloc"
+        f"{' beyond the maps and programs that were found' if situation.measured.coverage else ''}.",
         reasons=[_threshold(situation)],
         advice="List maps and programs with bpftool map and bpftool prog, on the node.",
         sections=["machine.vmalloc"],

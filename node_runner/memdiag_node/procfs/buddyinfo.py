@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from memdiag_node.procfs.errors import ProcFormatError
 
-_LINE = re.compile(rb"Node (\d{1,6}), zone +(\S{1,32}) +((?:\d{1,15} *)+)")
+_LINE = re.compile(rb"Node (\d{1,6}), zone +(\S{1,32})((?: +\d{1,15})+) *")
 _MAX_ORDERS = 16
 
 
