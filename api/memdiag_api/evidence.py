@@ -20,6 +20,7 @@ from memdiag_api.census.packets import PacketCensus, PacketPlace
 from memdiag_api.census.slab import SlabCaches
 from memdiag_api.containers import ContainerAccount, OomKill, RemovedCgroups
 from memdiag_api.findings import Confidence, Finding
+from memdiag_api.machine import Machine
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import Sentence, ShortText
 from memdiag_api.owners import ClassOwners
@@ -722,6 +723,7 @@ class Evidence(Record):
         description="Processes that the kernel killed for lack of memory in the last day, as far as the kernel log "
         "still shows them, latest first.",
     )
+    machine: Machine | None = Field(default=None, description="Memory of the machine itself. Null if it was not read.")
     owners: Annotated[list[ClassOwners], Field(max_length=limits.MAX_CLASSES)] = Field(
         default_factory=list, description="Who has the memory of each class of the breakdown, largest class first."
     )

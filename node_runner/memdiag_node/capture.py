@@ -3,7 +3,7 @@
 import math
 import mmap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from memdiag_api.containers import OomKill, RemovedCgroups
 from memdiag_api.evidence import Check
+from memdiag_api.machine import HugePageSample
 from memdiag_node.attempts import Attempts
 from memdiag_node.breakdown.reading import MemoryReading, take_readings
-from memdiag_node.breakdown.surroundings import read_kernel_log
+from memdiag_node.breakdown.surroundings import read_huge_page_bytes, read_kernel_log
 from memdiag_node.census.findings import ObjectFindings
 from memdiag_node.census.frames.block_heads import BlockHeads
 from memdiag_node.census.frames.frames import CENSUS_SECONDS, HELD_DTYPE, FrameCensus, take_census
@@ -31,6 +32,8 @@ from memdiag_node.holding import Holding, pinned_blocks
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.memory import KernelMemory, open_memory
 from memdiag_node.kernel_objects import KernelObjects, TakenCensus, object_fields
+from memdiag_node.machine.huge_page_sample import HugePageHeads
+from memdiag_node.machine.reading import MachineReading, read_machine
 from memdiag_node.owners.processes import SCAN_SECONDS, ProcessScan, scan_processes
 from memdiag_node.preflight.checks import explain_missing
 from memdiag_node.processes import OwnerOf, read_owner
@@ -48,7 +51,8 @@ from memdiag_node.trace.result import TraceResult
 
 _WAIT_STEP_SECONDS = 0.25
 # Shares of the remaining grace period, after the run was asked to stop.
-_TALLY_SHARE, _CENSUS_SHARE, _PROCESS_SHARE = 0.4, 0.3, 0.2
+_TALLY_SHARE, _CENSUS_SHARE, _PROCESS_SHARE, _SAMPLE_SHARE = 0.4, 0.3, 0.2, 0.1
+_SAMPLE_SECONDS = 5.0
 
 
 class UnsupportedError(RuntimeError):
@@ -65,6 +69,9 @@ class Capture:
 
     readings_before: list[MemoryReading] = field(default_factory=list)
     readings: list[MemoryReading] = field(default_factory=list)
+    machine_before: MachineReading | None = None
+    machine: MachineReading | None = None
+    huge_page_sample: HugePageSample | None = None
     first_scan: SocketScan | None = None
     scan: SocketScan | None = None
     others: list[Holding] | None = None
@@ -95,6 +102,7 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
         if Check.BREAKDOWN in attempts.checks:
             with attempts.step(Check.BREAKDOWN, "the first readings", optional=True):
                 captured.readings_before = take_readings(roots)
+            captured.machine_before = _read_machine(settings, captured.readings_before, attempts, roots, is_last=False)
         types = _KernelTypes(roots)
         sockets = _open_sockets(attached, attempts, types, stop)
         captured.first_scan = sockets.first_scan if sockets else None
@@ -129,7 +137,22 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
         _read_cgroups(captured, cgroups, attempts)
         if Check.BREAKDOWN in attempts.checks:
             _count(captured, census, attempts, roots, stop)
+            captured.machine = _read_machine(
+                settings, captured.readings or captured.readings_before, attempts, roots, is_last=True
+            )
     return captured
+
+
+def _read_machine(
+    settings: Settings, readings: Sequence[MemoryReading], attempts: Attempts, roots: HostRoots, *, is_last: bool
+) -> MachineReading | None:
+    """Read memory that belongs to the machine. None if the readings of the breakdown failed."""
+    if not readings:
+        return None
+    vmalloc_bytes = settings.thresholds.notable_bytes(readings[0].meminfo.mem_total_bytes)
+    with attempts.step(Check.BREAKDOWN, "reading the machine's memory", optional=True):
+        return read_machine(roots, vmalloc_bytes=vmalloc_bytes, is_last=is_last)
+    return None
 
 
 class _KernelTypes:
@@ -365,7 +388,8 @@ def _count_frames(captured: Capture, census: TakenCensus | None, roots: HostRoot
         flags, charges = (open_frame_table(roots.proc / name, files) for name in ("kpageflags", "kpagecgroup"))
         if flags is None:
             return
-        seen = BlockHeads(flags.read)
+        huge = HugePageHeads(flags.read, read_huge_page_bytes(roots.sys) // mmap.PAGESIZE)
+        seen = BlockHeads(huge.read)
         held = _held_frames(captured, census)
         captured.census = take_census(
             read_memory_map(roots.proc, roots.sys, page_bytes=mmap.PAGESIZE),
@@ -376,6 +400,10 @@ def _count_frames(captured: Capture, census: TakenCensus | None, roots: HostRoot
         )
         if census:
             census.read_frames(seen, np.empty(0, HELD_DTYPE) if held is None else held, captured.containers)
+            late = stop.budget(_SAMPLE_SECONDS, share=_SAMPLE_SHARE).late
+            captured.huge_page_sample = census.sample_huge_pages(
+                huge, charges.read if charges else None, captured.containers, late
+            )
 
 
 def _held_frames(captured: Capture, census: TakenCensus | None) -> npt.NDArray[np.void] | None:

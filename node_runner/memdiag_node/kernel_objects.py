@@ -4,12 +4,13 @@ import mmap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Check
+from memdiag_api.machine import HugePageSample
 from memdiag_node.attempts import Attempts
 from memdiag_node.census.clues import clues, frame_clues
 from memdiag_node.census.clues.naming import AddressNames
@@ -26,10 +27,11 @@ from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.memory import KernelMemory
 from memdiag_node.kernel.modules import module_layout, read_modules
 from memdiag_node.kernel.symbols import SymbolReader
+from memdiag_node.machine.huge_page_sample import HugePageHeads, count_zeros, huge_page_sample
 from memdiag_node.owners import address_spaces
 from memdiag_node.procfs.cgroup import ContainerIdentity
 from memdiag_node.procfs.cpulist import parse_cpus
-from memdiag_node.procfs.kpageflags import FrameTable, open_frame_table
+from memdiag_node.procfs.kpageflags import FrameTable, ReadFrames, open_frame_table
 from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.roots import HostRoots
@@ -199,6 +201,30 @@ class TakenCensus:
             self.found.frames = frame_clues.frame_clues(
                 self.census, self.at, self.names, heads=heads, singles=singles, containers=containers
             )
+
+    def sample_huge_pages(
+        self,
+        huge: HugePageHeads,
+        read_charges: ReadFrames | None,
+        containers: Mapping[int, ContainerIdentity],
+        late: Callable[[], bool],
+    ) -> HugePageSample | None:
+        """Estimate how much of the huge pages of processes is zero. None without huge pages, or if it fails."""
+        page_bytes = 1 << self.at["PAGE_SHIFT"]
+        with self._part("a sample of huge pages"):
+            counts = count_zeros(
+                self.census.memory,
+                huge.frames,
+                linear_base=self.census.linear_base,
+                page_bytes=page_bytes,
+                frames_per_page=huge.frames_per_page,
+                late=late,
+            )
+            if read_charges:
+                charges = [read_charges(head, 1) for head in counts.heads.tolist()]
+                counts = replace(counts, charges=np.concatenate([np.empty(0, "<u8"), *charges]))
+            return huge_page_sample(counts, containers, huge_pages=huge.count, page_bytes=page_bytes)
+        return None
 
     @contextmanager
     def _part(self, what: str) -> Iterator[None]:

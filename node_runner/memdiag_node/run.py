@@ -15,6 +15,7 @@ from memdiag_node.conclusion.conclude import conclude
 from memdiag_node.findings.measurements import Measurements, TracedBlocks
 from memdiag_node.holding import Holding, by_size
 from memdiag_node.host import read_host
+from memdiag_node.machine.record import machine_record
 from memdiag_node.owners.owners import OwnerSources, owners_of_classes
 from memdiag_node.preflight.checks import explain_missing, possible_checks, preflight
 from memdiag_node.procfs.roots import HostRoots
@@ -93,6 +94,16 @@ def _measurements(
     if readings:
         with attempts.step(Check.BREAKDOWN, "computing the result"):
             measured = replace(measured, breakdown=breakdown(readings, earlier=captured.readings_before))
+    if captured.machine:
+        with attempts.step(Check.BREAKDOWN, "describing the machine's memory", optional=True):
+            machine = machine_record(
+                captured.machine,
+                captured.machine_before,
+                page_bytes=host.page_size_bytes,
+                mem_total_bytes=host.mem_total_bytes,
+                sample=captured.huge_page_sample,
+            )
+            measured = replace(measured, machine=machine)
     if captured.census or captured.objects:
         check = Check.KERNEL_OBJECTS if captured.objects else Check.BREAKDOWN
         with attempts.step(check, "computing the census", optional=True):

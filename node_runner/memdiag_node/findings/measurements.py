@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from memdiag_api.containers import ContainerAccount, OomKill, RemovedCgroups
 from memdiag_api.evidence import Breakdown, Census, Check, Holder, Host, Need, ScanCoverage, Stack, Trace, Window
+from memdiag_api.machine import Machine
 from memdiag_api.owners import ClassOwners
 from memdiag_node.findings.doubts import Doubt
 from memdiag_node.holding import Holding
@@ -40,6 +41,7 @@ class Measurements:
     stacks: Sequence[Stack] = ()
     traced: TracedBlocks | None = None
     census: Census | None = None
+    machine: Machine | None = None
     coverage: ScanCoverage | None = None
     holdings: Sequence[Holding] = ()
     """Largest pinned first."""
