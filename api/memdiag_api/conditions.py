@@ -38,6 +38,7 @@ class Reason(StrEnum):
     RUNNING = "Running"
     COMPLETED = "Completed"
     LEAK_FOUND = "LeakFound"
+    LEAK_NOT_EXCLUDED = "LeakNotExcluded"
     ADMISSION_DENIED = "AdmissionDenied"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL = "ImagePull"

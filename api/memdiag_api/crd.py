@@ -178,7 +178,7 @@ _DIAGNOSIS_COLUMNS = (
         ".status.results[0].allocPage",
         "Memory that kernel code allocated directly from the page allocator",
     ),
-    PrinterColumn("Suspect", ".status.suspect", "The prime suspect"),
+    PrinterColumn("Finding", ".status.suspect", "The first finding"),
     PrinterColumn("Age", ".metadata.creationTimestamp", "Time since creation", type="date"),
     PrinterColumn("Verdict", _condition("LeakDetected", "reason"), "The verdict", priority=1),
     PrinterColumn("Summary", ".status.summary", "The answer in one sentence", priority=1),
@@ -187,7 +187,7 @@ _REPORT_COLUMNS = (
     PrinterColumn("Diagnosis", ".diagnosis", "The MemoryDiagnosis that requested the report"),
     PrinterColumn("Node", ".nodeName", "The node that was measured"),
     PrinterColumn("Verdict", ".evidence.verdict.kind", "The answer in one word"),
-    PrinterColumn("Suspect", ".suspect", "The prime suspect"),
+    PrinterColumn("Finding", ".suspect", "The first finding"),
     PrinterColumn("Age", ".metadata.creationTimestamp", "Time since creation", type="date"),
 )
 

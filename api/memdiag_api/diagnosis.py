@@ -13,13 +13,15 @@ from memdiag_api.evidence import (
     Check,
     Context,
     HolderKind,
+    LeakDetected,
     MemoryClass,
     Trend,
     VerdictKind,
 )
-from memdiag_api.findings import Confidence
+from memdiag_api.findings import Confidence, FindingKind, LeakAnswer
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import ApiModel, Sentence, ShortText
+from memdiag_api.owners import OwnerKind
 from memdiag_api.record import ByteCount, Count, Share, SignedByteCount
 
 GROUP = "memdiag.dev"
@@ -61,6 +63,7 @@ class FailOn(StrEnum):
 
     NEVER = "Never"
     LEAK_DETECTED = "LeakDetected"
+    NOT_PROVEN_CLEAN = "NotProvenClean"
 
 
 class NodeSelector(ApiModel):
@@ -188,8 +191,9 @@ class MemoryDiagnosisSpec(ApiModel):
     )
     fail_on: FailOn = Field(
         default=FailOn.NEVER,
-        description="If LeakDetected, the run ends with Succeeded=False when a leak is found, which stops a pipeline "
-        "that waits for it. Never: a leak does not make the run fail.",
+        description="Results with which the run ends with Succeeded=False, which stops a pipeline that waits for it. "
+        "LeakDetected: a leak was found. NotProvenClean: a leak was found or cannot be excluded, so the condition "
+        "LeakDetected is not False. Never: neither makes the run fail.",
         json_schema_extra=immutable("failOn"),
     )
     suspend: bool = Field(default=False, description="If true, no runner is started and running ones are stopped.")
@@ -331,6 +335,48 @@ class TargetPod(ApiModel):
     )
 
 
+class FindingSummary(ApiModel):
+    """FindingSummary is one statement about where memory is. docs/findings.md describes each kind.
+
+    Names of pods and containers come from the API server, never from the node.
+    """
+
+    kind: FindingKind
+    memory_class: ShortText = Field(
+        default="", description="Class of the breakdown that most of the memory belongs to. Empty if it is of several."
+    )
+    size_bytes: ByteCount
+    size: ShortText = Field(default="", description="The value of sizeBytes in readable form.")
+    leak: LeakAnswer = Field(description="Whether this memory is leaked.")
+    reclaimable: bool = Field(default=False, description="If true, the kernel frees it when memory is needed.")
+    growth_bytes_per_second: float | None = Field(default=None, description="Growth rate. Absent if not measured.")
+    confidence: Confidence = Field(description="Confidence in the finding.")
+    owner_kind: OwnerKind | None = Field(default=None, description="Kind of the owner. Absent if it is not known.")
+    namespace: ShortText = Field(default="", description="Namespace of the pod that has the memory.")
+    pod: ShortText = Field(
+        default="", description="Name of the pod that has the memory. Empty if it belongs to no pod on the node."
+    )
+    container: ShortText = Field(default="", description="Name of the container in the pod.")
+    pid: Count = Field(default=0, description="Process ID in the PID namespace of the node. 0 if it is not a process.")
+    comm: ShortText = Field(default="", description="Name of the process, which the process itself can choose.")
+    fds: list[Count] = Field(
+        default_factory=list,
+        max_length=limits.MAX_OWNER_FDS,
+        description="File descriptors through which the process holds the memory.",
+    )
+    name: ShortText = Field(
+        default="",
+        description="Name of another owner, as the node reports it: a slab cache, a function, a device. In quotes if "
+        "it has unusual characters, as paths have.",
+    )
+    freed_by: Sentence = Field(default="", description="What frees it, in the words of the node's runner.")
+    freed_bytes: ByteCount | None = Field(
+        default=None, description="Bytes that this would bring back. Absent if that is not known."
+    )
+    sentence: Sentence = Field(description="The finding in one sentence, in the words of the node's runner.")
+    advice: Sentence = Field(default="", description="Recommended next step.")
+
+
 class NodeResult(ApiModel):
     """NodeResult contains the main findings for one node. The MemoryDiagnosisReport contains all of them."""
 
@@ -347,12 +393,25 @@ class NodeResult(ApiModel):
         default=None, description="Progress in percent. Absent when the run on this node has ended."
     )
     verdict: VerdictSummary | None = None
-    suspect: ShortText = Field(default="", description="The prime suspect, in one short line.")
+    leak_detected: LeakDetected | None = Field(
+        default=None, description="Whether this node has a leak. Absent in results of version 0.1.0."
+    )
+    suspect: ShortText = Field(default="", description="The first finding, in one short line.")
+    findings: list[FindingSummary] = Field(
+        default_factory=list,
+        max_length=limits.MAX_TOP_FINDINGS,
+        description="The first findings, most important first. The report has all of them.",
+    )
     target_pod: TargetPod | None = Field(
         default=None,
         description="Memory pinned by the pod in target.podRef. Its holders are listed first in topHolders.",
     )
     mem_total_bytes: ByteCount = 0
+    explained_memory_bytes: ByteCount | None = Field(
+        default=None,
+        description="The part of memTotalBytes that is free or that a finding or a known owner explains. Absent in "
+        "results of version 0.1.0.",
+    )
     alloc_page: ShortText = Field(default="", description="The value of allocPageBytes in readable form.")
     alloc_page_bytes: ByteCount | None = Field(
         default=None, description="Bytes that kernel code allocated directly from the buddy allocator."
@@ -396,6 +455,10 @@ class NodeState(ApiModel):
     node_name: DnsSubdomain = Field(description="Name of the node.")
     reason: ShortText = Field(description="Pending, Running, Completed, or the reason of the failure.")
     verdict: VerdictKind | None = Field(default=None, description="The answer, if any.")
+    leak_detected: LeakDetected | None = Field(
+        default=None,
+        description="Whether this node has a leak. Absent without an answer, and in statuses of version 0.1.0.",
+    )
 
 
 class LastRun(ApiModel):
@@ -409,7 +472,7 @@ class LastRun(ApiModel):
         default="", description="Status of its condition LeakDetected: True, False or Unknown."
     )
     verdict: ShortText = Field(default="", description="Reason of its condition LeakDetected.")
-    suspect: ShortText | None = Field(default=None, description="Its prime suspect.")
+    suspect: ShortText | None = Field(default=None, description="Its first finding.")
     summary: Sentence | None = Field(default=None, description="Its answer in one sentence.")
 
 
@@ -460,7 +523,7 @@ class MemoryDiagnosisStatus(ApiModel):
         description="All nodes of the run, as chosen when it started. See results for the most relevant ones.",
     )
     summary: Sentence | None = Field(default=None, description="The answer in one sentence.")
-    suspect: ShortText | None = Field(default=None, description="The prime suspect in one short line.")
+    suspect: ShortText | None = Field(default=None, description="The first finding in one short line.")
     results: list[NodeResult] = Field(
         default_factory=list,
         max_length=limits.MAX_RESULTS,

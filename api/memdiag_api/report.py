@@ -36,7 +36,7 @@ class MemoryDiagnosisReport(ApiModel):
         description="Name of the node on which the runner pod ran, as reported by the API server."
     )
     pod_name: ShortText = Field(description="Name of the runner pod that delivered it.")
-    suspect: ShortText = Field(default="", description="The prime suspect, in one short line.")
+    suspect: ShortText = Field(default="", description="The first finding, in one short line.")
     containers: list[ContainerIdentity] = Field(
         default_factory=list,
         max_length=limits.MAX_NAMED_CONTAINERS,

@@ -1,6 +1,7 @@
 """The command line `memdiag-node`: standalone on any Linux host, or as the only process of the runner pod."""
 
 import argparse
+import math
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ from memdiag_api.evidence import Check, NeedState, RunnerError
 from memdiag_api.units import parse_duration_seconds
 from memdiag_node.capture import UnsupportedError
 from memdiag_node.conclusion.document import keep
-from memdiag_node.findings.thresholds import MIB, Thresholds
+from memdiag_node.findings.thresholds import DAY_SECONDS, MIB, Thresholds
 from memdiag_node.preflight.checks import preflight
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.publish import Output, publish, publish_failure
@@ -30,6 +31,8 @@ MAX_DURATION_SECONDS = 30 * 60
 MAX_TOP_N = 50
 MAX_CPU_BUDGET_PERCENT = 100
 MAX_GRACE_SECONDS = 86_400
+MAX_MEBIBYTES = 1 << 20
+MAX_THRESHOLD = 1_000_000_000
 # Kubernetes: pod.spec.containers[].terminationMessagePath, by default.
 TERMINATION_LOG = Path("/dev/termination-log")
 # man 5 proc_pid_oom_score_adj: the highest value.
@@ -57,12 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cpu_budget_share=options.cpu_budget_percent / 100,
         report_arguments=options.report_arguments,
         report_paths=options.report_paths,
-        thresholds=Thresholds(
-            suspect_floor_bytes=options.suspect_mib * MIB,
-            suspect_share=options.suspect_share,
-            large_floor_bytes=options.large_mib * MIB,
-            large_share=options.large_share,
-        ),
+        thresholds=_thresholds(options),
     )
     try:
         evidence = measure(settings, roots=roots, stop=stop, progress=progress)
@@ -171,33 +169,96 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 def _add_thresholds(group: argparse._ArgumentGroup) -> None:
     defaults = Thresholds()
-    group.add_argument(
-        "--suspect-mib",
-        type=int,
-        default=defaults.suspect_floor_bytes // MIB,
-        metavar="MIB",
-        help="ignore pinned or growing memory below this size (default: %(default)s)",
+    options: tuple[tuple[str, Callable[[str], float], float, str, str], ...] = (
+        (
+            "--suspect-mib",
+            _mebibytes,
+            defaults.suspect_floor_bytes // MIB,
+            "MIB",
+            "ignore pinned or growing memory below this size",
+        ),
+        ("--suspect-share", _share, defaults.suspect_share, "SHARE", _or_share("below this share")),
+        (
+            "--notable-mib",
+            _mebibytes,
+            defaults.notable_floor_bytes // MIB,
+            "MIB",
+            "list kernel memory with a known holder from this size on",
+        ),
+        ("--notable-share", _share, defaults.notable_share, "SHARE", _or_share("this share")),
+        (
+            "--large-mib",
+            _mebibytes,
+            defaults.large_floor_bytes // MIB,
+            "MIB",
+            "unexplained memory of one class of at least this size rules out NoLeak",
+        ),
+        ("--large-share", _share, defaults.large_share, "SHARE", _or_share("of this share")),
+        (
+            "--unexplained-ceiling-mib",
+            _mebibytes,
+            defaults.unexplained_ceiling_bytes // MIB,
+            "MIB",
+            "unexplained memory of this size rules out NoLeak on the largest machines, too",
+        ),
+        (
+            "--stuck-seconds",
+            _positive,
+            defaults.stuck_floor_seconds,
+            "SECONDS",
+            "a socket with unread data is stuck if nothing is read for this time",
+        ),
+        (
+            "--leak-age-seconds",
+            _positive,
+            defaults.leak_age_seconds,
+            "SECONDS",
+            "unread data of a stuck socket is a leak if it has waited for this time, or grows",
+        ),
+        (
+            "--slow-drain-seconds",
+            _positive,
+            defaults.slow_drain_seconds,
+            "SECONDS",
+            "a reader is slow if its backlog takes this time to drain at the present rate",
+        ),
+        (
+            "--growth-mib-per-day",
+            _mebibytes,
+            defaults.growth_per_day_bytes // MIB,
+            "MIB",
+            "growth of at least this much a day matters on every machine",
+        ),
+        (
+            "--exhaustion-days",
+            _positive,
+            defaults.exhaustion_seconds / DAY_SECONDS,
+            "DAYS",
+            "growth matters if it exhausts the machine's free and reclaimable memory within this time",
+        ),
     )
-    group.add_argument(
-        "--suspect-share",
-        type=float,
-        default=defaults.suspect_share,
-        metavar="SHARE",
-        help="or below this share of the machine's memory, if that is more (default: %(default)s)",
-    )
-    group.add_argument(
-        "--large-mib",
-        type=int,
-        default=defaults.large_floor_bytes // MIB,
-        metavar="MIB",
-        help="unexplained memory of one class of at least this size rules out NoLeak (default: %(default)s)",
-    )
-    group.add_argument(
-        "--large-share",
-        type=float,
-        default=defaults.large_share,
-        metavar="SHARE",
-        help="or of this share of the machine's memory, if that is more (default: %(default)s)",
+    for name, parse, default, metavar, text in options:
+        group.add_argument(name, type=parse, default=default, metavar=metavar, help=f"{text} (default: %(default)s)")
+
+
+def _or_share(part: str) -> str:
+    return f"or {part} of the machine's memory, if that is more"
+
+
+def _thresholds(options: argparse.Namespace) -> Thresholds:
+    return Thresholds(
+        suspect_floor_bytes=options.suspect_mib * MIB,
+        suspect_share=options.suspect_share,
+        notable_floor_bytes=options.notable_mib * MIB,
+        notable_share=options.notable_share,
+        large_floor_bytes=options.large_mib * MIB,
+        large_share=options.large_share,
+        unexplained_ceiling_bytes=options.unexplained_ceiling_mib * MIB,
+        stuck_floor_seconds=options.stuck_seconds,
+        leak_age_seconds=options.leak_age_seconds,
+        slow_drain_seconds=options.slow_drain_seconds,
+        growth_per_day_bytes=options.growth_mib_per_day * MIB,
+        exhaustion_seconds=options.exhaustion_days * DAY_SECONDS,
     )
 
 
@@ -241,6 +302,35 @@ def _top_n(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= MAX_TOP_N:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_TOP_N}")
     return int(text)
+
+
+def _mebibytes(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_MEBIBYTES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of MiB from 1 to {MAX_MEBIBYTES}")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if value is None or not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1, such as 0.02 for 2 %")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = _number(text)
+    if value is None or not 0 < value <= MAX_THRESHOLD:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, and at most {MAX_THRESHOLD}")
+    return value
+
+
+def _number(text: str) -> float | None:
+    """Return the finite number in `text`, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _volunteer_for_the_oom_killer() -> str:

@@ -122,20 +122,36 @@ class AllowedNodes(Settings):
     match_expressions: tuple[LabelRequirement, ...] = ()
 
 
-class ThresholdSettings(Settings):
-    """The size from which a finding matters: the larger of the two (docs/verdicts.md)."""
+Mebibytes = Annotated[int, Field(ge=1, le=1 << 20)]
+NodeShare = Annotated[float, Field(ge=0, le=1, description="of the node's memory", allow_inf_nan=False)]
+Duration = Annotated[float, Field(gt=0, le=1e9, description="in seconds", allow_inf_nan=False)]
 
-    suspect_mebibytes: Annotated[int, Field(ge=1, le=1 << 20)] = 16
-    suspect_share: Annotated[float, Field(ge=0, le=1, description="of the node's memory")] = 0.001
+
+class ThresholdSettings(Settings):
+    """From where on a finding matters; of a size and a share, the larger one counts (docs/verdicts.md)."""
+
+    suspect_mebibytes: Annotated[Mebibytes, Field(description="of pinned or growing memory that may be a leak")] = 16
+    suspect_share: NodeShare = 0.001
+    notable_mebibytes: Annotated[Mebibytes, Field(description="of kernel memory whose holder is known")] = 64
+    notable_share: NodeShare = 0.0025
     large_mebibytes: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=1 << 20,
-            description="of a class that nothing explains: from this size on, the verdict is never NoLeak",
-        ),
+        Mebibytes,
+        Field(description="of a class that nothing explains: from this size on, the verdict is never NoLeak"),
     ] = 256
-    large_share: Annotated[float, Field(ge=0, le=1, description="of the node's memory")] = 0.02
+    large_share: NodeShare = 0.02
+    unexplained_ceiling_mebibytes: Annotated[
+        Mebibytes, Field(description="of unexplained memory that rules out NoLeak on the largest nodes, too")
+    ] = 4096
+    stuck_seconds: Annotated[Duration, Field(description="without a read, with unread data: a stuck socket")] = 1.0
+    leak_age_seconds: Annotated[Duration, Field(description="that unread data has waited: a leak if not less")] = 10.0
+    slow_drain_seconds: Annotated[Duration, Field(description="to drain a backlog at its present rate")] = 600.0
+    growth_mebibytes_per_day: Annotated[Mebibytes, Field(description="growth that matters on every node")] = 512
+    exhaustion_days: Annotated[
+        float,
+        Field(
+            gt=0, le=36_500, allow_inf_nan=False, description="until growth exhausts the node: slower growth is fine"
+        ),
+    ] = 30.0
 
 
 class GraceSettings(Settings):

@@ -252,7 +252,7 @@ def test_status_and_spec_are_written_apart(stored: TestCluster) -> None:
 
 def test_columns_show_the_answer(stored: TestCluster) -> None:
     assert stored.kubectl("get", "memorydiagnoses").split("\n")[0].split() == [
-        "NAME", "TARGET", "SUCCEEDED", "REASON", "PROGRESS", "LEAK", "ALLOCPAGE", "SUSPECT", "AGE",
+        "NAME", "TARGET", "SUCCEEDED", "REASON", "PROGRESS", "LEAK", "ALLOCPAGE", "FINDING", "AGE",
     ]  # fmt: skip
     wide = stored.kubectl("get", "memdiag", NAME, "-o", "wide").split("\n")[0].split()
     assert wide[-2:] == ["VERDICT", "SUMMARY"]

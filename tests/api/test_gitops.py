@@ -11,10 +11,12 @@ import yaml
 
 from memdiag_api.evidence import Verdict, VerdictKind
 from support.cluster import TestCluster
+from support.evidence import clean, suspicious
 from support.gitops import FOLDER, HEALTH, RERUN, argo_health, argo_rerun, flux_status
 from support.hollow_node import HollowNode, eventually
+from support.kubernetes_objects import delivered
 from support.operator_process import kubeconfig_with_token
-from support.operator_world import World, sweep_away
+from support.operator_world import World, evidence_of, pod_of, run_id, sweep_away
 from support.phases import JUDGEMENTS, recording
 
 NO_LEAK = Verdict(kind=VerdictKind.NO_LEAK, confidence="High", sentence="Nothing grows, nothing is stuck.")
@@ -240,6 +242,44 @@ def test_the_gate_passes_without_a_leak_fails_with_one_and_reruns_each_time(
         assert world.read("after-deploy")["status"]["lastHandledRequest"] == request
         eventually(lambda: world.pods() == [])
     assert len(world.reports("after-deploy")) == 3
+
+
+WAITS = {
+    "condition=Succeeded": {"leak": 1, "suspicious": 1, "clean": 0},
+    "condition=LeakDetected": {"leak": 0, "suspicious": 1, "clean": 1},
+    "condition=LeakDetected=False": {"leak": 1, "suspicious": 1, "clean": 0},
+    "jsonpath={.status.results[0].leakDetected}=False": {"leak": 1, "suspicious": 1, "clean": 0},
+    "condition=Reconciling=False": {"leak": 0, "suspicious": 0, "clean": 0},
+}
+"""What `kubectl wait` says about ended runs with failOn: NotProvenClean, as documented."""
+
+
+def test_kubectl_wait_tells_answers_apart_by_its_exit_code(world: World) -> None:
+    node = world.node("worker-3")
+    for name, change in (("leak", None), ("suspicious", suspicious), ("clean", clean)):
+        world.diagnose(name, node.name, failOn="NotProvenClean")
+        runner = node.runner()
+        node.run(runner)
+        evidence = evidence_of(node.name, run_id(pod_of(world, runner)))
+        node.finish(runner, *delivered(change(evidence) if change else evidence))
+        world.end(name)
+        eventually(lambda: world.pods() == [])
+    seen = {
+        condition: {
+            name: world.cluster.try_kubectl("wait", f"memdiag/{name}", f"--for={condition}", "--timeout=0s").returncode
+            for name in codes
+        }
+        for condition, codes in WAITS.items()
+    }
+    assert seen == WAITS
+    gone = world.cluster.try_kubectl("wait", "memdiag/nobody", "--for=condition=Succeeded", "--timeout=0s")
+    assert gone.returncode == 1
+    assert [argo_health(world.read(name))[0] for name in WAITS["condition=Succeeded"]] == [
+        "Degraded",
+        "Degraded",
+        "Healthy",
+    ]
+    assert [flux_status(world.read(name)) for name in WAITS["condition=Succeeded"]] == ["Failed", "Failed", "Current"]
 
 
 def test_the_gates_pod_is_restricted(pipeline: TestCluster) -> None:

@@ -13,6 +13,7 @@ import pytest
 from memdiag_api.evidence import RunnerError, TerminationMessage
 from memdiag_operator.kube import naming
 from support.cluster import TestCluster
+from support.evidence import clean, suspicious
 from support.hollow_node import RUNNERS, HollowNode, container, eventually, injector, now
 from support.kubernetes_objects import delivered
 from support.operator_process import OperatorProcess, running_operator
@@ -409,6 +410,55 @@ def test_a_gate_fails_on_a_leak(world: World) -> None:
     node.run(runner)
     node.finish(runner, *delivered(evidence_of("node-a", run_id(pod_of(world, runner)))))
     assert world.end("gate")[:2] == ("False", "LeakFound")
+
+
+@pytest.mark.fault("none: a leak is not excluded, and failOn is NotProvenClean", reason="LeakNotExcluded")
+def test_a_strict_gate_passes_only_a_node_that_is_shown_to_be_clean(world: World) -> None:
+    node = world.node("node-a")
+    for name, change, succeeded, leak in (
+        ("clean", clean, ("True", "Completed"), ("False", "NoLeak")),
+        ("suspicious", suspicious, ("False", "LeakNotExcluded"), ("Unknown", "SuspiciousMemory")),
+    ):
+        world.diagnose(name, node.name, failOn="NotProvenClean")
+        runner = node.runner()
+        node.run(runner)
+        node.finish(runner, *delivered(change(evidence_of(node.name, run_id(pod_of(world, runner))))))
+        assert world.end(name)[:2] == succeeded
+        assert world.condition(name, "LeakDetected")[:2] == leak
+        eventually(lambda: world.pods() == [])
+
+
+def test_ranked_findings_are_stored_and_the_first_is_the_column(world: World) -> None:
+    node = world.node("node-a")
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "web"},
+        "spec": {"containers": [{"name": "app", "image": "x"}]},
+    }
+    world.cluster.kubectl("create", "-n", "default", "-f", "-", input=json.dumps(pod))
+    node.bind("web", "default")
+    one = container({"running": {}})["containerStatuses"][0] | {
+        "name": "app",
+        "containerID": "containerd://" + "c" * 64,
+    }
+    node.say("web", {"phase": "Running", "containerStatuses": [one]}, "default")
+    world.diagnose("ranked", node.name)
+    runner = node.runner()
+    node.run(runner)
+    evidence = evidence_of(node.name, run_id(pod_of(world, runner)))
+    node.finish(runner, *delivered(clean(evidence)))
+    world.end("ranked")
+    status = world.read("ranked")["status"]
+    said = "default/web (container app): 8.00 GiB of anonymous memory"
+    assert status["suspect"] == status["results"][0]["suspect"] == said
+    (finding,) = status["results"][0]["findings"]
+    assert (finding["kind"], finding["pod"], finding["freedBytes"]) == ("ProcessMemory", "web", 8 << 30)
+    assert status["results"][0]["leakDetected"] == status["nodeStates"][0]["leakDetected"] == "False"
+    assert said in world.cluster.kubectl("get", "memdiag", "ranked", "--no-headers")
+    (report,) = world.reports("ranked")
+    assert report["containers"] == [{"containerID": "c" * 64, "namespace": "default", "pod": "web", "container": "app"}]
+    world.cluster.kubectl("delete", "-n", "default", "pods", "--all", "--force", "--grace-period=0")
 
 
 # --- many at once, and an operator that dies --------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from memdiag_api.diagnosis import MemoryDiagnosisStatus
-from memdiag_api.evidence import Evidence, VerdictKind
+from memdiag_api.evidence import Evidence, LeakDetected, VerdictKind
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide.plan import Plan, ReportCleanup
 from memdiag_operator.decide.slots import allot
@@ -16,7 +16,7 @@ from memdiag_operator.kube import naming
 from memdiag_operator.kube.objects import Diagnosis, Node, Pod
 from memdiag_operator.loop.driver import drive
 from memdiag_operator.results.receive import RunnerOutput
-from support.evidence import evidence_with
+from support.evidence import answered, clean, evidence_with, suspicious
 from support.kubernetes_objects import CONFIG, NOW, delivered, diagnosis, fleet, node, timestamp
 
 START_SECONDS = 3
@@ -210,6 +210,21 @@ def found_on(node_name: str, run: str, kind: VerdictKind = HEALTHY, *, finds: in
     verdict = template.verdict.model_copy(update={"kind": kind, "sentence": f"So it is on {node_name}.", **suspects})
     host = template.host.model_copy(update={"node_name": node_name})
     return template.model_copy(update={"host": host, "verdict": verdict})
+
+
+def answers_on(node_name: str, run: str, kind: VerdictKind = HEALTHY) -> Evidence:
+    """As `found_on`, by a runner that ranks its findings."""
+    template = evidence_with(run_id=run, findings=16)
+    template = template.model_copy(update={"host": template.host.model_copy(update={"node_name": node_name})})
+    match kind:
+        case VerdictKind.PINNED_BY_UNREAD_SOCKET:
+            return template
+        case VerdictKind.NO_LEAK:
+            return clean(template)
+        case VerdictKind.SUSPICIOUS_MEMORY:
+            return suspicious(template)
+        case _:
+            return answered(template, kind, LeakDetected.UNKNOWN, *template.findings[2:])
 
 
 def of_many(count: int, *, leaks: tuple[int, ...] = (), fails: tuple[int, ...] = (), **fields: Any) -> Clockwork:

@@ -144,8 +144,8 @@ class NodeRun:
         )
 
     def _with_result(self, result: NodeResult, report: dict[str, Any] | None = None) -> Step:
-        verdict = {"verdict": result.verdict.kind} if result.verdict else {}
-        state = NodeState(node_name=self.node_name, reason=result.reason, **verdict)
+        answer = {"verdict": result.verdict.kind, "leak_detected": result.leak_detected} if result.verdict else {}
+        state = NodeState(node_name=self.node_name, reason=result.reason, **answer)
         return Step(state, result, report=report)
 
     def _under_way(

@@ -5,7 +5,7 @@ from typing import Any
 from memdiag_api.capabilities import RUNNER_CAPABILITIES
 from memdiag_api.diagnosis import MemoryDiagnosisSpec
 from memdiag_api.evidence import LEAK_CHECKS, Check
-from memdiag_operator.config import MemoryLimit, OperatorConfig, RunnerSettings
+from memdiag_operator.config import MemoryLimit, OperatorConfig, RunnerSettings, ThresholdSettings
 from memdiag_operator.kube import naming
 from memdiag_operator.kube.objects import Node, ObjectMeta
 from memdiag_operator.kube.quantities import parse_byte_quantity
@@ -101,7 +101,7 @@ def memory_limit_bytes(node_capacity_bytes: int, limit: MemoryLimit) -> int:
 
 
 def _container(spec: MemoryDiagnosisSpec, run: str, node: Node, config: OperatorConfig) -> dict[str, Any]:
-    settings, thresholds = config.runner, config.thresholds
+    settings = config.runner
     capacity_bytes = parse_byte_quantity(node.status.capacity.get("memory", "0"))
     resources = {
         "cpu": settings.cpu,
@@ -120,10 +120,7 @@ def _container(spec: MemoryDiagnosisSpec, run: str, node: Node, config: Operator
             *(word for check in _checks(spec) for word in ("--check", check.value)),
             *("--top-n", str(spec.top_n)),
             *("--cpu-budget-percent", str(spec.cpu_budget_percent)),
-            *("--suspect-mib", str(thresholds.suspect_mebibytes)),
-            *("--suspect-share", str(thresholds.suspect_share)),
-            *("--large-mib", str(thresholds.large_mebibytes)),
-            *("--large-share", str(thresholds.large_share)),
+            *_threshold_arguments(config.thresholds),
             *("--grace", str(settings.termination_grace_seconds)),
             *(("--report-arguments",) if settings.report_arguments else ()),
             *(() if settings.report_paths else ("--no-report-paths",)),
@@ -137,6 +134,24 @@ def _container(spec: MemoryDiagnosisSpec, run: str, node: Node, config: Operator
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the pod's own, in memory
         ],
     }
+
+
+def _threshold_arguments(thresholds: ThresholdSettings) -> list[str]:
+    options: dict[str, float] = {
+        "--suspect-mib": thresholds.suspect_mebibytes,
+        "--suspect-share": thresholds.suspect_share,
+        "--notable-mib": thresholds.notable_mebibytes,
+        "--notable-share": thresholds.notable_share,
+        "--large-mib": thresholds.large_mebibytes,
+        "--large-share": thresholds.large_share,
+        "--unexplained-ceiling-mib": thresholds.unexplained_ceiling_mebibytes,
+        "--stuck-seconds": thresholds.stuck_seconds,
+        "--leak-age-seconds": thresholds.leak_age_seconds,
+        "--slow-drain-seconds": thresholds.slow_drain_seconds,
+        "--growth-mib-per-day": thresholds.growth_mebibytes_per_day,
+        "--exhaustion-days": thresholds.exhaustion_days,
+    }
+    return [word for option, value in options.items() for word in (option, str(value))]
 
 
 def _checks(spec: MemoryDiagnosisSpec) -> list[Check]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from memdiag_api import limits
-from memdiag_api.conditions import ConditionStatus, Reason
+from memdiag_api.conditions import Reason
 from memdiag_api.diagnosis import (
     HolderSummary,
     NodeResult,
@@ -14,13 +14,15 @@ from memdiag_api.diagnosis import (
     TargetPod,
     VerdictSummary,
 )
-from memdiag_api.evidence import Evidence, Holder, NeedState, Owner, Stack, SuspectScope
+from memdiag_api.evidence import Evidence, Holder, LeakDetected, NeedState, Owner, Stack, Verdict
 from memdiag_api.limits import MAX_SENTENCE, MAX_SHORT_TEXT
 from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
 from memdiag_operator.results.attribution import Attribution
-from memdiag_operator.results.leak import LEAK_STATUS, verdict_of
+from memdiag_operator.results.finding import FindingInWords, findings_in_words
+from memdiag_operator.results.leak import answer_of
 from memdiag_operator.results.sanitize import clip
+from memdiag_operator.results.suspect import whole_suspect
 from memdiag_operator.results.wording import advice, holder_line, suspect_line, target_pod_sentence
 
 
@@ -41,11 +43,10 @@ def node_result(
     """
     holders = [holder_summary(holder, attribution) for holder in evidence.holders]
     stacks = [_stack_summary(stack, holders) for stack in evidence.stacks]
-    trace, breakdown, verdict = evidence.trace, evidence.breakdown, verdict_of(evidence)
-    # A verdict without a leak has no suspect.
-    found = verdict if LEAK_STATUS[verdict.kind] is ConditionStatus.TRUE else None
-    suspect = _whole_suspect(evidence, found.holder, holders) if found and found.holder is not None else None
-    stack = stacks[found.stack] if found and found.stack is not None else None
+    trace, breakdown = evidence.trace, evidence.breakdown
+    verdict, leak = answer_of(evidence)
+    findings = findings_in_words(evidence, attribution, holders, stacks)
+    first = findings[0] if findings else _suspect_of_verdict(evidence, verdict, leak, holders, stacks)
     of_pod = [at for at, one in enumerate(holders) if highlighted and _is_of(one, highlighted)]
     target_pod = (
         _target_pod(evidence, attribution, highlighted, [holders[at] for at in of_pod]) if highlighted else None
@@ -59,11 +60,14 @@ def node_result(
             kind=verdict.kind,
             confidence=verdict.confidence,
             sentence=verdict.sentence,
-            advice=advice(suspect, verdict.advice, scope=verdict.scope),
+            advice=first.advice or advice(None, verdict.advice),
         ),
-        suspect=suspect_line(suspect, stack, scope=verdict.scope),
+        leak_detected=leak,
+        suspect=first.line,
+        findings=[one.summary for one in findings if one.summary],
         **({"target_pod": target_pod} if target_pod else {}),
         mem_total_bytes=evidence.host.mem_total_bytes,
+        **({"explained_memory_bytes": evidence.explained_bytes} if evidence.leak_detected else {}),
         alloc_page=format_bytes(breakdown.alloc_page_bytes) if breakdown else "",
         alloc_page_bytes=breakdown.alloc_page_bytes if breakdown else None,
         alloc_page_change_bytes=breakdown.alloc_page_change_bytes if breakdown else 0,
@@ -105,39 +109,15 @@ def holder_summary(holder: Holder, attribution: Attribution) -> HolderSummary:
     )
 
 
-def _whole_suspect(evidence: Evidence, index: int, holders: list[HolderSummary]) -> HolderSummary:
-    """The prime suspect with all stuck sockets that the verdict sums up: of its process, its container or its pod.
-
-    A socket without a process has nothing in common with others: it is reported alone.
-    """
-    verdict, suspect, owners = evidence.verdict, holders[index], evidence.holders[index].owners
-    if not suspect.stuck_seconds:
-        return suspect
-    if not owners:  # with the heads of its packets, which the verdict counts too
-        return suspect.model_copy(update={"pinned_bytes": verdict.suspect_bytes or suspect.pinned_bytes})
-    same = [
-        holders[number]
-        for number, one in enumerate(evidence.holders)
-        if one.stuck_seconds and one.owners and _key(one.owners[0], verdict.scope) == _key(owners[0], verdict.scope)
-    ]
-    return suspect.model_copy(
-        update={
-            "fds": sorted({fd for one in same if one.pid == suspect.pid for fd in one.fds})[: limits.MAX_TOP_FDS],
-            "unread_bytes": verdict.suspect_unread_bytes or sum(one.unread_bytes for one in same),
-            "pinned_bytes": verdict.suspect_bytes or suspect.pinned_bytes,
-        }
-    )
-
-
-def _key(owner: Owner, scope: SuspectScope | None) -> object:
-    """What the sockets of a suspect have in common."""
-    match scope:
-        case SuspectScope.CONTAINER:
-            return owner.container_id
-        case SuspectScope.POD:
-            return owner.pod_uid
-        case _:
-            return owner.pid
+def _suspect_of_verdict(
+    evidence: Evidence, verdict: Verdict, leak: LeakDetected, holders: list[HolderSummary], stacks: list[StackSummary]
+) -> FindingInWords:
+    """The suspect of a document without findings, as those of version 0.1.0. A verdict without a leak has none."""
+    found = verdict if leak is LeakDetected.TRUE else None
+    suspect = whole_suspect(evidence, found.holder, holders) if found and found.holder is not None else None
+    stack = stacks[found.stack] if found and found.stack is not None else None
+    line = suspect_line(suspect, stack, scope=verdict.scope)
+    return FindingInWords(line=line, advice=advice(suspect, verdict.advice, scope=verdict.scope))
 
 
 def _unowned_reason(holder: Holder, owner: Owner | None, *, is_named: bool) -> str:

@@ -51,6 +51,13 @@ def size_of(manifest: dict[str, Any]) -> int:
 
 
 def _container_ids(evidence: Evidence) -> Iterable[str]:
+    """Those of the most important parts first: there may be more than a report names."""
+    for finding in evidence.findings:
+        if finding.owner:
+            yield finding.owner.container_id
+    for owners in evidence.owners:
+        for part in owners.owners:
+            yield part.owner.container_id
     for share in evidence.ledger.containers if evidence.ledger else []:
         yield share.container_id
     for holder in evidence.holders:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from memdiag_api.conditions import ConditionStatus
 from memdiag_api.diagnosis import HolderSummary, NodeResult, NodeState, PodReference, StackSummary
 from memdiag_api.evidence import SuspectScope, VerdictKind
+from memdiag_api.findings import FindingKind
 from memdiag_api.limits import MAX_SENTENCE, MAX_SHORT_TEXT
+from memdiag_api.memory_classes import ClassName
 from memdiag_api.process_name import quoted_unless, shown_process
 from memdiag_api.units import format_bytes
-from memdiag_operator.results.leak import LEAK_STATUS, WEIGHT
+from memdiag_operator.results.leak import WEIGHT, leak_status
 from memdiag_operator.results.sanitize import clip
 
 NODE_SAYS = "The node's runner says: "
@@ -23,6 +25,11 @@ _IN_WORDS = {
     VerdictKind.LARGE_BUT_UNEXPLAINED: "high kernel memory usage, cause not identified",
     VerdictKind.NO_LEAK: "no leak found",
     VerdictKind.INCONCLUSIVE: "inconclusive",
+}
+_WITHOUT_A_WORD = {
+    ConditionStatus.TRUE: "a leak was found",
+    ConditionStatus.UNKNOWN: "a leak cannot be excluded",
+    ConditionStatus.FALSE: "no leak found",
 }
 _OF_SEVERAL = (SuspectScope.CONTAINER, SuspectScope.POD)
 # Every allocation passes through these: they say nothing about the caller.
@@ -122,14 +129,22 @@ def node_sentence(result: NodeResult) -> str:
 def _node_sentence(result: NodeResult) -> str:
     if result.verdict is None:
         return clip(f"{result.reason}: {result.message}", MAX_SENTENCE)
-    if not result.suspect:
-        return clip(
-            f"Node {result.node_name}: {_IN_WORDS[result.verdict.kind]}. {NODE_SAYS}{result.verdict.sentence}",
-            MAX_SENTENCE,
-        )
+    leak = leak_status(result) or ConditionStatus.UNKNOWN
+    if not result.suspect or leak is not ConditionStatus.TRUE or not _explains_alloc_page(result):
+        words = _IN_WORDS.get(result.verdict.kind, _WITHOUT_A_WORD[leak])
+        first = f" First finding: {result.suspect.rstrip('.')}." if result.suspect else ""
+        return clip(f"Node {result.node_name}: {words}.{first} {NODE_SAYS}{result.verdict.sentence}", MAX_SENTENCE)
     unaccounted = f"{result.alloc_page} of kernel memory is not accounted for by any counter"
     held = unaccounted if result.alloc_page else "memory is pinned"
     return clip(f"On node {result.node_name}, {held}; suspect: {result.suspect}{_proof(result)}.", MAX_SENTENCE)
+
+
+def _explains_alloc_page(result: NodeResult) -> bool:
+    """Whether the first finding is about allocpage, as every leak of version 0.1.0 was."""
+    if not result.findings or result.findings[0].kind is FindingKind.UNREAD_SOCKET:
+        return True
+    first = result.findings[0]
+    return first.kind is FindingKind.GROWING_ALLOCATION and first.memory_class == ClassName.ALLOC_PAGE
 
 
 def run_sentence(results: Sequence[NodeResult], states: Sequence[NodeState]) -> str:
@@ -137,7 +152,7 @@ def run_sentence(results: Sequence[NodeResult], states: Sequence[NodeState]) -> 
     sentence = node_sentence(max(results, key=weight_as_answer))
     if len(states) == 1:
         return sentence
-    answers = [LEAK_STATUS[state.verdict] for state in states if state.verdict]
+    answers = [leak_status(state) for state in states]
     leaks, noes = answers.count(ConditionStatus.TRUE), answers.count(ConditionStatus.FALSE)
     if leaks:
         found = f"A leak on {leaks} of {len(states)} nodes"
@@ -156,9 +171,13 @@ def run_suspect(results: Sequence[NodeResult], states: Sequence[NodeState]) -> s
 
 
 def weight_as_answer(result: NodeResult) -> tuple[int, bool, int]:
-    """Sort key of the most relevant node: a leak, an unclear result, no leak, no result; then the most allocpage."""
-    weight = WEIGHT[LEAK_STATUS[result.verdict.kind]] if result.verdict else -1
-    return weight, bool(result.suspect), result.alloc_page_bytes or 0
+    """Sort key of the most relevant node: a leak, an unclear result, no leak, no result; then the largest.
+
+    The size is that of the first finding, or of allocpage in a result without findings.
+    """
+    leak = leak_status(result)
+    size_bytes = result.findings[0].size_bytes if result.findings else result.alloc_page_bytes or 0
+    return WEIGHT[leak] if leak else -1, bool(result.suspect), size_bytes
 
 
 def _proof(result: NodeResult) -> str:

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from memdiag_api.conditions import Condition, ConditionStatus, ConditionType, Reason
 from memdiag_api.diagnosis import FailOn, NodeState
-from memdiag_operator.results.leak import LEAK_STATUS, WEIGHT
+from memdiag_operator.results.leak import WEIGHT, leak_status
 from memdiag_operator.results.sanitize import clip
 from memdiag_operator.status.states import UNSETTLED
 
@@ -121,18 +121,19 @@ def _ended(succeeded: Finding) -> dict[ConditionType, Finding]:
 
 
 def _leak(states: Sequence[NodeState], summary: str) -> Finding:
-    kinds = [state.verdict for state in states if state.verdict]
-    if not kinds:
+    """The strongest answer of the nodes, with the verdict of the first node that has it."""
+    answers = [(leak, state.verdict) for state in states if state.verdict and (leak := leak_status(state))]
+    if not answers:
         return Finding(ConditionStatus.UNKNOWN, Reason.NO_RESULT, "No node has delivered a result.")
-    heaviest = max(kinds, key=lambda kind: WEIGHT[LEAK_STATUS[kind]])
-    if len(kinds) < len(states) and LEAK_STATUS[heaviest] is ConditionStatus.FALSE:
+    status, kind = max(answers, key=lambda answer: WEIGHT[answer[0]])
+    if len(answers) < len(states) and status is ConditionStatus.FALSE:
         return Finding(ConditionStatus.UNKNOWN, Reason.PARTIAL_RESULTS, "No leak on the nodes that delivered a result.")
-    return Finding(LEAK_STATUS[heaviest], Reason(heaviest.value), summary)
+    return Finding(status, Reason(kind.value), summary)
 
 
 def _leak_so_far(states: Sequence[NodeState]) -> Finding | None:
     for state in states:
-        if state.verdict and LEAK_STATUS[state.verdict] is ConditionStatus.TRUE:
+        if state.verdict and leak_status(state) is ConditionStatus.TRUE:
             message = f"Already found on {state.node_name}; {_so_far(states)}"
             return Finding(ConditionStatus.TRUE, Reason(state.verdict.value), message)
     return None
@@ -148,10 +149,12 @@ def _succeeded(
 ) -> Finding:
     failed = [state for state in states if state.reason != Reason.COMPLETED]
     if not failed:
-        if fail_on is FailOn.LEAK_DETECTED and leak.status is ConditionStatus.TRUE:
-            return Finding(
-                ConditionStatus.FALSE, Reason.LEAK_FOUND, f"failOn is LeakDetected, and a leak was found: {summary}"
-            )
+        if fail_on is not FailOn.NEVER and leak.status is ConditionStatus.TRUE:
+            message = f"failOn is {fail_on.value}, and a leak was found: {summary}"
+            return Finding(ConditionStatus.FALSE, Reason.LEAK_FOUND, message)
+        if fail_on is FailOn.NOT_PROVEN_CLEAN and leak.status is not ConditionStatus.FALSE:
+            message = f"failOn is {fail_on.value}, and a leak cannot be excluded: {summary}"
+            return Finding(ConditionStatus.FALSE, Reason.LEAK_NOT_EXCLUDED, message)
         return Finding(ConditionStatus.TRUE, Reason.COMPLETED, summary)
     shown = list(failures[:MAX_FAILURES_IN_MESSAGE])
     if len(shown) < len(failed):

@@ -22,6 +22,7 @@ def run_states(diagnosis: Diagnosis) -> dict[str, NodeState]:
             node_name=result.node_name,
             reason=result.reason,
             verdict=result.verdict.kind if result.verdict else None,
+            leak_detected=result.leak_detected,
         )
         for result in status.results
     ]

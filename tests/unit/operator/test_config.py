@@ -72,6 +72,16 @@ def test_an_image_that_can_be_exchanged_is_refused_and_the_message_says_how_to_g
             id="values without a list",
         ),
         pytest.param("runner: {image: a}\nkeepReportsOfRuns: 21", "keepReportsOfRuns: Input", id="too many runs"),
+        pytest.param(
+            "runner: {image: a}\nthresholds: {suspectMebibytes: 0}", "thresholds.suspectMebibytes: In", id="0"
+        ),
+        pytest.param("runner: {image: a}\nthresholds: {largeShare: 2}", "thresholds.largeShare: Input", id="a share"),
+        pytest.param(
+            "runner: {image: a}\nthresholds: {leakAgeSeconds: -1}", "thresholds.leakAgeSeconds: In", id="past"
+        ),
+        pytest.param(
+            "runner: {image: a}\nthresholds: {exhaustionDays: .inf}", "thresholds.exhaustionDays: I", id="inf"
+        ),
         pytest.param("runner: {image: a, appArmorProfile: off}", "runner.appArmorProfile: Input", id="bad profile"),
     ],
 )

@@ -59,7 +59,7 @@ MAX_STATUS_BYTES = 64 * 1024
 MAX_REPORT_BYTES = 512 * 1024
 """The document and what the API server knows; etcd takes 1.5 MiB."""
 
-DOCUMENT: dict[str, Any] = evidence_with(holders=3, stacks=2, run_id=RUN).to_json_object()
+DOCUMENT: dict[str, Any] = evidence_with(holders=3, stacks=2, findings=5, run_id=RUN).to_json_object()
 STRANGER = "f" * 64
 COUNTS: Counter[str] = Counter()
 
@@ -111,7 +111,7 @@ def published(message: str, log: bytes) -> tuple[NodeResult, dict[str, Any] | No
     assert report["nodeName"] == NODE
     assert report["runID"] == report["evidence"]["runID"] == RUN
     assert all(one["pod"] in ("nginx", runner.metadata.name) for one in report.get("containers", []))
-    assert all(holder.pod in ("", "nginx") for holder in result.top_holders)
+    assert {one.pod for one in result.top_holders} | {one.pod for one in result.findings} <= {"", "nginx"}
     return result, report
 
 
@@ -299,6 +299,10 @@ def in_every_text(poison: str) -> bytes:
                 holder["socket"][name] = poison
         for stack in document["stacks"]:
             stack["frames"] = [poison] * 64
+        for finding in document["findings"]:
+            finding.update(sentence=poison, advice=poison, reasons=[poison] * 16, memoryClass=poison)
+            finding["freedBy"] = {"action": poison}
+            finding["owner"] = {"kind": "File", "name": poison, "comm": poison[:16], "containerID": poison}
         document["notes"] = [poison] * 32
         document["verdict"].update(sentence=poison, advice=poison, reasons=[poison] * 16)
 
@@ -306,8 +310,12 @@ def in_every_text(poison: str) -> bytes:
 
 
 def of_other_pods(document: dict[str, Any]) -> None:
-    for holder in document["holders"]:
-        holder["owners"][0].update(containerID=STRANGER, podUID="uid-of-another-nodes-pod")
+    for owner in (*(one["owners"][0] for one in document["holders"]), *(one["owner"] for one in owned(document))):
+        owner.update(containerID=STRANGER, podUID="uid-of-another-nodes-pod")
+
+
+def owned(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [one for one in document["findings"] if "owner" in one]
 
 
 def large(size: int) -> dict[str, Any]:
@@ -353,6 +361,14 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "a bomb of gzip": lambda: gzip.compress(b"[" * (200 << 20), compresslevel=9, mtime=0).replace(b"\n", b" ")[
         :200_000
     ],
+    "a finding on a holder that is not there": lambda: changed(
+        lambda d: d["findings"][0]["evidence"].update(holders=[200])
+    ),
+    "a finding on a stack that is not there": lambda: changed(
+        lambda d: d["findings"][0]["evidence"].update(stacks=[200])
+    ),
+    "65 findings": lambda: changed(lambda d: d.update(findings=d["findings"][1:2] * 65)),
+    "an answer that is none": lambda: changed(lambda d: d.update(leakDetected="Maybe")),
     "a verdict on a holder that is not there": lambda: changed(lambda d: d["verdict"].update(holder=200)),
     "a program instead": lambda: b"\x7fELF" + bytes(60_000).replace(b"\n", b" "),
 }
@@ -364,6 +380,14 @@ PUBLISHED: dict[str, Callable[[], bytes]] = {
     "kernel addresses everywhere": lambda: in_every_text("0xffff888012345678 ffffffff81000000"),
     "markup everywhere": lambda: in_every_text("<script>alert(1)</script>{{7*7}}$(id)`id`%s%n"),
     "the widest characters everywhere": lambda: in_every_text("\U0001f600" * 16),
+    "the most findings, with the longest texts": lambda: changed(
+        lambda d: d.update(
+            findings=[{**d["findings"][1], "sentence": "\U0001f600" * 1024, "advice": "\U0001f600" * 1024}] * 10,
+            holders=[],
+            stacks=[],
+            verdict={key: value for key, value in d["verdict"].items() if key not in ("holder", "stack")},
+        )
+    ),
     "containers of another node's pods": lambda: changed(of_other_pods),
     "duplicate keys, the last as it should be": lambda: b'{"runID":"another-run",' + json.dumps(DOCUMENT).encode()[1:],
     "as large as it may be": lambda: json.dumps(large(MAX_DOCUMENT_BYTES)).encode(),

@@ -1,6 +1,6 @@
 """What is to be done next, one row for every way that the world can be."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -9,7 +9,7 @@ import pytest
 
 from memdiag_api.conditions import ConditionStatus, ConditionType, Reason
 from memdiag_api.diagnosis import MemoryDiagnosisStatus, NodeResult, RunStep
-from memdiag_api.evidence import RunnerError, TerminationMessage
+from memdiag_api.evidence import Evidence, LeakDetected, RunnerError, TerminationMessage, VerdictKind
 from memdiag_operator.config import AllowedNodes, OperatorConfig
 from memdiag_operator.decide.decision import decide
 from memdiag_operator.decide.fleet import Fleet
@@ -22,7 +22,7 @@ from memdiag_operator.kube import naming
 from memdiag_operator.kube.objects import Diagnosis, Node, Pod
 from memdiag_operator.results.receive import RunnerOutput
 from memdiag_operator.status.states import run_states
-from support.evidence import evidence_with
+from support.evidence import answered, clean, evidence_with, growing_slab, suspicious
 from support.kubernetes_objects import (
     CONFIG,
     NODE,
@@ -174,6 +174,36 @@ def test_the_event_about_a_leak_names_the_suspect_and_what_to_do() -> None:
         "nginx[4711] fd 11 (no pod): 3.00 MiB unread pins 5.00 GiB. "
         "The node's runner says: Find out why it does not read, and restart or fix it."
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "events"),
+    [
+        pytest.param(
+            clean, {"Completed": "First finding: container cccccccccccc (unattributed): 8.00 GiB of anony"}, id="clean"
+        ),
+        pytest.param(suspicious, {"Completed": "First finding: AllocPage 6.00 GiB: unexplained."}, id="suspicious"),
+        pytest.param(
+            lambda one: answered(one, VerdictKind.LEAKED_MEMORY, LeakDetected.TRUE, growing_slab()),
+            {
+                "Completed": "First finding: SUnreclaim 38.5 GiB: slab cache kmalloc-64, growing 220 KiB/s.",
+                "LeakedMemory": "SUnreclaim 38.5 GiB: slab cache kmalloc-64, growing 220 KiB/s. "
+                "The node's runner says: ",
+            },
+            id="leak",
+        ),
+    ],
+)
+def test_the_events_of_the_end_name_the_first_finding(
+    change: Callable[[Evidence], Evidence], events: dict[str, str]
+) -> None:
+    message, log = delivered(change(evidence_with(run_id=RUN)))
+    done = pod(phase="Succeeded", state=terminated(message))
+    plan = plan_for(world(running_diagnosis(), pods=(done,), outputs={POD_NAME: RunnerOutput(log)}))
+    said = {one.reason: one.message for one in plan.announcements}
+    assert said.keys() == events.keys()
+    for reason, words in events.items():
+        assert words in said[reason]
 
 
 def test_the_first_running_runner_is_reported_once() -> None:

@@ -1,11 +1,14 @@
 """The runner pod has what it needs, and nothing else."""
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
 from memdiag_api.diagnosis import MemoryDiagnosisSpec
-from memdiag_operator.config import MemoryLimit, OperatorConfig, RunnerSettings
+from memdiag_node import cli
+from memdiag_node.findings.thresholds import Thresholds
+from memdiag_operator.config import MemoryLimit, OperatorConfig, RunnerSettings, ThresholdSettings
 from memdiag_operator.decide.runner_pod import MEBIBYTE, memory_limit_bytes, runner_pod
 from support.kubernetes_objects import CONFIG, IMAGE, NODE, POD_NAME, RUN, UID, diagnosis, node
 
@@ -90,7 +93,46 @@ def test_thresholds_of_the_configuration_reach_the_runner() -> None:
     config = CONFIG.model_copy(update={"thresholds": thresholds})
     pod = runner_pod(made.metadata, made.spec, run=RUN, node=node(), config=config, deadline_seconds=1)
     line = " ".join(pod["spec"]["containers"][0]["args"])
-    assert "--suspect-mib 16 --suspect-share 0.001 --large-mib 512 --large-share 0.05" in line
+    assert "--suspect-mib 16 --suspect-share 0.001 " in line
+    assert "--large-mib 512 --large-share 0.05 " in line
+
+
+def test_the_runner_takes_every_threshold_of_the_configuration() -> None:
+    """Each has an option of the command line, with the same default."""
+    changed = {
+        "suspect_mebibytes": 1,
+        "suspect_share": 0.25,
+        "notable_mebibytes": 2,
+        "notable_share": 1e-05,
+        "large_mebibytes": 3,
+        "large_share": 1.0,
+        "unexplained_ceiling_mebibytes": 4,
+        "stuck_seconds": 4.5,
+        "leak_age_seconds": 5.0,
+        "slow_drain_seconds": 1e9,
+        "growth_mebibytes_per_day": 5,
+        "exhaustion_days": 0.5,
+    }
+    assert changed.keys() == ThresholdSettings.model_fields.keys()
+    assert len(changed) == len(fields(Thresholds))
+    for settings in (ThresholdSettings(), ThresholdSettings(**changed)):
+        made = container(CONFIG.model_copy(update={"thresholds": settings}))
+        taken = cli._thresholds(cli._parser().parse_args(made["args"]))
+        assert taken == Thresholds(
+            suspect_floor_bytes=settings.suspect_mebibytes * MEBIBYTE,
+            suspect_share=settings.suspect_share,
+            notable_floor_bytes=settings.notable_mebibytes * MEBIBYTE,
+            notable_share=settings.notable_share,
+            large_floor_bytes=settings.large_mebibytes * MEBIBYTE,
+            large_share=settings.large_share,
+            unexplained_ceiling_bytes=settings.unexplained_ceiling_mebibytes * MEBIBYTE,
+            stuck_floor_seconds=settings.stuck_seconds,
+            leak_age_seconds=settings.leak_age_seconds,
+            slow_drain_seconds=settings.slow_drain_seconds,
+            growth_per_day_bytes=settings.growth_mebibytes_per_day * MEBIBYTE,
+            exhaustion_seconds=settings.exhaustion_days * 86_400,
+        )
+    assert cli._thresholds(cli._parser().parse_args(container()["args"])) == Thresholds()
 
 
 def test_it_has_three_capabilities_and_no_more() -> None:

@@ -14,7 +14,7 @@ from memdiag_operator.decide.pace import pause_seconds, size_bytes
 from memdiag_operator.kube import naming
 from memdiag_operator.status.progress import tick_seconds, tracing
 from memdiag_operator.status.trim import most_relevant
-from support.clockwork import HEALTHY, WEB, Clockwork, found_on, largest_run, of_many
+from support.clockwork import HEALTHY, WEB, Clockwork, answers_on, found_on, largest_run, of_many
 from support.kubernetes_objects import CONFIG, NAME, NOW, RUN, UID, diagnosis, node, pod
 
 
@@ -68,6 +68,82 @@ def test_progress_is_seldom_reported(window: int, nodes: int, tick: int) -> None
 def test_the_percent_of_a_trace_stays_between_its_neighbours() -> None:
     assert [tracing(seconds, 60).percent for seconds in (0, 30, 60, 6000)] == [5, 50, 95, 95]
     assert tracing(9, 0).percent == 5
+
+
+# --- gates ------------------------------------------------------------------------------------------------------------
+
+LEAK, SUSPICIOUS = VerdictKind.PINNED_BY_UNREAD_SOCKET, VerdictKind.SUSPICIOUS_MEMORY
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "kinds", "succeeded"),
+    [
+        ("Never", [LEAK], ("True", "Completed")),
+        ("LeakDetected", [LEAK], ("False", "LeakFound")),
+        ("LeakDetected", [SUSPICIOUS], ("True", "Completed")),
+        ("LeakDetected", [HEALTHY, LEAK], ("False", "LeakFound")),
+        ("NotProvenClean", [HEALTHY], ("True", "Completed")),
+        ("NotProvenClean", [LEAK], ("False", "LeakFound")),
+        ("NotProvenClean", [SUSPICIOUS], ("False", "LeakNotExcluded")),
+        ("NotProvenClean", [HEALTHY, HEALTHY], ("True", "Completed")),
+        ("NotProvenClean", [HEALTHY, SUSPICIOUS], ("False", "LeakNotExcluded")),
+        ("NotProvenClean", [LEAK, SUSPICIOUS], ("False", "LeakFound")),
+        ("NotProvenClean", [HEALTHY, None], ("False", "PartialResults")),
+        ("NotProvenClean", [None], ("False", "RunnerFailed")),
+    ],
+)
+def test_a_gate_on_whole_runs(fail_on: str, kinds: list[VerdictKind | None], succeeded: tuple[str, str]) -> None:
+    nodes = {f"node-{number}": node(f"node-{number}", labels=WEB) for number in range(len(kinds))}
+    answers = dict(zip(nodes, kinds, strict=True))
+    target = {"nodeSelector": {"matchLabels": WEB}, "maxNodes": len(kinds)}
+    clock = Clockwork(
+        diagnosis(spec={"target": target, "failOn": fail_on}),
+        nodes,
+        lambda name, run: answers_on(name, run, kind) if (kind := answers[name]) else None,
+    )
+    clock.run(300)
+    assert condition(clock.status, ConditionType.SUCCEEDED)[:2] == succeeded
+    is_clean = all(kind is HEALTHY for kind in kinds)
+    assert (condition(clock.status, ConditionType.LEAK_DETECTED)[0] == "False") == is_clean
+    stalled = condition(clock.status, ConditionType.STALLED)
+    assert stalled[:2] == ("False" if succeeded[0] == "True" else "True", succeeded[1])
+
+
+def test_the_first_finding_of_the_strongest_node_is_shown_and_all_of_them_are_ranked() -> None:
+    nodes = {name: node(name, labels=WEB) for name in ("clean", "doubtful")}
+    target = {"nodeSelector": {"matchLabels": WEB}, "maxNodes": 2}
+    clock = Clockwork(
+        diagnosis(spec={"target": target}),
+        nodes,
+        lambda name, run: answers_on(name, run, SUSPICIOUS if name == "doubtful" else HEALTHY),
+    )
+    clock.run(300)
+    status = clock.status
+    assert status.suspect == "doubtful: AllocPage 6.00 GiB: unexplained"
+    assert [(one.node_name, one.leak_detected) for one in status.results] == [
+        ("doubtful", "Unknown"),
+        ("clean", "False"),
+    ]
+    assert [one.kind for one in status.results[0].findings] == ["Unexplained", "ProcessMemory"]
+    assert {one.node_name: one.leak_detected for one in status.node_states} == {"doubtful": "Unknown", "clean": "False"}
+    leak = condition(status, ConditionType.LEAK_DETECTED)
+    assert leak[:2] == ("Unknown", "SuspiciousMemory")
+    assert "First finding: AllocPage 6.00 GiB: unexplained." in leak[2]
+    assert "The answer is SuspiciousMemory." in leak[2]
+
+
+def test_a_run_on_many_nodes_with_ranked_findings_fits() -> None:
+    """Sixteen nodes with a leak and ten findings each."""
+    nodes = {f"node-{number:02}": node(f"node-{number:02}", labels=WEB) for number in range(16)}
+    target = {"nodeSelector": {"matchLabels": WEB}, "maxNodes": 16}
+    clock = Clockwork(
+        diagnosis(spec={"target": target}), nodes, lambda name, run: answers_on(name, run, LEAK), duration_seconds=5
+    )
+    clock.run(900)
+    assert size_bytes(clock.status) < 64 * 1024
+    assert clock.status.truncated
+    assert len(clock.status.results) == 16
+    assert all(one.findings for one in clock.status.results)
 
 
 # --- many nodes -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 
 from memdiag_api.conditions import ConditionStatus, ConditionType, Reason
 from memdiag_api.diagnosis import FailOn, NodeState
-from memdiag_api.evidence import VerdictKind
+from memdiag_api.evidence import LeakDetected, VerdictKind
 from memdiag_operator.status.conditions import (
     Finding,
     conditions,
@@ -24,6 +24,10 @@ def done(kind: VerdictKind, node: str = "n1") -> NodeState:
     return NodeState(node_name=node, reason=Reason.COMPLETED, verdict=kind)
 
 
+def said(leak: LeakDetected, kind: VerdictKind) -> NodeState:
+    return NodeState(node_name="n1", reason=Reason.COMPLETED, verdict=kind, leak_detected=leak)
+
+
 def failed(reason: Reason, node: str = "n2") -> NodeState:
     return NodeState(node_name=node, reason=reason)
 
@@ -34,6 +38,11 @@ LARGE, NONE, DOUBT = (
     done(VerdictKind.NO_LEAK),
     done(VerdictKind.INCONCLUSIVE),
 )
+# A runner that says it apart from its verdict.
+SLAB = said(LeakDetected.TRUE, VerdictKind.LEAKED_MEMORY)
+SUSPICIOUS = said(LeakDetected.UNKNOWN, VerdictKind.SUSPICIOUS_MEMORY)
+PLAIN = said(LeakDetected.FALSE, VerdictKind.SUSPICIOUS_MEMORY)
+CLEAN = said(LeakDetected.FALSE, VerdictKind.NO_LEAK)
 LOST, DENIED = failed(Reason.NODE_LOST), failed(Reason.ADMISSION_DENIED, "n3")
 
 
@@ -53,6 +62,42 @@ LOST, DENIED = failed(Reason.NODE_LOST), failed(Reason.ADMISSION_DENIED, "n3")
         pytest.param([NONE, LOST], "Never", (FALSE, "PartialResults"), (UNKNOWN, "PartialResults"), id="half unknown"),
         pytest.param([LEAK, LOST], "Never", (FALSE, "PartialResults"), (TRUE, "PinnedByUnreadSocket"), id="half, leak"),
         pytest.param([NONE, LARGE], "Never", (TRUE, "Completed"), (UNKNOWN, "LargeButUnexplained"), id="doubt wins"),
+        pytest.param([SLAB], "Never", (TRUE, "Completed"), (TRUE, "LeakedMemory"), id="slab leak"),
+        pytest.param([SUSPICIOUS], "Never", (TRUE, "Completed"), (UNKNOWN, "SuspiciousMemory"), id="suspicious"),
+        pytest.param([PLAIN], "Never", (TRUE, "Completed"), (FALSE, "SuspiciousMemory"), id="the runner's word"),
+        pytest.param(
+            [CLEAN, SUSPICIOUS, SLAB], "Never", (TRUE, "Completed"), (TRUE, "LeakedMemory"), id="True before Unknown"
+        ),
+        pytest.param(
+            [PLAIN, CLEAN, DOUBT], "Never", (TRUE, "Completed"), (UNKNOWN, "Inconclusive"), id="Unknown before False"
+        ),
+        pytest.param([SLAB], "LeakDetected", (FALSE, "LeakFound"), (TRUE, "LeakedMemory"), id="gate, slab leak"),
+        pytest.param(
+            [SUSPICIOUS], "LeakDetected", (TRUE, "Completed"), (UNKNOWN, "SuspiciousMemory"), id="gate, suspicious"
+        ),
+        pytest.param([CLEAN], "NotProvenClean", (TRUE, "Completed"), (FALSE, "NoLeak"), id="strict gate, clean"),
+        pytest.param(
+            [PLAIN], "NotProvenClean", (TRUE, "Completed"), (FALSE, "SuspiciousMemory"), id="strict gate, False"
+        ),
+        pytest.param([SLAB], "NotProvenClean", (FALSE, "LeakFound"), (TRUE, "LeakedMemory"), id="strict gate, leak"),
+        pytest.param(
+            [CLEAN, SUSPICIOUS],
+            "NotProvenClean",
+            (FALSE, "LeakNotExcluded"),
+            (UNKNOWN, "SuspiciousMemory"),
+            id="strict gate, one of two is suspicious",
+        ),
+        pytest.param(
+            [DOUBT], "NotProvenClean", (FALSE, "LeakNotExcluded"), (UNKNOWN, "Inconclusive"), id="strict gate, doubt"
+        ),
+        pytest.param(
+            [CLEAN, LOST],
+            "NotProvenClean",
+            (FALSE, "PartialResults"),
+            (UNKNOWN, "PartialResults"),
+            id="strict gate, one without a result",
+        ),
+        pytest.param([LOST], "NotProvenClean", (FALSE, "NodeLost"), (UNKNOWN, "NoResult"), id="strict gate, no result"),
         pytest.param([NONE, LEAK], "Never", (TRUE, "Completed"), (TRUE, "PinnedByUnreadSocket"), id="leak wins"),
     ],
 )
@@ -68,6 +113,16 @@ def test_a_finished_run(
     assert findings[ConditionType.RECONCILING].status is FALSE
     # kstatus: Stalled is "failed".
     assert (findings[ConditionType.STALLED].status is TRUE) == (succeeded[0] is FALSE)
+
+
+def test_a_gate_says_what_it_is_and_why_it_failed() -> None:
+    for fail_on, state, message in (
+        (FailOn.LEAK_DETECTED, SLAB, "failOn is LeakDetected, and a leak was found: the summary"),
+        (FailOn.NOT_PROVEN_CLEAN, SLAB, "failOn is NotProvenClean, and a leak was found: the summary"),
+        (FailOn.NOT_PROVEN_CLEAN, DOUBT, "failOn is NotProvenClean, and a leak cannot be excluded: the summary"),
+    ):
+        findings = when_finished([state], fail_on, "the summary")
+        assert findings[ConditionType.SUCCEEDED].message == findings[ConditionType.STALLED].message == message
 
 
 def test_every_verdict_has_its_reason() -> None:
