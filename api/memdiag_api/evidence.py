@@ -492,7 +492,8 @@ class Holder(Record):
         ge=0,
         allow_inf_nan=False,
         description="Minimum age in seconds of its oldest unread data: at least the window if some of it was unread "
-        "at the start; of a TCP connection, at least the time since it received data. Null if it is not known.",
+        "at the start; of a TCP connection, at least the time since it received data. "
+        "Of a sum that of each socket. Null if it is not known.",
     )
     kept_throughout_bytes: ByteCount | None = Field(
         default=None,

@@ -112,7 +112,7 @@ def test_the_process_that_does_not_read_is_named_if_it_is_on_this_node() -> None
         remote_address="10.0.0.1:4000",
     )
     (draft,) = found(sender(), reader)
-    assert any("python3[55] fd 9 has 3.00 MiB unread, which is the cause" in reason for reason in draft.reasons)
+    assert any("the cause: python3[55] fd 9 has 3.00 MiB unread" in reason for reason in draft.reasons)
     assert list(draft.holders) == [0]
 
 
@@ -121,3 +121,26 @@ def test_blocks_that_the_reader_has_too_do_not_come_back() -> None:
     (draft,) = unsent_data(situation_of(*holdings), [0, 1])
     assert draft.freed_by is not None
     assert draft.freed_by.size_bytes == 90 * MIB + 10 * 256
+
+
+def test_the_other_ends_of_many_connections_are_named_once() -> None:
+    holders = []
+    for number in range(4):
+        near, far = f"10.0.0.1:{4_000 + number}", "10.0.3.7:80"
+        holders.append(sender(local=near, remote=far))
+        holders.append(
+            socket_holder(of=owner(55), pinned_bytes=MIB, payload_bytes=MIB, local_address=far, remote_address=near)
+        )
+    (draft,) = found(*holders)
+    about = [reason for reason in draft.reasons if "the cause" in reason]
+    assert about == ["4 of the other ends are on this node, and the cause: python3[55] has 4.00 MiB unread there"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "total", "text"),
+    [("orphaned", 0, "in a connection that no process holds (orphaned);"), ("", 1, "of a process that has ended;")],
+)
+def test_connections_without_a_process(reason: str, total: int, text: str) -> None:
+    orphan = sender().model_copy(update={"owners": [], "owners_total": total, "unowned_reason": reason})
+    (draft,) = found(orphan)
+    assert text in draft.sentence

@@ -9,12 +9,14 @@ from memdiag_node.findings.zombie_namespace import zombie_namespaces
 from support.holdings import MIB, situation_of
 
 
-def census(zombies: int, size_bytes: int) -> Census:
+def census(
+    zombies: int, size_bytes: int, *, kept_by: str = "1 socket that no process has (1 TCP in FIN-WAIT-1)"
+) -> Census:
     listed = [
         NetworkNamespace(
             inode=4026532000 + number,
             is_zombie=True,
-            kept_by="1 socket that no process has (1 TCP in FIN-WAIT-1)",
+            kept_by=kept_by,
             size_bytes=size_bytes // zombies,
             processes=0,
             files=0,
@@ -44,6 +46,11 @@ def test_many_zombies_or_large_ones_are_a_finding(zombies: int, size_bytes: int,
         assert "TCP in FIN-WAIT-1" in draft.sentence
         assert draft.owner is not None
         assert "net:[4026532000]" in draft.owner.name
+
+
+def test_those_that_the_kernel_removes_now_are_not_counted() -> None:
+    leaving = census(12, MIB, kept_by="nothing: it is being removed, 1 reference to its memory left")
+    assert list(zombie_namespaces(situation_of(census=leaving))) == []
 
 
 def test_without_a_census_there_is_none() -> None:

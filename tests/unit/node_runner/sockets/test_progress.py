@@ -209,6 +209,7 @@ def test_sums_are_separate_by_how_fast_the_backlogs_move() -> None:
         ("10.0.0.0:80", 2 * PAGE),
     ]
     assert groups[Pace.SLOW, Pace.STEADY].kept_throughout_bytes == 4 * PAGE
+    assert groups[Pace.STUCK, Pace.STEADY].unread_age_seconds == 30
 
 
 def test_few_places_keep_their_ports_and_many_clients_do_not() -> None:
