@@ -13,6 +13,7 @@ from memdiag_node.owners.families import one_for_each_space, with_families
 from memdiag_node.owners.process_memory import ProcessMemory
 from memdiag_node.procfs.cgroup import ContainerIdentity, parse_cgroup
 from memdiag_node.procfs.errors import ProcFormatError
+from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.procfs.status import ProcessSizes, ProcessStatus, parse_status
 from memdiag_node.procfs.text import printable
 
@@ -31,6 +32,8 @@ class ProcessScan:
     """Of all processes, including threads of the kernel."""
     malformed: int = 0
     """Processes that were skipped because a file of them could not be parsed."""
+    anon_bytes: int | None = None
+    """AnonPages at the time of the scan: what these processes have together. None if the scan is not whole."""
     is_whole: bool = True
     """False: the time or the limit of processes was reached, and the rest is missing."""
 
@@ -46,9 +49,10 @@ def scan_processes(
 
     `address_spaces`: those of the processes, by pid; without them, the size of the code and the parent show which
     processes may be forks of each other (owners.families).
-    Raises OSError if `proc` cannot be listed.
+    Raises OSError if `proc` cannot be listed or has no meminfo, ProcFormatError if meminfo is malformed.
     """
     scan = ProcessScan()
+    anon_bytes = _anon_bytes(proc)
     code_bytes: dict[int, int] = {}
     for pid in _pids(proc):
         if late() or len(scan.processes) >= limit:
@@ -66,9 +70,16 @@ def scan_processes(
         if status.sizes is not None and identity is not None:
             scan.processes.append(_memory_of(pid, status, status.sizes, identity))
             code_bytes[pid] = status.sizes.code_bytes
+    if scan.is_whole:
+        scan.anon_bytes = min(anon_bytes, _anon_bytes(proc))
     spaces = address_spaces or {}
     scan.processes = with_families(one_for_each_space(scan.processes, spaces), spaces, code_bytes)
     return scan
+
+
+def _anon_bytes(proc: Path) -> int:
+    path = proc / "meminfo"
+    return parse_meminfo(path.read_bytes(), source=str(path)).anon_bytes
 
 
 def _pids(proc: Path) -> Iterator[int]:
