@@ -60,7 +60,9 @@ class Reason(StrEnum):
     # LeakDetected: the kind of the verdict
     PINNED_BY_UNREAD_SOCKET = "PinnedByUnreadSocket"
     GROWING_KERNEL_ALLOCATION = "GrowingKernelAllocation"
+    LEAKED_MEMORY = "LeakedMemory"
     LARGE_BUT_UNEXPLAINED = "LargeButUnexplained"
+    SUSPICIOUS_MEMORY = "SuspiciousMemory"
     NO_LEAK = "NoLeak"
     INCONCLUSIVE = "Inconclusive"
     NO_RESULT = "NoResult"

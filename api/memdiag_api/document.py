@@ -25,8 +25,11 @@ def read_document(document: bytes) -> Evidence:
 def check_references(evidence: Evidence) -> None:
     """Raise DocumentError if `evidence` refers to a holder or a stack that it does not list."""
     verdict = evidence.verdict
+    findings = [finding.evidence for finding in evidence.findings]
     holders = [verdict.holder, *(held.holder for stack in evidence.stacks for held in stack.held_by)]
     stacks = [verdict.stack, *(filled.stack for holder in evidence.holders for filled in holder.filled_by)]
+    holders += [index for references in findings for index in references.holders]
+    stacks += [index for references in findings for index in references.stacks]
     if any(index is not None and index >= len(evidence.holders) for index in holders):
         raise DocumentError("its document refers to a holder that it does not list")
     if any(index is not None and index >= len(evidence.stacks) for index in stacks):

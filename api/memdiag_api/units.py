@@ -32,3 +32,11 @@ def format_bytes(size_bytes: float) -> str:
                 return f"{number} {unit}"
         value /= 1024
     return f"{'over ' if value > 0 else 'under -'}999 {_BINARY_UNITS[-1]}"
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration in its largest unit: 45 s, 12 min, 3 h, 9 days."""
+    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -122,7 +122,13 @@ def _holdings(
 ) -> tuple[list[Holding], ScanCoverage]:
     """Return every holder, most pinned bytes first, and what the scan saw."""
     owner_of = owner_reader(roots, settings)
-    sockets = socket_holdings(captured.first_scan, scan, owner_of, limit=MAX_SINGLE_SOCKETS)
+    sockets = socket_holdings(
+        captured.first_scan,
+        scan,
+        owner_of,
+        limit=MAX_SINGLE_SOCKETS,
+        slow_drain_seconds=settings.thresholds.slow_drain_seconds,
+    )
     coverage = coverage_of(scan, captured.not_seen, first=captured.first_scan)
     return by_size([*sockets, *(captured.others or ())]), coverage
 

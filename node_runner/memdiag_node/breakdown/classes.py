@@ -54,24 +54,33 @@ _REDUCED_FIRST = (ClassName.PER_CPU_LISTS, ClassName.MEM_FREE, ClassName.FILE_CA
 def breakdown(readings: Sequence[MemoryReading], *, earlier: Sequence[MemoryReading] = ()) -> Breakdown:
     """Return a typical reading in classes that add up to MemTotal, largest first in each group, without empty ones.
 
-    `earlier` are readings from the start of the window, for the change of AllocPage. Raises ValueError without
+    `earlier` are readings from the start of the window, for the changes. Raises ValueError without
     readings.
     """
     if not readings:
         raise ValueError("a breakdown needs at least one reading")
     typical = _typical(readings)
     sizes = class_sizes(typical)
-    change_bytes = sizes[ClassName.ALLOC_PAGE] - class_sizes(_typical(earlier))[ClassName.ALLOC_PAGE] if earlier else 0
+    before = class_sizes(_typical(earlier)) if earlier else {}
     groups = list(dict.fromkeys(_GROUPS.values()))
     shown = sorted(sizes.items(), key=lambda item: (groups.index(_GROUPS[item[0]]), -item[1]))
     return Breakdown(
         mem_total_bytes=typical.meminfo.mem_total_bytes,
-        classes=[MemoryClass(name=name, group=_GROUPS[name], size_bytes=size) for name, size in shown if size],
+        classes=[
+            MemoryClass(
+                name=name,
+                group=_GROUPS[name],
+                size_bytes=size,
+                change_bytes=size - before.get(name, 0) if before else None,
+            )
+            for name, size in shown
+            if size
+        ],
         alloc_page_bytes=sizes[ClassName.ALLOC_PAGE],
         alloc_page_error_bytes=_half_spread_bytes(readings)
         + typical.surroundings.first_chunk_error_bytes
         + typical.surroundings.unfolded_error_bytes,
-        alloc_page_change_bytes=change_bytes,
+        alloc_page_change_bytes=sizes[ClassName.ALLOC_PAGE] - before[ClassName.ALLOC_PAGE] if before else 0,
     )
 
 

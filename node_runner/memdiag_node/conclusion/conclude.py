@@ -21,10 +21,12 @@ from memdiag_api.memory_classes import ClassName
 from memdiag_node.conclusion.document import keep_lists
 from memdiag_node.conclusion.join import Join, Overlap, join_blocks
 from memdiag_node.conclusion.ledger import held_bytes, ledger_of
+from memdiag_node.findings.draft import counted, ranked
 from memdiag_node.findings.measurements import Measurements
-from memdiag_node.findings.suspects import pinned_by
+from memdiag_node.findings.rules import explained_bytes, find
+from memdiag_node.findings.situation import Situation
 from memdiag_node.findings.thresholds import Thresholds
-from memdiag_node.findings.verdict import decide_verdict
+from memdiag_node.findings.verdict import LEAK_DETECTED, decide_verdict
 from memdiag_node.holding import Holding, pinned_together_bytes, unique_bytes
 from memdiag_node.trace.stacks import first_name
 
@@ -33,17 +35,19 @@ def conclude(
     measured: Measurements, *, run_id: str, thresholds: Thresholds, max_stacks: int, max_holders: int
 ) -> Evidence:
     """Return the evidence document of a run, with every finding related to the others."""
-    page_bytes = measured.host.page_size_bytes
     join = _join(measured)
     ledger = _ledger(measured, join)
     joined = _with_overlaps(measured, join)
-    verdict = decide_verdict(
-        joined,
-        pinned_by(joined.holdings, stuck_floor_seconds=thresholds.stuck_floor_seconds, page_bytes=page_bytes),
-        thresholds,
-        held_bytes=held_bytes(ledger) if ledger else 0,
+    situation = Situation(joined, thresholds, held_bytes(ledger) if ledger else 0)
+    drafts = ranked(find(situation))
+    kept = keep_lists(
+        joined.stacks,
+        joined.holders,
+        decide_verdict(situation, drafts),
+        counted(drafts[: limits.MAX_FINDINGS], situation.class_bytes),
+        max_stacks=max_stacks,
+        max_holders=max_holders,
     )
-    kept = keep_lists(joined.stacks, joined.holders, verdict, max_stacks=max_stacks, max_holders=max_holders)
     notes = (*_skipped(measured), *_unnamed(measured.stacks), *measured.notes)
     return Evidence(
         run_id=run_id,
@@ -59,6 +63,9 @@ def conclude(
         ledger=ledger,
         census=measured.census,
         owners=list(measured.owners),
+        findings=kept.findings,
+        explained_bytes=explained_bytes(situation, drafts),
+        leak_detected=LEAK_DETECTED[kept.verdict.kind],
         verdict=kept.verdict,
         notes=[note[: limits.MAX_SENTENCE] for note in notes][: limits.MAX_NOTES],
     )

@@ -1,17 +1,20 @@
 """Keep the evidence document within its limits: what the verdict refers to is kept first, then the largest items."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from memdiag_api import limits
 from memdiag_api.document import DocumentError, read_document
 from memdiag_api.evidence import Evidence, Holder, Owner, Stack, Verdict
+from memdiag_api.findings import Finding, FindingEvidence
 from memdiag_api.limits import MAX_DOCUMENT_BYTES
 
 _STEP = 0.75
 """Share of a list that is kept at each attempt."""
 _SHORT_LIST, _SHORT_TEXT = 4, 256
+_FIRST = 10
+"""Findings that are kept the longest, and whose holders and stacks are kept first."""
 _SUBJECTS = {
     "slab": "slab caches",
     "clues": "clues",
@@ -25,26 +28,34 @@ _SUBJECTS = {
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Stacks and holders of a document, and a verdict that refers only to these."""
+    """Stacks and holders of a document, and a verdict and findings that refer only to these."""
 
     stacks: list[Stack]
     holders: list[Holder]
     verdict: Verdict
+    findings: list[Finding]
 
 
 def keep_lists(
-    stacks: Sequence[Stack], holders: Sequence[Holder], verdict: Verdict, *, max_stacks: int, max_holders: int
+    stacks: Sequence[Stack],
+    holders: Sequence[Holder],
+    verdict: Verdict,
+    findings: Sequence[Finding],
+    *,
+    max_stacks: int,
+    max_holders: int,
 ) -> Kept:
-    """Keep up to the given number of both, in their order: what `verdict` refers to, then the first ones.
+    """Keep up to the given number of both, in their order: what the verdict and the findings refer to, then the first.
 
-    References are adjusted, and those to omitted items are removed.
+    The first holder and stack of every finding come before the others of any. References are adjusted, and those to
+    omitted items are removed.
     """
-    first_holders = [index for index in [verdict.holder] if index is not None and index < len(holders)]
-    first_stacks = [index for index in [verdict.stack] if index is not None and index < len(stacks)]
-    held_by = [part.holder for stack in first_stacks for part in stacks[stack].held_by[:1]]
-    filled_by = [part.stack for holder in first_holders for part in holders[holder].filled_by[:1]]
-    chosen_holders = _chosen(len(holders), max_holders, [*first_holders, *held_by])
-    chosen_stacks = _chosen(len(stacks), max_stacks, [*first_stacks, *filled_by])
+    first_holders = _referred(verdict.holder, [one.evidence.holders for one in findings], len(holders))
+    first_stacks = _referred(verdict.stack, [one.evidence.stacks for one in findings], len(stacks))
+    held_by = [part.holder for stack in first_stacks[:_FIRST] for part in stacks[stack].held_by[:1]]
+    filled_by = [part.stack for holder in first_holders[:_FIRST] for part in holders[holder].filled_by[:1]]
+    chosen_holders = _chosen(len(holders), max_holders, [*first_holders[:_FIRST], *held_by, *first_holders])
+    chosen_stacks = _chosen(len(stacks), max_stacks, [*first_stacks[:_FIRST], *filled_by, *first_stacks])
     holder_place = {old: new for new, old in enumerate(chosen_holders)}
     stack_place = {old: new for new, old in enumerate(chosen_stacks)}
     return Kept(
@@ -56,6 +67,29 @@ def keep_lists(
                 "stack": None if verdict.stack is None else stack_place.get(verdict.stack),
             }
         ),
+        findings=[_evidence_places(one, holder_place, stack_place) for one in findings],
+    )
+
+
+def _referred(first: int | None, references: Sequence[Sequence[int]], count: int) -> list[int]:
+    """Return the indexes that are referred to, each once: `first`, the first of each list, then the others."""
+    heads = [index for part in references for index in part[:1]]
+    others = [index for part in references for index in part[1:]]
+    wanted = dict.fromkeys([*([] if first is None else [first]), *heads, *others])
+    return [index for index in wanted if index < count]
+
+
+def _evidence_places(finding: Finding, holder_place: Mapping[int, int], stack_place: Mapping[int, int]) -> Finding:
+    references = finding.evidence
+    return finding.model_copy(
+        update={
+            "evidence": references.model_copy(
+                update={
+                    "holders": [holder_place[index] for index in references.holders if index in holder_place],
+                    "stacks": [stack_place[index] for index in references.stacks if index in stack_place],
+                }
+            )
+        }
     )
 
 
@@ -63,9 +97,22 @@ def keep(evidence: Evidence, *, stacks: int, holders: int) -> Evidence:
     """Return `evidence` with up to the given number of stacks and holders. `truncated` is set if some are omitted."""
     if stacks >= len(evidence.stacks) and holders >= len(evidence.holders):
         return evidence
-    kept = keep_lists(evidence.stacks, evidence.holders, evidence.verdict, max_stacks=stacks, max_holders=holders)
+    kept = keep_lists(
+        evidence.stacks,
+        evidence.holders,
+        evidence.verdict,
+        evidence.findings,
+        max_stacks=stacks,
+        max_holders=holders,
+    )
     return evidence.model_copy(
-        update={"stacks": kept.stacks, "holders": kept.holders, "verdict": kept.verdict, "truncated": True}
+        update={
+            "stacks": kept.stacks,
+            "holders": kept.holders,
+            "verdict": kept.verdict,
+            "findings": kept.findings,
+            "truncated": True,
+        }
     )
 
 
@@ -77,8 +124,9 @@ def encode(evidence: Evidence) -> bytes:
 def fit(evidence: Evidence, *, limit_bytes: int = MAX_DOCUMENT_BYTES) -> Evidence:
     """Return `evidence` within `limit_bytes`. `truncated` is set if something was omitted.
 
-    The smallest stacks and holders are omitted first, then the largest subjects of the census, then details, then
-    everything except the breakdown and the verdict. The stack and the holder of the verdict are kept the longest.
+    The smallest stacks and holders are omitted first, then the largest subjects of the census, then details and all
+    but the first findings, then everything except the breakdown, the verdict and the first findings. The stack and the
+    holder of the verdict are kept the longest.
     """
     while len(encode(evidence)) > limit_bytes and (len(evidence.holders) > 1 or len(evidence.stacks) > 1):
         evidence = keep(
@@ -128,8 +176,26 @@ def bare(evidence: Evidence, reason: str) -> Evidence:
                     "stack": None,
                 }
             ),
+            "findings": [_bare_finding(one) for one in evidence.findings[:_FIRST]],
+            "owners": [],
             "truncated": True,
             "notes": [_writable(f"stacks, holders and details were omitted: {reason}")[:_SHORT_TEXT]],
+        }
+    )
+
+
+def _bare_finding(finding: Finding) -> Finding:
+    """Return a finding without details."""
+    owner, freed_by = finding.owner, finding.freed_by
+    return finding.model_copy(
+        update={
+            "sentence": _writable(finding.sentence)[:_SHORT_TEXT],
+            "advice": _writable(finding.advice)[:_SHORT_TEXT],
+            "reasons": [],
+            "owner": owner
+            and owner.model_copy(update={"name": _writable(owner.name), "comm": _writable(owner.comm), "fds": []}),
+            "freed_by": freed_by and freed_by.model_copy(update={"action": _writable(freed_by.action)[:_SHORT_TEXT]}),
+            "evidence": FindingEvidence(),
         }
     )
 
@@ -183,6 +249,8 @@ def _without_details(evidence: Evidence) -> Evidence:
                 stack.model_copy(update={"processes": stack.processes[:_SHORT_LIST]}) for stack in evidence.stacks
             ],
             "census": None,
+            "findings": evidence.findings[:_FIRST],
+            "owners": [one.model_copy(update={"owners": one.owners[:_SHORT_LIST]}) for one in evidence.owners],
             "coverage": coverage and coverage.model_copy(update={"not_seen": coverage.not_seen[:_SHORT_LIST]}),
             "ledger": ledger and ledger.model_copy(update={"containers": ledger.containers[:_SHORT_LIST]}),
             "trace": trace and trace.model_copy(update={"charges": trace.charges[:_SHORT_LIST]}),

@@ -1,10 +1,11 @@
 """A finding before it is ranked, and what the rules share."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 
 from memdiag_api import limits
+from memdiag_api.evidence import SuspectScope
 from memdiag_api.findings import (
     Confidence,
     Finding,
@@ -24,7 +25,7 @@ class Tier(IntEnum):
     SUSPICIOUS = 1
     """Large, growing or unexplained, and not known to be harmless."""
     NOTABLE = 2
-    """Unusual, with a known cause that is no leak."""
+    """Unusual, with a known cause other than a leak."""
     PLAIN = 3
     """An ordinary use of memory, and who has it."""
 
@@ -53,7 +54,11 @@ class Draft:
     """Other parts of the document that it is based on."""
     is_notable: bool = False
     """Whether it is worth reading before ordinary uses of memory, although it is not known to be a leak."""
-    claims_bytes: Mapping[str, int] | None = field(default=None)
+    unread_bytes: int = 0
+    """Of UnreadSocket: unread bytes of all its sockets."""
+    scope: SuspectScope | None = None
+    """Of UnreadSocket: what its sockets have in common."""
+    claims_bytes: Mapping[str, int] | None = None
     """The bytes of each class that it accounts for. None: `size_bytes` of `memory_class`. Empty: none, because it is
     about memory that other findings account for as well."""
 
@@ -97,14 +102,19 @@ class Draft:
         )
 
 
-def ranked(drafts: Iterable[Draft], class_bytes: Mapping[str, int]) -> list[Finding]:
-    """Return the findings, most important first: by tier, then the largest.
+def ranked(drafts: Iterable[Draft]) -> list[Draft]:
+    """Return the findings in order of importance: by tier, then the largest."""
+    return sorted(drafts, key=lambda one: (one.tier, -one.size_bytes))
+
+
+def counted(drafts: Sequence[Draft], class_bytes: Mapping[str, int]) -> list[Finding]:
+    """Return the findings of the document, in the order of `drafts`.
 
     Each byte of a class counts for the first finding that claims it: `class_bytes` has the size of every class.
     """
     left_bytes = dict(class_bytes)
     findings = []
-    for draft in sorted(drafts, key=lambda one: (one.tier, -one.size_bytes)):
+    for draft in drafts:
         counted_bytes = 0
         for name, claimed_bytes in draft.claimed_bytes.items():
             taken_bytes = max(0, min(claimed_bytes, left_bytes.get(name, 0)))

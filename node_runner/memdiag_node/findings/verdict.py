@@ -1,22 +1,13 @@
-"""The verdict: one rule for each answer, decided from the evidence alone. docs/verdicts.md documents the rules."""
+"""The verdict: whether a leak was found, from the findings and from what the run did not see (pure).
+
+The rules are documented for users in docs/verdicts.md.
+"""
 
 from collections.abc import Sequence
 
 from memdiag_api import limits
-from memdiag_api.evidence import (
-    LEAK_CHECKS,
-    Holder,
-    Owner,
-    Queue,
-    Stack,
-    SuspectScope,
-    Trend,
-    Verdict,
-    VerdictKind,
-)
-from memdiag_api.findings import Confidence
-from memdiag_api.memory_classes import ClassName
-from memdiag_api.process_name import shown_process
+from memdiag_api.evidence import LEAK_CHECKS, HolderKind, LeakDetected, Verdict, VerdictKind
+from memdiag_api.findings import Confidence, FindingKind, LeakAnswer
 from memdiag_api.units import format_bytes
 from memdiag_node.findings.doubts import (
     Doubt,
@@ -26,208 +17,123 @@ from memdiag_node.findings.doubts import (
     scan_doubts,
     trace_doubts,
 )
-from memdiag_node.findings.large import held, other_classes, unheld
-from memdiag_node.findings.measurements import Measurements
-from memdiag_node.findings.suspects import Pinned, StuckSockets, find_suspect
-from memdiag_node.findings.thresholds import Thresholds
-from memdiag_node.trace.stacks import first_name
+from memdiag_node.findings.draft import Draft
+from memdiag_node.findings.situation import Situation
 
-_ID_SHOWN = 12
+LEAK_DETECTED = {
+    VerdictKind.PINNED_BY_UNREAD_SOCKET: LeakDetected.TRUE,
+    VerdictKind.GROWING_KERNEL_ALLOCATION: LeakDetected.TRUE,
+    VerdictKind.LEAKED_MEMORY: LeakDetected.TRUE,
+    VerdictKind.LARGE_BUT_UNEXPLAINED: LeakDetected.UNKNOWN,
+    VerdictKind.SUSPICIOUS_MEMORY: LeakDetected.UNKNOWN,
+    VerdictKind.INCONCLUSIVE: LeakDetected.UNKNOWN,
+    VerdictKind.NO_LEAK: LeakDetected.FALSE,
+}
+"""The answer of each verdict. False is only said with NoLeak."""
+_LEAK_KINDS = {
+    FindingKind.UNREAD_SOCKET: VerdictKind.PINNED_BY_UNREAD_SOCKET,
+    FindingKind.GROWING_ALLOCATION: VerdictKind.GROWING_KERNEL_ALLOCATION,
+}
+_LARGE_KINDS = (FindingKind.UNEXPLAINED, FindingKind.LARGE_CLASS)
+_MAX_MORE = 3
 
 
-def decide_verdict(measured: Measurements, pinned: Pinned, thresholds: Thresholds, *, held_bytes: int) -> Verdict:
-    """Return the verdict of the first rule that applies: a leak, a reason why none can be ruled out, no leak.
+def decide_verdict(situation: Situation, drafts: Sequence[Draft]) -> Verdict:
+    """Return the verdict. `drafts` are the findings, most important first.
 
-    `pinned` is what `measured.holdings` pin, by owner. `held_bytes` is the part of allocpage that they have.
+    A leak is reported, whatever else was missed. Otherwise a suspicious finding or a grave doubt rules out NoLeak.
     """
-    doubts = _doubts(measured, pinned.stuck, thresholds)
-    return (
-        _pinned(measured, pinned, thresholds)
-        or _growing(measured, thresholds)
-        or _large(measured, pinned, thresholds, held_bytes=held_bytes, doubts=doubts)
-        or _doubtful(measured, pinned.stuck, thresholds, doubts)
-        or _no_leak(measured, thresholds, doubts)
-    )
+    found = doubts(situation)
+    first = drafts[0] if drafts else None
+    if first and first.leak is LeakAnswer.YES:
+        return _of_finding(situation, _LEAK_KINDS.get(first.kind, VerdictKind.LEAKED_MEMORY), drafts, ())
+    if first and first.leak is LeakAnswer.UNKNOWN:
+        kind = VerdictKind.LARGE_BUT_UNEXPLAINED if first.kind in _LARGE_KINDS else VerdictKind.SUSPICIOUS_MEMORY
+        return _of_finding(situation, kind, drafts, found)
+    return _doubtful(found) or _no_leak(situation, found)
 
 
-def _doubts(measured: Measurements, together: StuckSockets, thresholds: Thresholds) -> list[Doubt]:
+def doubts(situation: Situation) -> list[Doubt]:
     """Return everything that reduces the confidence in NoLeak, with doubts that rule it out first."""
-    suspect_bytes = thresholds.suspect_bytes(measured.host.mem_total_bytes)
-    doubts = list(
+    measured, thresholds, suspect_bytes = situation.measured, situation.thresholds, situation.suspect_bytes
+    found = list(
         check_doubts(
             measured.checks,
             window_seconds=measured.window_seconds,
             stuck_seconds=thresholds.stuck_floor_seconds,
         )
     )
-    if together.kept_bytes >= suspect_bytes:
-        doubts.append(_pinned_by_many(together, suspect_bytes))
-    if measured.coverage:
-        holders = [measured.holdings[index].holder for index in together.holders]
-        doubts += scan_doubts(measured.coverage, holders, suspect_bytes=suspect_bytes)
-    if measured.trace:
-        doubts += trace_doubts(measured.trace, measured.breakdown, suspect_bytes=suspect_bytes)
-    doubts += name_doubts(measured.stacks, suspect_bytes=suspect_bytes)
-    if measured.census:
-        doubts += census_doubts(measured.census)
-    if measured.window.interrupted:
-        doubts.append(Doubt("the window was ended early", forbids_no=False))
-    doubts += measured.doubts
-    return sorted(doubts, key=lambda doubt: not doubt.forbids_no)
-
-
-def _pinned_by_many(together: StuckSockets, limit_bytes: int) -> Doubt:
-    """Return the doubt about stuck sockets with only the node in common: they keep much, but there is no suspect."""
-    return Doubt(
-        f"{together.sockets} stuck sockets of the node together pin {_kept(together)} "
-        f"with {format_bytes(together.unread_bytes)} unread for at least {together.stuck_seconds:.0f} s, but no single "
-        f"process, container or pod pins {format_bytes(limit_bytes)}",
-        forbids_no=True,
-    )
-
-
-def _kept(sockets: StuckSockets) -> str:
-    """Return what they keep: the part in slab heads apart, because it is not allocpage."""
-    kept = format_bytes(sockets.kept_bytes)
-    if not sockets.head_bytes:
-        return f"{kept} of AllocPage"
-    pinned, heads = format_bytes(sockets.pinned_bytes), format_bytes(sockets.head_bytes)
-    return f"{kept} ({pinned} of AllocPage and {heads} of packet heads in slab)"
-
-
-def _confidence(measured: Measurements, *, is_complete: bool = True) -> Confidence:
-    """Return the confidence in a leak that was found."""
-    is_whole = is_complete and not measured.window.interrupted and set(measured.checks) >= set(LEAK_CHECKS)
-    return Confidence.HIGH if is_whole else Confidence.MEDIUM
-
-
-def _pinned(measured: Measurements, pinned: Pinned, thresholds: Thresholds) -> Verdict | None:
-    limit_bytes = thresholds.suspect_bytes(measured.host.mem_total_bytes)
-    suspect = find_suspect(pinned.groups, limit_bytes)
-    if suspect is None:
-        return None
-    holders = measured.holders
-    index = suspect.holders[0]
-    holder = holders[index]
-    size = format_bytes(suspect.kept_bytes)
-    incomplete = [queue for one in suspect.holders for queue in _queues(holders[one]) if not queue.complete]
-    main_stack = holder.filled_by[0].stack if holder.filled_by else None
-    return _verdict(
-        VerdictKind.PINNED_BY_UNREAD_SOCKET,
-        _confidence(measured, is_complete=not incomplete),
-        f"{_who(suspect, holders)} pins {size}.",
-        reasons=[
-            f"nothing was read during that time, and {size} are pinned (threshold: {format_bytes(limit_bytes)})",
-            *_heads(suspect),
-            f"each unread byte keeps {suspect.kept_bytes / max(1, suspect.unread_bytes):.0f} bytes from being freed",
-            *_filled_by(holder, measured.stacks),
-        ],
-        advice=_advice(suspect, holder),
-        holder=index,
-        stack=main_stack,
-        suspect=suspect,
-    )
-
-
-def _heads(suspect: StuckSockets) -> list[str]:
-    """Return what part of it is slab, if any."""
-    if not suspect.head_bytes:
-        return []
-    pinned, heads = format_bytes(suspect.pinned_bytes), format_bytes(suspect.head_bytes)
-    return [f"{pinned} of it are blocks of pages, and {heads} are heads of packets in slab, not allocpage"]
-
-
-def _growing(measured: Measurements, thresholds: Thresholds) -> Verdict | None:
-    limit_bytes = thresholds.suspect_bytes(measured.host.mem_total_bytes)
-    for index, stack in enumerate(measured.stacks):
-        frame = first_name(stack.frames)
-        if stack.trend is not Trend.GROWING or stack.outstanding_bytes < limit_bytes or frame is None:
-            continue
-        size, rate = format_bytes(stack.outstanding_bytes), format_bytes(stack.growth_bytes_per_second)
-        return _verdict(
-            VerdictKind.GROWING_KERNEL_ALLOCATION,
-            _confidence(measured),
-            f"Allocations through {frame} grow by {rate}/s: {size} were not freed in the window.",
-            reasons=[
-                f"{size} are outstanding, allocated throughout the window (threshold: {format_bytes(limit_bytes)})",
-                f"growth is {rate}/s, with a standard error of {format_bytes(stack.growth_error_bytes_per_second)}/s",
-            ],
-            advice="Run a longer trace to see whether the growth continues. The call stack shows the kernel code that "
-            "allocates, and held-by shows the holder, if known.",
-            stack=index,
-            suspect_bytes=stack.outstanding_bytes,
-        )
-    return None
-
-
-def _large(
-    measured: Measurements, pinned: Pinned, thresholds: Thresholds, *, held_bytes: int, doubts: Sequence[Doubt]
-) -> Verdict | None:
     if measured.breakdown is None:
-        return None
-    limit_bytes = thresholds.large_bytes(measured.host.mem_total_bytes)
-    candidates = [
-        unheld(measured.breakdown, held_bytes, measured.stacks, measured.census),
-        *other_classes(measured.breakdown, measured.holders, pinned.largest_keepers),
-    ]
-    if keeper := pinned.largest_keepers.get(ClassName.ALLOC_PAGE):
-        candidates.append(held(measured.holders, keeper, held_bytes - pinned.stuck.pinned_bytes))
-    parts = sorted((part for part in candidates if part.size_bytes >= limit_bytes), key=lambda part: -part.size_bytes)
-    if not parts:
-        return None
-    sentence = "; ".join(part.sentence for part in parts)
+        found.append(Doubt("the sizes of the classes of memory are not known", forbids_no=True))
+    if measured.coverage:
+        stuck = [
+            one
+            for one in measured.holders
+            if one.kind is HolderKind.SOCKET and (one.stuck_seconds or 0) >= thresholds.stuck_floor_seconds
+        ]
+        found += scan_doubts(measured.coverage, stuck, suspect_bytes=suspect_bytes)
+    if measured.trace:
+        found += trace_doubts(measured.trace, measured.breakdown, suspect_bytes=suspect_bytes)
+    found += name_doubts(measured.stacks, suspect_bytes=suspect_bytes)
+    if measured.census:
+        found += census_doubts(measured.census)
+    if measured.window.interrupted:
+        found.append(Doubt("the window was ended early", forbids_no=False))
+    found += measured.doubts
+    return sorted(found, key=lambda doubt: not doubt.forbids_no)
+
+
+def leak_confidence(situation: Situation, confidence: Confidence) -> Confidence:
+    """Return the confidence in a leak: not High unless all leak checks ran over the whole window."""
+    measured = situation.measured
+    is_whole = not measured.window.interrupted and set(measured.checks) >= set(LEAK_CHECKS)
+    return confidence if is_whole or confidence is not Confidence.HIGH else Confidence.MEDIUM
+
+
+def _of_finding(situation: Situation, kind: VerdictKind, drafts: Sequence[Draft], missed: Sequence[Doubt]) -> Verdict:
+    first = drafts[0]
+    more = [one for one in drafts[1:] if one.leak is not LeakAnswer.NO]
+    is_leak = first.leak is LeakAnswer.YES
     return _verdict(
-        VerdictKind.LARGE_BUT_UNEXPLAINED,
-        Confidence.MEDIUM,
-        sentence[:1].upper() + sentence[1:] + ".",
+        kind,
+        leak_confidence(situation, first.confidence) if is_leak else Confidence.MEDIUM,
+        first.sentence,
         reasons=[
-            f"the threshold for unexplained memory of a class is {format_bytes(limit_bytes)}",
-            *(reason for part in parts for reason in part.reasons),
-            *(doubt.sentence for doubt in doubts),
+            *first.reasons,
+            *(f"also: {one.sentence.rstrip('.')}" for one in more[:_MAX_MORE]),
+            *(doubt.sentence for doubt in missed),
         ],
-        advice=parts[0].advice,
-        holder=next((part.holder for part in parts if part.holder is not None), None),
-        stack=next((part.stack for part in parts if part.stack is not None), None),
-        suspect_bytes=parts[0].size_bytes,
+        advice=first.advice,
+        draft=first,
     )
 
 
-def _doubtful(
-    measured: Measurements, together: StuckSockets, thresholds: Thresholds, doubts: Sequence[Doubt]
-) -> Verdict | None:
-    grave = [doubt.sentence for doubt in doubts if doubt.forbids_no]
+def _doubtful(found: Sequence[Doubt]) -> Verdict | None:
+    grave = [doubt.sentence for doubt in found if doubt.forbids_no]
     if not grave:
         return None
-    is_pinned = together.kept_bytes >= thresholds.suspect_bytes(measured.host.mem_total_bytes)
-    largest = together.holders[0] if is_pinned else None
-    named = "" if largest is None else f" One of the largest holders is {_name(measured.holdings[largest].holder)}."
     return _verdict(
         VerdictKind.INCONCLUSIVE,
         Confidence.LOW,
-        f"No leak was found, but a leak cannot be ruled out: {'; '.join(grave)}.{named}",
-        reasons=[doubt.sentence for doubt in doubts if not doubt.forbids_no],
-        advice="Check the holders below: do their processes read late, or not at all?"
-        if is_pinned
-        else "Check the missing and degraded needs below, or run again with all checks when the node is less busy.",
-        holder=largest,
-        suspect=together if is_pinned else None,
+        f"No leak was found, but a leak cannot be ruled out: {'; '.join(grave)}.",
+        reasons=[doubt.sentence for doubt in found if not doubt.forbids_no],
+        advice="Check the missing and degraded needs below, or run again with all checks when the node is less busy.",
     )
 
 
-def _no_leak(measured: Measurements, thresholds: Thresholds, doubts: Sequence[Doubt]) -> Verdict:
-    limit = format_bytes(thresholds.suspect_bytes(measured.host.mem_total_bytes))
-    large = format_bytes(thresholds.large_bytes(measured.host.mem_total_bytes))
-    breakdown = measured.breakdown
+def _no_leak(situation: Situation, found: Sequence[Doubt]) -> Verdict:
+    limit, large = format_bytes(situation.suspect_bytes), format_bytes(situation.large_bytes)
+    breakdown = situation.measured.breakdown
     alloc_page = f"; allocpage has {format_bytes(breakdown.alloc_page_bytes)}" if breakdown else ""
     return _verdict(
         VerdictKind.NO_LEAK,
-        Confidence.MEDIUM if doubts else Confidence.HIGH,
+        Confidence.MEDIUM if found else Confidence.HIGH,
         f"No process, container or pod pins {limit} or more with unread data; no call stack keeps allocating "
         f"{limit} or more without freeing it; no class of memory that can leak has {large} or more unexplained"
         f"{alloc_page}.",
         reasons=[
-            f"the window was {measured.window_seconds:.0f} s: a slower leak needs a longer window",
-            *(doubt.sentence for doubt in doubts),
+            f"the window was {situation.measured.window_seconds:.0f} s: a slower leak needs a longer window",
+            *(doubt.sentence for doubt in found),
         ],
     )
 
@@ -239,10 +145,7 @@ def _verdict(
     *,
     reasons: Sequence[str] = (),
     advice: str = "",
-    holder: int | None = None,
-    stack: int | None = None,
-    suspect: StuckSockets | None = None,
-    suspect_bytes: int = 0,
+    draft: Draft | None = None,
 ) -> Verdict:
     """Return a verdict with all texts cut to the limits of the document: names in them can be long."""
     return Verdict(
@@ -251,79 +154,9 @@ def _verdict(
         sentence=sentence[: limits.MAX_SENTENCE],
         reasons=[reason[: limits.MAX_SENTENCE] for reason in reasons[: limits.MAX_REASONS]],
         advice=advice[: limits.MAX_SENTENCE],
-        holder=holder,
-        stack=stack,
-        suspect_bytes=suspect.kept_bytes if suspect else suspect_bytes,
-        suspect_unread_bytes=suspect.unread_bytes if suspect else 0,
-        scope=suspect.scope if suspect else None,
+        holder=next(iter(draft.holders), None) if draft else None,
+        stack=next(iter(draft.stacks), None) if draft else None,
+        suspect_bytes=draft.size_bytes if draft else 0,
+        suspect_unread_bytes=draft.unread_bytes if draft else 0,
+        scope=draft.scope if draft else None,
     )
-
-
-def _queues(holder: Holder) -> Sequence[Queue]:
-    return holder.socket.queues if holder.socket else ()
-
-
-def _who(suspect: StuckSockets, holders: Sequence[Holder]) -> str:
-    """Return who has unread data, how much, and for how long."""
-    first = holders[suspect.holders[0]]
-    unread = f"{format_bytes(suspect.unread_bytes)} unread for at least {suspect.stuck_seconds:.0f} s"
-    if suspect.scope is SuspectScope.PROCESS:
-        others = suspect.sockets - first.summed
-        more = f" and {others} more of its sockets" if others else ""
-        return f"{_name(first)}{more}: {unread}"
-    return (
-        f"{_group(suspect, first)}, {suspect.sockets} sockets of {suspect.processes} processes, the largest being "
-        f"{_name(first)}: {unread}"
-    )
-
-
-def _group(suspect: StuckSockets, first: Holder) -> str:
-    owner = first.owners[0]
-    if suspect.scope is SuspectScope.CONTAINER:
-        return f"container {owner.container_id[:_ID_SHOWN]}"
-    return f"pod {owner.pod_uid}"
-
-
-def _advice(suspect: StuckSockets, first: Holder) -> str:
-    if not first.owners:
-        return (
-            "No process can be restarted to free it. Check what the peer still sends, and close the connection there."
-        )
-    if suspect.scope is SuspectScope.PROCESS:
-        return (
-            f"Check why {_process(first)} is not reading {_fd(first)}. Restarting or fixing it frees the memory as "
-            "soon as it reads or closes the sockets."
-        )
-    return (
-        f"Check why the processes of {_group(suspect, first)} are not reading their sockets. Restarting or fixing them "
-        "frees the memory as soon as they read or close the sockets."
-    )
-
-
-def _name(holder: Holder) -> str:
-    if holder.owners:
-        return f"{_process(holder)} {_fd(holder)}"
-    subject = f"{holder.summed} sockets" if holder.summed > 1 else "a socket"
-    if holder.owners_total and not holder.unowned_reason:
-        return f"{subject} of a process that has ended"
-    return f"{subject} that no process holds ({holder.unowned_reason or 'reason unknown'})"
-
-
-def _process(holder: Holder) -> str:
-    owner: Owner = holder.owners[0]
-    return shown_process(owner.comm, owner.pid)
-
-
-def _fd(holder: Holder) -> str:
-    if holder.summed > 1:
-        return f"{holder.summed} of its sockets"
-    fds = holder.owners[0].fds
-    return "fd " + ",".join(map(str, fds[:3])) if fds else "its socket"
-
-
-def _filled_by(holder: Holder, stacks: Sequence[Stack]) -> list[str]:
-    return [
-        f"{part.share:.0%} of what it pins was allocated in the window through {stacks[part.stack].frames[0]}"
-        for part in holder.filled_by[:2]
-        if part.stack < len(stacks) and stacks[part.stack].frames
-    ]

@@ -7,7 +7,9 @@ from memdiag_api.findings import Confidence
 LEAK_STATUS = {
     VerdictKind.PINNED_BY_UNREAD_SOCKET: ConditionStatus.TRUE,
     VerdictKind.GROWING_KERNEL_ALLOCATION: ConditionStatus.TRUE,
+    VerdictKind.LEAKED_MEMORY: ConditionStatus.TRUE,
     VerdictKind.LARGE_BUT_UNEXPLAINED: ConditionStatus.UNKNOWN,
+    VerdictKind.SUSPICIOUS_MEMORY: ConditionStatus.UNKNOWN,
     VerdictKind.INCONCLUSIVE: ConditionStatus.UNKNOWN,
     VerdictKind.NO_LEAK: ConditionStatus.FALSE,
 }

@@ -18,6 +18,8 @@ _SUSPECT_FRAMES = 3
 _IN_WORDS = {
     VerdictKind.PINNED_BY_UNREAD_SOCKET: "unread data pins memory",
     VerdictKind.GROWING_KERNEL_ALLOCATION: "kernel allocations grow",
+    VerdictKind.LEAKED_MEMORY: "leaked memory",
+    VerdictKind.SUSPICIOUS_MEMORY: "suspicious memory usage",
     VerdictKind.LARGE_BUT_UNEXPLAINED: "high kernel memory usage, cause not identified",
     VerdictKind.NO_LEAK: "no leak found",
     VerdictKind.INCONCLUSIVE: "inconclusive",

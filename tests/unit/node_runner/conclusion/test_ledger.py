@@ -110,8 +110,8 @@ def test_what_was_traced_and_has_no_holder_is_not_explained() -> None:
     traced = tuple((number << order, order, 0) for number in range(30))
     evidence = evidence_of([], alloc_page_bytes=31 * gib, traced=traced)
     assert lines_of(evidence)["TracedWithoutHolder"] == 30 * gib // PAGE
-    assert evidence.verdict.kind is VerdictKind.LARGE_BUT_UNEXPLAINED
-    assert "31.0 GiB of it are neither held by a known holder" in evidence.verdict.sentence
+    assert evidence.verdict.kind is VerdictKind.SUSPICIOUS_MEMORY
+    assert evidence.verdict.sentence.startswith("30.0 GiB were allocated in the window through f, not freed")
 
 
 def lines_of(evidence: Evidence) -> dict[str, int]:

@@ -1,0 +1,147 @@
+"""Finding: a call stack that keeps allocating and does not free, steadily or in bursts (docs/findings.md)."""
+
+import re
+from collections.abc import Collection, Iterator
+
+from memdiag_api import limits
+from memdiag_api.evidence import Stack, Trend
+from memdiag_api.findings import Confidence, FindingKind, FreedBy, LeakAnswer
+from memdiag_api.memory_classes import ClassName
+from memdiag_api.owners import MemoryOwner, OwnerKind
+from memdiag_api.units import format_bytes, format_duration
+from memdiag_node.findings.draft import Draft
+from memdiag_node.findings.situation import Situation
+from memdiag_node.kernel.symbols import function_name
+from memdiag_node.trace.stacks import first_name
+
+_RECLAIMED = re.compile(
+    r"xfs_buf_\w+|_xfs_buf_\w+|abd_alloc\w*|zio_(data_)?buf_alloc|arc_\w+|ttm_pool_\w+|bch2_btree_\w+|"
+    r"btrfs_alloc_page_array"
+)
+"""Private caches of the kernel, which their shrinkers give back: XFS and bcachefs buffers, ZFS ARC, TTM's pool."""
+_BURST_FREED_SHARE = 0.1
+
+
+def growing_allocations(situation: Situation, suspects: Collection[int]) -> Iterator[Draft]:
+    """Yield a finding for each stack that grows, or that allocated in bursts what nobody is known to hold.
+
+    A steady growth counts from the floor of the suspect size, if its rate matters (Thresholds.is_relevant_growth). A
+    burst counts from the suspect size. `suspects` are the indexes of holders of which a finding says that they leak:
+    a stack that fills them is not a second leak.
+    """
+    for index, stack in enumerate(situation.measured.stacks):
+        if first_name(stack.frames) is None:
+            continue
+        of_suspects_bytes = sum(part.size_bytes for part in stack.held_by if part.holder in suspects)
+        own_bytes = stack.outstanding_bytes - min(of_suspects_bytes, stack.outstanding_bytes)
+        unheld_bytes = min(own_bytes, stack.outstanding_bytes - stack.explained_bytes)
+        if stack.trend is Trend.GROWING and own_bytes >= situation.thresholds.suspect_floor_bytes:
+            yield from _steady(situation, index, own_bytes, unheld_bytes)
+        elif unheld_bytes >= situation.suspect_bytes and _is_burst(stack):
+            yield _burst(situation, index, unheld_bytes)
+
+
+def _is_burst(stack: Stack) -> bool:
+    """Return whether hardly anything of it is freed while much is outstanding: not the churn of a working set."""
+    return stack.trend is not Trend.CHURN and stack.freed_bytes <= _BURST_FREED_SHARE * max(1, stack.allocated_bytes)
+
+
+def _steady(situation: Situation, index: int, own_bytes: int, unheld_bytes: int) -> Iterator[Draft]:
+    stack = situation.measured.stacks[index]
+    trend = situation.trend(
+        stack.growth_bytes_per_second, stack.growth_error_bytes_per_second, situation.measured.window_seconds
+    )
+    left_seconds = trend.exhausts_node_in_seconds
+    if not situation.thresholds.is_relevant_growth(trend.bytes_per_second, left_seconds):
+        return
+    size, rate = format_bytes(own_bytes), format_bytes(stack.growth_bytes_per_second)
+    is_reclaimed = is_reclaimed_cache(stack)
+    frame = first_name(stack.frames)
+    if is_reclaimed:
+        sentence = f"A cache of the kernel fills through {frame} at {rate}/s: it is given back when memory is needed."
+    else:
+        sentence = f"Allocations through {frame} grow by {rate}/s: {size} were not freed in the window."
+    yield Draft(
+        kind=FindingKind.GROWING_ALLOCATION,
+        memory_class=stack.memory_class,
+        size_bytes=own_bytes,
+        claims_bytes=_claims(stack, unheld_bytes),
+        owner=_owner(stack),
+        trend=trend,
+        leak=LeakAnswer.NO if is_reclaimed else LeakAnswer.YES,
+        reclaimable=is_reclaimed,
+        confidence=Confidence.HIGH,
+        sentence=sentence,
+        reasons=[
+            f"{size} are outstanding, allocated throughout the window (threshold: "
+            f"{format_bytes(situation.thresholds.suspect_floor_bytes)})",
+            f"growth is {rate}/s, with a standard error of {format_bytes(stack.growth_error_bytes_per_second)}/s",
+            *(
+                [f"at this rate, free and reclaimable memory lasts for {format_duration(left_seconds)}"]
+                if left_seconds is not None
+                else []
+            ),
+        ],
+        advice=""
+        if is_reclaimed
+        else "Run a longer trace to see whether the growth continues. The call stack shows the kernel code that "
+        "allocates, and held-by shows the holder, if known.",
+        freed_by=_freed_by(stack),
+        holders=[part.holder for part in stack.held_by[:1]],
+        stacks=[index],
+        is_notable=is_reclaimed,
+    )
+
+
+def _burst(situation: Situation, index: int, unheld_bytes: int) -> Draft:
+    stack = situation.measured.stacks[index]
+    size = format_bytes(unheld_bytes)
+    is_reclaimed = is_reclaimed_cache(stack)
+    return Draft(
+        kind=FindingKind.GROWING_ALLOCATION,
+        memory_class=stack.memory_class,
+        size_bytes=unheld_bytes,
+        claims_bytes=_claims(stack, unheld_bytes),
+        owner=_owner(stack),
+        leak=LeakAnswer.NO if is_reclaimed else LeakAnswer.UNKNOWN,
+        reclaimable=is_reclaimed,
+        confidence=Confidence.MEDIUM,
+        sentence=f"{size} were allocated in the window through {first_name(stack.frames)}, not freed, and are in no "
+        "known holder.",
+        reasons=[
+            f"the allocations do not grow steadily ({stack.trend.value.lower()}), so one window cannot show whether "
+            "they continue",
+            f"the threshold is {format_bytes(situation.suspect_bytes)}",
+        ],
+        advice="" if is_reclaimed else "Run it again: if the same call stack allocates more, it is a leak in bursts.",
+        stacks=[index],
+        is_notable=True,
+    )
+
+
+def is_reclaimed_cache(stack: Stack) -> bool:
+    """Return whether the stack fills a cache of the kernel that is given back under pressure."""
+    return any(_RECLAIMED.fullmatch(function_name(frame)) for frame in stack.frames)
+
+
+def _claims(stack: Stack, unheld_bytes: int) -> dict[str, int]:
+    """Return what no holder accounts for. Slab is judged by cache, where its memory counts."""
+    return {} if stack.memory_class == ClassName.SLAB else {stack.memory_class: max(0, unheld_bytes)}
+
+
+def _owner(stack: Stack) -> MemoryOwner:
+    process = stack.processes[0] if stack.processes else None
+    return MemoryOwner(
+        kind=OwnerKind.CALL_STACK,
+        name=(first_name(stack.frames) or "")[: limits.MAX_SHORT_TEXT],
+        pid=process.pid if process else 0,
+        comm=process.comm if process else "",
+        container_id=process.container_id if process else "",
+        pod_uid=process.pod_uid if process else "",
+    )
+
+
+def _freed_by(stack: Stack) -> FreedBy | None:
+    if is_reclaimed_cache(stack):
+        return FreedBy(action="The kernel frees it when memory is needed.", size_bytes=stack.outstanding_bytes)
+    return None

@@ -1,0 +1,115 @@
+"""Every rule, applied to one run: the findings before they are ranked."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from memdiag_api.evidence import HolderKind
+from memdiag_api.findings import FindingKind, LeakAnswer
+from memdiag_api.memory_classes import ClassName
+from memdiag_node.findings.classes import growing_classes, known_bytes, plain_classes, unexplained_classes
+from memdiag_node.findings.draft import Draft
+from memdiag_node.findings.file_cache import file_cache
+from memdiag_node.findings.growing_allocation import growing_allocations
+from memdiag_node.findings.large_holder import large_holders
+from memdiag_node.findings.packets_outside import packets_outside
+from memdiag_node.findings.page_tables import page_tables
+from memdiag_node.findings.process_memory import process_memory
+from memdiag_node.findings.shared_memory import shared_memory
+from memdiag_node.findings.situation import FREE_CLASSES, Situation
+from memdiag_node.findings.slab import slab_findings, slab_rest
+from memdiag_node.findings.slow_reader import slow_readers
+from memdiag_node.findings.suspects import pinned_by
+from memdiag_node.findings.unread_socket import unread_sockets
+from memdiag_node.findings.unsent_data import unsent_data
+from memdiag_node.findings.zombie_namespace import zombie_namespaces
+
+
+def find(situation: Situation) -> list[Draft]:
+    """Return the findings of every rule. A holder is in one finding only, and so is what it keeps."""
+    drafts = list(_about_holders(situation))
+    suspects = {index for one in drafts if one.leak is LeakAnswer.YES for index in one.holders}
+    drafts += growing_allocations(situation, suspects)
+    drafts += zombie_namespaces(situation)
+    drafts += _about_owners(situation)
+    heads_bytes = _socket_head_bytes(situation)
+    slab = list(slab_findings(situation, packet_head_bytes=heads_bytes))
+    slab += slab_rest(situation, _claimed(slab).get(ClassName.SUNRECLAIM, 0), packet_head_bytes=heads_bytes)
+    drafts += slab
+    judged: dict[str, int] = {ClassName.SUNRECLAIM: _judged_growth(situation, slab)}
+    drafts += growing_classes(situation, judged)
+    drafts += unexplained_classes(situation, _claimed(drafts), traced_bytes=_traced_bytes(drafts))
+    drafts += plain_classes(situation, _claimed(drafts))
+    return drafts
+
+
+def explained_bytes(situation: Situation, drafts: Sequence[Draft]) -> int:
+    """Return the memory of the node that is free, or whose use is known: by a finding or by the class itself."""
+    unexplained = [one for one in drafts if one.kind is FindingKind.UNEXPLAINED]
+    others = [one for one in drafts if one.kind is not FindingKind.UNEXPLAINED]
+    claimed, traced_bytes = _claimed(others), _traced_bytes(others)
+    total_bytes = 0
+    for name, size_bytes in situation.class_bytes.items():
+        doubtful = name == ClassName.ALLOC_PAGE or any(name in one.claimed_bytes for one in unexplained)
+        is_known = name in FREE_CLASSES or not doubtful
+        total_bytes += size_bytes if is_known else known_bytes(situation, name, claimed, traced_bytes=traced_bytes)
+    return total_bytes
+
+
+def _about_holders(situation: Situation) -> Iterator[Draft]:
+    """Yield the findings about holders, each holder in one of them."""
+    measured = situation.measured
+    pinned = pinned_by(
+        measured.holdings,
+        stuck_floor_seconds=situation.thresholds.stuck_floor_seconds,
+        page_bytes=situation.page_bytes,
+    )
+    left = set(range(len(measured.holdings)))
+    for draft in unread_sockets(situation, pinned):
+        yield draft
+        left -= set(draft.holders)
+    for rule in (slow_readers, unsent_data, packets_outside):
+        for draft in list(rule(situation, left)):
+            yield draft
+            left -= set(draft.holders)
+    yield from large_holders(situation, left)
+
+
+def _about_owners(situation: Situation) -> Iterator[Draft]:
+    """Yield the findings about memory that processes, containers and files have."""
+    measured, thresholds = situation.measured, situation.thresholds
+    total_bytes = measured.host.mem_total_bytes
+    files = measured.census.files if measured.census else None
+    owners, processes = measured.owners, measured.processes
+    yield from process_memory(owners, processes, thresholds=thresholds, mem_total_bytes=total_bytes)
+    yield from page_tables(owners, processes, thresholds=thresholds, mem_total_bytes=total_bytes)
+    yield from file_cache(owners, files, thresholds=thresholds, mem_total_bytes=total_bytes)
+    yield from shared_memory(owners, files, thresholds=thresholds, mem_total_bytes=total_bytes)
+
+
+def _socket_head_bytes(situation: Situation) -> int:
+    return sum(one.holder.head_bytes for one in situation.measured.holdings if one.holder.kind is HolderKind.SOCKET)
+
+
+def _judged_growth(situation: Situation, drafts: Iterable[Draft]) -> int:
+    """Return the growth of slab in the window that findings are about."""
+    seconds = situation.measured.window_seconds
+    return round(
+        sum(
+            one.trend.bytes_per_second * seconds
+            for one in drafts
+            if one.trend and one.kind is FindingKind.GROWING_CLASS and one.trend.bytes_per_second > 0
+        )
+    )
+
+
+def _traced_bytes(drafts: Iterable[Draft]) -> int:
+    """Return the AllocPage that findings about call stacks account for: it is in no holder."""
+    return _claimed(one for one in drafts if one.kind is FindingKind.GROWING_ALLOCATION).get(ClassName.ALLOC_PAGE, 0)
+
+
+def _claimed(drafts: Iterable[Draft]) -> dict[str, int]:
+    """Sum up by class what the findings account for."""
+    claimed: dict[str, int] = {}
+    for draft in drafts:
+        for name, size_bytes in draft.claimed_bytes.items():
+            claimed[name] = claimed.get(name, 0) + size_bytes
+    return claimed

@@ -1,0 +1,157 @@
+"""Findings about slab memory: a large or growing cache of kernel objects, and reclaimable ones (docs/findings.md)."""
+
+import re
+from collections.abc import Iterator
+
+from memdiag_api import limits
+from memdiag_api.census.clues import Clue
+from memdiag_api.census.slab import SlabCache, SlabCaches
+from memdiag_api.evidence import Check
+from memdiag_api.findings import Confidence, FindingKind, FindingTrend, FreedBy, LeakAnswer
+from memdiag_api.memory_classes import ClassName
+from memdiag_api.owners import MemoryOwner, OwnerKind
+from memdiag_api.units import format_bytes
+from memdiag_node.findings.draft import Draft
+from memdiag_node.findings.situation import Situation
+
+_PACKET_CACHES = re.compile(r"skbuff_\w+|kmalloc-.*")
+"""Caches in which the heads of packets are."""
+_SHOWN_CLUES = 3
+_CLUE_SHARE = 0.25
+
+
+def slab_findings(situation: Situation, *, packet_head_bytes: int) -> Iterator[Draft]:
+    """Yield a finding for each cache with the notable size, or that grew by the suspect size in the window.
+
+    `packet_head_bytes`: slab memory of packet heads, which findings about sockets account for.
+    """
+    census = situation.measured.census
+    if census is None or census.slab is None:
+        return
+    left_bytes = packet_head_bytes
+    for cache in census.slab.caches:
+        known_bytes = min(left_bytes, cache.size_bytes) if _PACKET_CACHES.fullmatch(cache.name) else 0
+        left_bytes -= known_bytes
+        own_bytes = cache.size_bytes - known_bytes
+        grew = cache.change_bytes is not None and cache.change_bytes >= situation.suspect_bytes
+        if own_bytes >= situation.notable_bytes or (grew and own_bytes > 0):
+            yield _reclaimable(situation, cache) if cache.reclaimable else _unreclaimable(situation, cache, own_bytes)
+
+
+def _reclaimable(situation: Situation, cache: SlabCache) -> Draft:
+    size = format_bytes(cache.size_bytes)
+    return Draft(
+        kind=FindingKind.RECLAIMABLE_SLAB,
+        memory_class=ClassName.SRECLAIMABLE,
+        size_bytes=cache.size_bytes,
+        owner=_owner(cache),
+        trend=_trend(situation, cache),
+        leak=LeakAnswer.NO,
+        reclaimable=True,
+        freed_by=FreedBy(
+            action="The kernel frees it when memory is needed. To free it now, write 2 to /proc/sys/vm/drop_caches.",
+            size_bytes=None,
+        ),
+        sentence=f"The reclaimable slab cache {cache.name} has {size} in {cache.objects:,} objects{_what(cache)}.",
+        reasons=["the kernel gives such objects back when memory is needed"],
+        sections=["census.slab"],
+    )
+
+
+def _unreclaimable(situation: Situation, cache: SlabCache, own_bytes: int) -> Draft:
+    grew_bytes = cache.change_bytes or 0
+    is_growing = grew_bytes >= situation.suspect_bytes
+    is_suspicious = own_bytes >= situation.large_bytes or is_growing
+    growth = f", {format_bytes(grew_bytes)} more than at the start of the window" if is_growing else ""
+    clues = _clues(situation, cache)
+    return Draft(
+        kind=FindingKind.GROWING_CLASS if is_growing else FindingKind.LARGE_CLASS,
+        memory_class=ClassName.SUNRECLAIM,
+        size_bytes=own_bytes,
+        owner=_owner(cache),
+        trend=_trend(situation, cache),
+        leak=LeakAnswer.UNKNOWN if is_suspicious else LeakAnswer.NO,
+        confidence=Confidence.MEDIUM if is_suspicious else Confidence.HIGH,
+        sentence=f"The slab cache {cache.name} has {format_bytes(own_bytes)} that the kernel cannot reclaim, in "
+        f"{cache.objects:,} objects{_what(cache)}{growth}.",
+        reasons=[
+            f"the threshold for a slab cache is {format_bytes(situation.large_bytes)}, for its growth in the window "
+            f"{format_bytes(situation.suspect_bytes)}",
+            *(_clue_text(clue) for clue in clues),
+            *_charged(situation.measured.census.slab if situation.measured.census else None, cache),
+        ],
+        advice=f"Most objects point to module {clues[0].module}: check its version and known leaks."
+        if clues and clues[0].module
+        else f"Run it again later to see whether {cache.name} grows, and what allocates its objects.",
+        sections=["census.slab", *(["census.clues"] if clues else [])],
+        is_notable=True,
+    )
+
+
+def slab_rest(situation: Situation, listed_bytes: int, *, packet_head_bytes: int) -> Iterator[Draft]:
+    """Yield a finding about SUnreclaim as a whole if what no other finding is about has the large size.
+
+    `listed_bytes`: what findings about its caches have.
+    """
+    size_bytes = situation.class_bytes.get(ClassName.SUNRECLAIM, 0) - listed_bytes - packet_head_bytes
+    if size_bytes < situation.large_bytes:
+        return
+    census = situation.measured.census
+    slab = census.slab if census else None
+    largest = [one for one in slab.caches if not one.reclaimable][:4] if slab else []
+    names = ", ".join(f"{one.name} {format_bytes(one.size_bytes)}" for one in largest)
+    seen = Check.KERNEL_OBJECTS in situation.measured.checks and slab is not None
+    yield Draft(
+        kind=FindingKind.LARGE_CLASS if seen else FindingKind.UNEXPLAINED,
+        memory_class=ClassName.SUNRECLAIM,
+        size_bytes=size_bytes,
+        owner=MemoryOwner(kind=OwnerKind.KERNEL, name="slab caches"),
+        leak=LeakAnswer.UNKNOWN,
+        confidence=Confidence.MEDIUM,
+        sentence=f"{ClassName.SUNRECLAIM} has {format_bytes(size_bytes)} in many caches, none of which is large."
+        if seen
+        else f"{ClassName.SUNRECLAIM} has {format_bytes(size_bytes)} that no check explains.",
+        reasons=[
+            f"the threshold for unexplained memory of a class is {format_bytes(situation.large_bytes)}",
+            *([f"the largest caches: {names}"] if names else []),
+        ],
+        advice="Run slabtop to see which kernel objects are most numerous, and whether their number grows.",
+        sections=["breakdown", *(["census.slab"] if slab else [])],
+    )
+
+
+def _owner(cache: SlabCache) -> MemoryOwner:
+    return MemoryOwner(kind=OwnerKind.SLAB_CACHE, name=cache.name[: limits.MAX_SHORT_TEXT])
+
+
+def _trend(situation: Situation, cache: SlabCache) -> FindingTrend | None:
+    seconds = situation.measured.window_seconds
+    if cache.change_bytes is None or not seconds:
+        return None
+    return situation.trend(cache.change_bytes / seconds, cache.error_bytes / seconds, seconds)
+
+
+def _what(cache: SlabCache) -> str:
+    return f" ({cache.purpose})" if cache.purpose else ""
+
+
+def _clues(situation: Situation, cache: SlabCache) -> list[Clue]:
+    census = situation.measured.census
+    found = census.clues.clues if census and census.clues else []
+    return [one for one in found if one.subject == cache.name and one.share >= _CLUE_SHARE][:_SHOWN_CLUES]
+
+
+def _clue_text(clue: Clue) -> str:
+    return f"{clue.share:.0%} of its objects point at +{clue.offset_bytes} to {clue.points_to}"
+
+
+def _charged(slab: SlabCaches | None, cache: SlabCache) -> Iterator[str]:
+    """Yield which container most of it is charged to, if any."""
+    parts = [
+        (part.size_bytes, share.container_id)
+        for share in (slab.charged if slab else None) or ()
+        for part in share.caches
+        if part.name == cache.name and share.container_id
+    ]
+    for size_bytes, container_id in sorted(parts, reverse=True)[:1]:
+        yield f"{format_bytes(size_bytes)} of it are charged to container {container_id[:12]}"
