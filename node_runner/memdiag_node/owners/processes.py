@@ -9,7 +9,7 @@ from pathlib import Path
 
 from memdiag_api.process_name import MAX_COMM_LENGTH
 from memdiag_node.owners.address_spaces import AddressSpace
-from memdiag_node.owners.families import one_for_each_space, with_families
+from memdiag_node.owners.families import families_of, one_for_each_space
 from memdiag_node.owners.process_memory import ProcessMemory
 from memdiag_node.procfs.cgroup import ContainerIdentity, parse_cgroup
 from memdiag_node.procfs.errors import ProcFormatError
@@ -17,7 +17,7 @@ from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.procfs.status import ProcessSizes, ProcessStatus, parse_status
 from memdiag_node.procfs.text import printable
 
-MAX_PROCESSES = 200_000
+MAX_PROCESSES = 100_000
 SCAN_SECONDS = 10.0
 """Time limit of a scan. An idle CPU reads some 15,000 processes a second."""
 _MAX_THREADS_TRIED = 64
@@ -54,6 +54,7 @@ def scan_processes(
     scan = ProcessScan()
     anon_bytes = _anon_bytes(proc)
     code_bytes: dict[int, int] = {}
+    identities: dict[ContainerIdentity, ContainerIdentity] = {}
     for pid in _pids(proc):
         if late() or len(scan.processes) >= limit:
             scan.is_whole = False
@@ -68,12 +69,15 @@ def scan_processes(
         status, identity = found
         scan.threads += status.threads
         if status.sizes is not None and identity is not None:
+            identity = identities.setdefault(identity, identity)
             scan.processes.append(_memory_of(pid, status, status.sizes, identity))
             code_bytes[pid] = status.sizes.code_bytes
     if scan.is_whole:
         scan.anon_bytes = min(anon_bytes, _anon_bytes(proc))
     spaces = address_spaces or {}
-    scan.processes = with_families(one_for_each_space(scan.processes, spaces), spaces, code_bytes)
+    scan.processes = one_for_each_space(scan.processes, spaces)
+    for index, family in enumerate(families_of(scan.processes, spaces, code_bytes)):
+        scan.processes[index] = replace(scan.processes[index], family=family)  # one by one: two whole lists are large
     return scan
 
 
