@@ -59,11 +59,16 @@ class _Keeper:
     processes: int
 
     @property
+    def _others(self) -> str:
+        others = self.processes - 1
+        return f"{others} other process{'es' if others > 1 else ''}"
+
+    @property
     def words(self) -> str:
         """The process, its fds if it is the only one, and how many others there are."""
         name = shown_process(self.user.comm, self.user.pid)
         if self.processes > 1:
-            return f"{name} and {self.processes - 1} other processes"
+            return f"{name} and {self._others}"
         fds = self.user.fds
         return f"{name} (fd{'s' if len(fds) > 1 else ''} {listed([str(fd) for fd in fds])})" if fds else name
 
@@ -85,7 +90,7 @@ class _Keeper:
         name = shown_process(self.user.comm, self.user.pid)
         if self.processes > 1:
             return FreedBy(
-                action=f"end {name} and the other {self.processes - 1} processes, or close it in all of them",
+                action=f"end {name} and {self._others} that use it, or close it in all of them",
                 size_bytes=size_bytes,
             )
         fds = self.user.fds
@@ -192,7 +197,7 @@ def _of_segment(segment: CachedSegment, file: CachedFile | None, confidence: Con
     creator = segment.creator
     made = f"created by {shown_process(creator.comm, creator.pid)}" if creator.comm else "its creator has exited"
     if segment.attached:
-        users = f"used by {keeper.words}" if keeper else f"which is attached {segment.attached} times"
+        users = f"used by {keeper.words}" if keeper else f"to which processes are attached ({segment.attached} times)"
     else:
         users = "which no process is attached to"
     owner = segment_owner(segment)

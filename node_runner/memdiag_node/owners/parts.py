@@ -21,9 +21,9 @@ def class_owners(memory_class: str, size_bytes: int, parts: Iterable[Part]) -> C
     left_bytes = size_bytes
     shares = []
     for owner, wanted_bytes in parts:
-        given_bytes = min(wanted_bytes, left_bytes)
+        given_bytes = max(0, min(wanted_bytes, left_bytes))
         left_bytes -= given_bytes
-        if given_bytes > 0:
+        if given_bytes:
             shares.append(ClassShare(owner=owner, size_bytes=given_bytes))
     shares.sort(key=lambda share: -share.size_bytes)
     return ClassOwners(

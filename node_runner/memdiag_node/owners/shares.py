@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from memdiag_node.owners.process_memory import ProcessMemory
 
 SizeOf = Callable[[ProcessMemory], int]
-_MAIN_SHARE, _OWN_SHARE = 0.5, 0.9
+_OWN_SHARE = 0.9
+_MAIN_SHARE, _LARGE_SHARE, _ALIKE_SHARE = 0.5, 1 / 16, 0.5
+_MANY = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +63,32 @@ def _parts(family: Sequence[ProcessMemory], size_of: SizeOf, excess_bytes: int) 
     return [ProcessShare((one,), own_bytes[one.pid]) for one in members if own_bytes[one.pid] > 0]
 
 
-def _grouped(parts: Iterable[ProcessShare], size_of: SizeOf) -> list[ProcessShare]:
-    """Return the parts, largest first: those of one name as one, except those that have half or more of it.
+def _grouped(parts: Sequence[ProcessShare], size_of: SizeOf) -> list[ProcessShare]:
+    """Return the parts, largest first, those of one name as one; except those that stand out (`_stands_out`).
 
     This run's own process stays apart, so that it can be left out.
     """
     by_name: dict[tuple[str, bool], list[ProcessShare]] = {}
     for part in parts:
         by_name.setdefault((part.processes[0].comm, part.processes[0].is_self), []).append(part)
+    total_bytes = sum(one.size_bytes for one in parts)
     result = []
     for named in by_name.values():
         left = sorted(named, key=lambda one: -one.size_bytes)
-        left_bytes = sum(one.size_bytes for one in left)
-        while left and left[0].size_bytes >= _MAIN_SHARE * left_bytes:
-            left_bytes -= left[0].size_bytes
+        while left and _stands_out(left, total_bytes):
             result.append(left.pop(0))
         if left:
             members = sorted((one for part in left for one in part.processes), key=size_of, reverse=True)
-            result.append(ProcessShare(tuple(members), left_bytes))
+            result.append(ProcessShare(tuple(members), sum(one.size_bytes for one in left)))
     return sorted(result, key=lambda one: -one.size_bytes)
+
+
+def _stands_out(named: Sequence[ProcessShare], total_bytes: int) -> bool:
+    """Return whether the first of these shares, the largest of its name, is worth a line of its own.
+
+    It is if it has most of what the name has, or if it is a large part of everything and few others are like it.
+    """
+    size_bytes = named[0].size_bytes
+    alike = sum(one.size_bytes >= _ALIKE_SHARE * size_bytes for one in named[:_MANY])
+    has_most = size_bytes >= _MAIN_SHARE * sum(one.size_bytes for one in named)
+    return has_most or (size_bytes >= _LARGE_SHARE * total_bytes and alike < _MANY)

@@ -3,7 +3,7 @@
 import pytest
 
 from memdiag_node.owners.address_spaces import AddressSpace
-from memdiag_node.owners.families import with_families
+from memdiag_node.owners.families import families_of
 from support.processes import process
 
 Row = tuple[int, int, str, int]
@@ -12,9 +12,9 @@ Row = tuple[int, int, str, int]
 
 def families(rows: list[Row], spaces: dict[int, AddressSpace] | None = None) -> set[frozenset[int]]:
     processes = [process(pid, comm, parent_pid=parent) for pid, parent, comm, _ in rows]
-    found = with_families(processes, spaces or {}, {pid: code for pid, _, _, code in rows})
-    assert all(one.family for one in found)
-    return {frozenset(one.pid for one in found if one.family == family) for family in {one.family for one in found}}
+    found = families_of(processes, spaces or {}, {pid: code for pid, _, _, code in rows})
+    assert all(found)
+    return {frozenset(one.pid for one, its in zip(processes, found, strict=True) if its == family) for family in found}
 
 
 @pytest.mark.parametrize(

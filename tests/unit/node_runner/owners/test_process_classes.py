@@ -42,8 +42,11 @@ def rows(found: ClassOwners) -> list[Row]:
     [
         pytest.param(
             1000,
-            [process(5, "db", identity=C1, anon=400 * MIB), process(6, "db", identity=C1, anon=400 * MIB)]
-            + [process(7, "sshd", anon=100 * MIB)],
+            [
+                process(5, "db", identity=C1, anon=400 * MIB, family=1),
+                process(6, "db", identity=C1, anon=400 * MIB, family=1),
+                process(7, "sshd", anon=100 * MIB),
+            ],
             {C1: 500},
             [(OwnerKind.CONTAINER, "c1", 2, 500), (OwnerKind.PROCESS, "sshd[7]", 1, 100)],
             id="a container has what it is charged for, whatever its processes count",
@@ -58,18 +61,38 @@ def rows(found: ClassOwners) -> list[Row]:
         pytest.param(
             600,
             [
+                process(5, "a", identity=C1, anon=130 * MIB),
+                process(6, "b", identity=C1, anon=10 * MIB, family=9),
+                process(7, "b", identity=C1, anon=10 * MIB, family=9),
+                process(8, "x", anon=400 * MIB, family=1),
+                process(9, "x", anon=100 * MIB, family=1),
+            ],
+            {C1: 120},
+            [
+                (OwnerKind.PROCESS, "x[8]", 1, 360),
+                (OwnerKind.CONTAINER, "c1", 3, 140),
+                (OwnerKind.PROCESS, "x[9]", 1, 60),
+            ],
+            id="a container whose processes were charged elsewhere before they moved",
+        ),
+        pytest.param(
+            600,
+            [
                 process(5, "a", identity=C1, anon=200 * MIB, family=1),
                 process(6, "a", identity=C1, anon=200 * MIB, family=1),
-            ]
-            + [process(7, "b", identity=C2, anon=400 * MIB)],
+                process(7, "b", identity=C2, anon=400 * MIB),
+            ],
             {},
             [(OwnerKind.CONTAINER, "c2", 1, 400), (OwnerKind.CONTAINER, "c1", 2, 200)],
             id="without charges the processes of a container are added up",
         ),
         pytest.param(
             1000,
-            [process(5, "db", anon=600 * MIB, family=1), process(6, "db", anon=600 * MIB, family=1)]
-            + [process(7, "x", identity=C1, anon=9 * MIB)],
+            [
+                process(5, "db", anon=600 * MIB, family=1),
+                process(6, "db", anon=600 * MIB, family=1),
+                process(7, "x", identity=C1, anon=9 * MIB),
+            ],
             {C1: 300},
             [(OwnerKind.PROCESS, "2 processes named db", 2, 700), (OwnerKind.CONTAINER, "c1", 1, 300)],
             id="processes outside share: their sum is above what containers leave",
@@ -102,7 +125,7 @@ def test_anonymous_memory(
     size_mib: int, processes: list[ProcessMemory], charged_mib: dict[ContainerIdentity, int], expected: list[Row]
 ) -> None:
     charged = {identity: one * MIB for identity, one in charged_mib.items()}
-    assert rows(anonymous_owners(size_mib * MIB, processes, charged)) == expected
+    assert rows(anonymous_owners(size_mib * MIB, ProcessScan(processes), charged)) == expected
 
 
 def test_huge_pages_that_two_processes_map_are_not_counted_twice() -> None:
@@ -138,7 +161,7 @@ def test_the_size_of_a_stack_follows_from_their_sum(size_kib: int, threads: int,
 
 def test_owners_beyond_the_limit_are_counted() -> None:
     processes = [process(pid, f"name{pid}", anon=pid * MIB) for pid in range(1, 40)]
-    found = anonymous_owners(10_000 * MIB, processes, {})
+    found = anonymous_owners(10_000 * MIB, ProcessScan(processes), {})
     assert len(found.owners) == limits.MAX_CLASS_OWNERS
     assert found.owners_total == 39
     assert found.explained_bytes == sum(range(1, 40)) * MIB
@@ -158,7 +181,7 @@ def test_what_is_explained_is_never_more_than_the_class(sizes: Any, charged: Any
         for pid, (identity, anon, family) in enumerate(sizes, start=2)
     ]
     for found in (
-        anonymous_owners(size, processes, charged),
+        anonymous_owners(size, ProcessScan(processes), charged),
         huge_page_owners(size, processes, charged),
         page_table_owners(size, processes),
         kernel_stack_owners(size, ProcessScan(processes, threads=len(processes) + 5)),

@@ -10,6 +10,7 @@ from memdiag_node.owners.process_memory import ProcessMemory
 from memdiag_node.owners.processes import scan_processes
 from memdiag_node.procfs.cgroup import ContainerIdentity
 from support.cgroup_paths import CONTAINER, POD
+from support.fixtures import RECORDED
 
 KIB = 1024
 
@@ -26,6 +27,13 @@ def without_memory(name: str, *, threads: int = 1) -> str:
     return f"Name:\t{name}\nPPid:\t2\nUid:\t0\t0\t0\t0\nThreads:\t{threads}\n"
 
 
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    """A /proc without processes."""
+    (tmp_path / "meminfo").write_bytes((RECORDED[0] / "proc/meminfo").read_bytes())
+    return tmp_path
+
+
 def plant(proc: Path, pid: int, status: str | None, cgroup: str | None = "0::/\n") -> None:
     directory = proc / str(pid)
     directory.mkdir()
@@ -34,9 +42,9 @@ def plant(proc: Path, pid: int, status: str | None, cgroup: str | None = "0::/\n
             (directory / name).write_text(text)
 
 
-def test_the_memory_of_a_process_and_its_container(tmp_path: Path) -> None:
-    plant(tmp_path, 42, status_of("postgres", threads=3), f"0::/kubepods/burstable/pod{POD}/{CONTAINER}\n")
-    (found,) = scan_processes(tmp_path).processes
+def test_the_memory_of_a_process_and_its_container(proc: Path) -> None:
+    plant(proc, 42, status_of("postgres", threads=3), f"0::/kubepods/burstable/pod{POD}/{CONTAINER}\n")
+    (found,) = scan_processes(proc).processes
     assert found == ProcessMemory(
         pid=42,
         comm="postgres",
@@ -52,64 +60,63 @@ def test_the_memory_of_a_process_and_its_container(tmp_path: Path) -> None:
     )
 
 
-def test_kernel_threads_count_as_threads_only(tmp_path: Path) -> None:
-    plant(tmp_path, 2, without_memory("kthreadd"))
-    plant(tmp_path, 42, status_of("a", threads=5))
-    scan = scan_processes(tmp_path)
+def test_kernel_threads_count_as_threads_only(proc: Path) -> None:
+    plant(proc, 2, without_memory("kthreadd"))
+    plant(proc, 42, status_of("a", threads=5))
+    scan = scan_processes(proc)
     assert [one.pid for one in scan.processes] == [42]
     assert scan.threads == 6
 
 
-def test_other_processes_are_read_although_one_exits_and_one_is_malformed(tmp_path: Path) -> None:
-    plant(tmp_path, 41, status_of("a").replace("VmPTE:\t      44 kB", "VmPTE:\tx"))
-    plant(tmp_path, 42, None)  # exited while it was read
-    plant(tmp_path, 43, status_of("b"), None)
-    plant(tmp_path, 44, status_of("c"), "no cgroup line\n")
-    plant(tmp_path, 45, status_of("d"))
-    (tmp_path / "sys").mkdir()
-    scan = scan_processes(tmp_path)
+def test_other_processes_are_read_although_one_exits_and_one_is_malformed(proc: Path) -> None:
+    plant(proc, 41, status_of("a").replace("VmPTE:\t      44 kB", "VmPTE:\tx"))
+    plant(proc, 42, None)  # exited while it was read
+    plant(proc, 43, status_of("b"), None)
+    plant(proc, 44, status_of("c"), "no cgroup line\n")
+    plant(proc, 45, status_of("d"))
+    (proc / "sys").mkdir()
+    scan = scan_processes(proc)
     assert [one.pid for one in scan.processes] == [45]
     assert scan.malformed == 2
     assert scan.is_whole
+    assert scan.anon_bytes
 
 
-def test_a_process_whose_first_thread_has_ended_has_the_memory_of_the_others(tmp_path: Path) -> None:
-    plant(tmp_path, 42, without_memory("a", threads=2))
+def test_a_process_whose_first_thread_has_ended_has_the_memory_of_the_others(proc: Path) -> None:
+    plant(proc, 42, without_memory("a", threads=2))
     for thread, text in ((42, without_memory("a", threads=2)), (43, status_of("worker", threads=2))):
-        plant_thread = tmp_path / "42/task" / str(thread)
+        plant_thread = proc / "42/task" / str(thread)
         plant_thread.mkdir(parents=True)
         (plant_thread / "status").write_text(text)
-    (found,) = scan_processes(tmp_path).processes
+    (found,) = scan_processes(proc).processes
     assert (found.pid, found.comm, found.rss_anon_bytes, found.threads) == (42, "a", 100 * KIB, 2)
 
 
-def test_a_zombie_has_no_memory(tmp_path: Path) -> None:
-    plant(tmp_path, 42, without_memory("a"))
-    assert scan_processes(tmp_path).processes == []
+def test_a_zombie_has_no_memory(proc: Path) -> None:
+    plant(proc, 42, without_memory("a"))
+    assert scan_processes(proc).processes == []
 
 
-def test_processes_with_one_address_space_are_one(tmp_path: Path) -> None:
-    plant(tmp_path, 42, status_of("a", threads=2))
-    plant(tmp_path, 43, status_of("a", parent=42))
+def test_processes_with_one_address_space_are_one(proc: Path) -> None:
+    plant(proc, 42, status_of("a", threads=2))
+    plant(proc, 43, status_of("a", parent=42))
     spaces = {42: AddressSpace(7, (1, 2)), 43: AddressSpace(7, (1, 2))}
-    (found,) = scan_processes(tmp_path, address_spaces=spaces).processes
+    (found,) = scan_processes(proc, address_spaces=spaces).processes
     assert found.threads == 3
     assert found.rss_anon_bytes == 100 * KIB
 
 
 @pytest.mark.parametrize("limit", ["time", "number"])
-def test_a_scan_that_is_cut_short_says_so(tmp_path: Path, limit: str) -> None:
+def test_a_scan_that_is_cut_short_says_so(proc: Path, limit: str) -> None:
     for pid in range(40, 50):
-        plant(tmp_path, pid, status_of("a"))
+        plant(proc, pid, status_of("a"))
     calls = itertools.count()
-    if limit == "time":
-        scan = scan_processes(tmp_path, late=lambda: next(calls) >= 4)
-    else:
-        scan = scan_processes(tmp_path, limit=4)
+    scan = scan_processes(proc, late=lambda: next(calls) >= 4) if limit == "time" else scan_processes(proc, limit=4)
     assert len(scan.processes) == 4
     assert not scan.is_whole
+    assert scan.anon_bytes is None
 
 
-def test_names_are_made_printable(tmp_path: Path) -> None:
-    plant(tmp_path, 42, status_of("\x1b[31mevil"))
-    assert scan_processes(tmp_path).processes[0].comm.isprintable()
+def test_names_are_made_printable(proc: Path) -> None:
+    plant(proc, 42, status_of("\x1b[31mevil"))
+    assert scan_processes(proc).processes[0].comm.isprintable()

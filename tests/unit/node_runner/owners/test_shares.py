@@ -59,10 +59,29 @@ def shown(processes: Sequence[ProcessMemory], excess_bytes: int = 0) -> list[tup
             id="a large one among small ones of its name",
         ),
         pytest.param(
-            [process(5, "python", anon=90 * MIB, is_self=True), process(6, "python", anon=80 * MIB)]
-            + [process(7, "python", anon=70 * MIB), process(8, "python", anon=60 * MIB)],
+            [
+                process(5, "python", anon=300 * MIB),
+                process(6, "python", anon=299 * MIB),
+                process(7, "python", anon=9 * MIB),
+                process(8, "java", anon=1000 * MIB),
+            ],
             0,
-            [({6, 7, 8}, 210), ({5}, 90)],
+            [({8}, 1000), ({5}, 300), ({6}, 299), ({7}, 9)],
+            id="large ones, few of their name",
+        ),
+        pytest.param(
+            [*(process(pid, "python", anon=90 * MIB) for pid in range(5, 10)), process(4, "python", anon=MIB)],
+            0,
+            [({4, 5, 6, 7, 8, 9}, 451)],
+            id="five alike",
+        ),
+        pytest.param(
+            [
+                process(5, "python", anon=90 * MIB, is_self=True),
+                *(process(pid, "python", anon=80 * MIB) for pid in range(6, 11)),
+            ],
+            0,
+            [({6, 7, 8, 9, 10}, 400), ({5}, 90)],
             id="this run stays apart",
         ),
         pytest.param([process(5), process(6, anon=MIB)], 0, [({6}, 1)], id="none"),
