@@ -22,7 +22,7 @@ def removed_cgroups(situation: Situation) -> Iterator[Draft]:
     """Yield a finding if there are MANY_REMOVED, or if they hold a notable amount of memory.
 
     Removed cgroups are freed with the last page that is charged to them, and the kernel gives page cache back. So they
-    are no leak by themselves, and page cache alone is not notable. Whether they are one is not known if there are
+    do not count as a leak by themselves, and page cache alone is not notable. Whether they are one is not known if there are
     LEAKED_RATIO times more of them than live ones, and if they pin a notable amount of memory or become more.
     """
     found = situation.measured.removed_cgroups
@@ -43,8 +43,8 @@ def removed_cgroups(situation: Situation) -> Iterator[Draft]:
         memory_class=max(_claims(found).items(), key=lambda item: item[1])[0],
         owner=_owner(found),
         freed_by=FreedBy(
-            action="Write 3 to /proc/sys/vm/drop_caches: a removed cgroup is freed with the last page that is charged to "
-            "it. Pages that a process has mapped, and files in tmpfs, stay.",
+            action="Write 3 to /proc/sys/vm/drop_caches: a removed cgroup is freed with the last page that is charged "
+            "to it. Pages that a process has mapped, and files in tmpfs, stay.",
             size_bytes=None if found.anon_bytes or found.file_bytes is None else found.held_bytes,
         ),
         confidence=Confidence.MEDIUM if found.file_bytes is not None else Confidence.LOW,

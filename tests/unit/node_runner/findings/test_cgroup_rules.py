@@ -148,7 +148,7 @@ def with_(account: ContainerAccount, **changes: object) -> Situation:
 def test_containers_near_their_limit(name: str, node: Situation, expected: tuple[bool, bool] | None) -> None:
     found = list(containers_near_limit(node))
     assert [(one.reclaimable, one.is_notable) for one in found] == ([] if expected is None else [expected]), name
-    assert all(one.leak is NO and one.claimed_bytes == {} for one in found)
+    assert all(one.leak == NO and one.claimed_bytes == {} for one in found)
 
 
 @pytest.mark.parametrize(
@@ -161,8 +161,8 @@ def test_containers_near_their_limit(name: str, node: Situation, expected: tuple
         ),
         (
             CACHE,
-            "Container 4f1c4f1c4f1c uses 640 MiB of 640 MiB: 530 MiB file cache, 100 MiB anonymous; most of it is cache "
-            "that the kernel gives back.",
+            "Container 4f1c4f1c4f1c uses 640 MiB of 640 MiB: 530 MiB file cache, 100 MiB anonymous; most of it is "
+            "cache that the kernel gives back.",
             ClassName.FILE_CACHE,
         ),
         (
@@ -211,7 +211,7 @@ NODE_KILL = KILL.model_copy(update={"scope": OomScope.NODE, "limit_bytes": None,
 
 
 def sentences(found: list[Draft]) -> list[str]:
-    assert all(one.leak is NO and one.is_notable and one.claimed_bytes == {} for one in found)
+    assert all(one.leak == NO and one.is_notable and one.claimed_bytes == {} for one in found)
     return [one.sentence for one in found]
 
 
@@ -220,8 +220,8 @@ def sentences(found: list[Draft]) -> list[str]:
     [
         (
             {},
-            "The kernel killed java[4711] of container 4f1c4f1c4f1c 3 min ago: its limit of 512 MiB was reached, anonymous "
-            "480 MiB.",
+            "The kernel killed java[4711] of container 4f1c4f1c4f1c 3 min ago: its limit of 512 MiB was reached, "
+            "anonymous 480 MiB.",
         ),
         (
             {"seconds_ago": 9.4, "limit_bytes": None, "container_id": ""},
@@ -233,7 +233,8 @@ def sentences(found: list[Draft]) -> list[str]:
         ),
         (
             {"scope": OomScope.NODE, "seconds_ago": 7200},
-            "The kernel killed java[4711] of container 4f1c4f1c4f1c 2 h ago: the node had no memory left, anonymous 480 MiB.",
+            "The kernel killed java[4711] of container 4f1c4f1c4f1c 2 h ago: the node had no memory left, "
+            "anonymous 480 MiB.",
         ),
     ],
 )
