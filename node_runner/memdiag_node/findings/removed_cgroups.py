@@ -22,7 +22,7 @@ def removed_cgroups(situation: Situation) -> Iterator[Draft]:
     """Yield a finding if there are MANY_REMOVED, or if they hold a notable amount of memory.
 
     Removed cgroups are freed with the last page that is charged to them, and the kernel gives page cache back. So they
-    do not count as a leak by themselves, and page cache alone is not notable. Whether they are one is not known if there are
+    are not a leak by themselves, and page cache alone is not notable. Whether they are one is not known if there are
     LEAKED_RATIO times more of them than live ones, and if they pin a notable amount of memory or become more.
     """
     found = situation.measured.removed_cgroups
