@@ -10,11 +10,12 @@ from memdiag_node.attempts import Attempts
 from memdiag_node.breakdown.classes import breakdown
 from memdiag_node.capture import Capture, MeasurementError, UnsupportedError, capture, owner_reader
 from memdiag_node.census.record import census_record
-from memdiag_node.cgroups.accounts import account_records
+from memdiag_node.cgroups.accounts import Account, account_records, with_frames
 from memdiag_node.conclusion.conclude import conclude
 from memdiag_node.findings.measurements import Measurements, TracedBlocks
 from memdiag_node.holding import Holding, by_size
 from memdiag_node.host import read_host
+from memdiag_node.owners.owners import OwnerSources, owners_of_classes
 from memdiag_node.preflight.checks import explain_missing, possible_checks, preflight
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.settings import Settings
@@ -105,11 +106,30 @@ def _measurements(
             measured = replace(measured, census=census)
     measured = replace(
         measured,
-        containers=account_records(captured.accounts),
+        containers=account_records(_accounts(captured, host.page_size_bytes)),
         removed_cgroups=captured.removed_cgroups,
         oom_kills=captured.oom_kills,
     )
+    if captured.processes and measured.breakdown:
+        with attempts.step(Check.BREAKDOWN, "determining owners", optional=True):
+            sources = OwnerSources(
+                captured.processes,
+                captured.census,
+                captured.containers,
+                measured.census.files if measured.census else None,
+                host.page_size_bytes,
+            )
+            owners = owners_of_classes(measured.breakdown, sources)
+            measured = replace(measured, owners=owners, processes=captured.processes.processes)
     return replace(measured, checks=tuple(attempts.checks), needs=(*needs, *attempts.needs), doubts=attempts.doubts())
+
+
+def _accounts(captured: Capture, page_bytes: int) -> list[Account]:
+    """Return the accounts of containers, with what the census of frames counted for them if it is whole."""
+    census = captured.census
+    if census is None or not census.knows_charges or census.scanned_share < 1:
+        return captured.accounts
+    return with_frames(captured.accounts, census.user, page_bytes=page_bytes)
 
 
 def _holdings(
@@ -117,7 +137,13 @@ def _holdings(
 ) -> tuple[list[Holding], ScanCoverage]:
     """Return every holder, most pinned bytes first, and what the scan saw."""
     owner_of = owner_reader(roots, settings)
-    sockets = socket_holdings(captured.first_scan, scan, owner_of, limit=MAX_SINGLE_SOCKETS)
+    sockets = socket_holdings(
+        captured.first_scan,
+        scan,
+        owner_of,
+        limit=MAX_SINGLE_SOCKETS,
+        slow_drain_seconds=settings.thresholds.slow_drain_seconds,
+    )
     coverage = coverage_of(scan, captured.not_seen, first=captured.first_scan)
     return by_size([*sockets, *(captured.others or ())]), coverage
 

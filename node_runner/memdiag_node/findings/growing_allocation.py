@@ -25,7 +25,7 @@ _BURST_FREED_SHARE = 0.1
 def growing_allocations(situation: Situation, suspects: Collection[int]) -> Iterator[Draft]:
     """Yield a finding for each stack that grows, or that allocated in bursts what nobody is known to hold.
 
-    A steady growth counts from the floor of the suspect size, if it would exhaust the node in the exhaustion time. A
+    A steady growth counts from the floor of the suspect size, if its rate matters (Thresholds.is_relevant_growth). A
     burst counts from the suspect size. `suspects` are the indexes of holders of which a finding says that they leak:
     a stack that fills them is not a second leak.
     """
@@ -52,7 +52,7 @@ def _steady(situation: Situation, index: int, own_bytes: int, unheld_bytes: int)
         stack.growth_bytes_per_second, stack.growth_error_bytes_per_second, situation.measured.window_seconds
     )
     left_seconds = trend.exhausts_node_in_seconds
-    if left_seconds is not None and left_seconds > situation.thresholds.exhaustion_seconds:
+    if not situation.thresholds.is_relevant_growth(trend.bytes_per_second, left_seconds):
         return
     size, rate = format_bytes(own_bytes), format_bytes(stack.growth_bytes_per_second)
     is_reclaimed = is_reclaimed_cache(stack)

@@ -30,8 +30,18 @@ class Thresholds:
     """Unread data is a leak only if it has waited for so long, or grows. Back-pressure of a few seconds is neither."""
     slow_drain_seconds: float = 600.0
     """A reader is slow if its backlog would take so long to drain at the present rate."""
+    growth_per_day_bytes: int = 512 * MIB
+    """Growth of so much a day matters on every node."""
     exhaustion_seconds: float = 30.0 * DAY_SECONDS
-    """Growth matters if it would exhaust the node's free and reclaimable memory within this time."""
+    """Slower growth matters if it would exhaust the node's free and reclaimable memory within this time."""
+
+    def is_relevant_growth(self, bytes_per_second: float, exhausts_node_in_seconds: float | None) -> bool:
+        """Return whether memory that grows like this matters. Null: the available memory is not known."""
+        return (
+            bytes_per_second * DAY_SECONDS >= self.growth_per_day_bytes
+            or exhausts_node_in_seconds is None
+            or exhausts_node_in_seconds <= self.exhaustion_seconds
+        )
 
     def suspect_bytes(self, mem_total_bytes: int) -> int:
         """Return the minimum size in bytes of pinned or growing memory that makes a suspect."""

@@ -12,7 +12,6 @@ from memdiag_api.evidence import (
     NeedState,
     Stack,
     TraceCounters,
-    Verdict,
 )
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.process_name import shown_process
@@ -20,6 +19,7 @@ from memdiag_api.units import format_bytes
 from memdiag_node.render.clues import clues_lines
 from memdiag_node.render.dentries import dentries_lines
 from memdiag_node.render.files import files_lines
+from memdiag_node.render.findings import answer_lines, findings_lines, reasons_lines
 from memdiag_node.render.namespaces import namespaces_lines
 from memdiag_node.render.packets import packets_lines
 from memdiag_node.render.slab import slab_lines
@@ -39,10 +39,13 @@ _SPARKS = " ▁▂▃▄▅▆▇█"
 
 
 def render_report(evidence: Evidence) -> str:
-    """Return the complete report, at most 100 columns wide, with the answer first."""
+    """Return the complete report, at most 100 columns wide: the answer in ten lines, then the evidence."""
+    heading = _heading(evidence)
     parts = [
-        _heading(evidence),
-        _verdict(evidence.verdict),
+        heading,
+        answer_lines(evidence, used_lines=len(heading) + 1),
+        reasons_lines(evidence),
+        findings_lines(evidence),
         _breakdown(evidence.breakdown) if evidence.breakdown else [],
         _holders(evidence),
         _stacks(evidence),
@@ -66,15 +69,6 @@ def _heading(evidence: Evidence) -> list[str]:
             f"Ended early: {window.requested_seconds:.0f} s were requested. The figures cover what was traced."
         )
     return lines
-
-
-def _verdict(verdict: Verdict) -> list[str]:
-    return [
-        f"{verdict.kind.value} (confidence: {verdict.confidence.value.lower()})",
-        *wrapped(verdict.sentence, "  "),
-        *(line for reason in verdict.reasons for line in wrapped(reason, "  - ")),
-        *wrapped(verdict.advice, "  Next: "),
-    ]
 
 
 def _breakdown(breakdown: Breakdown) -> list[str]:

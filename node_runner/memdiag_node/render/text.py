@@ -21,11 +21,12 @@ def table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> list[s
             cell.rjust(width) if column in right else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        lines.append(_cut("  " + "  ".join(cells).rstrip()))
+        lines.append(cut("  " + "  ".join(cells).rstrip()))
     return lines
 
 
-def _cut(line: str) -> str:
+def cut(line: str) -> str:
+    """Return `line` within the width."""
     return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
 
 
