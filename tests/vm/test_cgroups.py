@@ -1,4 +1,4 @@
-"""The accounts of containers on each of Debian's kernels, with version 2 of cgroups, against the files of the cgroups."""
+"""The accounts of containers on each of Debian's kernels (version 2 of cgroups), against the files of the cgroups."""
 
 from typing import Any
 
