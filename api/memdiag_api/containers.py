@@ -107,13 +107,13 @@ class RemovedCgroups(Record):
     swap_bytes: ByteCount | None = Field(default=None, description="Swap that is charged to them.")
     charged_slab_groups: Count | None = Field(
         default=None,
-        description="Number of removed cgroups to which slab objects were charged. They need not be among removed: such "
-        "objects do not keep a cgroup from being freed. Null if they were not read.",
+        description="Number of removed cgroups to which slab objects were charged. They need not be among removed: "
+        "such objects do not keep a cgroup from being freed. Null if they were not read.",
     )
     charged_slab_bytes: ByteCount | None = Field(
         default=None,
-        description="Bytes of slab objects that were charged to removed cgroups. The kernel has passed them to the cgroups "
-        "above. Null if not read.",
+        description="Bytes of slab objects that were charged to removed cgroups. The kernel has passed them to the "
+        "cgroups above. Null if not read.",
     )
     shares: Annotated[list[RemovedGroupShare], Field(max_length=limits.MAX_REMOVED_GROUP_SHARES)] = Field(
         default_factory=list, description="Where they were, most charged bytes first, then most groups."
@@ -121,7 +121,7 @@ class RemovedCgroups(Record):
 
     @property
     def pinned_bytes(self) -> int:
-        """What the kernel does not give back as long as they exist: they themselves, and memory that is no cache."""
+        """What the kernel does not give back as long as they exist: their own memory, and what is not cache."""
         return self.percpu_bytes + self.struct_bytes + (self.anon_bytes or 0)
 
     @property

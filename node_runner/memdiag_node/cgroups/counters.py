@@ -86,7 +86,8 @@ def _swap_pages(usage: Counts, with_swap: Counts | None) -> Counts | None:
     """None if swap is not counted: then the sum of both stays 0."""
     if with_swap is None or not with_swap[1:].any():
         return None
-    return np.maximum(with_swap - usage, 0)
+    swap: Counts = np.maximum(with_swap - usage, 0)
+    return swap
 
 
 def _tcp_pages(memory: WordReader, at: Mapping[str, int], bases: npt.NDArray[np.uint64]) -> Counts | None:

@@ -20,9 +20,9 @@ _Part = tuple[str, ClassName, int]
 def containers_near_limit(situation: Situation) -> Iterator[Draft]:
     """Yield a finding for each container and pod that uses NEAR_LIMIT_SHARE of its limit, or reached it in the window.
 
-    It is no leak by itself: other findings are about the memory, so this one accounts for none. Page cache fills every
-    limit in time, and the kernel gives it back. So the finding is notable only if the limit was reached in the window,
-    or if the working set is near the limit too.
+    It is not a leak by itself: other findings are about the memory, so this one accounts for none. Page cache fills
+    every limit in time, and the kernel gives it back. So the finding is notable only if the limit was reached in the
+    window, or if the working set is near the limit too.
     """
     for one in situation.measured.containers:
         was_hit = bool(one.window_limit_hits or one.window_oom_kills)

@@ -22,7 +22,7 @@ def removed_cgroups(situation: Situation) -> Iterator[Draft]:
     """Yield a finding if there are MANY_REMOVED, or if they hold a notable amount of memory.
 
     Removed cgroups are freed with the last page that is charged to them, and the kernel gives page cache back. So they
-    are no leak by themselves, and page cache alone is not notable. Whether they are one is not known if there are
+    are not a leak by themselves, and page cache alone is not notable. Whether they are one is not known if there are
     LEAKED_RATIO times more of them than live ones, and if they pin a notable amount of memory or become more.
     """
     found = situation.measured.removed_cgroups
@@ -40,11 +40,11 @@ def removed_cgroups(situation: Situation) -> Iterator[Draft]:
         sentence=f"{found.removed:,} removed memory cgroups are not freed, and hold {format_bytes(found.held_bytes)}: "
         f"{', '.join(f'{format_bytes(size_bytes)} {what}' for what, size_bytes in _parts(found))}.",
         leak=LeakAnswer.UNKNOWN if is_doubtful else LeakAnswer.NO,
-        memory_class=max(_claims(found).items(), key=lambda item: item[1])[0],
+        memory_class=_largest_class(found),
         owner=_owner(found),
         freed_by=FreedBy(
-            action="Write 3 to /proc/sys/vm/drop_caches: a removed cgroup is freed with the last page that is charged to "
-            "it. Pages that a process has mapped, and files in tmpfs, stay.",
+            action="Write 3 to /proc/sys/vm/drop_caches: a removed cgroup is freed with the last page that is charged "
+            "to it. Pages that a process has mapped, and files in tmpfs, stay.",
             size_bytes=None if found.anon_bytes or found.file_bytes is None else found.held_bytes,
         ),
         confidence=Confidence.MEDIUM if found.file_bytes is not None else Confidence.LOW,
@@ -55,7 +55,7 @@ def removed_cgroups(situation: Situation) -> Iterator[Draft]:
         sections=("removedCgroups", "census.slab"),
         is_notable=found.removed >= MANY_REMOVED or pins_much,
         reclaimable=not pins_much and (found.file_bytes or 0) > found.pinned_bytes,
-        claims_bytes=_claims(found),
+        claims_bytes={ClassName.PERCPU: found.percpu_bytes},  # slab and page cache have findings of their own
     )
 
 
@@ -69,13 +69,14 @@ def _parts(found: RemovedCgroups) -> list[tuple[str, int]]:
     return sorted(((what, size) for what, size in parts if size), key=lambda part: -part[1])
 
 
-def _claims(found: RemovedCgroups) -> dict[str, int]:
-    """The classes of what they hold. Whether slab objects are reclaimable and memory is shared is not known."""
-    return {
+def _largest_class(found: RemovedCgroups) -> ClassName:
+    sizes = {
         ClassName.PERCPU: found.percpu_bytes,
         ClassName.SUNRECLAIM: found.struct_bytes,
         ClassName.FILE_CACHE: found.file_bytes or 0,
+        ClassName.SHMEM: found.anon_bytes or 0,
     }
+    return max(sizes, key=lambda name: sizes[name])
 
 
 def _owner(found: RemovedCgroups) -> MemoryOwner | None:

@@ -31,7 +31,7 @@ file-rss:100kB, shmem-rss:8kB, UID:1000 pgtables:1600kB oom_score_adj:968
 """.encode()
 
 NODE = b"""\
-<4>[   70.100000][   T99] kworker/u8:1 invoked oom-killer: gfp_mask=0x140cca(GFP_HIGHUSER_MOVABLE), order=0, oom_score_adj=0
+<4>[   70.100000][   T99] kworker/u8:1 invoked oom-killer: gfp_mask=0x140cca(GFP_HIGHUSER_MOVABLE), order=0
 <4>[   70.100010][   T99] Mem-Info:
 <4>[   70.100011][   T99] active_anon:100 inactive_anon:2000 isolated_anon:0
 <4>[   70.100011][   T99]  active_file:30 inactive_file:40 isolated_file:0
@@ -40,8 +40,8 @@ NODE = b"""\
 <4>[   70.100012][   T99] Node 0 active_anon:400kB inactive_anon:8000kB
 <6>[   70.100020][   T99] oom-kill:constraint=CONSTRAINT_NONE,nodemask=(null),cpuset=/,mems_allowed=0,global_oom,\
 task_memcg=/system.slice/x.service,task=x,pid=12,uid=0
-<3>[   70.100030][   T99] Out of memory: Killed process 12 (x) total-vm:8kB, anon-rss:4kB, file-rss:0kB, shmem-rss:0kB, \
-UID:0 pgtables:40kB oom_score_adj:0
+<3>[   70.100030][   T99] Out of memory: Killed process 12 (x) total-vm:8kB, anon-rss:4kB, file-rss:0kB, \
+shmem-rss:0kB, UID:0 pgtables:40kB oom_score_adj:0
 """
 
 
@@ -112,7 +112,8 @@ def test_all_victims_of_a_group_have_its_limit() -> None:
 
 def test_without_time_stamps_and_users() -> None:
     (kill,) = parsed(
-        b"<3>Memory cgroup out of memory: Killed process 7 (a) total-vm:9kB, anon-rss:8kB, file-rss:4kB, shmem-rss:0kB\n"
+        b"<3>Memory cgroup out of memory: Killed process 7 (a) total-vm:9kB, anon-rss:8kB, file-rss:4kB, "
+        b"shmem-rss:0kB\n"
     )
     assert (kill.log_seconds, kill.pid, kill.anon_bytes, kill.page_table_bytes) == (None, 7, 8 * KIB, None)
 
