@@ -34,7 +34,7 @@ class Contents:
         wanted = np.asarray(addresses, "<u8") - np.uint64(BASE)
         self.reads += len(wanted)
         is_written = np.isin(wanted // np.uint64(PAGE_BYTES), list(self.written))
-        return (is_written & (wanted % np.uint64(PAGE_BYTES) == self.offset)).astype("<u8")
+        return np.asarray(is_written & (wanted % np.uint64(PAGE_BYTES) == self.offset), "<u8")
 
 
 def flags_of(*huge: int, frames: int = 8 * FRAMES) -> npt.NDArray[np.uint64]:
@@ -75,14 +75,14 @@ def test_a_kernel_without_huge_pages_has_none() -> None:
 
 @pytest.mark.parametrize("offset", range(0, 4096, 584))
 def test_a_page_with_one_word_is_not_zero_wherever_the_word_is(offset: int) -> None:
-    heads = np.arange(0, 20 * FRAMES, FRAMES, "<u8")
+    heads = np.arange(0, 20 * FRAMES, FRAMES, dtype="<u8")
     written = {frame for frame in range(20 * FRAMES) if frame % 4 == 0}
     counts = count(Contents(written, offset), heads)
     assert counts.zero_pages.sum() == pytest.approx(0.75 * 20 * FRAMES, rel=0.08)
 
 
 def test_the_sample_is_bounded_and_stops_when_it_is_late() -> None:
-    heads = np.arange(0, 300 * FRAMES, FRAMES, "<u8")
+    heads = np.arange(0, 300 * FRAMES, FRAMES, dtype="<u8")
     contents = Contents(set(range(300 * FRAMES)))
     assert len(count(contents, heads).heads) == SAMPLED_PAGES
     stopped = count_zeros(
