@@ -12,7 +12,7 @@ from memdiag_node.procfs.allocinfo import Site, parse_allocinfo
 from memdiag_node.procfs.balloon import balloon_stays_in_total
 from memdiag_node.procfs.buddyinfo import ZoneBlocks, parse_buddyinfo
 from memdiag_node.procfs.hugepages import HugePages, parse_count, read_huge_pages
-from memdiag_node.procfs.iomem import Areas, parse_iomem, parse_zone_pages
+from memdiag_node.procfs.iomem import Areas, parse_iomem, parse_present_pages
 from memdiag_node.procfs.machine_meminfo import MachineMemInfo, parse_machine_meminfo
 from memdiag_node.procfs.machine_vmstat import MachineVmStat, parse_machine_vmstat
 from memdiag_node.procfs.page_owner import OwnerStack, parse_page_owner_stacks
@@ -69,8 +69,8 @@ class MachineReading:
     meminfo: MachineMemInfo | None = None
     vmstat: MachineVmStat | None = None
     balloon: ReadBalloon | None = None
-    zone_pages: tuple[int, int] | None = None
-    """Pages that exist, and those that the allocator has."""
+    present_pages: int | None = None
+    """Pages of the zones that exist."""
     firmware_ram_bytes: int | None = None
     areas: Areas | None = None
     """From /proc/iomem."""
@@ -104,7 +104,7 @@ def read_machine(roots: HostRoots, *, vmalloc_bytes: int, is_last: bool) -> Mach
         read.mounted_devices = part("mounts", lambda: _mounted_devices(proc / "1/mountinfo"))
     read.zswap_pool = part("zswap", lambda: _text(sys / "module/zswap/parameters/zpool")) or ""
     read.balloon = part("balloon", lambda: read_balloon(sys))
-    read.zone_pages = part("zones", lambda: parse_zone_pages((proc / "zoneinfo").read_bytes()))
+    read.present_pages = part("zones", lambda: parse_present_pages((proc / "zoneinfo").read_bytes()))
     read.firmware_ram_bytes = part("memory map of the firmware", lambda: _firmware_ram_bytes(sys / "firmware/memmap"))
     read.areas = part("iomem", lambda: parse_iomem((proc / "iomem").read_bytes()))
     read.crash_kernel_bytes = part("crash kernel", lambda: _count(sys / "kernel/kexec_crash_size"))

@@ -126,17 +126,16 @@ def _balloon_bytes(last: MachineReading, page_bytes: int) -> int:
 
 
 def _reserved(last: MachineReading, *, page_bytes: int, mem_total_bytes: int) -> ReservedAtBoot | None:
-    if last.zone_pages is None:
+    if not last.present_pages:
         return None
-    present_pages = last.zone_pages[0]
-    ram_bytes = max(present_pages * page_bytes, last.firmware_ram_bytes or 0)
+    ram_bytes = max(last.present_pages * page_bytes, last.firmware_ram_bytes or 0)
     in_balloon = last.balloon is not None and not last.balloon.is_part_of_total
     outside_bytes = _balloon_bytes(last, page_bytes) if in_balloon else 0
     crash_bytes = last.areas.crash_kernel_bytes if last.areas else 0
     return ReservedAtBoot(
         ram_bytes=ram_bytes,
         reserved_bytes=max(0, ram_bytes - mem_total_bytes - outside_bytes),
-        memory_map_bytes=present_pages * STRUCT_PAGE_BYTES,
+        memory_map_bytes=last.present_pages * STRUCT_PAGE_BYTES,
         kernel_bytes=last.areas.kernel_bytes if last.areas else None,
         crash_kernel_bytes=max(crash_bytes, last.crash_kernel_bytes or 0),
     )

@@ -10,7 +10,7 @@ from memdiag_node.procfs.errors import ProcFormatError
 
 _LINE = re.compile(rb"( *)([0-9a-f]{1,16})-([0-9a-f]{1,16}) : (.*)")
 _ZONE = re.compile(rb"Node +\d+, zone +(\S+)")
-_PAGES = re.compile(rb" +(present|managed) +(\d{1,15})")
+_PRESENT = re.compile(rb" +present +(\d{1,15})")
 _DEVICE_ZONE = b"Device"
 
 
@@ -44,18 +44,17 @@ def parse_iomem(text: bytes, *, source: str = "iomem") -> Areas | None:
     return Areas(ram_bytes, kernel_bytes, crash_bytes) if ram_bytes else None
 
 
-def parse_zone_pages(text: bytes, *, source: str = "zoneinfo") -> tuple[int, int]:
-    """Return the pages of all zones of /proc/zoneinfo that exist, and those that the allocator has.
+def parse_present_pages(text: bytes, *, source: str = "zoneinfo") -> int:
+    """Return the pages of all zones of /proc/zoneinfo that exist, without memory of devices.
 
-    Memory of devices does not count. Raises ProcFormatError if no zone shows them.
+    Raises ProcFormatError if no zone shows them.
     """
-    pages = {b"present": 0, b"managed": 0}
-    zone = b""
+    pages, zone = 0, b""
     for line in text.splitlines():
         if match := _ZONE.match(line):
             zone = match[1]
-        elif (match := _PAGES.fullmatch(line)) and zone != _DEVICE_ZONE:
-            pages[match[1]] += int(match[2])
-    if not pages[b"present"]:
-        raise ProcFormatError(source, 0, text, "zones with `present` and `managed`")
-    return pages[b"present"], pages[b"managed"]
+        elif (match := _PRESENT.fullmatch(line)) and zone != _DEVICE_ZONE:
+            pages += int(match[1])
+    if not pages:
+        raise ProcFormatError(source, 0, text, "zones with `present`")
+    return pages

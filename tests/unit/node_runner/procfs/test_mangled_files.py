@@ -14,7 +14,7 @@ from memdiag_node.procfs.cgroup import parse_cgroup
 from memdiag_node.procfs.cpulist import parse_cpu_count
 from memdiag_node.procfs.drm_fdinfo import parse_drm_fdinfo
 from memdiag_node.procfs.errors import ProcFormatError
-from memdiag_node.procfs.iomem import parse_iomem, parse_zone_pages
+from memdiag_node.procfs.iomem import parse_iomem, parse_present_pages
 from memdiag_node.procfs.kernel_log import parse_first_chunk_pages_per_cpu
 from memdiag_node.procfs.machine_meminfo import parse_machine_meminfo
 from memdiag_node.procfs.machine_vmstat import parse_machine_vmstat
@@ -49,7 +49,7 @@ PARSERS: dict[str, tuple[Parser, list[bytes]]] = {
     "allocinfo": (parse_allocinfo, [machine_files.ALLOCINFO, machine_files.ALLOCINFO_2]),
     "buddyinfo": (parse_buddyinfo, [machine_files.BUDDYINFO]),
     "iomem": (parse_iomem, [machine_files.IOMEM]),
-    "zone_pages": (parse_zone_pages, [machine_files.ZONES]),
+    "zone_pages": (parse_present_pages, [machine_files.ZONES]),
     "machine_meminfo": (parse_machine_meminfo, [machine_files.MEMINFO_EXTRA]),
     "machine_vmstat": (parse_machine_vmstat, [machine_files.VMSTAT_EXTRA]),
     "page_owner": (parse_page_owner_stacks, [machine_files.PAGE_OWNER]),
