@@ -46,6 +46,7 @@ def _grow(kept: ExitStack, step: str, step_bytes: int, pause_seconds: float) -> 
             _STEPS[step](grown, step_bytes)
             if ended.wait(pause_seconds):
                 return
+        ended.wait()  # what was added may be part of this thread's namespaces
 
     grower = threading.Thread(target=add)
     grower.start()
@@ -116,14 +117,14 @@ _USER = PlantedTruth(Answer.OPEN, ("ProcessMemory", "GrowingClass"), ("AnonPages
 CASES = (
     Case("growing_pipes", "full pipes, 16 MiB per second more", _growing("pipes", 2 * MIB, 0.125, _PAGES)),
     Case(
-        "growing_packet_rings", "packet rings, 16 MiB per second more", _growing("packet_rings", 8 * MIB, 0.5, _PAGES)
+        "growing_packet_rings", "rings, 16 MiB per second more", _growing("packet_rings", 8 * MIB, 0.5, _PAGES)
     ),
     Case("burst", "full pipes, 96 MiB more every 6 seconds", _growing("pipes", 96 * MIB, 6, _PAGES)),
     Case(
-        "growing_unread", "an unread UDP socket, 12 MiB per second more", _growing("datagrams", 6 * MIB, 0.5, _UNREAD)
+        "growing_unread", "unread datagrams, 12 MiB per second more", _growing("datagrams", 6 * MIB, 0.5, _UNREAD)
     ),
     Case(
-        "growing_slab", "messages nobody receives, 12 MiB per second more", _growing("messages", 6 * MIB, 0.5, _OBJECTS)
+        "growing_slab", "messages in a queue, 12 MiB per second more", _growing("messages", 6 * MIB, 0.5, _OBJECTS)
     ),
     Case("growing_bpf_maps", "BPF arrays, 16 MiB per second more", _growing("maps", 8 * MIB, 0.5, _MAPS)),
     Case("growing_process", "a process, 16 MiB per second more", _growing("memory", 8 * MIB, 0.5, _USER)),
