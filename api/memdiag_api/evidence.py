@@ -16,7 +16,7 @@ from memdiag_api.census.clues import Clues
 from memdiag_api.census.dentries import DentryCensus
 from memdiag_api.census.files import FileCensus
 from memdiag_api.census.namespaces import NetworkNamespaces
-from memdiag_api.census.packets import PacketCensus
+from memdiag_api.census.packets import PacketCensus, PacketPlace
 from memdiag_api.census.slab import SlabCaches
 from memdiag_api.findings import Confidence, Finding
 from memdiag_api.memory_classes import ClassName
@@ -358,6 +358,84 @@ class Socket(Record):
     queues: Annotated[list[Queue], Field(max_length=limits.MAX_QUEUES)] = Field(
         default_factory=list, description="Queues of the socket. Each was walked to its end, unless complete is false."
     )
+    read_bytes_per_second: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Bytes that its process read per second in the window. Null if nothing was unread at its start or "
+        "its end, or if reads are not counted.",
+    )
+    arrived_bytes_per_second: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Bytes that arrived per second in the window. Null if readBytesPerSecond is.",
+    )
+    acked_bytes_per_second: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Bytes that the peer of a TCP connection acknowledged per second in the window. Null if nothing "
+        "waited to be sent or acknowledged at its start or its end.",
+    )
+    send_stalled_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Minimum time in seconds for which data waited to be sent or acknowledged and the peer "
+        "acknowledged nothing. Null if it did, or if nothing waited.",
+    )
+    peer_window_closed: bool | None = Field(
+        default=None,
+        description="If true, the peer of a TCP connection accepts nothing more: it has not read what it received. "
+        "Null if nothing waits to be sent.",
+    )
+
+
+class Pace(StrEnum):
+    """Pace is how fast a socket's backlog is read or sent.
+
+    Stuck: nothing of it was. Slow: it would take longer than the slow drain time. Steady: all others.
+    """
+
+    STUCK = "Stuck"
+    SLOW = "Slow"
+    STEADY = "Steady"
+
+
+class Peer(Record):
+    """Peer is the remote end of connections with unsent data."""
+
+    address: ShortText = Field(description="Address and port, or only the address if the ports differ.")
+    connections: Count = Field(description="Number of connections with it.")
+    size_bytes: ByteCount = Field(description="Bytes that the queues of data to be sent to it keep.")
+
+
+class SummedSockets(Record):
+    """SummedSockets is what the sockets of one entry have in common, and their sums."""
+
+    reading: Pace = Field(description="How fast the data that each of them received is read.")
+    sending: Pace = Field(description="How fast the data that each of them has to send is sent.")
+    read_bytes_per_second: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="Sum of those of the sockets. Null if none is known."
+    )
+    arrived_bytes_per_second: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="Sum of those of the sockets. Null if none is known."
+    )
+    acked_bytes_per_second: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="Sum of those of the sockets. Null if none is known."
+    )
+    send_stalled_seconds: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="Minimum for all of them. Null if sending is not Stuck."
+    )
+    unsent_bytes: ByteCount = Field(default=0, description="Payload that waits to be sent or acknowledged.")
+    unsent_kept_bytes: ByteCount = Field(
+        default=0, description="Bytes that this payload keeps: pinned blocks and linear heads of its packets."
+    )
+    peers: Annotated[list[Peer], Field(max_length=limits.MAX_PEERS)] = Field(
+        default_factory=list,
+        description="Peers with the most unsent data, if sending is Stuck or Slow. Largest first.",
+    )
 
 
 class Holder(Record):
@@ -404,7 +482,25 @@ class Holder(Record):
         description="Minimum time in seconds for which data was unread and nothing was read. "
         "Null if data was read or the holder is empty.",
     )
+    packet_place: PacketPlace | None = Field(
+        default=None, description="Where the packets of a PacketQueue are. Null for other kinds."
+    )
+    unread_age_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Minimum age in seconds of its oldest unread data: at least the window if some of it was unread "
+        "at the start; of a TCP connection, at least the time since it received data. Null if it is not known.",
+    )
+    kept_throughout_bytes: ByteCount | None = Field(
+        default=None,
+        description="The smaller of what it kept at the start and at the end of the window: pinned blocks and linear "
+        "heads. Null if there was no scan at the start.",
+    )
     socket: Socket | None = None
+    summed_sockets: SummedSockets | None = Field(
+        default=None, description="Sums, if this entry sums up sockets. Null otherwise."
+    )
     filled_by: Annotated[list[FilledBy], Field(max_length=limits.MAX_JOINED)] = Field(
         default_factory=list, description="Stacks that allocated its blocks, largest share first."
     )

@@ -25,6 +25,7 @@ from memdiag_node.holding import Holding, pinned_blocks
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.memory import open_memory
 from memdiag_node.kernel_objects import KernelObjects, TakenCensus, object_fields
+from memdiag_node.owners.processes import SCAN_SECONDS, ProcessScan, scan_processes
 from memdiag_node.preflight.checks import explain_missing
 from memdiag_node.processes import OwnerOf, read_owner
 from memdiag_node.procfs.cgroup import ContainerIdentity
@@ -40,7 +41,7 @@ from memdiag_node.trace.result import TraceResult
 
 _WAIT_STEP_SECONDS = 0.25
 # Shares of the remaining grace period, after the run was asked to stop.
-_TALLY_SHARE, _CENSUS_SHARE = 0.4, 0.3
+_TALLY_SHARE, _CENSUS_SHARE, _PROCESS_SHARE = 0.4, 0.3, 0.2
 
 
 class UnsupportedError(RuntimeError):
@@ -68,6 +69,8 @@ class Capture:
     objects: ObjectFindings | None = None
     containers: dict[int, ContainerIdentity] = field(default_factory=dict)
     """The container of each memory cgroup, by the inode of the cgroup."""
+    processes: ProcessScan | None = None
+    """At the end of the window."""
     interrupted: bool = False
 
 
@@ -297,9 +300,15 @@ def _finish(trace: PageTrace, attempts: Attempts, stop: Stop) -> TraceResult | N
 
 
 def _count(captured: Capture, census: TakenCensus | None, attempts: Attempts, roots: HostRoots, stop: Stop) -> None:
-    """Read the counters again, and count page frames."""
+    """Read the counters again, and count processes and page frames."""
     with attempts.step(Check.BREAKDOWN, "the last readings", optional=bool(captured.readings_before)):
         captured.readings = take_readings(roots)
+    with attempts.step(Check.BREAKDOWN, "the scan of all processes", optional=True):
+        captured.processes = scan_processes(
+            roots.proc,
+            address_spaces=census.read_address_spaces() if census else None,
+            late=stop.budget(SCAN_SECONDS, share=_PROCESS_SHARE).late,
+        )
     attempts.progress("counting page frames")
     with attempts.step(Check.BREAKDOWN, "the census of page frames", optional=True):
         _count_frames(captured, census, roots, stop)

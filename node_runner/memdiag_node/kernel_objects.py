@@ -26,6 +26,7 @@ from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.memory import KernelMemory
 from memdiag_node.kernel.modules import module_layout, read_modules
 from memdiag_node.kernel.symbols import SymbolReader
+from memdiag_node.owners import address_spaces
 from memdiag_node.procfs.cgroup import ContainerIdentity
 from memdiag_node.procfs.cpulist import parse_cpus
 from memdiag_node.procfs.kpageflags import FrameTable, open_frame_table
@@ -53,6 +54,7 @@ _FIELDS: tuple[Callable[[Btf], Mapping[str, int]], ...] = (
     namespaces.fields,
     packets.fields,
     verdict_queues.fields,
+    address_spaces.fields,
     module_layout,
     memory_cgroup_layout,
 )
@@ -181,6 +183,12 @@ class TakenCensus:
             self.found.sees_symbols = self.names.sees_symbols
             addresses = {group.destructor for group in self.found.packets.groups} if self.found.packets else set()
             self.found.functions = {address: name.text for address, name in self.names.names(addresses - {0}).items()}
+
+    def read_address_spaces(self) -> dict[int, address_spaces.AddressSpace]:
+        """Read the address space of every process, by pid; empty if that fails."""
+        with self._part("the address spaces of processes"):
+            return address_spaces.read_address_spaces(self.census, self.at)
+        return {}
 
     def read_frames(
         self, seen: BlockHeads, held: npt.NDArray[np.void], containers: Mapping[int, ContainerIdentity]

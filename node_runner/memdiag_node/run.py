@@ -14,6 +14,7 @@ from memdiag_node.conclusion.conclude import conclude
 from memdiag_node.findings.measurements import Measurements, TracedBlocks
 from memdiag_node.holding import Holding, by_size
 from memdiag_node.host import read_host
+from memdiag_node.owners.owners import OwnerSources, owners_of_classes
 from memdiag_node.preflight.checks import explain_missing, possible_checks, preflight
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.settings import Settings
@@ -102,6 +103,17 @@ def _measurements(
                 page_bytes=host.page_size_bytes,
             )
             measured = replace(measured, census=census)
+    if captured.processes and measured.breakdown:
+        with attempts.step(Check.BREAKDOWN, "determining owners", optional=True):
+            sources = OwnerSources(
+                captured.processes,
+                captured.census,
+                captured.containers,
+                measured.census.files if measured.census else None,
+                host.page_size_bytes,
+            )
+            owners = owners_of_classes(measured.breakdown, sources)
+            measured = replace(measured, owners=owners, processes=captured.processes.processes)
     return replace(measured, checks=tuple(attempts.checks), needs=(*needs, *attempts.needs), doubts=attempts.doubts())
 
 
@@ -110,7 +122,13 @@ def _holdings(
 ) -> tuple[list[Holding], ScanCoverage]:
     """Return every holder, most pinned bytes first, and what the scan saw."""
     owner_of = owner_reader(roots, settings)
-    sockets = socket_holdings(captured.first_scan, scan, owner_of, limit=MAX_SINGLE_SOCKETS)
+    sockets = socket_holdings(
+        captured.first_scan,
+        scan,
+        owner_of,
+        limit=MAX_SINGLE_SOCKETS,
+        slow_drain_seconds=settings.thresholds.slow_drain_seconds,
+    )
     coverage = coverage_of(scan, captured.not_seen, first=captured.first_scan)
     return by_size([*sockets, *(captured.others or ())]), coverage
 

@@ -10,6 +10,7 @@ from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import MemoryOwner, OwnerKind
 from memdiag_api.units import format_bytes
 from memdiag_node.findings.draft import Draft
+from memdiag_node.findings.freed import exclusive_bytes
 from memdiag_node.findings.naming import KINDS, counted, holder_name, process_owner, short_id
 from memdiag_node.findings.situation import Situation
 from memdiag_node.holding import pinned_together_bytes
@@ -125,7 +126,9 @@ def _draft(situation: Situation, group: _Group) -> Draft:
         claims_bytes={group.memory_class: group.kept_bytes, ClassName.SUNRECLAIM: group.head_bytes},
         owner=_owner(group, holders),
         leak=leak,
-        freed_by=_freed_by(group, holders, size_bytes),
+        freed_by=_freed_by(
+            group, holders, exclusive_bytes(group.members, situation.measured.holdings, page_bytes=situation.page_bytes)
+        ),
         confidence=Confidence.HIGH if leak is LeakAnswer.NO else Confidence.MEDIUM,
         sentence=f"{counted(group.kind, count).capitalize()} of {_whose(group, holders)} keep"
         f"{'s' if count == 1 else ''} {format_bytes(size_bytes)} of {group.memory_class or 'memory'}.",

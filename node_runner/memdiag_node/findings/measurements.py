@@ -10,6 +10,7 @@ from memdiag_api.evidence import Breakdown, Census, Check, Holder, Host, Need, S
 from memdiag_api.owners import ClassOwners
 from memdiag_node.findings.doubts import Doubt
 from memdiag_node.holding import Holding
+from memdiag_node.owners.process_memory import ProcessMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,9 @@ class Measurements:
     holdings: Sequence[Holding] = ()
     """Largest pinned first."""
     owners: Sequence[ClassOwners] = ()
-    """Who has the memory of each class, as far as it was measured."""
+    """Of each class whose owners were determined, largest class first."""
+    processes: Sequence[ProcessMemory] = ()
+    """At the end of the window, in no order."""
     notes: Sequence[str] = ()
     doubts: Sequence[Doubt] = ()
     """What the run did not see, except what `checks`, `coverage`, `trace` and `census` show (conclusion.doubts)."""

@@ -7,12 +7,20 @@ from memdiag_api.findings import FindingKind, LeakAnswer
 from memdiag_api.memory_classes import ClassName
 from memdiag_node.findings.classes import growing_classes, known_bytes, plain_classes, unexplained_classes
 from memdiag_node.findings.draft import Draft
+from memdiag_node.findings.file_cache import file_cache
 from memdiag_node.findings.growing_allocation import growing_allocations
 from memdiag_node.findings.large_holder import large_holders
+from memdiag_node.findings.packets_outside import packets_outside
+from memdiag_node.findings.page_tables import page_tables
+from memdiag_node.findings.process_memory import process_memory
+from memdiag_node.findings.shared_memory import shared_memory
 from memdiag_node.findings.situation import FREE_CLASSES, Situation
 from memdiag_node.findings.slab import slab_findings, slab_rest
+from memdiag_node.findings.slow_reader import slow_readers
 from memdiag_node.findings.suspects import pinned_by
 from memdiag_node.findings.unread_socket import unread_sockets
+from memdiag_node.findings.unsent_data import unsent_data
+from memdiag_node.findings.zombie_namespace import zombie_namespaces
 
 
 def find(situation: Situation) -> list[Draft]:
@@ -20,6 +28,8 @@ def find(situation: Situation) -> list[Draft]:
     drafts = list(_about_holders(situation))
     suspects = {index for one in drafts if one.leak is LeakAnswer.YES for index in one.holders}
     drafts += growing_allocations(situation, suspects)
+    drafts += zombie_namespaces(situation)
+    drafts += _about_owners(situation)
     heads_bytes = _socket_head_bytes(situation)
     slab = list(slab_findings(situation, packet_head_bytes=heads_bytes))
     slab += slab_rest(situation, _claimed(slab).get(ClassName.SUNRECLAIM, 0), packet_head_bytes=heads_bytes)
@@ -56,7 +66,23 @@ def _about_holders(situation: Situation) -> Iterator[Draft]:
     for draft in unread_sockets(situation, pinned):
         yield draft
         left -= set(draft.holders)
+    for rule in (slow_readers, unsent_data, packets_outside):
+        for draft in list(rule(situation, left)):
+            yield draft
+            left -= set(draft.holders)
     yield from large_holders(situation, left)
+
+
+def _about_owners(situation: Situation) -> Iterator[Draft]:
+    """Yield the findings about memory that processes, containers and files have."""
+    measured, thresholds = situation.measured, situation.thresholds
+    total_bytes = measured.host.mem_total_bytes
+    files = measured.census.files if measured.census else None
+    owners, processes = measured.owners, measured.processes
+    yield from process_memory(owners, processes, thresholds=thresholds, mem_total_bytes=total_bytes)
+    yield from page_tables(owners, processes, thresholds=thresholds, mem_total_bytes=total_bytes)
+    yield from file_cache(owners, files, thresholds=thresholds, mem_total_bytes=total_bytes)
+    yield from shared_memory(owners, files, thresholds=thresholds, mem_total_bytes=total_bytes)
 
 
 def _socket_head_bytes(situation: Situation) -> int:

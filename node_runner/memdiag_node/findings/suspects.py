@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memdiag_api.evidence import Holder, HolderKind, SuspectScope
+from memdiag_api.evidence import HolderKind, SuspectScope
+from memdiag_node.findings.groups import owner_key
 from memdiag_node.holding import Holding, kept_bytes, pinned_together_bytes
 
 _SCOPES = (SuspectScope.PROCESS, SuspectScope.CONTAINER, SuspectScope.POD)
@@ -54,7 +55,7 @@ class Pinned:
         for scope in _SCOPES:
             grouped: dict[object, list[int]] = {}
             for index in members:
-                if key := _key(scope, index, self.holdings[index].holder):
+                if key := owner_key(scope, index, self.holdings[index].holder):
                     grouped.setdefault(key, []).append(index)
             found += sorted(
                 (self.together(scope, group) for group in grouped.values()), key=lambda one: -one.kept_bytes
@@ -99,22 +100,6 @@ def find_suspect(groups: Sequence[StuckSockets], limit_bytes: int) -> StuckSocke
     most_bytes = max((one.kept_bytes for one in groups), default=0)
     floor_bytes = max(limit_bytes, _SUSPECT_SHARE * most_bytes)
     return next((one for one in groups if one.kept_bytes >= floor_bytes), None)
-
-
-def _key(scope: SuspectScope, index: int, holder: Holder) -> object:
-    """Return what the members of a group have in common, or None if the holder belongs to no group of this scope.
-
-    Sockets without a process have nothing in common: each is a group by itself, and a sum of them is not a group.
-    """
-    owner = holder.owners[0] if holder.owners else None
-    match scope:
-        case SuspectScope.PROCESS:
-            is_of_many = holder.summed > 1 and not holder.owners_total
-            return ("process", owner.pid) if owner else None if is_of_many else ("holder", index)
-        case SuspectScope.CONTAINER:
-            return owner.container_id if owner else None
-        case _:
-            return owner.pod_uid if owner else None
 
 
 def _summed_up(scope: SuspectScope, holdings: Sequence[Holding], group: Sequence[int], page_bytes: int) -> StuckSockets:

@@ -9,6 +9,7 @@ from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import MemoryOwner, OwnerKind
 from memdiag_api.units import format_bytes
 from memdiag_node.findings.draft import Draft
+from memdiag_node.findings.freed import exclusive_bytes
 from memdiag_node.findings.naming import fd_text, holder_name, process_name, process_owner, short_id
 from memdiag_node.findings.situation import Situation
 from memdiag_node.findings.suspects import Pinned, StuckSockets, find_suspects
@@ -24,7 +25,7 @@ def unread_sockets(situation: Situation, pinned: Pinned) -> Iterator[Draft]:
 
 
 def leak_answer(situation: Situation, suspect: StuckSockets) -> LeakAnswer:
-    """Return whether unread data is leaked: Yes if the suspect size has waited for the leak age.
+    """Return whether unread data is leaked: Yes if the suspect size has waited for the leak age, or was added.
 
     Data that was not read for a few seconds may be back-pressure. The rest of a request on an idle connection is one
     or two packets. Sockets with only the node in common may each have a reason of their own.
@@ -35,13 +36,20 @@ def leak_answer(situation: Situation, suspect: StuckSockets) -> LeakAnswer:
     aged = [
         one for one in holders if waited_seconds(one) >= situation.thresholds.leak_age_seconds and not _is_rest(one)
     ]
+    if _grown_bytes(holders) >= situation.suspect_bytes and not all(map(_is_rest, holders)):
+        return LeakAnswer.YES
     share = sum(map(_kept_bytes, aged)) / max(1, sum(map(_kept_bytes, holders)))
     return LeakAnswer.YES if share * suspect.kept_bytes >= situation.suspect_bytes else LeakAnswer.UNKNOWN
 
 
 def waited_seconds(holder: Holder) -> float:
     """Return the minimum time for which the oldest unread data has waited."""
-    return holder.stuck_seconds or 0.0
+    return max(holder.stuck_seconds or 0.0, holder.unread_age_seconds or 0.0)
+
+
+def _grown_bytes(holders: Sequence[Holder]) -> int:
+    """Return how much more they keep than at the start of the window."""
+    return sum(max(0, _kept_bytes(one) - one.kept_throughout_bytes) for one in holders if one.kept_throughout_bytes)
 
 
 def _is_rest(holder: Holder) -> bool:
@@ -68,7 +76,7 @@ def _draft(situation: Situation, suspect: StuckSockets) -> Draft:
         claims_bytes={ClassName.ALLOC_PAGE: suspect.pinned_bytes, ClassName.SUNRECLAIM: suspect.head_bytes},
         owner=_owner(suspect, holders),
         leak=leak,
-        freed_by=_freed_by(suspect, first),
+        freed_by=_freed_by(situation, suspect, first),
         confidence=_confidence(leak, is_complete=not incomplete),
         sentence=f"{_who(suspect, holders)} pins {size}.",
         reasons=[
@@ -77,7 +85,7 @@ def _draft(situation: Situation, suspect: StuckSockets) -> Draft:
             *_heads(suspect),
             f"each unread byte keeps {suspect.kept_bytes / max(1, suspect.unread_bytes):.0f} bytes from being freed",
             *_filled_by(first, measured.stacks),
-            *_why_unknown(situation, suspect, leak),
+            *_why_unknown(situation, suspect, holders, leak),
         ],
         advice=_advice(suspect, first),
         holders=suspect.holders,
@@ -93,7 +101,9 @@ def _confidence(leak: LeakAnswer, *, is_complete: bool) -> Confidence:
     return Confidence.HIGH if is_complete else Confidence.MEDIUM
 
 
-def _why_unknown(situation: Situation, suspect: StuckSockets, leak: LeakAnswer) -> Iterator[str]:
+def _why_unknown(
+    situation: Situation, suspect: StuckSockets, holders: Sequence[Holder], leak: LeakAnswer
+) -> Iterator[str]:
     if leak is LeakAnswer.YES:
         return
     if suspect.scope is SuspectScope.NODE:
@@ -101,7 +111,7 @@ def _why_unknown(situation: Situation, suspect: StuckSockets, leak: LeakAnswer) 
             f"no single process, container or pod pins {format_bytes(situation.suspect_bytes)}: it is not known to be "
             "a leak"
         )
-    elif suspect.stuck_seconds < situation.thresholds.leak_age_seconds:
+    elif max(map(waited_seconds, holders)) < situation.thresholds.leak_age_seconds:
         yield (
             f"it is called a leak only after {situation.thresholds.leak_age_seconds:.0f} s without a read: "
             "back-pressure of a few seconds is not a leak"
@@ -133,9 +143,10 @@ def _owner(suspect: StuckSockets, holders: Sequence[Holder]) -> MemoryOwner:
             )
 
 
-def _freed_by(suspect: StuckSockets, first: Holder) -> FreedBy:
+def _freed_by(situation: Situation, suspect: StuckSockets, first: Holder) -> FreedBy:
+    freed_bytes = exclusive_bytes(suspect.holders, situation.measured.holdings, page_bytes=situation.page_bytes)
     if not first.owners:
-        return FreedBy(action="Close the connection at its peer.", size_bytes=suspect.kept_bytes)
+        return FreedBy(action="Close the connection at its peer.", size_bytes=freed_bytes)
     who = {
         SuspectScope.PROCESS: process_name(first.owners[0]),
         SuspectScope.CONTAINER: f"the processes of container {short_id(first.owners[0].container_id)}",
@@ -143,7 +154,7 @@ def _freed_by(suspect: StuckSockets, first: Holder) -> FreedBy:
     }.get(suspect.scope, "their processes")
     return FreedBy(
         action=f"Restart or fix {who}: reading or closing the sockets frees it."[: limits.MAX_SENTENCE],
-        size_bytes=suspect.kept_bytes,
+        size_bytes=freed_bytes,
     )
 
 

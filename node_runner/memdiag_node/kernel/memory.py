@@ -35,6 +35,8 @@ class Fact(IntEnum):
     """The `ns.ops` of every network namespace, a value that is rare elsewhere in memory."""
     SOCKET_FILE_OPERATIONS = 3
     """The `f_op` of a socket's file."""
+    JIFFIES = 4
+    """The kernel's clock in jiffies, when a socket was last described."""
 
 
 MEMORY_DEFINES = {"WORDS": _WORDS, "FACTS": len(Fact), **enum_defines("FACT", Fact)}

@@ -14,7 +14,7 @@ from memdiag_node.resource import Resource
 _ENTRY_BYTES = 8
 _RUN_FRAMES = 1 << 10
 # Bit numbers: kernel, include/uapi/linux/kernel-page-flags.h. Stable, unlike the kernel's own page flags.
-_LOCKED, _UPTODATE, _LRU, _SLAB, _WRITEBACK, _BUDDY, _ANON = 0, 3, 5, 7, 8, 10, 12
+_LOCKED, _UPTODATE, _LRU, _ACTIVE, _SLAB, _WRITEBACK, _BUDDY, _ANON = 0, 3, 5, 6, 7, 8, 10, 12
 _SWAPCACHE, _SWAPBACKED, _HUGE, _UNEVICTABLE, _OFFLINE, _ZERO, _PGTABLE = 13, 14, 17, 18, 23, 24, 26
 _HEAD, _TAIL, _HWPOISON, _NOPAGE, _RESERVED = 15, 16, 19, 20, 32
 
@@ -68,6 +68,55 @@ def is_anonymous(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     """Return whether each frame is anonymous user memory."""
     found: npt.NDArray[np.bool_] = (flags & _mask(_ANON, _SLAB, _BUDDY)) == _mask(_ANON)
     return found
+
+
+class FrameUse(IntEnum):
+    """What user memory is, as far as the flags show it."""
+
+    NONE = 0
+    """No user memory."""
+    ANONYMOUS = 1
+    FILE = 2
+    """Cache of a file or of a block device, on no active list."""
+    ACTIVE_FILE = 3
+    SHMEM = 4
+    """tmpfs, memfd, System V and shared anonymous memory."""
+    HUGETLB = 5
+
+
+# Bits 5 to 20 decide the use: 16 bits, so that one look-up in a small table gives it.
+_USE_SHIFT, _USE_BITS = 5, 16
+_USED_OTHERWISE = _mask(_SLAB, _BUDDY)
+
+
+def _uses_by_bits() -> npt.NDArray[np.uint8]:
+    """Return the use for every value of those bits; later lines take precedence.
+
+    SWAPBACKED distinguishes shmem from the cache of files. Anonymous memory may lack it (MADV_FREE).
+    """
+    flags = np.arange(1 << _USE_BITS, dtype=np.uint64) << np.uint64(_USE_SHIFT)
+    on_list = (flags & _mask(_LRU, _UNEVICTABLE)) != 0
+    uses = np.zeros(len(flags), np.uint8)
+    uses[on_list] = FrameUse.FILE
+    uses[on_list & ((flags & _mask(_ACTIVE)) != 0)] = FrameUse.ACTIVE_FILE
+    uses[on_list & ((flags & _mask(_SWAPBACKED)) != 0)] = FrameUse.SHMEM
+    uses[(flags & _mask(_ANON)) != 0] = FrameUse.ANONYMOUS
+    uses[(flags & _mask(_HUGE)) != 0] = FrameUse.HUGETLB
+    uses[(flags & _USED_OTHERWISE) != 0] = FrameUse.NONE
+    return uses
+
+
+_USES = _uses_by_bits()
+
+
+def frame_uses(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
+    """Return the FrameUse of each frame, from its own flags: some kernels mark tails of a block less than its head.
+
+    With the multi-generational LRU, frames on its lists have no ACTIVE flag: all of the cache is FILE then.
+    """
+    uses: npt.NDArray[np.uint8] = _USES[((flags >> np.uint64(_USE_SHIFT)) & np.uint64((1 << _USE_BITS) - 1))]
+    uses[(flags & _mask(_PGTABLE)) != 0] = FrameUse.NONE
+    return uses
 
 
 def is_slab(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

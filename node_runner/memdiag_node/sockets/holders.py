@@ -13,6 +13,7 @@ from memdiag_node.holding import Holding, by_size, sizes_bytes
 from memdiag_node.processes import OwnerOf, owners_of
 from memdiag_node.sockets.names import LISTEN, addresses, family_name, protocol_name, state_name
 from memdiag_node.sockets.owners import SocketOwners, unowned_reason
+from memdiag_node.sockets.progress import Progress, progress_of
 from memdiag_node.sockets.scan import (
     ACCEPT,
     OUT_OF_ORDER,
@@ -23,47 +24,52 @@ from memdiag_node.sockets.scan import (
     WRITE,
     SocketScan,
 )
-from memdiag_node.sockets.stuck import is_tcp, stuck_sockets, tcp_unread_bytes
+from memdiag_node.sockets.source import COUNTS_SENDS, IS_WINDOW_CLOSED
+from memdiag_node.sockets.stuck import is_tcp, tcp_unread_bytes
 from memdiag_node.sockets.summed import summed_sockets
 from memdiag_node.walker.walker import Status
 
+SLOW_DRAIN_SECONDS = 600.0
+"""Default of the threshold `slow_drain_seconds`."""
+
 
 def socket_holdings(
-    first: SocketScan | None, last: SocketScan, owner_of: OwnerOf, *, limit: int = limits.MAX_HOLDERS
+    first: SocketScan | None,
+    last: SocketScan,
+    owner_of: OwnerOf,
+    *,
+    limit: int = limits.MAX_HOLDERS,
+    slow_drain_seconds: float = SLOW_DRAIN_SECONDS,
 ) -> list[Holding]:
     """The sockets of `last` that hold memory, largest first; beyond `limit` summed up by process.
 
-    `first` is an earlier scan of the same node: with it, a socket that was not read in between is reported as stuck.
+    `first` is an earlier scan of the same node: with it, a socket that was not read in between is reported as stuck,
+    and others with what was read and sent. Sums of sockets whose backlog would take `slow_drain_seconds` are separate.
     """
     order = _largest_first(last)
-    stuck = np.zeros(len(last.sockets), bool) if first is None else stuck_sockets(first, last)
-    seconds = max(0.0, last.start_seconds - first.end_seconds) if first is not None else 0.0
-    listed = [_holding(last, number, owner_of, seconds if stuck[number] else None) for number in order[:limit].tolist()]
-    return by_size([*listed, *summed_sockets(last, order[limit:], owner_of, stuck=stuck, stuck_seconds=seconds)])
+    progress = progress_of(first, last)
+    listed = [_holding(last, number, owner_of, progress) for number in order[:limit].tolist()]
+    summed = summed_sockets(last, order[limit:], owner_of, progress=progress, slow_drain_seconds=slow_drain_seconds)
+    return by_size([*listed, *summed])
 
 
 def _largest_first(scan: SocketScan) -> npt.NDArray[np.intp]:
     """Numbers of the sockets that hold memory, by pinned bytes and heads in slab, then by unread bytes."""
-    kept, charge, unread = (np.zeros(len(scan.sockets), "<u8") for _ in range(3))
-    np.add.at(kept, scan.queues["socket"], scan.queues["head_bytes"])
-    np.add.at(charge, scan.queues["socket"], scan.queues["charge_bytes"])
-    readable = np.isin(scan.queues["name"], READABLE)
-    np.add.at(unread, scan.queues["socket"][readable], scan.queues["payload_bytes"][readable])
-    np.add.at(kept, scan.blocks["owner"], sizes_bytes(scan.blocks))
+    kept, charge, unread = scan.kept_bytes(), scan.sum_of("charge_bytes"), scan.sum_of("payload_bytes", READABLE)
     holding = np.flatnonzero((kept > 0) | (charge > 0) | (scan.sockets["unaccepted"] > 0))
     order: npt.NDArray[np.intp] = holding[
-        np.lexsort((scan.sockets["inode"][holding], -unread[holding].astype("<i8"), -kept[holding].astype("<i8")))
+        np.lexsort((scan.sockets["inode"][holding], -unread[holding], -kept[holding]))
     ]
     return order
 
 
-def _holding(scan: SocketScan, number: int, owner_of: OwnerOf, stuck_seconds: float | None) -> Holding:
+def _holding(scan: SocketScan, number: int, owner_of: OwnerOf, progress: Progress) -> Holding:
     row = scan.sockets[number]
     queues = scan.queues_of(number)
     blocks = scan.blocks_of(number)
     found = SocketOwners(scan, int(row["socket"]))
     owners, owners_total = owners_of(found.pairs, owner_of)
-    described = _socket(scan, number, queues)
+    described = _socket(scan, number, queues, progress)
     readable = queues[np.isin(queues["name"], READABLE)]
     holder = Holder(
         kind=HolderKind.SOCKET,
@@ -77,13 +83,19 @@ def _holding(scan: SocketScan, number: int, owner_of: OwnerOf, stuck_seconds: fl
         pinned_bytes=int(sizes_bytes(blocks).sum()),
         pinned_blocks=len(blocks),
         head_bytes=int(queues["head_bytes"].sum()),
-        stuck_seconds=stuck_seconds,
+        stuck_seconds=progress.seconds if progress.stuck[number] else None,
+        unread_age_seconds=_or_none(progress.unread_age_seconds[number]),
+        kept_throughout_bytes=int(progress.kept_throughout_bytes[number]) if progress.is_compared else None,
         socket=described,
     )
     return Holding(holder, blocks)
 
 
-def _socket(scan: SocketScan, number: int, queues: npt.NDArray[np.void]) -> Socket:
+def _or_none(value: np.float64) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _socket(scan: SocketScan, number: int, queues: npt.NDArray[np.void], progress: Progress) -> Socket:
     row = scan.sockets[number]
     family, kind = int(row["family"]), int(row["type"])
     local, remote = addresses(row, scan.names.get(int(row["socket"]), (b"", b"")))
@@ -97,6 +109,11 @@ def _socket(scan: SocketScan, number: int, queues: npt.NDArray[np.void]) -> Sock
         remote_address=remote[: limits.MAX_SHORT_TEXT],
         backlog=int(row["unaccepted"]) if int(row["state"]) == LISTEN else None,
         queues=[_queue(row, queue) for queue in queues if queue["name"] != ACCEPT][: limits.MAX_QUEUES],
+        read_bytes_per_second=progress.per_second(int(progress.read_bytes[number])),
+        arrived_bytes_per_second=progress.per_second(int(progress.arrived_bytes[number])),
+        acked_bytes_per_second=progress.per_second(int(progress.acked_bytes[number])),
+        send_stalled_seconds=_or_none(progress.send_stalled_seconds[number]),
+        peer_window_closed=bool(row["flags"] & IS_WINDOW_CLOSED) if row["flags"] & COUNTS_SENDS else None,
     )
 
 

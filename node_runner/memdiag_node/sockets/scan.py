@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_node.holding import pinned_blocks
-from memdiag_node.sockets.source import DESCRIPTION_DTYPE, FOUND_DTYPE
+from memdiag_node.holding import pinned_blocks, sizes_bytes
+from memdiag_node.sockets.source import DESCRIPTION_DTYPE, FOUND_DTYPE, READS_DTYPE
 from memdiag_node.walker.tally import TALLY_DTYPE
 
 QUEUE_NAMES = ("receive", "reader", "outOfOrder", "backlog", "write", "retransmit", "error", "accept")
 RECEIVE, READER, OUT_OF_ORDER, BACKLOG, WRITE, RETRANSMIT, ERROR, ACCEPT = range(len(QUEUE_NAMES))
 READABLE = (RECEIVE, READER)
+UNSENT = (WRITE, RETRANSMIT)
 
 _NAMES = ("local_name", "remote_name", "unused")
 _FOR_THE_WALK = (
@@ -69,9 +70,27 @@ class SocketScan:
     """False if a part of the kernel's socket tables changed or was not reached."""
     read: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, "<u8"))
     """Addresses of sockets that were watched until this scan (SocketScanner.watch), and read from."""
+    watched: npt.NDArray[np.void] = field(default_factory=lambda: np.empty(0, READS_DTYPE))
+    """The reads from each of the sockets that were watched until this scan, by address."""
     start_seconds: float = 0
     """Start time of the scan on the monotonic clock."""
     end_seconds: float = 0
+    start_jiffies: int = 0
+    """The kernel's clock at `start_seconds`; 0 if not known."""
+
+    def kept_bytes(self) -> npt.NDArray[np.int64]:
+        """What each socket keeps: the blocks that it pins, and linear heads of packets in slab."""
+        kept = np.zeros(len(self.sockets), "<i8")
+        np.add.at(kept, self.queues["socket"], self.queues["head_bytes"].astype("<i8"))
+        np.add.at(kept, self.blocks["owner"], sizes_bytes(self.blocks).astype("<i8"))
+        return kept
+
+    def sum_of(self, column: str, names: tuple[int, ...] | None = None) -> npt.NDArray[np.int64]:
+        """The sum of a column of QUEUE_DTYPE for each socket, over its queues with these names; None for all."""
+        queues = self.queues if names is None else self.queues[np.isin(self.queues["name"], names)]
+        sums = np.zeros(len(self.sockets), "<i8")
+        np.add.at(sums, queues["socket"], queues[column].astype("<i8"))
+        return sums
 
     def blocks_of(self, socket: int) -> npt.NDArray[np.void]:
         """The blocks that socket number `socket` pins, as PINNED_DTYPE."""

@@ -21,7 +21,7 @@ from memdiag_node.sockets import source
 from memdiag_node.sockets.scan import NAMELESS_DTYPE, QUEUE_DTYPE, READABLE, READER, SOCKET_DTYPE, SocketScan
 from memdiag_node.sockets.sightings import MAX_SIGHTINGS, Sightings, addresses_of, merged, not_in
 from memdiag_node.sockets.source import SocketSource
-from memdiag_node.sockets.stuck import lone_packets
+from memdiag_node.sockets.stuck import large_backlogs, lone_packets
 from memdiag_node.sockets.worklist import is_busy, likely_bytes, worklist
 from memdiag_node.time_budget import Stop
 from memdiag_node.walker.tally import BLOCK_DTYPE, TALLY_DTYPE, bytes_by_owner, unfinished, unique_blocks
@@ -101,19 +101,22 @@ class SocketScanner(Resource):
         ).run()
         if self._read_early is None:
             return scan
-        read = np.union1d(self._source.unwatch(), self._read_early)
+        watched = self._source.unwatch()
+        read = np.union1d(watched["socket"][watched["calls"] > 0], self._read_early)
         self._read_early = None
-        return replace(scan, read=read)
+        return replace(scan, read=read, watched=watched)
 
     def watch(self, scan: SocketScan) -> SocketScan:
-        """Until the next scan, watch for reads from the sockets with a single packet unread.
+        """Until the next scan, watch for reads from the sockets with a single packet unread, and with a large backlog.
 
-        The packet's memory is soon reused: a packet of the same length at that address at the end may be another one.
+        A single packet's memory is soon reused: a packet of the same length at that address at the end may be another
+        one. Of a large backlog it is counted how much is read. TCP has counters and is not watched.
         Returns `scan` with the time from which on no read is missed.
         """
-        chosen = lone_packets(scan)[: source.WATCHED]
+        backlogs = scan.sockets["socket"][large_backlogs(scan)[: source.WATCHED // 2]]
+        chosen = lone_packets(scan)[: source.WATCHED - len(backlogs)]
         sockets = scan.sockets["socket"][scan.queues["socket"][chosen]]
-        if not len(chosen) or not self._source.watch(sockets):
+        if not len(chosen) + len(backlogs) or not self._source.watch(np.union1d(sockets, backlogs)):
             return scan
         watched_seconds = time.monotonic()
         # Packets that were read before the watch started are gone.
@@ -149,6 +152,7 @@ class _Scan:
         self._sightings = sightings
         self._max_blocks = max_blocks
         self._start_seconds = time.monotonic()
+        self._start_jiffies = sockets.jiffies()
         self._known = np.empty(0, "<u8")
         self._seen = 0
         self._not_reached = 0
@@ -331,6 +335,7 @@ class _Scan:
             tables_complete=self._tables_complete(),
             start_seconds=self._start_seconds,
             end_seconds=time.monotonic(),
+            start_jiffies=self._start_jiffies,
         )
 
     def _still_the_same(self, rows: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:

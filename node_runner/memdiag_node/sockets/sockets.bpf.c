@@ -12,7 +12,7 @@
 //   descriptions   one for each subject, at the same index. Written here, read by user space after each run.
 //   file_kinds     file operations (f_op) -> kind of the file. Written by user space, which learns new ones from the
 //                  records of task_file.
-//   watched        sockets by address, written by user space; the value becomes 1 when the socket is read from.
+//   watched        sockets by address, written by user space; counts how often each was read from, and how much.
 //
 // Iterators: kernel/bpf/task_iter.c, net/ipv4/tcp_ipv4.c, net/ipv4/udp.c, net/unix/af_unix.c, net/netlink/af_netlink.c.
 // An address may be stale when it is described, so everything is read by bpf_probe_read_kernel, and user space compares
@@ -21,7 +21,7 @@
 // Defines from source.py: offsets in bytes from BTF (an absent field's whole feature is off: HAS_...), sizes in bytes,
 // AF_ and IPPROTO_ numbers of the ABI (include/linux/socket.h, include/uapi/linux/in.h), BATCH, WATCHED and FILE_KINDS in
 // entries, and the constants in records: NAME_BYTES, KIND_, PRESENT_, and the flags IS_ORPHANED, HAS_SOCKET, HAS_FILE,
-// HAS_FIN.
+// HAS_FIN, IS_WINDOW_CLOSED, COUNTS_READS, COUNTS_SENDS.
 
 #include "memory.bpf.h"
 
@@ -42,6 +42,8 @@ struct description {
     u64 peer_inode;
     u64 vsock_queue;      // address of the transport's own receive queue, 0 if there is none
     u64 rx_ring, tx_ring; // addresses of a packet socket's block vectors, 0 if there is none
+    u64 bytes_received;   // TCP: in order, since it was connected; 0 unless some wait to be read
+    u64 bytes_acked;      // TCP: acknowledged by the peer; 0 unless some wait to be
     u32 netns;            // inode number
     u32 receive_packets, write_packets, error_packets, reader_packets, vsock_packets;
     u32 receive_charge_bytes, write_queued_bytes, backlog_bytes;
@@ -50,6 +52,8 @@ struct description {
     u32 rx_ring_blocks, rx_ring_order, tx_ring_blocks, tx_ring_order;
     u32 local_number, remote_number; // port, netlink port id or group, interface index
     u32 local_cid, remote_cid;       // vsock
+    u32 data_age_jiffies;            // since TCP received data
+    u32 delivered_age_ms;            // since TCP's peer acknowledged data
     u16 family, protocol, type;
     u8 state, flags, present, local_name_bytes, remote_name_bytes, unused[5];
     u8 local_address[16], remote_address[16]; // IPv4 in the first four bytes
@@ -58,7 +62,10 @@ struct description {
 
 BPF_F_TABLE("array", u32, u64, subjects, BATCH, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct description, descriptions, BATCH, BPF_F_MMAPABLE);
-BPF_F_TABLE("hash", u64, u32, watched, WATCHED, 0);
+struct reads {
+    u64 calls, bytes;
+};
+BPF_F_TABLE("hash", u64, struct reads, watched, WATCHED, 0);
 BPF_F_TABLE("hash", u64, u32, file_kinds, FILE_KINDS, 0);
 
 // The process's number in the pid namespace of the reader (kernel/pid.c, __task_pid_nr_ns).
@@ -220,6 +227,33 @@ static inline u8 read_unix_name(u64 sk, u8 *name)
     return length - 2;
 }
 
+// How far a TCP connection is in both directions; nothing if nothing waits, to spend no time on idle connections.
+static inline void describe_progress(struct description *row, u64 sk)
+{
+#ifdef HAS_TCP_PROGRESS
+    if (row->copied_seq != row->received_seq) {
+        u32 received_at = 0;
+        row->flags |= COUNTS_READS;
+        READ(row->bytes_received, sk, TCP_BYTES_RECEIVED);
+        READ(received_at, sk, TCP_DATA_TIME);
+        if (received_at)
+            row->data_age_jiffies = (u32)bpf_jiffies64() - received_at;
+    }
+    if (row->write_packets || row->present & PRESENT_RETRANSMIT) {
+        u64 delivered_us = 0, now_us = bpf_ktime_get_ns() / 1000;
+        u32 window = 1;
+        row->flags |= COUNTS_SENDS;
+        READ(row->bytes_acked, sk, TCP_BYTES_ACKED);
+        READ(window, sk, TCP_SEND_WINDOW);
+        if (!window)
+            row->flags |= IS_WINDOW_CLOSED;
+        READ(delivered_us, sk, TCP_DELIVERED_TIME);
+        if (delivered_us && now_us > delivered_us)
+            row->delivered_age_ms = (now_us - delivered_us) / 1000;
+    }
+#endif
+}
+
 static inline void describe_inet(struct description *row, u64 sk)
 {
     u16 port = 0;
@@ -254,6 +288,7 @@ static inline void describe_inet(struct description *row, u64 sk)
         READ(first, sk, SOCK_RETRANSMIT);
         if (first)
             row->present |= PRESENT_RETRANSMIT;
+        describe_progress(row, sk);
     }
 }
 
@@ -385,6 +420,7 @@ static inline void describe_one(struct description *row, u64 sk)
 
 int describe(void *ctx)
 {
+    learn(FACT_JIFFIES, bpf_jiffies64());
     NO_UNROLL
     for (u32 i = 0; i < BATCH; i++) {
         u32 at = i;
@@ -403,8 +439,11 @@ int note_read(struct bpf_raw_tracepoint_args *ctx)
 {
     u64 sk = ctx->args[0];
     s32 received = ctx->args[1], flags = ctx->args[2];
-    u32 *was_read = watched.lookup(&sk);
-    if (was_read && received != -EAGAIN && !(flags & MSG_PEEK))
-        *was_read = 1;
+    struct reads *reads = watched.lookup(&sk);
+    if (!reads || received == -EAGAIN || flags & MSG_PEEK)
+        return 0;
+    lock_xadd(&reads->calls, 1);
+    if (received > 0)
+        lock_xadd(&reads->bytes, received);
     return 0;
 }

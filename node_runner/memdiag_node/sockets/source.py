@@ -19,7 +19,7 @@ from memdiag_node.kernel.errors import BpfError
 from memdiag_node.kernel.idle_files import open_idle_io_uring, open_idle_perf_event
 from memdiag_node.kernel.layout import Field, offsets, optional_offsets
 from memdiag_node.kernel.loader import BpfObject
-from memdiag_node.kernel.memory import MEMORY_DEFINES, MEMORY_MAPS, KernelMemory, memory_layout
+from memdiag_node.kernel.memory import MEMORY_DEFINES, MEMORY_MAPS, Fact, KernelMemory, memory_layout
 from memdiag_node.kernel.programs import IteratorLink
 from memdiag_node.kernel.symbols import SymbolReader
 from memdiag_node.resource import Resource
@@ -29,13 +29,14 @@ FOUND_DTYPE = np.dtype([("socket", "<u8"), ("pid", "<u4"), ("fd", "<u4"), ("pipe
 """One sighting of a socket, or of another object of `kind` (FileKind); pid is 0 if no fd was seen."""
 
 NAME_BYTES = 108  # include/uapi/linux/un.h, UNIX_PATH_MAX
-_ADDRESSES = ("socket", "inode", "peer_inode", "vsock_queue", "rx_ring", "tx_ring")
+_ADDRESSES = ("socket", "inode", "peer_inode", "vsock_queue", "rx_ring", "tx_ring", "bytes_received", "bytes_acked")
 _NUMBERS = (
     *("netns", "receive_packets", "write_packets", "error_packets", "reader_packets", "vsock_packets"),
     *("receive_charge_bytes", "write_queued_bytes", "backlog_bytes"),
     *("copied_seq", "received_seq", "unaccepted"),
     *("rx_ring_blocks", "rx_ring_order", "tx_ring_blocks", "tx_ring_order"),
     *("local_number", "remote_number", "local_cid", "remote_cid"),
+    *("data_age_jiffies", "delivered_age_ms"),
 )
 DESCRIPTION_DTYPE = np.dtype(
     [
@@ -52,10 +53,11 @@ DESCRIPTION_DTYPE = np.dtype(
 
 PRESENT_OUT_OF_ORDER, PRESENT_RETRANSMIT, PRESENT_BACKLOG, PRESENT_ACCEPT = 1, 2, 4, 8
 """Bits of `present`: the queues without a length field that are not empty."""
-IS_ORPHANED, HAS_SOCKET, HAS_FILE, HAS_FIN = 1, 2, 4, 8
+IS_ORPHANED, HAS_SOCKET, HAS_FILE, HAS_FIN, IS_WINDOW_CLOSED, COUNTS_READS, COUNTS_SENDS = 1, 2, 4, 8, 16, 32, 64
 """Bits of `flags`. IS_ORPHANED: closed by its process, still needed by the protocol (SOCK_DEAD). HAS_SOCKET: it belongs
 to a struct socket, HAS_FILE: and that to a file. HAS_FIN: the peer's FIN is among the received sequence numbers
-(SOCK_DONE)."""
+(SOCK_DONE). IS_WINDOW_CLOSED: the peer of a TCP connection accepts nothing more. COUNTS_READS,
+COUNTS_SENDS: data waits to be read or sent, and its counters and times could be read."""
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_VSOCK = (
     socket.AF_UNIX,
@@ -76,15 +78,18 @@ DESCRIBED_AT_ONCE = 2_048
 """The number of sockets in each piece that `SocketSource.describe` yields."""
 _FINDERS = ("tcp", "udp", "unix", "netlink")
 WATCHED = 16_384
-"""Sockets that can be watched at once: 1 MiB."""
-_WATCHED_DTYPE = np.dtype([("key", "<u8"), ("value", "<u4")])
+"""Sockets that can be watched at once: 1.3 MiB."""
+READS_DTYPE = np.dtype([("socket", "<u8"), ("calls", "<u8"), ("bytes", "<u8")])
+"""The calls that read from a watched socket, and what they read."""
+_WATCHED_DTYPE = np.dtype([("key", "<u8"), ("value", [("calls", "<u8"), ("bytes", "<u8")])])
+_FILE_KIND_DTYPE = np.dtype([("key", "<u8"), ("value", "<u4")])
 _FILE_KINDS = 2_048
 """File operations that can be known: a kernel with all its modules has some hundred with open files."""
 _MAPS = MEMORY_MAPS | {
     "subjects": np.dtype("<u8"),
     "descriptions": DESCRIPTION_DTYPE,
     "watched": _WATCHED_DTYPE,
-    "file_kinds": _WATCHED_DTYPE,
+    "file_kinds": _FILE_KIND_DTYPE,
 }
 _READS = "sock_recv_length"
 
@@ -108,6 +113,9 @@ _NUMBERS_IN_C = {
     "HAS_SOCKET": HAS_SOCKET,
     "HAS_FILE": HAS_FILE,
     "HAS_FIN": HAS_FIN,
+    "IS_WINDOW_CLOSED": IS_WINDOW_CLOSED,
+    "COUNTS_READS": COUNTS_READS,
+    "COUNTS_SENDS": COUNTS_SENDS,
 }
 _ABI = {
     "S_IFMT": 0o170000,
@@ -191,6 +199,13 @@ _PACKET: tuple[Field, ...] = (
     ("RING_BLOCKS", "packet_ring_buffer", "pg_vec_len"),
     ("RING_ORDER", "packet_ring_buffer", "pg_vec_order"),
 )
+_TCP_PROGRESS: tuple[Field, ...] = (
+    ("TCP_BYTES_RECEIVED", "tcp_sock", "bytes_received"),
+    ("TCP_BYTES_ACKED", "tcp_sock", "bytes_acked"),
+    ("TCP_SEND_WINDOW", "tcp_sock", "snd_wnd"),
+    ("TCP_DELIVERED_TIME", "tcp_sock", "delivered_mstamp"),
+    ("TCP_DATA_TIME", "inet_connection_sock", "icsk_ack.lrcvtime"),
+)
 _VSOCK: tuple[Field, ...] = (
     ("VSOCK_LOCAL", "vsock_sock", "local_addr"),
     ("VSOCK_REMOTE", "vsock_sock", "remote_addr"),
@@ -215,6 +230,7 @@ def socket_defines(btf: Btf) -> dict[str, int]:
     for switch, fields in (
         ("HAS_IPV6", _IPV6),
         ("HAS_PACKET", _PACKET),
+        ("HAS_TCP_PROGRESS", _TCP_PROGRESS),
         ("HAS_VSOCK", _VSOCK),
         ("HAS_VIRTIO_VSOCK", _VIRTIO_VSOCK),
     ):
@@ -351,12 +367,18 @@ class SocketSource(Resource):
                 piece[at : at + len(batch)] = self._descriptions[: len(batch)]
             yield piece[piece["socket"] == subjects]
 
+    def jiffies(self) -> int:
+        """The kernel's clock in jiffies."""
+        self._subjects[:] = 0
+        self._describe.run()
+        return self.memory.fact(Fact.JIFFIES)
+
     def watch(self, sockets: npt.NDArray[np.uint64]) -> bool:
-        """Start to record which of these sockets, at most WATCHED, are read from.
+        """Start to record the reads from these sockets, at most WATCHED.
 
         False if the kernel has no tracepoint for it, before Linux 6.3.
         """
-        self._object.update("watched", sockets, np.zeros(len(sockets), "<u4"))
+        self._object.update("watched", sockets, np.zeros(len(sockets), _WATCHED_DTYPE["value"]))
         try:
             self._object.attach_raw_tracepoint(_READS, "note_read")
         except BpfError as error:
@@ -366,10 +388,13 @@ class SocketSource(Resource):
             return False
         return True
 
-    def unwatch(self) -> npt.NDArray[np.uint64]:
-        """The sockets that were read from since the watch started; stops the watch."""
+    def unwatch(self) -> npt.NDArray[np.void]:
+        """The reads from every watched socket since the watch started (READS_DTYPE, by address); stops the watch."""
         self._object.detach_raw_tracepoint(_READS)
         watched = self._object.read_map("watched", _WATCHED_DTYPE)
         self._object.delete_keys("watched", watched["key"])
-        read: npt.NDArray[np.uint64] = watched["key"][watched["value"] != 0]
-        return read
+        reads = np.zeros(len(watched), READS_DTYPE)
+        reads["socket"] = watched["key"]
+        for column in ("calls", "bytes"):
+            reads[column] = watched["value"][column]
+        return np.sort(reads, order="socket")

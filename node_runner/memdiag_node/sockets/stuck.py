@@ -10,6 +10,8 @@ from memdiag_node.sockets.scan import READABLE, READER, RECEIVE, SocketScan
 from memdiag_node.sockets.source import HAS_FIN
 from memdiag_node.walker.walker import IDENTITIES
 
+LARGE_BACKLOG_BYTES = 1 << 18
+"""A socket that keeps so much is watched for how much is read from it."""
 _SEQUENCE_NUMBERS = 1 << 32
 Rows = npt.NDArray[np.void] | np.void
 """One socket's row or those of many (sockets.scan.SOCKET_DTYPE)."""
@@ -42,16 +44,22 @@ def stuck_sockets(first: SocketScan, last: SocketScan) -> npt.NDArray[np.bool_]:
     """
     if not len(first.sockets):
         return np.zeros(len(last.sockets), bool)
-    place = np.minimum(np.searchsorted(first.sockets["socket"], last.sockets["socket"]), len(first.sockets) - 1)
+    place, same = matched(first, last)
     after = last.sockets
-    same = np.ones(len(after), bool)
-    for column in ("socket", "inode", "netns"):
-        same &= first.sockets[column][place] == after[column]
     unread = (tcp_unread_bytes(first.sockets)[place] > 0) & (tcp_unread_bytes(after) > 0)
     unmoved = unread & (first.sockets["copied_seq"][place] == after["copied_seq"])
     waiting = _front_unmoved(first, last, place) & ~np.isin(after["socket"], last.read)
     stuck: npt.NDArray[np.bool_] = same & np.where(is_tcp(after), unmoved, waiting)
     return stuck
+
+
+def matched(first: SocketScan, last: SocketScan) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+    """For each socket of `last` its number in `first`, which has sockets, and whether it is the same socket."""
+    place = np.minimum(np.searchsorted(first.sockets["socket"], last.sockets["socket"]), len(first.sockets) - 1)
+    same = np.ones(len(last.sockets), bool)
+    for column in ("socket", "inode", "netns"):
+        same &= first.sockets[column][place] == last.sockets[column]
+    return place, same
 
 
 def _front_unmoved(first: SocketScan, last: SocketScan, place: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
@@ -80,6 +88,15 @@ def _identities(scan: SocketScan, name: int) -> npt.NDArray[np.uint64]:
     identities = np.zeros((len(scan.sockets), IDENTITIES), "<u8")
     identities[chosen["socket"]] = chosen["identity"]
     return identities
+
+
+def large_backlogs(scan: SocketScan) -> npt.NDArray[np.intp]:
+    """The sockets with much unread, largest first, of protocols that do not count what is read."""
+    kept = scan.kept_bytes()
+    chosen = (kept >= LARGE_BACKLOG_BYTES) & (scan.sum_of("packets", READABLE) > 1) & ~is_tcp(scan.sockets)
+    numbers = np.flatnonzero(chosen & (scan.sockets["family"] != socket.AF_VSOCK))
+    largest: npt.NDArray[np.intp] = numbers[np.argsort(-kept[numbers], kind="stable")]
+    return largest
 
 
 def lone_packets(scan: SocketScan) -> npt.NDArray[np.intp]:

@@ -10,14 +10,14 @@ import resource
 import sys
 from collections.abc import Callable
 
-from planted.sockets import afterwards, events, io_uring, netlink, pipe, raw, tcp, tun, udp, unix, vsock, xdp
+from planted.sockets import afterwards, events, io_uring, netlink, paced, pipe, raw, tcp, tun, udp, unix, vsock, xdp
 from planted.sockets.common import Truth
 from planted.sockets.network import enter_own_network
 
 # Every public function of a family's file is a load.
 LOADS: dict[str, Callable[..., Truth]] = {
     name: load
-    for family in (tcp, udp, unix, raw, netlink, vsock, pipe, afterwards, tun, io_uring, xdp, events)
+    for family in (tcp, udp, unix, raw, netlink, vsock, pipe, paced, afterwards, tun, io_uring, xdp, events)
     for name, load in vars(family).items()
     if inspect.isfunction(load) and load.__module__ == family.__name__ and not name.startswith("_")
 }

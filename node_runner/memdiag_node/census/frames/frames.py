@@ -1,4 +1,5 @@
-"""A census of page frames: kernel memory that no flag identifies, by block size and by charged memory cgroup.
+"""A census of page frames: kernel memory that no flag identifies, by block size and by charged memory cgroup; and user
+memory by use and charged memory cgroup.
 
 One pass over /proc/kpageflags (and /proc/kpagecgroup where frames may be charged), in bounded pieces. It is not a
 snapshot: memory that is allocated or freed meanwhile may be counted in part.
@@ -11,12 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_node.procfs.kpageflags import ReadFrames, is_direct, is_head, is_tail, read_runs
+from memdiag_node.procfs.kpageflags import FrameUse, ReadFrames, frame_uses, is_direct, is_head, is_tail, read_runs
 from memdiag_node.procfs.memory_map import FrameRange, frames_in
 
 ORDERS = 20
 CENSUS_SECONDS = 30.0
 """Time limit of a census. An idle CPU scans 24 GiB a second."""
+_USE_BITS = 3
 _PIECE_FRAMES = 1 << 16  # 256 MiB of memory, 512 KiB of flags; no compound block of kernel memory crosses its end
 
 
@@ -35,8 +37,30 @@ class ChargedFrames:
 
 
 @dataclass(slots=True)
+class UserFrames:
+    """Frames of user memory that one memory cgroup is charged for."""
+
+    anonymous: int = 0
+    file: int = 0
+    """Cache of files and block devices; of it, in `active_file`, what is on an active list."""
+    active_file: int = 0
+    """0 for all of it with the multi-generational LRU, whose pages have no flag that says so."""
+    shmem: int = 0
+    hugetlb: int = 0
+    """Charged only where memory cgroups account huge pages (since Linux 6.7, a mount option of cgroup2)."""
+
+    def add(self, other: "UserFrames") -> None:
+        """Add the frames of `other`."""
+        self.anonymous += other.anonymous
+        self.file += other.file
+        self.active_file += other.active_file
+        self.shmem += other.shmem
+        self.hugetlb += other.hugetlb
+
+
+@dataclass(slots=True)
 class FrameCensus:
-    """Result of the pass: frames of FrameKind DIRECT that are compound, or charged, or both."""
+    """Result of the pass: frames of FrameKind DIRECT that are compound, or charged, or both; and all of user memory."""
 
     blocks: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(ORDERS, np.int64))
     """Compound blocks by order."""
@@ -46,6 +70,8 @@ class FrameCensus:
     """Of those frames, in known holders."""
     charged: dict[int, ChargedFrames] = field(default_factory=dict)
     """By the inode of the memory cgroup. A removed cgroup has the inode of its nearest remaining ancestor."""
+    user: dict[int, UserFrames] = field(default_factory=dict)
+    """User memory, by the inode of the memory cgroup as in `charged`. 0: charged to none, or charges are not known."""
     knows_charges: bool = False
     knows_holders: bool = False
     scanned_share: float = 1.0
@@ -75,14 +101,22 @@ def take_census(
             break
         scanned += count
         flags = read_flags(base, count)
-        direct = is_direct(flags)
+        direct, uses = is_direct(flags), frame_uses(flags)
+        wanted = direct | (uses != FrameUse.NONE)
+        if not wanted.any():
+            continue
+        charges = np.zeros(len(flags), np.uint64) if read_charges is None else read_runs(wanted, base, read_charges)
+        # Only the first frame of a block is sure to have the cgroup that is charged, and the flags of its use.
+        tails = is_tail(flags)
+        head_of = np.maximum.accumulate(np.where(tails, 0, np.arange(len(flags))))
+        inodes, uses = np.where(tails, charges[head_of], charges), np.where(tails, uses[head_of], uses)
+        _count_user(census.user, uses, inodes)
         if not direct.any():
             continue
         is_held = _held_mask(holders, base, len(flags))
         _count_compound(census, flags, direct, is_held)
         if read_charges is not None:
-            charges = read_runs(direct, base, read_charges)
-            _count_charged(census.charged, flags, direct, is_held, charges)
+            _count_charged(census.charged, tails | is_head(flags), direct, is_held, inodes)
     census.scan_seconds = time.monotonic() - started
     return census
 
@@ -125,26 +159,42 @@ def _count_compound(
     census.held_frames += np.bincount(orders, held_before[ends] - held_before[heads], minlength=ORDERS).astype(np.int64)
 
 
+def _count_user(counted: dict[int, UserFrames], uses: npt.NDArray[np.uint8], inodes: npt.NDArray[np.uint64]) -> None:
+    """Add the user memory of a piece."""
+    chosen = np.flatnonzero(uses)
+    if not len(chosen):
+        return
+    starts, lengths = _runs(inodes[chosen] << np.uint64(_USE_BITS) | uses[chosen])
+    first = chosen[starts]
+    groups, group_of = np.unique(inodes[first], return_inverse=True)
+    counts = np.bincount(group_of * len(FrameUse) + uses[first], lengths, minlength=len(groups) * len(FrameUse))
+    rows = counts.astype(np.int64).reshape(-1, len(FrameUse)).tolist()
+    for inode, (_, anonymous, inactive, active, shmem, hugetlb) in zip(groups.tolist(), rows, strict=True):
+        found = UserFrames(anonymous, inactive + active, active, shmem, hugetlb)
+        counted.setdefault(inode, UserFrames()).add(found)
+
+
+def _runs(values: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return where each run of equal values starts, and its length. Frames of one use are mostly adjacent."""
+    starts = np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1])))
+    return starts, np.diff(np.append(starts, len(values)))
+
+
 def _count_charged(
     charged: dict[int, ChargedFrames],
-    flags: npt.NDArray[np.uint64],
+    is_compound: npt.NDArray[np.bool_],
     direct: npt.NDArray[np.bool_],
     is_held: npt.NDArray[np.bool_],
-    charges: npt.NDArray[np.uint64],
+    inodes: npt.NDArray[np.uint64],
 ) -> None:
-    """Add the charged frames of a piece. Only the first frame of a block has the cgroup that is charged."""
-    tails = is_tail(flags)
-    head_of = np.maximum.accumulate(np.where(tails, 0, np.arange(len(flags))))
-    inodes = np.where(tails, charges[head_of], charges)
+    """Add the charged frames of a piece. `inodes`: the cgroup that is charged for each frame."""
     chosen = np.flatnonzero(direct & (inodes != 0))
     if not len(chosen):
         return
-    # Frames of one cgroup are mostly adjacent: count them run by run.
     inodes = inodes[chosen]
-    starts = np.flatnonzero(np.concatenate(([True], inodes[1:] != inodes[:-1])))
-    compound = np.add.reduceat((tails | is_head(flags))[chosen].astype(np.int64), starts)
+    starts, all_frames = _runs(inodes)
+    compound = np.add.reduceat(is_compound[chosen].astype(np.int64), starts)
     held = np.add.reduceat(is_held[chosen].astype(np.int64), starts)
-    all_frames = np.diff(np.append(starts, len(chosen)))
     for inode, frames, in_blocks, in_holders in zip(
         inodes[starts].tolist(), all_frames.tolist(), compound.tolist(), held.tolist(), strict=True
     ):

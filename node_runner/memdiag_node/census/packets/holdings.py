@@ -10,7 +10,7 @@ from memdiag_api.evidence import Holder, HolderKind, Owner
 from memdiag_node.census.packets.group import PacketGroup
 from memdiag_node.census.packets.packets import PacketsReading
 from memdiag_node.census.packets.place import PROTOCOL_PLACES, Place
-from memdiag_node.census.packets.record import is_lost
+from memdiag_node.census.packets.record import is_lost, place_of
 from memdiag_node.holding import Holding, pinned_blocks, sizes_bytes
 
 _SMALL_BYTES = 1 << 16
@@ -83,6 +83,7 @@ def _holder(group: PacketGroup, blocks: npt.NDArray[np.void], reading: PacketsRe
         pinned_bytes=int(sizes_bytes(blocks).sum()),
         pinned_blocks=len(blocks),
         head_bytes=group.head_bytes,
+        packet_place=None if is_protocol else place_of(group, reading),
         # SCTP's wait for the peer: for the rest of a message, or to be acknowledged.
         stuck_seconds=reading.unchanged_seconds if is_stuck else None,
     )

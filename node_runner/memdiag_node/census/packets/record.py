@@ -44,6 +44,11 @@ def is_lost(group: PacketGroup, reading: PacketsReading) -> bool:
     return group.place == Place.UNLINKED and group.is_unchanged and is_sure and is_whole
 
 
+def place_of(group: PacketGroup, reading: PacketsReading) -> PacketPlace:
+    """Where these packets are, in the document."""
+    return PacketPlace.LOST if is_lost(group, reading) else _PLACES[group.place]
+
+
 def packets_record(
     reading: PacketsReading, name_of: Callable[[int], str], *, page_bytes: int = mmap.PAGESIZE
 ) -> PacketCensus:
@@ -72,7 +77,7 @@ def _waiting(
     group: PacketGroup, reading: PacketsReading, name_of: Callable[[int], str], page_bytes: int
 ) -> WaitingPackets:
     return WaitingPackets(
-        place=PacketPlace.LOST if is_lost(group, reading) else _PLACES[group.place],
+        place=place_of(group, reading),
         packets=group.packets,
         charge_bytes=group.charge_bytes,
         head_bytes=group.head_bytes,

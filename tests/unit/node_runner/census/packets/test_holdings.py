@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from memdiag_api.census.packets import PacketPlace
 from memdiag_api.evidence import Holder, HolderKind, Owner
 from memdiag_node.census.packets.group import PacketGroup
 from memdiag_node.census.packets.holdings import GroupOwners, packet_holdings
@@ -55,6 +56,7 @@ def test_a_group_is_a_holder_of_its_blocks_with_its_owners() -> None:
         pinned_bytes=16 * PAGE,
         pinned_blocks=2,
         head_bytes=700,
+        packet_place=PacketPlace.QDISC,
     )
 
 

@@ -1,0 +1,88 @@
+"""Kernel memory that processes need to exist: page tables and the stacks of threads (pure)."""
+
+from collections.abc import Iterator, Sequence
+
+from memdiag_api.findings import FindingKind, LeakAnswer
+from memdiag_api.memory_classes import ClassName
+from memdiag_api.owners import ClassOwners, ClassShare, OwnerKind
+from memdiag_api.process_name import shown_process
+from memdiag_api.units import format_bytes
+from memdiag_node.findings.draft import Draft
+from memdiag_node.findings.owner_words import ending, largest, processes_of, who
+from memdiag_node.findings.thresholds import Thresholds
+from memdiag_node.owners.process_memory import ProcessMemory
+
+_MAX_LISTED = 4
+
+
+def page_tables(
+    owners: Sequence[ClassOwners],
+    processes: Sequence[ProcessMemory],
+    *,
+    thresholds: Thresholds,
+    mem_total_bytes: int,
+) -> Iterator[Draft]:
+    """Yield each owner of page tables or kernel stacks that has at least `notable_bytes` of them.
+
+    So much is unusual: 400 processes that map the same large memory each have page tables for it, and a program that
+    keeps creating threads has a stack for each. It is no leak of the kernel.
+    """
+    least_bytes = thresholds.notable_bytes(mem_total_bytes)
+    for one in owners:
+        for share in one.owners:
+            if share.size_bytes < least_bytes:
+                continue
+            members = processes_of(share.owner, processes, one.owners)
+            if one.memory_class == ClassName.PAGE_TABLES:
+                yield _page_tables(share, members)
+            elif one.memory_class == ClassName.KERNEL_STACK:
+                yield _stacks(share, members)
+
+
+def _page_tables(share: ClassShare, members: Sequence[ProcessMemory]) -> Draft:
+    owner = share.owner
+    each = f", {format_bytes(share.size_bytes / owner.processes)} each" if owner.processes > 1 else ""
+    reasons = [f"the largest are {largest(members, lambda one: one.page_table_bytes)}"] if len(members) > 1 else []
+    return Draft(
+        kind=FindingKind.PROCESS_MEMORY,
+        memory_class=ClassName.PAGE_TABLES,
+        size_bytes=share.size_bytes,
+        owner=owner,
+        leak=LeakAnswer.NO,
+        is_notable=True,
+        freed_by=ending(owner, share.size_bytes),
+        sentence=f"{format_bytes(share.size_bytes)} of page tables: {_members(share)}{each}",
+        reasons=reasons,
+        advice="Processes that map the same large memory each need page tables for it. Use huge pages for it, fewer "
+        "processes (a connection pool), or smaller or denser mappings.",
+        sections=("owners",),
+    )
+
+
+def _stacks(share: ClassShare, members: Sequence[ProcessMemory]) -> Draft:
+    owner = share.owner
+    threads = sum(one.threads for one in members)
+    most = sorted(members, key=lambda one: -one.threads)[:_MAX_LISTED]
+    counted = f", {threads} threads" if threads else ""
+    return Draft(
+        kind=FindingKind.PROCESS_MEMORY,
+        memory_class=ClassName.KERNEL_STACK,
+        size_bytes=share.size_bytes,
+        owner=owner,
+        leak=LeakAnswer.NO,
+        is_notable=True,
+        freed_by=ending(owner, share.size_bytes),
+        sentence=f"{format_bytes(share.size_bytes)} of kernel stacks: {_members(share)}{counted}",
+        reasons=[f"{shown_process(one.comm, one.pid)} has {one.threads} threads" for one in most],
+        advice="Check whether the number of its threads grows: a program that does not end its threads keeps a kernel "
+        "stack for each.",
+        sections=("owners",),
+    )
+
+
+def _members(share: ClassShare) -> str:
+    """Return `400 processes of container C`, or who it is if it is one process or a named group."""
+    owner = share.owner
+    if owner.kind in {OwnerKind.CONTAINER, OwnerKind.POD} and owner.processes:
+        return f"{owner.processes} {'process' if owner.processes == 1 else 'processes'} of {who(owner)}"
+    return who(owner)

@@ -1,0 +1,59 @@
+"""Finding: network namespaces that no process uses, and that something keeps from being removed (docs/findings.md)."""
+
+from collections.abc import Iterator, Sequence
+
+from memdiag_api import limits
+from memdiag_api.census.namespaces import NetworkNamespace
+from memdiag_api.findings import Confidence, FindingKind, LeakAnswer
+from memdiag_api.owners import MemoryOwner, OwnerKind
+from memdiag_api.units import format_bytes
+from memdiag_node.findings.draft import Draft
+from memdiag_node.findings.situation import Situation
+
+MANY = 8
+"""A few may be on their way out: the kernel removes them one by one, and waits for packets of their devices."""
+_NAMED = 5
+
+
+def zombie_namespaces(situation: Situation) -> Iterator[Draft]:
+    """Yield a finding if many such namespaces are kept, or if they have the notable size together."""
+    census = situation.measured.census
+    found = census.namespaces if census else None
+    if found is None or (found.zombies < MANY and found.zombie_bytes < situation.notable_bytes) or not found.zombies:
+        return
+    zombies = [one for one in found.listed if one.is_zombie]
+    count = f"{found.zombies} network namespaces" if found.zombies > 1 else "A network namespace"
+    verb = "are" if found.zombies > 1 else "is"
+    yield Draft(
+        kind=FindingKind.ZOMBIE_NAMESPACE,
+        size_bytes=found.zombie_bytes,
+        claims_bytes={},  # sockets, packets and slab caches, which other findings are about
+        owner=MemoryOwner(kind=OwnerKind.NETWORK_NAMESPACE, name=_names(zombies)),
+        leak=LeakAnswer.UNKNOWN,
+        is_notable=True,
+        confidence=Confidence.MEDIUM,
+        sentence=f"{count} that no process uses {verb} kept, with {format_bytes(found.zombie_bytes)} of "
+        f"sockets and packets{_because(zombies)}.",
+        reasons=[
+            f"the thresholds are {MANY} namespaces, or {format_bytes(situation.notable_bytes)}",
+            *(_of_namespace(one) for one in zombies[:_NAMED]),
+        ],
+        advice="Check what keeps them. Connections that wait for a peer end by themselves; a leaked reference stays "
+        "until the node restarts, and each namespace keeps slab and per-CPU memory beyond these bytes.",
+        sections=["census.namespaces"],
+    )
+
+
+def _names(zombies: Sequence[NetworkNamespace]) -> str:
+    return ", ".join(f"net:[{one.inode}]" for one in zombies[:_NAMED])[: limits.MAX_SHORT_TEXT]
+
+
+def _because(zombies: Sequence[NetworkNamespace]) -> str:
+    """Return what keeps the largest of them."""
+    largest = max(zombies, key=lambda one: one.size_bytes, default=None)
+    return f"; the largest is kept by {largest.kept_by}" if largest and largest.kept_by else ""
+
+
+def _of_namespace(one: NetworkNamespace) -> str:
+    devices = f", devices {', '.join(one.device_names)}" if one.device_names else ""
+    return f"net:[{one.inode}] has {format_bytes(one.size_bytes)}, kept by {one.kept_by}{devices}"

@@ -1,0 +1,1 @@
+"""Who has the memory of each class that processes and containers have (docs/owners.md)."""
