@@ -9,6 +9,7 @@ right, if LeakDetected is False where a leak was planted, or True in a healthy r
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -41,6 +42,7 @@ def main() -> int:
         return 0
     if os.geteuid():
         sys.exit("accuracy: it plants cases and measures them as root")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the runner, and removes what is planted
     rows = []
     for case in _chosen(options.only, options.healthy):
         row = _try(case, options.duration, options.keep, is_diagnosed=not options.plant_only)

@@ -116,16 +116,10 @@ _USER = PlantedTruth(Answer.OPEN, ("ProcessMemory", "GrowingClass"), ("AnonPages
 
 CASES = (
     Case("growing_pipes", "full pipes, 16 MiB per second more", _growing("pipes", 2 * MIB, 0.125, _PAGES)),
-    Case(
-        "growing_packet_rings", "rings, 16 MiB per second more", _growing("packet_rings", 8 * MIB, 0.5, _PAGES)
-    ),
+    Case("growing_packet_rings", "rings, 16 MiB per second more", _growing("packet_rings", 8 * MIB, 0.5, _PAGES)),
     Case("burst", "full pipes, 96 MiB more every 6 seconds", _growing("pipes", 96 * MIB, 6, _PAGES)),
-    Case(
-        "growing_unread", "unread datagrams, 12 MiB per second more", _growing("datagrams", 6 * MIB, 0.5, _UNREAD)
-    ),
-    Case(
-        "growing_slab", "messages in a queue, 12 MiB per second more", _growing("messages", 6 * MIB, 0.5, _OBJECTS)
-    ),
+    Case("growing_unread", "unread datagrams, 12 MiB per second more", _growing("datagrams", 6 * MIB, 0.5, _UNREAD)),
+    Case("growing_slab", "messages in a queue, 12 MiB per second more", _growing("messages", 6 * MIB, 0.5, _OBJECTS)),
     Case("growing_bpf_maps", "BPF arrays, 16 MiB per second more", _growing("maps", 8 * MIB, 0.5, _MAPS)),
     Case("growing_process", "a process, 16 MiB per second more", _growing("memory", 8 * MIB, 0.5, _USER)),
 )
