@@ -99,7 +99,9 @@ def _try(case: Case, duration: str, keep: Path | None, *, is_diagnosed: bool) ->
             time.sleep(_SETTLE_SECONDS)
             after = class_sizes()
             if truth.size_bytes:
-                grown_bytes = sum(after[name] - before[name] for name in truth.memory_classes if name)
+                grown_bytes = sum(
+                    after[name] - before[name] for name in truth.memory_classes + truth.other_classes if name
+                )
             if is_diagnosed:
                 document = _diagnose(duration)
                 judgement = judge(document, truth)
