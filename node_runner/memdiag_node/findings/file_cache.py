@@ -29,7 +29,7 @@ def file_cache(
 ) -> Iterator[Draft]:
     """Yield the cache of each container that has at least `large_bytes`, and all the rest, if it is notable.
 
-    File cache is no leak, however much it is: the kernel frees it when memory is needed.
+    File cache is not a leak, however much it is: the kernel frees it when memory is needed.
     """
     of_class = next((one for one in owners if one.memory_class == ClassName.FILE_CACHE), None)
     if of_class is None:

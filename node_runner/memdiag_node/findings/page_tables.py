@@ -25,7 +25,7 @@ def page_tables(
     """Yield each owner of page tables or kernel stacks that has at least `notable_bytes` of them.
 
     So much is unusual: 400 processes that map the same large memory each have page tables for it, and a program that
-    keeps creating threads has a stack for each. It is no leak of the kernel.
+    keeps creating threads has a stack for each. It is not a leak of the kernel.
     """
     least_bytes = thresholds.notable_bytes(mem_total_bytes)
     for one in owners:
