@@ -109,7 +109,10 @@ _STEPS: dict[str, Callable[[ExitStack, int], object]] = {
 _PAGES = PlantedTruth(Answer.LEAK, ("GrowingAllocation", "LargeHolder"), ("AllocPage",))
 _UNREAD = PlantedTruth(Answer.LEAK, ("UnreadSocket", "GrowingAllocation"), ("AllocPage",))
 _OBJECTS = PlantedTruth(
-    Answer.LEAK, ("GrowingClass", "GrowingAllocation"), ("SUnreclaim",), names=("kmalloc-cg-4k", "kmalloc-4k", "msg")
+    Answer.LEAK,
+    ("GrowingClass", "GrowingAllocation"),
+    ("SUnreclaim",),
+    names=("msg_msg-4k", "kmalloc-cg-4k", "kmalloc-4k"),
 )
 _MAPS = PlantedTruth(Answer.LEAK, ("GrowingAllocation", "GrowingClass", "LargeHolder"), ("Vmalloc",))
 _USER = PlantedTruth(Answer.OPEN, ("ProcessMemory", "GrowingClass"), ("AnonPages",))
