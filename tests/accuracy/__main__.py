@@ -1,6 +1,6 @@
 """How often memdiag is right: plants every case, diagnoses it with the real runner, and compares.
 
-    python tests/accuracy [--only CASE]... [--healthy 100] [--duration 12s] [--output FILE] [--keep FOLDER] [--list]
+    python tests/accuracy [--only CASE]... [--healthy 100] [--duration 12s] [--output FILE] [--write PAGE] [--keep FOLDER] [--list]
 
 One case after another; each is within 1.3 GiB. Must run as root, like the runner. Exits with 1 if less than 95 % are
 right, if LeakDetected is False where a leak was planted, or True in a healthy run.
@@ -25,12 +25,13 @@ from accuracy.judge import Judgement, judge, outcome
 from accuracy.table import Row, as_markdown
 from planted.cases import CASES
 from planted.cases.case import Case, PlantedTruth, UnavailableError
-from support.benchmarks import machine
+from support.benchmarks import machine, write_section
 
 GOAL_SHARE = 0.95
 _RUNNER = [sys.executable, "-m", "memdiag_node.cli", "--quiet", "--output", "json"]
 _PATIENCE_SECONDS = 300
 _SETTLE_SECONDS = 1.0
+_SECTION = "The last run"
 
 
 def main() -> int:
@@ -54,6 +55,8 @@ def main() -> int:
     print(f"\n{text}")
     if options.output:
         options.output.write_text(text)
+    if options.write:
+        write_section(options.write, _SECTION, text)
     if options.plant_only:
         return 0
     failed = any(row.problem and not row.problem.startswith("not possible here") for row in rows)
@@ -73,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--duration", default="12s", help="window of each diagnosis (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there as well")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help=f'or as the section "{_SECTION}" of this page')
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep each document there")
     parser.add_argument("--plant-only", action="store_true", help="only plant, and show the kernel's counters")
     parser.add_argument("--list", action="store_true", help="list the cases")
