@@ -1,6 +1,6 @@
 """How often memdiag is right: plants every case, diagnoses it with the real runner, and compares.
 
-    python tests/accuracy [--only CASE]... [--healthy 100] [--duration 12s] [--output FILE] [--write PAGE] [--keep FOLDER] [--list]
+    python tests/accuracy [--only CASE]... [--healthy 100] [--duration 12s] [--output FILE] [--keep FOLDER] [--list]
 
 One case after another; each is within 1.3 GiB. Must run as root, like the runner. Exits with 1 if less than 95 % are
 right, if LeakDetected is False where a leak was planted, or True in a healthy run.
