@@ -9,6 +9,7 @@ right, if LeakDetected is False where a leak was planted, or True in a healthy r
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,12 +25,13 @@ from accuracy.judge import Judgement, judge, outcome
 from accuracy.table import Row, as_markdown
 from planted.cases import CASES
 from planted.cases.case import Case, PlantedTruth, UnavailableError
-from support.benchmarks import machine
+from support.benchmarks import machine, write_section
 
 GOAL_SHARE = 0.95
 _RUNNER = [sys.executable, "-m", "memdiag_node.cli", "--quiet", "--output", "json"]
 _PATIENCE_SECONDS = 300
 _SETTLE_SECONDS = 1.0
+_SECTION = "The last run"
 
 
 def main() -> int:
@@ -41,6 +43,7 @@ def main() -> int:
         return 0
     if os.geteuid():
         sys.exit("accuracy: it plants cases and measures them as root")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the runner, and removes what is planted
     rows = []
     for case in _chosen(options.only, options.healthy):
         row = _try(case, options.duration, options.keep, is_diagnosed=not options.plant_only)
@@ -52,6 +55,8 @@ def main() -> int:
     print(f"\n{text}")
     if options.output:
         options.output.write_text(text)
+    if options.write:
+        write_section(options.write, _SECTION, text)
     if options.plant_only:
         return 0
     failed = any(row.problem and not row.problem.startswith("not possible here") for row in rows)
@@ -71,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--duration", default="12s", help="window of each diagnosis (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there as well")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help=f'or as the section "{_SECTION}" of this page')
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep each document there")
     parser.add_argument("--plant-only", action="store_true", help="only plant, and show the kernel's counters")
     parser.add_argument("--list", action="store_true", help="list the cases")
@@ -97,7 +103,9 @@ def _try(case: Case, duration: str, keep: Path | None, *, is_diagnosed: bool) ->
             time.sleep(_SETTLE_SECONDS)
             after = class_sizes()
             if truth.size_bytes:
-                grown_bytes = sum(after[name] - before[name] for name in truth.memory_classes)
+                grown_bytes = sum(
+                    after[name] - before[name] for name in truth.memory_classes + truth.other_classes if name
+                )
             if is_diagnosed:
                 document = _diagnose(duration)
                 judgement = judge(document, truth)

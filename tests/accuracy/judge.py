@@ -25,6 +25,8 @@ class Judgement:
     off_share: float | None
     """Difference of the finding's size, or of its rate for growing memory, and the truth, as a share of the truth.
     None if there is nothing to compare."""
+    freed_off_share: float | None
+    """The same for what the finding says that its advice brings back. None if it says no size."""
     denies_leak: bool
     """LeakDetected is False although memory is lost."""
     invents_leak: bool
@@ -54,6 +56,7 @@ def judge(document: Document, truth: PlantedTruth) -> Judgement:
         first_finding=_in_words(first) if first else "",
         faults=tuple(faults),
         off_share=_off_share(document, first, truth) if is_comparable and first else None,
+        freed_off_share=_freed_off_share(first, truth) if is_comparable and first else None,
         denies_leak=truth.answer is Answer.LEAK and leak_detected == "False",
         invents_leak=truth.is_healthy and leak_detected == "True",
     )
@@ -93,6 +96,13 @@ def _off_share(document: Document, finding: Document, truth: PlantedTruth) -> fl
         rate = trend["bytesPerSecond"] if trend else finding["sizeBytes"] / seconds if seconds else None
         return None if rate is None else abs(rate - truth.bytes_per_second) / truth.bytes_per_second
     return abs(int(finding["sizeBytes"]) - truth.size_bytes) / truth.size_bytes if truth.size_bytes else None
+
+
+def _freed_off_share(finding: Document, truth: PlantedTruth) -> float | None:
+    freed_bytes = (finding.get("freedBy") or {}).get("sizeBytes")
+    if freed_bytes is None or not truth.size_bytes:
+        return None
+    return abs(int(freed_bytes) - truth.size_bytes) / truth.size_bytes
 
 
 def _in_words(finding: Document) -> str:

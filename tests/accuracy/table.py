@@ -8,8 +8,8 @@ from planted.cases.case import PlantedTruth
 
 _MIB = 1 << 20
 _HEADER = (
-    "| case | truth | in the kernel's counters | first finding | LeakDetected | right | bytes off |",
-    "|---|---|---:|---|---|---|---:|",
+    "| case | truth | in the kernel's counters | first finding | LeakDetected | right | bytes off | freed bytes off |",
+    "|---|---|---:|---|---|---|---:|---:|",
 )
 
 
@@ -41,11 +41,11 @@ def _line(row: Row) -> str:
     cells = [row.case, _truth(row.truth) if row.truth else "", _mib(row.grown_bytes)]
     judged = row.judgement
     if judged is None:
-        cells += ["", "", row.problem, ""]
+        cells += ["", "", row.problem, "", ""]
     else:
         right = "yes" if judged.is_right else f"**no**: {'; '.join(judged.faults)}"
-        off = "" if judged.off_share is None else f"{judged.off_share:.1%}"
-        cells += [judged.first_finding, judged.leak_detected, right, off]
+        cells += [judged.first_finding, judged.leak_detected, right]
+        cells += [_percent(judged.off_share), _percent(judged.freed_off_share)]
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
@@ -65,6 +65,10 @@ def _owner(truth: PlantedTruth) -> str:
     if truth.pids:
         return f"pid {truth.pids[0]}" + (f" fd {truth.fds[0]}" if truth.fds else "")
     return truth.names[0] if truth.names else "the node"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def _mib(size_bytes: int | None) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import fcntl
 import mmap
 import os
@@ -77,6 +78,13 @@ def _xdp_umem() -> Iterator[PlantedTruth]:
         yield of_child(child, Answer.HARMLESS, ("ProcessMemory", "LargeHolder"), "AnonPages")
 
 
+@contextlib.contextmanager
+def _unmapped_umem() -> Iterator[PlantedTruth]:
+    with held(_unmap_umem, 300 * MIB) as child:
+        truth = of_child(child, Answer.OPEN, _HOLDER, "AllocPage")
+        yield dataclasses.replace(truth, memory_classes=("AllocPage", "AnonPages"))
+
+
 def add_packet_ring(kept: ExitStack, size_bytes: int) -> int:
     """An AF_PACKET socket with a ring that receives nothing; returns its fd."""
     ring = kept.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
@@ -112,6 +120,14 @@ def _perf(kept: ExitStack, size_bytes: int) -> Truth:
     return {"size_bytes": allocations.perf_buffers(size_bytes)}
 
 
+def _unmap_umem(kept: ExitStack, size_bytes: int) -> Truth:
+    """The process gives the memory back, and the kernel keeps it for the socket."""
+    with ExitStack() as mapped:
+        fd = os.dup(_umem(mapped, size_bytes)["fds"][0])
+    kept.callback(os.close, fd)
+    return {"fds": [fd], "size_bytes": size_bytes}
+
+
 def _umem(kept: ExitStack, size_bytes: int) -> Truth:
     """Memory of the process for packets, which the kernel takes and locks."""
     memory = kept.enter_context(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
@@ -131,4 +147,5 @@ CASES = (
     Case("pinned_bpf_maps", "the same, kept by files of a BPF file system only", _pinned_maps),
     Case("xdp_rings", "four AF_XDP sockets with rings of a million entries", _xdp_rings),
     Case("xdp_umem", "an AF_XDP socket's 400 MiB for packets", _xdp_umem),
+    Case("unmapped_umem", "the same, 300 MiB, after the process has unmapped it", _unmapped_umem),
 )

@@ -34,8 +34,9 @@ class PlantedTruth:
     kinds: tuple[str, ...] = ()
     """The kinds of findings that describe it. Empty: a healthy load, for which no finding is expected."""
     memory_classes: tuple[str, ...] = ()
+    """The class of the finding is one of these."""
     size_bytes: int = 0
-    """0 if `bytes_per_second` is known instead."""
+    """Of all classes. 0 if `bytes_per_second` is known instead."""
     bytes_per_second: int = 0
     """How fast it grows while it is diagnosed."""
     pids: tuple[int, ...] = ()
@@ -48,6 +49,8 @@ class PlantedTruth:
     """At least that many processes hold it together."""
     owning_kinds: tuple[str, ...] = ()
     """Kinds of findings that identify the owner by themselves, because there is only one on a node."""
+    other_classes: tuple[str, ...] = ()
+    """Further classes in which a part of `size_bytes` is."""
 
     @property
     def is_healthy(self) -> bool:
@@ -73,7 +76,13 @@ class Case:
 HEALTHY = PlantedTruth(Answer.HARMLESS)
 
 
-def of_child(child: HeldLoad, answer: Answer, kinds: tuple[str, ...], memory_class: str) -> PlantedTruth:
+def of_child(
+    child: HeldLoad,
+    answer: Answer,
+    kinds: tuple[str, ...],
+    memory_class: str,
+    *other_classes: str,
+) -> PlantedTruth:
     """The truth of a load that a child process holds: its `size_bytes`, and its `fds` and `pids` if it counted any."""
     found = child.truth
     return PlantedTruth(
@@ -83,4 +92,5 @@ def of_child(child: HeldLoad, answer: Answer, kinds: tuple[str, ...], memory_cla
         size_bytes=found["size_bytes"],
         pids=tuple(found.get("pids", [child.pid])),
         fds=tuple(found.get("fds", ())),
+        other_classes=other_classes,
     )

@@ -20,7 +20,7 @@ _ITEM_BYTES, _WAIT_BYTES = 128, 72  # sizes of eventpoll_epi and eventpoll_pwq o
 @contextlib.contextmanager
 def _slab_leak() -> Iterator[PlantedTruth]:
     with held_by_fd.slab_leak(_MESSAGES) as load:
-        caches = ("kmalloc-cg-4k", "kmalloc-4k")
+        caches = ("msg_msg-4k", "kmalloc-cg-4k", "kmalloc-4k")  # since Linux 6.11, and before
         yield PlantedTruth(
             Answer.LEAK,
             ("LargeClass", "LargeHolder"),

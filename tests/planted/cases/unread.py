@@ -1,6 +1,7 @@
 """Sockets that nobody reads, or that are read too slowly, or whose peers do not read."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -17,12 +18,13 @@ from planted.sockets.common import LOOPBACK, MIB, SO_RCVBUFFORCE, SO_SNDBUFFORCE
 from planted.sockets.tcp import tcp_small_messages
 
 _SO_MEMINFO = 55
-_RECEIVED, _SENT, _MEMINFO_WORDS = 0, 2, 9  # include/uapi/linux/sock_diag.h: SK_MEMINFO_*
+_RECEIVED, _SENT, _UNSENT, _MEMINFO_WORDS = 0, 2, 5, 9  # include/uapi/linux/sock_diag.h: SK_MEMINFO_*
 _NETLINK_USERSOCK = 2
 _PR_SET_PDEATHSIG = 1
 _BLOCK_BYTES = 32_768  # what a small TCP message pins: SKB_FRAG_PAGE_ORDER in net/core/sock.c
 _GIB = 1 << 30
 _STUCK = ("UnreadSocket",)
+_PAGES_AND_HEADS = ("AllocPage", "SUnreclaim")
 
 
 def _meminfo(one: socket.socket, word: int) -> int:
@@ -34,7 +36,7 @@ def _meminfo(one: socket.socket, word: int) -> int:
 @contextlib.contextmanager
 def _unread_tcp() -> Iterator[PlantedTruth]:
     with held(_small_messages, 10_000) as child:
-        yield of_child(child, Answer.LEAK, _STUCK, "AllocPage")
+        yield of_child(child, Answer.LEAK, _STUCK, *_PAGES_AND_HEADS)
 
 
 @contextlib.contextmanager
@@ -42,28 +44,20 @@ def _unread_in_container() -> Iterator[PlantedTruth]:
     from support.memory_cgroup import container_cgroup  # it needs pytest, which a container lacks
 
     with container_cgroup() as container, held(_small_messages, 8_000, str(container.path)) as child:
-        truth = of_child(child, Answer.LEAK, _STUCK, "AllocPage")
-        yield PlantedTruth(
-            truth.answer,
-            truth.kinds,
-            truth.memory_classes,
-            truth.size_bytes,
-            pids=truth.pids,
-            fds=truth.fds,
-            container_id=container.container_id,
-        )
+        truth = of_child(child, Answer.LEAK, _STUCK, *_PAGES_AND_HEADS)
+        yield dataclasses.replace(truth, container_id=container.container_id)
 
 
 @contextlib.contextmanager
 def _slow_reader() -> Iterator[PlantedTruth]:
     with held(_read_slowly, 7_000) as child:
-        yield of_child(child, Answer.LEAK, ("SlowReader", *_STUCK), "AllocPage")
+        yield of_child(child, Answer.LEAK, ("SlowReader", *_STUCK), *_PAGES_AND_HEADS)
 
 
 @contextlib.contextmanager
 def _unread_unix() -> Iterator[PlantedTruth]:
     with held(_unix_datagrams, 5_000, 60_000) as child:
-        yield of_child(child, Answer.LEAK, _STUCK, "AllocPage")
+        yield of_child(child, Answer.LEAK, _STUCK, *_PAGES_AND_HEADS)
 
 
 @contextlib.contextmanager
@@ -81,14 +75,14 @@ def _slab_heads() -> Iterator[PlantedTruth]:
 @contextlib.contextmanager
 def _write_queue() -> Iterator[PlantedTruth]:
     with held(_unsent_data, 20, 20 * MIB) as child:
-        yield of_child(child, Answer.LEAK, ("UnsentData",), "AllocPage")
+        yield of_child(child, Answer.LEAK, ("UnsentData",), *_PAGES_AND_HEADS)
 
 
 @contextlib.contextmanager
 def _many_workers() -> Iterator[PlantedTruth]:
     with held(_workers, 60, 12 * MIB) as child:
-        found = child.truth
-        yield PlantedTruth(Answer.LEAK, _STUCK, ("AllocPage",), found["size_bytes"], processes=len(found["pids"]))
+        truth = of_child(child, Answer.LEAK, _STUCK, *_PAGES_AND_HEADS)
+        yield dataclasses.replace(truth, pids=(), processes=len(truth.pids))
 
 
 @contextlib.contextmanager
@@ -96,8 +90,8 @@ def _container_workers() -> Iterator[PlantedTruth]:
     from support.memory_cgroup import container_cgroup  # it needs pytest, which a container lacks
 
     with container_cgroup() as container, held(_workers, 40, 12 * MIB, str(container.path)) as child:
-        size_bytes = child.truth["size_bytes"]
-        yield PlantedTruth(Answer.LEAK, _STUCK, ("AllocPage",), size_bytes, container_id=container.container_id)
+        truth = of_child(child, Answer.LEAK, _STUCK, *_PAGES_AND_HEADS)
+        yield dataclasses.replace(truth, pids=(), container_id=container.container_id)
 
 
 def enter_cgroup(path: str) -> None:
@@ -108,14 +102,14 @@ def enter_cgroup(path: str) -> None:
 
 def _small_messages(kept: ExitStack, messages: int, cgroup: str = "") -> Truth:
     enter_cgroup(cgroup)
-    found = tcp_small_messages(messages)
-    return {"fds": [found["fd"]], "size_bytes": messages * _BLOCK_BYTES}
+    fd, size_bytes = _messages_in_blocks(messages)
+    return {"fds": [fd], "size_bytes": size_bytes}
 
 
 def _read_slowly(kept: ExitStack, messages: int) -> Truth:
     """As an application that takes 64 bytes a second."""
-    found = tcp_small_messages(messages)
-    receiver = kept.enter_context(socket.socket(fileno=os.dup(found["fd"])))
+    fd, size_bytes = _messages_in_blocks(messages)
+    receiver = kept.enter_context(socket.socket(fileno=os.dup(fd)))
     ended = threading.Event()
 
     def read() -> None:
@@ -126,7 +120,15 @@ def _read_slowly(kept: ExitStack, messages: int) -> Truth:
     reader.start()
     kept.callback(reader.join)
     kept.callback(ended.set)
-    return {"fds": [found["fd"], receiver.fileno()], "size_bytes": messages * _BLOCK_BYTES}
+    return {"fds": [fd, receiver.fileno()], "size_bytes": size_bytes}
+
+
+def _messages_in_blocks(messages: int) -> tuple[int, int]:
+    """Returns the fd, and the blocks' size with that of the packets themselves, which are slab objects."""
+    found = tcp_small_messages(messages)
+    with socket.socket(fileno=os.dup(found["fd"])) as receiver:
+        packet_bytes = _meminfo(receiver, _RECEIVED) - found["unread_bytes"]
+    return found["fd"], messages * _BLOCK_BYTES + packet_bytes
 
 
 def _unix_datagrams(kept: ExitStack, datagrams: int, size: int) -> Truth:
@@ -175,7 +177,7 @@ def _unsent_data(kept: ExitStack, connections: int, each_bytes: int) -> Truth:
             while sent_bytes < each_bytes:
                 sent_bytes += sender.send(b"w" * 65_536)
         fds.append(sender.fileno())
-        size_bytes += sent_bytes  # the kernel's own count is larger: it counts parts of packets that it has split twice
+        size_bytes += _meminfo(sender, _UNSENT)
     return {"fds": fds, "size_bytes": size_bytes}
 
 

@@ -29,6 +29,12 @@ def test_the_planted_owner_and_class_in_the_first_finding_are_right() -> None:
     assert judged.first_finding == "UnreadSocket, 0 MiB AllocPage: Process python[7]"
 
 
+def test_what_comes_back_is_compared_too() -> None:
+    assert judge(document(finding(freedBy={"sizeBytes": 950})), STUCK).freed_off_share == pytest.approx(0.05)
+    assert judge(document(finding(freedBy={"sizeBytes": None})), STUCK).freed_off_share is None
+    assert judge(document(finding(freedBy=None)), STUCK).freed_off_share is None
+
+
 def test_only_the_first_finding_counts() -> None:
     judged = judge(document(finding(kind="FileCache", memoryClass="FileCache"), finding()), STUCK)
     assert not judged.is_right
