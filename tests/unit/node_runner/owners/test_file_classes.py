@@ -60,6 +60,30 @@ def test_shared_memory_of_containers_and_of_files_that_no_container_is_charged_f
     ]
 
 
+def test_the_rest_of_a_tmpfs_belongs_to_it() -> None:
+    files = census_of(
+        files=[
+            cached(FileKind.TMPFS, 100 * MIB, path="/run/a"),
+            cached(FileKind.MEMFD, 50 * MIB, path="memfd:x"),
+            cached(FileKind.MEMFD, 8 * MIB, path="memfd:x", charged=charge(C1)),
+        ],
+        segments=[segment(7, 30 * MIB)],
+        file_systems=[
+            file_system("tmpfs", 170 * MIB, mount_point="/run"),
+            file_system("tmpfs", 5 * MIB, mount_point="/tmp"),
+            file_system("tmpfs", 140 * MIB, is_internal=True),
+        ],
+    )
+    assert rows(shmem_owners(400 * MIB, {}, {C1: 10 * MIB}, files)) == [
+        (OwnerKind.FILE, "/run/a", 0, 100),
+        (OwnerKind.FILE_SYSTEM, "/run (tmpfs)", 0, 60),
+        (OwnerKind.FILE, "memfd:x", 0, 50),
+        (OwnerKind.FILE_SYSTEM, "other memfds, System V segments and shared anonymous memory", 0, 50),
+        (OwnerKind.SHARED_MEMORY_SEGMENT, "System V segment 7", 0, 30),
+        (OwnerKind.CONTAINER, "c1", 0, 10),
+    ]
+
+
 def test_files_charged_to_a_container_whose_charges_are_not_known_are_owners() -> None:
     files: FileCensus = census_of(files=[cached(FileKind.MEMFD, 50 * MIB, path="memfd:x", charged=charge(C1))])
     (only,) = shmem_owners(400 * MIB, {}, {}, files).owners
