@@ -121,6 +121,10 @@ bench-census: prepare venv ## cost of the census compared with slabtop, and with
 bench-operator: prepare venv ## cost of the operator with 1,000 nodes and 200 diagnoses; writes docs/benchmarks.md
 	$(PY) tests/bench/operator_scale.py --write docs/benchmarks.md
 
+.PHONY: accuracy
+accuracy: prepare venv ## plant every case and healthy load here and count right answers; HEALTHY=100: so many healthy runs
+	$(PY) tests/accuracy $(if $(HEALTHY),--healthy=$(HEALTHY)) $(if $(OUTPUT),--output=$(OUTPUT)) $(ARGS)
+
 .PHONY: test-faults
 test-faults: prepare venv ## inject every fault, print the fault table and write it into docs/reliability.md
 	@$(CLUSTER) prepare libfaketime

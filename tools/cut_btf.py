@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from memdiag_node.census.container_cgroups import memory_cgroup_layout
+from memdiag_node.cgroups.layout import account_layout
 from memdiag_node.holders.registry import holder_fields
 from memdiag_node.kernel.btf import Btf, BtfError
 from memdiag_node.kernel.memory import memory_layout
@@ -28,7 +28,7 @@ LAYOUTS: tuple[Callable[[Btf], object], ...] = (
     queue_defines,
     holder_fields,
     trace_defines,
-    memory_cgroup_layout,
+    account_layout,
     object_fields,
     ProgramInfoLayout.of,
     lambda btf: [btf.has_struct(f"bpf_iter__{name}") for name in ("task_file", "bpf_map")],  # of the preflight

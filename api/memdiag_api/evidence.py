@@ -18,8 +18,10 @@ from memdiag_api.census.files import FileCensus
 from memdiag_api.census.namespaces import NetworkNamespaces
 from memdiag_api.census.packets import PacketCensus, PacketPlace
 from memdiag_api.census.slab import SlabCaches
+from memdiag_api.containers import ContainerAccount, OomKill, RemovedCgroups
 from memdiag_api.findings import Confidence, Finding
 from memdiag_api.history import RunSummary
+from memdiag_api.machine import Machine
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import Sentence, ShortText
 from memdiag_api.owners import ClassOwners
@@ -491,7 +493,8 @@ class Holder(Record):
         ge=0,
         allow_inf_nan=False,
         description="Minimum age in seconds of its oldest unread data: at least the window if some of it was unread "
-        "at the start; of a TCP connection, at least the time since it received data. Null if it is not known.",
+        "at the start; of a TCP connection, at least the time since it received data. "
+        "Of a sum that of each socket. Null if it is not known.",
     )
     kept_throughout_bytes: ByteCount | None = Field(
         default=None,
@@ -710,6 +713,19 @@ class Evidence(Record):
     census: Census | None = Field(
         default=None, description="Census of page frames. Null if /proc/kpageflags cannot be read."
     )
+    containers: Annotated[list[ContainerAccount], Field(max_length=limits.MAX_CONTAINER_ACCOUNTS)] = Field(
+        default_factory=list,
+        description="What is charged to each container and pod, largest usage first. Containers are part of their pod.",
+    )
+    removed_cgroups: RemovedCgroups | None = Field(
+        default=None, description="Memory cgroups that were removed but not freed. Null if they cannot be read."
+    )
+    oom_kills: Annotated[list[OomKill], Field(max_length=limits.MAX_OOM_KILLS)] = Field(
+        default_factory=list,
+        description="Processes that the kernel killed for lack of memory in the last day, as far as the kernel log "
+        "still shows them, latest first.",
+    )
+    machine: Machine | None = Field(default=None, description="Memory of the machine itself. Null if it was not read.")
     owners: Annotated[list[ClassOwners], Field(max_length=limits.MAX_CLASSES)] = Field(
         default_factory=list, description="Who has the memory of each class of the breakdown, largest class first."
     )

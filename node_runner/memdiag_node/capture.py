@@ -3,6 +3,7 @@
 import math
 import mmap
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,27 +11,36 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from memdiag_api.containers import OomKill, RemovedCgroups
 from memdiag_api.evidence import Check
+from memdiag_api.machine import HugePageSample
 from memdiag_node.attempts import Attempts
 from memdiag_node.breakdown.reading import MemoryReading, take_readings
-from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
+from memdiag_node.breakdown.surroundings import read_huge_page_bytes, read_kernel_log
 from memdiag_node.census.findings import ObjectFindings
 from memdiag_node.census.frames.block_heads import BlockHeads
 from memdiag_node.census.frames.frames import CENSUS_SECONDS, HELD_DTYPE, FrameCensus, take_census
 from memdiag_node.census.frames.summary import held_frames
 from memdiag_node.census.networks.sockets import referred_to
+from memdiag_node.cgroups.accounts import Account
+from memdiag_node.cgroups.layout import account_layout
+from memdiag_node.cgroups.oom_kills import oom_kills
+from memdiag_node.cgroups.reader import CgroupReader
 from memdiag_node.holders.page_pools import add_traced
 from memdiag_node.holders.registry import holder_fields, other_holders
 from memdiag_node.holding import Holding, pinned_blocks
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.kernel.memory import open_memory
+from memdiag_node.kernel.memory import KernelMemory, open_memory
 from memdiag_node.kernel_objects import KernelObjects, TakenCensus, object_fields
+from memdiag_node.machine.huge_page_sample import HugePageHeads
+from memdiag_node.machine.reading import MachineReading, read_machine
 from memdiag_node.owners.processes import SCAN_SECONDS, ProcessScan, scan_processes
 from memdiag_node.preflight.checks import explain_missing
 from memdiag_node.processes import OwnerOf, read_owner
 from memdiag_node.procfs.cgroup import ContainerIdentity
 from memdiag_node.procfs.kpageflags import open_frame_table
 from memdiag_node.procfs.memory_map import read_memory_map
+from memdiag_node.procfs.oom_messages import parse_oom_messages
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.settings import Settings
 from memdiag_node.sockets.scan import SocketScan
@@ -41,7 +51,8 @@ from memdiag_node.trace.result import TraceResult
 
 _WAIT_STEP_SECONDS = 0.25
 # Shares of the remaining grace period, after the run was asked to stop.
-_TALLY_SHARE, _CENSUS_SHARE, _PROCESS_SHARE = 0.4, 0.3, 0.2
+_TALLY_SHARE, _CENSUS_SHARE, _PROCESS_SHARE, _SAMPLE_SHARE = 0.4, 0.3, 0.2, 0.1
+_SAMPLE_SECONDS = 5.0
 
 
 class UnsupportedError(RuntimeError):
@@ -58,6 +69,9 @@ class Capture:
 
     readings_before: list[MemoryReading] = field(default_factory=list)
     readings: list[MemoryReading] = field(default_factory=list)
+    machine_before: MachineReading | None = None
+    machine: MachineReading | None = None
+    huge_page_sample: HugePageSample | None = None
     first_scan: SocketScan | None = None
     scan: SocketScan | None = None
     others: list[Holding] | None = None
@@ -71,6 +85,10 @@ class Capture:
     """The container of each memory cgroup, by the inode of the cgroup."""
     processes: ProcessScan | None = None
     """At the end of the window."""
+    accounts: list[Account] = field(default_factory=list)
+    """The account of each container, largest usage first."""
+    removed_cgroups: RemovedCgroups | None = None
+    oom_kills: list[OomKill] = field(default_factory=list)
     interrupted: bool = False
 
 
@@ -84,10 +102,12 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
         if Check.BREAKDOWN in attempts.checks:
             with attempts.step(Check.BREAKDOWN, "the first readings", optional=True):
                 captured.readings_before = take_readings(roots)
+            captured.machine_before = _read_machine(settings, captured.readings_before, attempts, roots, is_last=False)
         types = _KernelTypes(roots)
         sockets = _open_sockets(attached, attempts, types, stop)
         captured.first_scan = sockets.first_scan if sockets else None
         objects = _open_objects(attached, attempts, sockets, types, stop)
+        cgroups = _open_cgroups(attempts, sockets, objects, roots)
         types.free()
         trace = _open_trace(attached, attempts, settings, roots, stop)
         if not attempts.checks:
@@ -114,10 +134,25 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
             if not captured.scan:
                 census.read_packets()
             census.read_clues()
-        _find_containers(captured, sockets, objects, attempts)
+        _read_cgroups(captured, cgroups, attempts)
         if Check.BREAKDOWN in attempts.checks:
             _count(captured, census, attempts, roots, stop)
+            captured.machine = _read_machine(
+                settings, captured.readings or captured.readings_before, attempts, roots, is_last=True
+            )
     return captured
+
+
+def _read_machine(
+    settings: Settings, readings: Sequence[MemoryReading], attempts: Attempts, roots: HostRoots, *, is_last: bool
+) -> MachineReading | None:
+    """Read memory that belongs to the machine. None if the readings of the breakdown failed."""
+    if not readings:
+        return None
+    vmalloc_bytes = settings.thresholds.notable_bytes(readings[0].meminfo.mem_total_bytes)
+    with attempts.step(Check.BREAKDOWN, "reading the machine's memory", optional=True):
+        return read_machine(roots, vmalloc_bytes=vmalloc_bytes, is_last=is_last)
+    return None
 
 
 class _KernelTypes:
@@ -196,16 +231,48 @@ def _add_traced(captured: Capture, sockets: "_Sockets", attempts: Attempts) -> N
             captured.others = add_traced(memory, at, captured.scan, captured.others, captured.trace.blocks)
 
 
-def _find_containers(
-    captured: Capture, sockets: "_Sockets | None", objects: KernelObjects | None, attempts: Attempts
-) -> None:
-    """Find the container of each memory cgroup, if the kernel's memory is read at all."""
-    if objects:
-        with attempts.step(Check.KERNEL_OBJECTS, "the search for containers' cgroups", optional=True):
-            captured.containers = objects.containers()
-    elif sockets:
-        with attempts.step(Check.BREAKDOWN, "the search for containers' cgroups", optional=True):
-            captured.containers = container_cgroups(sockets.scanner.source.memory, sockets.cgroup_layout)
+def _open_cgroups(
+    attempts: Attempts, sockets: "_Sockets | None", objects: KernelObjects | None, roots: HostRoots
+) -> CgroupReader | None:
+    """Read the memory cgroups for the first time, if the kernel's memory is read at all."""
+    if sockets:
+        opened: tuple[KernelMemory, Mapping[str, int]] = sockets.scanner.source.memory, sockets.cgroup_layout
+    elif objects:
+        opened = objects.cgroups()
+    else:
+        return None
+    with attempts.step(_cgroup_check(attempts), "the first reading of the memory cgroups", optional=True):
+        cgroups = CgroupReader(*opened, roots, page_bytes=mmap.PAGESIZE)
+        cgroups.start()
+        return cgroups
+    return None
+
+
+def _read_cgroups(captured: Capture, cgroups: CgroupReader | None, attempts: Attempts) -> None:
+    """Read the memory cgroups for the last time: containers, their accounts, and removed cgroups."""
+    if cgroups is None:
+        return
+    with attempts.step(_cgroup_check(attempts), "the last reading of the memory cgroups", optional=True):
+        reading = cgroups.read()
+        captured.containers = reading.containers
+        captured.accounts = cgroups.accounts(reading)
+        charges = captured.objects.slab.charges if captured.objects else None
+        captured.removed_cgroups = cgroups.removed(
+            reading, charged_slab=(charges.removed_cgroups, charges.removed_bytes) if charges else None
+        )
+
+
+def _cgroup_check(attempts: Attempts) -> Check:
+    return Check.KERNEL_OBJECTS if Check.KERNEL_OBJECTS in attempts.checks else Check.BREAKDOWN
+
+
+def _find_oom_kills(captured: Capture, attempts: Attempts) -> None:
+    """Find the processes that the kernel killed, if the kernel log can be read. If it cannot, preflight reports it."""
+    with attempts.step(Check.BREAKDOWN, "the search for killed processes", optional=True):
+        log = read_kernel_log()
+        now_seconds = time.clock_gettime(time.CLOCK_MONOTONIC)
+        if log:
+            captured.oom_kills = oom_kills(parse_oom_messages(log, page_bytes=mmap.PAGESIZE), now_seconds=now_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +297,7 @@ def _open_sockets(attached: ExitStack, attempts: Attempts, types: _KernelTypes, 
     scanner = None
     with attempts.step(Check.SOCKET_QUEUES, "loading its programs"):
         btf = types.load()
-        layouts = memory_cgroup_layout(btf), holder_fields(btf)
+        layouts = account_layout(btf), holder_fields(btf)
         scanner = attached.enter_context(SocketScanner(btf=btf, stop=stop))
     if scanner is None:
         return None
@@ -309,6 +376,7 @@ def _count(captured: Capture, census: TakenCensus | None, attempts: Attempts, ro
             address_spaces=census.read_address_spaces() if census else None,
             late=stop.budget(SCAN_SECONDS, share=_PROCESS_SHARE).late,
         )
+    _find_oom_kills(captured, attempts)
     attempts.progress("counting page frames")
     with attempts.step(Check.BREAKDOWN, "the census of page frames", optional=True):
         _count_frames(captured, census, roots, stop)
@@ -320,7 +388,8 @@ def _count_frames(captured: Capture, census: TakenCensus | None, roots: HostRoot
         flags, charges = (open_frame_table(roots.proc / name, files) for name in ("kpageflags", "kpagecgroup"))
         if flags is None:
             return
-        seen = BlockHeads(flags.read)
+        huge = HugePageHeads(flags.read, read_huge_page_bytes(roots.sys) // mmap.PAGESIZE)
+        seen = BlockHeads(huge.read)
         held = _held_frames(captured, census)
         captured.census = take_census(
             read_memory_map(roots.proc, roots.sys, page_bytes=mmap.PAGESIZE),
@@ -331,6 +400,10 @@ def _count_frames(captured: Capture, census: TakenCensus | None, roots: HostRoot
         )
         if census:
             census.read_frames(seen, np.empty(0, HELD_DTYPE) if held is None else held, captured.containers)
+            late = stop.budget(_SAMPLE_SECONDS, share=_SAMPLE_SHARE).late
+            captured.huge_page_sample = census.sample_huge_pages(
+                huge, charges.read if charges else None, captured.containers, late
+            )
 
 
 def _held_frames(captured: Capture, census: TakenCensus | None) -> npt.NDArray[np.void] | None:

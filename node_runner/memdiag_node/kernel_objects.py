@@ -4,32 +4,34 @@ import mmap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Check
+from memdiag_api.machine import HugePageSample
 from memdiag_node.attempts import Attempts
 from memdiag_node.census.clues import clues, frame_clues
 from memdiag_node.census.clues.naming import AddressNames
-from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
 from memdiag_node.census.files import dentries, files
 from memdiag_node.census.findings import ObjectFindings
 from memdiag_node.census.frames.block_heads import BlockHeads
 from memdiag_node.census.networks import namespaces, sockets
 from memdiag_node.census.packets import packets, verdict_queues
 from memdiag_node.census.slab_caches import slab_caches
+from memdiag_node.cgroups.layout import account_layout
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.errors import BpfError
 from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.memory import KernelMemory
 from memdiag_node.kernel.modules import module_layout, read_modules
 from memdiag_node.kernel.symbols import SymbolReader
+from memdiag_node.machine.huge_page_sample import HugePageHeads, count_zeros, huge_page_sample
 from memdiag_node.owners import address_spaces
 from memdiag_node.procfs.cgroup import ContainerIdentity
 from memdiag_node.procfs.cpulist import parse_cpus
-from memdiag_node.procfs.kpageflags import FrameTable, open_frame_table
+from memdiag_node.procfs.kpageflags import FrameTable, ReadFrames, open_frame_table
 from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.roots import HostRoots
@@ -56,7 +58,7 @@ _FIELDS: tuple[Callable[[Btf], Mapping[str, int]], ...] = (
     verdict_queues.fields,
     address_spaces.fields,
     module_layout,
-    memory_cgroup_layout,
+    account_layout,
 )
 
 
@@ -94,9 +96,9 @@ class KernelObjects:
         except BpfError:
             return None
 
-    def containers(self) -> dict[int, ContainerIdentity]:
-        """The container of each memory cgroup, by the inode of the cgroup."""
-        return container_cgroups(self._memory, self._at)
+    def cgroups(self) -> tuple[KernelMemory, Mapping[str, int]]:
+        """What a reader of the memory cgroups needs: kernel memory, and the offsets of `account_layout` in it."""
+        return self._memory, self._at
 
     def names(self) -> AddressNames:
         """The names of addresses."""
@@ -199,6 +201,30 @@ class TakenCensus:
             self.found.frames = frame_clues.frame_clues(
                 self.census, self.at, self.names, heads=heads, singles=singles, containers=containers
             )
+
+    def sample_huge_pages(
+        self,
+        huge: HugePageHeads,
+        read_charges: ReadFrames | None,
+        containers: Mapping[int, ContainerIdentity],
+        late: Callable[[], bool],
+    ) -> HugePageSample | None:
+        """Estimate how much of the huge pages of processes is zero. None without huge pages, or if it fails."""
+        page_bytes = 1 << self.at["PAGE_SHIFT"]
+        with self._part("a sample of huge pages"):
+            counts = count_zeros(
+                self.census.memory,
+                huge.frames,
+                linear_base=self.census.linear_base,
+                page_bytes=page_bytes,
+                frames_per_page=huge.frames_per_page,
+                late=late,
+            )
+            if read_charges:
+                charges = [read_charges(head, 1) for head in counts.heads.tolist()]
+                counts = replace(counts, charges=np.concatenate([np.empty(0, "<u8"), *charges]))
+            return huge_page_sample(counts, containers, huge_pages=huge.count, page_bytes=page_bytes)
+        return None
 
     @contextmanager
     def _part(self, what: str) -> Iterator[None]:

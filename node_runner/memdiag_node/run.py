@@ -10,11 +10,13 @@ from memdiag_node.attempts import Attempts
 from memdiag_node.breakdown.classes import breakdown
 from memdiag_node.capture import Capture, MeasurementError, UnsupportedError, capture, owner_reader
 from memdiag_node.census.record import census_record
+from memdiag_node.cgroups.accounts import Account, account_records, with_frames
 from memdiag_node.conclusion.conclude import conclude
 from memdiag_node.findings.measurements import Measurements, TracedBlocks
 from memdiag_node.history import comparable
 from memdiag_node.holding import Holding, by_size
 from memdiag_node.host import read_host, read_uptime_seconds
+from memdiag_node.machine.record import machine_record
 from memdiag_node.owners.owners import OwnerSources, owners_of_classes
 from memdiag_node.preflight.checks import explain_missing, possible_checks, preflight
 from memdiag_node.procfs.roots import HostRoots
@@ -96,6 +98,16 @@ def _measurements(
     if readings:
         with attempts.step(Check.BREAKDOWN, "computing the result"):
             measured = replace(measured, breakdown=breakdown(readings, earlier=captured.readings_before))
+    if captured.machine:
+        with attempts.step(Check.BREAKDOWN, "describing the machine's memory", optional=True):
+            machine = machine_record(
+                captured.machine,
+                captured.machine_before,
+                page_bytes=host.page_size_bytes,
+                mem_total_bytes=host.mem_total_bytes,
+                sample=captured.huge_page_sample,
+            )
+            measured = replace(measured, machine=machine)
     if captured.census or captured.objects:
         check = Check.KERNEL_OBJECTS if captured.objects else Check.BREAKDOWN
         with attempts.step(check, "computing the census", optional=True):
@@ -118,7 +130,21 @@ def _measurements(
             )
             owners = owners_of_classes(measured.breakdown, sources)
             measured = replace(measured, owners=owners, processes=captured.processes.processes)
+    measured = replace(
+        measured,
+        containers=account_records(_accounts(captured, host.page_size_bytes)),
+        removed_cgroups=captured.removed_cgroups,
+        oom_kills=captured.oom_kills,
+    )
     return replace(measured, checks=tuple(attempts.checks), needs=(*needs, *attempts.needs), doubts=attempts.doubts())
+
+
+def _accounts(captured: Capture, page_bytes: int) -> list[Account]:
+    """Return the accounts of containers, with what the census of page frames counted for them."""
+    census = captured.census
+    if census is None or not census.knows_charges or census.scanned_share < 1:
+        return captured.accounts
+    return with_frames(captured.accounts, census.user, page_bytes=page_bytes)
 
 
 def _holdings(

@@ -21,6 +21,7 @@ from memdiag_api.evidence import Check
 from memdiag_node.attempts import Attempts
 from memdiag_node.census.frames.block_heads import BlockHeads
 from memdiag_node.census.frames.frames import HELD_DTYPE, take_census
+from memdiag_node.cgroups.tree import container_cgroups
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.memory import open_memory
 from memdiag_node.kernel_objects import KernelObjects, TakenCensus, object_fields
@@ -117,7 +118,7 @@ def _read_parts(parts: Parts, census: TakenCensus) -> None:
 
 def _read_frames(parts: Parts, census: TakenCensus, objects: KernelObjects, roots: HostRoots) -> None:
     """Read the frames of unknown use. That all frames are counted before is the breakdown's work, not measured."""
-    containers = objects.containers()
+    containers = container_cgroups(*objects.cgroups())
     with FrameTable(roots.proc / "kpageflags") as flags:
         seen = BlockHeads(flags.read)
         ranges = read_memory_map(roots.proc, roots.sys, page_bytes=mmap.PAGESIZE)

@@ -7,7 +7,7 @@ import pytest
 
 from memdiag_api.evidence import Census, Check, Evidence, NeedState
 from memdiag_api.units import format_bytes
-from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
+from memdiag_node.cgroups.tree import container_cgroups, memory_cgroup_layout
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.cgroup import ContainerIdentity
 from memdiag_node.procfs.roots import HostRoots

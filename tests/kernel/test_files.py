@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from memdiag_api.census.files import CachedFile, FileCensus, FileKind
-from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
 from memdiag_node.census.files.files import fields, read_files
 from memdiag_node.census.files.found import files_record
 from memdiag_node.census.files.paths import cut_path
+from memdiag_node.cgroups.tree import container_cgroups, memory_cgroup_layout
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.memory import KernelMemory
 from memdiag_node.processes import read_owner

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from memdiag_api.census.slab import SlabCaches
-from memdiag_node.census.container_cgroups import container_cgroups, memory_cgroup_layout
 from memdiag_node.census.slab_caches import slab_caches
+from memdiag_node.cgroups.tree import container_cgroups, memory_cgroup_layout
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.memory import KernelMemory
 from memdiag_node.procfs.meminfo import parse_meminfo

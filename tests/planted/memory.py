@@ -12,6 +12,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -25,6 +26,7 @@ MIB = 1 << 20
 _PAGE_BYTES = mmap.PAGESIZE
 _STACK_BYTES = 16384  # THREAD_SIZE of x86-64 and arm64 with 4 KiB pages
 _HUGE_PAGE_BYTES = 2 * MIB  # what one page of page table maps, with 4 KiB pages
+_PR_SET_PDEATHSIG = 1
 _SOL_PACKET, _PACKET_RX_RING = 263, 5
 _IPC_PRIVATE, _IPC_RMID, _SHM_LOCK = 0, 0, 11
 _planted = contextlib.ExitStack()  # in the child: how to release each piece of the load
@@ -80,6 +82,19 @@ class PlantedMemory:
 
 def _anon(size_bytes: int) -> int:
     _touched_anon(size_bytes, mmap.MADV_NOHUGEPAGE)
+    return size_bytes
+
+
+def _forked_anon(size_bytes: int) -> int:
+    """Anonymous memory that a fork shares: both count it, and it exists once."""
+    _touched_anon(size_bytes, mmap.MADV_NOHUGEPAGE)
+    pid = os.fork()
+    if not pid:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.pause()
+        os._exit(0)
+    _planted.callback(os.waitpid, pid, 0)
+    _planted.callback(os.kill, pid, signal.SIGKILL)
     return size_bytes
 
 
@@ -218,6 +233,7 @@ def _thread_stacks(size_bytes: int) -> int:
 
 KINDS: dict[str, Callable[[int], int]] = {
     "anon": _anon,
+    "forked_anon": _forked_anon,
     "huge_anon": _huge_anon,
     "locked_anon": _locked_anon,
     "file": _file,

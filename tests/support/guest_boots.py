@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from planted import leaking_modules, nfqueue, protocols
-from support import guest_census, guest_planted, guest_program
+from support import guest_census, guest_cgroups, guest_planted, guest_program
 from support.guest import NATIVE, run_guest
 from support.guest_lab import Answers, Call, call_in_guest
 from support.guest_pool import GuestPool
@@ -33,6 +33,7 @@ _CALLS = {
     "maps": Call(guest_planted.maps),
     "memfd": Call(guest_planted.file_in_memory),
     "deleted_file": Call(guest_planted.deleted_file),
+    "cgroups": Call(guest_cgroups.accounts),
     "runner": Call(guest_program.runner, "--preflight"),
     "census": Call(guest_census.census),
 }

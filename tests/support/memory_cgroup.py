@@ -25,14 +25,43 @@ class ContainerCgroup:
 
     def limit(self, size_bytes: int) -> None:
         """Limit its processes to this total; beyond it the kernel kills one of them."""
-        files = [self.path / name for name in ("memory.limit_in_bytes", "memory.max")]
-        next(file for file in files if file.exists()).write_text(str(size_bytes))
+        limit_cgroup(self.path, size_bytes)
 
     def killed(self) -> int:
         """The number of its processes that the kernel has killed for lack of memory."""
-        files = [self.path / name for name in ("memory.oom_control", "memory.events")]
-        lines = next(file for file in files if file.exists()).read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+        return figures(first_file(self.path, "memory.oom_control", "memory.events"))["oom_kill"]
+
+    def usage_bytes(self) -> int:
+        """What is charged to it."""
+        return int(first_file(self.path, "memory.usage_in_bytes", "memory.current").read_text())
+
+    def limit_hits(self) -> int:
+        """How often its limit was reached."""
+        file = first_file(self.path, "memory.failcnt", "memory.events")
+        return int(file.read_text()) if file.name == "memory.failcnt" else figures(file)["max"]
+
+    def statistics(self) -> dict[str, int]:
+        """Bytes by use with the names of version 2; the kernel adds up its counters for it."""
+        found = figures(self.path / "memory.stat")
+        if "total_rss" not in found:
+            return found
+        by_name = {"anon": "rss", "file": "cache", "shmem": "shmem", "inactive_file": "inactive_file"}
+        return {name: found[f"total_{old}"] for name, old in by_name.items()}
+
+
+def limit_cgroup(path: Path, size_bytes: int) -> None:
+    """Limit a cgroup to this total."""
+    first_file(path, "memory.limit_in_bytes", "memory.max").write_text(str(size_bytes))
+
+
+def first_file(folder: Path, *names: str) -> Path:
+    """The first of these files that exists."""
+    return next(folder / name for name in names if (folder / name).exists())
+
+
+def figures(file: Path) -> dict[str, int]:
+    """The lines `NAME FIGURE` of a file."""
+    return {name: int(figure) for name, figure in (line.split() for line in file.read_text().splitlines())}
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def read_surroundings(roots: HostRoots, *, kernel_log: bytes | None) -> Surround
     found = parse_first_chunk_pages_per_cpu(kernel_log or b"")
     return Surroundings(
         page_size_bytes=page_size_bytes,
-        huge_page_bytes=_read_huge_page_bytes(roots.sys / "kernel/mm/transparent_hugepage/hpage_pmd_size"),
+        huge_page_bytes=read_huge_page_bytes(roots.sys),
         first_chunk_bytes=(found or _USUAL_FIRST_CHUNK_PAGES_PER_CPU) * cpus * page_size_bytes,
         first_chunk_error_bytes=0 if found else USUAL_FIRST_CHUNK_ERROR_PAGES_PER_CPU * cpus * page_size_bytes,
         stacks_in_vmalloc=_stacks_are_in_vmalloc(roots),
@@ -124,7 +124,9 @@ def undisturbed_cpu_count(roots: HostRoots) -> int:
     return max(counts)
 
 
-def _read_huge_page_bytes(path: Path) -> int:
+def read_huge_page_bytes(sys: Path) -> int:
+    """Return the size of a transparent huge page. 0 if the kernel has none. Raises ProcFormatError."""
+    path = sys / "kernel/mm/transparent_hugepage/hpage_pmd_size"
     try:
         text = path.read_bytes()
     except FileNotFoundError:  # a kernel without CONFIG_TRANSPARENT_HUGEPAGE

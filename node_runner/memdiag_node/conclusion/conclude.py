@@ -22,6 +22,7 @@ from memdiag_node.conclusion.document import keep_lists
 from memdiag_node.conclusion.join import Join, Overlap, join_blocks
 from memdiag_node.conclusion.ledger import held_bytes, ledger_of
 from memdiag_node.findings.draft import counted, ranked
+from memdiag_node.findings.kernel_owners import kernel_owners
 from memdiag_node.findings.measurements import Measurements
 from memdiag_node.findings.rules import explained_bytes, find
 from memdiag_node.findings.run_summary import summary_of
@@ -40,6 +41,8 @@ def conclude(
     ledger = _ledger(measured, join)
     joined = _with_overlaps(measured, join)
     situation = Situation(joined, thresholds, held_bytes(ledger) if ledger else 0)
+    owners = sorted([*joined.owners, *kernel_owners(situation)], key=lambda one: -one.size_bytes)
+    situation = replace(situation, measured=replace(joined, owners=owners))
     drafts = ranked(find(situation))
     kept = keep_lists(
         joined.stacks,
@@ -63,7 +66,11 @@ def conclude(
         holders=kept.holders,
         ledger=ledger,
         census=measured.census,
-        owners=list(measured.owners),
+        containers=list(measured.containers),
+        removed_cgroups=measured.removed_cgroups,
+        oom_kills=list(measured.oom_kills),
+        machine=measured.machine,
+        owners=owners,
         findings=kept.findings,
         explained_bytes=explained_bytes(situation, drafts),
         summary=summary_of(situation, run_id),

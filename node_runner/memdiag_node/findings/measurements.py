@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from memdiag_api.containers import ContainerAccount, OomKill, RemovedCgroups
 from memdiag_api.evidence import Breakdown, Census, Check, Holder, Host, Need, ScanCoverage, Stack, Trace, Window
 from memdiag_api.history import RunSummary
+from memdiag_api.machine import Machine
 from memdiag_api.owners import ClassOwners
 from memdiag_node.findings.doubts import Doubt
 from memdiag_node.holding import Holding
@@ -40,6 +42,7 @@ class Measurements:
     stacks: Sequence[Stack] = ()
     traced: TracedBlocks | None = None
     census: Census | None = None
+    machine: Machine | None = None
     coverage: ScanCoverage | None = None
     holdings: Sequence[Holding] = ()
     """Largest pinned first."""
@@ -51,6 +54,11 @@ class Measurements:
     """Earlier runs of the same node and boot, latest first."""
     uptime_seconds: float | None = None
     """Time since boot at the end of the run. None if it was not read."""
+    containers: Sequence[ContainerAccount] = ()
+    """Largest usage first."""
+    removed_cgroups: RemovedCgroups | None = None
+    oom_kills: Sequence[OomKill] = ()
+    """Latest first."""
     notes: Sequence[str] = ()
     doubts: Sequence[Doubt] = ()
     """What the run did not see, except what `checks`, `coverage`, `trace` and `census` show (conclusion.doubts)."""

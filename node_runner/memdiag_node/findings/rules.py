@@ -5,22 +5,32 @@ from collections.abc import Iterable, Iterator, Sequence
 from memdiag_api.evidence import HolderKind
 from memdiag_api.findings import FindingKind, LeakAnswer
 from memdiag_api.memory_classes import ClassName
-from memdiag_node.findings.classes import growing_classes, known_bytes, plain_classes, unexplained_classes
+from memdiag_node.findings.allocation_sites import allocation_sites
+from memdiag_node.findings.balloon import balloon, reserved_memory
+from memdiag_node.findings.classes import CAN_LEAK, growing_classes, known_bytes, plain_classes, unexplained_classes
+from memdiag_node.findings.compressed_memory import compressed_memory, gpu_memory
+from memdiag_node.findings.container_near_limit import containers_near_limit
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.file_cache import file_cache
+from memdiag_node.findings.fragmentation import fragmentation
 from memdiag_node.findings.growing_allocation import growing_allocations
 from memdiag_node.findings.growth_since_run import growth_since_runs
+from memdiag_node.findings.huge_page_waste import huge_page_waste
+from memdiag_node.findings.huge_pages import unused_huge_pages
 from memdiag_node.findings.large_holder import large_holders
+from memdiag_node.findings.oom_kills import oom_kills
 from memdiag_node.findings.packets_outside import packets_outside
 from memdiag_node.findings.page_tables import page_tables
 from memdiag_node.findings.process_memory import process_memory
+from memdiag_node.findings.removed_cgroups import removed_cgroups
 from memdiag_node.findings.shared_memory import shared_memory
-from memdiag_node.findings.situation import FREE_CLASSES, Situation
+from memdiag_node.findings.situation import Situation
 from memdiag_node.findings.slab import slab_findings, slab_rest
 from memdiag_node.findings.slow_reader import slow_readers
 from memdiag_node.findings.suspects import pinned_by
 from memdiag_node.findings.unread_socket import unread_sockets
 from memdiag_node.findings.unsent_data import unsent_data
+from memdiag_node.findings.vmalloc import vmalloc_callers
 from memdiag_node.findings.zombie_namespace import zombie_namespaces
 
 
@@ -31,6 +41,8 @@ def find(situation: Situation) -> list[Draft]:
     drafts += growing_allocations(situation, suspects)
     drafts += zombie_namespaces(situation)
     drafts += _about_owners(situation)
+    drafts += _about_cgroups(situation)
+    drafts += _about_machine(situation)
     heads_bytes = _socket_head_bytes(situation)
     slab = list(slab_findings(situation, packet_head_bytes=heads_bytes))
     slab += slab_rest(situation, _claimed(slab).get(ClassName.SUNRECLAIM, 0), packet_head_bytes=heads_bytes)
@@ -44,16 +56,14 @@ def find(situation: Situation) -> list[Draft]:
 
 
 def explained_bytes(situation: Situation, drafts: Sequence[Draft]) -> int:
-    """Return the memory of the node that is free, or whose use is known: by a finding or by the class itself."""
-    unexplained = [one for one in drafts if one.kind is FindingKind.UNEXPLAINED]
+    """Return the memory of the node that is free, or whose owner is known: by a finding or by the class."""
     others = [one for one in drafts if one.kind is not FindingKind.UNEXPLAINED]
-    claimed, traced_bytes = _claimed(others), _traced_bytes(others)
-    total_bytes = 0
-    for name, size_bytes in situation.class_bytes.items():
-        doubtful = name == ClassName.ALLOC_PAGE or any(name in one.claimed_bytes for one in unexplained)
-        is_known = name in FREE_CLASSES or not doubtful
-        total_bytes += size_bytes if is_known else known_bytes(situation, name, claimed, traced_bytes=traced_bytes)
-    return total_bytes
+    claimed, traced_bytes = _claimed(one for one in others if one.owner), _traced_bytes(others)
+    owned = {one.memory_class for one in situation.measured.owners} | {*CAN_LEAK, ClassName.SUNRECLAIM}
+    return sum(
+        known_bytes(situation, name, claimed, traced_bytes=traced_bytes) if name in owned else size_bytes
+        for name, size_bytes in situation.class_bytes.items()
+    )
 
 
 def _about_holders(situation: Situation) -> Iterator[Draft]:
@@ -85,6 +95,32 @@ def _about_owners(situation: Situation) -> Iterator[Draft]:
     yield from page_tables(owners, processes, thresholds=thresholds, mem_total_bytes=total_bytes)
     yield from file_cache(owners, files, thresholds=thresholds, mem_total_bytes=total_bytes)
     yield from shared_memory(owners, files, thresholds=thresholds, mem_total_bytes=total_bytes)
+
+
+def _about_cgroups(situation: Situation) -> Iterator[Draft]:
+    """Yield the findings about memory cgroups: their limits, their kills, and those that were removed."""
+    yield from removed_cgroups(situation)
+    yield from containers_near_limit(situation)
+    yield from oom_kills(situation)
+
+
+def _about_machine(situation: Situation) -> Iterator[Draft]:
+    """Yield the findings about memory that belongs to the machine rather than to a process."""
+    users = [
+        share for one in situation.measured.owners if one.memory_class == ClassName.HUGETLB for share in one.owners
+    ]
+    yield from unused_huge_pages(situation, users)
+    for rule in (
+        balloon,
+        reserved_memory,
+        compressed_memory,
+        gpu_memory,
+        vmalloc_callers,
+        fragmentation,
+        huge_page_waste,
+        allocation_sites,
+    ):
+        yield from rule(situation)
 
 
 def _socket_head_bytes(situation: Situation) -> int:

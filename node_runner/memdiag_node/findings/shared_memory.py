@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 
 from memdiag_api import limits
 from memdiag_api.census.files import CachedFile, CachedFileSystem, CachedSegment, FileCensus, FileKind, FileUser
@@ -14,7 +13,7 @@ from memdiag_api.units import format_bytes
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.owner_words import ending, listed, who
 from memdiag_node.findings.thresholds import Thresholds
-from memdiag_node.owners.file_classes import SHMEM_KINDS, file_owner, segment_owner, system_owner
+from memdiag_node.owners.file_classes import SHMEM_KINDS, file_owner, rest_of_system, segment_owner, system_owner
 
 _SECTIONS = ("owners", "census.files")
 _WORDS = {
@@ -59,11 +58,16 @@ class _Keeper:
     processes: int
 
     @property
+    def _others(self) -> str:
+        others = self.processes - 1
+        return f"{others} other process{'es' if others > 1 else ''}"
+
+    @property
     def words(self) -> str:
         """The process, its fds if it is the only one, and how many others there are."""
         name = shown_process(self.user.comm, self.user.pid)
         if self.processes > 1:
-            return f"{name} and {self.processes - 1} other processes"
+            return f"{name} and {self._others}"
         fds = self.user.fds
         return f"{name} (fd{'s' if len(fds) > 1 else ''} {listed([str(fd) for fd in fds])})" if fds else name
 
@@ -85,7 +89,7 @@ class _Keeper:
         name = shown_process(self.user.comm, self.user.pid)
         if self.processes > 1:
             return FreedBy(
-                action=f"end {name} and the other {self.processes - 1} processes, or close it in all of them",
+                action=f"end {name} and {self._others} that use it, or close it in all of them",
                 size_bytes=size_bytes,
             )
         fds = self.user.fds
@@ -192,7 +196,7 @@ def _of_segment(segment: CachedSegment, file: CachedFile | None, confidence: Con
     creator = segment.creator
     made = f"created by {shown_process(creator.comm, creator.pid)}" if creator.comm else "its creator has exited"
     if segment.attached:
-        users = f"used by {keeper.words}" if keeper else f"which is attached {segment.attached} times"
+        users = f"used by {keeper.words}" if keeper else f"to which processes are attached ({segment.attached} times)"
     else:
         users = "which no process is attached to"
     owner = segment_owner(segment)
@@ -267,13 +271,11 @@ def _of_mount(
     least_bytes: int,
 ) -> Iterator[Draft]:
     """Yield what a tmpfs has besides the files of other findings. A file of no known mount may be in any of them."""
-    mounts = [one.mount_point for one in systems if one.mount_point]
-    here = [one for one in said if one.kind is FileKind.TMPFS and _mount(one.path, mounts) in {"", system.mount_point}]
-    size_bytes = system.cached_bytes - sum(one.cached_bytes for one in here)
+    size_bytes = rest_of_system(system, systems, said)
     if size_bytes < least_bytes:
         return
     where = f"mounted at {system.mount_point}" if system.mount_point else "that is not mounted where its path is known"
-    others = " other" if here else ""
+    others = " other" if size_bytes < system.cached_bytes else ""
     deleted_bytes = min(system.deleted_bytes, size_bytes)
     yield Draft(
         kind=FindingKind.SHARED_MEMORY,
@@ -288,12 +290,6 @@ def _of_mount(
         reasons=[f"{format_bytes(deleted_bytes)} of it are deleted files that are still open"] if deleted_bytes else [],
         sections=_SECTIONS,
     )
-
-
-def _mount(path: str, mounts: Sequence[str]) -> str:
-    """Return the innermost of these mount points that has the path; empty if none has."""
-    within = [one for one in mounts if path and PurePosixPath(path).is_relative_to(one)]
-    return max(within, key=len, default="")
 
 
 def _of_internal(

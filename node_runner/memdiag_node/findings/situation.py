@@ -10,6 +10,7 @@ from memdiag_node.findings.measurements import Measurements
 from memdiag_node.findings.thresholds import Thresholds
 
 FREE_CLASSES = (ClassName.MEM_FREE, ClassName.PER_CPU_LISTS)
+_SLOWEST = 1e-3  # bytes per second: 32 KB a year
 RECLAIMABLE_CLASSES = (ClassName.FILE_CACHE, ClassName.SRECLAIMABLE)
 
 
@@ -62,10 +63,10 @@ class Situation:
 
     def trend(self, bytes_per_second: float, error_bytes_per_second: float, over_seconds: float) -> FindingTrend:
         """Return the trend with the time until the node has no available memory left."""
-        exhausts = self.available_bytes / bytes_per_second if bytes_per_second > 0 and self.class_bytes else None
+        exhausts = self.available_bytes / max(bytes_per_second, _SLOWEST) if self.class_bytes else None
         return FindingTrend(
             bytes_per_second=bytes_per_second,
             error_bytes_per_second=error_bytes_per_second,
             over_seconds=over_seconds,
-            exhausts_node_in_seconds=exhausts,
+            exhausts_node_in_seconds=exhausts if bytes_per_second > 0 else None,
         )

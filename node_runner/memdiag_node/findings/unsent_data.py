@@ -3,14 +3,14 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from memdiag_api import limits
-from memdiag_api.evidence import Holder, Pace, Peer
+from memdiag_api.evidence import Holder, Pace, Peer, SuspectScope
 from memdiag_api.findings import Confidence, FindingKind, FreedBy, LeakAnswer
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.units import format_bytes, format_duration
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.freed import exclusive_bytes
 from memdiag_node.findings.groups import Group, find_groups, group_owner, group_subject, is_socket, kept_together
-from memdiag_node.findings.naming import holder_name
+from memdiag_node.findings.naming import holder_name, process_name
 from memdiag_node.findings.situation import Situation
 from memdiag_node.holding import Holding
 from memdiag_node.sockets.peers import largest_peers
@@ -95,8 +95,8 @@ def _draft(situation: Situation, group: Group) -> Draft:
         is_notable=True,
         freed_by=_freed_by(situation, group, holders),
         confidence=Confidence.MEDIUM,
-        sentence=f"{format_bytes(group.size_bytes)} unsent in {_connections(sockets)} of "
-        f"{group_subject(group, holders)}; {_peers(holders, is_stalled=bool(stalled))}.",
+        sentence=f"{format_bytes(group.size_bytes)} unsent in {_connections(sockets)} {_whose(group, holders)}; "
+        f"{_peers(holders, is_stalled=bool(stalled))}.",
         reasons=[
             *_stalled(stalled),
             *_slow(holders, stalled),
@@ -114,6 +114,14 @@ def _draft(situation: Situation, group: Group) -> Draft:
 
 def _connections(count: int) -> str:
     return "a connection" if count == 1 else f"{count:,} connections"
+
+
+def _whose(group: Group, holders: Sequence[Holder]) -> str:
+    if group.scope is not SuspectScope.PROCESS or holders[0].owners:
+        return f"of {group_subject(group, holders)}"
+    if holders[0].owners_total and not holders[0].unowned_reason:
+        return "of a process that has ended"
+    return f"that no process holds ({holders[0].unowned_reason or 'reason unknown'})"
 
 
 def _peers(holders: Sequence[Holder], *, is_stalled: bool) -> str:
@@ -177,11 +185,16 @@ def _on_this_node(holders: Sequence[Holder], holdings: Sequence[Holding]) -> Ite
         and (other := others.get((one.socket.remote_address, one.socket.local_address)))
         and other.unread_bytes
     ]
-    for other in found[:_PEERS_ON_NODE]:
-        yield (
-            f"the peer {other.socket.local_address if other.socket else ''} is on this node: {holder_name(other)} has "
-            f"{format_bytes(other.unread_bytes)} unread, which is the cause"
-        )
+    by_process: dict[object, list[Holder]] = {}
+    for other in found:
+        by_process.setdefault(other.owners[0].pid if other.owners else id(other), []).append(other)
+    for ends in sorted(by_process.values(), key=lambda one: -len(one))[:_PEERS_ON_NODE]:
+        unread = format_bytes(sum(one.unread_bytes for one in ends))
+        if len(ends) == 1 or not ends[0].owners:
+            yield f"the other end is on this node, and the cause: {holder_name(ends[0])} has {unread} unread"
+        else:
+            who = process_name(ends[0].owners[0])
+            yield f"{len(ends)} of the other ends are on this node, and the cause: {who} has {unread} unread there"
 
 
 def _by_addresses(holdings: Sequence[Holding]) -> Mapping[tuple[str, str], Holder]:

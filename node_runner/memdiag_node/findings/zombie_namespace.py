@@ -12,6 +12,8 @@ from memdiag_node.findings.situation import Situation
 
 MANY = 8
 """A few may be on their way out: the kernel removes them one by one, and waits for packets of their devices."""
+_BEING_REMOVED = "nothing:"
+"""The kernel has begun to remove it. Where containers come and go, there are always some."""
 _NAMED = 5
 
 
@@ -19,9 +21,12 @@ def zombie_namespaces(situation: Situation) -> Iterator[Draft]:
     """Yield a finding if many such namespaces are kept, or if they have the notable size together."""
     census = situation.measured.census
     found = census.namespaces if census else None
-    if found is None or (found.zombies < MANY and found.zombie_bytes < situation.notable_bytes) or not found.zombies:
+    if found is None or not found.zombies:
         return
     zombies = [one for one in found.listed if one.is_zombie]
+    leaving = sum(one.kept_by.startswith(_BEING_REMOVED) for one in zombies)
+    if found.zombies - leaving < MANY and found.zombie_bytes < situation.notable_bytes:
+        return
     count = f"{found.zombies} network namespaces" if found.zombies > 1 else "A network namespace"
     verb = "are" if found.zombies > 1 else "is"
     yield Draft(

@@ -21,10 +21,10 @@ def one_for_each_space(processes: Sequence[ProcessMemory], spaces: Mapping[int, 
     return result
 
 
-def with_families(
+def families_of(
     processes: Sequence[ProcessMemory], spaces: Mapping[int, AddressSpace], code_bytes: Mapping[int, int]
-) -> list[ProcessMemory]:
-    """Return the processes with their families, from 1.
+) -> list[int]:
+    """Return the family of each process, from 1.
 
     A process whose address space is in `spaces` belongs to those with the same layout. Any other belongs to its parent
     if the sizes of their code (`code_bytes`, by pid) are equal, and without such a parent to all of the same name and
@@ -44,7 +44,7 @@ def with_families(
             at = parent
         keys.update(dict.fromkeys(descendants, keys[at.pid]))
     numbers: dict[Hashable, int] = {}
-    return [replace(one, family=numbers.setdefault(keys[one.pid], len(numbers) + 1)) for one in processes]
+    return [numbers.setdefault(keys[one.pid], len(numbers) + 1) for one in processes]
 
 
 def _own_key(one: ProcessMemory, spaces: Mapping[int, AddressSpace], code_bytes: Mapping[int, int]) -> Hashable:
@@ -53,6 +53,5 @@ def _own_key(one: ProcessMemory, spaces: Mapping[int, AddressSpace], code_bytes:
 
 
 def _may_be_fork(pid: int, parent_pid: int, spaces: Mapping[int, AddressSpace], code_bytes: Mapping[int, int]) -> bool:
-    """Return whether a process may be a fork of its parent. Not asked if either one's address space is known."""
-    is_known = pid in spaces or parent_pid in spaces
-    return not is_known and code_bytes.get(pid, 0) == code_bytes.get(parent_pid, 0)
+    """Return whether a process whose address space is not known may be a fork of its parent."""
+    return pid not in spaces and code_bytes.get(pid, 0) == code_bytes.get(parent_pid, 0)

@@ -44,7 +44,7 @@ def owners_of_classes(breakdown: Breakdown, sources: OwnerSources) -> list[Class
 
     determined: dict[ClassName, Callable[[int], ClassOwners]] = {
         ClassName.ANON_PAGES: lambda size_bytes: anonymous_owners(
-            size_bytes, sources.scan.processes, charged(lambda one: one.anonymous)
+            size_bytes, sources.scan, charged(lambda one: one.anonymous)
         ),
         ClassName.FILE_CACHE: lambda size_bytes: file_cache_owners(
             size_bytes, processes, charged(lambda one: one.file), sources.files

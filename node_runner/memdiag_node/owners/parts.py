@@ -21,9 +21,9 @@ def class_owners(memory_class: str, size_bytes: int, parts: Iterable[Part]) -> C
     left_bytes = size_bytes
     shares = []
     for owner, wanted_bytes in parts:
-        given_bytes = min(wanted_bytes, left_bytes)
+        given_bytes = max(0, min(wanted_bytes, left_bytes))
         left_bytes -= given_bytes
-        if given_bytes > 0:
+        if given_bytes:
             shares.append(ClassShare(owner=owner, size_bytes=given_bytes))
     shares.sort(key=lambda share: -share.size_bytes)
     return ClassOwners(
@@ -54,7 +54,8 @@ def process_owner(share: ProcessShare, parent: ProcessMemory | None = None) -> M
     name = shown_process(first.comm, first.pid)
     if count > 1:
         quoted = shown_process(first.comm, 0).removesuffix("[0]")
-        name = f"{count} processes named {quoted}"
+        is_named = all(one.comm == first.comm for one in share.processes)
+        name = f"{count} processes named {quoted}" if is_named else f"{name} and {count - 1} processes related to it"
         if parent is not None:
             name += f", children of {shown_process(parent.comm, parent.pid)}"
     return MemoryOwner(

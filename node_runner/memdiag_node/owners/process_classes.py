@@ -24,17 +24,17 @@ class _Pool:
     charged_bytes: Mapping[ContainerIdentity, int]
 
 
-def anonymous_owners(
-    size_bytes: int, processes: Sequence[ProcessMemory], charged_bytes: Mapping[ContainerIdentity, int]
-) -> ClassOwners:
+def anonymous_owners(size_bytes: int, scan: ProcessScan, charged_bytes: Mapping[ContainerIdentity, int]) -> ClassOwners:
     """Owners of AnonPages. `charged_bytes`: anonymous frames that each container is charged for; empty if not known.
 
-    A container has what it is charged for. All other processes have the rest together, so whatever their RssAnon is
-    more than that rest is shared by forks and counted once (owners.shares). Without charges, processes of containers
-    are treated like all others, and added up by container.
+    A container has what it is charged for; more, if its processes alone have more, because some of it was charged to
+    another cgroup before they moved. All other processes have the rest together, so whatever their RssAnon is more than
+    that rest is shared by forks and counted once (owners.shares). Without charges, processes of containers are treated
+    like all others, and added up by container.
     """
-    pool = _Pool(processes, lambda one: one.rss_anon_bytes, charged_bytes)
-    return class_owners(ClassName.ANON_PAGES, size_bytes, _parts(pool, size_bytes))
+    pool = _Pool(scan.processes, lambda one: one.rss_anon_bytes, charged_bytes)
+    exists_bytes = size_bytes if scan.anon_bytes is None else scan.anon_bytes
+    return class_owners(ClassName.ANON_PAGES, size_bytes, _parts(pool, exists_bytes))
 
 
 def huge_page_owners(
@@ -89,19 +89,25 @@ def stack_size_bytes(size_bytes: int, threads: int) -> int:
 
 def _parts(pool: _Pool, size_bytes: int) -> Iterator[Part]:
     """Yield containers, then processes; see `anonymous_owners`. `size_bytes`: of all."""
-    counts = _counts(pool.processes)
-    for identity, charged_bytes in _largest_first(pool.charged_bytes):
-        yield container_owner(identity, counts.get(identity, 0)), charged_bytes
-    others = [one for one in pool.processes if one.identity not in pool.charged_bytes]
-    left_bytes = max(0, size_bytes - sum(pool.charged_bytes.values()))
-    excess_bytes = max(0, sum(map(pool.size_of, others)) - left_bytes)
-    by_container = _by_container(others)
+    by_container = _by_container(pool.processes)
     outside = by_container.pop(_NO_CONTAINER, [])
-    together = {
-        identity: together_bytes(members, pool.size_of, excess_bytes) for identity, members in by_container.items()
+    counted_bytes = sum(map(pool.size_of, pool.processes))  # so much excess that only the largest of a family counts
+    charged = {
+        identity: max(
+            charged_bytes, together_bytes(by_container.get(identity, ()), pool.size_of, excess_bytes=counted_bytes)
+        )
+        for identity, charged_bytes in pool.charged_bytes.items()
     }
-    for identity, together_size_bytes in _largest_first(together):
-        yield container_owner(identity, counts.get(identity, 0)), together_size_bytes
+    uncharged = {identity: members for identity, members in by_container.items() if identity not in charged}
+    left_bytes = max(0, size_bytes - sum(charged.values()))
+    others = [*outside, *(one for members in uncharged.values() for one in members)]
+    excess_bytes = max(0, sum(map(pool.size_of, others)) - left_bytes)
+    together = {
+        identity: together_bytes(members, pool.size_of, excess_bytes) for identity, members in uncharged.items()
+    }
+    for sizes in (charged, together):
+        for identity, container_bytes in _largest_first(sizes):
+            yield container_owner(identity, len(by_container.get(identity, ()))), container_bytes
     by_pid = {one.pid: one for one in pool.processes}
     for share in shares_of(outside, pool.size_of, excess_bytes):
         yield process_owner(share, common_parent(share.processes, by_pid)), share.size_bytes
@@ -117,10 +123,6 @@ def _by_container(processes: Sequence[ProcessMemory]) -> dict[ContainerIdentity,
     for one in processes:
         found.setdefault(one.identity, []).append(one)
     return found
-
-
-def _counts(processes: Sequence[ProcessMemory]) -> dict[ContainerIdentity, int]:
-    return {identity: len(members) for identity, members in _by_container(processes).items()}
 
 
 def _largest_first(sizes: Mapping[ContainerIdentity, int]) -> list[tuple[ContainerIdentity, int]]:

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from memdiag_api.process_name import MAX_COMM_LENGTH
 from memdiag_node.owners.address_spaces import AddressSpace
-from memdiag_node.owners.families import one_for_each_space, with_families
+from memdiag_node.owners.families import families_of, one_for_each_space
 from memdiag_node.owners.process_memory import ProcessMemory
 from memdiag_node.procfs.cgroup import ContainerIdentity, parse_cgroup
 from memdiag_node.procfs.errors import ProcFormatError
+from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.procfs.status import ProcessSizes, ProcessStatus, parse_status
 from memdiag_node.procfs.text import printable
 
-MAX_PROCESSES = 200_000
+MAX_PROCESSES = 100_000
 SCAN_SECONDS = 10.0
 """Time limit of a scan. An idle CPU reads some 15,000 processes a second."""
 _MAX_THREADS_TRIED = 64
@@ -31,6 +32,8 @@ class ProcessScan:
     """Of all processes, including threads of the kernel."""
     malformed: int = 0
     """Processes that were skipped because a file of them could not be parsed."""
+    anon_bytes: int | None = None
+    """AnonPages at the time of the scan: what these processes have together. None if the scan is not whole."""
     is_whole: bool = True
     """False: the time or the limit of processes was reached, and the rest is missing."""
 
@@ -46,10 +49,12 @@ def scan_processes(
 
     `address_spaces`: those of the processes, by pid; without them, the size of the code and the parent show which
     processes may be forks of each other (owners.families).
-    Raises OSError if `proc` cannot be listed.
+    Raises OSError if `proc` cannot be listed or has no meminfo, ProcFormatError if meminfo is malformed.
     """
     scan = ProcessScan()
+    anon_bytes = _anon_bytes(proc)
     code_bytes: dict[int, int] = {}
+    identities: dict[ContainerIdentity, ContainerIdentity] = {}
     for pid in _pids(proc):
         if late() or len(scan.processes) >= limit:
             scan.is_whole = False
@@ -64,11 +69,21 @@ def scan_processes(
         status, identity = found
         scan.threads += status.threads
         if status.sizes is not None and identity is not None:
+            identity = identities.setdefault(identity, identity)
             scan.processes.append(_memory_of(pid, status, status.sizes, identity))
             code_bytes[pid] = status.sizes.code_bytes
+    if scan.is_whole:
+        scan.anon_bytes = min(anon_bytes, _anon_bytes(proc))
     spaces = address_spaces or {}
-    scan.processes = with_families(one_for_each_space(scan.processes, spaces), spaces, code_bytes)
+    scan.processes = one_for_each_space(scan.processes, spaces)
+    for index, family in enumerate(families_of(scan.processes, spaces, code_bytes)):
+        scan.processes[index] = replace(scan.processes[index], family=family)  # one by one: two whole lists are large
     return scan
+
+
+def _anon_bytes(proc: Path) -> int:
+    path = proc / "meminfo"
+    return parse_meminfo(path.read_bytes(), source=str(path)).anon_bytes
 
 
 def _pids(proc: Path) -> Iterator[int]:

@@ -16,7 +16,7 @@ _RUN_FRAMES = 1 << 10
 # Bit numbers: kernel, include/uapi/linux/kernel-page-flags.h. Stable, unlike the kernel's own page flags.
 _LOCKED, _UPTODATE, _LRU, _ACTIVE, _SLAB, _WRITEBACK, _BUDDY, _ANON = 0, 3, 5, 6, 7, 8, 10, 12
 _SWAPCACHE, _SWAPBACKED, _HUGE, _UNEVICTABLE, _OFFLINE, _ZERO, _PGTABLE = 13, 14, 17, 18, 23, 24, 26
-_HEAD, _TAIL, _HWPOISON, _NOPAGE, _RESERVED = 15, 16, 19, 20, 32
+_HEAD, _TAIL, _HWPOISON, _NOPAGE, _THP, _RESERVED = 15, 16, 19, 20, 22, 32
 
 
 class FrameKind(IntEnum):
@@ -149,6 +149,13 @@ def is_head(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
 def is_tail(flags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     """Return whether each frame belongs to a compound block and is not its first."""
     found: npt.NDArray[np.bool_] = (flags & _mask(_TAIL)) != 0
+    return found
+
+
+def is_huge_anonymous_head(first: npt.NDArray[np.uint64], last: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Return whether each block is a transparent huge page of a process, by its first and its last frame."""
+    starts = (first & _mask(_HEAD, _THP, _ANON, _ZERO, _HWPOISON, _BUDDY, _SLAB)) == _mask(_HEAD, _THP, _ANON)
+    found: npt.NDArray[np.bool_] = starts & ((last & _mask(_TAIL, _THP)) == _mask(_TAIL, _THP))
     return found
 
 

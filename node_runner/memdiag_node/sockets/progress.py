@@ -81,16 +81,18 @@ def progress_of(first: SocketScan | None, last: SocketScan) -> Progress:
         np.where(same, column[place], 0) for column in (unread_by_socket(first), first.sum_of("payload_bytes", UNSENT))
     )
     seconds = _seconds(first, last)
-    stuck = stuck_sockets(first, last)
+    is_counted = _have(COUNTS_READS, first, last, place)
     read = np.where(
         (earlier_unread > 0) & (unread > 0),
         np.where(
-            _have(COUNTS_READS, first, last, place),
+            is_counted,
             _grown(first.sockets["bytes_received"][place], last.sockets["bytes_received"]) + earlier_unread - unread,
             _watched_bytes(last),
         ),
         NOT_KNOWN,
     )
+    # Sequence numbers have 32 bits: 4 GiB later they are the same, but not the counters.
+    stuck = stuck_sockets(first, last) & ~(is_counted & (read > 0))
     read[stuck] = 0
     acked = np.where(
         (earlier_unsent > 0) & (unsent > 0) & _have(COUNTS_SENDS, first, last, place),

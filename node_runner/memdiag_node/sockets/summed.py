@@ -61,7 +61,7 @@ def summed_sockets(
             pinned_blocks=len(blocks),
             head_bytes=int(heads[sockets].sum()),
             stuck_seconds=progress.seconds if is_stuck else None,
-            unread_age_seconds=_oldest(progress.unread_age_seconds[sockets]),
+            unread_age_seconds=_youngest(progress.unread_age_seconds[sockets]),
             kept_throughout_bytes=_kept_throughout(progress, sockets, _kept(blocks, heads[sockets])),
             summed_sockets=_sums(scan, progress, group, sockets, unsent_kept),
         )
@@ -95,9 +95,10 @@ def _rate(progress: Progress, moved_bytes: npt.NDArray[np.int64]) -> float | Non
     return progress.per_second(int(known.sum())) if len(known) else None
 
 
-def _oldest(ages_seconds: npt.NDArray[np.float64]) -> float | None:
-    known = ages_seconds[~np.isnan(ages_seconds)]
-    return float(known.max()) if len(known) else None
+def _youngest(ages_seconds: npt.NDArray[np.float64]) -> float | None:
+    """The age that the oldest unread data of every one of them has at least; None if that of one is not known."""
+    least = ages_seconds.min()
+    return None if np.isnan(least) else float(least)
 
 
 def _kept(blocks: npt.NDArray[np.void], heads_bytes: npt.NDArray[np.int64]) -> int:

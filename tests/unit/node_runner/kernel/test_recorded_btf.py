@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from memdiag_api.evidence import NeedState
-from memdiag_node.census.container_cgroups import memory_cgroup_layout
+from memdiag_node.cgroups.layout import STATES, account_layout
 from memdiag_node.holders.registry import holder_fields
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.memory import memory_layout
@@ -58,7 +58,15 @@ def test_the_order_of_a_block_is_in_its_second_page(btf: Btf) -> None:
 
 def test_the_trace_and_the_cgroup_tree_have_what_they_need(btf: Btf) -> None:
     assert trace_defines(btf)["STRUCT_PAGE_BYTES"] == PAGE_STRUCT_BYTES
-    assert memory_cgroup_layout(btf)["HAS_MEMORY_CGROUPS"] == 1
+    assert account_layout(btf)["HAS_MEMORY_CGROUPS"] == 1
+
+
+def test_the_accounts_of_containers_have_what_they_need(btf: Btf) -> None:
+    layout = account_layout(btf)
+    assert {"HAS_MEMORY_ACCOUNTS", "HAS_LRU_SIZES", "HAS_TCP_ACCOUNTS", "EVENT_MAX", "MEMCG_SWAP"} <= layout.keys()
+    assert STATES.keys() - layout.keys() == {"STATE_KERNEL"}, "since Linux 5.18"
+    assert layout["STATE"] == btf.offset_bytes("mem_cgroup", "vmstats")
+    assert not {"STATE_POINTER", "STATE_BY_PLACE"} & layout.keys()
 
 
 def test_a_kernel_with_another_slab_allocator_is_refused_in_plain_words() -> None:

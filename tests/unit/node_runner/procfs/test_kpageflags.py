@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from memdiag_node.procfs.errors import ProcFormatError
-from memdiag_node.procfs.kpageflags import FrameKind, FrameTable, classify, is_anonymous
+from memdiag_node.procfs.kpageflags import FrameKind, FrameTable, FrameUse, classify, frame_uses, is_anonymous
 from memdiag_node.procfs.memory_map import frames_in, parse_zone_ranges
 from memdiag_node.procfs.vmstat import parse_allocated_pages
 from support.fixtures import RECORDED, RECORDED_IDS
@@ -40,6 +40,35 @@ def test_kind(flags: int, kind: FrameKind) -> None:
 def test_anonymous_memory_is_distinguished_from_other_memory() -> None:
     flags = np.array([0x5868, 0x200045868, 0x201080, 0x0], np.uint64)
     assert is_anonymous(flags).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("flags", "use"),
+    [
+        (0x5868, FrameUse.ANONYMOUS),
+        (0x41868, FrameUse.ANONYMOUS),  # locked
+        (0x1828, FrameUse.ANONYMOUS),  # MADV_FREE: not backed by swap space
+        (0x409068, FrameUse.ANONYMOUS),  # the head of a transparent huge page
+        (0x411068, FrameUse.ANONYMOUS),  # its tail
+        (0x828, FrameUse.FILE),
+        (0x402000828, FrameUse.FILE),
+        (0x868, FrameUse.ACTIVE_FILE),
+        (0x40828, FrameUse.FILE),  # locked, on the unevictable list
+        (0x4838, FrameUse.SHMEM),
+        (0x4878, FrameUse.SHMEM),
+        (0x20000, FrameUse.HUGETLB),
+        (0x80, FrameUse.NONE),  # slab
+        (0x201080, FrameUse.NONE),  # slab frames also look anonymous and KSM
+        (0x400, FrameUse.NONE),  # free
+        (0x4001000, FrameUse.NONE),  # page tables that look anonymous
+        (0x0, FrameUse.NONE),
+        (0x8000, FrameUse.NONE),
+        (0x800, FrameUse.NONE),  # a packet ring that is mapped
+        (0x1000000, FrameUse.NONE),  # the huge zero page
+    ],
+)
+def test_use(flags: int, use: FrameUse) -> None:
+    assert frame_uses(np.array([flags], np.uint64)).tolist() == [use]
 
 
 def test_a_table_is_read_by_frame_and_ends_where_memory_ends(tmp_path: Path) -> None:

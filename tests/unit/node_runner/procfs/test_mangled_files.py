@@ -2,25 +2,37 @@
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memdiag_node.procfs.allocinfo import parse_allocinfo
+from memdiag_node.procfs.buddyinfo import parse_buddyinfo
 from memdiag_node.procfs.cgroup import parse_cgroup
 from memdiag_node.procfs.cpulist import parse_cpu_count
 from memdiag_node.procfs.drm_fdinfo import parse_drm_fdinfo
 from memdiag_node.procfs.errors import ProcFormatError
+from memdiag_node.procfs.iomem import parse_iomem, parse_present_pages
 from memdiag_node.procfs.kernel_log import parse_first_chunk_pages_per_cpu
+from memdiag_node.procfs.machine_meminfo import parse_machine_meminfo
+from memdiag_node.procfs.machine_vmstat import parse_machine_vmstat
 from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.procfs.nfnetlink_queue import parse_nfnetlink_queue
+from memdiag_node.procfs.oom_messages import parse_oom_messages
+from memdiag_node.procfs.page_owner import parse_page_owner_stacks
 from memdiag_node.procfs.status import parse_status
-from memdiag_node.procfs.vmallocinfo import parse_vmallocinfo
+from memdiag_node.procfs.swaps import parse_swaps
+from memdiag_node.procfs.vmallocinfo import pages_by_caller, parse_vmallocinfo
 from memdiag_node.procfs.vmstat import parse_vmstat
 from memdiag_node.procfs.zoneinfo import parse_zoneinfo
+from memdiag_node.procfs.zram import parse_mm_stat
+from support import machine_files
 from support.cgroup_paths import CGROUP_FILES
 from support.fixtures import RECORDED
 
+OOM_LOG = Path(__file__).parents[3] / "fixtures/oom/linux-6.18-cgroup-v1.log"
 Parser = Callable[[bytes], object]
 
 PARSERS: dict[str, tuple[Parser, list[bytes]]] = {
@@ -31,8 +43,19 @@ PARSERS: dict[str, tuple[Parser, list[bytes]]] = {
     "status": (parse_status, [(machine / "proc/self/status").read_bytes() for machine in RECORDED]),
     "cpulist": (parse_cpu_count, [(machine / "sys/devices/system/cpu/possible").read_bytes() for machine in RECORDED]),
     "kernel_log": (parse_first_chunk_pages_per_cpu, [(machine / "kernel_log").read_bytes() for machine in RECORDED]),
+    "oom_messages": (lambda text: parse_oom_messages(text, page_bytes=4096), [OOM_LOG.read_bytes()]),
     "drm_fdinfo": (parse_drm_fdinfo, [b"drm-driver: x\ndrm-client-id: 4\ndrm-total-gtt: 9 MiB\ndrm-memory-vram: 1\n"]),
     "nfnetlink_queue": (parse_nfnetlink_queue, [b"    7   3919    20 1     0     0     0       20  1\n" * 3]),
+    "allocinfo": (parse_allocinfo, [machine_files.ALLOCINFO, machine_files.ALLOCINFO_2]),
+    "buddyinfo": (parse_buddyinfo, [machine_files.BUDDYINFO]),
+    "iomem": (parse_iomem, [machine_files.IOMEM]),
+    "zone_pages": (parse_present_pages, [machine_files.ZONES]),
+    "machine_meminfo": (parse_machine_meminfo, [machine_files.MEMINFO_EXTRA]),
+    "machine_vmstat": (parse_machine_vmstat, [machine_files.VMSTAT_EXTRA]),
+    "page_owner": (parse_page_owner_stacks, [machine_files.PAGE_OWNER]),
+    "swaps": (parse_swaps, [machine_files.SWAPS]),
+    "callers": (lambda text: pages_by_caller(text.splitlines()), [machine_files.VMALLOCINFO]),
+    "mm_stat": (parse_mm_stat, [machine_files.MM_STAT]),
     "cgroup": (parse_cgroup, [text for _, text, *_ in CGROUP_FILES]),
 }
 

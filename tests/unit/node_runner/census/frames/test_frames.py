@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memdiag_node.census.frames import frames as frame_census
-from memdiag_node.census.frames.frames import HELD_DTYPE, ORDERS, ChargedFrames, FrameCensus, take_census
+from memdiag_node.census.frames.frames import (
+    HELD_DTYPE,
+    ORDERS,
+    ChargedFrames,
+    FrameCensus,
+    UserFrames,
+    take_census,
+)
 from memdiag_node.procfs.memory_map import FrameRange
 
 HEAD, TAIL, FREE, SLAB, ANON_HEAD, NO_PAGE, RESERVED, PLAIN = (
@@ -146,3 +153,58 @@ def test_the_boundaries_of_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch)
     in_pieces = census(flags, charges, held)
     assert in_pieces.charged == whole.charged == {4: ChargedFrames(single=400, compound=400, held=200)}
     assert in_pieces.held_frames.tolist() == whole.held_frames.tolist()
+
+
+ANON, FILE, ACTIVE_FILE, SHMEM, HUGETLB = 0x5868, 0x828, 0x868, 0x4838, 0x20000
+
+
+def test_user_memory_is_counted_by_use_and_cgroup() -> None:
+    found = census(
+        [ANON, ANON, FILE, ACTIVE_FILE, SHMEM, SLAB, FREE, ANON, HUGETLB, PLAIN], [5, 6, 5, 5, 6, 5, 0, 0, 0, 5]
+    )
+    assert found.user == {
+        5: UserFrames(anonymous=1, file=2, active_file=1),
+        6: UserFrames(anonymous=1, shmem=1),
+        0: UserFrames(anonymous=1, hugetlb=1),
+    }
+    assert found.charged == {5: ChargedFrames(single=1)}
+
+
+def test_tails_of_huge_pages_count_for_the_cgroup_and_use_of_their_head() -> None:
+    """Tails of shared memory have neither SWAPBACKED nor LRU on some kernels."""
+    found = census([*block(2, ANON_HEAD, 0x411068), *block(1, 0xC838, TAIL)], [5, 0, 0, 0, 6, 0])
+    assert found.user == {5: UserFrames(anonymous=4), 6: UserFrames(shmem=2)}
+
+
+def test_a_huge_page_that_is_larger_than_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame_census, "_PIECE_FRAMES", 8)
+    found = census(block(5, HUGETLB | HEAD, HUGETLB | TAIL))
+    assert found.user == {0: UserFrames(hugetlb=32)}
+
+
+def test_without_charges_user_memory_belongs_to_none() -> None:
+    assert census([ANON, SHMEM, ANON]).user == {0: UserFrames(anonymous=2, shmem=1)}
+
+
+@given(
+    frames=st.lists(
+        st.tuples(st.sampled_from([ANON, FILE, ACTIVE_FILE, SHMEM, HUGETLB, SLAB, FREE]), st.integers(0, 3)),
+        max_size=60,
+    ),
+    size=st.sampled_from([4, 16, 1 << 16]),
+)
+def test_user_memory_agrees_with_checking_every_frame(frames: list[tuple[int, int]], size: int) -> None:
+    expected: dict[int, UserFrames] = {}
+    for flags, inode in frames:
+        if flags in {SLAB, FREE}:
+            continue
+        count = expected.setdefault(inode, UserFrames())
+        count.anonymous += flags == ANON
+        count.file += flags in {FILE, ACTIVE_FILE}
+        count.active_file += flags == ACTIVE_FILE
+        count.shmem += flags == SHMEM
+        count.hugetlb += flags == HUGETLB
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(frame_census, "_PIECE_FRAMES", size)
+        found = census([flags for flags, _ in frames], [inode for _, inode in frames])
+    assert found.user == expected

@@ -1,0 +1,1 @@
+"""Memory that belongs to the machine rather than to a process or a kernel object."""

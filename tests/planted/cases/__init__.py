@@ -1,0 +1,18 @@
+"""Cases in which nodes lose memory, small enough for one machine, and loads that are healthy: each with its truth."""
+
+from contextlib import AbstractContextManager
+
+from planted.cases import buffers, growth, healthy, node_settings, processes, queues, shared_memory, slab, unread
+from planted.cases.case import Case, PlantedTruth
+
+CASES: dict[str, Case] = {
+    case.name: case
+    for family in (unread, queues, buffers, slab, shared_memory, processes, node_settings, growth, healthy)
+    for case in family.CASES
+}
+"""By name, in the order in which they are tried."""
+
+
+def plant(name: str) -> AbstractContextManager[PlantedTruth]:
+    """Plant the case of that name; the truth is known when it is planted. Raises UnavailableError and KeyError."""
+    return CASES[name].plant()
