@@ -1,6 +1,7 @@
 """The evidence document keeps within its size limit, and refers to nothing that it omits."""
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -8,8 +9,9 @@ from memdiag_api.census.clues import Clue, Clues
 from memdiag_api.census.dentries import DentryCensus
 from memdiag_api.document import DocumentError, read_document
 from memdiag_api.evidence import Census, Evidence, Need, NeedState
+from memdiag_api.history import HolderSize, RunSummary, SizeByName
 from memdiag_api.limits import MAX_DOCUMENT_BYTES
-from memdiag_node.conclusion.document import encode, fit, keep, publishable
+from memdiag_node.conclusion.document import bare, encode, fit, keep, publishable
 from support.evidence import evidence_with
 
 
@@ -119,3 +121,36 @@ def test_a_document_that_cannot_be_published_has_an_error_that_says_why() -> Non
     broken = evidence_with().model_copy(update={"run_id": "x" * 300})
     with pytest.raises(DocumentError, match="runID: String should have at most 253 characters"):
         publishable(broken)
+
+
+def with_history() -> Evidence:
+    """A document with ten earlier runs."""
+    end = datetime(2026, 1, 2, tzinfo=UTC)
+    runs = [
+        RunSummary(
+            run_id=str(number),
+            end_time=end - timedelta(days=number),
+            boot_id="b",
+            mem_total_bytes=1,
+            classes=[SizeByName(name="AllocPage", size_bytes=7)],
+            alloc_page_bytes=7,
+            holders=[HolderSize(kind="Pipe", owner="x" * 64, size_bytes=7)],
+        )
+        for number in range(11)
+    ]
+    return evidence_with(holders=2, stacks=2).model_copy(update={"summary": runs[0], "history": runs[1:]})
+
+
+def test_of_the_history_the_earliest_and_the_latest_run_are_kept_longer() -> None:
+    evidence = with_history()
+    fitted = fit(evidence, limit_bytes=len(encode(keep(evidence, stacks=1, holders=1))) - 1)
+    assert fitted.summary == evidence.summary
+    assert len(fitted.history) == 4
+    assert (fitted.history[0].run_id, fitted.history[-1].run_id) == ("1", "10")
+
+
+def test_the_barest_document_has_the_summary_without_the_history() -> None:
+    fitted = bare(with_history(), "it is a test")
+    assert fitted.history == []
+    assert fitted.summary
+    assert (fitted.summary.alloc_page_bytes, len(fitted.summary.classes), fitted.summary.holders) == (7, 1, [])

@@ -24,6 +24,7 @@ from memdiag_node.procfs.oom_messages import parse_oom_messages
 from memdiag_node.procfs.page_owner import parse_page_owner_stacks
 from memdiag_node.procfs.status import parse_status
 from memdiag_node.procfs.swaps import parse_swaps
+from memdiag_node.procfs.uptime import parse_uptime_seconds
 from memdiag_node.procfs.vmallocinfo import pages_by_caller, parse_vmallocinfo
 from memdiag_node.procfs.vmstat import parse_vmstat
 from memdiag_node.procfs.zoneinfo import parse_zoneinfo
@@ -55,6 +56,7 @@ PARSERS: dict[str, tuple[Parser, list[bytes]]] = {
     "page_owner": (parse_page_owner_stacks, [machine_files.PAGE_OWNER]),
     "swaps": (parse_swaps, [machine_files.SWAPS]),
     "callers": (lambda text: pages_by_caller(text.splitlines()), [machine_files.VMALLOCINFO]),
+    "uptime": (parse_uptime_seconds, [b"3011.54 5120.09\n"]),
     "mm_stat": (parse_mm_stat, [machine_files.MM_STAT]),
     "cgroup": (parse_cgroup, [text for _, text, *_ in CGROUP_FILES]),
 }
