@@ -7,6 +7,10 @@ from math import sqrt
 
 _MIN_FITTED = 3
 """Points that a fit needs to have an error."""
+_SHORT_SHARE = 0.1
+"""Of the whole time: in a shorter interval, the growth to expect can be less than the noise."""
+_NOISE_SHARE = 0.05
+"""Of the whole growth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class Growth:
     """Share of the variance that the line explains (R squared). 1 with two points."""
     points: int
     is_rising: bool
-    """Whether every interval grew."""
+    """Whether every interval grew. A short interval may show only noise."""
 
 
 def fit(points: Sequence[Point]) -> Growth | None:
@@ -62,7 +66,20 @@ def fit(points: Sequence[Point]) -> Growth | None:
         read_error_bytes=read_error_bytes,
         explained_share=max(0.0, 1 - rest / total) if total else 0.0,
         points=count,
-        is_rising=all(later.size_bytes > earlier.size_bytes for earlier, later in pairwise(points)),
+        is_rising=_is_rising(points),
+    )
+
+
+def _is_rising(points: Sequence[Point]) -> bool:
+    grown_bytes = points[-1].size_bytes - points[0].size_bytes
+    seconds = points[-1].at_seconds - points[0].at_seconds
+    return all(
+        later.size_bytes > earlier.size_bytes
+        or (
+            later.at_seconds - earlier.at_seconds < _SHORT_SHARE * seconds
+            and earlier.size_bytes - later.size_bytes <= _NOISE_SHARE * grown_bytes
+        )
+        for earlier, later in pairwise(points)
     )
 
 

@@ -23,7 +23,8 @@ def test_points_on_a_line_have_no_error() -> None:
     assert growth
     assert growth.bytes_per_second == pytest.approx(10)
     assert growth.error_bytes_per_second == pytest.approx(0, abs=1e-9)
-    assert (growth.explained_share, growth.is_rising) == (pytest.approx(1), True)
+    assert growth.explained_share == pytest.approx(1)
+    assert growth.is_rising
 
 
 def test_the_error_is_the_standard_error_of_the_slope() -> None:
@@ -55,3 +56,21 @@ def test_more_at_the_end_is_never_a_lower_rate_nor_a_larger_fall(sizes: list[int
     assert faster
     assert faster.bytes_per_second >= slower.bytes_per_second - 1e-3
     assert fall_bytes(after) <= fall_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "is_rising"),
+    [
+        ("every interval grew", [(0, 0), (50, 500), (100, 1000)], True),
+        ("a long interval without growth", [(0, 0), (50, 1000), (100, 1000)], False),
+        ("noise in a short interval", [(0, 0), (50, 500), (99, 1000), (100, 960)], True),
+        ("more than noise in a short interval", [(0, 0), (50, 500), (99, 1000), (100, 940)], False),
+        ("noise in a long interval", [(0, 0), (50, 1000), (100, 990)], False),
+    ],
+)
+def test_every_interval_must_grow_but_for_noise_in_short_ones(
+    name: str, found: list[tuple[float, int]], is_rising: bool
+) -> None:
+    growth = fit([Point(at_seconds, size) for at_seconds, size in found])
+    assert growth
+    assert growth.is_rising is is_rising, name

@@ -16,7 +16,9 @@ from memdiag_node.findings.thresholds import Thresholds
 from support.arbitrary_measurements import MEM_TOTAL_BYTES, measurements, quiet_measurements
 
 ANY_RUN = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 RUNS = measurements() | quiet_measurements()
 TIERS = [LeakAnswer.YES, LeakAnswer.UNKNOWN, LeakAnswer.NO]

@@ -36,7 +36,7 @@ def small(number: int) -> RunSummary:
 
 
 def report(*runs: RunSummary, node_name: str = "node1") -> bytes:
-    first, *others = [run.to_json_object() for run in runs] or [None]
+    first, *others = [run.to_json_object() for run in runs]
     return json.dumps({"nodeName": node_name, "evidence": {"summary": first, "history": others}}).encode()
 
 
