@@ -20,6 +20,7 @@ from memdiag_api.census.packets import PacketCensus, PacketPlace
 from memdiag_api.census.slab import SlabCaches
 from memdiag_api.containers import ContainerAccount, OomKill, RemovedCgroups
 from memdiag_api.findings import Confidence, Finding
+from memdiag_api.history import RunSummary
 from memdiag_api.machine import Machine
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.model import Sentence, ShortText
@@ -733,6 +734,13 @@ class Evidence(Record):
     )
     explained_bytes: ByteCount = Field(
         default=0, description="Memory of the node that is free or that a finding or a known owner explains."
+    )
+    summary: RunSummary | None = Field(
+        default=None, description="What later runs compare with. Null if the sizes of the classes are not known."
+    )
+    history: Annotated[list[RunSummary], Field(max_length=limits.MAX_HISTORY_RUNS)] = Field(
+        default_factory=list,
+        description="Earlier runs of the same node and boot that this run was compared with, latest first.",
     )
     leak_detected: LeakDetected | None = Field(
         default=None, description="Whether a leak was found. Null in documents of version 0.1.0."

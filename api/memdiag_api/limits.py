@@ -67,6 +67,14 @@ MAX_PAGE_OWNER_FRAMES = 16
 MAX_FREE_ORDERS = 16
 MAX_HUGE_PAGE_OWNERS = 8
 
+# What is kept of a run for later ones (history).
+MAX_HISTORY_RUNS = 10
+MAX_HISTORY_BYTES = 24 * 1024
+"""The history in the environment of a runner pod, as JSON text. An environment variable can have 128 KiB in Linux."""
+MAX_SUMMARY_HOLDERS = 8
+MAX_SUMMARY_CACHES = 12
+MAX_SUMMARY_TEXT = 64
+
 # A report: the document, and the names of the containers in it.
 MAX_NAMED_CONTAINERS = 512
 

@@ -12,10 +12,12 @@ from types import FrameType
 
 from memdiag_api.capabilities import in_words
 from memdiag_api.evidence import Check, NeedState, RunnerError
+from memdiag_api.history import HISTORY_VARIABLE, RunSummary
 from memdiag_api.units import parse_duration_seconds
 from memdiag_node.capture import UnsupportedError
 from memdiag_node.conclusion.document import keep
 from memdiag_node.findings.thresholds import DAY_SECONDS, MIB, Thresholds
+from memdiag_node.history import HistoryError, history_of_variable, read_history
 from memdiag_node.preflight.checks import preflight
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.publish import Output, publish, publish_failure
@@ -42,12 +44,17 @@ OOM_SCORE_ADJ, FIRST_TO_BE_KILLED = Path("/proc/self/oom_score_adj"), 1000
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and publish. Return the exit status: 0 if there is a result, 1 on failure, 3 if the host lacks a need."""
     problem = _volunteer_for_the_oom_killer()
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     checks = tuple(dict.fromkeys(options.check or Check))
     termination_log = _termination_log(options)
     roots = HostRoots(proc=options.proc, sys=options.sys)
     if options.preflight:
         return _print_preflight(checks, roots)
+    try:
+        history, note = _history(options)
+    except (HistoryError, OSError) as error:
+        parser.error(f"--history: {error}")
     stop = _stop_on_signals(options.grace)
     progress = _progress(quiet=options.quiet)
     if problem:
@@ -58,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         checks=checks,
         duration_seconds=options.duration,
         cpu_budget_share=options.cpu_budget_percent / 100,
+        history=history,
+        notes=[note] if note else [],
         report_arguments=options.report_arguments,
         report_paths=options.report_paths,
         thresholds=_thresholds(options),
@@ -123,6 +132,15 @@ def _add_measuring(group: argparse._ArgumentGroup) -> None:
         default=30,
         metavar="SECONDS",
         help="time to finish after SIGTERM or Ctrl-C; what is skipped for lack of time is reported (default: 30)",
+    )
+    group.add_argument(
+        "--history",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="compare with an earlier run of this boot: its JSON document, or a JSON list of summaries; may be "
+        f"repeated (default: the list in ${HISTORY_VARIABLE}, if any)",
     )
     group.add_argument("--preflight", action="store_true", help="only check the prerequisites and print their state")
 
@@ -267,6 +285,13 @@ def _add_host(group: argparse._ArgumentGroup) -> None:
         "--proc", type=Path, default=Path("/proc"), metavar="DIR", help="/proc of the host (default: /proc)"
     )
     group.add_argument("--sys", type=Path, default=Path("/sys"), metavar="DIR", help="/sys of the host (default: /sys)")
+
+
+def _history(options: argparse.Namespace) -> tuple[list[RunSummary], str]:
+    """Return the summaries of earlier runs, and a note if those of the environment cannot be used."""
+    if options.history:
+        return [run for path in options.history for run in read_history(path)], ""
+    return history_of_variable(os.environ.get(HISTORY_VARIABLE, ""))
 
 
 def _duration(text: str) -> int:

@@ -4,8 +4,10 @@ import os
 
 from memdiag_api.evidence import Host
 from memdiag_node.procfs.cpulist import parse_cpu_count
+from memdiag_node.procfs.errors import ProcFormatError
 from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.procfs.roots import HostRoots
+from memdiag_node.procfs.uptime import parse_uptime_seconds
 
 
 def read_host(roots: HostRoots, node_name: str) -> Host:
@@ -23,3 +25,12 @@ def read_host(roots: HostRoots, node_name: str) -> Host:
         page_size_bytes=os.sysconf("SC_PAGE_SIZE"),
         boot_id=(roots.proc / "sys/kernel/random/boot_id").read_text().strip(),
     )
+
+
+def read_uptime_seconds(roots: HostRoots) -> float | None:
+    """Return the time since boot in seconds. None if it cannot be read."""
+    uptime = roots.proc / "uptime"
+    try:
+        return parse_uptime_seconds(uptime.read_bytes(), source=str(uptime))
+    except (OSError, ProcFormatError):
+        return None

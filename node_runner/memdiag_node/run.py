@@ -13,8 +13,9 @@ from memdiag_node.census.record import census_record
 from memdiag_node.cgroups.accounts import Account, account_records, with_frames
 from memdiag_node.conclusion.conclude import conclude
 from memdiag_node.findings.measurements import Measurements, TracedBlocks
+from memdiag_node.history import comparable
 from memdiag_node.holding import Holding, by_size
-from memdiag_node.host import read_host
+from memdiag_node.host import read_host, read_uptime_seconds
 from memdiag_node.machine.record import machine_record
 from memdiag_node.owners.owners import OwnerSources, owners_of_classes
 from memdiag_node.preflight.checks import explain_missing, possible_checks, preflight
@@ -82,6 +83,9 @@ def _measurements(
         ),
         checks=(),
         needs=(),
+        history=comparable(settings.history, boot_id=host.boot_id, now=start_time),
+        uptime_seconds=read_uptime_seconds(roots),
+        notes=settings.notes,
     )
     if captured.scan:
         with attempts.step(Check.SOCKET_QUEUES, "describing the holders"):

@@ -34,7 +34,7 @@ RIGHTS: dict[str, dict[tuple[str, str], set[str]]] = {
     "memdiag-operator": {
         (DIAGNOSES, CLUSTER): READ | {"delete"},
         (f"{DIAGNOSES}/status", CLUSTER): {"update"},
-        (REPORTS, CLUSTER): {"create", "list", "deletecollection"},
+        (REPORTS, CLUSTER): {"create", "get", "list", "deletecollection"},
         ("nodes", CLUSTER): {"get", "list"},
         ("pods", EVERYWHERE): {"list"},
         ("pods", RUNNERS): {"get", "watch", "create", "patch", "delete"},
@@ -181,6 +181,7 @@ def with_capability(name: str) -> dict[str, Any]:
     return runner_manifest(container=security(capabilities={"drop": ["ALL"], "add": [*RUNNER_CAPABILITIES, name]}))
 
 
+HISTORY = {"name": "MEMDIAG_HISTORY", "value": "[]"}
 SECOND = {"name": "second", "image": IMAGE, "command": ["memdiag-node"]}
 # What a stolen token of the operator tries, and the words of the refusal.
 STOLEN: dict[str, tuple[dict[str, Any], str]] = {
@@ -204,6 +205,20 @@ STOLEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a variable (LD_PRELOAD, PYTHONPATH)": (
         runner_manifest(container={"env": [{"name": "LD_PRELOAD", "value": "/tmp/x.so"}]}),
+        "without variables, hooks or probes",
+    ),
+    "a variable beside the history": (
+        runner_manifest(container={"env": [HISTORY, {"name": "PYTHONPATH", "value": "/tmp"}]}),
+        "without variables, hooks or probes",
+    ),
+    "a history that is read from a Secret": (
+        runner_manifest(
+            container={
+                "env": [
+                    {"name": HISTORY["name"], "valueFrom": {"secretKeyRef": {"name": "any", "key": "any"}}},
+                ]
+            }
+        ),
         "without variables, hooks or probes",
     ),
     "a hook": (

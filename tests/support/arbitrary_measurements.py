@@ -1,6 +1,7 @@
 """Arbitrary measurements of a run, for property tests."""
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,12 +26,13 @@ from memdiag_api.evidence import (
     TraceCounters,
     Trend,
 )
+from memdiag_api.history import HolderSize, RunSummary, SizeByName, latest_first
 from memdiag_api.owners import ClassOwners
 from memdiag_api.record import Record
 from memdiag_node.findings.doubts import Doubt
 from memdiag_node.findings.measurements import Measurements, TracedBlocks
 from memdiag_node.holding import Holding
-from support.measurements import host_of, window_of
+from support.measurements import START, host_of, window_of
 
 PAGE, STRUCT_PAGE = 4096, 64
 MIB = 1 << 20
@@ -178,6 +180,33 @@ SLABS = made(
     difference_bytes=st.just(0),
 )
 
+SUMMARY_TEXT = st.text(max_size=64) | st.just("\u4e2d" * 64)
+SIZES = st.integers(0, 64 * MIB) | st.integers(0, MEM_TOTAL_BYTES)
+HISTORY = st.lists(
+    made(
+        RunSummary,
+        run_id=st.uuids().map(str),
+        end_time=st.floats(1, 30 * 86_400).map(lambda seconds: START - timedelta(seconds=seconds)),
+        boot_id=st.just("b"),
+        uptime_seconds=st.none() | st.floats(0, 1e7),
+        mem_total_bytes=st.just(MEM_TOTAL_BYTES),
+        classes=st.lists(made(SizeByName, name=st.sampled_from(CLASSES), size_bytes=SIZES), max_size=8),
+        alloc_page_bytes=SIZES,
+        unexplained_bytes=st.none() | SIZES,
+        holders=st.lists(
+            made(
+                HolderSize,
+                kind=st.sampled_from(HolderKind).map(str),
+                owner=SUMMARY_TEXT,
+                size_bytes=SIZES,
+            ),
+            max_size=8,
+        ),
+        slab_caches=st.lists(made(SizeByName, name=SUMMARY_TEXT, size_bytes=SIZES), max_size=12),
+    ),
+    max_size=4,
+).map(latest_first)
+
 
 @st.composite
 def quiet_measurements(draw: st.DrawFn) -> Measurements:
@@ -198,6 +227,7 @@ def quiet_measurements(draw: st.DrawFn) -> Measurements:
         ),
         holdings=draw(st.lists(HOLDINGS, max_size=2)),
         owners=draw(st.lists(OWNED, max_size=3)),
+        history=draw(st.just([]) | HISTORY),
     )
 
 
@@ -222,6 +252,7 @@ def measurements(draw: st.DrawFn) -> Measurements:
         needs=draw(st.lists(need, max_size=6)) * draw(st.sampled_from([1, 10])),
         breakdown=draw(st.none() | st.just(breakdown)),
         owners=draw(st.lists(OWNED, max_size=3)),
+        history=draw(HISTORY) * draw(st.sampled_from([1, 1, 5])),
         census=draw(st.none() | made(Census, compound=st.just([]), slab=st.none() | SLABS)),
         trace=Trace(
             outstanding_bytes=draw(st.integers(0, 2**40)),

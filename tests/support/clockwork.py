@@ -1,6 +1,7 @@
 """A run from start to end by the decisions alone: a clock, and pods that behave like those of a working kubelet."""
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -8,6 +9,7 @@ from typing import Any
 
 from memdiag_api.diagnosis import MemoryDiagnosisStatus
 from memdiag_api.evidence import Evidence, LeakDetected, VerdictKind
+from memdiag_api.history import RunSummary
 from memdiag_operator.config import OperatorConfig
 from memdiag_operator.decide.plan import Plan, ReportCleanup
 from memdiag_operator.decide.slots import allot
@@ -15,6 +17,7 @@ from memdiag_operator.decide.snapshot import Candidates, Needs, Snapshot
 from memdiag_operator.kube import naming
 from memdiag_operator.kube.objects import Diagnosis, Node, Pod
 from memdiag_operator.loop.driver import drive
+from memdiag_operator.results.history import history_of_report
 from memdiag_operator.results.receive import RunnerOutput
 from support.evidence import answered, clean, evidence_with, suspicious
 from support.kubernetes_objects import CONFIG, NOW, delivered, diagnosis, fleet, node, timestamp
@@ -98,6 +101,8 @@ class Clockwork:
     written: datetime | None = None
     """The time of the latest status."""
     reports: list[str] = field(default_factory=list)
+    newest_reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By node: the report that was stored last."""
     cleanups: list[ReportCleanup] = field(default_factory=list)
     most_runners: int = 0
     """The highest number of runners that were active at the same time."""
@@ -136,6 +141,8 @@ class Clockwork:
     def apply(self, plan: Plan) -> None:
         """Carry out `plan`."""
         self.reports += [manifest["metadata"]["name"] for manifest in plan.reports]
+        for manifest in plan.reports:
+            self.newest_reports[manifest["nodeName"]] = manifest
         if plan.report_cleanup:
             self.cleanups.append(plan.report_cleanup)
         self.draft = plan.draft or self.draft
@@ -191,12 +198,17 @@ class _World:
             absent_pods=snapshot.absent_pods.union(needs.pods),
             nodes={**snapshot.nodes, **known},
             fresh_nodes=snapshot.fresh_nodes.union(needs.fresh_nodes),
+            histories={**snapshot.histories, **{name: self._history(name) for name in needs.histories}},
             outputs={name: RunnerOutput(one.runners[name].log) for name in ended} if ended else snapshot.outputs,
             events=dict.fromkeys((pod.metadata.name for pod in needs.events), ()) if needs.events else snapshot.events,
             allotment=allot(everyone, one.config.max_concurrent_runners, one.now)
             if needs.allotment
             else snapshot.allotment,
         )
+
+    def _history(self, node_name: str) -> tuple[RunSummary, ...]:
+        report = self.clockwork.newest_reports.get(node_name)
+        return history_of_report(json.dumps(report).encode(), node_name) if report else ()
 
     async def apply(self, snapshot: Snapshot, plan: Plan) -> Mapping[str, str]:
         self.clockwork.apply(plan)

@@ -8,11 +8,13 @@ from typing import Any
 from kubernetes import client
 
 from memdiag_api.diagnosis import MemoryDiagnosisStatus
+from memdiag_api.history import RunSummary
 from memdiag_operator.cluster.client import KubernetesClient, Listing
 from memdiag_operator.cluster.clock import ServerClock
 from memdiag_operator.cluster.errors import AlreadyExistsError, ConflictError, NotFoundError
 from memdiag_operator.decide.stored_reports import StoredReport
 from memdiag_operator.kube.objects import Diagnosis, Event, Node, ObjectMeta, Pod
+from memdiag_operator.results.history import history_of_report
 from support.kubernetes_objects import NOW, timestamp
 
 
@@ -30,6 +32,8 @@ class FakeKubernetes(KubernetesClient):
         self.logs: dict[str, bytes] = {}
         self.events: list[dict[str, Any]] = []
         self.reports: tuple[StoredReport, ...] = ()
+        self.histories: dict[str, bytes] = {}
+        """By name: reports with their content."""
         self.requests: list[str] = []
         self._failures: defaultdict[str, list[Exception]] = defaultdict(list)
         self._before: dict[str, Callable[[], object]] = {}
@@ -104,6 +108,12 @@ class FakeKubernetes(KubernetesClient):
 
     def create_report(self, manifest: dict[str, Any]) -> None:
         self._asked("create_report", manifest["metadata"]["name"])
+
+    def read_history(self, report: str, node_name: str) -> tuple[RunSummary, ...]:
+        self._asked("read_history", report)
+        if report not in self.histories:
+            raise NotFoundError(report)
+        return history_of_report(self.histories[report], node_name)
 
     def list_reports(self) -> Iterator[StoredReport]:
         self._asked("list_reports")

@@ -25,6 +25,7 @@ from memdiag_node.findings.draft import counted, ranked
 from memdiag_node.findings.kernel_owners import kernel_owners
 from memdiag_node.findings.measurements import Measurements
 from memdiag_node.findings.rules import explained_bytes, find
+from memdiag_node.findings.run_summary import summary_of
 from memdiag_node.findings.situation import Situation
 from memdiag_node.findings.thresholds import Thresholds
 from memdiag_node.findings.verdict import LEAK_DETECTED, decide_verdict
@@ -72,6 +73,8 @@ def conclude(
         owners=owners,
         findings=kept.findings,
         explained_bytes=explained_bytes(situation, drafts),
+        summary=summary_of(situation, run_id),
+        history=list(measured.history[: limits.MAX_HISTORY_RUNS]),
         leak_detected=LEAK_DETECTED[kept.verdict.kind],
         verdict=kept.verdict,
         notes=[note[: limits.MAX_SENTENCE] for note in notes][: limits.MAX_NOTES],

@@ -8,6 +8,7 @@ from memdiag_api import limits
 from memdiag_api.document import DocumentError, read_document
 from memdiag_api.evidence import Evidence, Holder, Owner, Stack, Verdict
 from memdiag_api.findings import Finding, FindingEvidence
+from memdiag_api.history import thinned
 from memdiag_api.limits import MAX_DOCUMENT_BYTES
 
 _STEP = 0.75
@@ -182,6 +183,8 @@ def bare(evidence: Evidence, reason: str) -> Evidence:
             "oom_kills": [],
             "removed_cgroups": None,
             "machine": None,
+            "summary": evidence.summary and evidence.summary.model_copy(update={"holders": [], "slab_caches": []}),
+            "history": [],
             "truncated": True,
             "notes": [_writable(f"stacks, holders and details were omitted: {reason}")[:_SHORT_TEXT]],
         }
@@ -258,6 +261,7 @@ def _without_details(evidence: Evidence) -> Evidence:
             "oom_kills": evidence.oom_kills[:_SHORT_LIST],
             "machine": None,
             "owners": [one.model_copy(update={"owners": one.owners[:_SHORT_LIST]}) for one in evidence.owners],
+            "history": thinned(evidence.history, _SHORT_LIST),
             "coverage": coverage and coverage.model_copy(update={"not_seen": coverage.not_seen[:_SHORT_LIST]}),
             "ledger": ledger and ledger.model_copy(update={"containers": ledger.containers[:_SHORT_LIST]}),
             "trace": trace and trace.model_copy(update={"charges": trace.charges[:_SHORT_LIST]}),

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from memdiag_api.containers import ContainerAccount, OomKill, RemovedCgroups
 from memdiag_api.evidence import Breakdown, Census, Check, Holder, Host, Need, ScanCoverage, Stack, Trace, Window
+from memdiag_api.history import RunSummary
 from memdiag_api.machine import Machine
 from memdiag_api.owners import ClassOwners
 from memdiag_node.findings.doubts import Doubt
@@ -49,6 +50,10 @@ class Measurements:
     """Of each class whose owners were determined, largest class first."""
     processes: Sequence[ProcessMemory] = ()
     """At the end of the window, in no order."""
+    history: Sequence[RunSummary] = ()
+    """Earlier runs of the same node and boot, latest first."""
+    uptime_seconds: float | None = None
+    """Time since boot at the end of the run. None if it was not read."""
     containers: Sequence[ContainerAccount] = ()
     """Largest usage first."""
     removed_cgroups: RemovedCgroups | None = None

@@ -14,6 +14,7 @@ from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.file_cache import file_cache
 from memdiag_node.findings.fragmentation import fragmentation
 from memdiag_node.findings.growing_allocation import growing_allocations
+from memdiag_node.findings.growth_since_run import growth_since_runs
 from memdiag_node.findings.huge_page_waste import huge_page_waste
 from memdiag_node.findings.huge_pages import unused_huge_pages
 from memdiag_node.findings.large_holder import large_holders
@@ -48,6 +49,7 @@ def find(situation: Situation) -> list[Draft]:
     drafts += slab
     judged: dict[str, int] = {ClassName.SUNRECLAIM: _judged_growth(situation, slab)}
     drafts += growing_classes(situation, judged)
+    drafts += growth_since_runs(situation)
     drafts += unexplained_classes(situation, _claimed(drafts), traced_bytes=_traced_bytes(drafts))
     drafts += plain_classes(situation, _claimed(drafts))
     return drafts

@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from memdiag_api.diagnosis import API_VERSION, GROUP, VERSION, MemoryDiagnosis, MemoryDiagnosisStatus
 from memdiag_api.framing import MAX_LOG_BYTES
+from memdiag_api.history import RunSummary
 from memdiag_api.report import MemoryDiagnosisReport
 from memdiag_operator.cluster.answers import TimedOnceRetry, read_body
 from memdiag_operator.cluster.clock import ServerClock
@@ -26,6 +27,7 @@ from memdiag_operator.cluster.errors import ConflictError, OversizedError, Unrea
 from memdiag_operator.cluster.requests import ObservedApiClient, RequestObserver, ignore
 from memdiag_operator.decide.stored_reports import StoredReport, stored_report
 from memdiag_operator.kube.objects import Diagnosis, Event, KubernetesPart, Node, ObjectMeta, Pod
+from memdiag_operator.results.history import history_of_report
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,9 @@ MAX_ANSWER_BYTES = 32 * 1024 * 1024
 LOG_READ_TIMEOUT_SECONDS = 10
 LOG_SECONDS = 20
 """For a whole log, which has up to MAX_LOG_BYTES."""
+HISTORY_SECONDS = 2
+"""For a report of a former run: a runner starts without its history rather than later."""
+MAX_REPORT_BYTES = 2 * 1024 * 1024
 PAGE_SIZE = 500
 # For all pods of a node together: the node writes their status, up to etcd's limit of 1.5 MiB, and creates mirror pods.
 MAX_NODE_PODS_BYTES = 16 * 1024 * 1024
@@ -241,6 +246,24 @@ class KubernetesClient:
             MemoryDiagnosisReport.PLURAL,
             manifest,
         )
+
+    def read_history(self, report: str, node_name: str) -> tuple[RunSummary, ...]:
+        """The earlier runs of a node that one of its reports knows. Raises UnreadableError if they are malformed."""
+        action = f"read MemoryDiagnosisReport {report}"
+        bounds = Bounds(HISTORY_SECONDS, HISTORY_SECONDS, MAX_REPORT_BYTES)
+        answer = self._body(
+            action,
+            self._custom.get_cluster_custom_object,
+            GROUP,
+            VERSION,
+            MemoryDiagnosisReport.PLURAL,
+            report,
+            bounds=bounds,
+        )
+        try:
+            return history_of_report(answer, node_name)
+        except ValueError as error:
+            raise UnreadableError(f"cannot {action}: its history is malformed") from error
 
     def list_reports(self) -> Iterator[StoredReport]:
         """The metadata of every MemoryDiagnosisReport; the content of each may have 256 KiB."""

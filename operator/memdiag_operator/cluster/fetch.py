@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from memdiag_api.diagnosis import Target
+from memdiag_api.history import RunSummary
 from memdiag_operator.cluster.client import KubernetesClient
 from memdiag_operator.cluster.cluster import Cluster
 from memdiag_operator.cluster.errors import ClusterError, NotFoundError, OversizedError
 from memdiag_operator.decide.snapshot import Candidates, Needs, Snapshot
-from memdiag_operator.decide.stored_reports import stored_bytes, unfinished_runs
+from memdiag_operator.decide.stored_reports import StoredReport, newest_of_node, stored_bytes, unfinished_runs
 from memdiag_operator.kube.labels import equality_selector
 from memdiag_operator.kube.objects import Diagnosis, Event, Node, Pod
 from memdiag_operator.results.receive import RunnerOutput
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # A parsed document may take 10 MiB; storing some results leads to the next reconcile, which finds the others.
 RESULTS_AT_ONCE = 4
+HISTORIES_SECONDS = 3.0
+"""After this long no further report of a former run is read."""
 # After this long no further log is read: what has been read is decided on first.
 LOGS_SECONDS = 20.0
 
@@ -71,6 +74,8 @@ def fetch(cluster: Cluster, needs: Needs, snapshot_age_seconds: float) -> Snapsh
         snapshot = replace(
             snapshot, nodes={**snapshot.nodes, **known, **fresh}, fresh_nodes=snapshot.fresh_nodes.union(fresh)
         )
+    if needs.histories:
+        snapshot = replace(snapshot, histories={**snapshot.histories, **_histories(cluster, needs.histories)})
     if needs.events or needs.outputs:
         snapshot = replace(
             snapshot,
@@ -119,6 +124,38 @@ def _node(cluster: Cluster, name: str, max_age_seconds: float) -> Node | None:
         return None
     nodes.put(node)
     return node
+
+
+def _histories(cluster: Cluster, node_names: Sequence[str]) -> dict[str, tuple[RunSummary, ...]]:
+    """The earlier runs of nodes that get a runner now, from their newest reports.
+
+    A node's runner starts without them if they cannot be read, or not in time: they only explain more.
+    """
+    end_at = time.monotonic() + HISTORIES_SECONDS
+    try:
+        if not cluster.cache.reports.is_complete:
+            cluster.refill_reports()
+    except ClusterError as error:
+        logger.info("runners start without earlier runs: %s", error)
+        return {}
+    reports = cluster.cache.reports.all()
+    return {name: _history(cluster, newest_of_node(reports, name), name, end_at) for name in node_names}
+
+
+def _history(
+    cluster: Cluster, reports: Sequence[StoredReport], node_name: str, end_at: float
+) -> tuple[RunSummary, ...]:
+    for report in reports:
+        if time.monotonic() > end_at:
+            break
+        try:
+            return cluster.kubernetes.read_history(report.name, node_name)
+        except NotFoundError:
+            continue  # deleted with its diagnosis
+        except ClusterError as error:
+            logger.info("the runner on node %s starts without earlier runs: %s", node_name, error)
+            break
+    return ()
 
 
 def _report_room_bytes(cluster: Cluster) -> int:

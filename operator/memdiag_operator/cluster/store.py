@@ -227,6 +227,8 @@ class Reports:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._reports: dict[str, StoredReport] = {}
+        self.is_complete = False
+        """Whether a whole list has been put into it since the start."""
 
     def all(self) -> tuple[StoredReport, ...]:
         """Every report."""
@@ -246,6 +248,7 @@ class Reports:
         with self._lock:
             created = {name: report for name, report in self._reports.items() if name not in before}
             self._reports = found | created
+            self.is_complete = True
 
     def drop(self, is_deleted: Callable[[Run], bool]) -> None:
         """Forget the reports of the runs for which `is_deleted` is true."""

@@ -67,12 +67,12 @@ def _needs_to_go_on(snapshot: Snapshot, config: OperatorConfig, now: datetime) -
 
 
 def _needs_to_launch(snapshot: Snapshot) -> Needs | None:
-    """A pod is annotated with the UID and boot ID of its node, which must be the current ones."""
+    """A pod is annotated with the UID and boot ID of its node, which must be the current ones, and gets its history."""
     if snapshot.allotment is None:
         return Needs(snapshot, allotment=True)
     launching = snapshot.allotment.nodes_of(snapshot.diagnosis.metadata.uid)
     unread = tuple(sorted(launching - snapshot.fresh_nodes))
-    return Needs(snapshot, fresh_nodes=unread) if unread else None
+    return Needs(snapshot, fresh_nodes=unread, histories=unread) if unread else None
 
 
 def _missing_pods(runs: list[NodeRun], snapshot: Snapshot) -> tuple[str, ...]:

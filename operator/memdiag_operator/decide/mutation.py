@@ -40,8 +40,8 @@ def _container_changes(sent: Json, created: Json) -> Iterator[str]:
     for name in _CONTAINER_FIELDS:
         yield from _changed(name, sent.get(name), created.get(name))
     for name in _ADDED_TO_CONTAINER:
-        if created.get(name) and not sent.get(name):
-            names = ", ".join(str(one.get("name", "")) for one in created[name] if isinstance(one, dict))
+        if added := _added(sent.get(name), created.get(name)):
+            names = ", ".join(str(one.get("name", "")) for one in added if isinstance(one, dict))
             yield f"{name} was added" + (f" ({names})" if names else "")
     if not _contains(created.get("securityContext") or {}, sent.get("securityContext") or {}):
         yield "securityContext was changed"
@@ -49,6 +49,13 @@ def _container_changes(sent: Json, created: Json) -> Iterator[str]:
     for mount in created.get("volumeMounts") or []:
         if mount["mountPath"] not in paths:
             yield f"a mount at {mount['mountPath']} was added"
+
+
+def _added(sent: Any, created: Any) -> list[Any]:
+    """What was added to a list, or the names of the fields of an object that was not sent."""
+    if isinstance(created, list):
+        return [one for one in created if one not in (sent or [])]
+    return list(created or {}) if not sent else []
 
 
 def _added_or_gone(what: str, sent: Sequence[Json], created: Sequence[Json]) -> Iterator[str]:

@@ -235,7 +235,15 @@ class NodeRun:
             return self._under_way(Reason.PENDING, self._last_message, WAITING)
         if slot not in allotment.admitted or self.node is None:
             return self._under_way(Reason.PENDING, f"waiting for a slot: {allotment.why_not(slot)}", WAITING)
-        manifest = runner_pod(meta, self.spec, run=self.run_id, node=self.node, config=config, deadline_seconds=seconds)
+        manifest = runner_pod(
+            meta,
+            self.spec,
+            run=self.run_id,
+            node=self.node,
+            config=config,
+            deadline_seconds=seconds,
+            history=self.snapshot.histories.get(self.node_name, ()),
+        )
         message = f"creating runner pod {self.pod_name}"
         return self._under_way(Reason.PENDING, message, WAITING, launch=manifest)
 

@@ -1,14 +1,17 @@
 """The runner pod: a bare pod, so that no Job starts a second one, with the least rights that the measurement needs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from memdiag_api.capabilities import RUNNER_CAPABILITIES
 from memdiag_api.diagnosis import MemoryDiagnosisSpec
 from memdiag_api.evidence import LEAK_CHECKS, Check
+from memdiag_api.history import HISTORY_VARIABLE, RunSummary
 from memdiag_operator.config import MemoryLimit, OperatorConfig, RunnerSettings, ThresholdSettings
 from memdiag_operator.kube import naming
 from memdiag_operator.kube.objects import Node, ObjectMeta
 from memdiag_operator.kube.quantities import parse_byte_quantity
+from memdiag_operator.results.history import history_text
 
 CONTAINER_NAME = "node-runner"
 MEBIBYTE = 1024 * 1024
@@ -39,10 +42,12 @@ def runner_pod(
     node: Node,
     config: OperatorConfig,
     deadline_seconds: int,
+    history: Sequence[RunSummary] = (),
 ) -> dict[str, Any]:
     """The manifest of the pod that measures `node` for the run `run`.
 
     `deadline_seconds`: the time left for the run, after which the kubelet ends the pod even without the operator.
+    `history`: earlier runs of the node, with which the runner compares.
     """
     node_name, settings = node.metadata.name, config.runner
     return {
@@ -76,7 +81,7 @@ def runner_pod(
             "enableServiceLinks": False,
             "affinity": _only_on(node_name),
             "tolerations": [one.model_dump(by_alias=True, exclude_none=True) for one in settings.tolerations],
-            "containers": [_container(spec, run, node, config)],
+            "containers": [_container(spec, run, node, config) | _environment(history)],
             "volumes": [
                 {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": f"{settings.scratch_mebibytes}Mi"}},
             ],
@@ -152,6 +157,12 @@ def _threshold_arguments(thresholds: ThresholdSettings) -> list[str]:
         "--exhaustion-days": thresholds.exhaustion_days,
     }
     return [word for option, value in options.items() for word in (option, str(value))]
+
+
+def _environment(history: Sequence[RunSummary]) -> dict[str, Any]:
+    """The only variable that a runner may have: the admission policy rejects any other."""
+    text = history_text(history)
+    return {"env": [{"name": HISTORY_VARIABLE, "value": text}]} if text else {}
 
 
 def _checks(spec: MemoryDiagnosisSpec) -> list[Check]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from memdiag_api.diagnosis import MemoryDiagnosisStatus, Target
+from memdiag_api.history import RunSummary
 from memdiag_operator.decide.plan import Plan
 from memdiag_operator.decide.slots import Allotment
 from memdiag_operator.kube.objects import Diagnosis, Event, Node, Pod
@@ -42,6 +43,8 @@ class Snapshot:
     """By name, those of the run's nodes that were looked up; None: the node does not exist."""
     fresh_nodes: frozenset[str] = frozenset()
     """Names of the nodes that were read after the diagnosis was."""
+    histories: Mapping[str, tuple[RunSummary, ...]] = field(default_factory=dict)
+    """By node name, its earlier runs; nothing for a node without them, or if they could not be read."""
     outputs: Mapping[str, RunnerOutput] | None = None
     """By pod name, what finished runners left, perhaps not of all of them; None if that was not requested."""
     events: Mapping[str, tuple[Event, ...]] | None = None
@@ -70,6 +73,8 @@ class Needs:
     """By name, how old a reading may be, in seconds: `Snapshot.nodes`."""
     fresh_nodes: tuple[str, ...] = ()
     """Names of nodes that must be read after the diagnosis was: `Snapshot.nodes` and `Snapshot.fresh_nodes`."""
+    histories: tuple[str, ...] = ()
+    """Names of nodes that get a runner now: `Snapshot.histories`."""
     outputs: tuple[Pod, ...] = ()
     """Ended runners: `Snapshot.outputs` of some of them; the others wait for the next decision."""
     events: tuple[Pod, ...] = ()

@@ -14,6 +14,7 @@ from memdiag_operator.kube.objects import ObjectMeta
 
 UNKNOWN_SIZE_BYTES = 128 * 1024
 """The assumed size of a report stored by memdiag 0.1.0, which does not state its size."""
+NEWEST_REPORTS = 3
 _MAX_DIGITS = 9
 _EARLIEST = datetime.min.replace(tzinfo=UTC)
 
@@ -34,12 +35,22 @@ class StoredReport:
     run: Run
     created: datetime
     size_bytes: int
+    node_name: str = ""
+    """The node that it is about; empty for a report of version 0.1.0."""
 
 
 def stored_report(meta: ObjectMeta) -> StoredReport:
     """The report with the metadata `meta`."""
     run = Run(meta.labels.get(naming.DIAGNOSIS_UID_LABEL, ""), meta.labels.get(naming.RUN_ID_LABEL, ""))
-    return StoredReport(meta.name, run, meta.creation_timestamp or _EARLIEST, said_size_bytes(meta.annotations))
+    node_name = meta.annotations.get(naming.NODE_ANNOTATION, "")
+    size_bytes = said_size_bytes(meta.annotations)
+    return StoredReport(meta.name, run, meta.creation_timestamp or _EARLIEST, size_bytes, node_name)
+
+
+def newest_of_node(reports: Iterable[StoredReport], node_name: str) -> list[StoredReport]:
+    """The newest reports about a node, of any diagnosis, the latest first: the first ones may have been deleted."""
+    of_node = (report for report in reports if report.node_name == node_name)
+    return sorted(of_node, key=lambda report: (report.created, report.name), reverse=True)[:NEWEST_REPORTS]
 
 
 def said_size_bytes(annotations: Mapping[str, str]) -> int:

@@ -41,7 +41,10 @@ def report(
         },
         **body.to_json_object(),
     }
-    manifest["metadata"]["annotations"] = {naming.SIZE_ANNOTATION: str(size_of(manifest))}
+    manifest["metadata"]["annotations"] = {
+        naming.NODE_ANNOTATION: node_name,
+        naming.SIZE_ANNOTATION: str(size_of(manifest)),
+    }
     return manifest
 
 

@@ -1,11 +1,14 @@
 """What a decision asks for is read once, from the cache where that will do."""
 
+import json
 from collections.abc import Iterable
+from datetime import timedelta
 from math import inf
 
 import pytest
 
 from memdiag_api.diagnosis import Target
+from memdiag_api.history import RunSummary
 from memdiag_operator.cluster import fetch as module
 from memdiag_operator.cluster.cluster import Cluster
 from memdiag_operator.cluster.errors import UnavailableError
@@ -188,3 +191,59 @@ def test_events_explain_and_may_be_missing() -> None:
         "b": ["FailedMount"],
     }
     assert snapshot.outputs == {}
+
+
+# --- earlier runs -----------------------------------------------------------------------------------------------------
+
+
+def stored(name: str, seconds: int, node_name: str = NODE) -> StoredReport:
+    return StoredReport(name, Run("another", name), NOW - timedelta(seconds=seconds), 1000, node_name)
+
+
+def report_of(run_id: str, node_name: str = NODE) -> bytes:
+    run = RunSummary(run_id=run_id, end_time=NOW, boot_id="b", mem_total_bytes=1, alloc_page_bytes=1)
+    return json.dumps({"nodeName": node_name, "evidence": {"summary": run.to_json_object()}}).encode()
+
+
+def with_reports(*reports: StoredReport) -> tuple[Cluster, FakeKubernetes]:
+    cluster, kubernetes = cluster_with()
+    kubernetes.reports = reports
+    return cluster, kubernetes
+
+
+def test_the_newest_report_of_a_node_has_its_history() -> None:
+    cluster, kubernetes = with_reports(stored("old", 60), stored("new", 30), stored("foreign", 10, "other"))
+    kubernetes.histories = {"old": report_of("1"), "new": report_of("2"), "foreign": report_of("3", "other")}
+    snapshot = fetch(cluster, Needs(KNOWN, histories=(NODE, "unknown")), 0)
+    assert {name: [one.run_id for one in runs] for name, runs in snapshot.histories.items()} == {
+        NODE: ["2"],
+        "unknown": [],
+    }
+    assert kubernetes.requests == ["list_reports", "read_history new"]
+    fetch(cluster, Needs(KNOWN, histories=(NODE,)), 0)
+    assert kubernetes.asked("list_reports") == [""], "a list that is known is not read again"
+
+
+def test_a_deleted_report_leaves_the_one_before_it() -> None:
+    cluster, kubernetes = with_reports(stored("old", 60), stored("new", 30))
+    kubernetes.histories = {"old": report_of("1")}
+    assert [one.run_id for one in fetch(cluster, Needs(KNOWN, histories=(NODE,)), 0).histories[NODE]] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("method", "report"),
+    [("list_reports", report_of("1")), ("read_history", report_of("1")), ("none", report_of("1", "another node"))],
+)
+def test_a_runner_starts_without_a_history_that_cannot_be_read(method: str, report: bytes) -> None:
+    cluster, kubernetes = with_reports(stored("new", 30))
+    kubernetes.histories = {"new": report}
+    kubernetes.fail(method, UnavailableError("no answer"))
+    assert not fetch(cluster, Needs(KNOWN, histories=(NODE,)), 0).histories.get(NODE)
+
+
+def test_reading_histories_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HISTORIES_SECONDS", -1.0)
+    cluster, kubernetes = with_reports(stored("new", 30))
+    kubernetes.histories = {"new": report_of("1")}
+    assert fetch(cluster, Needs(KNOWN, histories=(NODE,)), 0).histories == {NODE: ()}
+    assert kubernetes.asked("read_history") == []

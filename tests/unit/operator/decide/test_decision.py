@@ -179,12 +179,12 @@ def test_a_runner_that_works_needs_nothing_more() -> None:
 
 
 def test_a_slot_is_asked_for_and_then_the_node_as_it_is_now() -> None:
-    """Who has a slot may launch: its pod must carry the boot ID that the node has now."""
+    """Who has a slot may launch: its pod must carry the boot ID that the node has now, and what earlier runs found."""
     one = pending()
     snapshot = Snapshot(diagnosis=one, nodes={NODE: node()})
     assert needs(snapshot) == Needs(snapshot, allotment=True)
     admitted = replace(snapshot, allotment=allot(fleet((), (one,)), 3, NOW))
-    assert needs(admitted) == Needs(admitted, fresh_nodes=(NODE,))
+    assert needs(admitted) == Needs(admitted, fresh_nodes=(NODE,), histories=(NODE,))
     assert len(plan(replace(admitted, fresh_nodes=frozenset({NODE}))).launches) == 1
 
 

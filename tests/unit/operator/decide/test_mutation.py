@@ -81,3 +81,13 @@ def test_many_changes_are_counted() -> None:
     pod = created()
     pod["spec"]["volumes"] += [{"name": f"volume-{number}"} for number in range(9)]
     assert mutations(runner_manifest(), pod).endswith("volume volume-3 was added and 5 more")
+
+
+def test_a_variable_beside_the_one_that_was_sent_is_a_change() -> None:
+    sent = runner_manifest(container={"env": [{"name": "MEMDIAG_HISTORY", "value": "[]"}]})
+    assert mutations(sent, sent) == ""
+    changed = copy.deepcopy(sent)
+    container(changed)["env"].append({"name": "LD_PRELOAD", "value": "/x.so"})
+    assert mutations(sent, changed) == "env was added (LD_PRELOAD)"
+    container(changed)["env"] = [{"name": "MEMDIAG_HISTORY", "value": "[1]"}]
+    assert mutations(sent, changed) == "env was added (MEMDIAG_HISTORY)"

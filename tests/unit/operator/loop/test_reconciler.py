@@ -85,6 +85,7 @@ def test_a_run_starts_and_launches_its_runner_by_one_write() -> None:
     run(reconciler.reconcile(NAME))
     assert kubernetes.requests == [
         f"read_node {NODE}",
+        "list_reports",  # once after the operator's start: the node has none
         f"write_status {NAME}",
         f"create_pod {POD_NAME}",
         "create_event Started",
