@@ -11,6 +11,7 @@ from memdiag_api.findings import Confidence, FindingKind, FindingTrend, FreedBy,
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import MemoryOwner, OwnerKind
 from memdiag_api.units import format_bytes
+from memdiag_node.findings.allocation_sites import sites_for
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.situation import Situation
 
@@ -79,6 +80,7 @@ def _unreclaimable(situation: Situation, cache: SlabCache, own_bytes: int) -> Dr
             f"window {format_bytes(situation.suspect_bytes)}",
             *(_clue_text(clue) for clue in clues),
             *_charged(situation.measured.census.slab if situation.measured.census else None, cache),
+            *sites_for(situation.measured.machine, ClassName.SUNRECLAIM, growing=is_growing),
         ],
         advice=f"Most objects point to module {clues[0].module}: check its version and known leaks."
         if clues and clues[0].module
