@@ -7,6 +7,7 @@ from memdiag_api.findings import Confidence, FindingKind, LeakAnswer
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import MemoryOwner, OwnerKind
 from memdiag_api.units import format_bytes
+from memdiag_node.findings.allocation_sites import page_owner_reasons, sites_for
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.naming import short_id
 from memdiag_node.findings.situation import FREE_CLASSES, RECLAIMABLE_CLASSES, Situation
@@ -111,6 +112,7 @@ def _unheld(situation: Situation, rest_bytes: int, limit_bytes: int) -> Draft:
     reasons = list(_where(census, rest_bytes)) if census else []
     if census and census.clues:
         reasons += [f"{use.share:.0%} of the {use.subject}: {use.property}" for use in census.clues.frame_uses[:2]]
+    reasons += [*page_owner_reasons(measured.machine), *sites_for(measured.machine, ClassName.ALLOC_PAGE)]
     if stack is not None and taken_bytes >= _PART_SHARE * rest_bytes:
         frame = first_name(stacks[stack].frames) or "an unknown stack"
         reasons.insert(0, f"{format_bytes(taken_bytes)} of it were allocated in the window through {frame}")

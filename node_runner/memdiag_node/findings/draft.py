@@ -28,6 +28,8 @@ class Tier(IntEnum):
     """Unusual, with a known cause other than a leak."""
     PLAIN = 3
     """An ordinary use of memory, and who has it."""
+    RECLAIMABLE = 4
+    """Memory that the kernel gives back when it is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,9 @@ class Draft:
             return Tier.LEAK
         if self.leak is LeakAnswer.UNKNOWN:
             return Tier.SUSPICIOUS
-        return Tier.NOTABLE if self.is_notable else Tier.PLAIN
+        if self.is_notable:
+            return Tier.NOTABLE
+        return Tier.RECLAIMABLE if self.reclaimable else Tier.PLAIN
 
     @property
     def claimed_bytes(self) -> Mapping[str, int]:
@@ -77,6 +81,11 @@ class Draft:
         if self.claims_bytes is not None:
             return self.claims_bytes
         return {self.memory_class: self.size_bytes} if self.memory_class else {}
+
+    @property
+    def text(self) -> str:
+        """The sentence, with a full stop."""
+        return self.sentence if self.sentence.endswith((".", "?", "!")) else f"{self.sentence}."
 
     def finding(self, counted_bytes: int) -> Finding:
         """Return the finding. `counted_bytes`: the part that no finding of a higher rank accounts for."""
@@ -91,7 +100,7 @@ class Draft:
             reclaimable=self.reclaimable,
             freed_by=self.freed_by,
             confidence=self.confidence,
-            sentence=self.sentence[: limits.MAX_SENTENCE],
+            sentence=self.text[: limits.MAX_SENTENCE],
             reasons=[reason[: limits.MAX_SENTENCE] for reason in self.reasons[: limits.MAX_REASONS]],
             advice=self.advice[: limits.MAX_SENTENCE],
             evidence=FindingEvidence(

@@ -1,6 +1,7 @@
 """Finding OomKill: processes that the kernel killed for lack of memory in the last day (pure)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from memdiag_api.containers import ContainerAccount, OomKill, OomScope
 from memdiag_api.findings import Confidence, FindingKind, LeakAnswer
@@ -12,6 +13,8 @@ from memdiag_node.findings.naming import short_id
 from memdiag_node.findings.situation import Situation
 
 _MINUTE, _HOUR = 60, 3600
+_MAX_NOTABLE = 3
+_RECENT_SECONDS = _HOUR
 _MAX_CLASSES = 3
 
 
@@ -26,12 +29,17 @@ def oom_kills(situation: Situation) -> Iterator[Draft]:
     for kill in kills:
         place = (kill.container_id, kill.pod_uid, kill.limit_path) if kill.scope is OomScope.CONTAINER else ("", "", "")
         by_place.setdefault((kill.scope, *place), []).append(kill)
-    for same in by_place.values():
-        yield _logged(same)
+    for number, same in enumerate(by_place.values()):
+        yield replace(_logged(same), is_notable=number < _MAX_NOTABLE and _is_recent(same[0]))
     logged = {kill.container_id for kill in kills}
     for one in situation.measured.containers:
         if one.window_oom_kills and one.container_id and one.container_id not in logged:
             yield _counted(one, one.window_oom_kills)
+
+
+def _is_recent(kill: OomKill) -> bool:
+    """Whether it may be why somebody looks now. Older ones are still findings."""
+    return kill.seconds_ago is None or kill.seconds_ago <= _RECENT_SECONDS
 
 
 def _logged(kills: Sequence[OomKill]) -> Draft:

@@ -38,6 +38,11 @@ class Situation:
         """The size that rules out NoLeak, unless it is explained."""
         return self.thresholds.large_bytes(self.measured.host.mem_total_bytes)
 
+    @cached_property
+    def slab_cache_bytes(self) -> int:
+        """The size of one slab cache that rules out NoLeak."""
+        return self.thresholds.slab_cache_bytes(self.measured.host.mem_total_bytes)
+
     @property
     def page_bytes(self) -> int:
         """The size of a page."""

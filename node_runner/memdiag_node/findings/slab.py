@@ -11,6 +11,7 @@ from memdiag_api.findings import Confidence, FindingKind, FindingTrend, FreedBy,
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import MemoryOwner, OwnerKind
 from memdiag_api.units import format_bytes
+from memdiag_node.findings.allocation_sites import sites_for
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.situation import Situation
 
@@ -61,7 +62,7 @@ def _reclaimable(situation: Situation, cache: SlabCache) -> Draft:
 def _unreclaimable(situation: Situation, cache: SlabCache, own_bytes: int) -> Draft:
     grew_bytes = cache.change_bytes or 0
     is_growing = grew_bytes >= situation.suspect_bytes
-    is_suspicious = own_bytes >= situation.large_bytes or is_growing
+    is_suspicious = own_bytes >= situation.slab_cache_bytes or is_growing
     growth = f", {format_bytes(grew_bytes)} more than at the start of the window" if is_growing else ""
     clues = _clues(situation, cache)
     return Draft(
@@ -75,10 +76,11 @@ def _unreclaimable(situation: Situation, cache: SlabCache, own_bytes: int) -> Dr
         sentence=f"The slab cache {cache.name} has {format_bytes(own_bytes)} that the kernel cannot reclaim, in "
         f"{cache.objects:,} objects{_what(cache)}{growth}.",
         reasons=[
-            f"the threshold for a slab cache is {format_bytes(situation.large_bytes)}, for its growth in the window "
-            f"{format_bytes(situation.suspect_bytes)}",
+            f"the threshold for a slab cache is {format_bytes(situation.slab_cache_bytes)}, for its growth in the "
+            f"window {format_bytes(situation.suspect_bytes)}",
             *(_clue_text(clue) for clue in clues),
             *_charged(situation.measured.census.slab if situation.measured.census else None, cache),
+            *sites_for(situation.measured.machine, ClassName.SUNRECLAIM, growing=is_growing),
         ],
         advice=f"Most objects point to module {clues[0].module}: check its version and known leaks."
         if clues and clues[0].module

@@ -97,7 +97,7 @@ def _of_finding(situation: Situation, kind: VerdictKind, drafts: Sequence[Draft]
     return _verdict(
         kind,
         leak_confidence(situation, first.confidence) if is_leak else Confidence.MEDIUM,
-        first.sentence,
+        first.text,
         reasons=[
             *first.reasons,
             *(f"also: {one.sentence.rstrip('.')}" for one in more[:_MAX_MORE]),

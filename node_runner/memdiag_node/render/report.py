@@ -21,6 +21,7 @@ from memdiag_node.render.dentries import dentries_lines
 from memdiag_node.render.files import files_lines
 from memdiag_node.render.findings import answer_lines, findings_lines, reasons_lines
 from memdiag_node.render.namespaces import namespaces_lines
+from memdiag_node.render.owners import containers_lines, owners_lines
 from memdiag_node.render.packets import packets_lines
 from memdiag_node.render.slab import slab_lines
 from memdiag_node.render.text import percent, table, wrapped
@@ -47,6 +48,8 @@ def render_report(evidence: Evidence) -> str:
         reasons_lines(evidence),
         findings_lines(evidence),
         _breakdown(evidence.breakdown) if evidence.breakdown else [],
+        owners_lines(evidence.owners, evidence.host.mem_total_bytes),
+        containers_lines(evidence.containers),
         _holders(evidence),
         _stacks(evidence),
         _ledger(evidence),

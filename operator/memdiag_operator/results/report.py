@@ -55,17 +55,10 @@ def size_of(manifest: dict[str, Any]) -> int:
 
 def _container_ids(evidence: Evidence) -> Iterable[str]:
     """Those of the most important parts first: there may be more than a report names."""
-    for finding in evidence.findings:
-        if finding.owner:
-            yield finding.owner.container_id
-    for owners in evidence.owners:
-        for part in owners.owners:
-            yield part.owner.container_id
-    for share in evidence.ledger.containers if evidence.ledger else []:
-        yield share.container_id
-    for holder in evidence.holders:
-        for owner in holder.owners:
-            yield owner.container_id
-    for stack in evidence.stacks:
-        for process in stack.processes:
-            yield process.container_id
+    yield from (finding.owner.container_id for finding in evidence.findings if finding.owner)
+    yield from (kill.container_id for kill in evidence.oom_kills)
+    yield from (account.container_id for account in evidence.containers)
+    yield from (part.owner.container_id for owners in evidence.owners for part in owners.owners)
+    yield from (share.container_id for share in (evidence.ledger.containers if evidence.ledger else ()))
+    yield from (owner.container_id for holder in evidence.holders for owner in holder.owners)
+    yield from (process.container_id for stack in evidence.stacks for process in stack.processes)

@@ -18,7 +18,7 @@ def found(size: int, charged: dict[ContainerIdentity, int], files: FileCensus | 
     drafts = list(file_cache([owners], files, thresholds=Thresholds(), mem_total_bytes=16 * GIB))
     assert sum(sum(draft.claimed_bytes.values()) for draft in drafts) <= size
     for draft in drafts:
-        assert (draft.kind, draft.leak, draft.tier) == (FindingKind.FILE_CACHE, LeakAnswer.NO, Tier.PLAIN)
+        assert (draft.kind, draft.leak, draft.tier) == (FindingKind.FILE_CACHE, LeakAnswer.NO, Tier.RECLAIMABLE)
         assert draft.reclaimable
         assert draft.finding(0)
     return drafts

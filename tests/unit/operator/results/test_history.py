@@ -36,8 +36,9 @@ def small(number: int) -> RunSummary:
 
 
 def report(*runs: RunSummary, node_name: str = "node1") -> bytes:
-    first, *others = [run.to_json_object() for run in runs]
-    return json.dumps({"nodeName": node_name, "evidence": {"summary": first, "history": others}}).encode()
+    summaries = [run.to_json_object() for run in runs]
+    evidence = {"summary": summaries[0] if summaries else None, "history": summaries[1:]}
+    return json.dumps({"nodeName": node_name, "evidence": evidence}).encode()
 
 
 @pytest.mark.parametrize("character", ["x", "$", "\U0001f600", '"', "\n"])
