@@ -125,6 +125,12 @@ bench-operator: prepare venv ## cost of the operator with 1,000 nodes and 200 di
 accuracy: prepare venv ## plant every case and healthy load here and count right answers; HEALTHY=100: so many healthy runs
 	$(PY) tests/accuracy $(if $(HEALTHY),--healthy=$(HEALTHY)) $(if $(OUTPUT),--output=$(OUTPUT)) $(ARGS)
 
+.PHONY: accuracy-cluster
+accuracy-cluster: prepare venv ## ten planted cases, each in a pod of a real cluster
+	@$(CLUSTER) prepare libfaketime
+	@$(CLUSTER) build
+	MEMDIAG_ALL_CASES=1 $(PYTEST) tests/e2e/test_accuracy.py $(ARGS)
+
 .PHONY: test-faults
 test-faults: prepare venv ## inject every fault, print the fault table and write it into docs/reliability.md
 	@$(CLUSTER) prepare libfaketime
