@@ -22,6 +22,7 @@ from memdiag_node.procfs.oom_messages import parse_oom_messages
 from memdiag_node.procfs.roots import HostRoots
 from planted.files import REAL_FOLDER
 from planted.memory import MIB, PlantedMemory
+from planted.netlink import bring_up
 
 KINDS = ("anon", "shmem", "pipes", "tcp_queues")
 PLANTED_BYTES = 24 * MIB
@@ -43,6 +44,7 @@ def container_id(number: int) -> str:
 
 def accounts() -> Seen:
     """The account and the files of a container for each load, of one that reached its limit, and of removed groups."""
+    bring_up("lo")
     btf = Btf.load()
     layouts = account_layout(btf), memory_layout(btf)
     with ExitStack() as kept:

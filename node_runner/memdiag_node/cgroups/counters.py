@@ -4,6 +4,7 @@ Counters of usage, limits and events are exact. Sizes of LRU lists are those of 
 (`state`) include the groups below; since Linux 5.13 the kernel adds them up every two seconds.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +19,8 @@ Counts = npt.NDArray[np.int64]
 _BYTES_STATES = frozenset({"STATE_SLAB_RECLAIMABLE", "STATE_SLAB_UNRECLAIMABLE"})
 _U32, _U8 = 0xFFFFFFFF, 0xFF
 _AGREEMENT = 0.25
+_EVICTABLE = 4
+_ACTIVE_GENERATIONS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +105,32 @@ def _lru_pages(memory: WordReader, at: Mapping[str, int], bases: npt.NDArray[np.
     if "HAS_LRU_SIZES" not in at:
         return None
     total = np.zeros((len(bases), LRU_LISTS), np.int64)
-    words = np.arange(at["ZONES"] * LRU_LISTS, dtype="<u8") * np.uint64(8) + np.uint64(at["NODE_LRU_PAGES"])
     for node in range(nodes):
         of_node = memory.peek(bases + np.uint64(at["MEMCG_NODES"] + 8 * node))
-        sizes = memory.peek((of_node[:, np.newaxis] + words).reshape(-1)).astype(np.int64)
-        total += np.maximum(sizes, 0).reshape(len(bases), at["ZONES"], LRU_LISTS).sum(axis=1)
+        total += _array(memory, of_node + np.uint64(at["NODE_LRU_PAGES"]), (at["ZONES"], LRU_LISTS)).sum(axis=1)
+        if "HAS_GENERATIONS" in at:
+            total[:, :_EVICTABLE] += _generation_pages(memory, at, of_node)
     return total
+
+
+def _generation_pages(memory: WordReader, at: Mapping[str, int], of_node: npt.NDArray[np.uint64]) -> Counts:
+    """The pages of all generations, as the four evictable LRU lists (kernel: include/linux/mm_inline.h)."""
+    generations = at["GENERATIONS"]
+    youngest = memory.peek(of_node + np.uint64(at["NODE_YOUNGEST"])).astype(np.int64)
+    pages = _array(memory, of_node + np.uint64(at["NODE_GENERATION_PAGES"]), (generations, 2, at["ZONES"])).sum(axis=3)
+    ages = (youngest[:, np.newaxis] - np.arange(generations)) % generations
+    is_active = (ages < _ACTIVE_GENERATIONS)[:, :, np.newaxis]
+    inactive, active = np.where(is_active, 0, pages).sum(axis=1), np.where(is_active, pages, 0).sum(axis=1)
+    lists: Counts = np.stack([inactive, active], axis=2).reshape(len(of_node), _EVICTABLE)
+    return lists
+
+
+def _array(memory: WordReader, starts: npt.NDArray[np.uint64], shape: tuple[int, ...]) -> Counts:
+    """An array of counters at each address. A counter that is negative for a moment is 0."""
+    words = np.arange(math.prod(shape), dtype="<u8") * np.uint64(8)
+    values = memory.peek((starts[:, np.newaxis] + words).reshape(-1)).astype(np.int64)
+    array: Counts = np.maximum(values, 0).reshape(len(starts), *shape)
+    return array
 
 
 def _state_bytes(

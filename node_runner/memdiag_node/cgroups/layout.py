@@ -1,5 +1,8 @@
 """Where the counters of a memory cgroup are, in the running kernel's structures.
 
+With the multi-generational LRU (Linux 6.1), pages are on lists of generations and types, anonymous and file, not on the
+LRU lists, except for unevictable ones. The two youngest generations count as active.
+
 Counters of pages by use (`state`) are an array whose index is, up to Linux 6.9, the kernel's number of the counter.
 Since 6.10 it is the place of the counter in two lists in the source (kernel: mm/memcontrol.c, memcg_node_stat_items and
 memcg_stat_items). The table of places cannot be read, but the lists are in the order of the source, and a counter that
@@ -32,6 +35,11 @@ _TCP: tuple[Field, ...] = (
 _LRU: tuple[Field, ...] = (
     ("MEMCG_NODES", "mem_cgroup", "nodeinfo"),
     ("NODE_LRU_PAGES", "mem_cgroup_per_node", "lru_zone_size"),
+)
+_GENERATIONS: tuple[Field, ...] = (
+    ("NODE_GENERATION_PAGES", "mem_cgroup_per_node", "lruvec.lrugen.nr_pages"),
+    ("NODE_GENERATION_END", "mem_cgroup_per_node", "lruvec.lrugen.avg_refaulted"),
+    ("NODE_YOUNGEST", "mem_cgroup_per_node", "lruvec.lrugen.max_seq"),
 )
 _EVENTS = {"EVENT_MAX": "MEMCG_MAX", "EVENT_OOM_KILL": "MEMCG_OOM_KILL"}
 STATES = {
@@ -76,7 +84,14 @@ def _lru_layout(btf: Btf) -> dict[str, int]:
     if not (btf.has_enumerator("__MAX_NR_ZONES") and btf.has_enumerator("NR_LRU_LISTS")):
         return {}
     found = optional_offsets(btf, "HAS_LRU_SIZES", _LRU) if btf.enum_value("NR_LRU_LISTS") == LRU_LISTS else {}
-    return found | {"ZONES": btf.enum_value("__MAX_NR_ZONES")} if found else {}
+    if not found:
+        return {}
+    found["ZONES"] = zones = btf.enum_value("__MAX_NR_ZONES")
+    generations = optional_offsets(btf, "HAS_GENERATIONS", _GENERATIONS)
+    if generations:
+        pages_bytes = generations.pop("NODE_GENERATION_END") - generations["NODE_GENERATION_PAGES"]
+        found |= generations | {"GENERATIONS": pages_bytes // (8 * 2 * zones)}
+    return found
 
 
 def _event_layout(btf: Btf) -> dict[str, int]:
