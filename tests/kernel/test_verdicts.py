@@ -5,7 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from memdiag_api.evidence import Check, Evidence, Trend, VerdictKind
+from memdiag_api.evidence import Check, Evidence, LeakDetected, Trend, VerdictKind
+from memdiag_api.findings import FindingKind, LeakAnswer
 from memdiag_node.findings.thresholds import Thresholds
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.run import measure
@@ -13,7 +14,8 @@ from memdiag_node.settings import Settings
 from memdiag_node.time_budget import Stop
 from planted import traffic
 
-DEFAULT = Thresholds()
+DEFAULT = Thresholds(leak_age_seconds=2)
+"""The windows here are too short for the usual age of a leak."""
 
 
 @contextmanager
@@ -56,12 +58,23 @@ def test_a_connection_that_nobody_reads_is_the_suspect() -> None:
     assert f"[{pid}] fd {fd}" in verdict.sentence
 
 
+def test_data_that_was_not_read_for_a_few_seconds_is_not_called_a_leak_yet() -> None:
+    with running("stuck") as (pid, fd):
+        evidence = diagnose(2.0, Thresholds(leak_age_seconds=60))
+    first = evidence.findings[0]
+    assert (first.kind, first.leak) == (FindingKind.UNREAD_SOCKET, LeakAnswer.UNKNOWN), first
+    assert first.owner is not None
+    assert (first.owner.pid, first.owner.fds) == (pid, [int(fd)])
+    assert evidence.leak_detected is LeakDetected.UNKNOWN
+
+
 def test_a_leak_that_is_spread_over_many_connections_is_seen_in_full() -> None:
     """More connections than are listed individually; the listed ones do not pin enough to be a suspect."""
     with running("spread") as (pid, said):
         connections, each_bytes = map(int, said.split())
         all_bytes = connections * each_bytes
-        evidence = diagnose(2.0, Thresholds(suspect_floor_bytes=round(0.8 * all_bytes), suspect_share=0))
+        limits = Thresholds(suspect_floor_bytes=round(0.8 * all_bytes), suspect_share=0, leak_age_seconds=1)
+        evidence = diagnose(2.0, limits)
     verdict = evidence.verdict
     assert verdict.kind is VerdictKind.PINNED_BY_UNREAD_SOCKET, verdict
     assert verdict.suspect_bytes >= all_bytes  # with the heads of packets, in slab
