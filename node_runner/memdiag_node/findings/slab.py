@@ -36,24 +36,23 @@ def slab_findings(situation: Situation, *, packet_head_bytes: int) -> Iterator[D
         own_bytes = cache.size_bytes - known_bytes
         grew = cache.change_bytes is not None and cache.change_bytes >= situation.suspect_bytes
         if own_bytes >= situation.notable_bytes or (grew and own_bytes > 0):
-            yield _reclaimable(situation, cache) if cache.reclaimable else _unreclaimable(situation, cache, own_bytes)
+            yield _reclaimable(cache) if cache.reclaimable else _unreclaimable(situation, cache, own_bytes)
 
 
-def _reclaimable(situation: Situation, cache: SlabCache) -> Draft:
+def _reclaimable(cache: SlabCache) -> Draft:
     size = format_bytes(cache.size_bytes)
     return Draft(
         kind=FindingKind.RECLAIMABLE_SLAB,
         memory_class=ClassName.SRECLAIMABLE,
         size_bytes=cache.size_bytes,
         owner=_owner(cache),
-        trend=_trend(situation, cache),
         leak=LeakAnswer.NO,
         reclaimable=True,
         freed_by=FreedBy(
             action="The kernel frees it when memory is needed. To free it now, write 2 to /proc/sys/vm/drop_caches.",
             size_bytes=None,
         ),
-        sentence=f"The reclaimable slab cache {cache.name} has {size} in {cache.objects:,} objects{_what(cache)}.",
+        sentence=f"The reclaimable slab cache {cache.name} has {size} in {_objects(cache)}.",
         reasons=["the kernel gives such objects back when memory is needed"],
         sections=["census.slab"],
     )
@@ -74,7 +73,7 @@ def _unreclaimable(situation: Situation, cache: SlabCache, own_bytes: int) -> Dr
         leak=LeakAnswer.UNKNOWN if is_suspicious else LeakAnswer.NO,
         confidence=Confidence.MEDIUM if is_suspicious else Confidence.HIGH,
         sentence=f"The slab cache {cache.name} has {format_bytes(own_bytes)} that the kernel cannot reclaim, in "
-        f"{cache.objects:,} objects{_what(cache)}{growth}.",
+        f"{_objects(cache)}{growth}.",
         reasons=[
             f"the threshold for a slab cache is {format_bytes(situation.slab_cache_bytes)}, for its growth in the "
             f"window {format_bytes(situation.suspect_bytes)}",
@@ -133,8 +132,12 @@ def _trend(situation: Situation, cache: SlabCache) -> FindingTrend | None:
     return situation.trend(cache.change_bytes / seconds, cache.error_bytes / seconds, seconds)
 
 
-def _what(cache: SlabCache) -> str:
-    return f" ({cache.purpose})" if cache.purpose else ""
+def _objects(cache: SlabCache) -> str:
+    """Return how many objects it has, and what they are: `684,710 directory entries (cached names of files)`."""
+    if not cache.purpose:
+        return f"{cache.objects:,} objects"
+    objects, _, meaning = cache.purpose.partition(": ")
+    return f"{objects} ({meaning})" if meaning else objects
 
 
 def _clues(situation: Situation, cache: SlabCache) -> list[Clue]:

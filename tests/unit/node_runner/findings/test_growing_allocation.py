@@ -1,0 +1,87 @@
+"""Findings about call stacks that keep allocating, by table."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from memdiag_api.evidence import Breakdown, Context, HeldBy, MemoryClass, Stack, Trend
+from memdiag_api.findings import LeakAnswer
+from memdiag_node.findings.draft import Draft
+from memdiag_node.findings.growing_allocation import growing_allocations
+from memdiag_node.findings.situation import Situation
+from memdiag_node.findings.thresholds import DAY_SECONDS, GIB, MIB, Thresholds
+from support.arbitrary_measurements import EMPTY
+from support.measurements import host_of
+
+GROWING = Stack(
+    frames=["driver_alloc+0x10 [driver]", "driver_poll+0x20 [driver]"],
+    context=Context.SOFTIRQ,
+    outstanding_bytes=60 * MIB,
+    outstanding_blocks=1,
+    allocated_bytes=60 * MIB,
+    growth_bytes_per_second=MIB,
+    trend=Trend.GROWING,
+)
+
+
+def found(
+    *, total_bytes: int = 16 * GIB, free_bytes: int = 8 * GIB, suspects: tuple[int, ...] = (), **changes: Any
+) -> list[Draft]:
+    breakdown = Breakdown(
+        mem_total_bytes=total_bytes,
+        classes=[MemoryClass(name="MemFree", group="Free", size_bytes=free_bytes)],
+        alloc_page_bytes=GIB,
+        alloc_page_error_bytes=0,
+    )
+    stacks = [GROWING.model_copy(update=changes)]
+    measured = replace(EMPTY, host=host_of(total_bytes), breakdown=breakdown, stacks=stacks)
+    return list(growing_allocations(Situation(measured, Thresholds()), suspects))
+
+
+@pytest.mark.parametrize(
+    ("changes", "leak"),
+    [
+        pytest.param({}, LeakAnswer.YES, id="steady"),
+        pytest.param({"outstanding_bytes": 15 * MIB}, None, id="below the floor"),
+        pytest.param(
+            {"total_bytes": 512 * GIB, "free_bytes": 500 * GIB}, LeakAnswer.YES, id="the floor is no share of memory"
+        ),
+        pytest.param(
+            {"growth_bytes_per_second": 100 * MIB / DAY_SECONDS}, None, id="slow, and free memory lasts for 80 days"
+        ),
+        pytest.param(
+            {"growth_bytes_per_second": 100 * MIB / DAY_SECONDS, "free_bytes": GIB},
+            LeakAnswer.YES,
+            id="slow, but free memory lasts for 10 days",
+        ),
+        pytest.param({"trend": Trend.PINNED}, LeakAnswer.UNKNOWN, id="a burst"),
+        pytest.param({"trend": Trend.UNCLEAR}, LeakAnswer.UNKNOWN, id="faster and faster"),
+        pytest.param({"trend": Trend.PINNED, "outstanding_bytes": 15 * MIB}, None, id="a small burst"),
+        pytest.param({"trend": Trend.PINNED, "explained_bytes": 50 * MIB}, None, id="a burst that holders have"),
+        pytest.param({"trend": Trend.CHURN}, None, id="churn"),
+        pytest.param({"trend": Trend.PINNED, "freed_bytes": 30 * MIB}, None, id="a burst of which much is freed"),
+        pytest.param({"frames": ["xfs_buf_alloc_backing_mem+0x8 [xfs]"]}, LeakAnswer.NO, id="buffers of XFS"),
+        pytest.param({"frames": ["abd_alloc_chunks+0x8 [zfs]"], "trend": Trend.PINNED}, LeakAnswer.NO, id="ARC of ZFS"),
+        pytest.param({"frames": ["unnamed#0a1b2c3d"]}, None, id="without names"),
+    ],
+)
+def test_whether_it_is_a_leak(changes: dict[str, Any], leak: LeakAnswer | None) -> None:
+    drafts = found(**changes)
+    assert [one.leak for one in drafts] == ([] if leak is None else [leak])
+    assert all(one.reclaimable == (leak is LeakAnswer.NO) for one in drafts)
+
+
+def test_what_a_leaking_holder_has_is_not_a_second_leak() -> None:
+    held = {"held_by": [HeldBy(holder=3, size_bytes=50 * MIB, share=0.8)], "explained_bytes": 50 * MIB}
+    assert found(suspects=(3,), **held) == []
+    (draft,) = found(**held)
+    assert (draft.leak, draft.size_bytes) == (LeakAnswer.YES, 60 * MIB)
+    assert draft.claimed_bytes == {"AllocPage": 10 * MIB}
+
+
+def test_the_trend_says_how_long_memory_lasts() -> None:
+    (draft,) = found()
+    assert draft.trend is not None
+    assert draft.trend.exhausts_node_in_seconds == 8 * 1024
+    assert "at this rate, free and reclaimable memory lasts for 2 h" in draft.reasons
