@@ -9,6 +9,7 @@ from pydantic.config import JsonDict, JsonValue
 
 from memdiag_api import limits
 from memdiag_api.conditions import Condition
+from memdiag_api.containers import ContainerAccount
 from memdiag_api.evidence import (
     Check,
     Context,
@@ -332,6 +333,10 @@ class TargetPod(ApiModel):
     )
     pinned_bytes: ByteCount = Field(
         default=0, description="Bytes pinned by all its holders. Each block is counted once."
+    )
+    account: ContainerAccount | None = Field(
+        default=None,
+        description="What the pod's memory cgroup is charged for, and its limit. Absent if it could not be read.",
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from memdiag_api import limits
 from memdiag_api.conditions import Reason
+from memdiag_api.containers import ContainerAccount
 from memdiag_api.diagnosis import (
     HolderSummary,
     NodeResult,
@@ -179,6 +180,7 @@ def _target_pod(
         and (names.namespace, names.pod) == (wanted.namespace, wanted.name)
     ) or sum(one.pinned_bytes for one in holders)
     unread_bytes = sum(one.unread_bytes for one in holders)
+    account = _account(evidence, attribution, wanted)
     return TargetPod(
         namespace=wanted.namespace,
         name=wanted.name,
@@ -188,10 +190,36 @@ def _target_pod(
             unread_bytes=unread_bytes,
             is_there=attribution.has_pod(wanted.namespace, wanted.name),
             was_scanned=evidence.coverage is not None,
+            account=account,
         ),
         unread_bytes=unread_bytes,
         pinned_bytes=pinned_bytes,
+        **({"account": account} if account else {}),
     )
+
+
+def _account(evidence: Evidence, attribution: Attribution, wanted: PodReference) -> ContainerAccount | None:
+    """The account of the pod's own cgroup, which includes its containers; else the sum of theirs."""
+    accounts = [
+        one
+        for one in evidence.containers
+        if (names := attribution.names(one.container_id, one.pod_uid))
+        and (names.namespace, names.pod) == (wanted.namespace, wanted.name)
+    ]
+    of_pod = [one for one in accounts if not one.container_id]
+    return next(iter(of_pod), None) or (_summed(accounts) if accounts else None)
+
+
+def _summed(accounts: Sequence[ContainerAccount]) -> ContainerAccount:
+    """Containers of one pod together. A figure that one of them lacks is unknown."""
+    values = [one.model_dump() for one in accounts]
+    numbers = [name for name in values[0] if name not in ("container_id", "pod_uid")]
+    sums = {
+        name: sum(one[name] for one in values) if all(one[name] is not None for one in values) else None
+        for name in numbers
+    }
+    identity = {"container_id": accounts[0].container_id if len(accounts) == 1 else "", "pod_uid": accounts[0].pod_uid}
+    return ContainerAccount(**identity, **sums)
 
 
 def _top(count: int, suspect: int | None, limit: int, first: Sequence[int] = ()) -> list[int]:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from memdiag_api.conditions import ConditionStatus
+from memdiag_api.containers import ContainerAccount
 from memdiag_api.diagnosis import HolderSummary, NodeResult, NodeState, PodReference, StackSummary
 from memdiag_api.evidence import SuspectScope, VerdictKind
 from memdiag_api.findings import FindingKind
@@ -105,9 +106,15 @@ def advice(holder: HolderSummary | None, runner_advice: str, *, scope: SuspectSc
 
 
 def target_pod_sentence(
-    pod: PodReference, *, pinned_bytes: int, unread_bytes: int, is_there: bool, was_scanned: bool
+    pod: PodReference,
+    *,
+    pinned_bytes: int,
+    unread_bytes: int,
+    is_there: bool,
+    was_scanned: bool,
+    account: ContainerAccount | None = None,
 ) -> str:
-    """What the pod that a diagnosis is about pins."""
+    """What the pod that a diagnosis is about pins, and what its cgroup is charged for."""
     name = f"pod {pod.namespace}/{pod.name}"
     if not was_scanned:
         text = f"What {name} pins was not measured: spec.checks does not include SocketQueues"
@@ -117,7 +124,27 @@ def target_pod_sentence(
         text = f"Pod {name[4:]} pins nothing that memdiag can see"
     else:
         text = f"Pod {name[4:]} was no longer on the node when the measurement ended"
-    return clip(text, MAX_SENTENCE)
+    return clip(f"{text}; {account_words(account)}" if account else text, MAX_SENTENCE)
+
+
+def account_words(account: ContainerAccount) -> str:
+    """What a cgroup is charged for, in a few words: `it uses 640 MiB of its limit of 640 MiB (...)`."""
+    limit = f" of its limit of {format_bytes(account.limit_bytes)}" if account.limit_bytes else ""
+    parts = {
+        "working set": account.working_set_bytes,
+        "anonymous": account.anon_bytes,
+        "files": account.file_bytes,
+        "shared memory": account.shmem_bytes,
+        "kernel": account.kernel_bytes,
+        "sockets": account.socket_bytes,
+    }
+    shown = [f"{name} {format_bytes(size)}" for name, size in parts.items() if size]
+    if account.reclaimable_bytes is not None:
+        shown.append(f"the kernel would give back {format_bytes(account.reclaimable_bytes)}")
+    if account.oom_kills:
+        shown.append(f"processes killed for lack of memory: {account.oom_kills}")
+    details = f" ({'; '.join(shown)})" if shown else ""
+    return f"it uses {format_bytes(account.usage_bytes)}{limit}{details}"
 
 
 def node_sentence(result: NodeResult) -> str:

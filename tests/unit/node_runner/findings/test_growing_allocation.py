@@ -45,7 +45,9 @@ def found(
         pytest.param({}, LeakAnswer.YES, id="steady"),
         pytest.param({"outstanding_bytes": 15 * MIB}, None, id="below the floor"),
         pytest.param(
-            {"total_bytes": 512 * GIB, "free_bytes": 500 * GIB}, LeakAnswer.YES, id="the floor is no share of memory"
+            {"total_bytes": 512 * GIB, "free_bytes": 500 * GIB},
+            LeakAnswer.YES,
+            id="the floor does not grow with memory",
         ),
         pytest.param(
             {"growth_bytes_per_second": 100 * MIB / DAY_SECONDS}, None, id="slow, and free memory lasts for 80 days"
@@ -73,7 +75,7 @@ def test_whether_it_is_a_leak(changes: dict[str, Any], leak: LeakAnswer | None) 
 
 
 def test_what_a_leaking_holder_has_is_not_a_second_leak() -> None:
-    held = {"held_by": [HeldBy(holder=3, size_bytes=50 * MIB, share=0.8)], "explained_bytes": 50 * MIB}
+    held: dict[str, Any] = {"held_by": [HeldBy(holder=3, size_bytes=50 * MIB, share=0.8)], "explained_bytes": 50 * MIB}
     assert found(suspects=(3,), **held) == []
     (draft,) = found(**held)
     assert (draft.leak, draft.size_bytes) == (LeakAnswer.YES, 60 * MIB)

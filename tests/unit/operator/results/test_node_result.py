@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from memdiag_api.containers import ContainerAccount
 from memdiag_api.diagnosis import HolderSummary, NodeResult, NodeState, PodReference, StackSummary
 from memdiag_api.evidence import (
     LEAK_CHECKS,
@@ -314,6 +315,47 @@ def test_a_pod_without_holders_is_reported_as_well(attribution: Attribution, was
     assert result.target_pod
     assert result.target_pod.message.startswith(said)
     assert result.target_pod.pinned_bytes == 0
+
+
+def account(*, container_id: str = "", pod_uid: str = "pod-uid") -> ContainerAccount:
+    return ContainerAccount(
+        container_id=container_id,
+        pod_uid=pod_uid,
+        usage_bytes=640 * MIB,
+        limit_bytes=640 * MIB,
+        working_set_bytes=630 * MIB,
+        anon_bytes=135 * MIB,
+        socket_bytes=492 * MIB,
+        reclaimable_bytes=10 * MIB,
+        limit_hits=7,
+        oom_kills=2,
+    )
+
+
+def test_the_requested_pod_has_its_own_account() -> None:
+    others = [account(container_id=CONTAINER), account(pod_uid="another")]
+    result = of_pod(evidence_with().model_copy(update={"containers": [*others, account()]}))
+    assert result.target_pod
+    assert result.target_pod.account == account()
+    assert result.target_pod.message == (
+        "Pod demo/slow-reader pins nothing that memdiag can see; it uses 640 MiB of its limit of 640 MiB (working set "
+        "630 MiB; anonymous 135 MiB; sockets 492 MiB; the kernel would give back 10.0 MiB; processes killed for lack "
+        "of memory: 2)"
+    )
+
+
+def test_containers_of_the_requested_pod_are_summed_up() -> None:
+    one, other = account(container_id=CONTAINER), account(container_id="e" * 64)
+    partly = other.model_copy(update={"limit_bytes": None})
+    result = of_pod(evidence_with().model_copy(update={"containers": [one, partly, account(pod_uid="another")]}))
+    assert result.target_pod
+    summed = result.target_pod.account
+    assert summed
+    assert (summed.container_id, summed.usage_bytes, summed.limit_bytes) == ("", 1280 * MIB, None)
+    assert of_pod(evidence_with().model_copy(update={"containers": [one]})).target_pod.account == one  # type: ignore[union-attr]  # it is there
+    nothing = of_pod(evidence_with().model_copy(update={"containers": [account(pod_uid="another")]}))
+    assert nothing.target_pod
+    assert nothing.target_pod.account is None
 
 
 def test_a_pod_of_that_name_in_another_namespace_is_another_pod() -> None:
