@@ -27,7 +27,6 @@ from memdiag_node.findings.shared_memory import shared_memory
 from memdiag_node.findings.situation import Situation
 from memdiag_node.findings.slab import slab_findings, slab_rest
 from memdiag_node.findings.slow_reader import slow_readers
-from memdiag_node.findings.suspects import pinned_by
 from memdiag_node.findings.unread_socket import unread_sockets
 from memdiag_node.findings.unsent_data import unsent_data
 from memdiag_node.findings.vmalloc import vmalloc_callers
@@ -69,13 +68,8 @@ def explained_bytes(situation: Situation, drafts: Sequence[Draft]) -> int:
 def _about_holders(situation: Situation) -> Iterator[Draft]:
     """Yield the findings about holders, each holder in one of them."""
     measured = situation.measured
-    pinned = pinned_by(
-        measured.holdings,
-        stuck_floor_seconds=situation.thresholds.stuck_floor_seconds,
-        page_bytes=situation.page_bytes,
-    )
     left = set(range(len(measured.holdings)))
-    for draft in unread_sockets(situation, pinned):
+    for draft in unread_sockets(situation):
         yield draft
         left -= set(draft.holders)
     for rule in (slow_readers, unsent_data, packets_outside):

@@ -3,14 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memdiag_api.evidence import HolderKind, SuspectScope
-from memdiag_node.findings.groups import owner_key
-from memdiag_node.holding import Holding, kept_bytes, pinned_together_bytes
-
-_SCOPES = (SuspectScope.PROCESS, SuspectScope.CONTAINER, SuspectScope.POD)
-"""From the most to the least precise. Stuck sockets that only add up on the whole node have no suspect."""
-_SUSPECT_SHARE = 0.5
-_MAX_SUSPECTS = 8
+from memdiag_api.evidence import SuspectScope
+from memdiag_api.memory_classes import ClassName
+from memdiag_node.findings.groups import Group, find_groups, is_socket, kept_together
+from memdiag_node.holding import Holding
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,83 +32,41 @@ class StuckSockets:
         return self.pinned_bytes + self.head_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Pinned:
-    """The stuck sockets of a node, for grouping."""
-
-    stuck: tuple[int, ...]
-    """Indexes of the holdings that are stuck sockets."""
-    holdings: Sequence[Holding]
-    page_bytes: int
-
-    def together(self, scope: SuspectScope, members: Sequence[int]) -> StuckSockets:
-        """Sum up these stuck sockets."""
-        return _summed_up(scope, self.holdings, members, self.page_bytes)
-
-    def groups(self, members: Sequence[int]) -> list[StuckSockets]:
-        """Return these stuck sockets by process, container and pod: by scope, then the largest first."""
-        found: list[StuckSockets] = []
-        for scope in _SCOPES:
-            grouped: dict[object, list[int]] = {}
-            for index in members:
-                if key := owner_key(scope, index, self.holdings[index].holder):
-                    grouped.setdefault(key, []).append(index)
-            found += sorted(
-                (self.together(scope, group) for group in grouped.values()), key=lambda one: -one.kept_bytes
-            )
-        return found
+def stuck_sockets(holdings: Sequence[Holding], *, stuck_floor_seconds: float) -> list[int]:
+    """Return the indexes of the stuck sockets: nothing was read from them for `stuck_floor_seconds`."""
+    return [
+        index
+        for index, one in enumerate(holdings)
+        if is_socket(one) and (one.holder.stuck_seconds or 0) >= stuck_floor_seconds
+    ]
 
 
-def pinned_by(holdings: Sequence[Holding], *, stuck_floor_seconds: float, page_bytes: int) -> Pinned:
-    """Find the stuck sockets: nothing was read from them for `stuck_floor_seconds`."""
-    return Pinned(
-        stuck=tuple(
-            index
-            for index, one in enumerate(holdings)
-            if one.holder.kind is HolderKind.SOCKET and (one.holder.stuck_seconds or 0) >= stuck_floor_seconds
-        ),
-        holdings=holdings,
-        page_bytes=page_bytes,
-    )
-
-
-def find_suspects(pinned: Pinned, limit_bytes: int) -> list[StuckSockets]:
-    """Return groups of stuck sockets that keep at least `limit_bytes`, largest first, each socket in one of them.
-
-    The last one may be of scope Node: sockets that have only the node in common.
-    """
-    suspects: list[StuckSockets] = []
-    left = list(pinned.stuck)
-    while len(suspects) < _MAX_SUSPECTS and (suspect := find_suspect(pinned.groups(left), limit_bytes)):
-        suspects.append(suspect)
-        left = [index for index in left if index not in set(suspect.holders)]
-    if (rest := pinned.together(SuspectScope.NODE, left)).kept_bytes >= limit_bytes:
-        suspects.append(rest)
-    return suspects
-
-
-def find_suspect(groups: Sequence[StuckSockets], limit_bytes: int) -> StuckSockets | None:
-    """Return the most precise group that keeps at least `limit_bytes`, and half of what the largest group keeps.
+def find_suspects(
+    holdings: Sequence[Holding], stuck: Sequence[int], *, limit_bytes: int, page_bytes: int
+) -> list[StuckSockets]:
+    """Return groups of stuck sockets that keep at least `limit_bytes`, each socket in one of them (groups.find_groups).
 
     One worker among a thousand is not reported instead of its container, and a container does not hide the one
-    process that is the cause. None if no process, container or pod keeps `limit_bytes`.
+    process that is the cause. The last one may be of scope Node: sockets that have only the node in common.
     """
-    most_bytes = max((one.kept_bytes for one in groups), default=0)
-    floor_bytes = max(limit_bytes, _SUSPECT_SHARE * most_bytes)
-    return next((one for one in groups if one.kept_bytes >= floor_bytes), None)
+
+    def kept_bytes(members: Sequence[Holding]) -> int:
+        return sum(kept_together(members, page_bytes).values())
+
+    groups = find_groups(holdings, stuck, limit_bytes, kept_bytes)
+    return [_summed_up(group, [holdings[index] for index in group.members], page_bytes) for group in groups]
 
 
-def _summed_up(scope: SuspectScope, holdings: Sequence[Holding], group: Sequence[int], page_bytes: int) -> StuckSockets:
-    members = [holdings[index].holder for index in group]
+def _summed_up(group: Group, members: Sequence[Holding], page_bytes: int) -> StuckSockets:
+    kept = kept_together(members, page_bytes)
+    holders = [one.holder for one in members]
     return StuckSockets(
-        scope=scope,
-        holders=tuple(
-            sorted(group, key=lambda index: (holdings[index].holder.summed > 1, -kept_bytes(holdings[index].holder)))
-        ),
-        sockets=sum(holder.summed for holder in members),
-        processes=len({holder.owners[0].pid for holder in members if holder.owners}),
-        pinned_bytes=pinned_together_bytes([holdings[index] for index in group], page_bytes=page_bytes),
-        head_bytes=sum(holder.head_bytes for holder in members),
-        unread_bytes=sum(holder.unread_bytes for holder in members),
-        stuck_seconds=min((holder.stuck_seconds or 0 for holder in members), default=0),
+        scope=group.scope,
+        holders=group.members,
+        sockets=sum(one.summed for one in holders),
+        processes=len({one.owners[0].pid for one in holders if one.owners}),
+        pinned_bytes=kept[ClassName.ALLOC_PAGE],
+        head_bytes=kept[ClassName.SUNRECLAIM],
+        unread_bytes=sum(one.unread_bytes for one in holders),
+        stuck_seconds=min((one.stuck_seconds or 0 for one in holders), default=0),
     )

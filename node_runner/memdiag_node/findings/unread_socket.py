@@ -12,15 +12,18 @@ from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.freed import exclusive_bytes
 from memdiag_node.findings.naming import fd_text, holder_name, process_name, process_owner, short_id
 from memdiag_node.findings.situation import Situation
-from memdiag_node.findings.suspects import Pinned, StuckSockets, find_suspects
+from memdiag_node.findings.suspects import StuckSockets, find_suspects, stuck_sockets
 
 REST_PACKETS, REST_BYTES = 2, 4096
 """The most that an idle connection leaves unread: the rest of a request, the end of a TLS session."""
 
 
-def unread_sockets(situation: Situation, pinned: Pinned) -> Iterator[Draft]:
+def unread_sockets(situation: Situation) -> Iterator[Draft]:
     """Yield a finding for each group of stuck sockets that keeps the suspect size, and for the rest of the node."""
-    for suspect in find_suspects(pinned, situation.suspect_bytes):
+    holdings = situation.measured.holdings
+    stuck = stuck_sockets(holdings, stuck_floor_seconds=situation.thresholds.stuck_floor_seconds)
+    suspects = find_suspects(holdings, stuck, limit_bytes=situation.suspect_bytes, page_bytes=situation.page_bytes)
+    for suspect in suspects:
         yield _draft(situation, suspect)
 
 
