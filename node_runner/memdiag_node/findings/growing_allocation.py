@@ -19,6 +19,13 @@ _RECLAIMED = re.compile(
     r"btrfs_alloc_page_array"
 )
 """Private caches of the kernel, which their shrinkers give back: XFS and bcachefs buffers, ZFS ARC, TTM's pool."""
+_OF_PROCESSES = re.compile(
+    r"dup_task_struct|alloc_thread_stack_node|copy_process|_*kvm_mmu_topup_memory_cache|tdp_mmu_alloc_\w+|kvm_mmu_\w+"
+)
+"""Stacks of new threads, and page tables of virtual machines: they go with their processes."""
+_OWNED_BY_PROCESSES = (ClassName.PAGE_TABLES, ClassName.KERNEL_STACK, ClassName.SECONDARY_PAGE_TABLES)
+_FILLED_BY_SETUP = (ClassName.VMALLOC, ClassName.PERCPU, ClassName.ZSMALLOC, ClassName.BALLOON)
+"""New pods, cgroups, programs and devices take such memory once, for as long as they exist."""
 _BURST_FREED_SHARE = 0.1
 
 
@@ -56,6 +63,7 @@ def _steady(situation: Situation, index: int, own_bytes: int, unheld_bytes: int)
         return
     size, rate = format_bytes(own_bytes), format_bytes(stack.growth_bytes_per_second)
     is_reclaimed = is_reclaimed_cache(stack)
+    leak, why = _leak(stack)
     frame = first_name(stack.frames)
     if is_reclaimed:
         sentence = f"A cache of the kernel fills through {frame} at {rate}/s: it is given back when memory is needed."
@@ -68,14 +76,15 @@ def _steady(situation: Situation, index: int, own_bytes: int, unheld_bytes: int)
         claims_bytes=_claims(stack, unheld_bytes),
         owner=_owner(stack),
         trend=trend,
-        leak=LeakAnswer.NO if is_reclaimed else LeakAnswer.YES,
+        leak=leak,
         reclaimable=is_reclaimed,
-        confidence=Confidence.HIGH,
+        confidence=Confidence.MEDIUM if leak is LeakAnswer.UNKNOWN else Confidence.HIGH,
         sentence=sentence,
         reasons=[
             f"{size} are outstanding, allocated throughout the window (threshold: "
             f"{format_bytes(situation.thresholds.suspect_floor_bytes)})",
             f"growth is {rate}/s, with a standard error of {format_bytes(stack.growth_error_bytes_per_second)}/s",
+            *([why] if why else []),
             *(
                 [f"at this rate, free and reclaimable memory lasts for {format_duration(left_seconds)}"]
                 if left_seconds is not None
@@ -89,7 +98,7 @@ def _steady(situation: Situation, index: int, own_bytes: int, unheld_bytes: int)
         freed_by=_freed_by(stack),
         holders=[part.holder for part in stack.held_by[:1]],
         stacks=[index],
-        is_notable=is_reclaimed,
+        is_notable=True,
     )
 
 
@@ -97,13 +106,14 @@ def _burst(situation: Situation, index: int, unheld_bytes: int) -> Draft:
     stack = situation.measured.stacks[index]
     size = format_bytes(unheld_bytes)
     is_reclaimed = is_reclaimed_cache(stack)
+    is_known = _leak(stack)[0] is LeakAnswer.NO
     return Draft(
         kind=FindingKind.GROWING_ALLOCATION,
         memory_class=stack.memory_class,
         size_bytes=unheld_bytes,
         claims_bytes=_claims(stack, unheld_bytes),
         owner=_owner(stack),
-        leak=LeakAnswer.NO if is_reclaimed else LeakAnswer.UNKNOWN,
+        leak=LeakAnswer.NO if is_known else LeakAnswer.UNKNOWN,
         reclaimable=is_reclaimed,
         confidence=Confidence.MEDIUM,
         sentence=f"{size} were allocated in the window through {first_name(stack.frames)}, not freed, and are in no "
@@ -113,15 +123,30 @@ def _burst(situation: Situation, index: int, unheld_bytes: int) -> Draft:
             "they continue",
             f"the threshold is {format_bytes(situation.suspect_bytes)}",
         ],
-        advice="" if is_reclaimed else "Run it again: if the same call stack allocates more, it is a leak in bursts.",
+        advice="" if is_known else "Run it again: if the same call stack allocates more, it is a leak in bursts.",
         stacks=[index],
         is_notable=True,
     )
 
 
+def _leak(stack: Stack) -> tuple[LeakAnswer, str]:
+    """Return whether steady growth through this stack is a leak, and why if it is not."""
+    if is_reclaimed_cache(stack):
+        return LeakAnswer.NO, "it is a cache that the kernel gives back when memory is needed"
+    if stack.memory_class in _OWNED_BY_PROCESSES or _passes(stack, _OF_PROCESSES):
+        return LeakAnswer.NO, "it belongs to processes, and is freed when they exit"
+    if stack.memory_class in _FILLED_BY_SETUP:
+        return LeakAnswer.UNKNOWN, "new pods, programs and devices take such memory once, when they start"
+    return LeakAnswer.YES, ""
+
+
 def is_reclaimed_cache(stack: Stack) -> bool:
     """Return whether the stack fills a cache of the kernel that is given back under pressure."""
-    return any(_RECLAIMED.fullmatch(function_name(frame)) for frame in stack.frames)
+    return _passes(stack, _RECLAIMED)
+
+
+def _passes(stack: Stack, functions: re.Pattern[str]) -> bool:
+    return any(functions.fullmatch(function_name(frame)) for frame in stack.frames)
 
 
 def _claims(stack: Stack, unheld_bytes: int) -> dict[str, int]:

@@ -66,12 +66,25 @@ def found(
         pytest.param({"frames": ["xfs_buf_alloc_backing_mem+0x8 [xfs]"]}, LeakAnswer.NO, id="buffers of XFS"),
         pytest.param({"frames": ["abd_alloc_chunks+0x8 [zfs]"], "trend": Trend.PINNED}, LeakAnswer.NO, id="ARC of ZFS"),
         pytest.param({"frames": ["unnamed#0a1b2c3d"]}, None, id="without names"),
+        pytest.param(
+            {"frames": ["__vmalloc_area_node+0x8", "dup_task_struct+0x8"], "memory_class": "Vmalloc"},
+            LeakAnswer.NO,
+            id="stacks of new threads",
+        ),
+        pytest.param(
+            {"frames": ["__kvm_mmu_topup_memory_cache+0x8 [kvm]"]}, LeakAnswer.NO, id="page tables of a virtual machine"
+        ),
+        pytest.param({"memory_class": "PageTables"}, LeakAnswer.NO, id="page tables"),
+        pytest.param({"memory_class": "Percpu"}, LeakAnswer.UNKNOWN, id="new cgroups"),
+        pytest.param({"memory_class": "Vmalloc"}, LeakAnswer.UNKNOWN, id="new maps"),
+        pytest.param({"memory_class": "Slab"}, LeakAnswer.YES, id="large kmalloc"),
     ],
 )
 def test_whether_it_is_a_leak(changes: dict[str, Any], leak: LeakAnswer | None) -> None:
     drafts = found(**changes)
     assert [one.leak for one in drafts] == ([] if leak is None else [leak])
-    assert all(one.reclaimable == (leak is LeakAnswer.NO) for one in drafts)
+    of_cache = any("xfs_" in frame or "abd_" in frame for frame in changes.get("frames", ()))
+    assert all(one.reclaimable == of_cache for one in drafts)
 
 
 def test_what_a_leaking_holder_has_is_not_a_second_leak() -> None:
