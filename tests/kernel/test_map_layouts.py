@@ -58,7 +58,7 @@ MAPS: dict[str, dict[str, Layout]] = {
         "facts": (U32, U64),
         "words": (U32, MEMORY_MAPS["words"]),
         "watched": _entry(sockets._WATCHED_DTYPE),
-        "file_kinds": _entry(sockets._WATCHED_DTYPE),
+        "file_kinds": _entry(sockets._FILE_KIND_DTYPE),
     },
 }
 UNDESCRIBED = {"cpu", "cgroups"}
