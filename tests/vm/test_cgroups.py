@@ -40,17 +40,24 @@ def test_the_limit_and_its_events(seen: dict[str, Any]) -> None:
     account, files = seen["accounts"][container], seen["files"][container]
     assert account["limitBytes"] == LIMIT_BYTES
     assert account["limitHits"] == account["windowLimitHits"] == files["max"] > 0
-    assert account["oomKills"] == account["windowOomKills"] == files["oom_kill"] == 1
-    (kill,) = [one for one in seen["kills"] if one["containerID"] == container]
+    # One for the process with too much memory. The kernel may kill the writer of a large file, too, if its pages cannot
+    # be written in time.
+    assert account["oomKills"] == account["windowOomKills"] == files["oom_kill"] >= 1
+    kills = [one for one in seen["kills"] if one["containerID"] == container]
+    assert len(kills) == files["oom_kill"]
+    kill = max(kills, key=lambda one: one["anonBytes"])
     assert kill["limitBytes"] == LIMIT_BYTES
     assert kill["anonBytes"] > 0.5 * LIMIT_BYTES
     assert max(kill["classesBytes"], key=lambda name: kill["classesBytes"][name]) == "anon"
 
 
 def test_removed_cgroups(seen: dict[str, Any]) -> None:
-    """A kernel that passes page cache to the cgroup above, too, has freed them."""
+    """A kernel that passes page cache to the cgroup above, too, frees them soon, and they keep nothing until then."""
     groups = {container_id(16 + number) for number in range(REMOVED)}
     shares = [one for one in seen["removed"]["shares"] if one["containerID"] in groups]
     assert len(shares) == seen["removed"]["removedChange"]
     assert len(shares) in {0, REMOVED}
-    assert all(one["groups"] == 1 and one["chargedBytes"] == pytest.approx(MIB, rel=0.25) for one in shares)
+    assert {one["groups"] for one in shares} <= {1}
+    charged_bytes = [one["chargedBytes"] for one in shares]
+    keep_theirs = charged_bytes == pytest.approx([MIB] * len(shares), rel=0.25)
+    assert keep_theirs or charged_bytes == [0] * len(shares)

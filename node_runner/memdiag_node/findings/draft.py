@@ -60,6 +60,8 @@ class Draft:
     """Of UnreadSocket: unread bytes of all its sockets."""
     scope: SuspectScope | None = None
     """Of UnreadSocket: what its sockets have in common."""
+    is_past: bool = False
+    """Whether its memory is free again: what is there now comes first in its tier."""
     claims_bytes: Mapping[str, int] | None = None
     """The bytes of each class that it accounts for. None: `size_bytes` of `memory_class`. Empty: none, because it is
     about memory that other findings account for as well."""
@@ -112,8 +114,8 @@ class Draft:
 
 
 def ranked(drafts: Iterable[Draft]) -> list[Draft]:
-    """Return the findings in order of importance: by tier, then the largest."""
-    return sorted(drafts, key=lambda one: (one.tier, -one.size_bytes))
+    """Return the findings in order of importance: by tier, then the largest; memory that is free again comes last."""
+    return sorted(drafts, key=lambda one: (one.tier, one.is_past, -one.size_bytes))
 
 
 def counted(drafts: Sequence[Draft], class_bytes: Mapping[str, int]) -> list[Finding]:

@@ -145,7 +145,8 @@ def _draft(situation: Situation, group: _Group) -> Draft:
 
 def _leak(situation: Situation, group: _Group, holders: Sequence[Holder]) -> tuple[LeakAnswer, str]:
     """Return whether it is a leak, and why."""
-    has_process = any(one.owners for one in holders)
+    without_process_bytes = sum(one.pinned_bytes for one in holders if not one.owners)
+    has_process = without_process_bytes < situation.notable_bytes
     if group.kind is HolderKind.PAGE_POOL:
         if any("detached" in one.description for one in holders):
             return LeakAnswer.UNKNOWN, "the device no longer uses the pool, but not all of its pages came back"

@@ -14,7 +14,7 @@ from memdiag_node.findings.situation import Situation
 
 _MINUTE, _HOUR = 60, 3600
 _MAX_NOTABLE = 3
-_RECENT_SECONDS = _HOUR
+_RECENT_SECONDS = 10 * _MINUTE
 _MAX_CLASSES = 3
 
 
@@ -60,6 +60,7 @@ def _logged(kills: Sequence[OomKill]) -> Draft:
         )
     return Draft(
         kind=FindingKind.OOM_KILL,
+        is_past=True,
         size_bytes=killed_bytes,
         sentence=f"The kernel killed {shown_process(last.comm, last.pid)}{_of_container(last)}"
         f"{_ago(last.seconds_ago)}: {_shortage(last)}, anonymous {format_bytes(last.anon_bytes)}.",
@@ -81,6 +82,7 @@ def _counted(account: ContainerAccount, kills: int) -> Draft:
     what = "a process" if kills == 1 else f"{kills} processes"
     return Draft(
         kind=FindingKind.OOM_KILL,
+        is_past=True,
         size_bytes=0,
         sentence=f"The kernel killed {what} of container {short_id(account.container_id)} for lack of memory in the "
         "window.",

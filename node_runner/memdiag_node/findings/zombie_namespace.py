@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from memdiag_api import limits
 from memdiag_api.census.namespaces import NetworkNamespace
 from memdiag_api.findings import Confidence, FindingKind, LeakAnswer
+from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import MemoryOwner, OwnerKind
 from memdiag_api.units import format_bytes
 from memdiag_node.findings.draft import Draft
@@ -31,6 +32,7 @@ def zombie_namespaces(situation: Situation) -> Iterator[Draft]:
     verb = "are" if found.zombies > 1 else "is"
     yield Draft(
         kind=FindingKind.ZOMBIE_NAMESPACE,
+        memory_class=_main_class(situation, zombies),
         size_bytes=found.zombie_bytes,
         claims_bytes={},  # sockets, packets and slab caches, which other findings are about
         owner=MemoryOwner(kind=OwnerKind.NETWORK_NAMESPACE, name=_names(zombies)),
@@ -47,6 +49,19 @@ def zombie_namespaces(situation: Situation) -> Iterator[Draft]:
         "until the node restarts, and each namespace keeps slab and per-CPU memory beyond these bytes.",
         sections=["census.namespaces"],
     )
+
+
+def _main_class(situation: Situation, zombies: Sequence[NetworkNamespace]) -> str:
+    """Return the class of the packets in these namespaces, if they have any."""
+    census = situation.measured.census
+    inodes = {one.inode for one in zombies}
+    groups = [
+        one for one in (census.packets.groups if census and census.packets else ()) if one.network_namespace in inodes
+    ]
+    pinned_bytes, head_bytes = sum(one.pinned_bytes for one in groups), sum(one.head_bytes for one in groups)
+    if not pinned_bytes and not head_bytes:
+        return ""
+    return ClassName.ALLOC_PAGE if pinned_bytes >= head_bytes else ClassName.SUNRECLAIM
 
 
 def _names(zombies: Sequence[NetworkNamespace]) -> str:

@@ -66,7 +66,8 @@ def _zombie_namespace() -> Iterator[PlantedTruth]:
 def _reassembly() -> Iterator[PlantedTruth]:
     with first_fragments() as load:
         names = (str(load.network_namespace), "reassembly", "fragment")
-        yield PlantedTruth(Answer.LEAK, _OUTSIDE, ("AllocPage",), load.packet_bytes, names=names)
+        # The process in whose network namespace they wait.
+        yield PlantedTruth(Answer.LEAK, _OUTSIDE, ("AllocPage",), load.packet_bytes, pids=(load.pid,), names=names)
 
 
 @contextlib.contextmanager
