@@ -1,15 +1,15 @@
 """Findings about what is left of each class of the breakdown: unexplained, growing, or plain (docs/findings.md)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from memdiag_api.evidence import Census, Stack
+from memdiag_api.evidence import Census, Holder, Stack
 from memdiag_api.findings import Confidence, FindingKind, LeakAnswer
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import MemoryOwner, OwnerKind
 from memdiag_api.units import format_bytes
 from memdiag_node.findings.allocation_sites import page_owner_reasons, sites_for
 from memdiag_node.findings.draft import Draft
-from memdiag_node.findings.naming import short_id
+from memdiag_node.findings.naming import counted, process_owner, short_id
 from memdiag_node.findings.situation import FREE_CLASSES, RECLAIMABLE_CLASSES, Situation
 from memdiag_node.trace.stacks import first_name
 
@@ -19,6 +19,8 @@ _GROWS = (ClassName.SUNRECLAIM, ClassName.VMALLOC, ClassName.PERCPU, ClassName.S
 """Classes whose growth is judged as a whole. AllocPage is judged by call stack, user memory by owner."""
 _MAX_PARTS = 4
 _PART_SHARE = 0.1
+_OWNER_SHARE = 0.5
+"""Who has half as much as a class grew by is named: growth of single holders is not measured."""
 
 _ADVICE: dict[str, str] = {
     ClassName.VMALLOC: "Check in /proc/vmallocinfo which kernel functions allocated the most, and whether it grows.",
@@ -150,20 +152,49 @@ def growing_classes(situation: Situation, judged: Mapping[str, int]) -> Iterator
         grown_bytes = one.change_bytes - judged.get(name, 0)
         if grown_bytes < situation.suspect_bytes:
             continue
+        members = _largest_holders(situation, name, _OWNER_SHARE * grown_bytes)
+        holders = [situation.measured.holdings[index].holder for index in members]
         yield Draft(
             kind=FindingKind.GROWING_CLASS,
             memory_class=name,
             size_bytes=min(grown_bytes, one.size_bytes),
             claims_bytes={},
-            owner=MemoryOwner(kind=OwnerKind.KERNEL, name=str(name)),
+            owner=process_owner(holders) if holders else MemoryOwner(kind=OwnerKind.KERNEL, name=str(name)),
             trend=situation.trend(grown_bytes / seconds, 0, seconds),
             leak=LeakAnswer.UNKNOWN,
             confidence=Confidence.MEDIUM,
             sentence=f"{name} grew by {format_bytes(grown_bytes)} in the window, to {format_bytes(one.size_bytes)}.",
-            reasons=[f"the threshold for growth in the window is {format_bytes(situation.suspect_bytes)}"],
+            reasons=[
+                f"the threshold for growth in the window is {format_bytes(situation.suspect_bytes)}",
+                *_held_by(holders),
+            ],
+            holders=members,
             advice="Run it again to see whether the growth continues.",
             sections=["breakdown"],
         )
+
+
+def _largest_holders(situation: Situation, name: str, least_bytes: float) -> list[int]:
+    """Return the holders of the process that has the most of a class, if it has so much; the largest first."""
+    grouped: dict[int, list[int]] = {}
+    for index, one in enumerate(situation.measured.holdings):
+        if one.holder.memory_class == name and one.holder.owners:
+            grouped.setdefault(one.holder.owners[0].pid, []).append(index)
+
+    def size_bytes(index: int) -> int:
+        return situation.measured.holdings[index].holder.pinned_bytes
+
+    largest = max(grouped.values(), key=lambda group: sum(map(size_bytes, group)), default=[])
+    if sum(map(size_bytes, largest)) < least_bytes:
+        return []
+    return sorted(largest, key=lambda index: -size_bytes(index))
+
+
+def _held_by(holders: Sequence[Holder]) -> list[str]:
+    if not holders:
+        return []
+    size = format_bytes(sum(one.pinned_bytes for one in holders))
+    return [f"{process_owner(holders).name} has {size} of it now, in {counted(holders[0].kind, len(holders))}"]
 
 
 def plain_classes(situation: Situation, claimed_bytes: Mapping[str, int]) -> Iterator[Draft]:

@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from memdiag_api.evidence import Breakdown, MemoryClass
+from memdiag_api.evidence import Breakdown, Holder, HolderKind, MemoryClass, Owner
 from memdiag_api.findings import FindingKind, LeakAnswer
 from memdiag_api.owners import ClassOwners
 from memdiag_node.findings.classes import growing_classes, plain_classes, unexplained_classes
 from memdiag_node.findings.situation import Situation
 from memdiag_node.findings.thresholds import GIB, MIB, Thresholds
+from memdiag_node.holding import PINNED_DTYPE, Holding
 from support.arbitrary_measurements import EMPTY
 from support.measurements import host_of
 
@@ -88,6 +90,31 @@ def test_growth_of_a_kernel_class_in_the_window(
         assert (draft.kind, draft.leak, draft.claimed_bytes) == (FindingKind.GROWING_CLASS, LeakAnswer.UNKNOWN, {})
         assert draft.trend is not None
         assert draft.trend.bytes_per_second == pytest.approx(change_bytes / 60)
+
+
+def test_who_has_much_of_a_class_that_grew_is_named() -> None:
+    maps = [
+        Holder(
+            kind=HolderKind.BPF_MAP,
+            memory_class="Vmalloc",
+            owners=[Owner(pid=pid, comm="agent", fds=[4])],
+            owners_total=1,
+            pinned_bytes=size,
+        )
+        for pid, size in ((7, 60 * MIB), (8, 10 * MIB))
+    ]
+    node = situation()
+    assert node.measured.breakdown is not None
+    grown = MemoryClass(name="Vmalloc", group="Kernel", size_bytes=GIB, change_bytes=100 * MIB)
+    measured = replace(
+        node.measured,
+        breakdown=node.measured.breakdown.model_copy(update={"classes": [grown]}),
+        holdings=[Holding(one, np.empty(0, PINNED_DTYPE)) for one in maps],
+    )
+    (draft,) = growing_classes(Situation(measured, Thresholds()), {})
+    assert draft.owner is not None
+    assert (draft.owner.pid, draft.leak, draft.holders) == (7, LeakAnswer.UNKNOWN, [0])
+    assert "agent[7] has 60.0 MiB of it now, in a BPF map" in draft.reasons
 
 
 def test_the_rest_of_each_class_is_said_once() -> None:
