@@ -74,10 +74,10 @@ def main_class(claims_bytes: dict[str, int]) -> str:
     return max(claims_bytes, key=lambda name: claims_bytes[name])
 
 
-def group_subject(group: Group, holders: Sequence[Holder]) -> str:
+def group_subject(scope: SuspectScope, holders: Sequence[Holder]) -> str:
     """Return who has them: `gateway[7]`, `container 0123456789ab`. `holders`: the members of the group."""
     first = holders[0]
-    match group.scope:
+    match scope:
         case SuspectScope.PROCESS:
             return process_name(first.owners[0]) if first.owners else holder_name(first)
         case SuspectScope.CONTAINER:
@@ -88,17 +88,17 @@ def group_subject(group: Group, holders: Sequence[Holder]) -> str:
             return f"{_processes(holders)} processes of the node"
 
 
-def group_owner(group: Group, holders: Sequence[Holder]) -> MemoryOwner:
+def group_owner(scope: SuspectScope, holders: Sequence[Holder]) -> MemoryOwner:
     """Return who has them, as a record. `holders`: the members of the group."""
     largest = process_owner(holders)
-    match group.scope:
+    match scope:
         case SuspectScope.PROCESS:
             return largest
         case SuspectScope.NODE:
             name = f"{_processes(holders)} processes, the largest being {holder_name(holders[0])}"
             return MemoryOwner(kind=OwnerKind.NODE, name=name[: limits.MAX_SHORT_TEXT], processes=_processes(holders))
         case _:
-            is_container = group.scope is SuspectScope.CONTAINER
+            is_container = scope is SuspectScope.CONTAINER
             return largest.model_copy(
                 update={
                     "kind": OwnerKind.CONTAINER if is_container else OwnerKind.POD,

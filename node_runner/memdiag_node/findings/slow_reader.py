@@ -74,7 +74,7 @@ def _draft(situation: Situation, group: Group) -> Draft:
         memory_class=main_class(claims),
         size_bytes=size_bytes,
         claims_bytes=claims,
-        owner=group_owner(group, holders),
+        owner=group_owner(group.scope, holders),
         leak=LeakAnswer.UNKNOWN,
         is_notable=True,
         freed_by=_freed_by(situation, group, holders),
@@ -98,7 +98,7 @@ def _draft(situation: Situation, group: Group) -> Draft:
 
 
 def _who(group: Group, holders: Sequence[Holder]) -> str:
-    subject = group_subject(group, holders)
+    subject = group_subject(group.scope, holders)
     sockets = sum(one.summed for one in holders)
     if group.scope is SuspectScope.NODE:
         return f"{subject} read {sockets} sockets"
@@ -123,7 +123,7 @@ def _freed_by(situation: Situation, group: Group, holders: Sequence[Holder]) -> 
     freed_bytes = exclusive_bytes(group.members, situation.measured.holdings, page_bytes=situation.page_bytes)
     if not holders[0].owners:
         return FreedBy(action="Close the connection at its peer.", size_bytes=freed_bytes)
-    who = group_subject(group, holders)
+    who = group_subject(group.scope, holders)
     return FreedBy(
         action=f"Restart or fix {who}: reading or closing the sockets frees it."[: limits.MAX_SENTENCE],
         size_bytes=freed_bytes,

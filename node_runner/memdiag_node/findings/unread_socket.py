@@ -6,13 +6,14 @@ from memdiag_api import limits
 from memdiag_api.evidence import Holder, Queue, Stack, SuspectScope
 from memdiag_api.findings import Confidence, FindingKind, FreedBy, LeakAnswer
 from memdiag_api.memory_classes import ClassName
-from memdiag_api.owners import MemoryOwner, OwnerKind
 from memdiag_api.units import format_bytes
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.freed import exclusive_bytes
-from memdiag_node.findings.naming import fd_text, holder_name, process_name, process_owner, short_id
+from memdiag_node.findings.groups import group_owner
+from memdiag_node.findings.naming import fd_text, holder_name, process_name, short_id
 from memdiag_node.findings.situation import Situation
 from memdiag_node.findings.suspects import StuckSockets, find_suspects, stuck_sockets
+from memdiag_node.holding import kept_bytes
 
 REST_PACKETS, REST_BYTES = 2, 4096
 """The most that an idle connection leaves unread: the rest of a request, the end of a TLS session."""
@@ -41,7 +42,7 @@ def leak_answer(situation: Situation, suspect: StuckSockets) -> LeakAnswer:
     ]
     if _grown_bytes(holders) >= situation.suspect_bytes and not all(map(_is_rest, holders)):
         return LeakAnswer.YES
-    share = sum(map(_kept_bytes, aged)) / max(1, sum(map(_kept_bytes, holders)))
+    share = sum(map(kept_bytes, aged)) / max(1, sum(map(kept_bytes, holders)))
     return LeakAnswer.YES if share * suspect.kept_bytes >= situation.suspect_bytes else LeakAnswer.UNKNOWN
 
 
@@ -52,17 +53,13 @@ def waited_seconds(holder: Holder) -> float:
 
 def _grown_bytes(holders: Sequence[Holder]) -> int:
     """Return how much more they keep than at the start of the window."""
-    return sum(max(0, _kept_bytes(one) - one.kept_throughout_bytes) for one in holders if one.kept_throughout_bytes)
+    return sum(max(0, kept_bytes(one) - one.kept_throughout_bytes) for one in holders if one.kept_throughout_bytes)
 
 
 def _is_rest(holder: Holder) -> bool:
     """Return whether the unread data may be what idle connections leave."""
     few_packets = holder.unread_packets <= REST_PACKETS * holder.summed
     return few_packets and holder.unread_bytes <= REST_BYTES * holder.summed
-
-
-def _kept_bytes(holder: Holder) -> int:
-    return holder.pinned_bytes + holder.head_bytes
 
 
 def _draft(situation: Situation, suspect: StuckSockets) -> Draft:
@@ -77,7 +74,7 @@ def _draft(situation: Situation, suspect: StuckSockets) -> Draft:
         memory_class=ClassName.ALLOC_PAGE if suspect.pinned_bytes >= suspect.head_bytes else ClassName.SUNRECLAIM,
         size_bytes=suspect.kept_bytes,
         claims_bytes={ClassName.ALLOC_PAGE: suspect.pinned_bytes, ClassName.SUNRECLAIM: suspect.head_bytes},
-        owner=_owner(suspect, holders),
+        owner=group_owner(suspect.scope, holders),
         leak=leak,
         freed_by=_freed_by(situation, suspect, first),
         confidence=_confidence(leak, is_complete=not incomplete),
@@ -121,29 +118,6 @@ def _why_unknown(
         )
     else:
         yield "most of these sockets have one or two unread packets, as idle connections do"
-
-
-def _owner(suspect: StuckSockets, holders: Sequence[Holder]) -> MemoryOwner:
-    first = holders[0]
-    match suspect.scope:
-        case SuspectScope.PROCESS:
-            return process_owner(holders)
-        case SuspectScope.NODE:
-            return MemoryOwner(
-                kind=OwnerKind.NODE,
-                name=f"{suspect.processes} processes, the largest being {holder_name(first)}"[: limits.MAX_SHORT_TEXT],
-                processes=suspect.processes,
-            )
-        case _:
-            is_container = suspect.scope is SuspectScope.CONTAINER
-            largest = process_owner(holders)
-            return largest.model_copy(
-                update={
-                    "kind": OwnerKind.CONTAINER if is_container else OwnerKind.POD,
-                    "container_id": largest.container_id if is_container else "",
-                    "processes": suspect.processes,
-                }
-            )
 
 
 def _freed_by(situation: Situation, suspect: StuckSockets, first: Holder) -> FreedBy:

@@ -90,7 +90,7 @@ def _draft(situation: Situation, group: Group) -> Draft:
         memory_class=max(claims, key=lambda name: claims[name]),
         size_bytes=group.size_bytes,
         claims_bytes=claims,
-        owner=group_owner(group, holders),
+        owner=group_owner(group.scope, holders),
         leak=LeakAnswer.UNKNOWN,
         is_notable=True,
         freed_by=_freed_by(situation, group, holders),
@@ -118,7 +118,7 @@ def _connections(count: int) -> str:
 
 def _whose(group: Group, holders: Sequence[Holder]) -> str:
     if group.scope is not SuspectScope.PROCESS or holders[0].owners:
-        return f"of {group_subject(group, holders)}"
+        return f"of {group_subject(group.scope, holders)}"
     if holders[0].owners_total and not holders[0].unowned_reason:
         return "of a process that has ended"
     return f"that no process holds ({holders[0].unowned_reason or 'reason unknown'})"
@@ -208,7 +208,7 @@ def _by_addresses(holdings: Sequence[Holding]) -> Mapping[tuple[str, str], Holde
 
 def _freed_by(situation: Situation, group: Group, holders: Sequence[Holder]) -> FreedBy:
     freed_bytes = exclusive_bytes(group.members, situation.measured.holdings, page_bytes=situation.page_bytes)
-    whose = f" of {group_subject(group, holders)}" if holders[0].owners else ""
+    whose = f" of {group_subject(group.scope, holders)}" if holders[0].owners else ""
     return FreedBy(
         action=f"Close these connections{whose}, or fix their peers: reading frees it."[: limits.MAX_SENTENCE],
         size_bytes=freed_bytes,
