@@ -44,10 +44,22 @@ def _result(result: dict[str, Any]) -> list[str]:
         for one in result.get("pinnedByPod", [])
         if one.get("pod")
     ]
+    lines += _findings(result.get("findings", []))
     lines += _wrapped(", ".join(by_pod), "  Pinned by pod: ")
     lines += _holders(result.get("topHolders", []))
     lines += _stacks(result.get("topStacks", []))
     lines += [line for note in result.get("coverage", []) for line in _wrapped(note, "  note: ")]
+    return lines
+
+
+def _findings(findings: list[dict[str, Any]]) -> list[str]:
+    lines = ["  Findings, most important first:"] if findings else []
+    for number, one in enumerate(findings, start=1):
+        leak = {"Yes": " (leak)", "Unknown": " (maybe a leak)"}.get(one["leak"], "")
+        pod = f"{one['namespace']}/{one['pod']}: " if one.get("pod") else ""
+        lines += _wrapped(f"{pod}{one['sentence']}{leak}", f"    {number:>2}. ")
+        if freed_bytes := one.get("freedBytes"):
+            lines += _wrapped(f"{one['freedBy'].rstrip('.')} ({format_bytes(freed_bytes)})", "        to free it: ")
     return lines
 
 

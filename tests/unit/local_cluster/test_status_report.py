@@ -21,6 +21,25 @@ def test_sizes_are_written_as_everywhere_else() -> None:
     assert "5.00 MiB pinned by 999 B unread" in text
 
 
+def test_findings_come_in_their_order_with_what_frees_them() -> None:
+    unread = {
+        "leak": "Yes",
+        "namespace": "demo",
+        "pod": "slow-reader",
+        "sentence": "python3[7] fd 4: 234 KiB unread pins 117 MiB.",
+        "freedBy": "Restart it.",
+        "freedBytes": 117 << 20,
+    }
+    cache = {"leak": "No", "sentence": "3.00 GiB are cache of files."}
+    text = render_status({"status": {"results": [{"nodeName": "here", "findings": [unread, cache]}]}})
+    assert text.splitlines()[-4:] == [
+        "  Findings, most important first:",
+        "     1. demo/slow-reader: python3[7] fd 4: 234 KiB unread pins 117 MiB. (leak)",
+        "        to free it: Restart it (117 MiB)",
+        "     2. 3.00 GiB are cache of files.",
+    ]
+
+
 def test_it_needs_nothing_installed() -> None:
     """`make demo` runs with Debian's Python: no site-packages, no environment."""
     program = "import local_cluster.__main__, local_cluster.status_report, memdiag_api.units as u; print(u.__file__)"
