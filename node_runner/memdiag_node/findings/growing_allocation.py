@@ -34,7 +34,8 @@ def growing_allocations(situation: Situation, suspects: Collection[int]) -> Iter
 
     A steady growth counts from the floor of the suspect size, if its rate matters (Thresholds.is_relevant_growth). A
     burst counts from the suspect size. `suspects` are the indexes of holders of which a finding says that they leak:
-    a stack that fills them is not a second leak.
+    a stack that fills them is not a second leak. If they have most of it and other holders the rest, it is the same
+    flow of data, as a sender's queue is to its receiver's.
     """
     for index, stack in enumerate(situation.measured.stacks):
         if first_name(stack.frames) is None:
@@ -42,6 +43,9 @@ def growing_allocations(situation: Situation, suspects: Collection[int]) -> Iter
         of_suspects_bytes = sum(part.size_bytes for part in stack.held_by if part.holder in suspects)
         own_bytes = stack.outstanding_bytes - min(of_suspects_bytes, stack.outstanding_bytes)
         unheld_bytes = min(own_bytes, stack.outstanding_bytes - stack.explained_bytes)
+        is_same_flow = 2 * of_suspects_bytes >= stack.outstanding_bytes
+        if is_same_flow and unheld_bytes < situation.thresholds.suspect_floor_bytes:
+            continue
         if stack.trend is Trend.GROWING and own_bytes >= situation.thresholds.suspect_floor_bytes:
             yield from _steady(situation, index, own_bytes, unheld_bytes)
         elif unheld_bytes >= situation.suspect_bytes and _is_burst(stack):

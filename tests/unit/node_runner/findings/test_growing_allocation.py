@@ -95,6 +95,22 @@ def test_what_a_leaking_holder_has_is_not_a_second_leak() -> None:
     assert draft.claimed_bytes == {"AllocPage": 10 * MIB}
 
 
+@pytest.mark.parametrize(
+    ("of_suspect_bytes", "explained_bytes", "findings"),
+    [
+        pytest.param(40 * MIB, 60 * MIB, 0, id="the rest is in other holders, as in a sender's queue"),
+        pytest.param(40 * MIB, 40 * MIB, 1, id="nobody has the rest"),
+        pytest.param(20 * MIB, 60 * MIB, 1, id="other holders have most of it"),
+    ],
+)
+def test_a_stack_that_mostly_fills_a_leaking_holder(of_suspect_bytes: int, explained_bytes: int, findings: int) -> None:
+    held: dict[str, Any] = {
+        "held_by": [HeldBy(holder=3, size_bytes=of_suspect_bytes, share=0.5)],
+        "explained_bytes": explained_bytes,
+    }
+    assert len(found(suspects=(3,), **held)) == findings
+
+
 def test_the_trend_says_how_long_memory_lasts() -> None:
     (draft,) = found()
     assert draft.trend is not None
