@@ -18,6 +18,7 @@ from memdiag_node.procfs.roots import HostRoots
 
 _SAMPLES_PER_SECOND = 4
 _REST_SECONDS = 0.5
+_QUIET_RESTS = 2
 _RESTS = 10
 
 
@@ -66,7 +67,9 @@ def measure_noise(what: str, read_bytes: Callable[[], int], seconds: float) -> N
 def change_by(action: Callable[[], object], read_bytes: Callable[[], int], *, quiet_bytes: float) -> int | None:
     """How much `action` changes a figure; None if the machine changes it by more than `quiet_bytes` before or after.
 
-    The kernel frees some memory only some time after the end of its process, so wait until the figure is stable.
+    The kernel frees some memory only some time after the end of its process. In a guest it then takes free pages from
+    its lists, for some moments from about two seconds later on, to report them to the host (mm/page_reporting.c). So
+    wait until the figure has been stable for `_QUIET_RESTS` rests.
     """
     earlier = read_bytes()
     time.sleep(_REST_SECONDS)
@@ -74,13 +77,13 @@ def change_by(action: Callable[[], object], read_bytes: Callable[[], int], *, qu
     if abs(before - earlier) > quiet_bytes:
         return None
     action()
-    last = read_bytes()
+    after = [read_bytes()]
     for _ in range(_RESTS):
         time.sleep(_REST_SECONDS)
-        now = read_bytes()
-        if abs(now - last) <= quiet_bytes:
-            return now - before
-        last = now
+        after.append(read_bytes())
+        latest = after[-_QUIET_RESTS - 1 :]
+        if len(latest) > _QUIET_RESTS and max(latest) - min(latest) <= quiet_bytes:
+            return after[-1] - before
     return None
 
 

@@ -44,8 +44,9 @@ def test_the_figure_is_read_at_both_ends() -> None:
 @pytest.mark.parametrize(
     ("readings", "change_bytes"),
     [
-        pytest.param([100, 101, 60, 61], -40, id="quiet: at rest at once"),
-        pytest.param([100, 100, 90, 60, 61], -39, id="the last of it went a little later"),
+        pytest.param([100, 101, 60, 61, 61], -40, id="quiet: at rest at once"),
+        pytest.param([100, 100, 90, 60, 61, 61], -39, id="the last of it went a little later"),
+        pytest.param([100, 100, 70, 70, 60, 61, 61], -39, id="the last of it went after a while"),
         pytest.param([100, 120, 60, 60], None, id="moved before"),
         pytest.param([100, 100, *range(0, 1000, 50)], None, id="never at rest after"),
     ],
