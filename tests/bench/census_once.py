@@ -32,7 +32,7 @@ from memdiag_node.slab.layout import object_layout
 from memdiag_node.slab.page_scan import page_scanner
 from memdiag_node.slab.slabs import MAX_SLABS, PIECE_FRAMES, Slabs, pieces_of, read_slabs
 from memdiag_node.time_budget import Stop
-from support.slab_census import lean_memory, load_programs, slabinfo_active, take_slab_census
+from support.slab_census import lean_memory, load_programs, slabinfo_rows, take_slab_census
 
 _NORMAL_95 = 1.96
 _TIB_PIECES = (1 << 40) // mmap.PAGESIZE // PIECE_FRAMES
@@ -80,10 +80,10 @@ def take() -> dict[str, Any]:
         start_seconds, before_bytes = cpu_seconds(), resident_bytes("VmRSS")
         start_peak_bytes = resident_bytes("VmHWM")
         started = time.monotonic()
-        before = slabinfo_active()
+        before = slabinfo_rows()
         with parts.part("slabs"):
             census = objects.take()
-        after = slabinfo_active()
+        after = slabinfo_rows()
         if census is None:
             raise RuntimeError(f"no census: {attempts.needs}")
         _read_parts(parts, census)
@@ -99,7 +99,7 @@ def take() -> dict[str, Any]:
             "seconds": seconds,
             "parts": parts.costs,
             "sampled_share": census.census.sampled_share,
-            "slabinfo": [{name: [places, active] for name, (active, places) in one.items()} for one in (before, after)],
+            "slabinfo": [{name: [row.places, row.active] for name, row in one.items()} for one in (before, after)],
             "caches": {cache.name: [count.objects, count.in_use, count.slab_bytes] for cache, count in counted},
         }
 

@@ -21,7 +21,14 @@ from memdiag_node.kernel.memory import KernelMemory
 from memdiag_node.procfs.meminfo import MemInfo, parse_meminfo
 from memdiag_node.slab.census import CacheCount, SlabCensus
 from memdiag_node.slab.layout import object_layout
-from support.slab_census import lean_memory, load_programs, slabinfo_active, surviving_places, take_slab_census
+from support.slab_census import (
+    SlabinfoRow,
+    lean_memory,
+    load_programs,
+    slabinfo_rows,
+    surviving_places,
+    take_slab_census,
+)
 
 pytestmark = pytest.mark.timeout(600)  # of the hundred runs, which take a minute on an idle machine
 
@@ -120,9 +127,9 @@ def compared_census(
     memory: KernelMemory, btf: Btf, at: dict[str, int], programs: BpfObject
 ) -> tuple[SlabCensus, dict[str, str], int]:
     """A census; how it differs from slabinfo before and after it, by cache; and the number of caches compared."""
-    before = slabinfo_active()
+    before = slabinfo_rows()
     census = take_slab_census(memory, btf, at=at, programs=programs)
-    after = slabinfo_active()
+    after = slabinfo_rows()
     surviving, found, compared = surviving_places(census), {}, 0
     for number, (cache, count) in enumerate(zip(census.caches, census.count(), strict=True)):
         if count.slab_bytes < _LARGE_BYTES or cache.name not in before or cache.name not in after:
@@ -135,25 +142,24 @@ def compared_census(
     return census, found, compared
 
 
-Row = tuple[int, int]
-"""Active objects and all objects, as slabinfo counts them."""
-
-
-def different_places(count: CacheCount, surviving: int, before: Row, after: Row) -> str:
+def different_places(count: CacheCount, surviving: int, before: SlabinfoRow, after: SlabinfoRow) -> str:
     """Places are not fewer than in slabinfo before and after, and those that are left are not more than after."""
-    changed = abs(after[1] - before[1]) + count.vanished
-    allowed = 0.01 * max(before[1], after[1])
-    agrees = count.objects >= min(before[1], after[1]) - changed - allowed and surviving <= after[1] + allowed
+    changed = abs(after.places - before.places) + count.vanished
+    allowed = 0.01 * max(before.places, after.places)
+    fewest = min(before.places, after.places) - changed - allowed
+    agrees = count.objects >= fewest and surviving <= after.places + allowed
     return "" if agrees else f"{count.objects} places, {surviving} are left"
 
 
-def different_objects(census: SlabCensus, number: int, count: CacheCount, before: Row, after: Row) -> str:
+def different_objects(
+    census: SlabCensus, number: int, count: CacheCount, before: SlabinfoRow, after: SlabinfoRow
+) -> str:
     """Objects are not more than slabinfo calls active, or what is left of them: a cache may grow and shrink between."""
-    allowed = 0.01 * max(before[1], after[1])
-    if count.in_use - count.uncertain <= max(before[0], after[0]) + allowed:
+    allowed = 0.01 * max(before.places, after.places) + after.uncertain
+    if count.in_use - count.uncertain <= max(before.active, after.active) + allowed:
         return ""
     left = int(census.still_allocated(number, census.objects(number)).sum())
-    return "" if left <= after[0] + allowed else f"{count.in_use} objects, {left} are left"
+    return "" if left <= after.active + allowed else f"{count.in_use} objects, {left} are left"
 
 
 Objects = npt.NDArray[np.uint64]

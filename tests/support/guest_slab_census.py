@@ -22,7 +22,7 @@ from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.slab.census import SlabCensus
 from memdiag_node.slab.layout import object_layout
-from support.slab_census import lean_memory, slabinfo_active, surviving_places, take_slab_census
+from support.slab_census import SlabinfoRow, lean_memory, slabinfo_rows, surviving_places, take_slab_census
 
 PLANTED = 20_000
 _SOCKETS = 20
@@ -76,7 +76,7 @@ def count_owned(census: SlabCensus, btf: Btf, senders: list[socket.socket]) -> i
     return owned
 
 
-def large_caches(census: SlabCensus, before: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, int]]:
+def large_caches(census: SlabCensus, before: Mapping[str, SlabinfoRow]) -> dict[str, dict[str, int]]:
     """Each cache of at least a MiB, and what slabinfo has: `before` the census, and after its objects were listed.
 
     `kept` were there when slabinfo was read, of those that are `listed`, and likewise `kept_places`.
@@ -86,17 +86,18 @@ def large_caches(census: SlabCensus, before: Mapping[str, tuple[int, int]]) -> d
         if count.slab_bytes < _LARGE_BYTES or cache.name not in before:
             continue
         listed = census.objects(number)
-        active, places = slabinfo_active()[cache.name]
+        after = slabinfo_rows()[cache.name]
         found[cache.name] = {
             "places": count.objects,
             "in_use": count.in_use,
             "listed": len(listed),
             "kept": int(census.still_allocated(number, listed).sum()),
             "kept_places": surviving_places(census)[number],
-            "slabinfo_places": places,
-            "slabinfo_active": active,
-            "slabinfo_places_before": before[cache.name][1],
-            "slabinfo_active_before": before[cache.name][0],
+            "slabinfo_places": after.places,
+            "slabinfo_active": after.active,
+            "slabinfo_uncertain": after.uncertain,
+            "slabinfo_places_before": before[cache.name].places,
+            "slabinfo_active_before": before[cache.name].active,
         }
     return found
 
@@ -107,7 +108,7 @@ def slab_census() -> dict[str, Any]:
     report: dict[str, Any] = {"planted": PLANTED}
     at = object_layout(btf)
     with lean_memory(at) as memory, kfence_samples() as has_kfence, planted_datagrams() as senders:
-        before = slabinfo_active()
+        before = slabinfo_rows()
         started = time.process_time()
         census = take_slab_census(memory, btf, at=at)
         report["census_cpu_seconds"] = time.process_time() - started

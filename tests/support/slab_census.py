@@ -4,6 +4,7 @@ import mmap
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -74,7 +75,26 @@ def surviving_places(census: SlabCensus) -> list[int]:
     return places
 
 
-def slabinfo_active() -> dict[str, tuple[int, int]]:
-    """Active objects and all objects of each cache, as /proc/slabinfo counts them."""
+COUNTED_SLABS = 10_000
+"""mm/slub.c, MAX_PARTIAL_TO_SCAN: the kernel counts the free objects of so many slabs with free places."""
+
+
+class SlabinfoRow(NamedTuple):
+    """One cache, as /proc/slabinfo counts it."""
+
+    active: int
+    """Allocated objects, and the free ones on the CPUs' lists."""
+    places: int
+    uncertain: int
+    """How much `active` may be wrong by: of a list longer than COUNTED_SLABS, Linux 6.10+ estimates the rest."""
+
+
+def slabinfo_rows() -> dict[str, SlabinfoRow]:
+    """Each cache, as /proc/slabinfo counts it."""
     rows = [line.split() for line in Path("/proc/slabinfo").read_text().splitlines()[2:]]
-    return {row[0]: (int(row[1]), int(row[2])) for row in rows}
+    return {row[0]: slabinfo_row(int(row[1]), int(row[2]), int(row[4])) for row in rows}
+
+
+def slabinfo_row(active: int, places: int, places_per_slab: int) -> SlabinfoRow:
+    """What slabinfo says, and how uncertain it is."""
+    return SlabinfoRow(active, places, max(places - COUNTED_SLABS * places_per_slab, 0))

@@ -17,7 +17,8 @@ def check_caches(slabs: dict[str, Any]) -> None:
         assert one["kept_places"] <= one["slabinfo_places"] + allowed, (name, one)
         fewest = min(one["slabinfo_places"], one["slabinfo_places_before"])
         assert one["places"] >= fewest - allowed, (name, one)
-        assert one["kept"] <= (1 + _SHARE) * one["slabinfo_active"] + _MOMENT_OBJECTS, (name, one)
+        most = (1 + _SHARE) * one["slabinfo_active"] + one["slabinfo_uncertain"] + _MOMENT_OBJECTS
+        assert one["kept"] <= most, (name, one)
         changed = abs(one["slabinfo_active"] - one["slabinfo_active_before"])
         difference = abs(one["listed"] - one["in_use"])
         assert difference <= _SHARE * one["in_use"] + changed + _MOMENT_OBJECTS, (name, one)
