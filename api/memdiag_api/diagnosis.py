@@ -153,8 +153,10 @@ class MemoryDiagnosisSpec(ApiModel):
         description=(
             "Checks to run. Breakdown: memory usage of the node by class. AllocPageTrace: call stacks whose pages "
             "are not freed. SocketQueues: sockets whose unread data pins memory. KernelObjects: slab memory by "
-            "cache, and the packets, sockets, network namespaces and files of the node, found in their slabs; "
-            "it is always run if all of the other three are."
+            "cache, and the packets, sockets, network namespaces and files of the node, found in their slabs. "
+            "Owners: the processes, containers, mounts and files that have each class of memory, with the memory of "
+            "every process; it includes Breakdown. Containers: the memory account of every container, and removed "
+            "memory cgroups. If the first three are requested, all checks are run."
         ),
         json_schema_extra={"x-kubernetes-list-type": "set", **immutable("checks")},
     )

@@ -5,6 +5,7 @@ It is delivered through a container log, so a reader must not trust any field: t
 lists are bounded here, unknown fields are rejected, and no field contains a kernel address.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -37,10 +38,19 @@ class Check(StrEnum):
     ALLOC_PAGE_TRACE = "AllocPageTrace"
     SOCKET_QUEUES = "SocketQueues"
     KERNEL_OBJECTS = "KernelObjects"
+    OWNERS = "Owners"
+    CONTAINERS = "Containers"
 
 
 LEAK_CHECKS = (Check.BREAKDOWN, Check.ALLOC_PAGE_TRACE, Check.SOCKET_QUEUES)
-"""The checks without which no run can say that there is no leak."""
+"""The checks of version 0.1.0. Without one of them, no run of any version can say that there is no leak."""
+_IMPLIED = {Check.OWNERS: (Check.BREAKDOWN,)}
+"""Owners are those of the classes of the breakdown."""
+
+
+def with_implied(checks: Iterable[Check]) -> list[Check]:
+    """Return the checks to run if these are requested: each once, and those whose results they use."""
+    return list(dict.fromkeys(one for check in checks for one in (check, *_IMPLIED.get(check, ()))))
 
 
 class NeedState(StrEnum):

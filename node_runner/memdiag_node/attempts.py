@@ -17,7 +17,11 @@ _SUBJECTS = {
     Check.ALLOC_PAGE_TRACE: "page-allocation trace",
     Check.SOCKET_QUEUES: "socket scan",
     Check.KERNEL_OBJECTS: "census of kernel objects",
+    Check.OWNERS: "owners of memory",
+    Check.CONTAINERS: "accounts of containers",
 }
+_LEAKS_STAY_VISIBLE = {Check.BREAKDOWN, Check.OWNERS, Check.CONTAINERS}
+"""If a step of these fails, memory has fewer names: there are more findings about unexplained memory, not fewer."""
 
 
 class Attempts:
@@ -47,7 +51,7 @@ class Attempts:
     def doubts(self) -> list[Doubt]:
         """Return what failed in checks that continued. An incomplete leak check cannot show that there is no leak."""
         return [
-            Doubt(f"{need.name}: {need.detail}", forbids_no=Check.BREAKDOWN not in need.checks)
+            Doubt(f"{need.name}: {need.detail}", forbids_no=not _LEAKS_STAY_VISIBLE.intersection(need.checks))
             for need in self.needs
             if need.state is NeedState.DEGRADED
         ]

@@ -30,7 +30,7 @@ from memdiag_node.holders.page_pools import add_traced
 from memdiag_node.holders.registry import holder_fields, other_holders
 from memdiag_node.holding import Holding, pinned_blocks
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.kernel.memory import KernelMemory, open_memory
+from memdiag_node.kernel.memory import KernelMemory, memory_layout, open_memory
 from memdiag_node.kernel_objects import KernelObjects, TakenCensus, object_fields
 from memdiag_node.machine.huge_page_sample import HugePageHeads
 from memdiag_node.machine.reading import MachineReading, read_machine
@@ -53,6 +53,8 @@ _WAIT_STEP_SECONDS = 0.25
 # Shares of the remaining grace period, after the run was asked to stop.
 _TALLY_SHARE, _CENSUS_SHARE, _PROCESS_SHARE, _SAMPLE_SHARE = 0.4, 0.3, 0.2, 0.1
 _SAMPLE_SECONDS = 5.0
+_CGROUP_CHECKS = (Check.CONTAINERS, Check.OWNERS, Check.KERNEL_OBJECTS)
+"""The checks that need the memory cgroups, the first of which reports an error."""
 
 
 class UnsupportedError(RuntimeError):
@@ -107,7 +109,7 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
         sockets = _open_sockets(attached, attempts, types, stop)
         captured.first_scan = sockets.first_scan if sockets else None
         objects = _open_objects(attached, attempts, sockets, types, stop)
-        cgroups = _open_cgroups(attempts, sockets, objects, roots)
+        cgroups = _open_cgroups(attached, attempts, types, _opened_memory(sockets, objects), stop)
         types.free()
         trace = _open_trace(attached, attempts, settings, roots, stop)
         if not attempts.checks:
@@ -231,39 +233,64 @@ def _add_traced(captured: Capture, sockets: "_Sockets", attempts: Attempts) -> N
             captured.others = add_traced(memory, at, captured.scan, captured.others, captured.trace.blocks)
 
 
-def _open_cgroups(
-    attempts: Attempts, sockets: "_Sockets | None", objects: KernelObjects | None, roots: HostRoots
-) -> CgroupReader | None:
-    """Read the memory cgroups for the first time, if the kernel's memory is read at all."""
+def _opened_memory(
+    sockets: "_Sockets | None", objects: KernelObjects | None
+) -> tuple[KernelMemory, Mapping[str, int]] | None:
     if sockets:
-        opened: tuple[KernelMemory, Mapping[str, int]] = sockets.scanner.source.memory, sockets.cgroup_layout
-    elif objects:
-        opened = objects.cgroups()
-    else:
+        return sockets.scanner.source.memory, sockets.cgroup_layout
+    return objects.cgroups() if objects else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Cgroups:
+    """The memory cgroups, and the check that an error in reading them belongs to."""
+
+    reader: CgroupReader
+    check: Check
+
+
+def _open_cgroups(
+    attached: ExitStack,
+    attempts: Attempts,
+    types: _KernelTypes,
+    opened: tuple[KernelMemory, Mapping[str, int]] | None,
+    stop: Stop,
+) -> _Cgroups | None:
+    """Read the memory cgroups for the first time. Owners and kernel objects need them to name containers.
+
+    `opened`: kernel memory and the offsets of `account_layout`, if another check has opened it.
+    """
+    check = next((one for one in _CGROUP_CHECKS if one in attempts.checks), None)
+    if check is None:
         return None
-    with attempts.step(_cgroup_check(attempts), "the first reading of the memory cgroups", optional=True):
-        cgroups = CgroupReader(*opened, roots, page_bytes=mmap.PAGESIZE)
-        cgroups.start()
-        return cgroups
+    if stop.is_set():
+        if check is Check.CONTAINERS:
+            attempts.skip(check)
+        return None
+    with attempts.step(check, "the first reading of the memory cgroups", optional=check is not Check.CONTAINERS):
+        if opened is None:
+            at = memory_layout(types.load()) | account_layout(types.load())
+            opened = open_memory(at, attached), at
+        reader = CgroupReader(*opened, types.roots, page_bytes=mmap.PAGESIZE)
+        reader.start()
+        return _Cgroups(reader, check)
     return None
 
 
-def _read_cgroups(captured: Capture, cgroups: CgroupReader | None, attempts: Attempts) -> None:
+def _read_cgroups(captured: Capture, cgroups: _Cgroups | None, attempts: Attempts) -> None:
     """Read the memory cgroups for the last time: containers, their accounts, and removed cgroups."""
     if cgroups is None:
         return
-    with attempts.step(_cgroup_check(attempts), "the last reading of the memory cgroups", optional=True):
-        reading = cgroups.read()
+    has_accounts = cgroups.check is Check.CONTAINERS
+    with attempts.step(cgroups.check, "the last reading of the memory cgroups", optional=not has_accounts):
+        reading = cgroups.reader.read()
         captured.containers = reading.containers
-        captured.accounts = cgroups.accounts(reading)
-        charges = captured.objects.slab.charges if captured.objects else None
-        captured.removed_cgroups = cgroups.removed(
-            reading, charged_slab=(charges.removed_cgroups, charges.removed_bytes) if charges else None
-        )
-
-
-def _cgroup_check(attempts: Attempts) -> Check:
-    return Check.KERNEL_OBJECTS if Check.KERNEL_OBJECTS in attempts.checks else Check.BREAKDOWN
+        if has_accounts:
+            captured.accounts = cgroups.reader.accounts(reading)
+            charges = captured.objects.slab.charges if captured.objects else None
+            captured.removed_cgroups = cgroups.reader.removed(
+                reading, charged_slab=(charges.removed_cgroups, charges.removed_bytes) if charges else None
+            )
 
 
 def _find_oom_kills(captured: Capture, attempts: Attempts) -> None:
@@ -370,12 +397,13 @@ def _count(captured: Capture, census: TakenCensus | None, attempts: Attempts, ro
     """Read the counters again, and count processes and page frames."""
     with attempts.step(Check.BREAKDOWN, "the last readings", optional=bool(captured.readings_before)):
         captured.readings = take_readings(roots)
-    with attempts.step(Check.BREAKDOWN, "the scan of all processes", optional=True):
-        captured.processes = scan_processes(
-            roots.proc,
-            address_spaces=census.read_address_spaces() if census else None,
-            late=stop.budget(SCAN_SECONDS, share=_PROCESS_SHARE).late,
-        )
+    if Check.OWNERS in attempts.checks:
+        with attempts.step(Check.OWNERS, "the scan of all processes"):
+            captured.processes = scan_processes(
+                roots.proc,
+                address_spaces=census.read_address_spaces() if census else None,
+                late=stop.budget(SCAN_SECONDS, share=_PROCESS_SHARE).late,
+            )
     _find_oom_kills(captured, attempts)
     attempts.progress("counting page frames")
     with attempts.step(Check.BREAKDOWN, "the census of page frames", optional=True):

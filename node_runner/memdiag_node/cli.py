@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from memdiag_api.capabilities import in_words
-from memdiag_api.evidence import Check, NeedState, RunnerError
+from memdiag_api.evidence import Check, NeedState, RunnerError, with_implied
 from memdiag_api.history import HISTORY_VARIABLE, RunSummary
 from memdiag_api.units import parse_duration_seconds
 from memdiag_node.capture import UnsupportedError
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problem = _volunteer_for_the_oom_killer()
     parser = _parser()
     options = parser.parse_args(arguments)
-    checks = tuple(dict.fromkeys(options.check or Check))
+    checks = tuple(with_implied(options.check or Check))
     termination_log = _termination_log(options)
     roots = HostRoots(proc=options.proc, sys=options.sys)
     if options.preflight:

@@ -119,8 +119,10 @@ def _measurements(
                 page_bytes=host.page_size_bytes,
             )
             measured = replace(measured, census=census)
-    if captured.processes and measured.breakdown:
-        with attempts.step(Check.BREAKDOWN, "determining owners", optional=True):
+    if Check.OWNERS in attempts.checks and not (captured.processes and measured.breakdown):
+        attempts.fail(Check.OWNERS, "the classes of memory whose owners it determines were not measured")
+    elif captured.processes and measured.breakdown:
+        with attempts.step(Check.OWNERS, "determining owners"):
             sources = OwnerSources(
                 captured.processes,
                 captured.census,

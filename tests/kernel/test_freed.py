@@ -13,7 +13,7 @@ from memdiag_node.time_budget import Stop
 from planted.cases import CASES
 
 TOLERANCE = 0.1
-CHECKS = (Check.BREAKDOWN, Check.SOCKET_QUEUES, Check.KERNEL_OBJECTS)
+CHECKS = (Check.BREAKDOWN, Check.SOCKET_QUEUES, Check.KERNEL_OBJECTS, Check.OWNERS)
 
 
 def findings() -> list[Finding]:

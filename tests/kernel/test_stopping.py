@@ -118,11 +118,11 @@ def test_a_run_that_is_stopped_before_it_traces_starts_nothing_more() -> None:
     stop.set()
     settings = Settings(run_id="stopped", node_name="here", checks=tuple(Check), duration_seconds=600)
     evidence = measure(settings, roots=HostRoots(), stop=stop, progress=said.append)
-    assert list(evidence.checks) == [Check.BREAKDOWN]
+    assert list(evidence.checks) == [Check.BREAKDOWN, Check.OWNERS]
     assert evidence.window.interrupted
     missing = {need.checks[0]: need.detail for need in evidence.needs if need.state is NeedState.MISSING}
     assert missing == dict.fromkeys(
-        (Check.SOCKET_QUEUES, Check.KERNEL_OBJECTS, Check.ALLOC_PAGE_TRACE),
+        (Check.SOCKET_QUEUES, Check.KERNEL_OBJECTS, Check.CONTAINERS, Check.ALLOC_PAGE_TRACE),
         "the run was asked to stop before it started",
     )
     assert not any("scanning all sockets" in line for line in said)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from memdiag_api.census.slab import SlabCache, SlabCaches
+from memdiag_api.containers import ContainerAccount, RemovedCgroups
 from memdiag_api.evidence import (
     Breakdown,
     Census,
@@ -208,6 +209,16 @@ HISTORY = st.lists(
 ).map(latest_first)
 
 
+CONTAINERS = made(ContainerAccount, container_id=IDS, usage_bytes=SIZES, limit_bytes=st.none() | SIZES)
+REMOVED = made(
+    RemovedCgroups,
+    live=st.integers(0, 2**16),
+    removed=st.integers(0, 2**16),
+    percpu_bytes=SIZES,
+    struct_bytes=SIZES,
+)
+
+
 @st.composite
 def quiet_measurements(draw: st.DrawFn) -> Measurements:
     """A run with all checks, in which little is unexplained, large or growing."""
@@ -228,6 +239,9 @@ def quiet_measurements(draw: st.DrawFn) -> Measurements:
         holdings=draw(st.lists(HOLDINGS, max_size=2)),
         owners=draw(st.lists(OWNED, max_size=3)),
         history=draw(st.just([]) | HISTORY),
+        census=draw(st.none() | made(Census, compound=st.just([]), slab=st.none() | SLABS)),
+        containers=draw(st.lists(CONTAINERS, max_size=2)),
+        removed_cgroups=draw(st.none() | REMOVED),
     )
 
 
@@ -252,6 +266,8 @@ def measurements(draw: st.DrawFn) -> Measurements:
         needs=draw(st.lists(need, max_size=6)) * draw(st.sampled_from([1, 10])),
         breakdown=draw(st.none() | st.just(breakdown)),
         owners=draw(st.lists(OWNED, max_size=3)),
+        containers=draw(st.lists(CONTAINERS, max_size=2)),
+        removed_cgroups=draw(st.none() | REMOVED),
         history=draw(HISTORY) * draw(st.sampled_from([1, 1, 5])),
         census=draw(st.none() | made(Census, compound=st.just([]), slab=st.none() | SLABS)),
         trace=Trace(

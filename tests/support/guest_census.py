@@ -17,7 +17,7 @@ from support.guest_calls import BUILT
 from support.guest_program import runner
 
 LEAKED_OBJECTS = 400_000
-_CHECKS = ("KernelObjects", "SocketQueues", "Breakdown")
+_CHECKS = ("KernelObjects", "SocketQueues", "Breakdown", "Owners", "Containers")
 
 
 def census() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from memdiag_api.evidence import LEAK_CHECKS, Breakdown, Census, Check, Holder, ScanCoverage, Stack, Trace
+from memdiag_api.evidence import Breakdown, Census, Check, Holder, ScanCoverage, Stack, Trace
 from memdiag_api.units import format_bytes
 from memdiag_node.trace.stacks import lacks_names
 
@@ -25,17 +25,19 @@ class Doubt:
 
 def check_doubts(checks: Sequence[Check], *, window_seconds: float, stuck_seconds: float) -> Iterator[Doubt]:
     """Yield doubts about skipped checks. `stuck_seconds`: the minimum window of SocketQueues."""
-    missing = [check.value for check in LEAK_CHECKS if check not in checks]
+    missing = [check.value for check in Check if check not in checks]
     if missing:
-        yield Doubt(f"{' and '.join(missing)} {'were' if len(missing) > 1 else 'was'} not run", forbids_no=True)
-    if Check.KERNEL_OBJECTS not in checks:
-        yield Doubt(f"{Check.KERNEL_OBJECTS.value} was not run", forbids_no=False)
+        yield Doubt(f"{_list(missing)} {'were' if len(missing) > 1 else 'was'} not run", forbids_no=True)
     if Check.SOCKET_QUEUES in checks and window_seconds < stuck_seconds:
         yield Doubt(
             f"the window of {window_seconds:.1f} s is too short to find stuck sockets: they need at least "
             f"{stuck_seconds:.1f} s",
             forbids_no=True,
         )
+
+
+def _list(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def scan_doubts(coverage: ScanCoverage, stuck: Sequence[Holder], *, suspect_bytes: int) -> Iterator[Doubt]:

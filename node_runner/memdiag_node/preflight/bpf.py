@@ -7,6 +7,7 @@ import platform
 
 from memdiag_api.capabilities import in_words
 from memdiag_api.evidence import Check, Need
+from memdiag_node.cgroups.layout import account_layout
 from memdiag_node.kernel.btf import Btf, BtfError
 from memdiag_node.kernel.compiler import has_bcc
 from memdiag_node.preflight.need import degraded, met, missing, why_unreadable
@@ -16,8 +17,9 @@ from memdiag_node.slab.layout import object_layout
 _TRACE = (Check.ALLOC_PAGE_TRACE,)
 _SOCKETS = (Check.SOCKET_QUEUES,)
 _OBJECTS = (Check.KERNEL_OBJECTS,)
-_ALL = (*_TRACE, *_SOCKETS, *_OBJECTS)
-_FRAMES = (Check.BREAKDOWN, *_TRACE)
+_CONTAINERS = (Check.CONTAINERS,)
+_ALL = (*_TRACE, *_SOCKETS, *_OBJECTS, *_CONTAINERS)
+_FRAMES = (Check.BREAKDOWN, Check.OWNERS, *_TRACE)
 
 _BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
 _BPF_PROG_LOAD = 5
@@ -65,7 +67,7 @@ def _btf(roots: HostRoots) -> list[Need]:
     except (OSError, BtfError) as error:
         reason = f"{path}: {error.strerror or error}." if isinstance(error, OSError) else f"{error}."
         return [missing("BTF", _ALL, reason, "Boot a kernel built with CONFIG_DEBUG_INFO_BTF.")]
-    return [met("BTF", _ALL), _iterators(btf), _slab_allocator(btf), _symbols(roots, btf)]
+    return [met("BTF", _ALL), _iterators(btf), _slab_allocator(btf), _cgroups(btf), _symbols(roots, btf)]
 
 
 def _iterators(btf: Btf) -> Need:
@@ -88,6 +90,17 @@ def _slab_allocator(btf: Btf) -> Need:
         _OBJECTS,
         "The kernel has another slab allocator than SLUB, or one with an unknown layout. Its objects are not read.",
         "Boot a kernel built with CONFIG_SLUB, the only allocator since Linux 6.8.",
+    )
+
+
+def _cgroups(btf: Btf) -> Need:
+    if "HAS_MEMORY_ACCOUNTS" in account_layout(btf):
+        return met("memory cgroups", _CONTAINERS)
+    return missing(
+        "memory cgroups",
+        _CONTAINERS,
+        "The kernel has no memory cgroups, or counts them in an unknown way.",
+        "Boot a kernel built with CONFIG_MEMCG.",
     )
 
 

@@ -18,6 +18,8 @@ from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.procfs.roots import HostRoots
 
 _BREAKDOWN = (Check.BREAKDOWN,)
+_CLASSES = (Check.BREAKDOWN, Check.OWNERS)
+"""Both need the sizes of the classes."""
 
 
 def needs(roots: HostRoots) -> list[Need]:
@@ -35,12 +37,12 @@ def _file_needs(roots: HostRoots) -> Iterator[Need]:
         if problem := why_unreadable(path):
             yield missing(
                 str(path),
-                _BREAKDOWN,
+                _CLASSES,
                 f"{problem}. No breakdown is possible.",
                 "Give the runner the /proc and /sys of the host, not those that a container runtime emulates.",
             )
         else:
-            yield met(str(path), _BREAKDOWN)
+            yield met(str(path), _CLASSES)
 
 
 def _vmallocinfo_need(roots: HostRoots) -> Iterator[Need]:

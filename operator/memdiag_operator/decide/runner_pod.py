@@ -5,7 +5,7 @@ from typing import Any
 
 from memdiag_api.capabilities import RUNNER_CAPABILITIES
 from memdiag_api.diagnosis import MemoryDiagnosisSpec
-from memdiag_api.evidence import LEAK_CHECKS, Check
+from memdiag_api.evidence import LEAK_CHECKS, Check, with_implied
 from memdiag_api.history import HISTORY_VARIABLE, RunSummary
 from memdiag_operator.config import MemoryLimit, OperatorConfig, RunnerSettings, ThresholdSettings
 from memdiag_operator.kube import naming
@@ -168,7 +168,7 @@ def _environment(history: Sequence[RunSummary]) -> dict[str, Any]:
 def _checks(spec: MemoryDiagnosisSpec) -> list[Check]:
     """The checks to run. The default of the field is that of version 0.1.0, which had three: see its description."""
     is_whole = set(spec.checks) >= set(LEAK_CHECKS)
-    return list(dict.fromkeys([*spec.checks, *((Check.KERNEL_OBJECTS,) if is_whole else ())]))
+    return with_implied([*spec.checks, *(Check if is_whole else ())])
 
 
 def _security_context(settings: RunnerSettings) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def test_vmalloc_is_summed_up_if_the_kernel_does_not(machine: Path) -> None:
 def test_a_missing_required_file_is_a_missing_need(machine: Path, name: str) -> None:
     (machine / name).unlink()
     found = need(roots_of(machine), name)
-    assert (found.state, found.checks) == (NeedState.MISSING, [Check.BREAKDOWN])
+    assert (found.state, found.checks) == (NeedState.MISSING, [Check.BREAKDOWN, Check.OWNERS])
     assert "No such file" in found.detail
     assert found.remedy
 

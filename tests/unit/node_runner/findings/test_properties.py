@@ -97,8 +97,12 @@ def without(measured: Measurements, check: Check) -> Measurements:
             return replace(measured, checks=checks, trace=None, stacks=(), traced=None)
         case Check.SOCKET_QUEUES:
             return replace(measured, checks=checks, coverage=None, holdings=())
-        case _:
-            return replace(measured, checks=checks, census=None, owners=())
+        case Check.OWNERS:
+            return replace(measured, checks=checks, owners=(), processes=())
+        case Check.CONTAINERS:
+            return replace(measured, checks=checks, containers=(), removed_cgroups=None)
+        case Check.KERNEL_OBJECTS:
+            return replace(measured, checks=checks, census=None)
 
 
 LOSSES: Sequence[Callable[[Measurements], Measurements]] = (

@@ -1,11 +1,14 @@
 """The runner pod has what it needs, and nothing else."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 import pytest
 
 from memdiag_api.diagnosis import MemoryDiagnosisSpec
+from memdiag_api.evidence import LEAK_CHECKS, Check
 from memdiag_node import cli
 from memdiag_node.findings.thresholds import Thresholds
 from memdiag_operator.config import MemoryLimit, OperatorConfig, RunnerSettings, ThresholdSettings
@@ -68,12 +71,22 @@ def test_the_runner_knows_how_long_it_has_after_a_request_to_stop() -> None:
     assert "--grace 45" in " ".join(container(config)["args"])
 
 
-def test_a_complete_diagnosis_includes_the_census() -> None:
-    """Also one whose checks were stored by version 0.1.0, which had no census."""
-    assert container()["args"].count("KernelObjects") == 1
-    assert container(checks=["Breakdown", "AllocPageTrace", "SocketQueues"])["args"].count("KernelObjects") == 1
-    assert container(checks=["KernelObjects"])["args"].count("KernelObjects") == 1
-    assert "KernelObjects" not in container(checks=["Breakdown", "SocketQueues"])["args"]
+@pytest.mark.parametrize(
+    ("requested", "run"),
+    [
+        pytest.param(None, set(Check), id="the default"),
+        pytest.param(LEAK_CHECKS, set(Check), id="stored by version 0.1.0, which had three"),
+        pytest.param([*LEAK_CHECKS, Check.OWNERS], set(Check), id="all that can find a leak, and another"),
+        pytest.param([Check.KERNEL_OBJECTS], {Check.KERNEL_OBJECTS}, id="one"),
+        pytest.param([Check.OWNERS], {Check.OWNERS, Check.BREAKDOWN}, id="owners of the classes of the breakdown"),
+        pytest.param([Check.CONTAINERS, Check.BREAKDOWN], {Check.CONTAINERS, Check.BREAKDOWN}, id="two"),
+    ],
+)
+def test_what_is_requested_is_run_with_what_it_needs(requested: Sequence[Check] | None, run: set[Check]) -> None:
+    spec: dict[str, Any] = {} if requested is None else {"checks": requested}
+    arguments = container(CONFIG, **spec)["args"]
+    checks = [value for option, value in itertools.pairwise(arguments) if option == "--check"]
+    assert sorted(checks) == sorted(run)
 
 
 def test_paths_are_left_out_where_the_configuration_says_so() -> None:
