@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from memdiag_api.containers import ContainerAccount
 from memdiag_api.owners import ClassOwners, MemoryOwner, OwnerKind
 from memdiag_api.units import format_bytes
-from memdiag_node.render.text import percent, table
+from memdiag_node.render.text import percent, table, wrapped
 
 _CLASS_SHARE = 0.005
 """Of the node's memory: smaller classes are in the document only."""
 _OWNERS_SHOWN = 3
 _CONTAINERS_SHOWN = 8
 _ID_SHOWN = 12
+_SMALL_BYTES = 1 << 20
 
 
 def owners_lines(owners: Sequence[ClassOwners], mem_total_bytes: int) -> list[str]:
@@ -32,7 +33,7 @@ def containers_lines(accounts: Sequence[ContainerAccount]) -> list[str]:
     if not accounts:
         return []
     rows: list[tuple[str, ...]] = [
-        ("CONTAINER OR POD", "USED", "LIMIT", "WORKING SET", "ANON", "FILE", "KERNEL", "SOCKETS", "OOM KILLS")
+        ("CONTAINER OR POD", "USED", "LIMIT", "WORKING SET", "ANON", "FILE", "KERNEL", "SOCKETS", "KILLED")
     ]
     for one in accounts[:_CONTAINERS_SHOWN]:
         sizes = (one.limit_bytes, one.working_set_bytes, one.anon_bytes, one.file_bytes, one.kernel_bytes)
@@ -45,9 +46,30 @@ def containers_lines(accounts: Sequence[ContainerAccount]) -> list[str]:
                 str(one.oom_kills),
             )
         )
-    lines = ["CONTAINERS   what their memory cgroups are charged for", *table(rows, right=range(1, 9))]
+    shown = table(rows, right=range(1, 9))
+    lines = ["CONTAINERS   what their memory cgroups are charged for", shown[0]]
+    for row, one in zip(shown[1:], accounts, strict=False):
+        lines += [row, *wrapped(_account_details(one), " " * 12)]
     more = len(accounts) - _CONTAINERS_SHOWN
     return [*lines, f"  {more} more"] if more > 0 else lines
+
+
+def _account_details(account: ContainerAccount) -> str:
+    """Return what is not in the table, if it is worth a line."""
+    change = account.usage_change_bytes or 0
+    sizes = {"shared memory": account.shmem_bytes, "in swap": account.swap_bytes}
+    parts = [f"{name} {format_bytes(size)}" for name, size in sizes.items() if size and size >= _SMALL_BYTES]
+    if abs(change) >= _SMALL_BYTES:
+        parts.append(f"{'+' if change > 0 else ''}{format_bytes(change)} in the window")
+    if account.limit_hits:
+        parts.append(f"limit reached {account.limit_hits:,} times{_in_window(account.window_limit_hits)}")
+    if account.window_oom_kills:
+        parts.append(f"{account.window_oom_kills:,} killed in the window")
+    return ", ".join(parts)
+
+
+def _in_window(count: int | None) -> str:
+    return f", {count:,} of them in the window" if count else ""
 
 
 def _name(owner: MemoryOwner) -> str:
@@ -59,7 +81,8 @@ def _name(owner: MemoryOwner) -> str:
 
 
 def _account_name(account: ContainerAccount) -> str:
-    return account.container_id[:_ID_SHOWN] if account.container_id else f"pod {account.pod_uid}"
+    """Return a short name: a longer one would push the last columns over the edge."""
+    return account.container_id[:_ID_SHOWN] if account.container_id else f"pod {account.pod_uid[:_ID_SHOWN]}"
 
 
 def _size(size_bytes: int | None) -> str:

@@ -16,10 +16,14 @@ from memdiag_api.evidence import (
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
+from memdiag_node.render.allocators import allocators_parts
+from memdiag_node.render.cgroups import oom_kills_lines, removed_cgroups_lines
 from memdiag_node.render.clues import clues_lines
 from memdiag_node.render.dentries import dentries_lines
 from memdiag_node.render.files import files_lines
 from memdiag_node.render.findings import answer_lines, findings_lines, reasons_lines
+from memdiag_node.render.history import history_lines
+from memdiag_node.render.machine import machine_lines
 from memdiag_node.render.namespaces import namespaces_lines
 from memdiag_node.render.owners import containers_lines, owners_lines
 from memdiag_node.render.packets import packets_lines
@@ -50,11 +54,16 @@ def render_report(evidence: Evidence) -> str:
         _breakdown(evidence.breakdown) if evidence.breakdown else [],
         owners_lines(evidence.owners, evidence.host.mem_total_bytes),
         containers_lines(evidence.containers),
+        removed_cgroups_lines(evidence.removed_cgroups),
+        oom_kills_lines(evidence.oom_kills),
         _holders(evidence),
         _stacks(evidence),
         _ledger(evidence),
         *(_objects(evidence.census) if evidence.census else ()),
         _census(evidence.census) if evidence.census else [],
+        machine_lines(evidence.machine, page_bytes=evidence.host.page_size_bytes) if evidence.machine else [],
+        *(allocators_parts(evidence.machine) if evidence.machine else ()),
+        history_lines(evidence.summary, evidence.history),
         _coverage(evidence),
     ]
     return "\n".join(line for part in parts for line in (*part, "") if part).rstrip("\n") + "\n"

@@ -11,8 +11,10 @@ from memdiag_api.evidence import (
     NeedState,
     TraceCounters,
 )
+from memdiag_node.render.findings import ANSWER_LINES
 from memdiag_node.render.report import render_report
 from support.evidence import MIB, evidence_with
+from support.report_records import machine, oom_kills, removed_cgroups, runs
 
 
 def test_the_answer_comes_first_and_every_part_follows() -> None:
@@ -22,6 +24,35 @@ def test_the_answer_comes_first_and_every_part_follows() -> None:
     assert "5.80 GiB" in lines[3]
     headings = [line.split("   ")[0] for line in lines if line[:1].isupper()]
     assert headings[1:] == ["WHERE THE MEMORY IS", "WHO HOLDS IT", "WHICH CALL STACKS", "WHAT THIS COVERS"]
+
+
+def test_the_machine_cgroups_and_earlier_runs_follow_without_moving_the_answer() -> None:
+    evidence = evidence_with(findings=16)
+    now, *earlier = runs()
+    more = {
+        "machine": machine(),
+        "removed_cgroups": removed_cgroups(),
+        "oom_kills": oom_kills(),
+        "summary": now,
+        "history": earlier,
+    }
+    report = render_report(evidence.model_copy(update=more))
+    before, after = render_report(evidence).split("\n\n"), report.split("\n\n")
+    added = [part for part in after if part not in before]
+    assert after[:2] == before[:2]
+    assert len("\n\n".join(after[:2]).splitlines()) <= ANSWER_LINES == 10
+    assert after[-1] == before[-1]
+    assert [part.split("   ")[0] for part in added] == [
+        "REMOVED MEMORY CGROUPS",
+        "KILLED FOR LACK OF MEMORY",
+        "THE MACHINE",
+        "VMALLOC BY CALLER",
+        "ALLOCATIONS BY SOURCE LINE",
+        "PAGE OWNER",
+        "SINCE EARLIER RUNS",
+    ]
+    assert [part for part in after if part not in added] == before
+    assert max(map(len, report.splitlines())) <= 100
 
 
 def test_a_holder_has_its_size_owner_and_kind() -> None:
