@@ -34,8 +34,7 @@ def slab_findings(situation: Situation, *, packet_head_bytes: int) -> Iterator[D
         known_bytes = min(left_bytes, cache.size_bytes) if _PACKET_CACHES.fullmatch(cache.name) else 0
         left_bytes -= known_bytes
         own_bytes = cache.size_bytes - known_bytes
-        grew = cache.change_bytes is not None and cache.change_bytes >= situation.suspect_bytes
-        if own_bytes >= situation.notable_bytes or (grew and own_bytes > 0):
+        if own_bytes >= situation.notable_bytes or _growth_bytes(cache, own_bytes) >= situation.suspect_bytes:
             yield _reclaimable(cache) if cache.reclaimable else _unreclaimable(situation, cache, own_bytes)
 
 
@@ -59,7 +58,7 @@ def _reclaimable(cache: SlabCache) -> Draft:
 
 
 def _unreclaimable(situation: Situation, cache: SlabCache, own_bytes: int) -> Draft:
-    grew_bytes = cache.change_bytes or 0
+    grew_bytes = _growth_bytes(cache, own_bytes)
     is_growing = grew_bytes >= situation.suspect_bytes
     is_suspicious = own_bytes >= situation.slab_cache_bytes or is_growing
     growth = f", {format_bytes(grew_bytes)} more than at the start of the window" if is_growing else ""
@@ -69,7 +68,7 @@ def _unreclaimable(situation: Situation, cache: SlabCache, own_bytes: int) -> Dr
         memory_class=ClassName.SUNRECLAIM,
         size_bytes=own_bytes,
         owner=_owner(cache),
-        trend=_trend(situation, cache),
+        trend=_trend(situation, cache, grew_bytes),
         leak=LeakAnswer.UNKNOWN if is_suspicious else LeakAnswer.NO,
         confidence=Confidence.MEDIUM if is_suspicious else Confidence.HIGH,
         sentence=f"The slab cache {cache.name} has {format_bytes(own_bytes)} that the kernel cannot reclaim, in "
@@ -125,11 +124,16 @@ def _owner(cache: SlabCache) -> MemoryOwner:
     return MemoryOwner(kind=OwnerKind.SLAB_CACHE, name=cache.name[: limits.MAX_SHORT_TEXT])
 
 
-def _trend(situation: Situation, cache: SlabCache) -> FindingTrend | None:
+def _growth_bytes(cache: SlabCache, own_bytes: int) -> int:
+    """Return the growth that is not known to be packet heads: not more than what is left of the cache without them."""
+    return min(cache.change_bytes or 0, own_bytes)
+
+
+def _trend(situation: Situation, cache: SlabCache, grew_bytes: int) -> FindingTrend | None:
     seconds = situation.measured.window_seconds
     if cache.change_bytes is None or not seconds:
         return None
-    return situation.trend(cache.change_bytes / seconds, cache.error_bytes / seconds, seconds)
+    return situation.trend(grew_bytes / seconds, cache.error_bytes / seconds, seconds)
 
 
 def _objects(cache: SlabCache) -> str:

@@ -88,6 +88,14 @@ def test_what_sockets_keep_of_packet_heads_is_not_counted_again() -> None:
     assert other.size_bytes == 300 * MIB
 
 
+def test_growth_by_what_sockets_keep_is_not_growth_of_the_cache() -> None:
+    of_packets = cache("kmalloc-1k", 300 * MIB, change_bytes=290 * MIB)
+    assert list(slab_findings(situation(of_packets), packet_head_bytes=290 * MIB)) == []
+    (rest,) = slab_findings(situation(of_packets), packet_head_bytes=270 * MIB)
+    assert (rest.size_bytes, rest.kind) == (30 * MIB, FindingKind.GROWING_CLASS)
+    assert "30.0 MiB more than at the start" in rest.sentence
+
+
 def test_the_reasons_say_what_objects_point_to_and_who_is_charged() -> None:
     clue = Clue(
         subject="kmalloc-64",
