@@ -111,6 +111,7 @@ def _burst(situation: Situation, index: int, unheld_bytes: int) -> Draft:
     size = format_bytes(unheld_bytes)
     is_reclaimed = is_reclaimed_cache(stack)
     is_known = _leak(stack)[0] is LeakAnswer.NO
+    is_joined = stack.memory_class == ClassName.ALLOC_PAGE  # holders of other classes are not known page by page
     return Draft(
         kind=FindingKind.GROWING_ALLOCATION,
         memory_class=stack.memory_class,
@@ -120,8 +121,8 @@ def _burst(situation: Situation, index: int, unheld_bytes: int) -> Draft:
         leak=LeakAnswer.NO if is_known else LeakAnswer.UNKNOWN,
         reclaimable=is_reclaimed,
         confidence=Confidence.MEDIUM,
-        sentence=f"{size} were allocated in the window through {first_name(stack.frames)}, not freed, and are in no "
-        "known holder.",
+        sentence=f"{size} were allocated in the window through {first_name(stack.frames)}, "
+        + ("not freed, and are in no known holder." if is_joined else "and not freed."),
         reasons=[
             f"the allocations do not grow steadily ({stack.trend.value.lower()}), so one window cannot show whether "
             "they continue",
