@@ -89,8 +89,9 @@ def _measurements(
     )
     if captured.scan:
         with attempts.step(Check.SOCKET_QUEUES, "describing the holders"):
-            holdings, coverage = _holdings(captured, captured.scan, settings, roots)
-            measured = replace(measured, holdings=holdings, coverage=coverage)
+            found, coverage = _holdings(captured, captured.scan, settings, roots)
+            holdings, own = ([one for one in found if one.is_own is is_own] for is_own in (False, True))
+            measured = replace(measured, holdings=holdings, own_holdings=own, coverage=coverage)
     if captured.trace:
         with attempts.step(Check.ALLOC_PAGE_TRACE, "describing the stacks"):
             trace, stacks, traced = _traced(captured.trace)

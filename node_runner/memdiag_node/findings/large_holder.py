@@ -48,8 +48,8 @@ class _Group:
 def large_holders(situation: Situation, others: Collection[int]) -> Iterator[Draft]:
     """Yield a finding for each process that keeps the notable size in holders of one kind.
 
-    What is less is summed up by container, and what is less there over the node. `others` are the indexes of the
-    holdings that no other finding is about.
+    What is less is summed up by container, and what is less there over the node: first that of no process by itself.
+    `others` are the indexes of the holdings that no other finding is about.
     """
     for group in _groups(situation, others):
         yield _draft(situation, group)
@@ -103,6 +103,10 @@ def _by_container(holder: Holder, _: int) -> object:
     return holder.owners[0].container_id or None if holder.owners else None
 
 
+def _without_process(holder: Holder, _: int) -> object:
+    return None if holder.owners else "no process"
+
+
 def _by_node(_: Holder, __: int) -> object:
     return "node"
 
@@ -110,6 +114,7 @@ def _by_node(_: Holder, __: int) -> object:
 _SCOPES: tuple[tuple[OwnerKind, Callable[[Holder, int], object]], ...] = (
     (OwnerKind.PROCESS, _by_process),
     (OwnerKind.CONTAINER, _by_container),
+    (OwnerKind.NODE, _without_process),
     (OwnerKind.NODE, _by_node),
 )
 
@@ -119,6 +124,7 @@ def _draft(situation: Situation, group: _Group) -> Draft:
     size_bytes = group.kept_bytes + group.head_bytes
     leak, why = _leak(situation, group, holders)
     count = sum(one.summed for one in holders)
+    subject = counted(group.kind, count)
     return Draft(
         kind=FindingKind.LARGE_HOLDER,
         memory_class=group.memory_class,
@@ -130,7 +136,7 @@ def _draft(situation: Situation, group: _Group) -> Draft:
             group, holders, exclusive_bytes(group.members, situation.measured.holdings, page_bytes=situation.page_bytes)
         ),
         confidence=Confidence.HIGH if leak is LeakAnswer.NO else Confidence.MEDIUM,
-        sentence=f"{counted(group.kind, count).capitalize()} of {_whose(group, holders)} keep"
+        sentence=f"{subject[0].upper()}{subject[1:]} of {_whose(group, holders)} keep"
         f"{'s' if count == 1 else ''} {format_bytes(size_bytes)} of {group.memory_class or 'memory'}.",
         reasons=[
             f"the threshold for memory of a holder is {format_bytes(situation.notable_bytes)}",
@@ -163,7 +169,7 @@ def _leak(situation: Situation, group: _Group, holders: Sequence[Holder]) -> tup
 
 def _whose(group: _Group, holders: Sequence[Holder]) -> str:
     first = holders[0]
-    if group.scope is OwnerKind.NODE:
+    if group.scope is OwnerKind.NODE and any(one.owners for one in holders):
         return f"several owners, the largest being {holder_name(first)},"
     if group.scope is OwnerKind.CONTAINER:
         return f"container {short_id(first.owners[0].container_id)}"

@@ -89,6 +89,21 @@ def test_processes_of_one_container_are_summed_up_and_then_those_of_the_node() -
     assert (node.owner.kind, node.owner.processes, node.size_bytes) == (OwnerKind.NODE, 3, 90 * MIB)
 
 
+def test_what_no_process_has_is_summed_up_apart_from_what_processes_have() -> None:
+    pinned = [holder(K.BPF_MAP, 50 * MIB, owned=False, description=f"BPF map {number}") for number in range(4)]
+    (draft,) = found(*pinned, holder(K.BPF_MAP, 27 * MIB))
+    assert draft.owner is not None
+    assert (draft.owner.kind, draft.owner.name, draft.owner.processes) == (OwnerKind.NODE, "BPF map 0", 0)
+    assert (draft.size_bytes, draft.leak) == (200 * MIB, LeakAnswer.UNKNOWN)
+    assert draft.sentence == "4 BPF maps of no process (BPF map 0) keep 200 MiB of Vmalloc."
+
+
+def test_what_no_process_has_counts_with_the_rest_if_it_is_not_enough_by_itself() -> None:
+    (draft,) = found(holder(K.BPF_MAP, 40 * MIB, owned=False), holder(K.BPF_MAP, 30 * MIB))
+    assert draft.size_bytes == 70 * MIB
+    assert draft.sentence.startswith("2 BPF maps of several owners")
+
+
 def test_a_large_process_is_named_apart_from_its_container() -> None:
     drafts = found(holder(K.PIPE, GIB, pid=1, container="c" * 64), holder(K.PIPE, MIB, pid=2, container="c" * 64))
     assert [one.owner and one.owner.pid for one in drafts] == [1]
