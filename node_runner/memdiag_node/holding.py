@@ -25,6 +25,8 @@ class Holding:
     blocks: npt.NDArray[np.void]
     pool: int = 0
     """Address of a page pool, to recognize it in later findings. Never published."""
+    is_own: bool = False
+    """Whether this run made it, so that it is gone when the run ends."""
 
     @property
     def is_alloc_page(self) -> bool:

@@ -19,6 +19,7 @@ from memdiag_node.host import read_host, read_uptime_seconds
 from memdiag_node.machine.record import machine_record
 from memdiag_node.owners.owners import OwnerSources, owners_of_classes
 from memdiag_node.preflight.checks import explain_missing, possible_checks, preflight
+from memdiag_node.procfs.hugepages import used_bytes
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.settings import Settings
 from memdiag_node.sockets.coverage import coverage_of
@@ -89,8 +90,9 @@ def _measurements(
     )
     if captured.scan:
         with attempts.step(Check.SOCKET_QUEUES, "describing the holders"):
-            holdings, coverage = _holdings(captured, captured.scan, settings, roots)
-            measured = replace(measured, holdings=holdings, coverage=coverage)
+            found, coverage = _holdings(captured, captured.scan, settings, roots)
+            holdings, own = ([one for one in found if one.is_own is is_own] for is_own in (False, True))
+            measured = replace(measured, holdings=holdings, own_holdings=own, coverage=coverage)
     if captured.trace:
         with attempts.step(Check.ALLOC_PAGE_TRACE, "describing the stacks"):
             trace, stacks, traced = _traced(captured.trace)
@@ -129,6 +131,7 @@ def _measurements(
                 captured.containers,
                 measured.census.files if measured.census else None,
                 host.page_size_bytes,
+                used_bytes(captured.machine.huge_pages or ()) if captured.machine else None,
             )
             owners = owners_of_classes(measured.breakdown, sources)
             measured = replace(measured, owners=owners, processes=captured.processes.processes)

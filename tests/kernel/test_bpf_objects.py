@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from memdiag_api.evidence import Holder, HolderKind
-from memdiag_node.holders.bpf_maps import _read
+from memdiag_node.holders.bpf_maps import _read, read_own_map_ids
 from memdiag_node.holders.map_sizes import MapType
 from memdiag_node.holders.registry import other_holders
 from memdiag_node.sockets.file_kinds import FileKind
@@ -118,6 +118,16 @@ def test_sizes_agree_with_the_kernels_own(
         maps, _ = _read(scanner.source.memory, holder_layout(), scanner.source.bpf_maps())
     (one,) = [one for one in maps if one.address == address]
     assert one.size_bytes == pytest.approx(expected_bytes, rel=0.02)
+
+
+def test_own_maps_are_known_by_their_ids_while_they_are_open() -> None:
+    before = read_own_map_ids()
+    with planted_map(MapType.ARRAY, 4, 8, 8) as fd, Allocator() as child:
+        child.do("bpf_map", MIB)
+        lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+        (number,) = (int(line.split()[1]) for line in lines if line.startswith("map_id:"))
+        assert read_own_map_ids() - before == {number}
+    assert read_own_map_ids() == before
 
 
 def test_a_map_that_only_a_program_uses_names_the_program(scanner: SocketScanner) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from memdiag_api.evidence import Evidence
 from memdiag_api.findings import Finding, FindingKind, LeakAnswer
 from memdiag_api.history import HISTORY_VARIABLE, RunSummary
+from memdiag_node.findings.naming import THIS_RUN
 from planted.bpf_and_xdp import pinned_maps
 
 COMMAND = (sys.executable, "-m", "memdiag_node.cli", "--output", "json", "--quiet", "--duration", "1s")
@@ -26,7 +27,9 @@ def run(*arguments: str, history: str = "") -> Evidence:
 
 
 def vmalloc_bytes(summary: RunSummary) -> int:
-    return summary.class_bytes("Vmalloc") or 0
+    """The class without the BPF maps of the run itself."""
+    own = [one.size_bytes for one in summary.holders if (one.owner, one.memory_class) == (THIS_RUN, "Vmalloc")]
+    return (summary.class_bytes("Vmalloc") or 0) - sum(own)
 
 
 def growth(evidence: Evidence, memory_class: str) -> list[Finding]:

@@ -25,6 +25,7 @@ from memdiag_node.run import measure
 from memdiag_node.settings import Settings
 from memdiag_node.time_budget import Stop
 from planted.bpf_and_xdp import bpf
+from planted.huge_pages import shared_huge_pages
 from support.slab_census import opened_memory, take_slab_census
 
 MIB = 1 << 20
@@ -134,6 +135,18 @@ def test_what_is_outside_of_memtotal_is_the_memory_map_and_the_kernel() -> None:
     known_bytes = machine.reserved.memory_map_bytes + (machine.reserved.kernel_bytes or 0)
     assert known_bytes <= machine.reserved.reserved_bytes
     assert machine.reserved.reserved_bytes < 0.1 * machine.reserved.ram_bytes
+
+
+def test_huge_pages_that_two_processes_map_have_their_owners_once() -> None:
+    settings = Settings(run_id="huge", node_name="here", checks=(Check.BREAKDOWN,), duration_seconds=0.2)
+    with huge_page_pool(48), shared_huge_pages(16) as planted:
+        for pid in planted.pids:
+            assert f"HugetlbPages:\t{planted.size_bytes // 1024:>8} kB" in Path(f"/proc/{pid}/status").read_text()
+        evidence = measure(settings, roots=HostRoots(), stop=Stop(), progress=lambda _: None)
+    (found,) = [one for one in evidence.owners if one.memory_class == "Hugetlb"]
+    assert found.size_bytes >= 48 * HUGE_BYTES
+    assert found.explained_bytes == planted.size_bytes
+    assert [(one.owner.pid in planted.pids, one.owner.processes) for one in found.owners] == [(True, 2)]
 
 
 @contextmanager

@@ -46,7 +46,8 @@ def known_bytes(situation: Situation, name: str, claimed_bytes: Mapping[str, int
 
 
 def _held_bytes(situation: Situation, name: str) -> int:
-    return sum(one.holder.pinned_bytes for one in situation.measured.holdings if one.holder.memory_class == name)
+    held_bytes = sum(one.holder.pinned_bytes for one in situation.measured.holdings if one.holder.memory_class == name)
+    return held_bytes + situation.measured.own_bytes(name)
 
 
 def unexplained_classes(
@@ -142,14 +143,15 @@ def _unheld(situation: Situation, rest_bytes: int, limit_bytes: int) -> Draft:
 def growing_classes(situation: Situation, judged: Mapping[str, int]) -> Iterator[Draft]:
     """Yield a finding for each kernel class that grew by the suspect size in the window.
 
-    `judged`: growth by class that other findings are about, in bytes.
+    `judged`: growth by class that other findings are about, in bytes. What this run itself loaded after the first
+    readings is left out.
     """
     seconds = situation.measured.window_seconds
     for name in _GROWS:
         one = situation.classes.get(name)
         if one is None or one.change_bytes is None or not seconds:
             continue
-        grown_bytes = one.change_bytes - judged.get(name, 0)
+        grown_bytes = one.change_bytes - judged.get(name, 0) - situation.measured.own_bytes(name)
         if grown_bytes < situation.suspect_bytes:
             continue
         members = _largest_holders(situation, name, _OWNER_SHARE * grown_bytes)

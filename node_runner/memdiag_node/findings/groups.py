@@ -1,6 +1,6 @@
 """Holders summed up by process, container, pod and node: the smallest group that has most of it (pure)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from memdiag_api import limits
@@ -42,6 +42,27 @@ def find_groups(holdings: Sequence[Holding], chosen: Sequence[int], limit_bytes:
     return [*found, rest] if left and rest.size_bytes >= limit_bytes else found
 
 
+def find_each(holdings: Sequence[Holding], chosen: Sequence[int], limit_bytes: int, size_of: SizeOf) -> Iterator[Group]:
+    """Yield every group of the chosen holders with at least `limit_bytes`, each holder in one of them at most.
+
+    Processes come first, then what the rest of a container or a pod has together, then all that no process has. The
+    last one may be what is left on the node.
+    """
+    left = list(chosen)
+
+    def large(groups: Sequence[Group]) -> Iterator[Group]:
+        for group in groups:
+            if group.size_bytes >= limit_bytes:
+                left[:] = [index for index in left if index not in set(group.members)]
+                yield group
+
+    for scope in SCOPES:
+        yield from large(_groups(scope, holdings, left, size_of))
+    without_process = [index for index in left if not holdings[index].holder.owners]
+    yield from large([_group(SuspectScope.NODE, holdings, without_process, size_of)])
+    yield from large([_group(SuspectScope.NODE, holdings, left, size_of)])
+
+
 def owner_key(scope: SuspectScope, index: int, holder: Holder) -> object:
     """Return what the members of a group have in common, or None if the holder belongs to no group of this scope.
 
@@ -61,12 +82,11 @@ def owner_key(scope: SuspectScope, index: int, holder: Holder) -> object:
 
 
 def kept_together(holdings: Sequence[Holding], page_bytes: int) -> dict[str, int]:
-    """Return what holders keep by class of memory: blocks, each once, and heads of packets in slab."""
-    heads_bytes = sum(one.holder.head_bytes for one in holdings)
-    return {
-        ClassName.ALLOC_PAGE: pinned_together_bytes(holdings, page_bytes=page_bytes),
-        ClassName.SUNRECLAIM: heads_bytes,
-    }
+    """Return what holders of one class keep by class of memory: blocks, each once, and heads of packets in slab."""
+    name = next((one.holder.memory_class for one in holdings), ClassName.ALLOC_PAGE)
+    kept: dict[str, int] = {name: pinned_together_bytes(holdings, page_bytes=page_bytes)}
+    kept[ClassName.SUNRECLAIM] = kept.get(ClassName.SUNRECLAIM, 0) + sum(one.holder.head_bytes for one in holdings)
+    return kept
 
 
 def main_class(claims_bytes: dict[str, int]) -> str:
@@ -118,17 +138,19 @@ def _processes(holders: Sequence[Holder]) -> int:
 
 
 def _smallest(holdings: Sequence[Holding], left: Sequence[int], limit_bytes: int, size_of: SizeOf) -> Group | None:
-    groups: list[Group] = []
-    for scope in SCOPES:
-        members: dict[object, list[int]] = {}
-        for index in left:
-            if key := owner_key(scope, index, holdings[index].holder):
-                members.setdefault(key, []).append(index)
-        groups += sorted(
-            (_group(scope, holdings, group, size_of) for group in members.values()), key=lambda one: -one.size_bytes
-        )
+    groups = [group for scope in SCOPES for group in _groups(scope, holdings, left, size_of)]
     floor_bytes = max(limit_bytes, _GROUP_SHARE * max((one.size_bytes for one in groups), default=0))
     return next((one for one in groups if one.size_bytes >= floor_bytes), None)
+
+
+def _groups(scope: SuspectScope, holdings: Sequence[Holding], left: Sequence[int], size_of: SizeOf) -> list[Group]:
+    """Return the groups of a scope, the largest first."""
+    members: dict[object, list[int]] = {}
+    for index in left:
+        if key := owner_key(scope, index, holdings[index].holder):
+            members.setdefault(key, []).append(index)
+    groups = (_group(scope, holdings, group, size_of) for group in members.values())
+    return sorted(groups, key=lambda one: -one.size_bytes)
 
 
 def _group(scope: SuspectScope, holdings: Sequence[Holding], members: Sequence[int], size_of: SizeOf) -> Group:

@@ -15,6 +15,7 @@ from memdiag_api.units import format_bytes, format_duration
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.growing_allocation import is_reclaimed_cache
 from memdiag_node.findings.growth_fit import Growth, Point, fall_bytes, fit
+from memdiag_node.findings.naming import THIS_RUN
 from memdiag_node.findings.run_summary import cache_sizes, holder_sizes, summary_of
 from memdiag_node.findings.situation import Situation
 from memdiag_node.findings.thresholds import DAY_SECONDS
@@ -69,10 +70,10 @@ def growth_since_runs(situation: Situation) -> Iterator[Draft]:
     runs = sorted((*situation.measured.history, now), key=lambda one: one.end_time)
     yield from _alloc_page(situation, runs)
     for name in _MAY_LEAK:
-        if grown := _grown(situation, runs, partial(RunSummary.class_bytes, name=name)):
+        if grown := _grown(situation, runs, partial(_class_bytes, name=name)):
             yield _class_that_may_leak(situation, name, grown)
     for name in _ORDINARY:
-        if grown := _grown(situation, runs, partial(RunSummary.class_bytes, name=name)):
+        if grown := _grown(situation, runs, partial(_class_bytes, name=name)):
             yield _ordinary_class(situation, name, grown)
 
 
@@ -103,6 +104,15 @@ def _grown(
     settled = [one for one in found if not one.is_young]
     large = [one for one in found if one.grown_bytes >= situation.large_bytes]
     return next((one for one in settled if _is_steady(situation, one)), next(iter(settled or large), None))
+
+
+def _class_bytes(run: RunSummary, name: str) -> int | None:
+    """Return the size of a class without what the run itself had of it."""
+    size_bytes = run.class_bytes(name)
+    if size_bytes is None:
+        return None
+    own_bytes = sum(one.size_bytes for one in run.holders if one.owner == THIS_RUN and one.memory_class == name)
+    return max(0, size_bytes - own_bytes)
 
 
 def _is_young(run: RunSummary) -> bool:
@@ -332,7 +342,7 @@ def _growing_holder(situation: Situation, name: str, grown: _Grown) -> HolderSiz
             update={"size_bytes": one.size_bytes - earlier.get((one.kind, one.memory_class, one.owner), unlisted_bytes)}
         )
         for one in holder_sizes(situation)
-        if one.memory_class == name
+        if one.memory_class == name and one.owner != THIS_RUN
     ]
     most = max(more, key=lambda one: one.size_bytes, default=None)
     return most if most and most.size_bytes > 0 else None

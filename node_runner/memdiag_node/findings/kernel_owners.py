@@ -6,7 +6,7 @@ from memdiag_api import limits
 from memdiag_api.census.slab import SlabCaches
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import ClassOwners, ClassShare, MemoryOwner, OwnerKind
-from memdiag_node.findings.naming import process_owner
+from memdiag_node.findings.naming import THIS_RUN, process_owner
 from memdiag_node.findings.situation import Situation
 from memdiag_node.findings.vmalloc import vmalloc_owners
 from memdiag_node.holding import Holding, pinned_together_bytes
@@ -23,9 +23,11 @@ def kernel_owners(situation: Situation) -> Iterator[ClassOwners]:
             if name in sizes:
                 yield slab_owners(name, sizes[name], census.slab)
     if machine and machine.vmalloc and ClassName.VMALLOC in sizes:
-        yield vmalloc_owners(machine.vmalloc, sizes[ClassName.VMALLOC])
+        own_bytes = situation.measured.own_bytes(ClassName.VMALLOC)
+        yield vmalloc_owners(machine.vmalloc, sizes[ClassName.VMALLOC], own_bytes)
+    every = (*situation.measured.holdings, *situation.measured.own_holdings)
     for name in _BY_HOLDER:
-        holdings = [one for one in situation.measured.holdings if one.holder.memory_class == name]
+        holdings = [one for one in every if one.holder.memory_class == name]
         if name in sizes and holdings:
             held_bytes = situation.held_bytes if name == ClassName.ALLOC_PAGE else None
             yield holder_owners(name, sizes[name], holdings, held_bytes=held_bytes, page_bytes=situation.page_bytes)
@@ -60,10 +62,13 @@ def holder_owners(
     """
     grouped: dict[object, list[Holding]] = {}
     for index, one in enumerate(holdings):
-        grouped.setdefault(one.holder.owners[0].pid if one.holder.owners else ("holder", index), []).append(one)
+        pid = one.holder.owners[0].pid if one.holder.owners else 0
+        grouped.setdefault(THIS_RUN if one.is_own else pid or ("holder", index), []).append(one)
     shares = [
         ClassShare(
-            owner=process_owner([one.holder for one in group]),
+            owner=MemoryOwner(kind=OwnerKind.PROCESS, name=THIS_RUN)
+            if group[0].is_own
+            else process_owner([one.holder for one in group]),
             size_bytes=pinned_together_bytes(group, page_bytes=page_bytes),
         )
         for group in grouped.values()

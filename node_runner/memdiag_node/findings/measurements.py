@@ -45,7 +45,9 @@ class Measurements:
     machine: Machine | None = None
     coverage: ScanCoverage | None = None
     holdings: Sequence[Holding] = ()
-    """Largest pinned first."""
+    """Largest pinned first; without those of this run."""
+    own_holdings: Sequence[Holding] = ()
+    """BPF maps that this run loaded: part of their classes, but in no list of holders and in no finding."""
     owners: Sequence[ClassOwners] = ()
     """Of each class whose owners were determined, largest class first."""
     processes: Sequence[ProcessMemory] = ()
@@ -67,6 +69,10 @@ class Measurements:
     def holders(self) -> list[Holder]:
         """The holder of each holding, in the same order."""
         return [one.holder for one in self.holdings]
+
+    def own_bytes(self, memory_class: str) -> int:
+        """Return what this run itself keeps of a class, since its start and until its end."""
+        return sum(one.holder.pinned_bytes for one in self.own_holdings if one.holder.memory_class == memory_class)
 
     @property
     def window_seconds(self) -> float:

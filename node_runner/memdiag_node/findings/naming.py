@@ -23,6 +23,7 @@ KINDS = {
     HolderKind.EVENT_QUEUE: "event queue",
     HolderKind.DRM_BUFFER: "graphics client",
 }
+THIS_RUN = "this run of memdiag-node"
 _ID_SHOWN = 12
 
 

@@ -40,42 +40,46 @@ def page_tables(
 
 
 def _page_tables(share: ClassShare, members: Sequence[ProcessMemory]) -> Draft:
-    owner = share.owner
-    each = f", {format_bytes(share.size_bytes / owner.processes)} each" if owner.processes > 1 else ""
-    reasons = [f"the largest are {largest(members, lambda one: one.page_table_bytes)}"] if len(members) > 1 else []
-    return Draft(
-        kind=FindingKind.PROCESS_MEMORY,
+    count = share.owner.processes
+    return _draft(
+        share,
         memory_class=ClassName.PAGE_TABLES,
-        size_bytes=share.size_bytes,
-        owner=owner,
-        leak=LeakAnswer.NO,
-        is_notable=True,
-        freed_by=ending(owner, share.size_bytes),
-        sentence=f"{format_bytes(share.size_bytes)} of page tables: {_members(share)}{each}",
-        reasons=reasons,
+        what="page tables",
+        detail=f", {format_bytes(share.size_bytes / count)} each" if count > 1 else "",
+        reasons=[f"the largest are {largest(members, lambda one: one.page_table_bytes)}"] if len(members) > 1 else [],
         advice="Processes that map the same large memory each need page tables for it. Use huge pages for it, fewer "
         "processes (a connection pool), or smaller or denser mappings.",
-        sections=("owners",),
     )
 
 
 def _stacks(share: ClassShare, members: Sequence[ProcessMemory]) -> Draft:
-    owner = share.owner
     threads = sum(one.threads for one in members)
     most = sorted(members, key=lambda one: -one.threads)[:_MAX_LISTED]
-    counted = f", {threads} threads" if threads else ""
-    return Draft(
-        kind=FindingKind.PROCESS_MEMORY,
+    return _draft(
+        share,
         memory_class=ClassName.KERNEL_STACK,
-        size_bytes=share.size_bytes,
-        owner=owner,
-        leak=LeakAnswer.NO,
-        is_notable=True,
-        freed_by=ending(owner, share.size_bytes),
-        sentence=f"{format_bytes(share.size_bytes)} of kernel stacks: {_members(share)}{counted}",
+        what="kernel stacks",
+        detail=f", {threads} threads" if threads else "",
         reasons=[f"{shown_process(one.comm, one.pid)} has {one.threads} threads" for one in most],
         advice="Check whether the number of its threads grows: a program that does not end its threads keeps a kernel "
         "stack for each.",
+    )
+
+
+def _draft(
+    share: ClassShare, *, memory_class: ClassName, what: str, detail: str, reasons: Sequence[str], advice: str
+) -> Draft:
+    return Draft(
+        kind=FindingKind.PROCESS_MEMORY,
+        memory_class=memory_class,
+        size_bytes=share.size_bytes,
+        owner=share.owner,
+        leak=LeakAnswer.NO,
+        is_notable=True,
+        freed_by=ending(share.owner, share.size_bytes),
+        sentence=f"{format_bytes(share.size_bytes)} of {what}: {_members(share)}{detail}",
+        reasons=reasons,
+        advice=advice,
         sections=("owners",),
     )
 

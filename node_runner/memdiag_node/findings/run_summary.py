@@ -3,7 +3,7 @@
 from memdiag_api import limits
 from memdiag_api.evidence import Check, Holder
 from memdiag_api.history import HolderSize, RunSummary, SizeByName
-from memdiag_node.findings.naming import KINDS, process_name, short_id
+from memdiag_node.findings.naming import KINDS, THIS_RUN, process_name, short_id
 from memdiag_node.findings.situation import Situation
 
 
@@ -30,10 +30,14 @@ def summary_of(situation: Situation, run_id: str) -> RunSummary | None:
 
 
 def holder_sizes(situation: Situation) -> list[HolderSize]:
-    """Return what the holders of each kind and owner keep, largest first. Memory that several share counts for each."""
+    """Return what the holders of each kind and owner keep, largest first. Memory that several share counts for each.
+
+    What this run itself keeps is among them, so that a later run does not take it for memory of the node.
+    """
     sizes: dict[tuple[str, str, str], int] = {}
-    for holder in situation.measured.holders:
-        key = (holder.kind.value, holder.memory_class, _owner(holder))
+    for one in (*situation.measured.holdings, *situation.measured.own_holdings):
+        holder = one.holder
+        key = (holder.kind.value, holder.memory_class, THIS_RUN if one.is_own else _owner(holder))
         sizes[key] = sizes.get(key, 0) + holder.pinned_bytes
     found = [
         HolderSize(kind=kind, memory_class=memory_class[: limits.MAX_SUMMARY_TEXT], owner=owner, size_bytes=size_bytes)

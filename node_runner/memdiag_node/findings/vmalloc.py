@@ -11,6 +11,7 @@ from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import ClassOwners, ClassShare, MemoryOwner, OwnerKind
 from memdiag_api.units import format_bytes
 from memdiag_node.findings.draft import Draft
+from memdiag_node.findings.naming import THIS_RUN
 from memdiag_node.findings.situation import Situation
 
 _BPF = re.compile(
@@ -50,13 +51,14 @@ def vmalloc_callers(situation: Situation) -> Iterator[Draft]:
     """Yield a finding for each caller with the notable size.
 
     Memory of BPF is a finding of its own only as far as it exceeds the BPF maps and programs that were found: those are
-    findings about holders.
+    findings about holders. The maps of this run are in no finding.
     """
     machine = situation.measured.machine
     vmalloc = machine.vmalloc if machine else None
     if vmalloc is None:
         return
-    held_bytes = {True: 0, False: 0}  # by whether it is BPF, else AF_XDP
+    own_bytes = situation.measured.own_bytes(ClassName.VMALLOC)
+    held_bytes = {True: own_bytes, False: 0}  # by whether it is BPF, else AF_XDP
     for one in situation.measured.holders:
         if one.memory_class == ClassName.VMALLOC:
             held_bytes[one.kind is not HolderKind.XDP_SOCKET] += one.pinned_bytes
@@ -141,21 +143,30 @@ def caller_owner(caller: VmallocCaller) -> MemoryOwner:
     return MemoryOwner(kind=kind, name=caller_name(caller)[: limits.MAX_SHORT_TEXT])
 
 
-def vmalloc_owners(vmalloc: VmallocCallers, class_bytes: int) -> ClassOwners:
+def vmalloc_owners(vmalloc: VmallocCallers, class_bytes: int, own_bytes: int = 0) -> ClassOwners:
     """Return the owners of the class Vmalloc, by caller. `class_bytes` is the size of the class in the breakdown.
 
-    A caller that is not known explains nothing.
+    A caller that is not known explains nothing. `own_bytes`: BPF maps of this run, which are one owner. They are taken
+    from the callers that allocate for BPF, the largest first: which of them allocated the maps is not known.
     """
     known = [one for one in vmalloc.callers if one.function]
     unlisted_bytes = vmalloc.read_bytes - sum(one.size_bytes for one in vmalloc.callers)
     explained_bytes = sum(one.size_bytes for one in known) + unlisted_bytes
+    shares, left_bytes = [], own_bytes
+    for one in known:
+        part_bytes = min(one.size_bytes, left_bytes) if is_bpf(one.function) else 0
+        left_bytes -= part_bytes
+        change_bytes = one.change_bytes if one.change_bytes is None else one.change_bytes - part_bytes
+        size_bytes = one.size_bytes - part_bytes
+        if size_bytes:
+            shares.append(ClassShare(owner=caller_owner(one), size_bytes=size_bytes, change_bytes=change_bytes))
+    if taken_bytes := own_bytes - left_bytes:
+        shares.append(ClassShare(owner=MemoryOwner(kind=OwnerKind.PROCESS, name=THIS_RUN), size_bytes=taken_bytes))
+    shares.sort(key=lambda one: -one.size_bytes)
     return ClassOwners(
         memory_class=ClassName.VMALLOC,
         size_bytes=class_bytes,
         explained_bytes=min(class_bytes, explained_bytes),
-        owners=[
-            ClassShare(owner=caller_owner(one), size_bytes=one.size_bytes, change_bytes=one.change_bytes)
-            for one in known[: limits.MAX_CLASS_OWNERS]
-        ],
-        owners_total=vmalloc.callers_total,
+        owners=shares[: limits.MAX_CLASS_OWNERS],
+        owners_total=vmalloc.callers_total + len(shares) - len(known),
     )

@@ -1,13 +1,16 @@
 """BPF maps other than ring buffers: vmalloc, per-CPU memory or slab, computed from each map's fields (map_sizes.py).
 
 A map belongs to the processes with an fd of it. Without an fd it is pinned in a BPF file system, or only a loaded
-program, another map or the kernel itself refers to it: the map's counters tell which.
+program, another map or the kernel itself refers to it: the map's counters tell which. The maps that this run loaded
+are recognized by their ids (`Holding.is_own`): the pids of the scan are those of another PID namespace in a container.
 """
 
+import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +35,8 @@ _LISTED_BYTES = 256 << 10
 _MAX_BYTES = 1 << 46
 """More is not the size of a map: its memory was freed and reused."""
 _NAME_BYTES = 16  # include/uapi/linux/bpf.h, BPF_OBJ_NAME_LEN
+
+_MAP_FILE = "anon_inode:bpf-map"
 
 _MAP: tuple[Field, ...] = (
     ("MAP_ID", "bpf_map", "id"),
@@ -89,12 +94,28 @@ def find(context: HolderContext) -> list[Holding]:
     if unknown:
         context.not_seen.append(f"the size of {unknown} BPF maps of types without a formula here")
     pairs = _fds(context.scan.files)
-    own = {address for address, of in pairs.items() if {pid for pid, _ in of} == {os.getpid()}}
-    maps.sort(key=lambda one: (one.address in own, -one.size_bytes))  # those of this run are only summed up
-    large = sum(one.size_bytes >= _LISTED_BYTES and one.address not in own for one in maps[:_MAX_LISTED])
+    own_ids = read_own_map_ids()
+    own = [one for one in maps if one.number in own_ids and len({pid for pid, _ in pairs.get(one.address, ())}) <= 1]
+    others = sorted(set(maps).difference(own), key=lambda one: -one.size_bytes)
+    large = sum(one.size_bytes >= _LISTED_BYTES for one in others[:_MAX_LISTED])
     users = bpf_programs.users_of_maps(source, at)
-    held = [_listed(context, one, pairs.get(one.address, []), users.get(one.address)) for one in maps[:large]]
-    return held + _summed(context, maps[large:], pairs)
+    held = [_listed(context, one, pairs.get(one.address, []), users.get(one.address)) for one in others[:large]]
+    of_this_run = [replace(one, is_own=True) for one in _summed(context, own, pairs)]
+    return held + _summed(context, others[large:], pairs) + of_this_run
+
+
+def read_own_map_ids(process: Path = Path("/proc/self")) -> set[int]:
+    """Return the ids of the maps that this process has an fd of. One that is closed meanwhile may be missing.
+
+    Raises OSError if /proc is not mounted.
+    """
+    found: set[int] = set()
+    for fd in (process / "fd").iterdir():
+        with contextlib.suppress(OSError):
+            if fd.readlink().name == _MAP_FILE:
+                lines = (process / "fdinfo" / fd.name).read_text().splitlines()
+                found |= {int(line.split()[1]) for line in lines if line.startswith("map_id:")}
+    return found
 
 
 def _read(memory: WordReader, at: Mapping[str, int], maps: npt.NDArray[np.uint64]) -> tuple[list[_Map], int]:
@@ -178,13 +199,7 @@ def _unowned_reason(one: _Map, user: MapUser | None) -> str:
     return f"no fd: used by {used} only" if used else "no fd: used by the kernel or by another map only"
 
 
-def _described(count: int, *, is_own: bool) -> str:
-    if is_own:
-        return f"{count} BPF maps of this run of memdiag-node, freed at its end"
-    return f"{count} smaller BPF maps, together" if count > 1 else "a smaller BPF map"
-
-
-def _summed(context: HolderContext, maps: list[_Map], pairs: dict[int, list[tuple[int, int]]]) -> list[Holding]:
+def _summed(context: HolderContext, maps: Sequence[_Map], pairs: dict[int, list[tuple[int, int]]]) -> list[Holding]:
     groups: dict[tuple[int, ClassName], list[_Map]] = defaultdict(list)
     for one in maps:
         pid = min((pid for pid, _ in pairs.get(one.address, ())), default=0)
@@ -195,7 +210,7 @@ def _summed(context: HolderContext, maps: list[_Map], pairs: dict[int, list[tupl
         holder = Holder(
             kind=HolderKind.BPF_MAP,
             memory_class=memory_class,
-            description=_described(len(members), is_own=pid == os.getpid()),
+            description=f"{len(members)} smaller BPF maps, together" if len(members) > 1 else "a smaller BPF map",
             owners=owners,
             owners_total=total,
             unowned_reason="" if pid else "no fd: pinned, or used by programs, other maps or the kernel only",

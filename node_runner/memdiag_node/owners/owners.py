@@ -30,6 +30,8 @@ class OwnerSources:
     """The container of each memory cgroup, by its inode."""
     files: FileCensus | None
     page_bytes: int
+    used_huge_page_bytes: int | None = None
+    """Huge pages of all sizes that are not free (procfs.hugepages.used_bytes)."""
 
 
 def owners_of_classes(breakdown: Breakdown, sources: OwnerSources) -> list[ClassOwners]:
@@ -53,7 +55,10 @@ def owners_of_classes(breakdown: Breakdown, sources: OwnerSources) -> list[Class
             size_bytes, processes, charged(lambda one: one.shmem), sources.files
         ),
         ClassName.HUGETLB: lambda size_bytes: huge_page_owners(
-            size_bytes, sources.scan.processes, charged(lambda one: one.hugetlb)
+            size_bytes,
+            sources.scan.processes,
+            charged(lambda one: one.hugetlb),
+            used_bytes=sources.used_huge_page_bytes,
         ),
         ClassName.PAGE_TABLES: lambda size_bytes: page_table_owners(size_bytes, sources.scan.processes),
         ClassName.KERNEL_STACK: lambda size_bytes: kernel_stack_owners(size_bytes, sources.scan),

@@ -4,7 +4,7 @@ Of the machine: kernel/mm/hugepages/hugepages-*kB; of a NUMA node: devices/syste
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,13 @@ def read_huge_pages(sys: Path) -> list[HugePages]:
     nodes = sys / "devices/system/node"
     numbers = [int(match[1]) for entry in _entries(nodes) if (match := _NODE.fullmatch(entry.name))]
     return pools + [pool for number in sorted(numbers) for pool in _pools(nodes / f"node{number}/hugepages", number)]
+
+
+def used_bytes(pools: Sequence[HugePages]) -> int | None:
+    """Return the bytes of all pages of the machine that are in use: not free. None without any pool."""
+    if not pools:
+        return None
+    return sum(max(0, one.pages - one.free) * one.page_bytes for one in pools if one.numa_node is None)
 
 
 def parse_count(text: bytes, *, source: str) -> int:

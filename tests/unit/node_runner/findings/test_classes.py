@@ -8,7 +8,7 @@ import pytest
 from memdiag_api.evidence import Breakdown, Holder, HolderKind, MemoryClass, Owner
 from memdiag_api.findings import FindingKind, LeakAnswer
 from memdiag_api.owners import ClassOwners
-from memdiag_node.findings.classes import growing_classes, plain_classes, unexplained_classes
+from memdiag_node.findings.classes import growing_classes, known_bytes, plain_classes, unexplained_classes
 from memdiag_node.findings.situation import Situation
 from memdiag_node.findings.thresholds import GIB, MIB, Thresholds
 from memdiag_node.holding import PINNED_DTYPE, Holding
@@ -115,6 +115,22 @@ def test_who_has_much_of_a_class_that_grew_is_named() -> None:
     assert draft.owner is not None
     assert (draft.owner.pid, draft.leak, draft.holders) == (7, LeakAnswer.UNKNOWN, [0])
     assert "agent[7] has 60.0 MiB of it now, in a BPF map" in draft.reasons
+
+
+def test_bpf_maps_of_this_run_explain_their_class_and_do_not_count_as_growth() -> None:
+    own = Holding(
+        Holder(kind=HolderKind.BPF_MAP, memory_class="Vmalloc", pinned_bytes=500 * MIB),
+        np.empty(0, PINNED_DTYPE),
+        is_own=True,
+    )
+    node = situation(Vmalloc=GIB)
+    assert node.measured.breakdown is not None
+    grown = MemoryClass(name="Vmalloc", group="Kernel", size_bytes=GIB, change_bytes=501 * MIB)
+    breakdown = node.measured.breakdown.model_copy(update={"classes": [grown]})
+    with_own = Situation(replace(node.measured, breakdown=breakdown, own_holdings=[own]), Thresholds())
+    assert list(growing_classes(with_own, {})) == []
+    assert len(list(growing_classes(Situation(replace(with_own.measured, own_holdings=()), Thresholds()), {}))) == 1
+    assert known_bytes(with_own, "Vmalloc", {}, traced_bytes=0) == 500 * MIB
 
 
 def test_the_rest_of_each_class_is_said_once() -> None:

@@ -47,6 +47,7 @@ def run(
     uptime_seconds: float | None = None,
     boot_id: str = "b",
     is_scanned: bool = True,
+    own_bytes: int = 0,
     total_bytes: int = TOTAL_BYTES,
     free_bytes: int = FREE_BYTES,
 ) -> Evidence:
@@ -55,6 +56,7 @@ def run(
     host = host_of(total_bytes).model_copy(update={"boot_id": boot_id})
     sizes = {"AllocPage": alloc_page, "MemFree": free_bytes, **(classes or {})}
     pipe = Holder(kind=HolderKind.PIPE, owners=[Owner(pid=7, comm="reader")], pinned_bytes=pipe_pages * 4096)
+    own = Holder(kind=HolderKind.BPF_MAP, memory_class="Vmalloc", pinned_bytes=own_bytes)
     measured = Measurements(
         host=host,
         window=window_of(60).model_copy(update={"start_time": end - timedelta(seconds=60), "end_time": end}),
@@ -68,11 +70,21 @@ def run(
         ),
         census=Census(compound=[], slab=slab(caches)) if caches else None,
         coverage=ScanCoverage() if is_scanned else None,
+        own_holdings=[Holding(own, blocks(1, 0).astype(PINNED_DTYPE), is_own=True)],
         holdings=[Holding(pipe, blocks(1, pipe_pages).astype(PINNED_DTYPE))] if pipe_pages else (),
         history=comparable(history, boot_id=boot_id, now=end),
         uptime_seconds=uptime_seconds,
     )
     return conclude(measured, run_id=f"run-{at_seconds}", thresholds=Thresholds(), max_stacks=64, max_holders=64)
+
+
+@pytest.mark.parametrize(("own_bytes", "is_growth"), [(0, True), (2 * GIB, False)])
+def test_bpf_maps_of_the_run_itself_do_not_count_as_growth(own_bytes: int, is_growth: bool) -> None:
+    first = run(0, classes={"Vmalloc": GIB})
+    assert first.summary
+    second = run(DAY, classes={"Vmalloc": 3 * GIB}, own_bytes=own_bytes, history=[first.summary])
+    assert bool(growth(second)) is is_growth
+    assert not [one for one in second.holders if one.kind is HolderKind.BPF_MAP]
 
 
 def slab(caches: dict[str, int]) -> SlabCaches:

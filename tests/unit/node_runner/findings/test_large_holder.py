@@ -19,9 +19,16 @@ K = HolderKind
 
 
 def holder(
-    kind: HolderKind, pinned_bytes: int, *, pid: int = 7, container: str = "", description: str = "", owned: bool = True
+    kind: HolderKind,
+    pinned_bytes: int,
+    *,
+    pid: int = 7,
+    container: str = "",
+    pod: str = "",
+    description: str = "",
+    owned: bool = True,
 ) -> Holder:
-    owner = Owner(pid=pid, comm="app", fds=[5], container_id=container)
+    owner = Owner(pid=pid, comm="app", fds=[5], container_id=container, pod_uid=pod)
     return Holder(
         kind=kind,
         memory_class="Vmalloc" if kind is K.BPF_MAP else "AllocPage",
@@ -87,6 +94,40 @@ def test_processes_of_one_container_are_summed_up_and_then_those_of_the_node() -
     )
     assert node.owner is not None
     assert (node.owner.kind, node.owner.processes, node.size_bytes) == (OwnerKind.NODE, 3, 90 * MIB)
+
+
+def test_what_no_process_has_is_summed_up_apart_from_what_processes_have() -> None:
+    pinned = [holder(K.BPF_MAP, 50 * MIB, owned=False, description=f"BPF map {number}") for number in range(4)]
+    (draft,) = found(*pinned, holder(K.BPF_MAP, 27 * MIB))
+    assert draft.owner is not None
+    assert (draft.owner.kind, draft.owner.name, draft.owner.processes) == (OwnerKind.NODE, "BPF map 0", 0)
+    assert (draft.size_bytes, draft.leak) == (200 * MIB, LeakAnswer.UNKNOWN)
+    assert draft.sentence == "4 BPF maps of no process (BPF map 0) keep 200 MiB of Vmalloc."
+
+
+def test_what_no_process_has_counts_with_the_rest_if_it_is_not_enough_by_itself() -> None:
+    (draft,) = found(holder(K.BPF_MAP, 40 * MIB, owned=False), holder(K.BPF_MAP, 30 * MIB))
+    assert draft.size_bytes == 70 * MIB
+    assert draft.sentence.startswith("2 BPF maps of several owners")
+
+
+def test_containers_of_one_pod_are_summed_up() -> None:
+    holders = [holder(K.PIPE, 30 * MIB, pid=pid, container=f"{pid}" * 64, pod="u") for pid in (1, 2, 3)]
+    (draft,) = found(*holders, holder(K.PIPE, 30 * MIB, pid=4))
+    assert draft.owner is not None
+    assert (draft.owner.kind, draft.owner.pod_uid, draft.owner.container_id) == (OwnerKind.POD, "u", "")
+    assert draft.sentence == "3 pipes of pod u keep 90.0 MiB of AllocPage."
+
+
+@pytest.mark.parametrize(
+    ("memory_class", "claims"),
+    [("Vmalloc", {"Vmalloc": GIB, "SUnreclaim": MIB}), ("SUnreclaim", {"SUnreclaim": GIB + MIB})],
+)
+def test_pinned_bytes_and_heads_are_claimed_of_their_classes(memory_class: str, claims: dict[str, int]) -> None:
+    one = holder(K.SOCKET, GIB).model_copy(update={"memory_class": memory_class, "head_bytes": MIB})
+    (draft,) = found(one)
+    assert draft.size_bytes == GIB + MIB
+    assert draft.claimed_bytes == claims
 
 
 def test_a_large_process_is_named_apart_from_its_container() -> None:

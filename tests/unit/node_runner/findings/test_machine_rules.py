@@ -1,7 +1,9 @@
 """The rules about the machine's memory: what is a finding, and what is not."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from memdiag_api.evidence import Holder, HolderKind
@@ -36,6 +38,7 @@ from memdiag_node.findings.huge_pages import unused_huge_pages
 from memdiag_node.findings.situation import Situation
 from memdiag_node.findings.thresholds import GIB, MIB
 from memdiag_node.findings.vmalloc import is_bpf, vmalloc_callers, vmalloc_owners
+from memdiag_node.holding import PINNED_DTYPE, Holding
 from support.machine_records import LARGE_BYTES, NOTABLE_BYTES, situation_of
 
 Rule = Callable[[Situation], Iterable[Draft]]
@@ -258,6 +261,21 @@ def test_owners_of_vmalloc_are_callers_and_unknown_ones_explain_nothing() -> Non
     assert (owners.size_bytes, owners.explained_bytes) == (600 * MIB, 300 * MIB)
     assert [(one.owner.name, one.change_bytes) for one in owners.owners] == [("leaky_open [leaky]", 10 * MIB)]
     assert vmalloc_owners(machine.vmalloc, 100 * MIB).explained_bytes == 100 * MIB
+
+
+def test_maps_of_this_run_are_one_owner_of_vmalloc_and_in_no_finding() -> None:
+    functions = {"array_map_alloc": 300, "leaky_open": 60, "htab_map_alloc": 30}
+    machine = vmalloc_of(*(caller(name, mib * MIB) for name, mib in functions.items()))
+    assert machine.vmalloc
+    owners = vmalloc_owners(machine.vmalloc, 600 * MIB, 310 * MIB)
+    assert owners.explained_bytes == 390 * MIB
+    shown = [(one.owner.name, one.size_bytes // MIB) for one in owners.owners]
+    assert shown == [("this run of memdiag-node", 310), ("leaky_open", 60), ("htab_map_alloc", 20)]
+    assert owners.owners_total == len(owners.owners)
+    own = Holding(bpf_map(310 * MIB), np.empty(0, PINNED_DTYPE), is_own=True)
+    situation = situation_of(machine)
+    assert len(list(vmalloc_callers(situation))) == 1
+    assert list(vmalloc_callers(replace(situation, measured=replace(situation.measured, own_holdings=[own])))) == []
 
 
 def blocks(small_bytes: int, large_bytes: int, *, stalls: int | None = 4) -> Machine:
