@@ -10,6 +10,13 @@ from memdiag_api.model import ShortText
 from memdiag_api.record import ByteCount, Count, Name, Record, SignedByteCount
 
 
+class ChargedFile(Record):
+    """ChargedFile is a file in memory, most of which is charged to a container."""
+
+    path: ShortText = Field(description="Path, or the name of a memfd; cut to what shows whose it is.")
+    cached_bytes: ByteCount = Field(description="Bytes of its pages in memory.")
+
+
 class ContainerAccount(Record):
     """ContainerAccount is the memory that the kernel charges to one container, or to one pod.
 
@@ -38,8 +45,16 @@ class ContainerAccount(Record):
     inactive_file_bytes: ByteCount | None = Field(
         default=None, description="The part of the page cache that the kernel takes back first."
     )
+    active_file_bytes: ByteCount | None = Field(
+        default=None, description="The part of the page cache that was used more than once, which is taken back later."
+    )
     shmem_bytes: ByteCount | None = Field(
         default=None, description="Shared memory in usageBytes: tmpfs, memfd, System V segments."
+    )
+    files: Annotated[list[ChargedFile], Field(max_length=limits.MAX_CHARGED_FILES)] = Field(
+        default_factory=list,
+        description="Its largest files in memory, in page cache and in tmpfs, if they are among the largest of the "
+        "node. Empty if the census of files was not taken, or if paths are not reported.",
     )
     slab_bytes: ByteCount | None = Field(default=None, description="Slab in kernelBytes.")
     socket_bytes: ByteCount | None = Field(

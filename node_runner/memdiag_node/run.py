@@ -137,7 +137,9 @@ def _measurements(
             measured = replace(measured, owners=owners, processes=captured.processes.processes)
     measured = replace(
         measured,
-        containers=account_records(_accounts(captured, host.page_size_bytes)),
+        containers=account_records(
+            _accounts(captured, host.page_size_bytes), measured.census.files if measured.census else None
+        ),
         removed_cgroups=captured.removed_cgroups,
         oom_kills=captured.oom_kills,
     )

@@ -75,6 +75,7 @@ def test_memory_of_a_container_is_in_its_account(new_reader: type, kind: str, fi
     assert account.shmem_bytes == pytest.approx(files["shmem"], abs=MIB)
     assert account.file_bytes == pytest.approx(files["file"] - files["shmem"], abs=MIB)
     assert account.inactive_file_bytes == pytest.approx(files["inactive_file"], abs=MIB)
+    assert account.active_file_bytes == pytest.approx(files["active_file"], abs=MIB)
     assert account.working_set_bytes == account.usage_bytes - (account.inactive_file_bytes or 0)
     reclaimable_bytes = planted_bytes if kind == "file" else 0
     assert account.reclaimable_bytes == pytest.approx(reclaimable_bytes, abs=0.1 * PLANTED_BYTES)

@@ -84,7 +84,7 @@ def planted(sys_without_btf: Path) -> Iterator[Planted]:
                 container.add(load.pid)
             load.plant()
             pids[kind] = load.pid
-        evidence = measured(Check.BREAKDOWN, Check.KERNEL_OBJECTS, Check.OWNERS)
+        evidence = measured(Check.BREAKDOWN, Check.KERNEL_OBJECTS, Check.OWNERS, Check.CONTAINERS)
         without_kernel_memory = measured(Check.BREAKDOWN, Check.OWNERS, roots=HostRoots(sys=sys_without_btf))
         yield Planted(container, pids, evidence, without_kernel_memory)
 
@@ -118,6 +118,12 @@ def test_a_container_has_the_anonymous_memory_of_its_processes(planted: Planted)
     pids = [planted.pids[kind] for kind in ("anon", "file", "shmem")]
     assert share.size_bytes == pytest.approx(sum(map(rss_anon_bytes, pids)), rel=TOLERANCE)
     assert share.size_bytes > ANON_BYTES
+
+
+def test_the_account_of_a_container_names_its_largest_files(planted: Planted) -> None:
+    (account,) = [one for one in planted.evidence.containers if one.container_id == planted.container.container_id]
+    (memfd,) = [one for one in account.files if "planted" in one.path]
+    assert memfd.cached_bytes == pytest.approx(SHMEM_BYTES, rel=TOLERANCE)
 
 
 def rss_anon_bytes(pid: int) -> int:

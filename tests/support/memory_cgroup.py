@@ -45,7 +45,7 @@ class ContainerCgroup:
         found = figures(self.path / "memory.stat")
         if "total_rss" not in found:
             return found
-        by_name = {"anon": "rss", "file": "cache", "shmem": "shmem", "inactive_file": "inactive_file"}
+        by_name = {"anon": "rss", "file": "cache"} | {name: name for name in ("shmem", "inactive_file", "active_file")}
         return {name: found[f"total_{old}"] for name, old in by_name.items()}
 
 

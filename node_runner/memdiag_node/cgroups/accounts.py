@@ -7,7 +7,8 @@ from typing import Protocol
 import numpy as np
 
 from memdiag_api import limits
-from memdiag_api.containers import ContainerAccount
+from memdiag_api.census.files import CachedFile, FileCensus
+from memdiag_api.containers import ChargedFile, ContainerAccount
 from memdiag_node.cgroups.counters import Counters, Counts, subtree
 from memdiag_node.cgroups.tree import MemoryCgroup
 from memdiag_node.procfs.cgroup import ContainerIdentity
@@ -108,9 +109,23 @@ def with_frames(
     return filled
 
 
-def account_records(found: Sequence[Account]) -> list[ContainerAccount]:
-    """Return the accounts for the document, largest usage first, as many as it can have."""
-    return [one.record for one in found][: limits.MAX_CONTAINER_ACCOUNTS]
+def account_records(found: Sequence[Account], files: FileCensus | None = None) -> list[ContainerAccount]:
+    """Return the accounts for the document, largest usage first, as many as it can have, with their files."""
+    named = [one for one in files.files if one.path and one.charged] if files else []
+    return [
+        one.record.model_copy(update={"files": _files(one.record, named)})
+        for one in found[: limits.MAX_CONTAINER_ACCOUNTS]
+    ]
+
+
+def _files(account: ContainerAccount, files: Sequence[CachedFile]) -> list[ChargedFile]:
+    """Return the first of `files`, sorted by size, that are charged to it. A pod has those of its containers."""
+    identity = (account.container_id, account.pod_uid)
+    return [
+        ChargedFile(path=one.path, cached_bytes=one.cached_bytes)
+        for one in files
+        if one.charged and (one.charged.container_id if account.container_id else "", one.charged.pod_uid) == identity
+    ][: limits.MAX_CHARGED_FILES]
 
 
 def _is_account(groups: Sequence[MemoryCgroup], one: MemoryCgroup) -> bool:
@@ -171,6 +186,7 @@ class _Columns:
             "shmem_bytes": shmem,
             "file_bytes": cached if file is None or shmem is None else np.maximum(file - shmem, 0),
             "inactive_file_bytes": self._inactive,
+            "active_file_bytes": None if listed is None else listed[:, _ACTIVE_FILE],
             "slab_bytes": None if reclaimable is None or unreclaimable is None else reclaimable + unreclaimable,
             "socket_bytes": sockets,
             "working_set_bytes": None if self._inactive is None else np.maximum(self._usage - self._inactive, 0),

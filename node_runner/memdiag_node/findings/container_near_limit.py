@@ -87,6 +87,9 @@ def _reasons(one: ContainerAccount, working_set_bytes: int) -> Iterator[str]:
         yield f"the kernel killed {one.oom_kills} of its processes{_in_window(one.window_oom_kills)}"
     if one.swap_bytes:
         yield f"{format_bytes(one.swap_bytes)} more are in swap"
+    if one.files and (one.file_bytes or 0) + (one.shmem_bytes or 0) >= _PART_SHARE * one.usage_bytes:
+        largest = ", ".join(f"{file.path} {format_bytes(file.cached_bytes)}" for file in one.files)
+        yield f"its largest files in memory: {largest}"
 
 
 def _in_window(count: int | None) -> str:

@@ -65,6 +65,9 @@ def _account_details(account: ContainerAccount) -> str:
         parts.append(f"limit reached {account.limit_hits:,} times{_in_window(account.window_limit_hits)}")
     if account.window_oom_kills:
         parts.append(f"{account.window_oom_kills:,} killed in the window")
+    parts += [
+        f"{one.path} {format_bytes(one.cached_bytes)}" for one in account.files if one.cached_bytes >= _SMALL_BYTES
+    ]
     return ", ".join(parts)
 
 

@@ -213,13 +213,14 @@ def _account(evidence: Evidence, attribution: Attribution, wanted: PodReference)
 def _summed(accounts: Sequence[ContainerAccount]) -> ContainerAccount:
     """Containers of one pod together. A figure that one of them lacks is unknown."""
     values = [one.model_dump() for one in accounts]
-    numbers = [name for name in values[0] if name not in ("container_id", "pod_uid")]
+    numbers = [name for name in values[0] if name not in ("container_id", "pod_uid", "files")]
     sums = {
         name: sum(one[name] for one in values) if all(one[name] is not None for one in values) else None
         for name in numbers
     }
     identity = {"container_id": accounts[0].container_id if len(accounts) == 1 else "", "pod_uid": accounts[0].pod_uid}
-    return ContainerAccount(**identity, **sums)
+    files = sorted((file for one in accounts for file in one.files), key=lambda file: -file.cached_bytes)
+    return ContainerAccount(**identity, **sums, files=files[: limits.MAX_CHARGED_FILES])
 
 
 def _top(count: int, suspect: int | None, limit: int, first: Sequence[int] = ()) -> list[int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from memdiag_api.census.files import CachedFile, FileCensus, FileCharge, FileKind
 from memdiag_api.containers import ContainerAccount
 from memdiag_node.cgroups.accounts import Account, account_records, accounts, by_inode, with_frames
 from memdiag_node.cgroups.counters import Counters, Counts, state_agrees, subtree
@@ -63,10 +64,34 @@ def test_there_is_one_account_for_each_container_that_exists() -> None:
     assert found[0].inodes == {4, 6}
 
 
+def file(path: str, size_bytes: int, charged: FileCharge | None) -> CachedFile:
+    return CachedFile(
+        kind=FileKind.FILE, inode=1, path=path, cached_bytes=size_bytes, size_bytes=size_bytes, charged=charged
+    )
+
+
+def test_the_largest_files_that_are_charged_to_it_are_named() -> None:
+    of_first, of_second = (FileCharge(container_id=one, pod_uid=POD, share=1) for one in (FIRST, SECOND))
+    files = [
+        file("/largest", 90, None),
+        *(file(f"/first{size_bytes}", size_bytes, of_first) for size_bytes in (80, 70)),
+        file("", 60, of_first),
+        file("/second", 50, of_second),
+        *(file(f"/first{size_bytes}", size_bytes, of_first) for size_bytes in (40, 30)),
+    ]
+    sums = {"cached_bytes": 0, "shmem_bytes": 0, "block_device_bytes": 0, "deleted_bytes": 0}
+    census = FileCensus(inodes=9, files=files, **sums)
+    limited = replace(PLAIN, limit_pages=column(rest=NO_LIMIT, pod=300))
+    of_pod, first, second = account_records(accounts(GROUPS, limited, None, page_bytes=PAGE), census)
+    assert [one.path for one in first.files] == ["/first80", "/first70", "/first40"]
+    assert [(one.path, one.cached_bytes) for one in second.files] == [("/second", 50)]
+    assert [one.path for one in of_pod.files] == ["/first80", "/first70", "/second"]
+
+
 def test_what_the_kernel_does_not_have_is_null() -> None:
     account = records(PLAIN)[FIRST]
     known = {"container_id", "pod_uid", "usage_bytes", "limit_hits", "oom_kills"}
-    assert {name for name, value in account if value is not None} == known
+    assert {name for name, value in account if value is not None and value != []} == known
 
 
 @pytest.mark.parametrize(
@@ -93,6 +118,7 @@ def test_lru_lists_of_groups_below_are_part_of_the_account() -> None:
     counters = replace(PLAIN, lru_pages=lists(first=(1, 2, 10, 20, 0), inner=(0, 0, 5, 5, 0), second=(0, 0, 60, 0, 0)))
     first, second = records(counters)[FIRST], records(counters)[SECOND]
     assert first.inactive_file_bytes == 15 * PAGE
+    assert first.active_file_bytes == 25 * PAGE
     assert first.file_bytes == 40 * PAGE
     assert first.working_set_bytes == 85 * PAGE
     assert first.reclaimable_bytes == 40 * PAGE

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from memdiag_api.containers import ContainerAccount, OomKill, OomScope, RemovedCgroups, RemovedGroupShare
+from memdiag_api.containers import ChargedFile, ContainerAccount, OomKill, OomScope, RemovedCgroups, RemovedGroupShare
 from memdiag_api.evidence import Breakdown, Check
 from memdiag_api.findings import FindingKind, LeakAnswer
 from memdiag_api.memory_classes import ClassName
@@ -121,6 +121,9 @@ CACHE = ACCOUNT.model_copy(
 ACTIVE_CACHE = CACHE.model_copy(update={"inactive_file_bytes": 10 * MIB, "working_set_bytes": 630 * MIB})
 
 
+FILES = [ChargedFile(path="/var/log/app.log", cached_bytes=400 * MIB), ChargedFile(path="/data/x", cached_bytes=MIB)]
+
+
 def with_(account: ContainerAccount, **changes: object) -> Situation:
     return situation(containers=[account.model_copy(update=changes)])
 
@@ -173,6 +176,15 @@ def test_what_fills_a_limit(account: ContainerAccount, sentence: str, memory_cla
     assert (found.sentence, found.memory_class, found.size_bytes) == (sentence, memory_class, account.usage_bytes)
     assert found.owner is not None
     assert found.owner.kind is (OwnerKind.CONTAINER if account.container_id else OwnerKind.POD)
+
+
+@pytest.mark.parametrize(("account", "names_files"), [(CACHE, True), (ACCOUNT, False)])
+def test_the_largest_files_are_named_where_files_fill_the_limit(
+    account: ContainerAccount, *, names_files: bool
+) -> None:
+    (found,) = containers_near_limit(with_(account, files=FILES))
+    named = "its largest files in memory: /var/log/app.log 400 MiB, /data/x 1.00 MiB"
+    assert (named in found.reasons) == names_files
 
 
 def test_the_reasons_say_how_often_the_limit_was_reached() -> None:

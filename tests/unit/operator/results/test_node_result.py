@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from memdiag_api.containers import ContainerAccount
+from memdiag_api.containers import ChargedFile, ContainerAccount
 from memdiag_api.diagnosis import HolderSummary, NodeResult, NodeState, PodReference, StackSummary
 from memdiag_api.evidence import (
     LEAK_CHECKS,
@@ -345,13 +345,16 @@ def test_the_requested_pod_has_its_own_account() -> None:
 
 
 def test_containers_of_the_requested_pod_are_summed_up() -> None:
-    one, other = account(container_id=CONTAINER), account(container_id="e" * 64)
+    large, small, middle, least = (ChargedFile(path=f"/{size}", cached_bytes=size) for size in (90, 20, 50, 10))
+    one = account(container_id=CONTAINER).model_copy(update={"files": [large, small, least]})
+    other = account(container_id="e" * 64).model_copy(update={"files": [middle]})
     partly = other.model_copy(update={"limit_bytes": None})
     result = of_pod(evidence_with().model_copy(update={"containers": [one, partly, account(pod_uid="another")]}))
     assert result.target_pod
     summed = result.target_pod.account
     assert summed
     assert (summed.container_id, summed.usage_bytes, summed.limit_bytes) == ("", 1280 * MIB, None)
+    assert summed.files == [large, middle, small]
     assert of_pod(evidence_with().model_copy(update={"containers": [one]})).target_pod.account == one  # type: ignore[union-attr]  # it is there
     nothing = of_pod(evidence_with().model_copy(update={"containers": [account(pod_uid="another")]}))
     assert nothing.target_pod
