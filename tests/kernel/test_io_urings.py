@@ -61,3 +61,11 @@ def test_without_an_io_uring_of_this_process_the_name_of_their_function_is_enoug
     truth = planter.plant("io_urings", 2, 64)
     with SocketScanner(btf=btf) as scanner:
         assert fds_of(io_urings(scanner, planter.pid).holder) == {planter.pid: truth["fds"]}
+
+
+def test_a_registered_buffer_that_no_process_maps_is_kept_by_its_ring(scanner: SocketScanner, planter: Planter) -> None:
+    truth = planter.plant("io_uring_unmapped_buffer", 64 * MIB)
+    held = io_urings(scanner, planter.pid)
+    assert fds_of(held.holder) == {planter.pid: [truth["fd"]]}
+    assert 64 * MIB < held.holder.pinned_bytes < 64.1 * MIB
+    assert "64.0 MiB of which no process maps any more" in held.holder.description

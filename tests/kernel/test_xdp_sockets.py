@@ -1,5 +1,6 @@
 """AF_XDP sockets: the memory of their rings, compared with the kernel's own list of vmalloc areas."""
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,18 @@ def test_rings_are_counted_and_umem_is_mentioned(scanner: SocketScanner, planter
     assert one.pinned_bytes == pytest.approx(truth["ring_bytes"], rel=0.02)
     assert "with 1.00 MiB of umem (memory of the process)" in one.description
     assert truth["user_bytes"] == MIB
+
+
+@pytest.mark.parametrize("flags", [mmap.MAP_PRIVATE, mmap.MAP_SHARED])
+def test_umem_that_no_process_maps_is_kept_by_the_socket(scanner: SocketScanner, planter: Planter, flags: int) -> None:
+    truth = planter.plant("xdp_unmapped_umem", 64 * MIB, flags)
+    rings, umem = xdp_sockets(scanner, planter.pid)
+    if umem.memory_class != "AllocPage":
+        rings, umem = umem, rings
+    assert (umem.memory_class, umem.pinned_bytes) == ("AllocPage", 64 * MIB)
+    assert fds_of(umem) == {planter.pid: [truth["fd"]]}
+    assert "no process maps any more" in umem.description
+    assert rings.pinned_bytes == 0
 
 
 def test_each_socket_has_its_own(scanner: SocketScanner, planter: Planter) -> None:

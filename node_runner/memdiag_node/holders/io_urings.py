@@ -2,7 +2,7 @@
 
 The layout changed several times, so the fields decide: arrays of pages since Linux 6.10, in a struct io_mapped_region
 since 6.14; before, one block for each ring. Memory that the process provided itself (IORING_SETUP_NO_MMAP, registered
-buffers) is its own: it is not pinned kernel memory, and only the size of registered buffers is mentioned.
+buffers) is its own: only the size of registered buffers is mentioned, except for what no process maps any more.
 """
 
 from collections import defaultdict
@@ -15,8 +15,9 @@ import numpy.typing as npt
 from memdiag_api.evidence import Holder, HolderKind
 from memdiag_api.units import format_bytes
 from memdiag_node.holders.context import HolderContext
-from memdiag_node.holders.fields import WORD_BYTES, numbers, words
-from memdiag_node.holding import Holding, pinned_blocks, sizes_bytes, unique_blocks
+from memdiag_node.holders.fields import WORD_BYTES, numbers, pointers, words
+from memdiag_node.holders.unmapped_pages import mapcount_fields, unmapped_blocks
+from memdiag_node.holding import PINNED_DTYPE, Holding, pinned_blocks, sizes_bytes, unique_blocks
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import Field, optional_offsets
 from memdiag_node.kernel.lists import WordReader
@@ -61,6 +62,11 @@ _BUFFER_NODES: tuple[Field, ...] = (  # 6.13
     ("NODE_BUFFER", "io_rsrc_node", "buf"),
 )
 _BUFFER_LENGTH: tuple[Field, ...] = (("BUFFER_LENGTH", "io_mapped_ubuf", "len"),)  # 6.11
+_BUFFER_VECTORS: tuple[Field, ...] = (
+    ("BUFFER_VECTORS", "io_mapped_ubuf", "bvec"),
+    ("BUFFER_VECTOR_COUNT", "io_mapped_ubuf", "nr_bvecs"),
+    ("VECTOR_PAGE", "bio_vec", "bv_page"),
+)
 _BUFFER_ENDS: tuple[Field, ...] = (
     ("BUFFER_START", "io_mapped_ubuf", "ubuf"),
     ("BUFFER_END", "io_mapped_ubuf", "ubuf_end"),
@@ -69,7 +75,7 @@ _BUFFER_ENDS: tuple[Field, ...] = (
 
 def fields(btf: Btf) -> dict[str, int]:
     """The offsets of a ring's memory, in whichever form this kernel has."""
-    found = xarray_fields(btf)
+    found = xarray_fields(btf) | mapcount_fields(btf)
     for switch, wanted in (
         ("HAS_RING_BLOCKS", _BLOCKS),
         ("HAS_URING_ENTRIES", _ENTRIES),
@@ -83,8 +89,11 @@ def fields(btf: Btf) -> dict[str, int]:
         ("HAS_BUFFER_NODES", _BUFFER_NODES),
         ("HAS_BUFFER_LENGTH", _BUFFER_LENGTH),
         ("HAS_BUFFER_ENDS", _BUFFER_ENDS),
+        ("HAS_BUFFER_VECTORS", _BUFFER_VECTORS),
     ):
         found |= optional_offsets(btf, switch, wanted)
+    if "HAS_BUFFER_VECTORS" in found:
+        found["VECTOR_BYTES"] = btf.size_bytes("bio_vec")
     return found
 
 
@@ -113,6 +122,7 @@ def find(context: HolderContext) -> list[Holding]:
     walked = context.walk(every.items, "io_urings")
     kernel = walked.blocks[~walked.blocks["user"]]
     ring_of_block = every.of[kernel["owner"]]
+    buffers = [_buffers(memory, at, int(ring)) for ring in rings]
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     pairs_of = [[(int(one["pid"]), int(one["fd"])) for one in files[files["socket"] == ring]] for ring in rings]
     for number, pairs in enumerate(pairs_of):
@@ -123,6 +133,7 @@ def find(context: HolderContext) -> list[Holding]:
             rings[members],
             [pair for number in members for pair in pairs_of[number]],
             unique_blocks(pinned_blocks(kernel[np.isin(ring_of_block, members)])),
+            np.concatenate([buffers[number] for number in members]),
         )
         for members in groups.values()
     ]
@@ -133,6 +144,7 @@ def _holding(
     rings: npt.NDArray[np.uint64],
     pairs: list[tuple[int, int]],
     blocks: npt.NDArray[np.void],
+    buffers: npt.NDArray[np.uint64],
 ) -> Holding:
     memory, at = context.scanner.source.memory, context.at
     owners, total = context.owners(pairs)
@@ -140,9 +152,12 @@ def _holding(
     entries = int(numbers(memory, rings, at["URING_ENTRIES"]).max()) if "HAS_URING_ENTRIES" in at else 0
     if 0 < entries <= _MAX_ENTRIES:
         description += f", up to {entries} entries"
-    registered_bytes = sum(_registered_bytes(memory, at, int(ring)) for ring in rings)
-    if registered_bytes:
+    if registered_bytes := _sizes_bytes(memory, at, buffers):
         description += f", with {format_bytes(registered_bytes)} of registered buffers (memory of the process)"
+    unmapped = _unmapped_buffers(context, buffers)
+    if len(unmapped):
+        blocks = unique_blocks(np.concatenate([blocks, unmapped]))
+        description += f", {format_bytes(int(sizes_bytes(unmapped).sum()))} of which no process maps any more"
     holder = Holder(
         kind=HolderKind.IO_URING,
         description=description,
@@ -220,21 +235,26 @@ def _region(
     return words(memory, regions, at["REGION_PAGES"]), numbers(memory, regions, at["REGION_PAGE_COUNT"])
 
 
-def _registered_bytes(memory: WordReader, at: Mapping[str, int], ring: int) -> int:
-    """The size of the registered buffers of a ring: memory of the process, or of the kernel's block layer."""
-    ring_at = np.array([ring], "<u8")
+def _buffers(memory: WordReader, at: Mapping[str, int], ring: int) -> npt.NDArray[np.uint64]:
+    """Addresses of the registered buffers of a ring: memory of the process, or of the kernel's block layer."""
+    ring_at, none = np.array([ring], "<u8"), np.empty(0, "<u8")
     if "HAS_BUFFER_NODES" in at:
         table, count = words(memory, ring_at, at["BUFFER_NODES"]), numbers(memory, ring_at, at["BUFFER_NODE_COUNT"])
     elif "HAS_USER_BUFFERS" in at:
         table, count = words(memory, ring_at, at["USER_BUFFERS"]), numbers(memory, ring_at, at["USER_BUFFER_COUNT"])
     else:
-        return 0
+        return none
     if not table[0] or not 0 < count[0] <= _MAX_BUFFERS:
-        return 0
-    buffers = memory.peek(table[0] + np.arange(int(count[0]), dtype="<u8") * np.uint64(WORD_BYTES))
+        return none
+    buffers = pointers(memory, int(table[0]), int(count[0]))
     if "HAS_BUFFER_NODES" in at:
         buffers = words(memory, buffers[buffers != 0], at["NODE_BUFFER"])
-    buffers = buffers[buffers != 0]
+    found: npt.NDArray[np.uint64] = buffers[buffers != 0]
+    return found
+
+
+def _sizes_bytes(memory: WordReader, at: Mapping[str, int], buffers: npt.NDArray[np.uint64]) -> int:
+    """The size of these registered buffers; 0 if this kernel's layout is unknown."""
     if "HAS_BUFFER_LENGTH" in at:
         sizes = numbers(memory, buffers, at["BUFFER_LENGTH"])
     elif "HAS_BUFFER_ENDS" in at:
@@ -243,3 +263,18 @@ def _registered_bytes(memory: WordReader, at: Mapping[str, int], ring: int) -> i
     else:
         return 0
     return int(sizes[(sizes > 0) & (sizes <= _MAX_BUFFER_BYTES)].sum())
+
+
+def _unmapped_buffers(context: HolderContext, buffers: npt.NDArray[np.uint64]) -> npt.NDArray[np.void]:
+    """The pages of these registered buffers that no process maps any more."""
+    memory, at = context.scanner.source.memory, context.at
+    if "HAS_BUFFER_VECTORS" not in at:
+        return np.empty(0, PINNED_DTYPE)
+    buffers = np.unique(buffers)  # a buffer may be registered with several rings
+    counts = numbers(memory, buffers, at["BUFFER_VECTOR_COUNT"])
+    usable = (counts > 0) & (counts <= _MAX_PAGES)
+    items = np.zeros(int(np.count_nonzero(usable)), ITEM_DTYPE)
+    items["head"] = buffers[usable] + np.uint64(at["BUFFER_VECTORS"] + at["VECTOR_PAGE"])
+    items["count"], items["stride"] = counts[usable], at["VECTOR_BYTES"]
+    items["kind"], items["flags"] = Kind.BLOCKS, ITEM_PAGES
+    return unmapped_blocks(memory, at, context.walk(items, "registered buffers of io_urings").blocks)

@@ -1,7 +1,8 @@
 """AF_XDP sockets: their rings for receiving, sending, filling and completing (net/xdp/).
 
-The memory of the packets (umem) is the process's own and only mentioned. Rings are vmalloc since Linux 6.2; before,
-each is one block of pages. Left out: the pool's list of buffers, in slab or vmalloc, some hundred bytes for each chunk.
+The memory of the packets (umem) is the process's own and only mentioned, except for what no process maps any more.
+Rings are vmalloc since Linux 6.2; before, each is one block of pages. Left out: the pool's list of buffers, in slab or
+vmalloc, some hundred bytes for each chunk.
 """
 
 from collections.abc import Mapping
@@ -15,17 +16,19 @@ from memdiag_api.memory_classes import ClassName
 from memdiag_api.units import format_bytes
 from memdiag_node.holders.context import HolderContext, kernel_blocks
 from memdiag_node.holders.fields import WORD_BYTES, numbers, words
+from memdiag_node.holders.unmapped_pages import mapcount_fields, unmapped_blocks
 from memdiag_node.holding import PINNED_DTYPE, Holding, sizes_bytes, unique_blocks
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import Field, optional_offsets
 from memdiag_node.kernel.lists import WordReader
-from memdiag_node.walker.walker import ITEM_DTYPE, Kind
+from memdiag_node.walker.walker import ITEM_DTYPE, ITEM_PAGES, Kind
 
 _AF_XDP = 44  # include/linux/socket.h
 _FAMILY_BITS = 16
 _MAX_SOCKETS = 1 << 14
 _MAX_RING_BYTES = 1 << 36
 _MAX_UMEM_BYTES = 1 << 46
+_MAX_UMEM_PAGES = 1 << 24
 
 _XDP: tuple[Field, ...] = (
     ("XDP_FAMILY", "sock", "__sk_common.skc_family"),
@@ -40,12 +43,17 @@ _XDP: tuple[Field, ...] = (
     ("XDP_UMEM_BYTES", "xdp_umem", "size"),
     ("XDP_QUEUE_RING", "xsk_queue", "ring"),
 )
+_UMEM: tuple[Field, ...] = (("XDP_UMEM_PAGES", "xdp_umem", "pgs"), ("XDP_UMEM_PAGE_COUNT", "xdp_umem", "npgs"))
 _VMALLOC: tuple[Field, ...] = (("XDP_QUEUE_BYTES", "xsk_queue", "ring_vmalloc_size"),)  # 6.2, 9f78bf330a66
 
 
 def fields(btf: Btf) -> dict[str, int]:
     """The offsets of a socket's rings."""
-    return optional_offsets(btf, "HAS_XDP", _XDP) | optional_offsets(btf, "HAS_XDP_VMALLOC", _VMALLOC)
+    switches = (("HAS_XDP", _XDP), ("HAS_XDP_UMEM", _UMEM), ("HAS_XDP_VMALLOC", _VMALLOC))
+    found = mapcount_fields(btf)
+    for switch, wanted in switches:
+        found |= optional_offsets(btf, switch, wanted)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,7 @@ class _Rings:
 
 
 def find(context: HolderContext) -> list[Holding]:
-    """Every AF_XDP socket with an fd. A ring that several share counts for the first of them."""
+    """Every AF_XDP socket with an fd. Rings and umem that several share count for the first of them."""
     memory, at = context.scanner.source.memory, context.at
     if "HAS_XDP" not in at:
         return []
@@ -88,7 +96,35 @@ def find(context: HolderContext) -> list[Holding]:
             pinned_blocks=len(rings.blocks),
         )
         held.append(Holding(holder, rings.blocks))
+        if umem and umem not in seen:
+            seen.add(umem)
+            held += _unmapped_umem(context, umem, holder)
     return held
+
+
+def _unmapped_umem(context: HolderContext, umem: int, of_socket: Holder) -> list[Holding]:
+    """The pages of a umem that no process maps any more, if there are any."""
+    memory, at = context.scanner.source.memory, context.at
+    if "HAS_XDP_UMEM" not in at:
+        return []
+    umem_at = np.array([umem], "<u8")
+    table, count = words(memory, umem_at, at["XDP_UMEM_PAGES"]), numbers(memory, umem_at, at["XDP_UMEM_PAGE_COUNT"])
+    if not table[0] or not 0 < count[0] <= _MAX_UMEM_PAGES:
+        return []
+    items = np.zeros(1, ITEM_DTYPE)
+    items["head"], items["count"], items["stride"] = table, count, WORD_BYTES
+    items["kind"], items["flags"] = Kind.BLOCKS, ITEM_PAGES
+    blocks = unmapped_blocks(memory, at, context.walk(items, "umem of AF_XDP sockets").blocks)
+    if not len(blocks):
+        return []
+    size_bytes = int(sizes_bytes(blocks).sum())
+    changed = {
+        "memory_class": ClassName.ALLOC_PAGE,
+        "description": "umem of an AF_XDP socket, which no process maps any more",
+        "pinned_bytes": size_bytes,
+        "pinned_blocks": len(blocks),
+    }
+    return [Holding(of_socket.model_copy(update=changed), blocks)]
 
 
 def _queues(memory: WordReader, at: Mapping[str, int], socket: int) -> list[int]:

@@ -32,6 +32,16 @@ def io_uring_with_buffers(entries: int, size: int) -> Truth:
     return {"fd": fd, "ring_bytes": 2 * entries * 16, "user_bytes": size}
 
 
+def io_uring_unmapped_buffer(size_bytes: int) -> Truth:
+    """One with a registered buffer that the process has unmapped."""
+    (fd,) = io_urings(1, 8)["fds"]
+    with mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        start = ctypes.c_char.from_buffer(memory)
+        _call(_IO_URING_REGISTER, fd, _REGISTER_BUFFERS, struct.pack("QQ", ctypes.addressof(start), size_bytes), 1)
+        del start
+    return {"fd": fd}
+
+
 def _call(*arguments: object) -> int:
     result: int = libc.syscall(*arguments)
     if result < 0:
