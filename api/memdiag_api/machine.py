@@ -173,6 +173,17 @@ class HugePageZeros(Record):
     zero_bytes: ByteCount = Field(description="Estimated bytes of its zero pages on the node.")
 
 
+class HugePageProcess(Record):
+    """HugePageProcess is the part of one process in the zero pages of transparent huge pages."""
+
+    pid: Count = Field(description="Process ID in the PID namespace of the host.")
+    comm: ShortText = Field(description="Name of the process.")
+    container_id: ShortText = Field(default="", description="ID of the container that is charged. Empty if not known.")
+    pod_uid: ShortText = Field(default="", description="UID of the pod that is charged.")
+    sampled_pages: Count = Field(description="Number of its huge pages in the sample.")
+    zero_bytes: ByteCount = Field(description="Estimated bytes of its zero pages on the node.")
+
+
 class HugePageSample(Record):
     """HugePageSample is an estimate of how much of the transparent huge pages of processes is zero.
 
@@ -180,7 +191,7 @@ class HugePageSample(Record):
     """
 
     huge_pages: Count = Field(description="Number of anonymous transparent huge pages of the node.")
-    huge_page_bytes: ByteCount
+    huge_page_bytes: ByteCount = Field(description="Size of one huge page.")
     sampled_pages: Count = Field(description="Number of huge pages in the sample.")
     zero_share: Share = Field(description="Share of the small pages in them that are zero.")
     zero_bytes: ByteCount = Field(description="Estimated bytes of zero pages in all huge pages of the node.")
@@ -188,6 +199,10 @@ class HugePageSample(Record):
     mostly_zero_share: Share = Field(description="Share of the sampled huge pages that are zero to more than half.")
     containers: Annotated[list[HugePageZeros], Field(max_length=limits.MAX_HUGE_PAGE_OWNERS)] = Field(
         default_factory=list, description="By container, largest first."
+    )
+    processes: Annotated[list[HugePageProcess], Field(max_length=limits.MAX_HUGE_PAGE_OWNERS)] = Field(
+        default_factory=list,
+        description="By process, largest first. Of pages that forks share, any of them has them.",
     )
 
 

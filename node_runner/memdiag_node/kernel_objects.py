@@ -27,6 +27,7 @@ from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.memory import KernelMemory
 from memdiag_node.kernel.modules import module_layout, read_modules
 from memdiag_node.kernel.symbols import SymbolReader
+from memdiag_node.machine import reverse_map
 from memdiag_node.machine.huge_page_sample import HugePageHeads, count_zeros, huge_page_sample
 from memdiag_node.owners import address_spaces
 from memdiag_node.procfs.cgroup import ContainerIdentity
@@ -57,6 +58,7 @@ _FIELDS: tuple[Callable[[Btf], Mapping[str, int]], ...] = (
     packets.fields,
     verdict_queues.fields,
     address_spaces.fields,
+    reverse_map.fields,
     module_layout,
     account_layout,
 )
@@ -223,6 +225,8 @@ class TakenCensus:
             if read_charges:
                 charges = [read_charges(head, 1) for head in counts.heads.tolist()]
                 counts = replace(counts, charges=np.concatenate([np.empty(0, "<u8"), *charges]))
+            pages = counts.heads * np.uint64(self.at["STRUCT_PAGE_BYTES"]) + np.uint64(self.census.first_page)
+            counts = replace(counts, mappers=reverse_map.mappers(self.census.memory, self.at, pages))
             return huge_page_sample(counts, containers, huge_pages=huge.count, page_bytes=page_bytes)
         return None
 

@@ -203,4 +203,8 @@ def test_the_machine_is_in_the_document_of_a_run() -> None:
     assert machine.free_blocks.compaction_stalls is not None
     assert machine.huge_page_sample
     assert machine.huge_page_sample.huge_pages >= 12
+    (mine,) = [one for one in machine.huge_page_sample.processes if one.pid == os.getpid()]
+    assert mine.comm == Path("/proc/self/comm").read_text().strip()
+    assert mine.sampled_pages >= 12
+    assert mine.zero_bytes == pytest.approx(0.5 * mine.sampled_pages * 2 * MIB, rel=0.1)
     assert len(machine.model_dump_json(by_alias=True)) < 32 * 1024

@@ -13,6 +13,7 @@ from memdiag_api.machine import (
     FreeBlocks,
     GpuMemory,
     HugePagePool,
+    HugePageProcess,
     HugePageSample,
     HugePageZeros,
     Machine,
@@ -35,13 +36,14 @@ def machine() -> Machine:
         ],
         huge_page_sample=HugePageSample(
             huge_pages=1500,
-            huge_page_bytes=3000 * MIB,
+            huge_page_bytes=2 * MIB,
             sampled_pages=256,
             zero_share=0.4,
             zero_bytes=1200 * MIB,
             error_bytes=60 * MIB,
             mostly_zero_share=0.35,
             containers=[HugePageZeros(container_id="c0ffee" * 8, sampled_pages=200, zero_bytes=900 * MIB)],
+            processes=[HugePageProcess(pid=4711, comm="java", sampled_pages=180, zero_bytes=800 * MIB)],
         ),
         compressed_devices=[
             CompressedDevice(

@@ -2,18 +2,18 @@
 
 from collections.abc import Iterator
 
-from memdiag_api import limits
 from memdiag_api.findings import Confidence, FindingKind, LeakAnswer
 from memdiag_api.machine import HugePageSample
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import MemoryOwner, OwnerKind
+from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.naming import short_id
 from memdiag_node.findings.situation import Situation
 
 _OWNER_SHARE = 0.5
-"""Of the zero pages, from which one container is named as the owner."""
+"""Of the zero pages, from which one container or process is named as the owner."""
 _MAX_REASONS = 3
 _CERTAIN_SHARE = 0.25
 """Of the estimate: with a larger standard error, the confidence is low."""
@@ -51,6 +51,11 @@ def huge_page_waste(situation: Situation) -> Iterator[Draft]:
                 for one in sample.containers[:_MAX_REASONS]
                 if one.container_id and one.zero_bytes
             ),
+            *(
+                f"about {format_bytes(one.zero_bytes)} are of {shown_process(one.comm, one.pid)}"
+                for one in sample.processes[:_MAX_REASONS]
+                if one.zero_bytes
+            ),
         ],
         advice="Set /sys/kernel/mm/transparent_hugepage/enabled to madvise, or lower khugepaged/max_ptes_none there. "
         "Since Linux 6.12, the kernel splits such pages when memory is short (shrink_underused).",
@@ -60,12 +65,24 @@ def huge_page_waste(situation: Situation) -> Iterator[Draft]:
 
 
 def _owner(sample: HugePageSample) -> MemoryOwner:
-    largest = next(iter(sample.containers), None)
-    if largest and largest.container_id and largest.zero_bytes >= _OWNER_SHARE * sample.zero_bytes:
+    """Return the process with most of it, else the container, else the node."""
+    least_bytes = _OWNER_SHARE * sample.zero_bytes
+    process, container = next(iter(sample.processes), None), next(iter(sample.containers), None)
+    if process and process.zero_bytes >= least_bytes:
+        return MemoryOwner(
+            kind=OwnerKind.PROCESS,
+            name=shown_process(process.comm, process.pid),
+            pid=process.pid,
+            comm=process.comm,
+            container_id=process.container_id,
+            pod_uid=process.pod_uid,
+            processes=1,
+        )
+    if container and container.container_id and container.zero_bytes >= least_bytes:
         return MemoryOwner(
             kind=OwnerKind.CONTAINER,
-            name=short_id(largest.container_id),
-            container_id=largest.container_id,
-            pod_uid=largest.pod_uid[: limits.MAX_SHORT_TEXT],
+            name=short_id(container.container_id),
+            container_id=container.container_id,
+            pod_uid=container.pod_uid,
         )
     return MemoryOwner(kind=OwnerKind.NODE, name="processes with transparent huge pages")

@@ -7,15 +7,16 @@ Each small page of a sampled huge page is judged by a few words first, then by m
 pages that are still zero by all of them: this measures how many of the others are in fact not zero.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from memdiag_api import limits
-from memdiag_api.machine import HugePageSample, HugePageZeros
+from memdiag_api.machine import HugePageProcess, HugePageSample, HugePageZeros
 from memdiag_node.kernel.lists import WordReader
+from memdiag_node.machine.reverse_map import Mapper
 from memdiag_node.procfs.cgroup import ContainerIdentity
 from memdiag_node.procfs.kpageflags import ReadFrames, is_huge_anonymous_head
 
@@ -27,6 +28,7 @@ _CHECKED_PAGES = 1024
 _PIECE_HEADS = 16
 _HALF = 0.5
 _SEED = 1
+_NOBODY = ContainerIdentity("", "")
 
 
 class HugePageHeads:
@@ -70,6 +72,8 @@ class ZeroCounts:
     frames_per_page: int
     charges: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, "<u8"))
     """Inode of the memory cgroup that is charged for each. Empty if not known."""
+    mappers: Sequence[Mapper | None] = ()
+    """The process that has each. Empty if not known."""
 
 
 def count_zeros(
@@ -136,6 +140,7 @@ def huge_page_sample(
         error_bytes=round(deviation * (unseen_share / sampled) ** 0.5 * total_bytes),
         mostly_zero_share=float((shares > _HALF).mean()),
         containers=_by_container(counts, shares, containers, total_bytes)[: limits.MAX_HUGE_PAGE_OWNERS],
+        processes=_by_process(counts, shares, containers, total_bytes)[: limits.MAX_HUGE_PAGE_OWNERS],
     )
 
 
@@ -147,10 +152,9 @@ def _by_container(
 ) -> list[HugePageZeros]:
     if not len(counts.charges):
         return []
-    nobody = ContainerIdentity("", "")
     sums: dict[tuple[str, str], tuple[int, float]] = {}
     for inode, share in zip(counts.charges.tolist(), shares.tolist(), strict=True):
-        of = containers.get(inode, nobody)
+        of = containers.get(inode, _NOBODY)
         pages, zeros = sums.get((of.container_id, of.pod_uid), (0, 0.0))
         sums[of.container_id, of.pod_uid] = (pages + 1, zeros + share)
     found = [
@@ -161,6 +165,32 @@ def _by_container(
             zero_bytes=round(zeros / len(shares) * total_bytes),
         )
         for (container, pod), (pages, zeros) in sums.items()
+    ]
+    return sorted(found, key=lambda one: -one.zero_bytes)
+
+
+def _by_process(
+    counts: ZeroCounts,
+    shares: npt.NDArray[np.float64],
+    containers: Mapping[int, ContainerIdentity],
+    total_bytes: int,
+) -> list[HugePageProcess]:
+    charges = counts.charges.tolist() or [0] * len(counts.mappers)
+    sums: dict[Mapper, tuple[int, float, ContainerIdentity]] = {}
+    for mapper, inode, share in zip(counts.mappers, charges, shares.tolist(), strict=False):
+        if mapper:
+            pages, zeros, _ = sums.get(mapper, (0, 0.0, _NOBODY))
+            sums[mapper] = (pages + 1, zeros + share, containers.get(inode, _NOBODY))
+    found = [
+        HugePageProcess(
+            pid=mapper.pid,
+            comm=mapper.comm,
+            container_id=charged.container_id,
+            pod_uid=charged.pod_uid,
+            sampled_pages=pages,
+            zero_bytes=round(zeros / len(shares) * total_bytes),
+        )
+        for mapper, (pages, zeros, charged) in sums.items()
     ]
     return sorted(found, key=lambda one: -one.zero_bytes)
 

@@ -71,16 +71,22 @@ def _sample(sample: HugePageSample) -> Iterator[str]:
     if not sample.huge_pages:
         return
     error = f" ± {format_bytes(sample.error_bytes)}" if sample.error_bytes else ""
+    total_bytes = sample.huge_pages * sample.huge_page_bytes
     yield from _line(
         "huge pages of processes",
-        f"{format_bytes(sample.huge_page_bytes)}, {format_bytes(sample.zero_bytes)}{error} of it zero, from a sample "
-        f"of {sample.sampled_pages:,} of {sample.huge_pages:,}; {sample.mostly_zero_share:.0%} of them are zero to "
-        "more than half",
+        f"{format_bytes(total_bytes)}, {format_bytes(sample.zero_bytes)}{error} of it zero, from a sample of "
+        f"{sample.sampled_pages:,} of {sample.huge_pages:,}; {sample.mostly_zero_share:.0%} of them are zero to more "
+        "than half",
     )
     shares = [
         f"container {one.container_id[:_CONTAINER_ID_SHOWN]} {format_bytes(one.zero_bytes)}"
         for one in sample.containers[:_CONTAINERS_SHOWN]
         if one.container_id and one.zero_bytes
+    ]
+    shares += [
+        f"{one.comm}[{one.pid}] {format_bytes(one.zero_bytes)}"
+        for one in sample.processes[:_CONTAINERS_SHOWN]
+        if one.zero_bytes
     ]
     yield from wrapped(", ".join(shares), "    zero pages of ")
 

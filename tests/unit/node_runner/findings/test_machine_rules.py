@@ -1,6 +1,6 @@
 """The rules about the machine's memory: what is a finding, and what is not."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from memdiag_api.machine import (
     FreeBlocks,
     GpuMemory,
     HugePagePool,
+    HugePageProcess,
     HugePageSample,
     HugePageZeros,
     Machine,
@@ -308,7 +309,9 @@ def test_fragmentation_only_where_it_matters(machine: Machine, is_found: bool) -
         assert "in the window there were 4 waits for compaction" in draft.reasons
 
 
-def sample(zero_bytes: int, *containers: HugePageZeros, error_bytes: int = MIB) -> Machine:
+def sample(
+    zero_bytes: int, *containers: HugePageZeros, error_bytes: int = MIB, processes: Sequence[HugePageProcess] = ()
+) -> Machine:
     return Machine(
         huge_page_sample=HugePageSample(
             huge_pages=1000,
@@ -319,12 +322,17 @@ def sample(zero_bytes: int, *containers: HugePageZeros, error_bytes: int = MIB) 
             error_bytes=error_bytes,
             mostly_zero_share=0.4,
             containers=list(containers),
+            processes=list(processes),
         )
     )
 
 
 def zeros(container: str, zero_bytes: int) -> HugePageZeros:
     return HugePageZeros(container_id=container, pod_uid="", sampled_pages=9, zero_bytes=zero_bytes)
+
+
+def of_process(zero_bytes: int) -> HugePageProcess:
+    return HugePageProcess(pid=12, comm="java", container_id="c" * 64, sampled_pages=9, zero_bytes=zero_bytes)
 
 
 @pytest.mark.parametrize(
@@ -335,12 +343,18 @@ def zeros(container: str, zero_bytes: int) -> HugePageZeros:
         (sample(800 * MIB, zeros("c" * 64, 700 * MIB)), OwnerKind.CONTAINER),
         (sample(800 * MIB, zeros("c" * 64, 300 * MIB)), OwnerKind.NODE),
         (sample(800 * MIB, zeros("", 700 * MIB)), OwnerKind.NODE),
+        (sample(800 * MIB, zeros("c" * 64, 700 * MIB), processes=[of_process(600 * MIB)]), OwnerKind.PROCESS),
+        (sample(800 * MIB, zeros("c" * 64, 700 * MIB), processes=[of_process(300 * MIB)]), OwnerKind.CONTAINER),
     ],
 )
 def test_huge_pages_that_are_mostly_zero(machine: Machine, owner: OwnerKind | None) -> None:
     drafts = list(huge_page_waste(situation_of(machine)))
     assert [one.owner.kind for one in drafts if one.owner] == ([] if owner is None else [owner])
     assert all(one.claimed_bytes == {} and one.freed_by is None for one in drafts)
+    if owner is OwnerKind.PROCESS:
+        assert drafts[0].owner is not None
+        assert (drafts[0].owner.pid, drafts[0].owner.name) == (12, "java[12]")
+        assert "about 600 MiB are of java[12]" in drafts[0].reasons
 
 
 def sites() -> Machine:

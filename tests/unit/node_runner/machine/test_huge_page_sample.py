@@ -13,6 +13,7 @@ from memdiag_node.machine.huge_page_sample import (
     count_zeros,
     huge_page_sample,
 )
+from memdiag_node.machine.reverse_map import Mapper
 from memdiag_node.procfs.cgroup import ContainerIdentity
 
 FRAMES = 512
@@ -113,4 +114,16 @@ def test_zero_pages_are_attributed_to_the_charged_container() -> None:
     assert [(one.container_id, one.sampled_pages, one.zero_bytes) for one in found.containers] == [
         ("c" * 64, 3, 4 * FRAMES * PAGE_BYTES),
         ("", 1, 1 * FRAMES * PAGE_BYTES),
+    ]
+
+
+def test_zero_pages_are_attributed_to_the_process_that_has_the_page() -> None:
+    one, other = Mapper(5, "java"), Mapper(6, "redis")
+    counts = ZeroCounts(np.arange(4, dtype="<u8"), np.array([512.0, 512.0, 256.0, 0.0]), FRAMES)
+    mapped = replace(counts, charges=np.array([7, 7, 9, 7], "<u8"), mappers=[one, None, other, one])
+    found = huge_page_sample(mapped, {7: CONTAINER}, huge_pages=8, page_bytes=PAGE_BYTES)
+    assert found
+    assert [(of.pid, of.comm, of.container_id, of.sampled_pages, of.zero_bytes) for of in found.processes] == [
+        (5, "java", "c" * 64, 2, 2 * FRAMES * PAGE_BYTES),
+        (6, "redis", "", 1, 1 * FRAMES * PAGE_BYTES),
     ]
