@@ -6,7 +6,7 @@ The rules are documented for users in docs/verdicts.md.
 from collections.abc import Sequence
 
 from memdiag_api import limits
-from memdiag_api.evidence import LEAK_CHECKS, HolderKind, LeakDetected, Verdict, VerdictKind
+from memdiag_api.evidence import LEAK_CHECKS, HolderKind, LeakDetected, NeedState, Verdict, VerdictKind
 from memdiag_api.findings import Confidence, FindingKind, LeakAnswer
 from memdiag_api.units import format_bytes
 from memdiag_node.findings.doubts import (
@@ -50,7 +50,7 @@ def decide_verdict(situation: Situation, drafts: Sequence[Draft]) -> Verdict:
     if first and first.leak is LeakAnswer.UNKNOWN:
         kind = VerdictKind.LARGE_BUT_UNEXPLAINED if first.kind in _LARGE_KINDS else VerdictKind.SUSPICIOUS_MEMORY
         return _of_finding(situation, kind, drafts, found)
-    return _doubtful(found) or _no_leak(situation, found)
+    return _doubtful(situation, found) or _no_leak(situation, found)
 
 
 def doubts(situation: Situation) -> list[Doubt]:
@@ -108,7 +108,7 @@ def _of_finding(situation: Situation, kind: VerdictKind, drafts: Sequence[Draft]
     )
 
 
-def _doubtful(found: Sequence[Doubt]) -> Verdict | None:
+def _doubtful(situation: Situation, found: Sequence[Doubt]) -> Verdict | None:
     grave = [doubt.sentence for doubt in found if doubt.forbids_no]
     if not grave:
         return None
@@ -117,7 +117,9 @@ def _doubtful(found: Sequence[Doubt]) -> Verdict | None:
         Confidence.LOW,
         f"No leak was found, but a leak cannot be ruled out: {'; '.join(grave)}.",
         reasons=[doubt.sentence for doubt in found if not doubt.forbids_no],
-        advice="Check the missing and degraded needs below, or run again with all checks when the node is less busy.",
+        advice="Check the missing and degraded needs below, or run again with all checks when the node is less busy."
+        if any(need.state is not NeedState.MET for need in situation.measured.needs)
+        else "Run again with all checks, and when the node is less busy.",
     )
 
 

@@ -20,6 +20,8 @@ from memdiag_api.evidence import (
     Holder,
     HolderKind,
     MemoryClass,
+    Need,
+    NeedState,
     Owner,
     Queue,
     ScanCoverage,
@@ -548,6 +550,13 @@ def test_the_breakdown_alone_is_inconclusive() -> None:
     answer = verdict(checks=(Check.BREAKDOWN,))
     assert answer.kind is VerdictKind.INCONCLUSIVE
     assert "AllocPageTrace, SocketQueues, KernelObjects, Owners and Containers were not run" in answer.sentence
+    assert answer.advice == "Run again with all checks, and when the node is less busy."
+
+
+def test_what_the_host_lacks_is_where_to_start() -> None:
+    lacking = Need(name="BTF", state=NeedState.MISSING, checks=[Check.CONTAINERS])
+    answer = verdict(checks=(Check.BREAKDOWN,), needs=(lacking,))
+    assert answer.advice.startswith("Check the missing and degraded needs below")
 
 
 def counters(**changes: int) -> Trace:
