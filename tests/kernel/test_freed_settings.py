@@ -11,6 +11,7 @@ import pytest
 
 from memdiag_api.findings import Finding, FindingKind
 from memdiag_api.memory_classes import ClassName
+from planted.bpf_and_xdp import PinnedMaps, pinned_maps
 from planted.cases import CASES
 from planted.cases.case import UnavailableError
 from planted.held_by_fd import FtraceBuffer, ftrace_buffer
@@ -27,6 +28,7 @@ class Planted:
 
     buffer: FtraceBuffer
     packets: WaitingPackets
+    maps: PinnedMaps
     has_compressed_disk: bool
     findings: list[Finding]
 
@@ -44,12 +46,13 @@ def planted(huge_pages_before: int) -> Iterator[Planted]:
         assert reserved.size_bytes > 0, "the kernel could not set huge pages aside"
         buffer = loads.enter_context(ftrace_buffer())
         packets = loads.enter_context(qdisc_backlog(sender_exits=False))
+        maps = loads.enter_context(pinned_maps())
         try:
             loads.enter_context(CASES["zram_disk"].plant())
             has_compressed_disk = True
         except UnavailableError:
             has_compressed_disk = False
-        yield Planted(buffer, packets, has_compressed_disk, findings())
+        yield Planted(buffer, packets, maps, has_compressed_disk, findings())
     assert int(HUGE_PAGES.read_text()) == huge_pages_before
 
 
@@ -88,6 +91,20 @@ def test_deleting_a_qdisc(planted: Planted) -> None:
     assert "tc qdisc del" in freed_by(finding).action
     command = ["nsenter", f"--target={packets.pid}", "--net", "tc", "qdisc", "del", "dev", packets.device, "root"]
     assert_comes_back(finding, lambda: subprocess.run(command, check=True), ClassName.SUNRECLAIM)
+
+
+def test_deleting_the_files_that_pin_maps(planted: Planted) -> None:
+    finding = largest(planted.findings, lambda one: bool(one.owner and one.owner.name.startswith("BPF map")))
+    assert "delete the maps' files" in freed_by(finding).action
+    folder = Path(f"/proc/{planted.maps.pid}/root{planted.maps.mount_point}")
+    files = list(folder.iterdir())
+    assert len(files) == len(planted.maps.map_ids)
+
+    def delete() -> None:
+        for path in files:
+            path.unlink()
+
+    assert_comes_back(finding, delete)
 
 
 def test_resetting_a_compressed_disk(planted: Planted) -> None:

@@ -121,6 +121,12 @@ def _freed_by(group: Group, holders: Sequence[Holder], size_bytes: int) -> Freed
     kind = holders[0].kind
     if kind is HolderKind.FTRACE_BUFFER:
         return FreedBy(action="Reduce buffer_size_kb of the ftrace instance.", size_bytes=size_bytes)
+    if kind is HolderKind.BPF_MAP and not any(one.owners for one in holders):
+        return FreedBy(
+            action="Unload the programs that use these maps, if any, and delete the maps' files in the BPF file system "
+            "(bpftool map list --bpffs).",
+            size_bytes=size_bytes,
+        )
     if kind is HolderKind.PAGE_POOL or not holders[0].owners:
         return None
     who = _whose(group, holders)

@@ -68,7 +68,7 @@ def test_whether_it_may_be_a_leak(one: Holder, leak: LeakAnswer) -> None:
     (draft,) = found(one)
     assert (draft.kind, draft.leak, draft.size_bytes) == (FindingKind.LARGE_HOLDER, leak, one.pinned_bytes)
     assert draft.is_notable
-    assert (draft.freed_by is not None) == (bool(one.owners) or one.kind is K.FTRACE_BUFFER)
+    assert (draft.freed_by is not None) == (bool(one.owners) or one.kind in {K.FTRACE_BUFFER, K.BPF_MAP})
 
 
 def test_small_holders_are_no_finding() -> None:
@@ -103,6 +103,9 @@ def test_what_no_process_has_is_summed_up_apart_from_what_processes_have() -> No
     assert (draft.owner.kind, draft.owner.name, draft.owner.processes) == (OwnerKind.NODE, "BPF map 0", 0)
     assert (draft.size_bytes, draft.leak) == (200 * MIB, LeakAnswer.UNKNOWN)
     assert draft.sentence == "4 BPF maps of no process (BPF map 0) keep 200 MiB of Vmalloc."
+    assert draft.freed_by is not None
+    assert draft.freed_by.action.startswith("Unload the programs that use these maps")
+    assert draft.freed_by.size_bytes == 200 * MIB
 
 
 def test_what_no_process_has_counts_with_the_rest_if_it_is_not_enough_by_itself() -> None:
