@@ -6,12 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_api.containers import OomKill, RemovedCgroups
+from memdiag_api.containers import OomKill
 from memdiag_api.evidence import Check
 from memdiag_api.machine import HugePageSample
 from memdiag_node.attempts import Attempts
@@ -22,10 +23,9 @@ from memdiag_node.census.frames.block_heads import BlockHeads
 from memdiag_node.census.frames.frames import CENSUS_SECONDS, HELD_DTYPE, FrameCensus, take_census
 from memdiag_node.census.frames.summary import held_frames
 from memdiag_node.census.networks.sockets import referred_to
-from memdiag_node.cgroups.accounts import Account
 from memdiag_node.cgroups.layout import account_layout
 from memdiag_node.cgroups.oom_kills import oom_kills
-from memdiag_node.cgroups.reader import CgroupReader
+from memdiag_node.container_accounts import ReadAccounts, start_accounts
 from memdiag_node.holders.page_pools import add_traced
 from memdiag_node.holders.registry import holder_fields, other_holders
 from memdiag_node.holding import Holding, pinned_blocks
@@ -37,7 +37,6 @@ from memdiag_node.machine.reading import MachineReading, read_machine
 from memdiag_node.owners.processes import SCAN_SECONDS, ProcessScan, scan_processes
 from memdiag_node.preflight.checks import explain_missing
 from memdiag_node.processes import OwnerOf, read_owner
-from memdiag_node.procfs.cgroup import ContainerIdentity
 from memdiag_node.procfs.kpageflags import open_frame_table
 from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.oom_messages import parse_oom_messages
@@ -53,8 +52,6 @@ _WAIT_STEP_SECONDS = 0.25
 # Shares of the remaining grace period, after the run was asked to stop.
 _TALLY_SHARE, _CENSUS_SHARE, _PROCESS_SHARE, _SAMPLE_SHARE = 0.4, 0.3, 0.2, 0.1
 _SAMPLE_SECONDS = 5.0
-_CGROUP_CHECKS = (Check.CONTAINERS, Check.OWNERS, Check.KERNEL_OBJECTS)
-"""The checks that need the memory cgroups, the first of which reports an error."""
 
 
 class UnsupportedError(RuntimeError):
@@ -83,13 +80,9 @@ class Capture:
     trace: TraceResult | None = None
     census: FrameCensus | None = None
     objects: ObjectFindings | None = None
-    containers: dict[int, ContainerIdentity] = field(default_factory=dict)
-    """The container of each memory cgroup, by the inode of the cgroup."""
     processes: ProcessScan | None = None
     """At the end of the window."""
-    accounts: list[Account] = field(default_factory=list)
-    """The account of each container, largest usage first."""
-    removed_cgroups: RemovedCgroups | None = None
+    accounts: ReadAccounts = field(default_factory=ReadAccounts)
     oom_kills: list[OomKill] = field(default_factory=list)
     interrupted: bool = False
 
@@ -101,15 +94,12 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
     """
     captured = Capture()
     with ExitStack() as attached:
-        if Check.BREAKDOWN in attempts.checks:
-            with attempts.step(Check.BREAKDOWN, "the first readings", optional=True):
-                captured.readings_before = take_readings(roots)
-            captured.machine_before = _read_machine(settings, captured.readings_before, attempts, roots, is_last=False)
+        _read_first(captured, settings, attempts, roots)
         types = _KernelTypes(roots)
         sockets = _open_sockets(attached, attempts, types, stop)
         captured.first_scan = sockets.first_scan if sockets else None
         objects = _open_objects(attached, attempts, sockets, types, stop)
-        cgroups = _open_cgroups(attached, attempts, types, _opened_memory(sockets, objects), stop)
+        accounts = start_accounts(attempts, partial(_cgroup_memory, attached, types, sockets, objects), roots, stop)
         types.free()
         trace = _open_trace(attached, attempts, settings, roots, stop)
         if not attempts.checks:
@@ -136,13 +126,22 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
             if not captured.scan:
                 census.read_packets()
             census.read_clues()
-        _read_cgroups(captured, cgroups, attempts)
+        if accounts:
+            captured.accounts = accounts.read(captured.objects)
         if Check.BREAKDOWN in attempts.checks:
             _count(captured, census, attempts, roots, stop)
             captured.machine = _read_machine(
                 settings, captured.readings or captured.readings_before, attempts, roots, is_last=True
             )
     return captured
+
+
+def _read_first(captured: Capture, settings: Settings, attempts: Attempts, roots: HostRoots) -> None:
+    """Read the counters for the first time."""
+    if Check.BREAKDOWN in attempts.checks:
+        with attempts.step(Check.BREAKDOWN, "the first readings", optional=True):
+            captured.readings_before = take_readings(roots)
+        captured.machine_before = _read_machine(settings, captured.readings_before, attempts, roots, is_last=False)
 
 
 def _read_machine(
@@ -233,64 +232,16 @@ def _add_traced(captured: Capture, sockets: "_Sockets", attempts: Attempts) -> N
             captured.others = add_traced(memory, at, captured.scan, captured.others, captured.trace.blocks)
 
 
-def _opened_memory(
-    sockets: "_Sockets | None", objects: KernelObjects | None
-) -> tuple[KernelMemory, Mapping[str, int]] | None:
+def _cgroup_memory(
+    attached: ExitStack, types: _KernelTypes, sockets: "_Sockets | None", objects: KernelObjects | None
+) -> tuple[KernelMemory, Mapping[str, int]]:
+    """Kernel memory and the offsets of `account_layout`: those of another check if it has opened them."""
     if sockets:
         return sockets.scanner.source.memory, sockets.cgroup_layout
-    return objects.cgroups() if objects else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Cgroups:
-    """The memory cgroups, and the check that an error in reading them belongs to."""
-
-    reader: CgroupReader
-    check: Check
-
-
-def _open_cgroups(
-    attached: ExitStack,
-    attempts: Attempts,
-    types: _KernelTypes,
-    opened: tuple[KernelMemory, Mapping[str, int]] | None,
-    stop: Stop,
-) -> _Cgroups | None:
-    """Read the memory cgroups for the first time. Owners and kernel objects need them to name containers.
-
-    `opened`: kernel memory and the offsets of `account_layout`, if another check has opened it.
-    """
-    check = next((one for one in _CGROUP_CHECKS if one in attempts.checks), None)
-    if check is None:
-        return None
-    if stop.is_set():
-        if check is Check.CONTAINERS:
-            attempts.skip(check)
-        return None
-    with attempts.step(check, "the first reading of the memory cgroups", optional=check is not Check.CONTAINERS):
-        if opened is None:
-            at = memory_layout(types.load()) | account_layout(types.load())
-            opened = open_memory(at, attached), at
-        reader = CgroupReader(*opened, types.roots, page_bytes=mmap.PAGESIZE)
-        reader.start()
-        return _Cgroups(reader, check)
-    return None
-
-
-def _read_cgroups(captured: Capture, cgroups: _Cgroups | None, attempts: Attempts) -> None:
-    """Read the memory cgroups for the last time: containers, their accounts, and removed cgroups."""
-    if cgroups is None:
-        return
-    has_accounts = cgroups.check is Check.CONTAINERS
-    with attempts.step(cgroups.check, "the last reading of the memory cgroups", optional=not has_accounts):
-        reading = cgroups.reader.read()
-        captured.containers = reading.containers
-        if has_accounts:
-            captured.accounts = cgroups.reader.accounts(reading)
-            charges = captured.objects.slab.charges if captured.objects else None
-            captured.removed_cgroups = cgroups.reader.removed(
-                reading, charged_slab=(charges.removed_cgroups, charges.removed_bytes) if charges else None
-            )
+    if objects:
+        return objects.cgroups()
+    at = memory_layout(types.load()) | account_layout(types.load())
+    return open_memory(at, attached), at
 
 
 def _find_oom_kills(captured: Capture, attempts: Attempts) -> None:
@@ -427,10 +378,10 @@ def _count_frames(captured: Capture, census: TakenCensus | None, roots: HostRoot
             late=stop.budget(CENSUS_SECONDS, share=_CENSUS_SHARE).late,
         )
         if census:
-            census.read_frames(seen, np.empty(0, HELD_DTYPE) if held is None else held, captured.containers)
+            census.read_frames(seen, np.empty(0, HELD_DTYPE) if held is None else held, captured.accounts.containers)
             late = stop.budget(_SAMPLE_SECONDS, share=_SAMPLE_SHARE).late
             captured.huge_page_sample = census.sample_huge_pages(
-                huge, charges.read if charges else None, captured.containers, late
+                huge, charges.read if charges else None, captured.accounts.containers, late
             )
 
 

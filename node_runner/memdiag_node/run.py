@@ -116,7 +116,7 @@ def _measurements(
             census = census_record(
                 captured.census,
                 captured.objects,
-                captured.containers,
+                captured.accounts.containers,
                 owner_reader(roots, settings),
                 page_bytes=host.page_size_bytes,
             )
@@ -128,7 +128,7 @@ def _measurements(
             sources = OwnerSources(
                 captured.processes,
                 captured.census,
-                captured.containers,
+                captured.accounts.containers,
                 measured.census.files if measured.census else None,
                 host.page_size_bytes,
                 used_bytes(captured.machine.huge_pages or ()) if captured.machine else None,
@@ -140,7 +140,7 @@ def _measurements(
         containers=account_records(
             _accounts(captured, host.page_size_bytes), measured.census.files if measured.census else None
         ),
-        removed_cgroups=captured.removed_cgroups,
+        removed_cgroups=captured.accounts.removed_cgroups,
         oom_kills=captured.oom_kills,
     )
     return replace(measured, checks=tuple(attempts.checks), needs=(*needs, *attempts.needs), doubts=attempts.doubts())
@@ -150,8 +150,8 @@ def _accounts(captured: Capture, page_bytes: int) -> list[Account]:
     """Return the accounts of containers, with what the census of page frames counted for them."""
     census = captured.census
     if census is None or not census.knows_charges or census.scanned_share < 1:
-        return captured.accounts
-    return with_frames(captured.accounts, census.user, page_bytes=page_bytes)
+        return captured.accounts.accounts
+    return with_frames(captured.accounts.accounts, census.user, page_bytes=page_bytes)
 
 
 def _holdings(
