@@ -138,7 +138,8 @@ def test_what_is_outside_of_memtotal_is_the_memory_map_and_the_kernel() -> None:
 
 
 def test_huge_pages_that_two_processes_map_have_their_owners_once() -> None:
-    settings = Settings(run_id="huge", node_name="here", checks=(Check.BREAKDOWN,), duration_seconds=0.2)
+    checks = (Check.BREAKDOWN, Check.OWNERS)
+    settings = Settings(run_id="huge", node_name="here", checks=checks, duration_seconds=0.2)
     with huge_page_pool(48), shared_huge_pages(16) as planted:
         for pid in planted.pids:
             assert f"HugetlbPages:\t{planted.size_bytes // 1024:>8} kB" in Path(f"/proc/{pid}/status").read_text()
