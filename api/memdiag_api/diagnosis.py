@@ -155,8 +155,8 @@ class MemoryDiagnosisSpec(ApiModel):
             "are not freed. SocketQueues: sockets whose unread data pins memory. KernelObjects: slab memory by "
             "cache, and the packets, sockets, network namespaces and files of the node, found in their slabs. "
             "Owners: the processes, containers, mounts and files that have each class of memory, with the memory of "
-            "every process; it includes Breakdown. Containers: the memory account of every container, and removed "
-            "memory cgroups. If the first three are requested, all checks are run."
+            "every process; it includes Breakdown and Containers. Containers: the memory account of every container, "
+            "and removed memory cgroups. If the first three are requested, all checks are run."
         ),
         json_schema_extra={"x-kubernetes-list-type": "set", **immutable("checks")},
     )

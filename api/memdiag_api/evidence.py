@@ -44,8 +44,8 @@ class Check(StrEnum):
 
 LEAK_CHECKS = (Check.BREAKDOWN, Check.ALLOC_PAGE_TRACE, Check.SOCKET_QUEUES)
 """The checks of version 0.1.0. Without one of them, no run of any version can say that there is no leak."""
-_IMPLIED = {Check.OWNERS: (Check.BREAKDOWN,)}
-"""Owners are those of the classes of the breakdown."""
+_IMPLIED = {Check.OWNERS: (Check.BREAKDOWN, Check.CONTAINERS)}
+"""Owners are those of the classes of the breakdown, and the memory cgroups show which containers are charged."""
 
 
 def with_implied(checks: Iterable[Check]) -> list[Check]:

@@ -3,7 +3,7 @@
 import math
 import mmap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,12 +25,12 @@ from memdiag_node.census.frames.summary import held_frames
 from memdiag_node.census.networks.sockets import referred_to
 from memdiag_node.cgroups.layout import account_layout
 from memdiag_node.cgroups.oom_kills import oom_kills
-from memdiag_node.container_accounts import ReadAccounts, start_accounts
+from memdiag_node.container_accounts import OpenedMemory, ReadAccounts, start_accounts
 from memdiag_node.holders.page_pools import add_traced
 from memdiag_node.holders.registry import holder_fields, other_holders
 from memdiag_node.holding import Holding, pinned_blocks
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.kernel.memory import KernelMemory, memory_layout, open_memory
+from memdiag_node.kernel.memory import memory_layout, open_memory
 from memdiag_node.kernel_objects import KernelObjects, TakenCensus, object_fields
 from memdiag_node.machine.huge_page_sample import HugePageHeads
 from memdiag_node.machine.reading import MachineReading, read_machine
@@ -99,7 +99,8 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
         sockets = _open_sockets(attached, attempts, types, stop)
         captured.first_scan = sockets.first_scan if sockets else None
         objects = _open_objects(attached, attempts, sockets, types, stop)
-        accounts = start_accounts(attempts, partial(_cgroup_memory, attached, types, sockets, objects), roots, stop)
+        opened = _opened_memory(sockets, objects)
+        accounts = start_accounts(attempts, opened, partial(_open_for_accounts, attached, types), roots, stop)
         types.free()
         trace = _open_trace(attached, attempts, settings, roots, stop)
         if not attempts.checks:
@@ -232,14 +233,13 @@ def _add_traced(captured: Capture, sockets: "_Sockets", attempts: Attempts) -> N
             captured.others = add_traced(memory, at, captured.scan, captured.others, captured.trace.blocks)
 
 
-def _cgroup_memory(
-    attached: ExitStack, types: _KernelTypes, sockets: "_Sockets | None", objects: KernelObjects | None
-) -> tuple[KernelMemory, Mapping[str, int]]:
-    """Kernel memory and the offsets of `account_layout`: those of another check if it has opened them."""
+def _opened_memory(sockets: "_Sockets | None", objects: KernelObjects | None) -> OpenedMemory | None:
     if sockets:
         return sockets.scanner.source.memory, sockets.cgroup_layout
-    if objects:
-        return objects.cgroups()
+    return objects.cgroups() if objects else None
+
+
+def _open_for_accounts(attached: ExitStack, types: _KernelTypes) -> OpenedMemory:
     at = memory_layout(types.load()) | account_layout(types.load())
     return open_memory(at, attached), at
 

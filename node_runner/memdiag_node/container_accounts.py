@@ -22,6 +22,10 @@ _CHECKS = (Check.CONTAINERS, Check.OWNERS, Check.KERNEL_OBJECTS)
 """The checks that need the memory cgroups, the first of which reports an error."""
 
 
+OpenedMemory = tuple[KernelMemory, Mapping[str, int]]
+"""Kernel memory, and the offsets of `account_layout` in it."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReadAccounts:
     """What was read at the end of the window."""
@@ -57,23 +61,25 @@ class ContainerAccounts:
 
 def start_accounts(
     attempts: Attempts,
-    open_memory: Callable[[], tuple[KernelMemory, Mapping[str, int]]],
+    opened: OpenedMemory | None,
+    open_memory: Callable[[], OpenedMemory],
     roots: HostRoots,
     stop: Stop,
 ) -> ContainerAccounts | None:
     """Read the memory cgroups for the first time; None if no check needs them, or if that fails.
 
-    `open_memory` returns kernel memory and the offsets of `account_layout`.
+    `opened`: kernel memory that another check opened. `open_memory` opens it for the check Containers alone. If that
+    is not possible, preflight has reported why, and the other checks name containers by their processes.
     """
     check = next((one for one in _CHECKS if one in attempts.checks), None)
-    if check is None:
+    if check is None or (opened is None and check is not Check.CONTAINERS):
         return None
     if stop.is_set():
         if check is Check.CONTAINERS:
             attempts.skip(check)
         return None
     with attempts.step(check, "the first reading of the memory cgroups", optional=check is not Check.CONTAINERS):
-        memory, at = open_memory()
+        memory, at = opened or open_memory()
         reader = CgroupReader(memory, at, roots, page_bytes=mmap.PAGESIZE)
         reader.start()
         return ContainerAccounts(attempts, check, reader)

@@ -257,7 +257,7 @@ def test_the_verdict_names_the_process_that_was_stuck(evidence: Evidence, truths
 
 def test_without_btf_the_breakdown_remains_and_says_why(guest: GuestRun) -> None:
     found = document(step(guest, "no BTF"))
-    assert found.checks == [Check.BREAKDOWN]
+    assert found.checks == [Check.BREAKDOWN, Check.OWNERS]
     assert any("AllocPageTrace was skipped" in note and "no BTF" in note for note in found.notes)
 
 
