@@ -97,7 +97,7 @@ def test_deleting_the_files_that_pin_maps(planted: Planted) -> None:
     finding = largest(planted.findings, lambda one: bool(one.owner and one.owner.name.startswith("BPF map")))
     assert "delete the maps' files" in freed_by(finding).action
     folder = Path(f"/proc/{planted.maps.pid}/root{planted.maps.mount_point}")
-    files = list(folder.iterdir())
+    files = list(folder.glob("map-*"))
     assert len(files) == len(planted.maps.map_ids)
 
     def delete() -> None:
