@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from memdiag_api.census.packets import PacketPlace
-from memdiag_node.breakdown.classes import breakdown
-from memdiag_node.breakdown.reading import take_readings
 from memdiag_node.census.networks.network_objects import protocol_names, read_networks
 from memdiag_node.census.packets.group import PacketGroup
 from memdiag_node.census.packets.packets import PacketsReading, UnlinkedPackets, fields, read_packets
@@ -22,11 +20,11 @@ from memdiag_node.holding import unique_bytes
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.memory import KernelMemory
 from memdiag_node.kernel.symbols import SymbolReader, function_name
-from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.render.packets import packets_lines
 from planted import held_by_fd, nfqueue, packets
 from planted.sockets.common import PAGE_BYTES
 from planted.sockets.planter import Planter
+from support.machine_noise import alloc_page_bytes
 from support.slab_census import opened_memory, take_slab_census
 
 _PACKETS = 4_000
@@ -103,17 +101,12 @@ def test_the_blocks_of_a_tun_queue_are_free_when_it_is(reader: Reader) -> None:
     """The node's allocpage moves by what the group keeps."""
     with held_by_fd.tun_queue(_PACKETS) as planted:
         group = in_namespace(reader.read(), planted.network_namespace, Place.TUN)
-        before = _alloc_page_bytes()
+        before = alloc_page_bytes()
     kept_bytes = unique_bytes([group.blocks], page_bytes=PAGE_BYTES)
     end = time.monotonic() + 20
-    while before - _alloc_page_bytes() < 0.9 * kept_bytes and time.monotonic() < end:
+    while before - alloc_page_bytes() < 0.9 * kept_bytes and time.monotonic() < end:
         time.sleep(0.1)
-    assert before - _alloc_page_bytes() > 0.9 * kept_bytes
-
-
-def _alloc_page_bytes() -> int:
-    """Unlike MemFree, it does not count free pages on the lists of the CPUs as used, and not processes either."""
-    return breakdown(take_readings(HostRoots())).alloc_page_bytes
+    assert before - alloc_page_bytes() > 0.9 * kept_bytes
 
 
 def test_packets_in_a_qdisc_of_a_zombie_namespace_are_found(reader: Reader) -> None:

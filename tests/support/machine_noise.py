@@ -89,8 +89,9 @@ def change_by(action: Callable[[], object], read_bytes: Callable[[], int], *, qu
 
 def measure_alloc_page_noise(seconds: float) -> Noise:
     """How much allocpage changes."""
-    return measure_noise("allocpage", _alloc_page_bytes, seconds)
+    return measure_noise("allocpage", alloc_page_bytes, seconds)
 
 
-def _alloc_page_bytes() -> int:
+def alloc_page_bytes() -> int:
+    """Allocpage now: unlike MemFree, independent of processes, and of free pages on the lists of the CPUs."""
     return breakdown(take_readings(HostRoots())).alloc_page_bytes

@@ -15,10 +15,10 @@ from memdiag_node.holding import pinned_blocks, unique_blocks
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import Field, optional_offsets
 from memdiag_node.kernel.lists import WordReader
+from memdiag_node.kernel.page_mapping import PAGE_MAPPING_FIELD, is_anonymous
 
-_COUNTS: tuple[Field, ...] = (("PAGE_MAPCOUNT", "page", "_mapcount"), ("PAGE_MAPPING", "page", "mapping"))
+_COUNTS: tuple[Field, ...] = (("PAGE_MAPCOUNT", "page", "_mapcount"), PAGE_MAPPING_FIELD)
 _LARGE_COUNTS: tuple[Field, ...] = (("FOLIO_LARGE_MAPCOUNT", "folio", "_large_mapcount"),)  # 6.10, 05c5323b2a34
-_ANONYMOUS, _KIND_BITS = 1, 3  # include/linux/page-flags.h: PAGE_MAPPING_ANON, PAGE_MAPPING_FLAGS
 _UNMAPPED = (1 << 32) - 1  # counts of mappings start at -1
 
 
@@ -37,7 +37,7 @@ def unmapped_blocks(memory: WordReader, at: Mapping[str, int], blocks: npt.NDArr
         return pinned_blocks(blocks[:0])
     found = unique_blocks(blocks)
     mapping = words(memory, found["page"], at["PAGE_MAPPING"])
-    is_of_no_file = (mapping == 0) | (mapping & np.uint64(_KIND_BITS) == _ANONYMOUS)
+    is_of_no_file = (mapping == 0) | is_anonymous(mapping)
     is_unmapped = numbers(memory, found["page"], at["PAGE_MAPCOUNT"]) == _UNMAPPED
     is_large = found["order"] > 0
     if "HAS_LARGE_MAPCOUNTS" in at:

@@ -13,10 +13,11 @@ import numpy.typing as npt
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.layout import Field, optional_offsets
 from memdiag_node.kernel.lists import WordReader
+from memdiag_node.kernel.page_mapping import ANONYMOUS, PAGE_MAPPING_FIELD, is_anonymous
 from memdiag_node.procfs.text import printable
 
 _FIELDS: tuple[Field, ...] = (
-    ("PAGE_MAPPING", "page", "mapping"),
+    PAGE_MAPPING_FIELD,
     ("ANON_VMA_ROOT", "anon_vma", "rb_root.rb_root.rb_node"),
     ("ANON_VMA_NODE", "anon_vma_chain", "rb"),
     ("ANON_VMA_AREA", "anon_vma_chain", "vma"),
@@ -25,7 +26,6 @@ _FIELDS: tuple[Field, ...] = (
     ("TASK_TGID", "task_struct", "tgid"),
     ("TASK_COMM", "task_struct", "comm"),
 )
-_ANONYMOUS, _KIND_BITS = 1, 3  # include/linux/page-flags.h: PAGE_MAPPING_ANON, PAGE_MAPPING_FLAGS
 _PID_BITS = (1 << 32) - 1
 _MAX_PID = 1 << 22
 _COMM_BYTES = 16  # TASK_COMM_LEN
@@ -49,8 +49,7 @@ def mappers(memory: WordReader, at: Mapping[str, int], pages: npt.NDArray[np.uin
     if "HAS_REVERSE_MAP" not in at or not len(pages):
         return [None] * len(pages)
     mapping = _follow(memory, pages, at["PAGE_MAPPING"])
-    is_anonymous = (mapping & np.uint64(_KIND_BITS)) == _ANONYMOUS
-    anon_vma = np.where(is_anonymous, mapping - np.uint64(_ANONYMOUS), np.uint64(0))
+    anon_vma = np.where(is_anonymous(mapping), mapping - np.uint64(ANONYMOUS), np.uint64(0))
     node = _follow(memory, anon_vma, at["ANON_VMA_ROOT"])
     chain = np.where(node != 0, node - np.uint64(at["ANON_VMA_NODE"]), np.uint64(0))
     task = chain
