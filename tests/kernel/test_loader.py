@@ -1,6 +1,8 @@
 """The loader on this machine's own kernel: it needs no header tree, and every error says what failed and why."""
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +128,27 @@ def test_a_map_that_is_read_with_another_layout_is_named(sources: Path) -> None:
         BpfObject(
             sources / "counter.bpf.c", {"STEP": 1}, right | {"seen": np.dtype([("key", "<u4"), ("value", "<u4")])}
         )
+
+
+IMPORT_AND_MEASURE = """
+import re
+from pathlib import Path
+from memdiag_node.kernel.compiler import import_bcc
+import_bcc()
+resident, is_code, found = 0, False, False
+for line in Path("/proc/self/smaps").read_text().splitlines():
+    if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+        is_code = re.search(r" r-xp .*/libLLVM[^/]*$", line) is not None
+        found |= is_code
+    elif is_code and line.startswith("Rss:"):
+        resident += int(line.split()[1])
+print(found, resident)
+"""
+
+
+def test_the_code_of_the_compiler_is_not_resident_until_it_is_needed() -> None:
+    """The dynamic linker reads 35 MiB of it while it is imported: as much as a compilation needs at its peak."""
+    done = subprocess.run([sys.executable, "-c", IMPORT_AND_MEASURE], capture_output=True, text=True, check=True)
+    found, resident_kibibytes = done.stdout.split()
+    assert found == "True"
+    assert int(resident_kibibytes) < 4096

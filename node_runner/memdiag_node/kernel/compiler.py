@@ -6,6 +6,7 @@ import mmap
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,7 @@ def _expanded(path: Path, included: set[str]) -> Iterator[str]:
 
 def import_bcc() -> Any:
     """The module of Debian's python3-bpfcc. Raises BpfError if it is missing or is another module of that name."""
+    is_first = "bcc" not in sys.modules
     try:
         import bcc
     except ImportError as error:
@@ -73,6 +75,8 @@ def import_bcc() -> Any:
         ) from error
     if not hasattr(bcc, "BPF"):
         raise BpfError(f"{bcc.__file__} is not the eBPF library; install the distribution's python3-bpfcc")
+    if is_first:
+        _release_compiler_memory()  # the dynamic linker has read much of the libraries that compiling does not need
     return bcc
 
 
