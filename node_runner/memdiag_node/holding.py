@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_api.evidence import Holder
+from memdiag_api.evidence import Holder, HolderKind
 from memdiag_api.memory_classes import ClassName
 
 PINNED_DTYPE = np.dtype([("page", "<u8"), ("order", "u1"), ("slab", "?")])
@@ -15,6 +15,11 @@ PINNED_DTYPE = np.dtype([("page", "<u8"), ("order", "u1"), ("slab", "?")])
 
 `slab`: allocated by kmalloc, counted as slab and not as allocpage.
 """
+
+PACKET_STRUCT_BYTES = 256
+"""The struct sk_buff of each packet in slab: 232 to 256 bytes, rounded up to cache lines."""
+_OF_PACKETS = frozenset({HolderKind.SOCKET, HolderKind.TUN_QUEUE, HolderKind.PACKET_QUEUE})
+"""Holders of packets. In others, `unread_packets` are buffers or events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,20 @@ class Holding:
 def kept_bytes(holder: Holder) -> int:
     """Return what would be freed if the holder let go: pinned bytes and linear heads of packets."""
     return holder.pinned_bytes + holder.head_bytes
+
+
+def packet_slab_bytes(holder: Holder) -> int:
+    """Return the slab memory of its packets: their linear heads and the packets themselves."""
+    return holder.head_bytes + PACKET_STRUCT_BYTES * packets_of(holder)
+
+
+def packets_of(holder: Holder) -> int:
+    """Return the number of packets in all queues of a socket; of a sum of sockets those that are unread."""
+    if holder.kind not in _OF_PACKETS:
+        return 0
+    if holder.socket and holder.socket.queues:
+        return sum(queue.packets for queue in holder.socket.queues)
+    return holder.unread_packets
 
 
 def by_size(holdings: Iterable[Holding]) -> list[Holding]:

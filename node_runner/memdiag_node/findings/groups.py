@@ -8,7 +8,7 @@ from memdiag_api.evidence import Holder, HolderKind, SuspectScope
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import MemoryOwner, OwnerKind
 from memdiag_node.findings.naming import holder_name, process_name, process_owner, short_id
-from memdiag_node.holding import Holding, kept_bytes, pinned_together_bytes
+from memdiag_node.holding import Holding, kept_bytes, packet_slab_bytes, pinned_together_bytes
 
 SCOPES = (SuspectScope.PROCESS, SuspectScope.CONTAINER, SuspectScope.POD)
 """From the most to the least precise; what only the node has in common comes after them."""
@@ -82,10 +82,12 @@ def owner_key(scope: SuspectScope, index: int, holder: Holder) -> object:
 
 
 def kept_together(holdings: Sequence[Holding], page_bytes: int) -> dict[str, int]:
-    """Return what holders of one class keep by class of memory: blocks, each once, and heads of packets in slab."""
+    """Return what holders of one class keep by class of memory: blocks, each once, and packets in slab."""
     name = next((one.holder.memory_class for one in holdings), ClassName.ALLOC_PAGE)
     kept: dict[str, int] = {name: pinned_together_bytes(holdings, page_bytes=page_bytes)}
-    kept[ClassName.SUNRECLAIM] = kept.get(ClassName.SUNRECLAIM, 0) + sum(one.holder.head_bytes for one in holdings)
+    kept[ClassName.SUNRECLAIM] = kept.get(ClassName.SUNRECLAIM, 0) + sum(
+        packet_slab_bytes(one.holder) for one in holdings
+    )
     return kept
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from memdiag_api.evidence import HolderKind
 from memdiag_api.findings import FindingKind, LeakAnswer
 from memdiag_api.memory_classes import ClassName
 from memdiag_node.findings.allocation_sites import allocation_sites
@@ -31,6 +30,7 @@ from memdiag_node.findings.unread_socket import unread_sockets
 from memdiag_node.findings.unsent_data import unsent_data
 from memdiag_node.findings.vmalloc import vmalloc_callers
 from memdiag_node.findings.zombie_namespace import zombie_namespaces
+from memdiag_node.holding import packet_slab_bytes
 
 
 def find(situation: Situation) -> list[Draft]:
@@ -42,9 +42,9 @@ def find(situation: Situation) -> list[Draft]:
     drafts += _about_owners(situation)
     drafts += _about_cgroups(situation)
     drafts += _about_machine(situation)
-    heads_bytes = _socket_head_bytes(situation)
-    slab = list(slab_findings(situation, packet_head_bytes=heads_bytes))
-    slab += slab_rest(situation, _claimed(slab).get(ClassName.SUNRECLAIM, 0), packet_head_bytes=heads_bytes)
+    packets_bytes = _packet_slab_bytes(situation)
+    slab = list(slab_findings(situation, packet_bytes=packets_bytes))
+    slab += slab_rest(situation, _claimed(slab).get(ClassName.SUNRECLAIM, 0), packet_bytes=packets_bytes)
     drafts += slab
     judged: dict[str, int] = {ClassName.SUNRECLAIM: _judged_growth(situation, slab)}
     drafts += growing_classes(situation, judged)
@@ -117,8 +117,8 @@ def _about_machine(situation: Situation) -> Iterator[Draft]:
         yield from rule(situation)
 
 
-def _socket_head_bytes(situation: Situation) -> int:
-    return sum(one.holder.head_bytes for one in situation.measured.holdings if one.holder.kind is HolderKind.SOCKET)
+def _packet_slab_bytes(situation: Situation) -> int:
+    return sum(packet_slab_bytes(one.holder) for one in situation.measured.holdings if one.is_alloc_page)
 
 
 def _judged_growth(situation: Situation, drafts: Iterable[Draft]) -> int:

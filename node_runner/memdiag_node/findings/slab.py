@@ -16,20 +16,20 @@ from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.situation import Situation
 
 _PACKET_CACHES = re.compile(r"skbuff_\w+|kmalloc-.*")
-"""Caches in which the heads of packets are."""
+"""Caches in which packets and their heads are."""
 _SHOWN_CLUES = 3
 _CLUE_SHARE = 0.25
 
 
-def slab_findings(situation: Situation, *, packet_head_bytes: int) -> Iterator[Draft]:
+def slab_findings(situation: Situation, *, packet_bytes: int) -> Iterator[Draft]:
     """Yield a finding for each cache with the notable size, or that grew by the suspect size in the window.
 
-    `packet_head_bytes`: slab memory of packet heads, which findings about sockets account for.
+    `packet_bytes`: slab memory of packets, which findings about their holders account for.
     """
     census = situation.measured.census
     if census is None or census.slab is None:
         return
-    left_bytes = packet_head_bytes
+    left_bytes = packet_bytes
     for cache in census.slab.caches:
         known_bytes = min(left_bytes, cache.size_bytes) if _PACKET_CACHES.fullmatch(cache.name) else 0
         left_bytes -= known_bytes
@@ -88,12 +88,12 @@ def _unreclaimable(situation: Situation, cache: SlabCache, own_bytes: int) -> Dr
     )
 
 
-def slab_rest(situation: Situation, listed_bytes: int, *, packet_head_bytes: int) -> Iterator[Draft]:
+def slab_rest(situation: Situation, listed_bytes: int, *, packet_bytes: int) -> Iterator[Draft]:
     """Yield a finding about SUnreclaim as a whole if what no other finding is about has the large size.
 
     `listed_bytes`: what findings about its caches have.
     """
-    size_bytes = situation.class_bytes.get(ClassName.SUNRECLAIM, 0) - listed_bytes - packet_head_bytes
+    size_bytes = situation.class_bytes.get(ClassName.SUNRECLAIM, 0) - listed_bytes - packet_bytes
     if size_bytes < situation.large_bytes:
         return
     census = situation.measured.census
@@ -125,7 +125,7 @@ def _owner(cache: SlabCache) -> MemoryOwner:
 
 
 def _growth_bytes(cache: SlabCache, own_bytes: int) -> int:
-    """Return the growth that is not known to be packet heads: not more than what is left of the cache without them."""
+    """Return the growth that is not known to be packets: not more than what is left of the cache without them."""
     return min(cache.change_bytes or 0, own_bytes)
 
 

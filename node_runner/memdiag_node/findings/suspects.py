@@ -20,8 +20,8 @@ class StuckSockets:
     processes: int
     pinned_bytes: int
     """Together, each block once."""
-    head_bytes: int
-    """Linear heads of their packets, in slab."""
+    slab_bytes: int
+    """Their packets in slab: linear heads and the packets themselves."""
     unread_bytes: int
     stuck_seconds: float
     """Minimum for all of them."""
@@ -29,7 +29,7 @@ class StuckSockets:
     @property
     def kept_bytes(self) -> int:
         """What would be freed if they were read or closed."""
-        return self.pinned_bytes + self.head_bytes
+        return self.pinned_bytes + self.slab_bytes
 
 
 def stuck_sockets(holdings: Sequence[Holding], *, stuck_floor_seconds: float) -> list[int]:
@@ -66,7 +66,7 @@ def _summed_up(group: Group, members: Sequence[Holding], page_bytes: int) -> Stu
         sockets=sum(one.summed for one in holders),
         processes=len({one.owners[0].pid for one in holders if one.owners}),
         pinned_bytes=kept[ClassName.ALLOC_PAGE],
-        head_bytes=kept[ClassName.SUNRECLAIM],
+        slab_bytes=kept[ClassName.SUNRECLAIM],
         unread_bytes=sum(one.unread_bytes for one in holders),
         stuck_seconds=min((one.stuck_seconds or 0 for one in holders), default=0),
     )

@@ -17,6 +17,7 @@ from memdiag_node.holding import kept_bytes
 
 REST_PACKETS, REST_BYTES = 2, 4096
 """The most that an idle connection leaves unread: the rest of a request, the end of a TLS session."""
+_NOTABLE_SLAB_SHARE = 0.01
 
 
 def unread_sockets(situation: Situation) -> Iterator[Draft]:
@@ -71,9 +72,9 @@ def _draft(situation: Situation, suspect: StuckSockets) -> Draft:
     leak = leak_answer(situation, suspect)
     return Draft(
         kind=FindingKind.UNREAD_SOCKET,
-        memory_class=ClassName.ALLOC_PAGE if suspect.pinned_bytes >= suspect.head_bytes else ClassName.SUNRECLAIM,
+        memory_class=ClassName.ALLOC_PAGE if suspect.pinned_bytes >= suspect.slab_bytes else ClassName.SUNRECLAIM,
         size_bytes=suspect.kept_bytes,
-        claims_bytes={ClassName.ALLOC_PAGE: suspect.pinned_bytes, ClassName.SUNRECLAIM: suspect.head_bytes},
+        claims_bytes={ClassName.ALLOC_PAGE: suspect.pinned_bytes, ClassName.SUNRECLAIM: suspect.slab_bytes},
         owner=group_owner(suspect.scope, holders),
         leak=leak,
         freed_by=_freed_by(situation, suspect, first),
@@ -82,7 +83,7 @@ def _draft(situation: Situation, suspect: StuckSockets) -> Draft:
         reasons=[
             f"nothing was read during that time, and {size} are pinned (threshold: "
             f"{format_bytes(situation.suspect_bytes)})",
-            *_heads(suspect),
+            *_slab_part(suspect),
             f"each unread byte keeps {suspect.kept_bytes / max(1, suspect.unread_bytes):.0f} bytes from being freed",
             *_filled_by(first, measured.stacks),
             *_why_unknown(situation, suspect, holders, leak),
@@ -135,12 +136,12 @@ def _freed_by(situation: Situation, suspect: StuckSockets, first: Holder) -> Fre
     )
 
 
-def _heads(suspect: StuckSockets) -> list[str]:
-    """Return what part of it is slab, if any."""
-    if not suspect.head_bytes:
+def _slab_part(suspect: StuckSockets) -> list[str]:
+    """Return what part of it is slab, unless that is little."""
+    if suspect.slab_bytes < _NOTABLE_SLAB_SHARE * suspect.kept_bytes:
         return []
-    pinned, heads = format_bytes(suspect.pinned_bytes), format_bytes(suspect.head_bytes)
-    return [f"{pinned} of it are blocks of pages, and {heads} are heads of packets in slab, not allocpage"]
+    pinned, slab = format_bytes(suspect.pinned_bytes), format_bytes(suspect.slab_bytes)
+    return [f"{pinned} of it are blocks of pages, and {slab} are packets in slab, not allocpage"]
 
 
 def _queues(holder: Holder) -> Sequence[Queue]:

@@ -12,7 +12,7 @@ from memdiag_node.findings.freed import exclusive_bytes
 from memdiag_node.findings.groups import Group, find_groups, group_owner, group_subject, is_socket, kept_together
 from memdiag_node.findings.naming import holder_name, process_name
 from memdiag_node.findings.situation import Situation
-from memdiag_node.holding import Holding
+from memdiag_node.holding import PACKET_STRUCT_BYTES, Holding
 from memdiag_node.sockets.peers import largest_peers
 
 _UNSENT = ("write", "retransmit")
@@ -63,11 +63,13 @@ def unsent_bytes(holder: Holder) -> int:
 
 
 def unsent_kept_bytes(holder: Holder) -> int:
-    """Return what that payload keeps: blocks of pages, and heads of packets in slab."""
+    """Return what that payload keeps: blocks of pages, and packets in slab (of a sum of sockets only their heads)."""
     if holder.summed_sockets:
         return holder.summed_sockets.unsent_kept_bytes
     queues = holder.socket.queues if holder.socket else []
-    return sum(one.pinned_bytes + one.head_bytes for one in queues if one.name in _UNSENT)
+    return sum(
+        one.pinned_bytes + one.head_bytes + PACKET_STRUCT_BYTES * one.packets for one in queues if one.name in _UNSENT
+    )
 
 
 def _size_bytes(members: Sequence[Holding], page_bytes: int) -> int:

@@ -3,15 +3,17 @@
 import pytest
 
 from memdiag_api.evidence import Holder, HolderKind
-from memdiag_node.findings.freed import PACKET_STRUCT_BYTES, exclusive_bytes
-from memdiag_node.holding import Holding
+from memdiag_node.findings.freed import exclusive_bytes
+from memdiag_node.holding import PACKET_STRUCT_BYTES, Holding
 from support.holdings import BLOCK_BYTES, blocks_at
 from support.measurements import PAGE_BYTES
 
 
-def holding(*pages: int, head_bytes: int = 0, packets: int = 0, beyond_bytes: int = 0) -> Holding:
+def holding(
+    *pages: int, head_bytes: int = 0, packets: int = 0, beyond_bytes: int = 0, kind: HolderKind = HolderKind.SOCKET
+) -> Holding:
     pinned_bytes = len(set(pages)) * BLOCK_BYTES + beyond_bytes
-    holder = Holder(kind=HolderKind.SOCKET, pinned_bytes=pinned_bytes, head_bytes=head_bytes, unread_packets=packets)
+    holder = Holder(kind=kind, pinned_bytes=pinned_bytes, head_bytes=head_bytes, unread_packets=packets)
     return Holding(holder, blocks_at(*pages))
 
 
@@ -25,6 +27,8 @@ def holding(*pages: int, head_bytes: int = 0, packets: int = 0, beyond_bytes: in
         ([holding(1, 2), holding(2, 3), holding(3)], [0, 1], 2 * BLOCK_BYTES),
         ([holding(5, 1), holding(9, 5, 1)], [0], 0),
         ([holding(1, head_bytes=700, packets=3), holding(2)], [0], BLOCK_BYTES + 700 + 3 * PACKET_STRUCT_BYTES),
+        ([holding(1, packets=3, kind=HolderKind.TUN_QUEUE)], [0], BLOCK_BYTES + 3 * PACKET_STRUCT_BYTES),
+        ([holding(1, packets=256, kind=HolderKind.PIPE)], [0], BLOCK_BYTES),  # they are buffers
         ([holding(), holding(1)], [0], 0),
         ([holding(1, beyond_bytes=9_000)], [0], BLOCK_BYTES + 9_000),
         ([holding(1)], [], 0),

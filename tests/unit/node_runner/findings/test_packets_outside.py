@@ -8,6 +8,7 @@ from memdiag_api.findings import FindingKind, LeakAnswer
 from memdiag_api.owners import OwnerKind
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.packets_outside import packets_outside
+from memdiag_node.holding import PACKET_STRUCT_BYTES
 from support.holdings import MIB, held, owner, situation_of
 
 
@@ -76,7 +77,7 @@ def test_a_large_queue_is_a_finding(holder: Holder, leak: LeakAnswer | None) -> 
 
 def test_the_owner_is_the_program_that_reads_the_queue() -> None:
     (draft,) = found(TUN)
-    assert draft.sentence == "Tun tun0, interface 3: 4000 packets wait to be read: 250 MiB, for python3[8] fd 3."
+    assert draft.sentence == "Tun tun0, interface 3: 4000 packets wait to be read: 251 MiB, for python3[8] fd 3."
     assert draft.owner is not None
     assert (draft.owner.kind, draft.owner.pid) == (OwnerKind.PROCESS, 8)
     assert draft.freed_by is not None
@@ -91,7 +92,11 @@ def test_several_programs_in_its_network_namespace() -> None:
 def test_lost_packets_are_a_leak() -> None:
     drafts = found(*(queue(PacketPlace.LOST, pinned_bytes=10 * MIB) for _ in range(2)), census=LOST_CENSUS)
     (draft,) = drafts
-    assert (draft.kind, draft.leak, draft.size_bytes) == (FindingKind.LOST_PACKETS, LeakAnswer.YES, 20 * MIB)
+    assert (draft.kind, draft.leak, draft.size_bytes) == (
+        FindingKind.LOST_PACKETS,
+        LeakAnswer.YES,
+        20 * MIB + 18 * PACKET_STRUCT_BYTES,
+    )
     assert draft.sentence.startswith("18 packets with 20.0 MiB are lost")
     assert draft.owner is not None
     assert (draft.owner.kind, draft.owner.name) == (OwnerKind.DEVICE, "eth0")

@@ -72,7 +72,7 @@ def situation(*caches: SlabCache, unreclaimable_bytes: int = 0, clues: Clues | N
     ],
 )
 def test_a_cache(found: SlabCache, kind: FindingKind | None, leak: LeakAnswer | None, is_notable: bool | None) -> None:
-    drafts = list(slab_findings(situation(found), packet_head_bytes=0))
+    drafts = list(slab_findings(situation(found), packet_bytes=0))
     assert len(drafts) == (kind is not None)
     for draft in drafts:
         assert (draft.kind, draft.leak, draft.is_notable) == (kind, leak, is_notable)
@@ -83,15 +83,15 @@ def test_a_cache(found: SlabCache, kind: FindingKind | None, leak: LeakAnswer | 
 
 def test_what_sockets_keep_of_packet_heads_is_not_counted_again() -> None:
     of_packets = cache("kmalloc-1k", 300 * MIB)
-    assert list(slab_findings(situation(of_packets), packet_head_bytes=290 * MIB)) == []
-    (other,) = slab_findings(situation(cache("task_struct", 300 * MIB)), packet_head_bytes=290 * MIB)
+    assert list(slab_findings(situation(of_packets), packet_bytes=290 * MIB)) == []
+    (other,) = slab_findings(situation(cache("task_struct", 300 * MIB)), packet_bytes=290 * MIB)
     assert other.size_bytes == 300 * MIB
 
 
 def test_growth_by_what_sockets_keep_is_not_growth_of_the_cache() -> None:
     of_packets = cache("kmalloc-1k", 300 * MIB, change_bytes=290 * MIB)
-    assert list(slab_findings(situation(of_packets), packet_head_bytes=290 * MIB)) == []
-    (rest,) = slab_findings(situation(of_packets), packet_head_bytes=270 * MIB)
+    assert list(slab_findings(situation(of_packets), packet_bytes=290 * MIB)) == []
+    (rest,) = slab_findings(situation(of_packets), packet_bytes=270 * MIB)
     assert (rest.size_bytes, rest.kind) == (30 * MIB, FindingKind.GROWING_CLASS)
     assert "30.0 MiB more than at the start" in rest.sentence
 
@@ -107,7 +107,7 @@ def test_the_reasons_say_what_objects_point_to_and_who_is_charged() -> None:
         points_to="function leak_one [driver]",
         module="driver",
     )
-    (draft,) = slab_findings(situation(cache("kmalloc-64", GIB), clues=Clues(clues=[clue])), packet_head_bytes=0)
+    (draft,) = slab_findings(situation(cache("kmalloc-64", GIB), clues=Clues(clues=[clue])), packet_bytes=0)
     assert "90% of its objects point at +8 to function leak_one [driver]" in draft.reasons
     assert "300 MiB of it are charged to container c0ffeec0ffee" in draft.reasons
     assert "module driver" in draft.advice
@@ -116,7 +116,7 @@ def test_the_reasons_say_what_objects_point_to_and_who_is_charged() -> None:
 def test_a_purpose_says_what_the_objects_are() -> None:
     (draft,) = slab_findings(
         situation(cache("dentry", GIB, reclaimable=True, purpose="1,000 directory entries: cached names of files")),
-        packet_head_bytes=0,
+        packet_bytes=0,
     )
     assert draft.sentence == (
         "The reclaimable slab cache dentry has 1.00 GiB in 1,000 directory entries (cached names of files)."
@@ -124,13 +124,13 @@ def test_a_purpose_says_what_the_objects_are() -> None:
 
 
 def test_many_small_caches_are_judged_together() -> None:
-    (draft,) = slab_rest(situation(cache("a", 60 * MIB), unreclaimable_bytes=GIB), 0, packet_head_bytes=0)
+    (draft,) = slab_rest(situation(cache("a", 60 * MIB), unreclaimable_bytes=GIB), 0, packet_bytes=0)
     assert (draft.kind, draft.leak, draft.size_bytes) == (FindingKind.LARGE_CLASS, LeakAnswer.UNKNOWN, GIB)
-    assert list(slab_rest(situation(unreclaimable_bytes=GIB), 800 * MIB, packet_head_bytes=0)) == []
+    assert list(slab_rest(situation(unreclaimable_bytes=GIB), 800 * MIB, packet_bytes=0)) == []
 
 
 def test_without_the_census_a_large_class_is_unexplained() -> None:
     blind = Situation(replace(situation(unreclaimable_bytes=GIB).measured, census=None), THRESHOLDS)
-    assert list(slab_findings(blind, packet_head_bytes=0)) == []
-    (draft,) = slab_rest(blind, 0, packet_head_bytes=0)
+    assert list(slab_findings(blind, packet_bytes=0)) == []
+    (draft,) = slab_rest(blind, 0, packet_bytes=0)
     assert draft.kind is FindingKind.UNEXPLAINED

@@ -9,7 +9,7 @@ from memdiag_api.findings import LeakAnswer
 from memdiag_api.owners import OwnerKind
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.slow_reader import slow_readers
-from memdiag_node.holding import Holding
+from memdiag_node.holding import PACKET_STRUCT_BYTES, Holding
 from support.holdings import BLOCK_BYTES, MIB, held, owner, situation_of, socket_holder
 
 
@@ -63,11 +63,11 @@ def test_a_slow_reader_is_named_with_its_rate_and_the_time_to_drain() -> None:
     assert draft.sentence == (
         "python3[77] fd 5 reads at 64 B/s, with 450 KiB unread that pin 200 MiB: the backlog would take 2 h to drain."
     )
-    assert (draft.leak, draft.size_bytes) == (LeakAnswer.UNKNOWN, 200 * MIB)
+    assert (draft.leak, draft.size_bytes) == (LeakAnswer.UNKNOWN, 200 * MIB + 10 * PACKET_STRUCT_BYTES)
     assert draft.owner is not None
     assert (draft.owner.kind, draft.owner.pid, draft.owner.fds) == (OwnerKind.PROCESS, 77, [5])
     assert draft.freed_by is not None
-    assert draft.freed_by.size_bytes == 200 * MIB + 10 * 256
+    assert draft.freed_by.size_bytes == 200 * MIB + 10 * PACKET_STRUCT_BYTES
 
 
 def test_a_backlog_that_grows_while_it_is_read_never_drains() -> None:
@@ -125,7 +125,8 @@ def test_one_process_with_most_of_it_is_not_hidden_by_its_container() -> None:
         OwnerKind.PROCESS,
         OwnerKind.PROCESS,
     ]
-    assert [draft.size_bytes for draft in drafts] == [200 * MIB, 20 * MIB, 20 * MIB]
+    packets_bytes = 10 * PACKET_STRUCT_BYTES
+    assert [draft.size_bytes - packets_bytes for draft in drafts] == [200 * MIB, 20 * MIB, 20 * MIB]
 
 
 def test_an_orphaned_connection_is_closed_at_its_peer() -> None:

@@ -42,7 +42,7 @@ from memdiag_node.findings.rules import find
 from memdiag_node.findings.situation import Situation
 from memdiag_node.findings.thresholds import MIB, Thresholds
 from memdiag_node.findings.verdict import decide_verdict
-from memdiag_node.holding import PINNED_DTYPE, Holding
+from memdiag_node.holding import PACKET_STRUCT_BYTES, PINNED_DTYPE, Holding
 from memdiag_node.trace.stacks import NO_STACK
 from support.measurements import host_of, window_of
 
@@ -120,7 +120,7 @@ def test_a_stuck_socket_that_pins_much_is_the_suspect() -> None:
     assert (answer.kind, answer.confidence) == (VerdictKind.PINNED_BY_UNREAD_SOCKET, Confidence.HIGH)
     assert answer.sentence == "nginx[4711] fd 11: 3.00 MiB unread for at least 60 s pins 6.00 GiB."
     assert "why nginx[4711] is not reading fd 11" in answer.advice
-    assert (answer.holder, answer.suspect_bytes) == (0, 6 * GIB)
+    assert (answer.holder, answer.suspect_bytes) == (0, 6 * GIB + PACKET_STRUCT_BYTES)
 
 
 def with_heads(one: Holder, head_bytes: int) -> Holder:
@@ -132,26 +132,22 @@ def test_heads_in_slab_are_part_of_what_a_stuck_socket_keeps() -> None:
     answer = verdict(holders=[with_heads(holder(pinned=2 * MIB), 400 * MIB)])
     assert answer.kind is VerdictKind.PINNED_BY_UNREAD_SOCKET
     assert answer.sentence == "nginx[4711] fd 11: 3.00 MiB unread for at least 60 s pins 402 MiB."
-    assert "2.00 MiB of it are blocks of pages, and 400 MiB are heads of packets in slab, not allocpage" in (
-        answer.reasons
-    )
-    assert answer.suspect_bytes == 402 * MIB
+    assert "2.00 MiB of it are blocks of pages, and 400 MiB are packets in slab, not allocpage" in (answer.reasons)
+    assert answer.suspect_bytes == 402 * MIB + PACKET_STRUCT_BYTES
 
 
 def test_the_suspect_is_who_keeps_most_with_its_heads() -> None:
     answer = verdict(
         holders=[holder(pid=1, fd=3, pinned=20 * MIB), with_heads(holder(pid=2, fd=4, pinned=0), 300 * MIB)]
     )
-    assert (answer.holder, answer.suspect_bytes) == (1, 300 * MIB)
+    assert (answer.holder, answer.suspect_bytes) == (1, 300 * MIB + PACKET_STRUCT_BYTES)
 
 
 def test_heads_of_many_owners_forbid_a_no() -> None:
     answer = verdict(holders=[with_heads(holder(pid=pid, pinned=MIB), 9 * MIB) for pid in (1, 2, 3)])
     assert (answer.kind, answer.scope) == (VerdictKind.SUSPICIOUS_MEMORY, SuspectScope.NODE)
     assert "pins 30.0 MiB" in answer.sentence
-    assert "3.00 MiB of it are blocks of pages, and 27.0 MiB are heads of packets in slab, not allocpage" in (
-        answer.reasons
-    )
+    assert "3.00 MiB of it are blocks of pages, and 27.0 MiB are packets in slab, not allocpage" in (answer.reasons)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +166,7 @@ def test_many_small_stuck_sockets_of_one_process_are_judged_together() -> None:
     answer = verdict(holders=[holder(fd=fd, pinned=9 * MIB) for fd in (7, 8, 9)])
     assert answer.kind is VerdictKind.PINNED_BY_UNREAD_SOCKET
     assert answer.sentence.startswith("nginx[4711] fd 7 and 2 more of its sockets: 9.00 MiB unread")
-    assert answer.suspect_bytes == 27 * MIB
+    assert answer.suspect_bytes == 27 * MIB + 3 * PACKET_STRUCT_BYTES
 
 
 def of(
@@ -227,7 +223,8 @@ def test_the_suspect_is_the_smallest_group_that_pins_much(
     answer = verdict(holders=holders)
     assert (answer.kind, answer.scope) == (VerdictKind.PINNED_BY_UNREAD_SOCKET, scope), answer.sentence
     members = len(holders) if scope is not SuspectScope.PROCESS else 1
-    assert (answer.suspect_bytes, answer.suspect_unread_bytes) == (suspect_bytes, 3 * MIB * members)
+    kept_bytes = suspect_bytes + members * PACKET_STRUCT_BYTES
+    assert (answer.suspect_bytes, answer.suspect_unread_bytes) == (kept_bytes, 3 * MIB * members)
     assert answer.sentence[0].isalpha()
     assert words in answer.sentence
 
@@ -273,7 +270,7 @@ def test_the_process_that_pins_most_is_named_first() -> None:
     answer = verdict(
         holders=[holder(pid=1, pinned=100 * MIB), holder(pid=2, pinned=60 * MIB), holder(pid=2, pinned=60 * MIB)]
     )
-    assert (answer.holder, answer.suspect_bytes) == (1, 120 * MIB)
+    assert (answer.holder, answer.suspect_bytes) == (1, 120 * MIB + 2 * PACKET_STRUCT_BYTES)
 
 
 def test_a_socket_without_a_process_is_named_by_its_reason() -> None:
@@ -369,7 +366,8 @@ def test_many_small_stuck_sockets_of_one_process_count_together() -> None:
         update={"summed": 999, "unread_packets": 9990, "socket": None, "owners": [Owner(pid=4711, comm="nginx")]}
     )
     found = verdict(holders=(many, single))
-    assert (found.kind, found.holder, found.suspect_bytes) == (VerdictKind.PINNED_BY_UNREAD_SOCKET, 1, 201 * MIB)
+    assert (found.kind, found.holder) == (VerdictKind.PINNED_BY_UNREAD_SOCKET, 1)
+    assert found.suspect_bytes == 201 * MIB + 9991 * PACKET_STRUCT_BYTES
     assert found.sentence.startswith("nginx[4711] fd 11 and 999 more of its sockets: ")
     alone = verdict(holders=(many,))
     assert alone.sentence.startswith("nginx[4711] 999 of its sockets: ")
@@ -673,5 +671,5 @@ def test_blocks_that_a_process_s_sockets_share_count_once() -> None:
     answer = verdict(
         holders=[holder(fd=7, pinned=60 * MIB), holder(fd=8, pinned=60 * MIB)], blocks=[blocks[:each], blocks[-each:]]
     )
-    assert answer.suspect_bytes == 70 * MIB
+    assert answer.suspect_bytes == 70 * MIB + 2 * PACKET_STRUCT_BYTES
     assert "pins 70.0 MiB" in answer.sentence
