@@ -100,9 +100,10 @@ def _off_share(document: Document, finding: Document, truth: PlantedTruth) -> fl
 
 def _freed_off_share(finding: Document, truth: PlantedTruth) -> float | None:
     freed_bytes = (finding.get("freedBy") or {}).get("sizeBytes")
-    if freed_bytes is None or not truth.size_bytes:
+    expected_bytes = truth.freed_bytes or truth.size_bytes
+    if freed_bytes is None or not expected_bytes:
         return None
-    return abs(int(freed_bytes) - truth.size_bytes) / truth.size_bytes
+    return abs(int(freed_bytes) - expected_bytes) / expected_bytes
 
 
 def _in_words(finding: Document) -> str:

@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 
 from memdiag_api.containers import ContainerAccount, OomKill, OomScope, RemovedCgroups
+from memdiag_api.owners import MemoryOwner, OwnerKind
 from memdiag_node.breakdown.surroundings import read_kernel_log
 from memdiag_node.cgroups.layout import account_layout
 from memdiag_node.cgroups.oom_kills import oom_kills
 from memdiag_node.cgroups.reader import CgroupReader
+from memdiag_node.findings.oom_groups import oom_groups
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.oom_messages import parse_oom_messages
 from memdiag_node.procfs.roots import HostRoots
 from planted.memory import MIB, PlantedMemory
-from support.memory_cgroup import ContainerCgroup, container_cgroup, limit_cgroup
+from support.memory_cgroup import ContainerCgroup, another_container, container_cgroup, limit_cgroup
 from support.slab_census import opened_memory
 
 CLOSE = 0.03
@@ -139,6 +141,18 @@ def test_a_killed_process_is_in_the_events_and_in_the_log(new_reader: type) -> N
     assert kill.seconds_ago is not None
     assert kill.seconds_ago < FREED_SECONDS
     assert max(kill.classes_bytes.items(), key=lambda item: item[1])[0] in {"anon", "total_rss"}
+
+
+def test_the_kills_of_a_restarted_container_are_one_finding_about_its_pod() -> None:
+    with container_cgroup() as first, another_container(first) as restarted:
+        for cgroup in (first, restarted):
+            cgroup.limit(50 * MIB)
+            assert in_cgroup(cgroup.path, "-c", f"b'x' * {200 * MIB}") != 0
+    kills = [one for one in _logged_kills() if one.pod_uid == first.pod_uid]
+    assert [one.container_id for one in kills] == [restarted.container_id, first.container_id]
+    (group,) = oom_groups(kills)
+    assert group.owner == MemoryOwner(kind=OwnerKind.POD, pod_uid=first.pod_uid)
+    assert group.where == f" of 2 containers of pod {first.pod_uid}"
 
 
 def _logged_kills() -> list[OomKill]:

@@ -81,6 +81,18 @@ def container_cgroup() -> Iterator[ContainerCgroup]:
         pod.rmdir()
 
 
+@contextmanager
+def another_container(of: ContainerCgroup) -> Iterator[ContainerCgroup]:
+    """A cgroup of one more container of the same pod, as after a restart; removed at the end."""
+    container_id = uuid4().hex * 2
+    container = of.path.with_name(container_id)
+    container.mkdir()
+    try:
+        yield ContainerCgroup(container, container_id, of.pod_uid)
+    finally:
+        container.rmdir()
+
+
 def _root() -> Path:
     if (_V1 / "memory.limit_in_bytes").exists():
         return _V1

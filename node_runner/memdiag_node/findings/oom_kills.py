@@ -1,5 +1,6 @@
 """Finding OomKill: processes that the kernel killed for lack of memory in the last day (pure)."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -10,30 +11,37 @@ from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.naming import short_id
+from memdiag_node.findings.oom_groups import OomGroup, counted_places, killed_bytes, of_container, oom_groups
 from memdiag_node.findings.situation import Situation
 
 _MINUTE, _HOUR = 60, 3600
 _MAX_NOTABLE = 3
+_MAX_SINGLE = 3
 _RECENT_SECONDS = 10 * _MINUTE
 _MAX_CLASSES = 3
+_MAX_GROUPS = 3
+_ADVICE = "Compare the limit with what the container needs, and look for growth in the other findings."
 
 
 def oom_kills(situation: Situation) -> Iterator[Draft]:
-    """Yield a finding for each container that lost processes, and one for the node if it lacked memory itself.
+    """Yield a finding for the node if it lacked memory itself, one for each of the latest groups, one for the rest.
 
-    Kills in the window that the kernel log does not have are known from the events of the containers. The memory was
-    freed, so the finding accounts for none.
+    A pod that keeps restarting, or containers that were removed, can lose processes all day: such kills must not fill
+    the status. Kills in the window that the kernel log does not have are known from the events of the containers. The
+    memory was freed, so the findings account for none.
     """
     kills = situation.measured.oom_kills
-    by_place: dict[tuple[OomScope, str, str, str], list[OomKill]] = {}
-    for kill in kills:
-        place = (kill.container_id, kill.pod_uid, kill.limit_path) if kill.scope is OomScope.CONTAINER else ("", "", "")
-        by_place.setdefault((kill.scope, *place), []).append(kill)
-    for number, same in enumerate(by_place.values()):
-        yield replace(_logged(same), is_notable=number < _MAX_NOTABLE and _is_recent(same[0]))
-    logged = {kill.container_id for kill in kills}
+    groups = oom_groups(kills)
+    rest = [one for one in groups if not one.is_of_node][_MAX_SINGLE:]
+    for number, group in enumerate(one for one in groups if one not in rest):
+        yield replace(_logged(group), is_notable=number < _MAX_NOTABLE and _is_recent(group.latest))
+    if rest:
+        yield _summed(rest)
+    containers = {kill.container_id for kill in kills}
+    pods = {kill.pod_uid for kill in kills if kill.scope is OomScope.CONTAINER and kill.pod_uid}
     for one in situation.measured.containers:
-        if one.window_oom_kills and one.container_id and one.container_id not in logged:
+        is_covered = one.container_id in containers or one.pod_uid in pods
+        if one.window_oom_kills and one.container_id and not is_covered:
             yield _counted(one, one.window_oom_kills)
 
 
@@ -42,10 +50,9 @@ def _is_recent(kill: OomKill) -> bool:
     return kill.seconds_ago is None or kill.seconds_ago <= _RECENT_SECONDS
 
 
-def _logged(kills: Sequence[OomKill]) -> Draft:
-    """The finding about these kills, of which the first is the latest."""
-    last = kills[0]
-    killed_bytes = last.anon_bytes + last.file_bytes + last.shmem_bytes
+def _logged(group: OomGroup) -> Draft:
+    """The finding about one group. Its figures are those of the latest kill."""
+    kills, last = group.kills, group.latest
     reasons = [
         f"{format_bytes(last.file_bytes)} of files and {format_bytes(last.shmem_bytes)} of shared memory were mapped"
     ]
@@ -58,22 +65,57 @@ def _logged(kills: Sequence[OomKill]) -> Draft:
         reasons.append(
             f"what was largest in {where} then: " + ", ".join(f"{name} {format_bytes(size)}" for name, size in largest)
         )
+    victim = f"{shown_process(last.comm, last.pid)}{of_container(last)}"
+    if group.has_several_places:
+        latest = victim if last.container_id else shown_process(last.comm, last.pid)
+        victim = f"{len(kills)} processes{group.where}, the latest {latest}"
     return Draft(
         kind=FindingKind.OOM_KILL,
         is_past=True,
-        size_bytes=killed_bytes,
-        sentence=f"The kernel killed {shown_process(last.comm, last.pid)}{_of_container(last)}"
-        f"{_ago(last.seconds_ago)}: {_shortage(last)}, anonymous {format_bytes(last.anon_bytes)}.",
+        size_bytes=killed_bytes(last),
+        sentence=f"The kernel killed {victim}{_ago(last.seconds_ago)}: {_shortage(last)}, "
+        f"anonymous {format_bytes(last.anon_bytes)}.",
         leak=LeakAnswer.NO,
-        owner=_owner(last),
+        owner=group.owner,
         confidence=Confidence.HIGH,
         reasons=reasons,
-        advice="Compare the limit with what the container needs, and look for growth in the other findings."
+        advice=_ADVICE
         if last.scope is OomScope.CONTAINER
         else "Look in the other findings for what fills the node: the victim need not be the cause.",
         sections=("oomKills", "containers"),
         is_notable=True,
         claims_bytes={},
+    )
+
+
+def _summed(groups: Sequence[OomGroup]) -> Draft:
+    """The finding about the groups that have none of their own. Its size is that of the largest process."""
+    kills = [kill for one in groups for kill in one.kills]
+    largest = sorted(groups, key=lambda one: -killed_bytes(one.largest))[:_MAX_GROUPS]
+    what = "another process" if len(kills) == 1 else f"{len(kills)} more processes"
+    return Draft(
+        kind=FindingKind.OOM_KILL,
+        is_past=True,
+        size_bytes=killed_bytes(largest[0].largest),
+        sentence=f"The kernel killed {what} of {counted_places(groups)}{_in_the_last(kills)} for lack of memory, the "
+        f"largest of {format_bytes(killed_bytes(largest[0].largest))}.",
+        leak=LeakAnswer.NO,
+        owner=groups[0].owner if len(groups) == 1 else MemoryOwner(kind=OwnerKind.NODE),
+        confidence=Confidence.HIGH,
+        reasons=list(map(_group_text, largest)),
+        advice=_ADVICE,
+        sections=("oomKills", "containers"),
+        claims_bytes={},
+    )
+
+
+def _group_text(group: OomGroup) -> str:
+    """Return `5 of 3 containers of pod UID, the largest java[4711] 3 h ago with 480 MiB`."""
+    one = group.largest
+    where = group.where or (f" at the limit of {one.limit_path}" if one.limit_path else " of an unknown cgroup")
+    return (
+        f"{len(group.kills)}{where}, the largest "
+        f"{shown_process(one.comm, one.pid)}{_ago(one.seconds_ago)} with {format_bytes(killed_bytes(one))}"
     )
 
 
@@ -89,26 +131,11 @@ def _counted(account: ContainerAccount, kills: int) -> Draft:
         leak=LeakAnswer.NO,
         owner=MemoryOwner(kind=OwnerKind.CONTAINER, container_id=account.container_id, pod_uid=account.pod_uid),
         reasons=("the kernel log does not show which: it cannot be read, or was overwritten",),
-        advice="Compare the limit with what the container needs, and look for growth in the other findings.",
+        advice=_ADVICE,
         sections=("containers",),
         is_notable=True,
         claims_bytes={},
     )
-
-
-def _owner(kill: OomKill) -> MemoryOwner:
-    if kill.scope is OomScope.NODE:
-        return MemoryOwner(kind=OwnerKind.NODE)
-    if kill.container_id or kill.pod_uid:
-        kind = OwnerKind.CONTAINER if kill.container_id else OwnerKind.POD
-        return MemoryOwner(kind=kind, container_id=kill.container_id, pod_uid=kill.pod_uid)
-    return MemoryOwner(kind=OwnerKind.CGROUP, name=kill.limit_path)
-
-
-def _of_container(kill: OomKill) -> str:
-    if kill.container_id:
-        return f" of container {short_id(kill.container_id)}"
-    return f" of pod {kill.pod_uid}" if kill.pod_uid else ""
 
 
 def _shortage(kill: OomKill) -> str:
@@ -127,3 +154,12 @@ def _ago(seconds: float | None) -> str:
     if seconds < _MINUTE:
         return f" {seconds:.0f} s ago"
     return f" {seconds / _MINUTE:.0f} min ago" if seconds < _HOUR else f" {seconds / _HOUR:.0f} h ago"
+
+
+def _in_the_last(kills: Sequence[OomKill]) -> str:
+    """Return ` in the last 19 h`, a time within which all were. Empty if it is not known of all."""
+    times = [one.seconds_ago for one in kills if one.seconds_ago is not None]
+    if len(times) < len(kills):
+        return ""
+    minutes = math.ceil(max(times) / _MINUTE) or 1
+    return f" in the last {minutes} min" if minutes < _MINUTE else f" in the last {math.ceil(minutes / _MINUTE)} h"

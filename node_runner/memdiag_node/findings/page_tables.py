@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from memdiag_api.census.slab import SlabCaches
 from memdiag_api.findings import FindingKind, LeakAnswer
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import ClassOwners, ClassShare, OwnerKind
@@ -13,6 +14,8 @@ from memdiag_node.findings.thresholds import Thresholds
 from memdiag_node.owners.process_memory import ProcessMemory
 
 _MAX_LISTED = 4
+_THREAD_CACHE = "task_struct"
+"""The kernel has one object of it for each thread, in slab. What else it has for each thread is small beside it."""
 
 
 def page_tables(
@@ -21,11 +24,14 @@ def page_tables(
     *,
     thresholds: Thresholds,
     mem_total_bytes: int,
+    slab: SlabCaches | None = None,
 ) -> Iterator[Draft]:
     """Yield each owner of page tables or kernel stacks that has at least `notable_bytes` of them.
 
     So much is unusual: 400 processes that map the same large memory each have page tables for it, and a program that
     keeps creating threads has a stack for each. It is not a leak of the kernel.
+
+    `slab`: the census of slabs, for what a thread has besides its stack; None if it was not taken.
     """
     least_bytes = thresholds.notable_bytes(mem_total_bytes)
     for one in owners:
@@ -36,7 +42,7 @@ def page_tables(
             if one.memory_class == ClassName.PAGE_TABLES:
                 yield _page_tables(share, members)
             elif one.memory_class == ClassName.KERNEL_STACK:
-                yield _stacks(share, members)
+                yield _stacks(share, members, slab)
 
 
 def _page_tables(share: ClassShare, members: Sequence[ProcessMemory]) -> Draft:
@@ -52,23 +58,50 @@ def _page_tables(share: ClassShare, members: Sequence[ProcessMemory]) -> Draft:
     )
 
 
-def _stacks(share: ClassShare, members: Sequence[ProcessMemory]) -> Draft:
+def _stacks(share: ClassShare, members: Sequence[ProcessMemory], slab: SlabCaches | None) -> Draft:
     threads = sum(one.threads for one in members)
     most = sorted(members, key=lambda one: -one.threads)[:_MAX_LISTED]
+    reasons = [f"{shown_process(one.comm, one.pid)} has {one.threads} threads" for one in most]
+    task_bytes = _task_bytes(threads, slab)
+    if task_bytes:
+        reasons.append(
+            f"what would come back is {format_bytes(share.size_bytes)} of stacks and {format_bytes(task_bytes)} of "
+            f"slab: the kernel has a {_THREAD_CACHE} for each thread"
+        )
     return _draft(
         share,
         memory_class=ClassName.KERNEL_STACK,
         what="kernel stacks",
         detail=f", {threads} threads" if threads else "",
-        reasons=[f"{shown_process(one.comm, one.pid)} has {one.threads} threads" for one in most],
+        reasons=reasons,
         advice="Check whether the number of its threads grows: a program that does not end its threads keeps a kernel "
         "stack for each.",
+        slab_bytes=task_bytes,
     )
 
 
+def _task_bytes(threads: int, slab: SlabCaches | None) -> int:
+    """Return the slab memory of so many threads: of whole slabs, with the part at their ends that no object fits in.
+
+    Free places do not count: they can be in slabs that stay. 0 if the census does not list the cache.
+    """
+    for cache in slab.caches if slab else ():
+        if cache.name == _THREAD_CACHE and cache.places:
+            return min(threads, cache.places) * cache.size_bytes // cache.places
+    return 0
+
+
 def _draft(
-    share: ClassShare, *, memory_class: ClassName, what: str, detail: str, reasons: Sequence[str], advice: str
+    share: ClassShare,
+    *,
+    memory_class: ClassName,
+    what: str,
+    detail: str,
+    reasons: Sequence[str],
+    advice: str,
+    slab_bytes: int = 0,
 ) -> Draft:
+    """`slab_bytes`: what ending the owner brings back besides memory of the class."""
     return Draft(
         kind=FindingKind.PROCESS_MEMORY,
         memory_class=memory_class,
@@ -76,7 +109,7 @@ def _draft(
         owner=share.owner,
         leak=LeakAnswer.NO,
         is_notable=True,
-        freed_by=ending(share.owner, share.size_bytes),
+        freed_by=ending(share.owner, share.size_bytes + slab_bytes),
         sentence=f"{format_bytes(share.size_bytes)} of {what}: {_members(share)}{detail}",
         reasons=reasons,
         advice=advice,

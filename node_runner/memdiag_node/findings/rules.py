@@ -83,10 +83,10 @@ def _about_owners(situation: Situation) -> Iterator[Draft]:
     """Yield the findings about memory that processes, containers and files have."""
     measured, thresholds = situation.measured, situation.thresholds
     total_bytes = measured.host.mem_total_bytes
-    files = measured.census.files if measured.census else None
+    files, slab = (measured.census.files, measured.census.slab) if measured.census else (None, None)
     owners, processes = measured.owners, measured.processes
     yield from process_memory(owners, processes, thresholds=thresholds, mem_total_bytes=total_bytes)
-    yield from page_tables(owners, processes, thresholds=thresholds, mem_total_bytes=total_bytes)
+    yield from page_tables(owners, processes, thresholds=thresholds, mem_total_bytes=total_bytes, slab=slab)
     yield from file_cache(owners, files, thresholds=thresholds, mem_total_bytes=total_bytes)
     yield from shared_memory(owners, files, thresholds=thresholds, mem_total_bytes=total_bytes)
 

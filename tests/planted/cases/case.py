@@ -51,6 +51,8 @@ class PlantedTruth:
     """Kinds of findings that identify the owner by themselves, because there is only one on a node."""
     other_classes: tuple[str, ...] = ()
     """Further classes in which a part of `size_bytes` is."""
+    freed_bytes: int = 0
+    """What comes back when the owner ends, if that is more than `size_bytes`. 0: the same."""
 
     @property
     def is_healthy(self) -> bool:

@@ -31,6 +31,8 @@ def test_the_planted_owner_and_class_in_the_first_finding_are_right() -> None:
 
 def test_what_comes_back_is_compared_too() -> None:
     assert judge(document(finding(freedBy={"sizeBytes": 950})), STUCK).freed_off_share == pytest.approx(0.05)
+    more = dataclasses.replace(STUCK, freed_bytes=1_900)
+    assert judge(document(finding(freedBy={"sizeBytes": 950})), more).freed_off_share == pytest.approx(0.5)
     assert judge(document(finding(freedBy={"sizeBytes": None})), STUCK).freed_off_share is None
     assert judge(document(finding(freedBy=None)), STUCK).freed_off_share is None
 

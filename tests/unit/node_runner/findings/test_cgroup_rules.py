@@ -1,18 +1,16 @@
-"""The findings about memory cgroups: removed ones, containers near their limit, killed processes."""
+"""The findings about memory cgroups: removed ones, and containers near their limit."""
 
 from dataclasses import replace
 
 import pytest
 
-from memdiag_api.containers import ChargedFile, ContainerAccount, OomKill, OomScope, RemovedCgroups, RemovedGroupShare
+from memdiag_api.containers import ChargedFile, ContainerAccount, RemovedCgroups, RemovedGroupShare
 from memdiag_api.evidence import Breakdown, Check
 from memdiag_api.findings import FindingKind, LeakAnswer
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import OwnerKind
 from memdiag_node.findings.container_near_limit import containers_near_limit
-from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.measurements import Measurements
-from memdiag_node.findings.oom_kills import oom_kills
 from memdiag_node.findings.removed_cgroups import removed_cgroups
 from memdiag_node.findings.situation import Situation
 from memdiag_node.findings.thresholds import MIB, Thresholds
@@ -199,79 +197,3 @@ def test_the_reasons_say_how_often_the_limit_was_reached() -> None:
     ]
     assert found.trend is not None
     assert found.trend.bytes_per_second == pytest.approx(0.1 * MIB)
-
-
-KILL = OomKill(
-    seconds_ago=180,
-    scope=OomScope.CONTAINER,
-    container_id=ID,
-    pod_uid=POD,
-    limit_path=f"/kubepods/pod{POD}/{ID}",
-    comm="java",
-    pid=4711,
-    anon_bytes=480 * MIB,
-    file_bytes=MIB,
-    shmem_bytes=0,
-    limit_bytes=512 * MIB,
-    classes_bytes={"anon": 480 * MIB, "sock": MIB},
-)
-NODE_KILL = KILL.model_copy(update={"scope": OomScope.NODE, "limit_bytes": None, "limit_path": "", "seconds_ago": 7200})
-
-
-def sentences(found: list[Draft]) -> list[str]:
-    assert all(one.leak == NO and one.claimed_bytes == {} for one in found)
-    return [one.sentence for one in found]
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        (
-            {},
-            "The kernel killed java[4711] of container 4f1c4f1c4f1c 3 min ago: its limit of 512 MiB was reached, "
-            "anonymous 480 MiB.",
-        ),
-        (
-            {"seconds_ago": 9.4, "limit_bytes": None, "container_id": ""},
-            f"The kernel killed java[4711] of pod {POD} 9 s ago: its limit was reached, anonymous 480 MiB.",
-        ),
-        (
-            {"seconds_ago": None, "container_id": "", "pod_uid": "", "comm": "x y"},
-            'The kernel killed "x y"[4711]: its limit of 512 MiB was reached, anonymous 480 MiB.',
-        ),
-        (
-            {"scope": OomScope.NODE, "seconds_ago": 7200},
-            "The kernel killed java[4711] of container 4f1c4f1c4f1c 2 h ago: the node had no memory left, "
-            "anonymous 480 MiB.",
-        ),
-    ],
-)
-def test_a_killed_process(changes: dict[str, object], sentence: str) -> None:
-    assert sentences(list(oom_kills(situation(oom_kills=[KILL.model_copy(update=changes)])))) == [sentence]
-
-
-def test_only_the_latest_kills_of_the_last_minutes_are_read_before_ordinary_uses() -> None:
-    kills = [
-        KILL.model_copy(update={"container_id": f"{number}" * 64, "limit_path": f"/{number}", "seconds_ago": ago})
-        for number, ago in enumerate([60, 120, 180, 240, 700])
-    ]
-    assert [one.is_notable for one in oom_kills(situation(oom_kills=kills))] == [True, True, True, False, False]
-    old = KILL.model_copy(update={"seconds_ago": 700})
-    assert [one.is_notable for one in oom_kills(situation(oom_kills=[old]))] == [False]
-
-
-def test_kills_at_one_limit_are_one_finding_and_those_of_the_node_another() -> None:
-    earlier = KILL.model_copy(update={"pid": 4000, "seconds_ago": 3000})
-    of_limit, of_node = oom_kills(situation(oom_kills=[KILL, NODE_KILL, earlier]))
-    assert "1 more were killed before: java[4000]" in of_limit.reasons
-    assert "what was largest in the cgroup then: anon 480 MiB, sock 1.00 MiB" in of_limit.reasons
-    assert of_node.owner is not None
-    assert of_node.owner.kind is OwnerKind.NODE
-
-
-def test_kills_that_the_log_does_not_have_are_known_from_the_events() -> None:
-    killed = ACCOUNT.model_copy(update={"window_oom_kills": 2})
-    assert sentences(list(oom_kills(situation(containers=[killed])))) == [
-        "The kernel killed 2 processes of container 4f1c4f1c4f1c for lack of memory in the window."
-    ]
-    assert len(list(oom_kills(situation(containers=[killed], oom_kills=[KILL])))) == 1

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memdiag_api.census.slab import SlabCache, SlabCaches
 from memdiag_api.findings import FindingKind, FreedBy, LeakAnswer
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import ClassOwners
@@ -33,8 +34,23 @@ def used(owners: ClassOwners, processes: Sequence[ProcessMemory]) -> list[Draft]
     return list(process_memory([owners], processes, thresholds=Thresholds(), mem_total_bytes=16 * GIB))
 
 
-def tables(owners: ClassOwners, processes: Sequence[ProcessMemory]) -> list[Draft]:
-    return list(page_tables([owners], processes, thresholds=Thresholds(), mem_total_bytes=16 * GIB))
+def tables(owners: ClassOwners, processes: Sequence[ProcessMemory], slab: SlabCaches | None = None) -> list[Draft]:
+    return list(page_tables([owners], processes, thresholds=Thresholds(), mem_total_bytes=16 * GIB, slab=slab))
+
+
+def slab_of(*, name: str = "task_struct", threads: int = 1, places: int = 5) -> SlabCaches:
+    """A cache with room for five objects in each slab of 32 KiB."""
+    slabs = places // 5
+    cache = SlabCache(
+        name=name,
+        size_bytes=slabs * 32 * 1024,
+        slabs=slabs,
+        objects=threads,
+        places=places,
+        object_bytes=5888,
+        reclaimable=False,
+    )
+    return SlabCaches(caches=[cache], reclaimable_bytes=0, unreclaimable_bytes=cache.size_bytes, difference_bytes=0)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +179,37 @@ def test_kernel_stacks() -> None:
     assert draft.sentence == "312 MiB of kernel stacks: leaky[5], 20000 threads"
     assert draft.reasons == ["leaky[5] has 20000 threads"]
     assert draft.tier is Tier.NOTABLE
+
+
+def test_ending_threads_frees_their_slab_as_well() -> None:
+    """Five threads fit into a slab of 32 KiB; free places are not freed with the threads."""
+    processes = [process(5, "leaky", threads=20_000)]
+    owners = kernel_stack_owners(20_000 * 16 * 1024, ProcessScan(processes, threads=20_000))
+    (draft,) = tables(owners, processes, slab_of(threads=20_000, places=25_000))
+    assert draft.freed_by == FreedBy(action="end or restart leaky[5]", size_bytes=20_000 * 16 * 1024 + 4000 * 32 * 1024)
+    assert dict(draft.claimed_bytes) == {ClassName.KERNEL_STACK: 20_000 * 16 * 1024}
+    assert draft.reasons == [
+        "leaky[5] has 20000 threads",
+        "what would come back is 312 MiB of stacks and 125 MiB of slab: the kernel has a task_struct for each thread",
+    ]
+
+
+def test_the_slab_of_threads_is_never_more_than_the_cache() -> None:
+    processes = [process(5, "leaky", threads=20_000)]
+    owners = kernel_stack_owners(20_000 * 16 * 1024, ProcessScan(processes, threads=20_000))
+    (draft,) = tables(owners, processes, slab_of(threads=5000, places=5000))  # many began after the census
+    assert draft.freed_by is not None
+    assert draft.freed_by.size_bytes == 20_000 * 16 * 1024 + 1000 * 32 * 1024
+
+
+@pytest.mark.parametrize("slab", [None, slab_of(name="another"), slab_of(threads=0, places=0)])
+def test_without_the_size_of_a_thread_only_stacks_come_back(slab: SlabCaches | None) -> None:
+    processes = [process(5, "leaky", threads=20_000)]
+    owners = kernel_stack_owners(20_000 * 16 * 1024, ProcessScan(processes, threads=20_000))
+    (draft,) = tables(owners, processes, slab)
+    assert draft.freed_by is not None
+    assert draft.freed_by.size_bytes == draft.size_bytes
+    assert draft.reasons == ["leaky[5] has 20000 threads"]
 
 
 @given(
