@@ -9,8 +9,8 @@ from pathlib import Path
 
 from planted.sockets.common import PAGE_BYTES, libc
 
-LEAK, PACKETS = "planted_leak", "planted_packets"
-SOURCES = tuple(Path(__file__).parent / "module" / f"{name}.c" for name in (LEAK, PACKETS))
+LEAK, PACKETS, PAGES = "planted_leak", "planted_packets", "planted_pages"
+SOURCES = tuple(Path(__file__).parent / "module" / f"{name}.c" for name in (LEAK, PACKETS, PAGES))
 
 _SYS_DELETE_MODULE, _SYS_FINIT_MODULE = 176, 313  # x86-64
 
@@ -37,6 +37,15 @@ class LostPackets:
     """The blocks of their fragments, one for each packet; their heads are slab."""
 
 
+@dataclass(frozen=True, slots=True)
+class LostPages:
+    """Single pages that nothing in the kernel's own data refers to."""
+
+    module: str
+    pages: int
+    size_bytes: int
+
+
 @contextlib.contextmanager
 def leaked_objects(built: Path, objects: int) -> Iterator[LeakedObjects]:
     """Load the module from the folder `built`; it must have been built for this kernel."""
@@ -56,6 +65,14 @@ def lost_packets(built: Path, packets: int, order: int = 0) -> Iterator[LostPack
         )
 
 
+@contextlib.contextmanager
+def lost_pages(built: Path, pages: int) -> Iterator[LostPages]:
+    """Pages of alloc_page, which no page table maps."""
+    with _loaded(built, PAGES, f"pages={pages}") as parameters:
+        allocated = _number(parameters, "allocated")
+        yield LostPages(PAGES, allocated, allocated * PAGE_BYTES)
+
+
 def load_module(path: Path, parameters: str = "") -> None:
     """Load an uncompressed module. Raises OSError, FileExistsError if it has been loaded."""
     fd = os.open(path, os.O_RDONLY)
@@ -66,6 +83,12 @@ def load_module(path: Path, parameters: str = "") -> None:
         os.close(fd)
 
 
+def unload_module(name: str) -> None:
+    """Unload a module. Raises OSError if something uses it."""
+    if libc.syscall(_SYS_DELETE_MODULE, name.encode(), os.O_NONBLOCK):
+        raise OSError(ctypes.get_errno(), f"unloading {name}: {os.strerror(ctypes.get_errno())}")
+
+
 @contextlib.contextmanager
 def _loaded(built: Path, name: str, parameters: str) -> Iterator[Path]:
     """Yields the folder of the module's parameters."""
@@ -73,8 +96,7 @@ def _loaded(built: Path, name: str, parameters: str) -> Iterator[Path]:
     try:
         yield Path(f"/sys/module/{name}/parameters")
     finally:
-        if libc.syscall(_SYS_DELETE_MODULE, name.encode(), os.O_NONBLOCK):
-            raise OSError(ctypes.get_errno(), f"unloading {name}")
+        unload_module(name)
 
 
 def _number(parameters: Path, name: str) -> int:

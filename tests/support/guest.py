@@ -87,11 +87,13 @@ def boot(
     extra: Sequence[str] = (),
     disks: Sequence[Path] = (),
     kernel_arguments: Sequence[str] = (),
+    devices: Sequence[str] = (),
 ) -> tuple[dict[str, Any], float, list[str]]:
     """Run a Python module in a guest until it powers off; returns its results, the seconds, and warnings.
 
     The module is called with the block device for its results (write_results), in the folder tests. `extra` are files
-    and folders of the folder `work`, which the guest has in /source; `disks` are more disks, /dev/vdd and so on.
+    and folders of the folder `work`, which the guest has in /source; `disks` are more disks, /dev/vdd and so on;
+    `devices` are more arguments for QEMU.
     """
     root = guest_disk.provide_runner_disk()
     sources, results = _pack_sources(work, module, extra), work / "results"
@@ -103,7 +105,7 @@ def boot(
         init=guest_disk.RUNNER_INIT,
         kernel_arguments=kernel_arguments,
         writable=frozenset({results}),
-        devices=_NETWORK_CARD,
+        devices=(*_NETWORK_CARD, *devices),
     )
     warnings: list[str] = []
     started = time.monotonic()

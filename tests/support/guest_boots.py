@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from planted import leaking_modules, nfqueue, protocols
-from support import guest_census, guest_cgroups, guest_planted, guest_program
+from support import guest_accuracy, guest_census, guest_cgroups, guest_planted, guest_program
 from support.guest import NATIVE, run_guest
+from support.guest_balloon import balloon
 from support.guest_lab import Answers, Call, call_in_guest
 from support.guest_pool import GuestPool
 from support.guest_variants import boot_variant
@@ -52,7 +53,19 @@ def plant_in_guest(suite: str, work: Path) -> Answers:
     return call_in_guest(suite, _CALLS, work, modules=_MODULES, built_from=leaking_modules.SOURCES)
 
 
-_BOOTS = {"suite": run_guest, "guest": plant_in_guest, "variant": boot_variant}
+def diagnose_in_guest(suite: str, work: Path) -> Answers:
+    """One case after another, each diagnosed by a run of memdiag-node with its default settings."""
+    return call_in_guest(
+        suite,
+        {name: Call(guest_accuracy.diagnose, name) for name in guest_accuracy.CASES},
+        work,
+        modules=(guest_accuracy.BALLOON_MODULE,),
+        built_from=leaking_modules.SOURCES,
+        devices=balloon(work, guest_accuracy.BALLOON_BYTES),
+    )
+
+
+_BOOTS = {"suite": run_guest, "guest": plant_in_guest, "variant": boot_variant, "diagnosed": diagnose_in_guest}
 """By the parameter of a test that selects the guest."""
 
 

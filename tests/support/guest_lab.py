@@ -72,12 +72,14 @@ def call_in_guest(
     *,
     modules: Sequence[str] = (),
     built_from: Sequence[Path] = (),
+    devices: Sequence[str] = (),
 ) -> Answers:
     """Boot the kernel of a Debian suite, load `modules`, make the calls one after the other, and power off.
 
     `modules` are loaded with those that they need; what the kernel has built in, or lacks, is left out. Each C file of
-    `built_from` is built against the kernel's headers, and is in the guest's folder BUILT, not loaded. The
-    folder `work` gets the guest's console. Raises StepError if a module does not compile or the guest does not end.
+    `built_from` is built against the kernel's headers, and is in the guest's folder BUILT, not loaded. `devices` are
+    more arguments for QEMU. The folder `work` gets the guest's console. Raises StepError if a module does not compile
+    or the guest does not end.
     """
     kernel_build = guest_build.provide(suite)
     for folder in (work / MODULES, work / BUILT.name):
@@ -90,5 +92,6 @@ def call_in_guest(
         kernel_build.compile_module(source, compiled).rename(work / BUILT.name / f"{source.stem}.ko")
     listed = [(name, call.function.__module__, call.function.__name__, call.arguments) for name, call in calls.items()]
     (work / CALLS).write_text(json.dumps(listed))
-    reports, seconds, _ = boot(kernel_build.kernel, "support.guest_calls", work, extra=(CALLS, MODULES, BUILT.name))
+    extra = (CALLS, MODULES, BUILT.name)
+    reports, seconds, _ = boot(kernel_build.kernel, "support.guest_calls", work, extra=extra, devices=devices)
     return Answers(reports, kernel_build.release, seconds)

@@ -36,6 +36,13 @@ def guest(request: pytest.FixtureRequest, guest_pool: GuestPool) -> Answers:
     return found
 
 
+@pytest.fixture(scope="session", params=["trixie"])
+def diagnosed(request: pytest.FixtureRequest, guest_pool: GuestPool) -> Answers:
+    """The cases of the accuracy work that need a guest, with their diagnoses, on Linux 6.12."""
+    found: Answers = guest_pool.result(("diagnosed", request.param))
+    return found
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """The time for loading, tracing and scanning on each kernel."""
     guests = config.stash.get(GUESTS, [])
