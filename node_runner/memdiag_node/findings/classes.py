@@ -233,15 +233,13 @@ def _unheld_bytes(stack: Stack) -> int:
 
 
 def _where(census: Census, unexplained_bytes: int) -> Iterator[str]:
-    """Yield upper bounds from the census for the unexplained part, if they are at least a tenth of it.
+    """Yield bounds from the census for the unexplained part, if they are at least a tenth of it.
 
-    A census that was cut short has bounds only for the frames that it scanned, which the sentence says.
+    A census that was cut short has bounds only for the frames that it scanned, which the sentence says. What is in no
+    compound block is mostly single pages, such as those of a driver that loses them one by one.
     """
-    parts = [
-        (blocks.size_bytes - blocks.held_bytes, f"are blocks of order {blocks.order}")
-        for blocks in census.compound
-        if blocks.held_bytes is not None
-    ]
+    blocks = [(one.size_bytes - one.held_bytes, one.order) for one in census.compound if one.held_bytes is not None]
+    parts = [(size_bytes, f"are blocks of order {order}") for size_bytes, order in blocks]
     parts += [
         (
             share.single_bytes + share.compound_bytes - share.held_bytes,
@@ -255,3 +253,6 @@ def _where(census: Census, unexplained_bytes: int) -> Iterator[str]:
     for size_bytes, what in sorted(parts, reverse=True)[:_MAX_PARTS]:
         if size_bytes >= _PART_SHARE * unexplained_bytes * census.scanned_share:
             yield f"{frames}at most {format_bytes(size_bytes)} of it {what} and in no known holder"
+    single_bytes = unexplained_bytes - sum(size_bytes for size_bytes, _ in blocks)
+    if is_whole and len(blocks) == len(census.compound) and single_bytes >= _PART_SHARE * unexplained_bytes:
+        yield f"at least {format_bytes(single_bytes)} of it are single pages, or blocks without __GFP_COMP"

@@ -19,6 +19,8 @@ _PACKET_CACHES = re.compile(r"skbuff_\w+|kmalloc-.*")
 """Caches in which packets and their heads are."""
 _SHOWN_CLUES = 3
 _CLUE_SHARE = 0.25
+_MODULE_SHARE = 0.5
+"""If so many objects of a cache for any purpose point to a module, it allocated them, and may lose them."""
 
 
 def slab_findings(situation: Situation, *, packet_bytes: int) -> Iterator[Draft]:
@@ -60,9 +62,10 @@ def _reclaimable(cache: SlabCache) -> Draft:
 def _unreclaimable(situation: Situation, cache: SlabCache, own_bytes: int) -> Draft:
     grew_bytes = _growth_bytes(cache, own_bytes)
     is_growing = grew_bytes >= situation.suspect_bytes
-    is_suspicious = own_bytes >= situation.slab_cache_bytes or is_growing
-    growth = f", {format_bytes(grew_bytes)} more than at the start of the window" if is_growing else ""
     clues = _clues(situation, cache)
+    is_of_module = any(one.module and one.share >= _MODULE_SHARE for one in clues) and not cache.purpose
+    is_suspicious = own_bytes >= situation.slab_cache_bytes or is_growing or is_of_module
+    growth = f", {format_bytes(grew_bytes)} more than at the start of the window" if is_growing else ""
     return Draft(
         kind=FindingKind.GROWING_CLASS if is_growing else FindingKind.LARGE_CLASS,
         memory_class=ClassName.SUNRECLAIM,

@@ -52,8 +52,8 @@ class Thresholds:
         return max(self.notable_floor_bytes, round(self.notable_share * mem_total_bytes))
 
     def slab_cache_bytes(self, mem_total_bytes: int) -> int:
-        """Return the size in bytes of one slab cache that rules out NoLeak: half of what a whole class may have."""
-        return self.large_bytes(mem_total_bytes) // 2
+        """Return the size in bytes of one slab cache that rules out NoLeak: a quarter of what a class may have."""
+        return self.large_bytes(mem_total_bytes) // 4
 
     def large_bytes(self, mem_total_bytes: int) -> int:
         """Return the size in bytes of a class or of one owner of it that rules out NoLeak, unless it is explained."""

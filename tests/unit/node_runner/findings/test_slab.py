@@ -58,7 +58,7 @@ def situation(*caches: SlabCache, unreclaimable_bytes: int = 0, clues: Clues | N
     ("found", "kind", "leak", "is_notable"),
     [
         (cache("kmalloc-64", 200 * MIB), FindingKind.LARGE_CLASS, LeakAnswer.UNKNOWN, True),
-        (cache("kmalloc-64", 100 * MIB), FindingKind.LARGE_CLASS, LeakAnswer.NO, True),
+        (cache("kmalloc-64", 80 * MIB), FindingKind.LARGE_CLASS, LeakAnswer.NO, True),
         (cache("kmalloc-64", 60 * MIB), None, None, None),
         (cache("kmalloc-64", 60 * MIB, change_bytes=20 * MIB), FindingKind.GROWING_CLASS, LeakAnswer.UNKNOWN, True),
         (cache("kmalloc-64", 60 * MIB, change_bytes=15 * MIB), None, None, None),
@@ -96,18 +96,38 @@ def test_growth_by_what_sockets_keep_is_not_growth_of_the_cache() -> None:
     assert "30.0 MiB more than at the start" in rest.sentence
 
 
-def test_the_reasons_say_what_objects_point_to_and_who_is_charged() -> None:
+def clue_to_module(share: float) -> Clues:
     clue = Clue(
         subject="kmalloc-64",
         objects=1000,
         size_bytes=GIB,
         sampled=100,
-        share=0.9,
+        share=share,
         offset_bytes=8,
         points_to="function leak_one [driver]",
         module="driver",
     )
-    (draft,) = slab_findings(situation(cache("kmalloc-64", GIB), clues=Clues(clues=[clue])), packet_bytes=0)
+    return Clues(clues=[clue])
+
+
+@pytest.mark.parametrize(
+    ("share", "purpose", "leak"),
+    [
+        (0.9, "", LeakAnswer.UNKNOWN),
+        (0.4, "", LeakAnswer.NO),
+        (0.9, "connections: tracked by the firewall", LeakAnswer.NO),
+    ],
+)
+def test_a_module_that_has_most_of_a_cache_for_any_purpose_may_leak(
+    share: float, purpose: str, leak: LeakAnswer
+) -> None:
+    found = cache("kmalloc-64", 70 * MIB, purpose=purpose)
+    (draft,) = slab_findings(situation(found, clues=clue_to_module(share)), packet_bytes=0)
+    assert draft.leak is leak
+
+
+def test_the_reasons_say_what_objects_point_to_and_who_is_charged() -> None:
+    (draft,) = slab_findings(situation(cache("kmalloc-64", GIB), clues=clue_to_module(0.9)), packet_bytes=0)
     assert "90% of its objects point at +8 to function leak_one [driver]" in draft.reasons
     assert "300 MiB of it are charged to container c0ffeec0ffee" in draft.reasons
     assert "module driver" in draft.advice

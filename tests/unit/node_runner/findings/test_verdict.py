@@ -389,6 +389,7 @@ def test_a_large_remainder_has_upper_bounds_by_place() -> None:
     assert verdict(breakdown=large, census=census).reasons[1:] == [
         "at most 2.00 GiB of it are charged to container c0ffeec0ffee and in no known holder",
         "at most 2.00 GiB of it are blocks of order 3 and in no known holder",
+        "at least 2.00 GiB of it are single pages, or blocks without __GFP_COMP",
     ]
     unplaced = census.model_copy(
         update={"compound": [CompoundBlocks(order=3, blocks=0, size_bytes=GIB)], "charged": None}
