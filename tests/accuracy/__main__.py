@@ -102,10 +102,9 @@ def _try(case: Case, duration: str, keep: Path | None, *, is_diagnosed: bool) ->
         with case.plant() as truth:
             time.sleep(_SETTLE_SECONDS)
             after = class_sizes()
-            if truth.size_bytes:
-                grown_bytes = sum(
-                    after[name] - before[name] for name in truth.memory_classes + truth.other_classes if name
-                )
+            classes = [name for name in truth.memory_classes + truth.other_classes if name]
+            if truth.size_bytes and classes:
+                grown_bytes = sum(after[name] - before[name] for name in classes)
             if is_diagnosed:
                 document = _diagnose(duration)
                 judgement = judge(document, truth)

@@ -30,6 +30,7 @@ def class_sizes() -> dict[str, int]:
     return {
         "AllocPage": fields["MemTotal"] * _KIB - used,
         "AnonPages": fields["AnonPages"] * _KIB,
+        "FileCache": (fields["Buffers"] + fields["Cached"] - fields["Shmem"]) * _KIB,
         "Shmem": fields["Shmem"] * _KIB,
         "SUnreclaim": fields["SUnreclaim"] * _KIB,
         "SReclaimable": fields["SReclaimable"] * _KIB,

@@ -54,7 +54,8 @@ def _truth(truth: PlantedTruth) -> str:
         return "healthy"
     rate = f"{truth.bytes_per_second / _MIB:.0f} MiB/s"
     size = rate if truth.bytes_per_second else _mib(truth.size_bytes)
-    return f"{truth.answer.value}: {size} {'/'.join(truth.memory_classes)}, {_owner(truth)}"
+    classes = "/".join(filter(None, truth.memory_classes))
+    return f"{truth.answer.value}: {size} {classes}".rstrip() + f", {_owner(truth)}"
 
 
 def _owner(truth: PlantedTruth) -> str:

@@ -1,6 +1,7 @@
-"""Network namespaces that no process, fd or mount refers to, kept by what a process in them left behind.
+"""Network namespaces: one that only what a process in it left behind keeps, and one with very many routes.
 
-A holder has the other end of their network device. When it ends, so do they: see `zombie`.
+The first has no process, fd or mount. A holder has the other end of its network device; when it ends, so does the
+namespace: see `zombie`.
 """
 
 import contextlib
@@ -10,17 +11,21 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
-from planted.sockets.common import MIB, Truth, outq
+from planted.held_by_fd import enter_own_mounts
+from planted.sockets.common import MIB, Truth, libc, outq
 from planted.sockets.network import enter_own_network, ip
 
 _TESTS = Path(__file__).parents[1]
 _HERE, _THERE = "10.213.7.1", "10.213.7.2"
 _PACKETS, _PACKET_BYTES = 40, 1_000
 _PR_SET_PDEATHSIG, _SIGKILL = 1, 9
+_MS_BIND = 4096
 
 
 @contextlib.contextmanager
@@ -43,6 +48,53 @@ def zombie(kind: str) -> Iterator[Truth]:
             yield json.loads(holder.stdout.readline())
         finally:
             holder.kill()
+
+
+def routes(kept: ExitStack, amount: int) -> Truth:
+    """A load for `planted.child`: so many IPv6 routes in a namespace of its own, as a network plugin leaks them.
+
+    `slab_bytes`: by slab cache, of those caches that got an object or more for each route. Caches of objects of one
+    size may share a name. The namespace ends with the child, and its routes with it.
+    """
+    enter_own_network()
+    ip("link", "add", "planted0", "type", "veth", "peer", "name", "planted1")
+    for device in ("planted0", "planted1"):
+        ip("link", "set", device, "up")
+    before = _slab_objects()
+    lines = "".join(f"route add fd00:{n >> 16:x}:{n & 0xFFFF:x}::/64 dev planted0\n" for n in range(amount))
+    subprocess.run(["ip", "-6", "-batch", "-"], input=lines, text=True, check=True)
+    grown = {
+        name: (objects - before.get(name, (0, 0))[0], object_bytes)
+        for name, (objects, object_bytes) in _slab_objects().items()
+    }
+    # Free objects of a cache are used first: up to a tenth may have been there.
+    return {"slab_bytes": {name: new * size for name, (new, size) in grown.items() if new >= 0.9 * amount}}
+
+
+def idle_namespaces(kept: ExitStack, amount: int) -> Truth:
+    """A load for `planted.child`: so many namespaces without processes, each kept by a mount, with a pair of devices.
+
+    No other process sees the mounts; they end with the child.
+    """
+    folder = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="planted-")))
+    enter_own_mounts()
+    for number in range(amount):
+        enter_own_network()
+        ip("link", "add", "planted0", "up", "type", "veth", "peer", "name", "planted1")
+        ip("link", "set", "planted1", "up")
+        name = folder / f"namespace-{number}"
+        name.touch()
+        if libc.mount(b"/proc/thread-self/ns/net", bytes(name), None, _MS_BIND, None):
+            raise OSError(ctypes.get_errno(), "mount a network namespace")
+        kept.callback(libc.umount2, bytes(name), 0)
+    enter_own_network()
+    return {"namespaces": amount}
+
+
+def _slab_objects() -> dict[str, tuple[int, int]]:
+    """Number of used objects and the bytes of each, by slab cache (man 5 slabinfo)."""
+    lines = [line.split() for line in Path("/proc/slabinfo").read_text().splitlines()[2:]]
+    return {name: (int(used), int(object_bytes)) for name, used, _, object_bytes, *_ in lines}
 
 
 def network_namespace() -> int:

@@ -114,8 +114,11 @@ class Draft:
 
 
 def ranked(drafts: Iterable[Draft]) -> list[Draft]:
-    """Return the findings in order of importance: by tier, then the largest; memory that is free again comes last."""
-    return sorted(drafts, key=lambda one: (one.tier, one.is_past, -one.size_bytes))
+    """Return the findings in order of importance: by tier, then the largest.
+
+    Findings about memory that is free again come last in their tier, in the order of `drafts`: the latest first.
+    """
+    return sorted(drafts, key=lambda one: (one.tier, one.is_past, 0 if one.is_past else -one.size_bytes))
 
 
 def counted(drafts: Sequence[Draft], class_bytes: Mapping[str, int]) -> list[Finding]:

@@ -2,15 +2,27 @@
 
 from contextlib import AbstractContextManager
 
-from planted.cases import buffers, growth, healthy, node_settings, processes, queues, shared_memory, slab, unread
+from planted.cases import (
+    buffers,
+    containers,
+    growth,
+    healthy,
+    node_settings,
+    processes,
+    queues,
+    shared_memory,
+    slab,
+    unread,
+)
 from planted.cases.case import Case, PlantedTruth
 
 CASES: dict[str, Case] = {
     case.name: case
-    for family in (unread, queues, buffers, slab, shared_memory, processes, node_settings, growth, healthy)
+    for family in (unread, queues, buffers, slab, shared_memory, processes, node_settings, growth, containers, healthy)
     for case in family.CASES
 }
-"""By name, in the order in which they are tried."""
+"""By name, in the order in which they are tried. A container's killed process is the last before the healthy loads: for
+ten minutes that comes before ordinary uses of memory."""
 
 
 def plant(name: str) -> AbstractContextManager[PlantedTruth]:

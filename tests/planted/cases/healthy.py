@@ -13,8 +13,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from planted.cases.case import HEALTHY, Case, PlantedTruth
+from planted.cases.containers import container_with_limit, write_large_file
+from planted.cases.unread import enter_cgroup
 from planted.child import Truth, held
 from planted.files import REAL_FOLDER, negative_dentries
+from planted.network_namespaces import idle_namespaces
 from planted.sockets.common import MIB, tcp_pair
 
 _GIB = 1 << 30
@@ -36,6 +39,12 @@ def _load(
 @contextlib.contextmanager
 def _dentries() -> Iterator[PlantedTruth]:
     with negative_dentries(600_000):
+        yield HEALTHY
+
+
+@contextlib.contextmanager
+def _cache_at_limit() -> Iterator[PlantedTruth]:
+    with container_with_limit(200 * MIB) as container, held(_fill_cache, 400 * MIB, str(container.path)):
         yield HEALTHY
 
 
@@ -164,6 +173,13 @@ def _file_reads(kept: ExitStack, size_bytes: int) -> Truth:
     return {}
 
 
+def _fill_cache(kept: ExitStack, size_bytes: int, cgroup: str) -> Truth:
+    """Write a file into the page cache of a cgroup, and do nothing more."""
+    enter_cgroup(cgroup)
+    write_large_file(kept, size_bytes)
+    return {}
+
+
 def _compile(kept: ExitStack) -> Truth:
     """Short processes with much anonymous memory that write files."""
     folder = Path(kept.enter_context(tempfile.TemporaryDirectory(dir=REAL_FOLDER)))
@@ -229,6 +245,8 @@ CASES = tuple(
         ("missing_names", "600,000 names that do not exist fill the dentry cache", _dentries),
         ("compile", "short processes with much memory that write files", _load(_compile)),
         ("log_writer", "a log of 2 MB/s", _load(_log_writer, 20_000, 0.01)),
+        ("idle_namespaces", "200 network namespaces without processes or packets", _load(idle_namespaces, 200)),
+        ("idle_cache_at_limit", "a container whose limit is full of files that it has read", _cache_at_limit),
         ("udp_echo", "datagrams that are answered", _load(_udp_echo)),
     )
 )

@@ -18,13 +18,13 @@ from planted.sockets.common import MIB, PAGE_BYTES, libc
 _PR_SET_PDEATHSIG = 1
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _HUGE_PAGE_BYTES = 2 * MIB  # what one page of page table maps
-_PROCESS = ("ProcessMemory", "LargeClass", "LargeHolder")
+PROCESS_KINDS = ("ProcessMemory", "LargeClass", "LargeHolder")
 
 
 @contextlib.contextmanager
 def _anonymous() -> Iterator[PlantedTruth]:
-    with held(_memory, "anon", 600 * MIB) as child:
-        yield of_child(child, Answer.HARMLESS, _PROCESS, "AnonPages")
+    with held(hold_memory, "anon", 600 * MIB) as child:
+        yield of_child(child, Answer.HARMLESS, PROCESS_KINDS, "AnonPages")
 
 
 @contextlib.contextmanager
@@ -32,35 +32,19 @@ def _huge_page_waste() -> Iterator[PlantedTruth]:
     if "[never]" in _HUGE_PAGES.read_text():
         raise UnavailableError("transparent huge pages are switched off")
     with held(_touch_huge_pages, 250) as child:
-        yield of_child(child, Answer.HARMLESS, ("HugePageWaste", *_PROCESS), "AnonPages")
-
-
-@contextlib.contextmanager
-def _near_limit() -> Iterator[PlantedTruth]:
-    from support.memory_cgroup import container_cgroup  # it needs pytest, which a container lacks
-
-    with container_cgroup() as container:
-        container.limit(400 * MIB)
-        with held(_memory, "anon", 370 * MIB, str(container.path)) as child:
-            yield PlantedTruth(
-                Answer.HARMLESS,
-                ("ContainerNearLimit", *_PROCESS),
-                ("AnonPages", ""),
-                child.truth["size_bytes"],
-                container_id=container.container_id,
-            )
+        yield of_child(child, Answer.HARMLESS, ("HugePageWaste", *PROCESS_KINDS), "AnonPages")
 
 
 @contextlib.contextmanager
 def _page_tables() -> Iterator[PlantedTruth]:
-    with held(_memory, "page_tables", 400 * MIB) as child:
-        yield of_child(child, Answer.HARMLESS, _PROCESS, "PageTables")
+    with held(hold_memory, "page_tables", 400 * MIB) as child:
+        yield of_child(child, Answer.HARMLESS, PROCESS_KINDS, "PageTables")
 
 
 @contextlib.contextmanager
 def _many_threads() -> Iterator[PlantedTruth]:
-    with held(_memory, "thread_stacks", 128 * MIB) as child:
-        truth = of_child(child, Answer.HARMLESS, _PROCESS, "KernelStack")
+    with held(hold_memory, "thread_stacks", 128 * MIB) as child:
+        truth = of_child(child, Answer.HARMLESS, PROCESS_KINDS, "KernelStack")
         threads = len(list(Path(f"/proc/{child.pid}/task").iterdir()))
         yield dataclasses.replace(truth, freed_bytes=truth.size_bytes + threads * _task_bytes())
 
@@ -70,10 +54,11 @@ def _shared_mapping() -> Iterator[PlantedTruth]:
     with held(_map_together, 40, 12 << 30) as child:
         found = child.truth
         processes = len(found["pids"])
-        yield PlantedTruth(Answer.HARMLESS, _PROCESS, ("PageTables",), found["size_bytes"], processes=processes)
+        yield PlantedTruth(Answer.HARMLESS, PROCESS_KINDS, ("PageTables",), found["size_bytes"], processes=processes)
 
 
-def _memory(kept: ExitStack, kind: str, size_bytes: int, cgroup: str = "") -> Truth:
+def hold_memory(kept: ExitStack, kind: str, size_bytes: int, cgroup: str = "") -> Truth:
+    """Memory of one of the kinds of `planted.memory`, in a cgroup if one is given."""
     Path("/proc/self/comm").write_text("planted")  # a program of its own, not one of many Pythons
     enter_cgroup(cgroup)
     kept.callback(memory._planted.close)
@@ -129,7 +114,6 @@ def _map_together(kept: ExitStack, processes: int, mapped_bytes: int) -> Truth:
 CASES = (
     Case("anonymous_memory", "a process with 600 MiB of anonymous memory", _anonymous),
     Case("huge_page_waste", "a process that uses one byte of each of 250 huge pages", _huge_page_waste),
-    Case("near_limit", "a container with 370 of 400 MiB", _near_limit),
     Case("page_tables", "a process that maps 200 GiB sparsely", _page_tables),
     Case("shared_mapping", "40 processes that map one file of 12 GiB sparsely", _shared_mapping),
     Case("many_threads", "a process with 8,192 threads", _many_threads),

@@ -6,13 +6,16 @@ import resource
 import select
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
-from planted import held_by_fd
-from planted.cases.case import Answer, Case, PlantedTruth
+from planted import held_by_fd, network_namespaces
+from planted.cases.case import Answer, Case, PlantedTruth, UnavailableError
 from planted.child import Truth, held
 from planted.sockets.common import PAGE_BYTES
 
 _MESSAGES = 100_000
+_IPV6_DEVICES = Path("/proc/net/if_inet6")
+_ROUTES = 600_000
 _EPOLLS, _WATCHED = 400, 3_000
 _ITEM_BYTES, _WAIT_BYTES = 128, 72  # sizes of eventpoll_epi and eventpoll_pwq on x86-64
 
@@ -43,6 +46,21 @@ def _watched_files() -> Iterator[PlantedTruth]:
         )
 
 
+@contextlib.contextmanager
+def _route_entries() -> Iterator[PlantedTruth]:
+    if not _IPV6_DEVICES.exists():
+        raise UnavailableError("the kernel has no IPv6")
+    with held(network_namespaces.routes, _ROUTES) as child:
+        by_cache = child.truth["slab_bytes"]
+        yield PlantedTruth(
+            Answer.LEAK,
+            ("LargeClass", "LargeHolder"),
+            ("SUnreclaim",),
+            sum(by_cache.values()),
+            names=tuple(by_cache),
+        )
+
+
 def _watch(kept: ExitStack, epolls: int, files: int) -> Truth:
     """Each epoll instance watches each file: one object for each pair in two caches of their own."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (epolls + files + 256,) * 2)
@@ -61,4 +79,5 @@ def _watch(kept: ExitStack, epolls: int, files: int) -> Truth:
 CASES = (
     Case("slab_leak", "100,000 messages of a System V queue, in kmalloc objects of 4 KiB", _slab_leak),
     Case("watched_files", "1.2 million files watched by epoll, in named slab caches", _watched_files),
+    Case("route_entries", "600,000 IPv6 routes of one network namespace", _route_entries),
 )

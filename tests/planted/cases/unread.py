@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from planted import held_by_fd
-from planted.cases.case import Answer, Case, PlantedTruth, of_child
+from planted.cases.case import Answer, Case, PlantedTruth, UnavailableError, of_child
 from planted.child import Truth, held
 from planted.sockets.common import LOOPBACK, MIB, SO_RCVBUFFORCE, SO_SNDBUFFORCE, libc, tcp_pair
 from planted.sockets.tcp import tcp_small_messages
@@ -23,6 +23,7 @@ _NETLINK_USERSOCK = 2
 _PR_SET_PDEATHSIG = 1
 _BLOCK_BYTES = 32_768  # what a small TCP message pins: SKB_FRAG_PAGE_ORDER in net/core/sock.c
 _GIB = 1 << 30
+_POOL_DATAGRAMS = 100_000
 _STUCK = ("UnreadSocket",)
 _PAGES_AND_HEADS = ("AllocPage", "SUnreclaim")
 
@@ -56,7 +57,7 @@ def _slow_reader() -> Iterator[PlantedTruth]:
 
 @contextlib.contextmanager
 def _unread_unix() -> Iterator[PlantedTruth]:
-    with held(_unix_datagrams, 5_000, 60_000) as child:
+    with held(unix_datagrams, 5_000, 60_000) as child:
         yield of_child(child, Answer.LEAK, _STUCK, *_PAGES_AND_HEADS)
 
 
@@ -92,6 +93,34 @@ def _container_workers() -> Iterator[PlantedTruth]:
     with container_cgroup() as container, held(_workers, 40, 12 * MIB, str(container.path)) as child:
         truth = of_child(child, Answer.LEAK, _STUCK, *_PAGES_AND_HEADS)
         yield dataclasses.replace(truth, pids=(), container_id=container.container_id)
+
+
+@contextlib.contextmanager
+def _page_pool() -> Iterator[PlantedTruth]:
+    from planted.veth_xdp import INTERFACE, XdpReceiver  # it loads BPF by what is in `support`
+
+    with ExitStack() as stack:
+        try:
+            receiver = stack.enter_context(XdpReceiver())
+        except (OSError, RuntimeError) as error:
+            raise UnavailableError("no XDP program can be attached to a veth device") from error
+        found = receiver.receive("datagrams", _POOL_DATAGRAMS)
+        yield PlantedTruth(
+            Answer.LEAK,
+            (*_STUCK, "LargeHolder"),
+            ("AllocPage",),
+            _unread_udp(receiver.pid),
+            pids=(receiver.pid,),
+            fds=(found["fd"],),
+            names=(INTERFACE,),
+            other_classes=("SUnreclaim",),
+        )
+
+
+def _unread_udp(pid: int) -> int:
+    """What the kernel counts as memory of what waits in the UDP sockets of a process's network namespace."""
+    lines = Path(f"/proc/{pid}/net/udp").read_text().splitlines()[1:]
+    return sum(int(line.split()[4].partition(":")[2], 16) for line in lines)  # tx_queue:rx_queue
 
 
 def enter_cgroup(path: str) -> None:
@@ -131,7 +160,8 @@ def _messages_in_blocks(messages: int) -> tuple[int, int]:
     return found["fd"], messages * _BLOCK_BYTES + packet_bytes
 
 
-def _unix_datagrams(kept: ExitStack, datagrams: int, size: int) -> Truth:
+def unix_datagrams(kept: ExitStack, datagrams: int, size: int) -> Truth:
+    """So many datagrams of that many bytes that nobody reads."""
     sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     kept.callback(sender.close)
     kept.callback(receiver.close)
@@ -215,4 +245,5 @@ CASES = (
     Case("write_queue", "20 connections whose peer does not read", _write_queue),
     Case("many_workers", "60 processes with 12 MiB each that they do not read", _many_workers),
     Case("container_workers", "40 such processes in one container", _container_workers),
+    Case("page_pool", "UDP datagrams of 1,200 bytes in the page pool of a veth device that nobody reads", _page_pool),
 )

@@ -1,6 +1,8 @@
 """The planted cases speak the language of the document."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 from memdiag_api.findings import FindingKind
@@ -24,6 +26,12 @@ PUBLIC_CASES = {
     "write_queue",
     "many_workers",
     "full_pipes",
+    "route_entries",
+    "near_limit_cache",
+    "near_limit_sockets",
+    "page_pool",
+    "oom_kill",
+    "idle_namespaces",
 }
 WORDS = {kind.value for kind in FindingKind} | {name.value for name in ClassName}
 
@@ -49,6 +57,25 @@ def test_kinds_and_classes_are_spelled_as_in_the_document() -> None:
     }
     assert not spelled - WORDS
     assert len(spelled & WORDS) > 10
+
+
+def test_an_oom_kill_is_planted_after_the_cases_that_it_would_hide() -> None:
+    """For ten minutes it is a finding that comes before ordinary uses of memory."""
+    after = list(CASES.values())[list(CASES).index("oom_kill") + 1 :]
+    assert after
+    assert all(case.is_healthy for case in after)
+
+
+def test_the_cases_can_be_imported_where_only_they_and_python_are(tmp_path: Path) -> None:
+    """As in a pod that gets them as an archive: what needs the tests' own helpers is imported when it is planted."""
+    (tmp_path / "planted").symlink_to(FOLDER.parent)
+    subprocess.run(
+        [sys.executable, "-S", "-m", "planted.cases", "--help"],
+        check=True,
+        capture_output=True,
+        cwd=tmp_path,
+        env={"PYTHONDONTWRITEBYTECODE": "1"},
+    )
 
 
 def test_a_container_can_plant_the_cases_without_memdiag() -> None:

@@ -8,7 +8,7 @@ from memdiag_api.containers import ContainerAccount, OomKill, OomScope
 from memdiag_api.evidence import Check
 from memdiag_api.findings import LeakAnswer
 from memdiag_api.owners import MemoryOwner, OwnerKind
-from memdiag_node.findings.draft import Draft
+from memdiag_node.findings.draft import Draft, ranked
 from memdiag_node.findings.measurements import Measurements
 from memdiag_node.findings.oom_kills import oom_kills
 from memdiag_node.findings.situation import Situation
@@ -91,6 +91,13 @@ def test_only_the_latest_kills_of_the_last_minutes_are_read_before_ordinary_uses
     assert [one.is_notable for one in found_in([unknown])] == [True]
     with_node = [NODE_KILL.model_copy(update={"seconds_ago": 30}), *kills[:2], kill_of("2", "pod-2", seconds_ago=560)]
     assert [one.is_notable for one in found_in(with_node)] == [True, True, True, False]
+
+
+def test_the_latest_kill_is_read_first_even_if_an_earlier_one_was_larger() -> None:
+    earlier = KILL.model_copy(update={"pid": 7, "pod_uid": "", "container_id": "e" * 64, "anon_bytes": 2 * GIB})
+    first, second = ranked(found_in([KILL.model_copy(update={"seconds_ago": 20}), earlier]))
+    assert first.size_bytes < second.size_bytes
+    assert "java[4711]" in first.sentence
 
 
 def test_a_pod_that_keeps_restarting_is_one_finding() -> None:
