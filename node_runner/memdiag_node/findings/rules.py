@@ -38,7 +38,6 @@ def find(situation: Situation) -> list[Draft]:
     drafts = list(_about_holders(situation))
     suspects = {index for one in drafts if one.leak is LeakAnswer.YES for index in one.holders}
     drafts += growing_allocations(situation, suspects)
-    drafts += zombie_namespaces(situation)
     drafts += _about_owners(situation)
     drafts += _about_cgroups(situation)
     drafts += _about_machine(situation)
@@ -72,7 +71,7 @@ def _about_holders(situation: Situation) -> Iterator[Draft]:
     for draft in unread_sockets(situation):
         yield draft
         left -= set(draft.holders)
-    for rule in (slow_readers, unsent_data, packets_outside):
+    for rule in (slow_readers, unsent_data, zombie_namespaces, packets_outside):
         for draft in list(rule(situation, left)):
             yield draft
             left -= set(draft.holders)
