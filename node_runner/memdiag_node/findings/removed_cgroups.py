@@ -45,7 +45,7 @@ def removed_cgroups(situation: Situation) -> Iterator[Draft]:
         freed_by=FreedBy(
             action="Write 3 to /proc/sys/vm/drop_caches: a removed cgroup is freed with the last page that is charged "
             "to it. Pages that a process has mapped, and files in tmpfs, stay.",
-            size_bytes=None if found.anon_bytes or found.file_bytes is None else found.held_bytes,
+            size_bytes=_freed_bytes(found),
         ),
         confidence=Confidence.MEDIUM if found.file_bytes is not None else Confidence.LOW,
         reasons=tuple(_reasons(found)),
@@ -57,6 +57,14 @@ def removed_cgroups(situation: Situation) -> Iterator[Draft]:
         reclaimable=not pins_much and (found.file_bytes or 0) > found.pinned_bytes,
         claims_bytes={ClassName.PERCPU: found.percpu_bytes},  # slab and page cache have findings of their own
     )
+
+
+def _freed_bytes(found: RemovedCgroups) -> int | None:
+    """Return what comes back if the kernel drops its caches; with other pages, at least the page cache.
+
+    None if it is not known what is charged to them.
+    """
+    return found.file_bytes if found.anon_bytes else None if found.file_bytes is None else found.held_bytes
 
 
 def _parts(found: RemovedCgroups) -> list[tuple[str, int]]:

@@ -89,6 +89,22 @@ def test_removed_cgroups_account_for_what_they_hold() -> None:
     assert found.freed_by.size_bytes == 410 * MIB
 
 
+@pytest.mark.parametrize(
+    ("file", "anon", "freed_bytes"),
+    [(300 * MIB, 0, 310 * MIB), (300 * MIB, MIB, 300 * MIB), (None, None, None)],
+)
+def test_what_dropping_caches_frees_of_removed_cgroups(
+    file: int | None, anon: int | None, freed_bytes: int | None
+) -> None:
+    """Other pages keep some of the cgroups, not the page cache of the others."""
+    known = groups(removed=2_000, own=10 * MIB).measured.removed_cgroups
+    assert known is not None
+    charged = known.model_copy(update={"file_bytes": file, "anon_bytes": anon})
+    (found,) = removed_cgroups(situation(removed_cgroups=charged))
+    assert found.freed_by is not None
+    assert found.freed_by.size_bytes == freed_bytes
+
+
 ACCOUNT = ContainerAccount(
     container_id=ID,
     pod_uid=POD,
