@@ -158,6 +158,7 @@ def _logged_kills() -> list[OomKill]:
 def test_removed_cgroups_are_counted_until_nothing_is_charged_to_them(new_reader: type, tmp_path: Path) -> None:
     with container_cgroup() as cgroup:
         cgroup.enable_memory_below()
+        assert run_in_cgroup(cgroup.path, WRITE, str(tmp_path / "first"), "1") == 0  # so that Python's files are cached
         before = new_reader()
         before.start()
         for number in range(REMOVED):
