@@ -30,6 +30,8 @@ class Holding:
     blocks: npt.NDArray[np.void]
     pool: int = 0
     """Address of a page pool, to recognize it in later findings. Never published."""
+    network_namespace: int = 0
+    """Inode of the network namespace of a queue outside of sockets; 0 of other holders, or if it is not known."""
     is_own: bool = False
     """Whether this run made it, so that it is gone when the run ends."""
 

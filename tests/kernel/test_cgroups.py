@@ -1,8 +1,6 @@
 """The accounts of containers, removed cgroups and OOM kills, against the files of the cgroups themselves."""
 
 import mmap
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.oom_messages import parse_oom_messages
 from memdiag_node.procfs.roots import HostRoots
 from planted.memory import MIB, PlantedMemory
-from support.memory_cgroup import ContainerCgroup, another_container, container_cgroup, limit_cgroup
+from support.memory_cgroup import ContainerCgroup, another_container, container_cgroup, limit_cgroup, run_in_cgroup
 from support.slab_census import opened_memory
 
 CLOSE = 0.03
@@ -28,7 +26,6 @@ PLANTED_BYTES = 48 * MIB
 REMOVED = 20
 FREED_SECONDS = 60
 WRITE = "import sys; file = open(sys.argv[1], 'wb'); [file.write(b'x' * (1 << 20)) for _ in range(int(sys.argv[2]))]"
-IN_CGROUP = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +53,6 @@ def new_reader(btf: Btf) -> Iterator[type]:
 def account_of(new_reader: type, cgroup: ContainerCgroup) -> ContainerAccount:
     found: ContainerAccount = new_reader().account(cgroup.container_id, cgroup.pod_uid)
     return found
-
-
-def in_cgroup(path: Path, *command: str) -> int:
-    return subprocess.run(["sh", "-c", IN_CGROUP, str(path), sys.executable, *command], check=False).returncode
 
 
 @pytest.mark.parametrize(("kind", "figure"), [("anon", "anon_bytes"), ("file", "file_bytes"), ("shmem", "shmem_bytes")])
@@ -114,7 +107,7 @@ def test_reaching_the_limit_is_counted_in_the_window(new_reader: type, tmp_path:
         cgroup.limit(16 * MIB)
         reader = new_reader()
         reader.start()
-        assert in_cgroup(cgroup.path, "-c", WRITE, str(tmp_path / "file"), "40") == 0
+        assert run_in_cgroup(cgroup.path, WRITE, str(tmp_path / "file"), "40") == 0
         account = reader.account(cgroup.container_id, cgroup.pod_uid)
         hits = cgroup.limit_hits()
     assert hits > 0
@@ -128,7 +121,7 @@ def test_a_killed_process_is_in_the_events_and_in_the_log(new_reader: type) -> N
         cgroup.limit(50 * MIB)
         reader = new_reader()
         reader.start()
-        assert in_cgroup(cgroup.path, "-c", f"b'x' * {200 * MIB}") != 0
+        assert run_in_cgroup(cgroup.path, f"b'x' * {200 * MIB}") != 0
         account = reader.account(cgroup.container_id, cgroup.pod_uid)
         assert cgroup.killed() == 1
     assert (account.oom_kills, account.window_oom_kills) == (1, 1)
@@ -147,7 +140,7 @@ def test_the_kills_of_a_restarted_container_are_one_finding_about_its_pod() -> N
     with container_cgroup() as first, another_container(first) as restarted:
         for cgroup in (first, restarted):
             cgroup.limit(50 * MIB)
-            assert in_cgroup(cgroup.path, "-c", f"b'x' * {200 * MIB}") != 0
+            assert run_in_cgroup(cgroup.path, f"b'x' * {200 * MIB}") != 0
     kills = [one for one in _logged_kills() if one.pod_uid == first.pod_uid]
     assert [one.container_id for one in kills] == [restarted.container_id, first.container_id]
     (group,) = oom_groups(kills)
@@ -164,14 +157,14 @@ def _logged_kills() -> list[OomKill]:
 
 def test_removed_cgroups_are_counted_until_nothing_is_charged_to_them(new_reader: type, tmp_path: Path) -> None:
     with container_cgroup() as cgroup:
-        if (cgroup.path / "cgroup.subtree_control").exists():
-            (cgroup.path / "cgroup.subtree_control").write_text("+memory")
+        cgroup.enable_memory_below()
+        assert run_in_cgroup(cgroup.path, WRITE, str(tmp_path / "first"), "1") == 0  # so that Python's files are cached
         before = new_reader()
         before.start()
         for number in range(REMOVED):
             inner = cgroup.path / str(number)
             inner.mkdir()
-            assert in_cgroup(inner, "-c", WRITE, str(tmp_path / str(number)), "1") == 0
+            assert run_in_cgroup(inner, WRITE, str(tmp_path / str(number)), "1") == 0
             inner.rmdir()
         removed = before.all_removed()
         (share,) = [one for one in removed.shares if one.container_id == cgroup.container_id]

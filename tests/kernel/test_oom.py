@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.memory_cgroup import container_cgroup
+from support.memory_cgroup import IN_CGROUP, container_cgroup
 
 MIB = 1 << 20
 LIMIT_BYTES = 768 * MIB
@@ -21,7 +21,6 @@ for line in iter(input, "end"):
     blocks.append(bytearray(b"x" * {STEP_BYTES}))
     print(len(blocks) * {STEP_BYTES}, flush=True)
 """
-IN_CGROUP = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
 
 
 def oom_kills(kernel_log: int) -> list[int]:

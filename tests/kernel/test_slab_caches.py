@@ -50,6 +50,14 @@ def test_the_sum_with_large_kmalloc_agrees_with_meminfo(memory: KernelMemory, bt
     )
 
 
+def test_a_merged_cache_is_known_as_the_kernel_shows_it(memory: KernelMemory, btf: Btf) -> None:
+    """/sys/kernel/slab has the number of other caches that were merged into each (mm/slub.c, aliases_show)."""
+    aliases = {path.parent.name: int(path.read_text()) for path in Path("/sys/kernel/slab").glob("*/aliases")}
+    seen = {cache.name: cache.is_merged for cache in take_slab_census(memory, btf).caches if cache.name in aliases}
+    assert seen == {name: aliases[name] > 0 for name in seen}
+    assert len(set(seen.values())) == 2
+
+
 def test_counters_of_the_kernel_agree_with_the_census(memory: KernelMemory, btf: Btf, at: dict[str, int]) -> None:
     """Of caches that others on this machine do not change meanwhile."""
     before = slab_caches.cache_sizes(memory, at)

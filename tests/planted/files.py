@@ -5,6 +5,7 @@ Each is a context manager that yields a record of what was planted.
 
 import contextlib
 import ctypes
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from pathlib import Path
 
 from planted.child import Truth, held
 from planted.held_by_fd import enter_own_mounts
-from planted.sockets.common import MIB, libc
+from planted.sockets.common import MIB, PAGE_BYTES, libc
 
 _IPC_PRIVATE, _IPC_RMID = 0, 0
+_SYS_MEMFD_SECRET = 447
 REAL_FOLDER = Path("/var/tmp")  # on the machine's disk, and on a guest's: not a tmpfs
 MEMFD_NAME = "planted-memfd"
 
@@ -80,10 +82,17 @@ def cached_file(size_bytes: int, *, deleted: bool = False, folder: Path = REAL_F
 
 
 @contextlib.contextmanager
-def tmpfs_mount(files: int, file_bytes: int) -> Iterator[TmpfsMount]:
-    """Files in a tmpfs of its own, which no process has open."""
-    with held(_tmpfs_mount, files, file_bytes) as child:
+def tmpfs_mount(files: int, file_bytes: int, system: str = "tmpfs") -> Iterator[TmpfsMount]:
+    """Files in a tmpfs (or a ramfs) of its own, which no process has open."""
+    with held(_tmpfs_mount, files, file_bytes, system) as child:
         yield TmpfsMount(child.pid, files=files, size_bytes=files * file_bytes, **child.truth)
+
+
+@contextlib.contextmanager
+def secret_memory(size_bytes: int) -> Iterator[PlantedFile]:
+    """Memory that not even the kernel has mapped (man 2 memfd_secret). Raises OSError where it is not enabled."""
+    with held(_secret_memory, size_bytes) as child:
+        yield PlantedFile(child.pid, **child.truth)
 
 
 @contextlib.contextmanager
@@ -127,15 +136,28 @@ def _filled(fd: int, size_bytes: int) -> Truth:
     return {"fd": fd, "inode": found.st_ino, "device": found.st_dev, "size_bytes": found.st_size}
 
 
-def _tmpfs_mount(kept: ExitStack, files: int, file_bytes: int) -> Truth:
+def _tmpfs_mount(kept: ExitStack, files: int, file_bytes: int, system: str) -> Truth:
     folder = kept.enter_context(tempfile.TemporaryDirectory(prefix="planted-"))
     enter_own_mounts()
-    if libc.mount(b"planted", folder.encode(), b"tmpfs", 0, None):
-        raise OSError(ctypes.get_errno(), "mount tmpfs")
+    if libc.mount(b"planted", folder.encode(), system.encode(), 0, None):
+        raise OSError(ctypes.get_errno(), f"mount {system}")
     kept.callback(libc.umount2, folder.encode(), 0)
     for number in range(files):
         Path(folder, f"file-{number}").write_bytes(b"t" * file_bytes)
     return {"mount_point": folder, "device": Path(folder).stat().st_dev}
+
+
+def _secret_memory(kept: ExitStack, size_bytes: int) -> Truth:
+    fd = libc.syscall(_SYS_MEMFD_SECRET, 0)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), "memfd_secret")
+    kept.callback(os.close, fd)
+    os.ftruncate(fd, size_bytes)
+    memory = kept.enter_context(mmap.mmap(fd, size_bytes))  # it is locked: RLIMIT_MEMLOCK, or CAP_IPC_LOCK
+    for offset in range(0, size_bytes, PAGE_BYTES):
+        memory[offset] = 1
+    found = os.fstat(fd)
+    return {"fd": fd, "inode": found.st_ino, "device": found.st_dev, "size_bytes": size_bytes, "path": ""}
 
 
 def _sysv_segment(kept: ExitStack, size_bytes: int) -> Truth:

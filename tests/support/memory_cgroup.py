@@ -1,5 +1,7 @@
 """Memory cgroups with names like those of containers, in either version of cgroups."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +10,8 @@ from uuid import uuid4
 
 import pytest
 
+IN_CGROUP = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
+"""A shell script: `sh -c IN_CGROUP CGROUP COMMAND` runs the command in the cgroup from its first instruction on."""
 _V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 
 
@@ -26,6 +30,11 @@ class ContainerCgroup:
     def limit(self, size_bytes: int) -> None:
         """Limit its processes to this total; beyond it the kernel kills one of them."""
         limit_cgroup(self.path, size_bytes)
+
+    def enable_memory_below(self) -> None:
+        """Make cgroups in it have memory of their own; in version 1 they always have."""
+        if (self.path / "cgroup.subtree_control").exists():
+            (self.path / "cgroup.subtree_control").write_text("+memory")
 
     def killed(self) -> int:
         """The number of its processes that the kernel has killed for lack of memory."""
@@ -47,6 +56,12 @@ class ContainerCgroup:
             return found
         by_name = {"anon": "rss", "file": "cache"} | {name: name for name in ("shmem", "inactive_file", "active_file")}
         return {name: found[f"total_{old}"] for name, old in by_name.items()}
+
+
+def run_in_cgroup(path: Path, program: str, *arguments: str) -> int:
+    """Run a Python program in a cgroup, and return its exit status."""
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(["sh", "-c", IN_CGROUP, str(path), *command], check=False).returncode
 
 
 def limit_cgroup(path: Path, size_bytes: int) -> None:

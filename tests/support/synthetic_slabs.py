@@ -45,7 +45,8 @@ AT = {
 
 
 def make_cache(address: int = LINEAR_BASE + (15 << 20), *, stride: int = 256, **others: Any) -> Cache:
-    fields: dict[str, Any] = {"name": "objects", "random": 0, "left_pad_bytes": 0, "is_reclaimable": False} | others
+    usual: dict[str, Any] = {"name": "objects", "random": 0, "left_pad_bytes": 0}
+    fields = usual | {"is_reclaimable": False, "is_merged": False} | others
     return Cache(address, stride_bytes=stride, object_bytes=stride, free_pointer_bytes=stride // 2, **fields)
 
 

@@ -9,7 +9,9 @@ from memdiag_api.owners import ClassOwners, MemoryOwner, OwnerKind
 from memdiag_api.units import format_bytes
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.owner_words import listed, who
+from memdiag_node.findings.ramfs import RAMFS_TYPES, ramfs_systems
 from memdiag_node.findings.thresholds import Thresholds
+from memdiag_node.owners.file_classes import system_owner
 
 _MAX_LISTED = 4
 _LISTED_SHARE = 0.02
@@ -29,7 +31,8 @@ def file_cache(
 ) -> Iterator[Draft]:
     """Yield the cache of each container that has at least `large_bytes`, and all the rest, if it is notable.
 
-    File cache is not a leak, however much it is: the kernel frees it when memory is needed.
+    File cache is not a leak, however much it is: the kernel frees it when memory is needed. What a ramfs has is not
+    part of it (findings/ramfs.py).
     """
     of_class = next((one for one in owners if one.memory_class == ClassName.FILE_CACHE), None)
     if of_class is None:
@@ -37,15 +40,18 @@ def file_cache(
     least_bytes = thresholds.large_bytes(mem_total_bytes)
     in_containers = [one for one in of_class.owners if one.owner.kind in {OwnerKind.CONTAINER, OwnerKind.POD}]
     apart = [one for one in in_containers if one.size_bytes >= least_bytes]
-    cached = [one for one in files.files if one.kind in _CACHE_KINDS] if files else []
+    pinned, listed_files = ramfs_systems(files), files.files if files else []
+    cached = [one for one in listed_files if one.kind in _CACHE_KINDS and one.file_system not in RAMFS_TYPES]
     for share in apart:
         owned = [one for one in cached if _is_of(one, share.owner)]
         yield _draft(
             share.owner, share.size_bytes, f"files that {who(share.owner)} uses", _largest(owned, share.size_bytes)
         )
-    rest_bytes = of_class.size_bytes - sum(one.size_bytes for one in apart)
+    rest_bytes = of_class.size_bytes - sum(one.size_bytes for one in apart) - sum(one.cached_bytes for one in pinned)
     if rest_bytes >= thresholds.notable_bytes(mem_total_bytes):
-        others = [one for one in of_class.owners if one not in apart and one.size_bytes >= _LISTED_SHARE * rest_bytes]
+        said = [one.owner for one in apart] + [system_owner(one) for one in pinned]
+        large = [one for one in of_class.owners if one.size_bytes >= _LISTED_SHARE * rest_bytes]
+        others = [one for one in large if one.owner not in said]
         reasons = [f"{format_bytes(one.size_bytes)} of it belong to {who(one.owner)}" for one in others[:_MAX_LISTED]]
         outside = [one for one in cached if not any(_is_of(one, share.owner) for share in apart)]
         of_others = " outside of the containers with a finding of their own" if apart else ""

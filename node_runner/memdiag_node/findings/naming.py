@@ -23,6 +23,7 @@ KINDS = {
     HolderKind.EVENT_QUEUE: "event queue",
     HolderKind.DRM_BUFFER: "graphics client",
 }
+_AFTER_AN = ("io_uring", "ftrace", "AF_XDP", "event")
 THIS_RUN = "this run of memdiag-node"
 _ID_SHOWN = 12
 
@@ -30,7 +31,7 @@ _ID_SHOWN = 12
 def counted(kind: HolderKind, count: int) -> str:
     """Return the number of holders and their kind: `a packet ring`, `4 packet rings`."""
     noun = KINDS[kind]
-    article = "an" if noun[0] in "aeioAEIO" else "a"
+    article = "an" if noun.startswith(_AFTER_AN) else "a"
     return f"{article} {noun}" if count == 1 else f"{count} {noun}s"
 
 

@@ -36,16 +36,16 @@ def removed_cgroups(situation: Situation) -> Iterator[Draft]:
     is_doubtful = found.removed > LEAKED_RATIO * found.live and (pins_much or is_growing)
     yield Draft(
         kind=FindingKind.REMOVED_CGROUPS,
-        size_bytes=found.held_bytes,
+        size_bytes=found.pinned_bytes if pins_much else found.held_bytes,  # the kernel gives page cache back
         sentence=f"{found.removed:,} removed memory cgroups are not freed, and hold {format_bytes(found.held_bytes)}: "
         f"{', '.join(f'{format_bytes(size_bytes)} {what}' for what, size_bytes in _parts(found))}.",
         leak=LeakAnswer.UNKNOWN if is_doubtful else LeakAnswer.NO,
-        memory_class=_largest_class(found),
+        memory_class=_largest_class(found, with_file_cache=not pins_much),
         owner=_owner(found),
         freed_by=FreedBy(
             action="Write 3 to /proc/sys/vm/drop_caches: a removed cgroup is freed with the last page that is charged "
             "to it. Pages that a process has mapped, and files in tmpfs, stay.",
-            size_bytes=None if found.anon_bytes or found.file_bytes is None else found.held_bytes,
+            size_bytes=_freed_bytes(found),
         ),
         confidence=Confidence.MEDIUM if found.file_bytes is not None else Confidence.LOW,
         reasons=tuple(_reasons(found)),
@@ -59,6 +59,14 @@ def removed_cgroups(situation: Situation) -> Iterator[Draft]:
     )
 
 
+def _freed_bytes(found: RemovedCgroups) -> int | None:
+    """Return what comes back if the kernel drops its caches; with other pages, at least the page cache.
+
+    None if it is not known what is charged to them.
+    """
+    return found.file_bytes if found.anon_bytes else None if found.file_bytes is None else found.held_bytes
+
+
 def _parts(found: RemovedCgroups) -> list[tuple[str, int]]:
     parts = [
         ("per-CPU memory (estimated)", found.percpu_bytes),
@@ -69,11 +77,11 @@ def _parts(found: RemovedCgroups) -> list[tuple[str, int]]:
     return sorted(((what, size) for what, size in parts if size), key=lambda part: -part[1])
 
 
-def _largest_class(found: RemovedCgroups) -> ClassName:
+def _largest_class(found: RemovedCgroups, *, with_file_cache: bool) -> ClassName:
     sizes = {
         ClassName.PERCPU: found.percpu_bytes,
         ClassName.SUNRECLAIM: found.struct_bytes,
-        ClassName.FILE_CACHE: found.file_bytes or 0,
+        ClassName.FILE_CACHE: (found.file_bytes or 0) * with_file_cache,
         ClassName.SHMEM: found.anon_bytes or 0,
     }
     return max(sizes, key=lambda name: sizes[name])

@@ -21,6 +21,7 @@ from memdiag_node.findings.oom_kills import oom_kills
 from memdiag_node.findings.packets_outside import packets_outside
 from memdiag_node.findings.page_tables import page_tables
 from memdiag_node.findings.process_memory import process_memory
+from memdiag_node.findings.ramfs import ramfs_files
 from memdiag_node.findings.removed_cgroups import removed_cgroups
 from memdiag_node.findings.shared_memory import shared_memory
 from memdiag_node.findings.situation import Situation
@@ -38,7 +39,6 @@ def find(situation: Situation) -> list[Draft]:
     drafts = list(_about_holders(situation))
     suspects = {index for one in drafts if one.leak is LeakAnswer.YES for index in one.holders}
     drafts += growing_allocations(situation, suspects)
-    drafts += zombie_namespaces(situation)
     drafts += _about_owners(situation)
     drafts += _about_cgroups(situation)
     drafts += _about_machine(situation)
@@ -72,7 +72,7 @@ def _about_holders(situation: Situation) -> Iterator[Draft]:
     for draft in unread_sockets(situation):
         yield draft
         left -= set(draft.holders)
-    for rule in (slow_readers, unsent_data, packets_outside):
+    for rule in (slow_readers, unsent_data, zombie_namespaces, packets_outside):
         for draft in list(rule(situation, left)):
             yield draft
             left -= set(draft.holders)
@@ -88,6 +88,7 @@ def _about_owners(situation: Situation) -> Iterator[Draft]:
     yield from process_memory(owners, processes, thresholds=thresholds, mem_total_bytes=total_bytes)
     yield from page_tables(owners, processes, thresholds=thresholds, mem_total_bytes=total_bytes, slab=slab)
     yield from file_cache(owners, files, thresholds=thresholds, mem_total_bytes=total_bytes)
+    yield from ramfs_files(files, thresholds=thresholds, mem_total_bytes=total_bytes)
     yield from shared_memory(owners, files, thresholds=thresholds, mem_total_bytes=total_bytes)
 
 

@@ -84,7 +84,7 @@ def _draft(situation: Situation, suspect: StuckSockets) -> Draft:
             f"nothing was read during that time, and {size} are pinned (threshold: "
             f"{format_bytes(situation.suspect_bytes)})",
             *_slab_part(suspect),
-            f"each unread byte keeps {suspect.kept_bytes / max(1, suspect.unread_bytes):.0f} bytes from being freed",
+            *_ratio(suspect),
             *_filled_by(first, measured.stacks),
             *_why_unknown(situation, suspect, holders, leak),
         ],
@@ -142,6 +142,12 @@ def _slab_part(suspect: StuckSockets) -> list[str]:
         return []
     pinned, slab = format_bytes(suspect.pinned_bytes), format_bytes(suspect.slab_bytes)
     return [f"{pinned} of it are blocks of pages, and {slab} are packets in slab, not allocpage"]
+
+
+def _ratio(suspect: StuckSockets) -> list[str]:
+    """Return how much memory an unread byte keeps, if that is much more than itself."""
+    ratio = round(suspect.kept_bytes / max(1, suspect.unread_bytes))
+    return [f"each unread byte keeps {ratio} bytes from being freed"] if ratio > 1 else []
 
 
 def _queues(holder: Holder) -> Sequence[Queue]:

@@ -1,15 +1,18 @@
 """Finding: network namespaces that no process uses, and that something keeps from being removed (docs/findings.md)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from memdiag_api import limits
 from memdiag_api.census.namespaces import NetworkNamespace
+from memdiag_api.census.packets import PacketPlace
 from memdiag_api.findings import Confidence, FindingKind, LeakAnswer
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import MemoryOwner, OwnerKind
 from memdiag_api.units import format_bytes
 from memdiag_node.findings.draft import Draft
+from memdiag_node.findings.groups import kept_together
 from memdiag_node.findings.situation import Situation
+from memdiag_node.holding import kept_bytes
 
 MANY = 8
 """A few may be on their way out: the kernel removes them one by one, and waits for packets of their devices."""
@@ -18,8 +21,12 @@ _BEING_REMOVED = "nothing:"
 _NAMED = 5
 
 
-def zombie_namespaces(situation: Situation) -> Iterator[Draft]:
-    """Yield a finding if many such namespaces are kept, or if they have the notable size together."""
+def zombie_namespaces(situation: Situation, left: Collection[int]) -> Iterator[Draft]:
+    """Yield a finding if many such namespaces are kept, or if they have the notable size together.
+
+    It is about the packets in them that wait outside of sockets, too, except for lost ones, which are a leak by
+    themselves. `left`: the indexes of the holders that no finding is about yet.
+    """
     census = situation.measured.census
     found = census.namespaces if census else None
     if found is None or not found.zombies:
@@ -28,18 +35,22 @@ def zombie_namespaces(situation: Situation) -> Iterator[Draft]:
     leaving = sum(one.kept_by.startswith(_BEING_REMOVED) for one in zombies)
     if found.zombies - leaving < MANY and found.zombie_bytes < situation.notable_bytes:
         return
+    holders = _queues_in(situation, zombies, left)
+    claims_bytes = kept_together([situation.measured.holdings[index] for index in holders], situation.page_bytes)
+    size_bytes = max(found.zombie_bytes, sum(claims_bytes.values()))
     count = f"{found.zombies} network namespaces" if found.zombies > 1 else "A network namespace"
     verb = "are" if found.zombies > 1 else "is"
     yield Draft(
         kind=FindingKind.ZOMBIE_NAMESPACE,
         memory_class=_main_class(situation, zombies),
-        size_bytes=found.zombie_bytes,
-        claims_bytes={},  # sockets, packets and slab caches, which other findings are about
+        size_bytes=size_bytes,
+        claims_bytes=claims_bytes,  # other findings are about sockets and slab caches
+        holders=holders,
         owner=MemoryOwner(kind=OwnerKind.NETWORK_NAMESPACE, name=_names(zombies)),
         leak=LeakAnswer.UNKNOWN,
         is_notable=True,
         confidence=Confidence.MEDIUM,
-        sentence=f"{count} that no process uses {verb} kept, with {format_bytes(found.zombie_bytes)} of "
+        sentence=f"{count} that no process uses {verb} kept, with {format_bytes(size_bytes)} of "
         f"sockets and packets{_because(zombies)}.",
         reasons=[
             f"the thresholds are {MANY} namespaces, or {format_bytes(situation.notable_bytes)}",
@@ -49,6 +60,17 @@ def zombie_namespaces(situation: Situation) -> Iterator[Draft]:
         "until the node restarts, and each namespace keeps slab and per-CPU memory beyond these bytes.",
         sections=["census.namespaces"],
     )
+
+
+def _queues_in(situation: Situation, zombies: Sequence[NetworkNamespace], left: Collection[int]) -> list[int]:
+    """Return the indexes of the queues outside of sockets in these namespaces, the largest first."""
+    holdings, inodes = situation.measured.holdings, {one.inode for one in zombies}
+    found = [
+        index
+        for index in left
+        if holdings[index].network_namespace in inodes and holdings[index].holder.packet_place is not PacketPlace.LOST
+    ]
+    return sorted(found, key=lambda index: -kept_bytes(holdings[index].holder))
 
 
 def _main_class(situation: Situation, zombies: Sequence[NetworkNamespace]) -> str:

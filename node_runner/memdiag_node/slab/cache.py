@@ -32,6 +32,8 @@ class Cache:
     """What precedes the first object of a slab, in a cache with red zones."""
     is_reclaimable: bool
     """Whether its slabs are SReclaimable, not SUnreclaim (SLAB_RECLAIM_ACCOUNT)."""
+    is_merged: bool
+    """Whether other caches are merged into it: its objects need not be what its name says."""
 
 
 def read_caches(memory: KernelMemory, at: Mapping[str, int]) -> list[Cache]:
@@ -56,6 +58,7 @@ def read_caches(memory: KernelMemory, at: Mapping[str, int]) -> list[Cache]:
         optional("HAS_HARDENED_FREELIST", "CACHE_RANDOM").tolist(),
         (optional("HAS_RED_ZONE", "CACHE_LEFT_PAD") & np.uint64(_U32)).tolist(),
         field("CACHE_FLAGS").tolist(),
+        (field("CACHE_USERS") & np.uint64(_U32)).astype("<u4").view("<i4").tolist(),  # negative if it is never merged
         strict=True,
     )
     return [
@@ -68,7 +71,8 @@ def read_caches(memory: KernelMemory, at: Mapping[str, int]) -> list[Cache]:
             random=random,
             left_pad_bytes=pad if flags & at["RED_ZONE"] else 0,
             is_reclaimable=bool(flags & at["RECLAIM_ACCOUNT"]),
+            is_merged=users > 1,
         )
-        for address, name, stride, size, free_pointer, random, pad, flags in columns
+        for address, name, stride, size, free_pointer, random, pad, flags, users in columns
         if 0 < size <= stride <= _MAX_OBJECT_BYTES and free_pointer < stride and pad < stride
     ]

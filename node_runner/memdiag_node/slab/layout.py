@@ -13,6 +13,7 @@ _CACHE: tuple[Field, ...] = (
     ("CACHE_STRIDE", "kmem_cache", "size"),
     ("CACHE_OBJECT_BYTES", "kmem_cache", "object_size"),
     ("CACHE_FREE_POINTER", "kmem_cache", "offset"),
+    ("CACHE_USERS", "kmem_cache", "refcount"),
 )
 _HARDENED: tuple[Field, ...] = (("CACHE_RANDOM", "kmem_cache", "random"),)  # CONFIG_SLAB_FREELIST_HARDENED
 _RED_ZONE: tuple[Field, ...] = (("CACHE_LEFT_PAD", "kmem_cache", "red_left_pad"),)

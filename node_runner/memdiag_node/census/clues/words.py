@@ -174,5 +174,7 @@ def _cache_clue(census: SlabCensus, own: int, number: int, offset: int, share: f
         return WordClue(Rank.ADDRESS, offset, share, f"objects of the same cache ({name}), as a list does", "", number)
     meaning = purpose(name, 0).removeprefix("0 ").split(":")[0]
     objects = f"one object of {name}" if is_one else f"objects of {name}"
+    if meaning and census.caches[number].is_merged:
+        meaning += ", or of a cache that is merged with it"
     text = f"{objects} ({meaning})" if meaning else objects
     return WordClue(Rank.ADDRESS if is_untyped(name) else Rank.TYPED_OBJECT, offset, share, text, "", number)

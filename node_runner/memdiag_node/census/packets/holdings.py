@@ -62,7 +62,8 @@ def packet_holdings(
         blocks = pinned_blocks(group.blocks[~np.isin(group.blocks["page"], taken)])
         if len(blocks) < len(group.blocks) and not len(blocks) and group.place not in PROTOCOL_PLACES:
             continue  # a queue that is a holder of its own, as that of a tun device
-        held = Holding(_holder(group, blocks, reading, owners_of(group)), blocks)
+        namespace = 0 if group.place in PROTOCOL_PLACES else group.network_namespace
+        held = Holding(_holder(group, blocks, reading, owners_of(group)), blocks, network_namespace=namespace)
         if held.holder.pinned_bytes + held.holder.head_bytes >= _SMALL_BYTES:
             found.append(held)
     return found

@@ -18,7 +18,7 @@ from memdiag_node.census.packets.place import PROTOCOL_PLACES, Place
 from memdiag_node.census.packets.places import PlacedPackets
 from memdiag_node.census.packets.protocols import protocol_fields
 from memdiag_node.census.packets.queues import queue_fields
-from memdiag_node.census.packets.references import References, find_references, reference_fields
+from memdiag_node.census.packets.references import References, find_references
 from memdiag_node.census.packets.table import PacketTable, packet_fields, read_packet_table
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.slab.census import SlabCensus
@@ -32,7 +32,7 @@ _ODD = np.uint64(0x9E37_79B9_7F4A_7C15)
 
 def fields(btf: Btf) -> dict[str, int]:
     """The offsets that `read_packets` needs; what this kernel lacks is left out."""
-    return network_fields(btf) | packet_fields(btf) | queue_fields(btf) | protocol_fields(btf) | reference_fields(btf)
+    return network_fields(btf) | packet_fields(btf) | queue_fields(btf) | protocol_fields(btf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def read_packets(
     networks = read_networks(census, at)
     table = read_packet_table(census, at)
     placed = PlacedPackets(census, at, networks, table)
-    references = _references(census, at, placed, _SEARCHED_WORDS if earlier is None else _SEARCHED_AGAIN_WORDS)
+    references = _references(census, placed, _SEARCHED_WORDS if earlier is None else _SEARCHED_AGAIN_WORDS)
     counted = placed.is_alive & ~placed.is_member
     is_protocol = np.isin(placed.place, PROTOCOL_PLACES) & ~placed.is_member
     known = np.flatnonzero(placed.is_alive & (is_protocol | (placed.place == Place.UNLINKED)))
@@ -131,13 +131,13 @@ def _identities(
     return mixed
 
 
-def _references(census: SlabCensus, at: Mapping[str, int], placed: PlacedPackets, max_words: int) -> References:
+def _references(census: SlabCensus, placed: PlacedPackets, max_words: int) -> References:
     """Pointers to the packets in no known queue. What is on no list and has one is REFERRED from then on."""
     is_wanted = (placed.place == Place.OTHER_CHAIN) | (placed.place == Place.UNLINKED)
     wanted = np.flatnonzero(is_wanted & placed.is_alive)
     # A few packets on their way are normal, and not worth a search.
     limit = max_words * (len(wanted) >= _MIN_SEARCHED)
-    found = find_references(census, at, placed.table.address[wanted], max_words=limit)
+    found = find_references(census, placed.table.address[wanted], max_words=limit)
     packets = wanted[found.packet]
     placed.place[packets[placed.place[packets] == Place.UNLINKED]] = Place.REFERRED
     return replace(found, packet=packets)

@@ -1,6 +1,5 @@
 """What refers to packets in no known queue: untyped objects that have their addresses, at which offset."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -8,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.census.networks.network_objects import index_of
-from memdiag_node.kernel.btf import Btf
 from memdiag_node.slab.census import SlabCensus
 
 _PIECE_WORDS = 1 << 17
@@ -29,19 +27,12 @@ class References:
     """Of all slabs of untyped objects that were read."""
 
 
-def reference_fields(btf: Btf) -> dict[str, int]:
-    """The offset that `find_references` needs."""
-    return {"CACHE_USERS": btf.offset_bytes("kmem_cache", "refcount")}
-
-
-def find_references(
-    census: SlabCensus, at: Mapping[str, int], packets: npt.NDArray[np.uint64], *, max_words: int
-) -> References:
+def find_references(census: SlabCensus, packets: npt.NDArray[np.uint64], *, max_words: int) -> References:
     """Read slabs of untyped objects, up to `max_words`, and find pointers to `packets`, which ascend.
 
-    `at` has the result of `reference_fields`. Small caches are read whole, large ones are sampled.
+    Small caches are read whole, large ones are sampled.
     """
-    rows, words, share = _chosen_slabs(census, _is_searched(census, at), max_words)
+    rows, words, share = _chosen_slabs(census, _is_searched(census), max_words)
     bases = (rows["frame"] << np.uint64(census.at["PAGE_SHIFT"])) + np.uint64(census.linear_base)
     places, numbers = [np.empty(0, "<u8")], [np.empty(0, np.int64)]
     for first, end in pieces_of(words, _PIECE_WORDS):
@@ -93,12 +84,9 @@ def _chosen_slabs(
     return rows[kept], words[kept], int(words[kept].sum()) / max(1, total)
 
 
-def _is_searched(census: SlabCensus, at: Mapping[str, int]) -> npt.NDArray[np.bool_]:
+def _is_searched(census: SlabCensus) -> npt.NDArray[np.bool_]:
     """Whether the type of each cache's objects is not certain: kmalloc, and merged caches."""
-    named = ["kmalloc" in cache.name for cache in census.caches]
-    addresses = np.array([cache.address for cache in census.caches], "<u8")
-    users = census.memory.peek(addresses + np.uint64(at["CACHE_USERS"])) & np.uint64(0xFFFFFFFF)
-    return np.array(named, np.bool_) | (users > 1)
+    return np.array(["kmalloc" in cache.name or cache.is_merged for cache in census.caches], np.bool_)
 
 
 def _equal_share(sizes: npt.NDArray[np.int64], most: int) -> int:

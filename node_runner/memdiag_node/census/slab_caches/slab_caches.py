@@ -53,9 +53,7 @@ class SlabFigures:
 
 def fields(btf: Btf) -> dict[str, int]:
     """The offsets that `read_slab_caches` and `cache_sizes` need, as far as this kernel has them."""
-    layout = sizes_by_counter.fields(btf)
-    merged = {"CACHE_USERS": btf.offset_bytes("kmem_cache", "refcount")} if layout else {}
-    return layout | merged | charge_layout(btf) | large_kmalloc_layout(btf)
+    return sizes_by_counter.fields(btf) | charge_layout(btf) | large_kmalloc_layout(btf)
 
 
 cache_sizes = sizes_by_counter.cache_sizes
@@ -74,8 +72,6 @@ def read_slab_caches(
     those of the census.
     """
     now = cache_sizes(census.memory, at) if sizes_at_start else {}
-    addresses = np.array([cache.address for cache in census.caches], "<u8")
-    users = (census.memory.peek(addresses + np.uint64(at["CACHE_USERS"])) & np.uint64(0xFFFFFFFF)).astype(np.int32)
     errors, error_of_all = _standard_errors(census)
 
     def change(name: str) -> int | None:
@@ -85,15 +81,13 @@ def read_slab_caches(
         number: CacheFigures(
             name=cache.name[:_NAME_CHARACTERS],
             is_reclaimable=cache.is_reclaimable,
-            is_merged=users_of_it > 1,
+            is_merged=cache.is_merged,
             stride_bytes=cache.stride_bytes,
             count=count,
             error_bytes=error,
             change_bytes=change(cache.name),
         )
-        for number, (cache, count, users_of_it, error) in enumerate(
-            zip(census.caches, census.count(), users.tolist(), errors, strict=True)
-        )
+        for number, (cache, count, error) in enumerate(zip(census.caches, census.count(), errors, strict=True))
         if count.slabs
     }
     large = large_kmalloc_bytes(census, at, ranges)

@@ -77,7 +77,7 @@ def test_removed_cgroups_account_for_what_they_hold() -> None:
         situation(removed_cgroups=node.measured.removed_cgroups.model_copy(update={"shares": [share]}))
     )
     assert found.kind is FindingKind.REMOVED_CGROUPS
-    assert found.size_bytes == 410 * MIB
+    assert found.size_bytes == 400 * MIB  # without the page cache
     assert found.claimed_bytes == {ClassName.PERCPU: 200 * MIB}
     assert found.sentence == (
         "2,000 removed memory cgroups are not freed, and hold 410 MiB: 200 MiB per-CPU memory (estimated), "
@@ -87,6 +87,37 @@ def test_removed_cgroups_account_for_what_they_hold() -> None:
     assert (found.owner.kind, found.owner.pod_uid) == (OwnerKind.POD, POD)
     assert found.freed_by is not None
     assert found.freed_by.size_bytes == 410 * MIB
+
+
+@pytest.mark.parametrize(
+    ("file", "anon", "size_bytes", "memory_class"),
+    [
+        (900 * MIB, 400 * MIB, 410 * MIB, ClassName.SHMEM),
+        (900 * MIB, MIB, 911 * MIB, ClassName.FILE_CACHE),
+        (0, 0, 10 * MIB, ClassName.PERCPU),
+    ],
+)
+def test_page_cache_of_removed_cgroups_does_not_hide_what_stays(
+    file: int, anon: int, size_bytes: int, memory_class: ClassName
+) -> None:
+    (found,) = removed_cgroups(groups(removed=2_000, own=10 * MIB, file=file, anon=anon))
+    assert (found.size_bytes, found.memory_class) == (size_bytes, memory_class)
+
+
+@pytest.mark.parametrize(
+    ("file", "anon", "freed_bytes"),
+    [(300 * MIB, 0, 310 * MIB), (300 * MIB, MIB, 300 * MIB), (None, None, None)],
+)
+def test_what_dropping_caches_frees_of_removed_cgroups(
+    file: int | None, anon: int | None, freed_bytes: int | None
+) -> None:
+    """Other pages keep some of the cgroups, not the page cache of the others."""
+    known = groups(removed=2_000, own=10 * MIB).measured.removed_cgroups
+    assert known is not None
+    charged = known.model_copy(update={"file_bytes": file, "anon_bytes": anon})
+    (found,) = removed_cgroups(situation(removed_cgroups=charged))
+    assert found.freed_by is not None
+    assert found.freed_by.size_bytes == freed_bytes
 
 
 ACCOUNT = ContainerAccount(
