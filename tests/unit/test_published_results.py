@@ -22,7 +22,7 @@ from memdiag_api.framing import MAX_LOG_BYTES
 from memdiag_node.conclusion.conclude import conclude
 from memdiag_node.findings.measurements import Measurements
 from memdiag_node.findings.thresholds import Thresholds
-from memdiag_node.holding import Holding
+from memdiag_node.holding import PACKET_STRUCT_BYTES, Holding
 from memdiag_node.publish import Output, publish
 from memdiag_operator.results.receive import check_document
 from support.arbitrary_measurements import EMPTY, NODE, PAGE, blocks, measurements
@@ -77,7 +77,7 @@ def test_a_leak_in_100192_sockets_is_kept_despite_300_pipes() -> None:
     evidence = received(replace(EMPTY, holdings=holdings))
     verdict = evidence.verdict
     assert verdict.kind is VerdictKind.PINNED_BY_UNREAD_SOCKET
-    assert verdict.suspect_bytes == 100_192 * PAGE
+    assert verdict.suspect_bytes == 100_192 * (PAGE + 3 * PACKET_STRUCT_BYTES)
     assert verdict.holder is not None
     assert evidence.holders[verdict.holder].owners[0].pid == 4711
     assert len(evidence.holders) == MAX_HOLDERS
