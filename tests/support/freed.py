@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from accuracy.counters import class_sizes
-from memdiag_api.evidence import Check
+from memdiag_api.evidence import Check, Evidence
 from memdiag_api.findings import Finding, FreedBy
 from memdiag_api.memory_classes import ClassName
 from memdiag_node.findings.thresholds import Thresholds
@@ -29,10 +29,15 @@ _RSS_ANON_KIB = re.compile(r"^RssAnon:\s*(\d+) kB$", re.MULTILINE)
 _CHECKS = tuple(check for check in Check if check is not Check.ALLOC_PAGE_TRACE)
 
 
-def findings() -> list[Finding]:
-    """The findings of a run of the node's runner on this machine."""
+def evidence() -> Evidence:
+    """What a run of the node's runner on this machine measures, without a trace."""
     settings = Settings(run_id="freed", node_name="here", checks=_CHECKS, duration_seconds=1.0, thresholds=Thresholds())
-    return measure(settings, roots=HostRoots(), stop=Stop(), progress=lambda _: None).findings
+    return measure(settings, roots=HostRoots(), stop=Stop(), progress=lambda _: None)
+
+
+def findings() -> list[Finding]:
+    """The findings of such a run."""
+    return evidence().findings
 
 
 def largest(found: Iterable[Finding], is_about: Callable[[Finding], bool]) -> Finding:
