@@ -22,7 +22,14 @@ from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.slab.census import SlabCensus
 from memdiag_node.slab.layout import object_layout
-from support.slab_census import SlabinfoRow, lean_memory, slabinfo_rows, surviving_places, take_slab_census
+from support.slab_census import (
+    SlabinfoRow,
+    large_kmalloc,
+    lean_memory,
+    slabinfo_rows,
+    surviving_places,
+    take_slab_census,
+)
 
 PLANTED = 20_000
 _SOCKETS = 20
@@ -118,6 +125,7 @@ def slab_census() -> dict[str, Any]:
         report["caches"] = large_caches(census, before)
         report["counted"] = count_owned(census, btf, senders)
         report["cpu_seconds"] = time.process_time() - started
+        report["large_kmalloc_bytes"] = large_kmalloc(census, btf)
         report["has_kfence"] = has_kfence
         report["guarded_pages"] = len(census.slabs.guarded)
         report["uncertain_objects"] = census.uncertain_objects

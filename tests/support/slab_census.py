@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from memdiag_node.census.frames.block_heads import large_kmalloc_bytes, large_kmalloc_layout
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.memory import KernelMemory, open_memory
@@ -58,6 +59,12 @@ def take_slab_census(
             cpus=online_cpus(),
             programs=programs,
         )
+
+
+def large_kmalloc(census: SlabCensus, btf: Btf) -> int | None:
+    """Bytes of large kmalloc, which meminfo counts as slab and which has no cache. None if the kernel marks none."""
+    ranges = read_memory_map(Path("/proc"), Path("/sys"), page_bytes=mmap.PAGESIZE)
+    return large_kmalloc_bytes(census, large_kmalloc_layout(btf), ranges)
 
 
 def surviving_places(census: SlabCensus) -> list[int]:

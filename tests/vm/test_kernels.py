@@ -216,9 +216,13 @@ def test_the_census_of_slabs_counts_planted_objects_exactly(slabs: dict[str, Any
 
 
 def test_the_sum_of_slabs_is_the_kernels(slabs: dict[str, Any]) -> None:
-    """Except for large kmalloc, which meminfo counts as slab: two guests have 0.8 MiB of it after boot."""
+    """Except for large kmalloc, which meminfo counts as slab: two guests have 0.8 MiB of it after boot.
+
+    Where the kernel marks its blocks, it is counted; a machine that has run for hours may have more.
+    """
     difference_bytes = slabs["meminfo_bytes"] - slabs["slab_bytes"]
-    assert -0.01 * slabs["meminfo_bytes"] <= difference_bytes <= LARGE_KMALLOC_BYTES + 0.01 * slabs["meminfo_bytes"]
+    most_bytes = max(LARGE_KMALLOC_BYTES, slabs["large_kmalloc_bytes"] or 0)
+    assert -0.01 * slabs["meminfo_bytes"] <= difference_bytes <= most_bytes + 0.01 * slabs["meminfo_bytes"]
 
 
 def test_caches_have_as_many_objects_as_slabinfo_says(slabs: dict[str, Any]) -> None:
