@@ -52,7 +52,7 @@ class Holding:
 
 
 def kept_bytes(holder: Holder) -> int:
-    """Return what would be freed if the holder let go: pinned bytes and linear heads of packets."""
+    """Return what holders are ranked by: pinned bytes and linear heads of packets, without the packets' structs."""
     return holder.pinned_bytes + holder.head_bytes
 
 

@@ -64,7 +64,9 @@ def _freed_bytes(found: RemovedCgroups) -> int | None:
 
     None if it is not known what is charged to them.
     """
-    return found.file_bytes if found.anon_bytes else None if found.file_bytes is None else found.held_bytes
+    if found.file_bytes is None or found.anon_bytes:
+        return found.file_bytes
+    return found.held_bytes
 
 
 def _parts(found: RemovedCgroups) -> list[tuple[str, int]]:
