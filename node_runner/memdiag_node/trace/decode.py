@@ -14,10 +14,11 @@ from memdiag_node.procfs.kpageflags import FrameKind
 from memdiag_node.procfs.text import printable
 from memdiag_node.trace import tables
 from memdiag_node.trace.contexts import ContextCode
+from memdiag_node.trace.frame_layout import MAX_ORDER
 from memdiag_node.trace.frame_tally import MAX_BLOCKS, OUT_DTYPE, FrameTally
 from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, Charge, TracedProcess, TraceResult
 from memdiag_node.trace.stacks import memory_class, trim
-from memdiag_node.trace.tables import CLASS_LOST, CLASS_MOVABLE, CLASS_THINNED, CLASS_THINNED_LARGE, MAX_LEVEL
+from memdiag_node.trace.tables import CLASS_LOST, CLASS_MOVABLE, CLASS_THINNED, MAX_LEVEL
 
 _LIFE_BUCKETS = 4 * 64
 _MAX_ALLOCATED = 1 << 34  # of one class: 64 TiB of pages; times 2^15 and the page size it still fits into 63 bits
@@ -275,11 +276,14 @@ def _decoded_blocks(
 def class_weights(
     key: npt.NDArray[np.void], direct: npt.NDArray[np.int64], by_class: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
-    """The weight of each class: orders above 0 are thinned by a separate rule, and so are counted separately."""
+    """The weight of each class. How many frames of each order are in blocks that were not recorded is known."""
     levels = np.minimum(key["level"], MAX_LEVEL)
-    small = calibrated_weights(np.where(key["order"] == 0, levels, 0), direct, int(by_class[CLASS_THINNED]))
-    large = calibrated_weights(np.where(key["order"] > 0, levels, 0), direct, int(by_class[CLASS_THINNED_LARGE]))
-    return np.where(key["order"] == 0, small, large)
+    weights = np.ones(len(key))
+    for order in np.unique(key["order"][levels > 0]).tolist():
+        is_order = key["order"] == order
+        of_order = calibrated_weights(levels[is_order], direct[is_order], int(by_class[CLASS_THINNED + order]))
+        weights[is_order] = of_order
+    return weights
 
 
 def calibrated_weights(
@@ -302,9 +306,9 @@ def _frames_by_class(raw: RawTrace, groups: npt.NDArray[np.void], memory_classes
     direct = raw.tally.by_kind[FrameKind.DIRECT]
     frames: dict[str, float] = {ClassName.ALLOC_PAGE: float(direct[CLASS_LOST])}
     is_thinned = groups["weight"] > 1
-    for number, is_kind in ((CLASS_THINNED, groups["order"] == 0), (CLASS_THINNED_LARGE, groups["order"] > 0)):
-        if not (is_thinned & is_kind).any():
-            frames[ClassName.ALLOC_PAGE] += float(direct[number])  # none of its kind was recorded
+    for order in range(MAX_ORDER + 1):
+        if not (is_thinned & (groups["order"] == order)).any():
+            frames[ClassName.ALLOC_PAGE] += float(direct[CLASS_THINNED + order])  # none of its kind was recorded
     for stack, name in enumerate(memory_classes):
         frames[name] = frames.get(name, 0.0) + float(by_stack[stack])
     return frames

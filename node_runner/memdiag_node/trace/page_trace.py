@@ -54,8 +54,6 @@ _MAX_LOOKING_SHARE = 0.2
 _RESTING_DTYPE = np.dtype([("number", "<u4"), ("until", "<f8")])
 # How often new stacks are classified. Until then, a stack of an interrupt takes a class for each process that it hits.
 _CLASSIFY_SECONDS = 1.0
-# As a multiple of the budget: above this, orders above 0 are thinned out too.
-_CEILING_FACTOR = 4
 # A program that is detached may still run to its end on another CPU.
 _SETTLE_SECONDS = 0.05
 
@@ -68,7 +66,7 @@ class TraceSettings:
     """The planned window, which defines the slices. A trace that runs longer puts the rest in the last slice."""
     slices: int = 20
     cpu_budget_share: float = 0.05
-    """Share of each CPU's time for recording; above it, order-0 allocations are thinned out. 0: never."""
+    """Share of each CPU's time for recording; above it, what makes the load is thinned out. 0: never."""
 
     def __post_init__(self) -> None:
         if not 0 < self.slices <= MAX_SLICES or self.duration_seconds <= 0 or not 0 <= self.cpu_budget_share <= 1:
@@ -175,7 +173,6 @@ class PageTrace(Resource):
         attached.config["first_page"] = self._first_page
         attached.config["end_frame"] = layout.end_frame
         attached.config["budget_permille"] = round(self._settings.cpu_budget_share * 1000)
-        attached.config["ceiling_permille"] = round(_CEILING_FACTOR * self._settings.cpu_budget_share * 1000)
         for program in ("on_free", "on_alloc", "on_nested_alloc", "on_pool_hold"):
             # Before any is attached: the trace must not find the memory of its own programs.
             attached.bpf.load_raw_tracepoint(program)

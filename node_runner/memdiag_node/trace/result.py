@@ -101,12 +101,12 @@ class TraceResult:
 
         Each block of a thinned kind was recorded with the probability 1 / weight, independently of the others, so
         a recorded one adds frames^2 * weight * (weight - 1) to the variance of its sum. But the sum over all stacks is
-        known exactly, for order 0 and for the orders above it; a stack with a share of it has only the rest of that
-        variance.
+        known exactly for each order; a stack with a share of it has only the rest of that variance.
         """
+        thinned = groups[groups["weight"] > 1]
         variance = sum(
-            _variance(groups[(groups["order"] > 0) == is_large], self.groups[(self.groups["order"] > 0) == is_large])
-            for is_large in (False, True)
+            _variance(thinned[thinned["order"] == order], self.groups[self.groups["order"] == order])
+            for order in np.unique(thinned["order"]).tolist()
         )
         return self.page_bytes * math.sqrt(variance)
 

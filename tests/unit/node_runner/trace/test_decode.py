@@ -12,6 +12,7 @@ from memdiag_node.kernel.symbols import Symbols
 from memdiag_node.procfs.kpageflags import FrameKind
 from memdiag_node.trace import decode, tables
 from memdiag_node.trace.contexts import Contexts
+from memdiag_node.trace.frame_layout import MAX_ORDER
 from memdiag_node.trace.result import TraceResult
 from memdiag_node.trace.stacks import first_name, fold_stacks
 from support.raw_trace import load
@@ -105,9 +106,9 @@ def test_orders_above_0_are_weighed_by_what_was_left_out_of_them() -> None:
     infos["key"]["level"] = np.where(infos["key"]["order"] > 0, 2, infos["key"]["level"])
     by_kind = raw.tally.by_kind.copy()
     before = decode.decode(raw, symbols, np.array(contexts, np.uint8))
-    large = infos["key"]["order"] > 0
-    recorded = int(by_kind[FrameKind.DIRECT][large & (infos["allocated_pages"] > 0)].sum())
-    by_kind[FrameKind.DIRECT, tables.CLASS_THINNED_LARGE] = 2 * recorded
+    for order in range(1, MAX_ORDER + 1):
+        of_order = (infos["key"]["order"] == order) & (infos["allocated_pages"] > 0)
+        by_kind[FrameKind.DIRECT, tables.CLASS_THINNED + order] = 2 * int(by_kind[FrameKind.DIRECT][of_order].sum())
     raw = dataclasses.replace(raw, infos=infos, tally=dataclasses.replace(raw.tally, by_kind=by_kind))
     result = decode.decode(raw, symbols, np.array(contexts, np.uint8))
     groups = result.groups[result.groups["frames"] > 0]
