@@ -3,7 +3,7 @@
 // Only some kinds of events make the load. Those are thinned out: one in 2^level is recorded, at random. A kind that is
 // rare beside them is recorded completely.
 //
-// Defines: GOVERNOR_CELLS (a power of two), MAX_LEVEL.
+// Defines: GOVERNOR_BITS, MAX_LEVEL.
 
 #define GOVERNOR_EVENTS 256 // between two reads of the clock
 
@@ -18,7 +18,7 @@ struct governor {
     u64 since_ns, recorded, skipped, event_ns, round, random;
     u64 most, last_most; // events of the most frequent kind, in this round and in the last one
     u32 more, less;
-    struct cell cells[GOVERNOR_CELLS];
+    struct cell cells[1 << GOVERNOR_BITS];
 };
 
 static inline u32 log2_floor(u64 value)
@@ -91,8 +91,7 @@ static inline s32 thinning(struct governor *governor, u32 budget_permille, u32 k
 {
     if (!budget_permille)
         return 0;
-    u32 hash = kind * 0x9E3779B1U;
-    struct cell *cell = &governor->cells[(hash ^ hash >> 16) & (GOVERNOR_CELLS - 1)];
+    struct cell *cell = &governor->cells[kind * 0x9E3779B1U >> (32 - GOVERNOR_BITS)];
     u32 level = level_of(governor, cell);
     if (++cell->count > governor->most)
         governor->most = cell->count;

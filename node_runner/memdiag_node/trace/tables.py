@@ -21,7 +21,7 @@ CLASSES = 1 << 15
 RESERVED_SHARE = 0.25
 """The share of class numbers kept for stacks without a process, the highest ones."""
 CGROUP_LEVELS, CGROUP_NAME_BYTES = 5, 160
-_GOVERNOR_CELLS = 64
+GOVERNOR_BITS = 6
 MAX_LEVEL = 15  # one in 2^15
 
 NUMBERS_IN_C = {
@@ -36,7 +36,7 @@ NUMBERS_IN_C = {
     "CLASS_THINNED": CLASS_THINNED,
     "CLASS_LOST": CLASS_LOST,
     "TIMED": CLASS_MASK + 1,
-    "GOVERNOR_CELLS": _GOVERNOR_CELLS,
+    "GOVERNOR_BITS": GOVERNOR_BITS,
     "MAX_LEVEL": MAX_LEVEL,
     **enum_defines("CONTEXT", ContextCode),
 }
@@ -82,7 +82,7 @@ _GOVERNOR_DTYPE = np.dtype(
     [
         *((name, "<u8") for name in ("since_ns", "recorded", "skipped", "event_ns", "round", "random", "most", "last_most")),
         *((name, "<u4") for name in ("more", "less")),
-        ("cells", _CELL_DTYPE, (_GOVERNOR_CELLS,)),
+        ("cells", _CELL_DTYPE, (1 << GOVERNOR_BITS,)),
     ]
 )
 CPU_DTYPE = np.dtype([*((name, "<u8") for name in _COUNTERS), ("governor", _GOVERNOR_DTYPE), ("last_page", "<u8")])
