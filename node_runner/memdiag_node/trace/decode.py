@@ -9,12 +9,13 @@ import numpy.typing as npt
 from memdiag_api.evidence import TraceCounters
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.process_name import MAX_COMM_LENGTH
-from memdiag_node.procfs.cgroup import ContainerIdentity, parse_cgroup
+from memdiag_node.procfs.cgroup import ContainerIdentity
 from memdiag_node.procfs.kpageflags import FrameKind
 from memdiag_node.procfs.text import printable
 from memdiag_node.trace import tables
 from memdiag_node.trace.contexts import ContextCode
 from memdiag_node.trace.frame_layout import MAX_ORDER
+from memdiag_node.trace.identity import path_identity
 from memdiag_node.trace.frame_tally import MAX_BLOCKS, OUT_DTYPE, FrameTally
 from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, Charge, TracedProcess, TraceResult
 from memdiag_node.trace.stacks import memory_class, trim
@@ -169,7 +170,7 @@ def _processes(
         info = raw.infos[number]
         cgroup = int(info["cgroup"])
         if cgroup not in identities:
-            identities[cgroup] = _identity(names[cgroup]) if cgroup in names else ContainerIdentity("", "")
+            identities[cgroup] = path_identity(names[cgroup]) if cgroup in names else ContainerIdentity("", "")
         identity = identities[cgroup]
         process = TracedProcess(
             int(info["key"]["tgid"]),
@@ -186,17 +187,11 @@ def _charges(raw: RawTrace) -> list[Charge]:
     names = {int(entry["key"]): entry["value"] for entry in raw.cgroups}
     frames: dict[ContainerIdentity, int] = {}
     for inode, count in raw.tally.charged.items():
-        identity = _identity(names[inode]) if inode in names else ContainerIdentity("", "")
+        identity = path_identity(names[inode]) if inode in names else ContainerIdentity("", "")
         if identity.container_id or identity.pod_uid:
             frames[identity] = frames.get(identity, 0) + count
     charges = [Charge(one.container_id, one.pod_uid, count * raw.page_bytes) for one, count in frames.items()]
     return sorted(charges, key=lambda charge: -charge.size_bytes)
-
-
-def _identity(names: npt.NDArray[np.bytes_]) -> ContainerIdentity:
-    """The container of a cgroup, from the names on its path, innermost first."""
-    path = b"/".join(bytes(name) for name in reversed(names.tolist()) if name)
-    return parse_cgroup(b"0::/" + path.replace(b"\n", b"?"))
 
 
 def _groups(  # noqa: PLR0917 - one array for each property of a class

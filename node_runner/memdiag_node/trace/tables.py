@@ -78,14 +78,21 @@ _COUNTERS = (
     *("timed_events", "timed_ns", "timed_frees", "timed_free_ns"),
 )
 _CELL_DTYPE = np.dtype([("round", "<u4"), ("count", "<u2"), ("level", "<u2")])
-_GOVERNOR_DTYPE = np.dtype(
-    [
-        *((name, "<u8") for name in ("since_ns", "recorded", "skipped", "event_ns", "round", "random", "most", "last_most")),
-        *((name, "<u4") for name in ("more", "less")),
-        ("cells", _CELL_DTYPE, (1 << GOVERNOR_BITS,)),
-    ]
-)
-CPU_DTYPE = np.dtype([*((name, "<u8") for name in _COUNTERS), ("governor", _GOVERNOR_DTYPE), ("last_page", "<u8")])
+
+
+def governor_dtype(bits: int) -> np.dtype[np.void]:
+    """struct governor of governor.bpf.h with 2^bits cells."""
+    return np.dtype(
+        [
+            *((name, "<u8") for name in ("since_ns", "recorded", "skipped", "event_ns", "round", "random")),
+            *((name, "<u8") for name in ("most", "last_most")),
+            *((name, "<u4") for name in ("more", "less")),
+            ("cells", _CELL_DTYPE, (1 << bits,)),
+        ]
+    )
+
+
+CPU_DTYPE = np.dtype([*((name, "<u8") for name in _COUNTERS), ("governor", governor_dtype(GOVERNOR_BITS)), ("last_page", "<u8")])
 """struct cpu_state; its counters come first."""
 SCRATCH_DTYPE = np.dtype(
     {
