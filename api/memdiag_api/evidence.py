@@ -165,6 +165,13 @@ class Trend(StrEnum):
     UNCLEAR = "Unclear"
 
 
+class AllocationUnit(StrEnum):
+    """AllocationUnit is what was traced: pages, or the objects in them."""
+
+    PAGES = "Pages"
+    OBJECTS = "Objects"
+
+
 class AllocatingProcess(Record):
     """AllocatingProcess is a process that allocated through a stack, as it was at that time."""
 
@@ -200,14 +207,31 @@ class Stack(Record):
     context: Context
     memory_class: Name = Field(
         default=ClassName.ALLOC_PAGE.value,
-        description="Class of the breakdown that the memory belongs to, derived from the stack.",
+        description="Class of the memory: AllocPage, Slab, Vmalloc, Percpu, KernelStack, PageTables, Zsmalloc or "
+        "Balloon. Slab is SUnreclaim or SReclaimable of the breakdown: reclaimable says which.",
+    )
+    unit: AllocationUnit = Field(
+        default=AllocationUnit.PAGES,
+        description="What was allocated. Pages: blocks of the page allocator. Objects: slab objects, vmalloc areas or "
+        "per-CPU allocations. The memory of a class in objectClasses of the trace is in stacks of both units.",
+    )
+    slab_cache: ShortText = Field(
+        default="",
+        description="Slab cache of the objects or pages if memoryClass is Slab. Empty for kmalloc blocks too large for "
+        "a cache, and if it is not known.",
+    )
+    reclaimable: bool = Field(
+        default=False,
+        description="If true, the kernel frees this memory when it is needed: its slab cache is reclaimable.",
     )
     outstanding_bytes: ByteCount
-    outstanding_blocks: Count = Field(description="Number of blocks allocated in the window and not freed.")
+    outstanding_blocks: Count = Field(
+        description="Number of blocks, or of objects if unit is Objects, allocated in the window and not freed."
+    )
     outstanding_by_order: dict[str, Count] = Field(
         default_factory=dict,
         max_length=limits.MAX_ORDERS,
-        description="Number of outstanding blocks by order (0, 1, 2, ...).",
+        description="Number of outstanding blocks by order (0, 1, 2, ...). Empty if unit is Objects.",
     )
     births_bytes: Annotated[list[ByteCount], Field(max_length=limits.MAX_SLICES)] = Field(
         default_factory=list,
@@ -219,16 +243,23 @@ class Stack(Record):
         default=0, allow_inf_nan=False, description="Growth rate of the outstanding bytes."
     )
     growth_error_bytes_per_second: float = Field(
-        default=0, ge=0, allow_inf_nan=False, description="Standard error of the growth rate."
+        default=0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Standard error of the growth rate, with that of the sampling.",
     )
     median_life_seconds: float | None = Field(
         default=None, description="Median lifetime of the freed blocks. Null if none were freed.", allow_inf_nan=False
     )
     trend: Trend = Trend.UNCLEAR
     sampled_share: Share = Field(
-        default=1, description="Share of this stack's events that were recorded. The figures are scaled accordingly."
+        default=1,
+        description="Share of this stack's allocations that were recorded. The figures are scaled accordingly. Of slab "
+        "objects, at most one in 16 is recorded, large ones more often.",
     )
-    error_bytes: ByteCount = Field(default=0, description="Standard error of the scaled outstanding bytes.")
+    error_bytes: ByteCount = Field(
+        default=0, description="Standard error of outstandingBytes, which are scaled if not all were recorded."
+    )
     processes: Annotated[list[AllocatingProcess], Field(max_length=limits.MAX_PROCESSES)] = Field(
         default_factory=list, description="Processes that allocated, largest outstanding bytes first."
     )
@@ -279,10 +310,32 @@ class TraceCounters(Record):
         description="Outstanding bytes that do not count as allocpage, by use: Slab, PageTables, UserMemory, ...",
     )
     program_seconds: float = Field(
-        default=0, ge=0, allow_inf_nan=False, description="CPU time used by the programs of the trace, in seconds."
+        default=0, ge=0, allow_inf_nan=False, description="CPU time used by the programs of the page trace, in seconds."
     )
     sampled_share: Share = 1
     table_bytes: ByteCount = Field(default=0, description="Memory used by the tables of the trace.")
+    recorded_objects: Count = Field(
+        default=0, description="Number of slab objects, vmalloc areas and per-CPU allocations that were recorded."
+    )
+    lost_objects: Count = Field(
+        default=0, description="Number of objects that were not recorded because a table was full."
+    )
+    unresolved_objects: Count = Field(
+        default=0,
+        description="Recorded slab objects, not seen to be freed, that are in no slab that could be read at the end of "
+        "the window. They are in no stack.",
+    )
+    unseen_frees: Count = Field(
+        default=0,
+        description="Recorded slab objects that were free at the end of the window although no trace point showed it: "
+        "they were freed in bulk. They are in no stack.",
+    )
+    object_program_seconds: float = Field(
+        default=0,
+        ge=0,
+        allow_inf_nan=False,
+        description="CPU time used by the programs of the object trace, in seconds.",
+    )
 
 
 class ContainerShare(Record):
@@ -294,7 +347,7 @@ class ContainerShare(Record):
 
 
 class Trace(Record):
-    """Trace is the summary of the page-allocation trace. Its stacks are in stacks."""
+    """Trace is the summary of the traces of page allocations and of objects. Their stacks are in stacks."""
 
     outstanding_bytes: ByteCount = Field(description="Bytes of allocpage allocated in the window and not freed.")
     outstanding_blocks: Count = Field(description="Number of blocks of outstandingBytes.")
@@ -305,6 +358,11 @@ class Trace(Record):
         default_factory=list,
         description="Outstanding bytes that the kernel charges to each container. "
         "The rest is charged to no known container.",
+    )
+    object_classes: Annotated[list[Name], Field(max_length=limits.MAX_OBJECT_CLASSES)] = Field(
+        default_factory=list,
+        description="Classes of which objects were traced: of Slab, Vmalloc and Percpu. Their stacks of unit Objects "
+        "are judged, and those of unit Pages are the same memory.",
     )
     counters: TraceCounters
 

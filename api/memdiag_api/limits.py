@@ -22,6 +22,7 @@ MAX_PROCESSES = 16
 MAX_JOINED = 16
 """Holders of one stack, stacks of one holder."""
 MAX_SET_ASIDE = 32
+MAX_OBJECT_CLASSES = 8
 MAX_CHARGES = 32
 MAX_HOLDERS = 256
 MAX_OWNERS = 16

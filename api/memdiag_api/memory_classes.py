@@ -25,4 +25,4 @@ class ClassName(StrEnum):
     MEM_FREE = "MemFree"
     PER_CPU_LISTS = "PerCpuLists"
     SLAB = "Slab"
-    """Of a call stack: SUNRECLAIM or SRECLAIMABLE. The stack does not show which."""
+    """Of a call stack: SUNRECLAIM or SRECLAIMABLE. Its slab cache shows which, if it is known."""
