@@ -5,7 +5,11 @@
 //
 // Defines: GOVERNOR_BITS, MAX_LEVEL.
 
-#define GOVERNOR_EVENTS 256 // between two reads of the clock
+// A round ends after so many events, or so much time.
+#define GOVERNOR_EVENTS 256
+#define GOVERNOR_NS 50000000ULL
+// The budget of so much time can be saved.
+#define SAVED_NS 250000000ULL
 
 // One kind of events, or several with the same hash.
 struct cell {
@@ -16,6 +20,7 @@ struct cell {
 
 struct governor {
     u64 since_ns, recorded, skipped, event_ns, round, random;
+    u64 saved; // of the budget, in ns * permille
     u64 most, last_most; // events of the most frequent kind, in this round and in the last one
     u32 more, less;
     struct cell cells[1 << GOVERNOR_BITS];
@@ -54,20 +59,33 @@ static inline u32 random_bits(struct governor *governor)
     return governor->random >> 40;
 }
 
-// Compare the cost of this round's recorded events with the budget for its duration: thin out more, or less.
+// Compare the cost of this round's recorded events with the budget for its duration: thin out more, or less. What was
+// saved in the last moments may be spent: a short burst is recorded completely.
 static inline void govern(struct governor *governor, u32 budget_permille)
 {
     u64 now = bpf_ktime_get_ns();
     u64 cost = governor->recorded * governor->event_ns * 1000 + 1;
-    u64 allowed = (now - governor->since_ns) * budget_permille + 1;
-    governor->more = cost > allowed ? 1 + log2_floor(cost / allowed) : 0;
+    u64 allowed = (now - governor->since_ns) * budget_permille + 1, most_saved = SAVED_NS * budget_permille;
+    u64 available = allowed + governor->saved;
+    governor->more = cost > available ? 1 + log2_floor(cost / allowed) : 0;
     governor->less = allowed > 3 * cost ? log2_floor(allowed / cost) : 0;
+    u64 saved = available > cost ? available - cost : 0;
+    governor->saved = saved < most_saved ? saved : most_saved;
     governor->last_most = governor->most;
     governor->most = 0;
     governor->recorded = 0;
     governor->skipped = 0;
     governor->since_ns = now;
     governor->round++;
+}
+
+// End the round after enough events or time: the first quiet moment after a burst must not be thinned like the burst.
+static inline void govern_if_due(struct governor *governor, u32 budget_permille)
+{
+    u64 recorded = governor->recorded, skipped = governor->skipped;
+    if (recorded >= GOVERNOR_EVENTS || skipped >= GOVERNOR_EVENTS ||
+        (!(recorded + skipped & 15) && bpf_ktime_get_ns() - governor->since_ns > GOVERNOR_NS))
+        govern(governor, budget_permille);
 }
 
 // How much a kind is thinned out. Only kinds that were at least an eighth as frequent as the most frequent one are
@@ -96,12 +114,12 @@ static inline s32 thinning(struct governor *governor, u32 budget_permille, u32 k
     if (++cell->count > governor->most)
         governor->most = cell->count;
     if (level && random_bits(governor) & ((1 << level) - 1)) {
-        if (++governor->skipped >= GOVERNOR_EVENTS)
-            govern(governor, budget_permille);
+        governor->skipped++;
+        govern_if_due(governor, budget_permille);
         return -1;
     }
-    if (++governor->recorded >= GOVERNOR_EVENTS)
-        govern(governor, budget_permille);
+    governor->recorded++;
+    govern_if_due(governor, budget_permille);
     return level;
 }
 
