@@ -99,9 +99,8 @@ class TraceResult:
     def error_bytes(self, groups: npt.NDArray[np.void]) -> float:
         """The standard error of the scaled bytes of `groups`: the true value is within two of it 95 times in 100.
 
-        Each block of a thinned kind was recorded with the probability 1 / weight, independently of the others, so
-        a recorded one adds frames^2 * weight * (weight - 1) to the variance of its sum. But the sum over all stacks is
-        known exactly for each order; a stack with a share of it has only the rest of that variance.
+        Each block of a thinned kind was recorded with the probability 1 / weight, independently of the others. The sum
+        over all stacks is known exactly for each order: the uncertainty is how it is shared out among them.
         """
         thinned = groups[groups["weight"] > 1]
         variance = sum(
@@ -112,11 +111,28 @@ class TraceResult:
 
 
 def _variance(groups: npt.NDArray[np.void], every: npt.NDArray[np.void]) -> float:
-    """The variance of the scaled sum of `groups`, in frames^2; the sum of `every` group is known exactly."""
-    all_thinned = float(np.sum(every["frames"] * (every["weight"] - 1)))
-    if not all_thinned:
+    """The variance of the scaled sum of `groups`, in frames^2; that of `every` group of their order is known exactly.
+
+    A recorded block adds frames^2 * weight * (weight - 1) to the variance of an unscaled sum. As a ratio of two sums,
+    the share of `groups` varies with each block's distance from it: 1 - share for their own blocks, share for others.
+    """
+    unrecorded_frames = float(np.sum(every["frames"] * (every["weight"] - 1)))
+    blocks = float(np.sum(_blocks(every[every["weight"] > 1])))
+    if not unrecorded_frames:
         return 0.0
-    frames, weight = groups["frames"].astype(np.float64), groups["weight"]
-    share = float(np.sum(frames * (weight - 1))) / all_thinned
+    share = float(np.sum(groups["frames"] * (groups["weight"] - 1))) / unrecorded_frames
+    own, total = _scatter(groups), _scatter(every)
+    variance = own * (1 - share) ** 2 + max(0.0, total - own) * share**2
+    return variance * blocks / max(1.0, blocks - 1)  # the share is itself from these blocks: Bessel's correction
+
+
+def _blocks(groups: npt.NDArray[np.void]) -> npt.NDArray[np.float64]:
+    """Recorded blocks of each group; one that is freed in part counts in part."""
+    blocks: npt.NDArray[np.float64] = groups["frames"] / np.exp2(groups["order"].astype(np.float64))
+    return blocks
+
+
+def _scatter(groups: npt.NDArray[np.void]) -> float:
+    """The variance of the sum over these groups if no sum were known, in frames^2."""
     block_frames = np.exp2(groups["order"].astype(np.float64))
-    return float(np.sum(frames * block_frames * weight * (weight - 1))) * max(0.0, 1 - share)
+    return float(np.sum(groups["frames"] * block_frames * groups["weight"] * (groups["weight"] - 1)))
