@@ -26,7 +26,7 @@ from memdiag_node.slab.slabs import is_consistent, is_guarded_page
 
 _MAX_PLACES = 1 << 21
 """Of slabs that are read at once, which takes 3 bytes for each place."""
-_MAX_COPIES = 1 << 11
+_MAX_COPIES = 1 << 8
 """CPUs times caches whose lists are read at once: each CPU may have some hundred free objects of a cache."""
 _GUARDED_PAGES = 1 << 7
 """As many are read at once, of 4 KiB each."""
