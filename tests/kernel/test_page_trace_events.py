@@ -15,7 +15,7 @@ from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.procfs.kpageflags import FrameKind
 from memdiag_node.procfs.memory_map import SECTION_FRAMES, FrameRange
-from memdiag_node.trace import decode, frame_tally, page_trace
+from memdiag_node.trace import frame_tally, page_trace, uses
 from memdiag_node.trace import tables as trace_tables
 from memdiag_node.trace.frame_layout import FrameLayout
 from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, TraceResult
@@ -292,7 +292,7 @@ def estimate(machine: Machine, slice_number: int) -> tuple[float, float]:
     """The trace's estimate of the frames of a slice's blocks, and its standard error."""
     frames = machine.tally().by_kind[FrameKind.DIRECT]
     used = np.flatnonzero(frames[trace_tables.FIRST_CLASS :]) + trace_tables.FIRST_CLASS
-    weights = decode.class_weights(machine.infos["key"][used], frames[used], frames)
+    weights = uses.class_weights(machine.infos["key"][used], frames[used], frames)
     groups = np.zeros(len(used), GROUP_DTYPE)
     groups["slice"], groups["frames"], groups["weight"] = machine.infos["key"]["slice"][used], frames[used], weights
     groups["order"] = machine.infos["key"]["order"][used]
@@ -306,6 +306,7 @@ def result_of(groups: npt.NDArray[np.void]) -> TraceResult:
         groups=groups,
         stacks=[],
         memory_classes=[],
+        caches=[],
         lives=[],
         processes=[],
         charges=[],

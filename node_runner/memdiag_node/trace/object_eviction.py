@@ -20,7 +20,7 @@ class Evictions:
         self._of_stack: dict[int, tuple[int, int]] = {}
 
     def choose(self, entries: npt.NDArray[np.void], *, now_ns: int) -> npt.NDArray[np.uint64]:
-        """Return the keys of the entries to drop: of the stacks with most entries, until a quarter of the table is left.
+        """Return the keys of the entries to drop: of the largest stacks, until a quarter of the table is left.
 
         `entries` is the table now.
         """

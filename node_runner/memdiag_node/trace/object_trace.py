@@ -111,7 +111,7 @@ class ObjectTrace(Resource):
         self._started_ns = time.monotonic_ns()
 
     def _attach(self, events: _Events) -> bool:
-        """Attach the programs of one kind, frees first: an object whose free was not seen would count as outstanding."""
+        """Attach the programs of one kind, frees first: an object whose free was missed would count as outstanding."""
         try:
             for tracepoint, function in events.freed:
                 self._bpf.attach_raw_tracepoint(tracepoint, function)
@@ -164,9 +164,7 @@ class ObjectTrace(Resource):
             new["value"]["context"] = self._contexts.of(new["value"]["address"])
             bpf.update("stacks", new["key"], new["value"])
         known_processes = int(counters["known_processes"].sum()) - self._idle_processes.removed
-        crowded = (
-            len(stacks) >= CROWDED * object_tables.STACKS or known_processes >= CROWDED * object_tables.PROCESSES
-        )
+        crowded = len(stacks) >= CROWDED * object_tables.STACKS or known_processes >= CROWDED * object_tables.PROCESSES
         if not crowded:
             return
         if entries is None:
@@ -181,16 +179,20 @@ class ObjectTrace(Resource):
 
     def stop_recording(self) -> None:
         """End the window: new allocations are not recorded, frees still are. Idempotent."""
+        self._stop_recording()
+
+    def _stop_recording(self) -> float:
+        """Returns when the window ended."""
         if self._ended is None:
             for tracepoint in self._tracepoints:
                 self._bpf.detach_raw_tracepoint(tracepoint)
             self._ended = time.monotonic()
+        return self._ended
 
     def read_out(self) -> RawObjects:
         """Stop recording, read the tables, and detach."""
-        self.stop_recording()
-        assert self._ended is not None
-        time.sleep(max(0.0, self._ended + _SETTLE_SECONDS - time.monotonic()))
+        ended = self._stop_recording()
+        time.sleep(max(0.0, ended + _SETTLE_SECONDS - time.monotonic()))
         bpf = self._bpf
         entries = bpf.read_map("objects", object_tables.OBJECT_ENTRY_DTYPE)
         stacks = bpf.read_map("stacks", object_tables.MAPS["stacks"])
@@ -212,7 +214,7 @@ class ObjectTrace(Resource):
             started_ns=self._started_ns,
             slices=self._settings.slices,
             slice_seconds=self._settings.slice_seconds,
-            traced_seconds=self._ended - self._started,
+            traced_seconds=ended - self._started,
             table_bytes=bpf.map_bytes(),
         )
         self.close()

@@ -29,6 +29,7 @@ from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.procfs.vmstat import parse_allocated_pages
 from memdiag_node.resource import Resource
+from memdiag_node.slab.lookup import SlabLookup
 from memdiag_node.trace import tables
 from memdiag_node.trace.contexts import ContextCode, Contexts
 from memdiag_node.trace.decode import RawTrace, decode, missed_runs, outstanding_addresses
@@ -39,6 +40,7 @@ from memdiag_node.trace.identity import identity_layout, open_symbol_reader
 from memdiag_node.trace.idle_entries import CROWDED, IdleEntries
 from memdiag_node.trace.result import TraceResult
 from memdiag_node.trace.settings import TraceSettings
+from memdiag_node.trace.uses import NO_SLAB_PAGES, SlabPages, sampled_slab_blocks
 
 _SOURCE = Path(__file__).with_suffix(".bpf.c")
 _STACKS = 8192
@@ -183,10 +185,10 @@ class PageTrace(Resource):
         self._window = _Window(end, end - self._started, self._allocator_pages() - self._pages_at_start)
         return self._window
 
-    def finish(self, late: Callable[[], bool] = lambda: False) -> TraceResult:
-        """Stop recording, read the tables, detach, and decode. For `late`, see tally_frames."""
+    def finish(self, late: Callable[[], bool] = lambda: False, *, lookup: SlabLookup | None = None) -> TraceResult:
+        """Stop recording, read the tables, detach, and decode. For `late` and `lookup`, see read_out."""
         try:
-            raw = self.read_out(late)
+            raw = self.read_out(late, lookup=lookup)
             symbols, contexts = self.symbols(raw), self.contexts(raw)  # while the programs still have names
         finally:
             self.close()
@@ -200,8 +202,11 @@ class PageTrace(Resource):
         """The ContextCode of each stack."""
         return self._contexts.of(raw.stacks["value"]["address"])
 
-    def read_out(self, late: Callable[[], bool] = lambda: False) -> RawTrace:
-        """Stop recording, and read the tables. The maps last until `close`. For `late`, see tally_frames."""
+    def read_out(self, late: Callable[[], bool] = lambda: False, *, lookup: SlabLookup | None = None) -> RawTrace:
+        """Stop recording, and read the tables. The maps last until `close`. For `late`, see tally_frames.
+
+        `lookup` names the slab caches of outstanding pages; without it they have no names.
+        """
         attached = self._running()
         bpf = attached.bpf
         window = self._stop_recording()
@@ -218,6 +223,10 @@ class PageTrace(Resource):
                 late=late,
                 layout=self._layout,
             )
+        slab = NO_SLAB_PAGES
+        if lookup:
+            blocks = sampled_slab_blocks(tally)
+            slab = SlabPages(blocks, lookup.caches_of_frames(blocks["frame"]), lookup.caches)
         bpf.detach_raw_tracepoint(_FREE)
         cpus = bpf.read_per_cpu("cpu", tables.CPU_DTYPE)
         misses = {info.function: info.recursion_misses for info in bpf.program_infos(self._program_info_layout)}
@@ -238,6 +247,7 @@ class PageTrace(Resource):
             allocator_pages=window.allocator_pages,
             recursion_misses=missed_runs(misses, nested_allocs=int(cpus["nested_allocs"].sum())),
             table_bytes=bpf.map_bytes(),
+            slab=slab,
         )
 
     def program_infos(self) -> list[ProgramInfo]:

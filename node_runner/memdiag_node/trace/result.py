@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import TraceCounters
+from memdiag_node.slab.cache import Cache
 
 BLOCK_DTYPE = np.dtype(
     [
@@ -27,6 +28,7 @@ GROUP_DTYPE = np.dtype(
         ("order", "u1"),
         ("slice", "u1"),
         ("context", "u1"),
+        ("is_direct", "?"),  # not a slab and not a page table
         ("weight", "<f8"),
         ("frames", "<i8"),  # outstanding; this field and the following ones are not weighted
         ("blocks", "<i8"),
@@ -67,6 +69,8 @@ class TraceResult:
     """Trimmed frames, innermost first."""
     memory_classes: list[str]
     """Of each stack: AllocPage, Vmalloc, Percpu, Slab, ..."""
+    caches: list[Cache | None]
+    """Of each stack: the slab cache that its pages are of."""
     lives: list[dict[int, int]]
     """Of each stack: freed blocks that were timed, by bucket of their life (births.median_life_seconds)."""
     processes: list[TracedProcess]

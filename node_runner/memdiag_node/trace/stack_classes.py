@@ -10,20 +10,19 @@ from collections.abc import Sequence
 from memdiag_api.memory_classes import ClassName
 from memdiag_node.kernel.symbols import function_name
 
-_SUFFIX = r"(_noprof|\.\w+)*"
 _SLAB = re.compile(
     r"_*(kmalloc|kzalloc|kcalloc|krealloc|kmem_cache_(alloc|zalloc)|kvmalloc|kvzalloc|kmem_buckets_alloc)\w*"
     r"|kmalloc_(large|order)\w*|_*slab_alloc\w*|allocate_slab|new_slab\w*|alloc_slab_page|alloc_(from_)?(pcs|sheaf)\w*"
     r"|(get|alloc|refill|init)_?\w*sheaf\w*|__pcs_\w+|refill_objects|_*kmem_cache_refill\w*|___?cache_alloc\w*"
-    r"|kmemdup\w*|kstrn?dup\w*" + _SUFFIX
+    r"|kmemdup\w*|kstrn?dup\w*"
 )
 _VMALLOC = re.compile(
     r"alloc_vmap_area|__get_vm_area_node|__vmalloc(_area)?(_node)?(_range)?\w*|vm_area_alloc_pages|v[mz]alloc\w*"
-    r"|_*kvmalloc\w*|kvzalloc\w*|module_alloc|module_memory_alloc|execmem_\w+" + _SUFFIX
+    r"|_*kvmalloc\w*|kvzalloc\w*|module_alloc|module_memory_alloc|execmem_\w+"
 )
-_PERCPU = re.compile(r"pcpu_\w+|__?_?alloc_percpu\w*|__alloc_reserved_percpu\w*" + _SUFFIX)
+_PERCPU = re.compile(r"pcpu_\w+|__?_?alloc_percpu\w*|__alloc_reserved_percpu\w*")
 _VMALLOC_PAGES = re.compile(r"__vmalloc_area_node|vm_area_alloc_pages|__vmalloc_node_range\w*")
-_THREAD_STACK = re.compile(r"alloc_thread_stack_node|dup_task_struct|copy_process" + _SUFFIX)
+_THREAD_STACK = re.compile(r"alloc_thread_stack_node|dup_task_struct|copy_process")
 # What pages are used for, by the function that allocated them. The first match from the inner end decides.
 _PAGE_CLASSES = (
     (ClassName.VMALLOC, _VMALLOC_PAGES),

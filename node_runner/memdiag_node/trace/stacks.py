@@ -39,6 +39,7 @@ _ALLOCATOR = re.compile(
     r"|__folio_alloc|folio_alloc|vma_alloc_folio|__get_free_pages?|get_free_pages|get_zeroed_page"
 )
 
+
 def first_name(frames: Sequence[str]) -> str | None:
     """The innermost frame that has a name; None if the stack has none, or was not recorded."""
     named = (frame for frame in frames if not frame.startswith(UNNAMED_PREFIX) and frame not in NO_STACK)
@@ -73,7 +74,7 @@ def fold_stacks(trace: TraceResult, top_n: int) -> list[Stack]:
 
 
 def _stack(trace: TraceResult, index: int) -> Stack:
-    groups = trace.groups_of(index)
+    groups, cache = trace.groups_of(index), trace.caches[index]
     weight = groups["weight"]
     group_bytes = groups["frames"] * weight * trace.page_bytes
     group_blocks = groups["blocks"] * weight
@@ -94,6 +95,8 @@ def _stack(trace: TraceResult, index: int) -> Stack:
         frames=[frame[: limits.MAX_SHORT_TEXT] for frame in trace.stacks[index][: limits.MAX_FRAMES]],
         context=CONTEXTS[ContextCode(int(groups["context"][0]))],
         memory_class=trace.memory_classes[index],
+        slab_cache=cache.name if cache else "",
+        reclaimable=cache.is_reclaimable if cache else False,
         outstanding_bytes=round(outstanding_bytes),
         outstanding_blocks=round(float(group_blocks.sum())),
         outstanding_by_order={str(order): round(blocks) for order, blocks in enumerate(by_order) if round(blocks)},

@@ -92,7 +92,9 @@ def governor_dtype(bits: int) -> np.dtype[np.void]:
     )
 
 
-CPU_DTYPE = np.dtype([*((name, "<u8") for name in _COUNTERS), ("governor", governor_dtype(GOVERNOR_BITS)), ("last_page", "<u8")])
+CPU_DTYPE = np.dtype(
+    [*((name, "<u8") for name in _COUNTERS), ("governor", governor_dtype(GOVERNOR_BITS)), ("last_page", "<u8")]
+)
 """struct cpu_state; its counters come first."""
 SCRATCH_DTYPE = np.dtype(
     {
