@@ -1,6 +1,5 @@
 """What one run reads from the kernel: counters, the trace between two scans of the sockets, the census."""
 
-import math
 import mmap
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from memdiag_api.containers import OomKill
 from memdiag_api.evidence import Check
 from memdiag_api.machine import HugePageSample
+from memdiag_node.allocation_traces import AllocationTraces
 from memdiag_node.attempts import Attempts
 from memdiag_node.breakdown.reading import MemoryReading, take_readings
 from memdiag_node.breakdown.surroundings import read_huge_page_bytes, read_kernel_log
@@ -42,16 +42,18 @@ from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.oom_messages import parse_oom_messages
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.settings import Settings
+from memdiag_node.slab.layout import object_layout
+from memdiag_node.slab.lookup import SlabMemory
 from memdiag_node.sockets.scan import SocketScan
 from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.time_budget import Stop
-from memdiag_node.trace.page_trace import PageTrace
+from memdiag_node.trace.objects import ObjectResult
 from memdiag_node.trace.result import TraceResult
 from memdiag_node.trace.settings import TraceSettings
 
 _WAIT_STEP_SECONDS = 0.25
 # Shares of the remaining grace period, after the run was asked to stop.
-_TALLY_SHARE, _CENSUS_SHARE, _PROCESS_SHARE, _SAMPLE_SHARE = 0.4, 0.3, 0.2, 0.1
+_CENSUS_SHARE, _PROCESS_SHARE, _SAMPLE_SHARE = 0.3, 0.2, 0.1
 _SAMPLE_SECONDS = 5.0
 
 
@@ -79,6 +81,7 @@ class Capture:
     not_seen: list[str] = field(default_factory=list)
     """What the scan of other holders could not see, as text."""
     trace: TraceResult | None = None
+    traced_objects: ObjectResult | None = None
     census: FrameCensus | None = None
     objects: ObjectFindings | None = None
     processes: ProcessScan | None = None
@@ -102,24 +105,18 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
         objects = _open_objects(attached, attempts, sockets, types, stop)
         opened = _opened_memory(sockets, objects)
         accounts = start_accounts(attempts, opened, partial(_open_for_accounts, attached, types), roots, stop)
+        slabs = _slab_memory(attached, attempts, objects, types)
         types.free()
-        trace = _open_trace(attached, attempts, settings, roots, stop)
+        traces = _start_traces(attached, attempts, settings, roots, stop)
         if not attempts.checks:
             failure = MeasurementError if stop.is_set() else UnsupportedError
             raise failure(f"no check is possible on this host:\n{explain_missing(attempts.needs)}")
-        if sockets or trace:
-            attempts.progress(
-                f"tracing for {settings.duration_seconds:.0f} s" if trace else "waiting for the second scan"
-            )
-            captured.interrupted = _wait(settings.duration_seconds, stop, trace, attempts)
-        else:
-            captured.interrupted = stop.is_set()  # before anything could be measured over a window
-        _end_window(trace, attempts)
+        captured.interrupted = _window(settings, stop, sockets, traces, attempts)
         census = _take_census(objects, attempts, captured)
         if sockets:
             _scan_again(captured, sockets, census, attempts, owner_reader(roots, settings))
-        if trace:
-            captured.trace = _finish(trace, attempts, stop)
+        if traces:
+            captured.trace, captured.traced_objects = traces.finish(stop, slabs)
         if sockets:
             _add_traced(captured, sockets, attempts)
         if census:
@@ -287,62 +284,62 @@ def _open_sockets(attached: ExitStack, attempts: Attempts, types: _KernelTypes, 
     return None
 
 
-def _open_trace(
+def _start_traces(
     attached: ExitStack, attempts: Attempts, settings: Settings, roots: HostRoots, stop: Stop
-) -> PageTrace | None:
+) -> AllocationTraces | None:
     if Check.ALLOC_PAGE_TRACE not in attempts.checks:
         return None
     if stop.is_set():
         attempts.skip(Check.ALLOC_PAGE_TRACE)
         return None
-    with attempts.step(Check.ALLOC_PAGE_TRACE, "starting the trace"):
-        trace_settings = TraceSettings(settings.duration_seconds, cpu_budget_share=settings.cpu_budget_share)
-        return attached.enter_context(PageTrace(trace_settings, roots=roots))
+    trace_settings = TraceSettings(settings.duration_seconds, cpu_budget_share=settings.cpu_budget_share)
+    return AllocationTraces.start(trace_settings, opened=attached, attempts=attempts, roots=roots)
+
+
+def _slab_memory(
+    attached: ExitStack, attempts: Attempts, objects: KernelObjects | None, types: _KernelTypes
+) -> SlabMemory | None:
+    """Return what slabs are read through. None if nothing needs it, or if this kernel has another slab allocator."""
+    if objects or Check.ALLOC_PAGE_TRACE not in attempts.checks:
+        return objects.slab_memory() if objects else None
+    with attempts.step(Check.ALLOC_PAGE_TRACE, "preparing to read slabs", optional=True):
+        at = object_layout(types.load())
+        return SlabMemory(open_memory(at, attached), at, None) if at else None
     return None
 
 
-def _wait(duration_seconds: float, stop: Stop, trace: PageTrace | None, attempts: Attempts) -> bool:
+def _window(
+    settings: Settings,
+    stop: Stop,
+    sockets: _Sockets | None,
+    traces: AllocationTraces | None,
+    attempts: Attempts,
+) -> bool:
+    """Wait until the end of the window, if anything is measured over it. Return True if it was ended early."""
+    if not sockets and not traces:
+        return stop.is_set()
+    attempts.progress(f"tracing for {settings.duration_seconds:.0f} s" if traces else "waiting for the second scan")
+    is_interrupted = _wait(settings.duration_seconds, stop, traces, attempts)
+    if traces:
+        traces.stop_recording()
+    return is_interrupted
+
+
+def _wait(duration_seconds: float, stop: Stop, traces: AllocationTraces | None, attempts: Attempts) -> bool:
     """Wait until the end of the window. Return True if it was ended early."""
     end = time.monotonic() + duration_seconds
     while (left := end - time.monotonic()) > 0:
         if stop.is_set():
             return True
         time.sleep(min(left, _WAIT_STEP_SECONDS))
-        if trace:
+        if traces:
             is_on_time = False
             with attempts.step(Check.ALLOC_PAGE_TRACE, "advancing the trace", optional=True):
-                trace.advance()
+                traces.advance()
                 is_on_time = True
             if not is_on_time:  # its slices would be wrong from here on
                 return True
     return False
-
-
-def _end_window(trace: PageTrace | None, attempts: Attempts) -> None:
-    """Stop recording new allocations before the holders are scanned. The trace sees frees until its own end.
-
-    So a block that a holder has and that is outstanding at the end belongs to that holder: it was not freed and
-    allocated again in between.
-    """
-    if trace:
-        with attempts.step(Check.ALLOC_PAGE_TRACE, "ending the window", optional=True):
-            trace.stop_recording()
-
-
-def _finish(trace: PageTrace, attempts: Attempts, stop: Stop) -> TraceResult | None:
-    budget = stop.budget(math.inf, share=_TALLY_SHARE)
-    with attempts.step(Check.ALLOC_PAGE_TRACE, "reading the result"):
-        result = trace.finish(budget.late)
-        if budget.ran_out:
-            attempts.fail(
-                Check.ALLOC_PAGE_TRACE,
-                "the run was asked to stop: a part of the outstanding blocks was not checked against the use of their "
-                "frames",
-                optional=True,
-                remedy="Allow a longer grace period (--grace; in a cluster, runner.terminationGraceSeconds).",
-            )
-        return result
-    return None
 
 
 def _count(captured: Capture, census: TakenCensus | None, attempts: Attempts, roots: HostRoots, stop: Stop) -> None:

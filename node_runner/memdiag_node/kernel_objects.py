@@ -38,6 +38,7 @@ from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.slab.census import SlabCensus
 from memdiag_node.slab.layout import object_layout
+from memdiag_node.slab.lookup import SlabMemory
 from memdiag_node.slab.page_scan import load_slab_programs
 from memdiag_node.time_budget import Stop
 
@@ -101,6 +102,10 @@ class KernelObjects:
     def cgroups(self) -> tuple[KernelMemory, Mapping[str, int]]:
         """What a reader of the memory cgroups needs: kernel memory, and the offsets of `account_layout` in it."""
         return self._memory, self._at
+
+    def slab_memory(self) -> SlabMemory:
+        """What slabs are read through."""
+        return SlabMemory(self._memory, self._at, self._programs)
 
     def names(self) -> AddressNames:
         """The names of addresses."""

@@ -26,8 +26,9 @@ from memdiag_node.sockets.coverage import coverage_of
 from memdiag_node.sockets.holders import socket_holdings
 from memdiag_node.sockets.scan import SocketScan
 from memdiag_node.time_budget import Stop
+from memdiag_node.trace.merged import merge
+from memdiag_node.trace.objects import ObjectResult
 from memdiag_node.trace.result import TraceResult
-from memdiag_node.trace.stacks import fold_stacks
 
 MAX_SINGLE_SOCKETS = 192
 """More sockets are summed up by process, which leaves space for these sums and for other holders."""
@@ -95,7 +96,7 @@ def _measurements(
             measured = replace(measured, holdings=holdings, own_holdings=own, coverage=coverage)
     if captured.trace:
         with attempts.step(Check.ALLOC_PAGE_TRACE, "describing the stacks"):
-            trace, stacks, traced = _traced(captured.trace)
+            trace, stacks, traced = _traced(captured.trace, captured.traced_objects)
             measured = replace(measured, trace=trace, stacks=stacks, traced=traced)
     if readings:
         with attempts.step(Check.BREAKDOWN, "computing the result"):
@@ -170,7 +171,8 @@ def _holdings(
     return by_size([*sockets, *(captured.others or ())]), coverage
 
 
-def _traced(result: TraceResult) -> tuple[Trace, list[Stack], TracedBlocks]:
+def _traced(result: TraceResult, objects: ObjectResult | None) -> tuple[Trace, list[Stack], TracedBlocks]:
+    merged = merge(result, objects, top_n=limits.MAX_STACKS)
     trace = Trace(
         outstanding_bytes=result.outstanding_bytes,
         outstanding_blocks=result.outstanding_blocks,
@@ -179,7 +181,7 @@ def _traced(result: TraceResult) -> tuple[Trace, list[Stack], TracedBlocks]:
             ContainerShare(container_id=one.container_id, pod_uid=one.pod_uid, size_bytes=one.size_bytes)
             for one in result.charges[: limits.MAX_CHARGES]
         ],
-        counters=result.counters,
+        object_classes=objects.classes if objects else [],
+        counters=merged.counters,
     )
-    traced = TracedBlocks(result.blocks, result.memory_classes, result.struct_page_bytes)
-    return trace, fold_stacks(result, limits.MAX_STACKS), traced
+    return trace, merged.stacks, TracedBlocks(merged.blocks, merged.memory_classes, result.struct_page_bytes)

@@ -33,6 +33,16 @@ _GUARDED_PAGES = 1 << 7
 
 
 @dataclass(frozen=True, slots=True)
+class SlabMemory:
+    """Kernel memory through which slabs are read."""
+
+    memory: KernelMemory
+    at: Mapping[str, int]
+    """The result of object_layout."""
+    programs: BpfObject | None
+
+
+@dataclass(frozen=True, slots=True)
 class LocatedObjects:
     """What is known about each of some addresses."""
 

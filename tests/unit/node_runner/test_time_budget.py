@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from memdiag_node import capture
+from memdiag_node import allocation_traces, capture
 from memdiag_node.sockets import scanner as sockets
 from memdiag_node.time_budget import USABLE_GRACE, Budget, Stop
 
@@ -87,7 +87,7 @@ def test_all_steps_of_a_run_together_end_within_the_grace_period(clock: Clock, g
     start = clock.seconds
     shares = (
         *(sockets._LISTING_SHARE, sockets._WALKING_SHARE, sockets._CONFIRMING_SHARE, sockets._OTHERS_SHARE),
-        *(capture._TALLY_SHARE, capture._CENSUS_SHARE),
+        *(allocation_traces._TALLY_SHARE, capture._CENSUS_SHARE),
     )
     for share in shares:
         seconds_until_late(stop.budget(math.inf, share=share), clock)
