@@ -22,6 +22,7 @@ _OWNED_BY_PROCESSES = (ClassName.PAGE_TABLES, ClassName.KERNEL_STACK, ClassName.
 _IN_SLABS = re.compile(r"allocate_slab|new_slab")
 _FILLED_BY_SETUP = (ClassName.VMALLOC, ClassName.PERCPU, ClassName.ZSMALLOC, ClassName.BALLOON)
 """New pods, cgroups, programs and devices take such memory once, for as long as they exist."""
+_SET_UP = (OwnerKind.KERNEL, OwnerKind.MODULE)
 _BURST_FREED_SHARE = 0.1
 
 
@@ -86,7 +87,7 @@ def _steady(situation: Situation, index: int, own_bytes: int, unheld_bytes: int)
             f"{size} are outstanding, allocated throughout the window (threshold: "
             f"{format_bytes(situation.thresholds.suspect_floor_bytes)})",
             f"growth is {rate}/s, with a standard error of {format_bytes(stack.growth_error_bytes_per_second)}/s",
-            *([] if owner.kind is OwnerKind.CALL_STACK else [f"the call stack shows that it belongs to {owner.name}"]),
+            *([f"the call stack shows that it belongs to {owner.name}"] if owner.kind in _SET_UP else []),
             *([why] if why else []),
             *(
                 [f"at this rate, free and reclaimable memory lasts for {format_duration(left_seconds)}"]

@@ -4,17 +4,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from memdiag_api import limits
 from memdiag_api.evidence import AllocatingProcess, AllocationUnit, Context, Stack, Trend
 from memdiag_api.findings import Confidence, FindingKind, FindingTrend, FreedBy, LeakAnswer
 from memdiag_api.memory_classes import ClassName
-from memdiag_api.owners import MemoryOwner, OwnerKind
+from memdiag_api.owners import MemoryOwner
 from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes, format_duration
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.object_uses import ObjectUse, object_use
 from memdiag_node.findings.situation import Situation
-from memdiag_node.findings.stack_owners import is_reclaimed_cache, stack_owner
+from memdiag_node.findings.stack_owners import is_reclaimed_cache, process_owner, stack_owner
 from memdiag_node.trace.stacks import first_name
 
 _OFFSET = re.compile(r"\+0x[0-9a-f]+(/0x[0-9a-f]+)?")
@@ -176,15 +175,7 @@ def _owner(stack: Stack, use: ObjectUse) -> MemoryOwner:
     main = _main_process(stack)
     if use is not ObjectUse.OF_PROCESSES or main is None:
         return stack_owner(stack)
-    return MemoryOwner(
-        kind=OwnerKind.PROCESS,
-        name=shown_process(main.comm, main.pid)[: limits.MAX_SHORT_TEXT],
-        pid=main.pid,
-        comm=main.comm,
-        processes=1,
-        container_id=main.container_id,
-        pod_uid=main.pod_uid,
-    )
+    return process_owner(main)
 
 
 def _main_process(stack: Stack) -> AllocatingProcess | None:

@@ -3,9 +3,10 @@
 import re
 
 from memdiag_api import limits
-from memdiag_api.evidence import Stack
+from memdiag_api.evidence import AllocatingProcess, Stack
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import MemoryOwner, OwnerKind
+from memdiag_api.process_name import shown_process
 from memdiag_node.findings.vmalloc import is_bpf
 from memdiag_node.kernel.symbols import function_name
 from memdiag_node.trace.stacks import first_name
@@ -16,6 +17,7 @@ _RECLAIMED = re.compile(
 )
 """Private caches of the kernel, which their shrinkers give back: XFS and bcachefs buffers, ZFS ARC, TTM's pool."""
 _OF_CGROUPS = re.compile(r"mem_cgroup_css_alloc|mem_cgroup_alloc|cgroup_mkdir|cgroup_rstat_init|css_rstat_init")
+_OF_PROCESSES = (ClassName.KERNEL_STACK, ClassName.PAGE_TABLES)
 _BY_SETUP = (ClassName.VMALLOC, ClassName.PERCPU)
 
 
@@ -32,9 +34,12 @@ def passes(stack: Stack, functions: re.Pattern[str]) -> bool:
 def stack_owner(stack: Stack) -> MemoryOwner:
     """Return the owner of the memory of a stack, with the process and container that allocated most of it.
 
-    Vmalloc and per-CPU memory belong to what was set up: BPF, memory cgroups, or a module. Otherwise it is the stack.
+    Vmalloc and per-CPU memory belong to what was set up: BPF, memory cgroups, or a module. Kernel stacks and page
+    tables belong to the process. Otherwise it is the stack.
     """
     process = stack.processes[0] if stack.processes else None
+    if process and stack.memory_class in _OF_PROCESSES:
+        return process_owner(process)
     kind, name = _set_up(stack) or (OwnerKind.CALL_STACK, first_name(stack.frames) or "")
     return MemoryOwner(
         kind=kind,
@@ -43,6 +48,19 @@ def stack_owner(stack: Stack) -> MemoryOwner:
         comm=process.comm if process else "",
         container_id=process.container_id if process else "",
         pod_uid=process.pod_uid if process else "",
+    )
+
+
+def process_owner(process: AllocatingProcess) -> MemoryOwner:
+    """Return a process as an owner, as it was when it allocated."""
+    return MemoryOwner(
+        kind=OwnerKind.PROCESS,
+        name=shown_process(process.comm, process.pid)[: limits.MAX_SHORT_TEXT],
+        pid=process.pid,
+        comm=process.comm,
+        processes=1,
+        container_id=process.container_id,
+        pod_uid=process.pod_uid,
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from memdiag_api.evidence import Breakdown, Context, HeldBy, MemoryClass, Stack, Trend
+from memdiag_api.evidence import AllocatingProcess, Breakdown, Context, HeldBy, MemoryClass, Stack, Trend
 from memdiag_api.findings import LeakAnswer
 from memdiag_api.owners import OwnerKind
 from memdiag_node.findings.draft import Draft
@@ -24,6 +24,7 @@ GROWING = Stack(
     growth_bytes_per_second=MIB,
     trend=Trend.GROWING,
 )
+JAVA = AllocatingProcess(pid=7, comm="java", outstanding_bytes=60 * MIB)
 
 
 def found(
@@ -133,16 +134,18 @@ def test_a_stack_that_mostly_fills_a_leaking_holder(of_suspect_bytes: int, expla
             "memory cgroups",
         ),
         ({"memory_class": "Vmalloc", "frames": ["some_alloc+0x1"]}, OwnerKind.CALL_STACK, "some_alloc+0x1"),
+        ({"memory_class": "KernelStack", "processes": [JAVA]}, OwnerKind.PROCESS, "java[7]"),
+        ({"memory_class": "PageTables", "processes": [JAVA]}, OwnerKind.PROCESS, "java[7]"),
+        ({"memory_class": "PageTables"}, OwnerKind.CALL_STACK, "driver_alloc+0x10 [driver]"),
+        ({"processes": [JAVA]}, OwnerKind.CALL_STACK, "driver_alloc+0x10 [driver]"),
     ],
 )
-def test_what_was_set_up_is_the_owner_of_vmalloc_and_percpu(
-    changes: dict[str, Any], kind: OwnerKind, name: str
-) -> None:
+def test_the_owner_is_who_the_stack_and_the_class_show(changes: dict[str, Any], kind: OwnerKind, name: str) -> None:
     (draft,) = found(**changes)
     assert draft.owner is not None
     assert (draft.owner.kind, draft.owner.name) == (kind, name)
     is_said = f"the call stack shows that it belongs to {name}" in draft.reasons
-    assert is_said == (kind is not OwnerKind.CALL_STACK)
+    assert is_said == (kind in (OwnerKind.KERNEL, OwnerKind.MODULE))
 
 
 @pytest.mark.parametrize("memory_class", ["Slab", "Vmalloc", "Percpu", "PageTables", "KernelStack", "Zsmalloc"])

@@ -1,5 +1,6 @@
 """Findings about slab objects that a call stack keeps allocating, by table."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -50,14 +51,14 @@ LARGE = {"outstanding_bytes": 20 * MIB}
 SMALL = {"outstanding_bytes": MIB, "growth_bytes_per_second": MIB / 60}
 
 
-def measured(*stacks: Stack, caches: tuple[SlabCache, ...] = (), **classes: int) -> Measurements:
+def measured(*stacks: Stack, caches: tuple[SlabCache, ...] = (), grown: Mapping[str, int] = {}) -> Measurements:
     breakdown = Breakdown(
         mem_total_bytes=16 * GIB,
         classes=[
             MemoryClass(name="MemFree", group="Free", size_bytes=8 * GIB),
             *(
                 MemoryClass(name=name, group="Kernel", size_bytes=100 * MIB, change_bytes=grew)
-                for name, grew in classes.items()
+                for name, grew in grown.items()
             ),
         ],
         alloc_page_bytes=0,
@@ -260,10 +261,10 @@ def of_class(memory_class: str) -> Stack:
 @pytest.mark.parametrize("name", ["SUnreclaim", "Vmalloc", "Percpu"])
 def test_growth_that_a_stack_explains_is_not_that_of_its_class_again(name: str) -> None:
     stack = LEAK.model_copy(update={"outstanding_bytes": 30 * MIB}) if name == "SUnreclaim" else of_class(name)
-    quiet = [one for one in concluded(measured(stack, **{name: 35 * MIB})) if one.memory_class == name]
+    quiet = [one for one in concluded(measured(stack, grown={name: 35 * MIB})) if one.memory_class == name]
     assert FindingKind.GROWING_CLASS not in [one.kind for one in quiet]
     assert quiet[0].kind is FindingKind.GROWING_ALLOCATION
-    loud = [one.kind for one in concluded(measured(stack, **{name: 60 * MIB}))]
+    loud = [one.kind for one in concluded(measured(stack, grown={name: 60 * MIB}))]
     assert FindingKind.GROWING_CLASS in loud
 
 
