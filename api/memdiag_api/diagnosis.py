@@ -259,7 +259,13 @@ class StackSummary(ApiModel):
     context: Context
     trend: Trend
     outstanding_bytes: ByteCount
-    outstanding_blocks: Count = Field(description="Number of blocks allocated in the window and not freed.")
+    outstanding_blocks: Count = Field(
+        description="Number of blocks, or of objects, allocated in the window and not freed."
+    )
+    memory_class: ShortText = Field(
+        default=ClassName.ALLOC_PAGE.value, description="Class of the memory: AllocPage, Slab, Vmalloc, ..."
+    )
+    slab_cache: ShortText = Field(default="", description="Slab cache of the memory if memoryClass is Slab.")
     growth_bytes_per_second: float = Field(default=0, description="Growth rate of the outstanding bytes.")
     processes: list[ShortText] = Field(
         default_factory=list,
@@ -439,7 +445,7 @@ class NodeResult(ApiModel):
     top_stacks: list[StackSummary] = Field(
         default_factory=list,
         max_length=limits.MAX_TOP,
-        description="Call stacks whose pages were not freed, largest first.",
+        description="Call stacks whose memory was not freed, largest first.",
     )
     top_holders: list[HolderSummary] = Field(
         default_factory=list, max_length=limits.MAX_TOP, description="Objects that pin memory, largest first."

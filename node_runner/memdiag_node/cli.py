@@ -16,7 +16,7 @@ from memdiag_api.history import HISTORY_VARIABLE, RunSummary
 from memdiag_api.units import parse_duration_seconds
 from memdiag_node.capture import UnsupportedError
 from memdiag_node.conclusion.document import keep
-from memdiag_node.findings.thresholds import DAY_SECONDS, MIB, Thresholds
+from memdiag_node.findings.thresholds import DAY_SECONDS, KIB, MIB, Thresholds
 from memdiag_node.history import HistoryError, history_of_variable, read_history
 from memdiag_node.preflight.checks import preflight
 from memdiag_node.procfs.roots import HostRoots
@@ -254,6 +254,13 @@ def _add_thresholds(group: argparse._ArgumentGroup) -> None:
             "DAYS",
             "growth matters if it exhausts the machine's free and reclaimable memory within this time",
         ),
+        (
+            "--object-growth-kib-per-minute",
+            _kibibytes,
+            defaults.object_growth_per_minute_bytes // KIB,
+            "KIB",
+            "slab objects of one call stack may be a leak if they grow by at least this much a minute",
+        ),
     )
     for name, parse, default, metavar, text in options:
         group.add_argument(name, type=parse, default=default, metavar=metavar, help=f"{text} (default: %(default)s)")
@@ -277,6 +284,7 @@ def _thresholds(options: argparse.Namespace) -> Thresholds:
         slow_drain_seconds=options.slow_drain_seconds,
         growth_per_day_bytes=options.growth_mib_per_day * MIB,
         exhaustion_seconds=options.exhaustion_days * DAY_SECONDS,
+        object_growth_per_minute_bytes=options.object_growth_kib_per_minute * KIB,
     )
 
 
@@ -332,6 +340,12 @@ def _top_n(text: str) -> int:
 def _mebibytes(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= MAX_MEBIBYTES:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of MiB from 1 to {MAX_MEBIBYTES}")
+    return int(text)
+
+
+def _kibibytes(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_MEBIBYTES << 10:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of KiB from 1 to {MAX_MEBIBYTES << 10}")
     return int(text)
 
 

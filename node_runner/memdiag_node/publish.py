@@ -36,7 +36,7 @@ def publish(evidence: Evidence, output: Output, stream: BinaryIO, termination_lo
         case Output.JSON:
             stream.write(encode(evidence) + b"\n")
         case Output.FOLDED:
-            stream.write(to_folded(evidence.stacks).encode())
+            stream.write(to_folded(evidence.stacks, evidence.trace.object_classes if evidence.trace else ()).encode())
         case Output.FRAMED:
             document = publishable(evidence)
             _write_termination(termination_log, _delivered(evidence, document))

@@ -152,6 +152,9 @@ class ThresholdSettings(Settings):
             gt=0, le=36_500, allow_inf_nan=False, description="until growth exhausts the node: slower growth is fine"
         ),
     ] = 30.0
+    object_growth_kibibytes_per_minute: Annotated[
+        int, Field(ge=1, le=1 << 30, description="of slab objects of one call stack that may be a leak")
+    ] = 512
 
 
 class GraceSettings(Settings):

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from memdiag_api.census.slab import SlabCache, SlabCaches
 from memdiag_api.containers import ContainerAccount, RemovedCgroups
 from memdiag_api.evidence import (
+    AllocatingProcess,
+    AllocationUnit,
     Breakdown,
     Census,
     Check,
@@ -39,6 +41,7 @@ PAGE, STRUCT_PAGE = 4096, 64
 MIB = 1 << 20
 NODE = "node-1"
 MEM_TOTAL_BYTES = 16 << 30
+CACHES = ["kmalloc-64", "dentry", "skbuff_head_cache", "x" * 253]
 MAX_STACKS = 64  # as in memdiag_node.run
 CLASSES = ["SUnreclaim", "SReclaimable", "Vmalloc", "Shmem", "Percpu", "AnonPages", "FileCache", "PageTables"]
 ModelT = TypeVar("ModelT", bound=Record)
@@ -113,12 +116,29 @@ STACKS = made(
     Stack,
     frames=st.lists(TEXT, max_size=64),
     context=st.sampled_from(Context),
-    memory_class=st.sampled_from(["AllocPage", "Slab"]),
+    memory_class=st.sampled_from(["AllocPage", "Slab", "Vmalloc", "Percpu", "KernelStack", "PageTables"]),
+    unit=st.sampled_from(AllocationUnit),
+    slab_cache=st.sampled_from(["", *CACHES, "filp", "nf_conntrack", "x" * 256]),
+    reclaimable=st.booleans(),
     outstanding_bytes=st.integers(0, 2**40),
     outstanding_blocks=st.integers(0, 2**30),
     growth_bytes_per_second=st.floats(-1e12, 1e12),
     trend=st.sampled_from(Trend),
+    sampled_share=st.sampled_from([1, 1 / 16]),
+    error_bytes=st.sampled_from([0, MIB]),
+    processes=st.lists(
+        made(
+            AllocatingProcess,
+            pid=st.integers(0, 5),
+            comm=TEXT,
+            container_id=IDS,
+            pod_uid=IDS,
+            outstanding_bytes=st.integers(0, 2**40),
+        ),
+        max_size=3,
+    ),
 )
+OBJECT_CLASSES = st.lists(st.sampled_from(["Slab", "Vmalloc", "Percpu"]), unique=True)
 TRACED = st.lists(
     st.tuples(st.integers(0, 800), st.integers(0, 3), st.just(1), st.integers(-1, 90), st.floats(1, 64)), max_size=60
 )
@@ -164,7 +184,7 @@ SLABS = made(
     caches=st.lists(
         made(
             SlabCache,
-            name=st.sampled_from(["kmalloc-64", "dentry", "skbuff_head_cache", "x" * 253]),
+            name=st.sampled_from(CACHES),
             size_bytes=st.integers(0, 2**35),
             slabs=st.just(1),
             objects=st.integers(0, 2**40),
@@ -274,6 +294,7 @@ def measurements(draw: st.DrawFn) -> Measurements:
             outstanding_bytes=draw(st.integers(0, 2**40)),
             outstanding_blocks=3,
             slice_seconds=3,
+            object_classes=draw(OBJECT_CLASSES),
             counters=draw(
                 made(
                     TraceCounters,
@@ -282,6 +303,9 @@ def measurements(draw: st.DrawFn) -> Measurements:
                     lost_record_bytes=st.integers(0, 2**40),
                     missed_runs=st.integers(0, 2**40),
                     untraced_bytes=st.integers(-(2**40), 2**40),
+                    recorded_objects=st.integers(0, 2**40),
+                    lost_objects=st.integers(0, 2**40),
+                    unresolved_objects=st.integers(0, 2**40),
                 )
             ),
         ),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from memdiag_api.evidence import Breakdown, Census, Check, Holder, ScanCoverage, Stack, Trace
+from memdiag_api.evidence import Breakdown, Census, Check, Holder, ScanCoverage, Stack, Trace, TraceCounters
 from memdiag_api.units import format_bytes
 from memdiag_node.trace.stacks import lacks_names
 
@@ -11,6 +11,7 @@ LARGEST_FRAGMENT_BYTES = 32 << 10
 """Size of the network stack's allocations for fragments and heads: the most that one packet of any size can pin."""
 _MISSED_SHARE = 0.01
 _GRAVE_MISSED_SHARE = 0.1
+_LOST_OBJECTS_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ def trace_doubts(trace: Trace, breakdown: Breakdown | None, *, suspect_bytes: in
         )
     if counters.lost_stacks:
         yield Doubt(f"{counters.lost_stacks} allocations have no call stack", forbids_no=False)
+    yield from _object_doubts(counters)
     missed, runs = counters.missed_runs, counters.missed_runs + counters.events_seen
     if missed >= _MISSED_SHARE * runs and missed * LARGEST_FRAGMENT_BYTES >= suspect_bytes:
         yield Doubt(
@@ -105,6 +107,22 @@ def trace_doubts(trace: Trace, breakdown: Breakdown | None, *, suspect_bytes: in
         yield Doubt(
             f"the trace and the kernel's own counters of allocations differ by "
             f"{format_bytes(abs(counters.untraced_bytes))}",
+            forbids_no=False,
+        )
+
+
+def _object_doubts(counters: TraceCounters) -> Iterator[Doubt]:
+    """Yield losses of the object trace: the figures of stacks of objects are too low then."""
+    recorded, lost, unresolved = counters.recorded_objects, counters.lost_objects, counters.unresolved_objects
+    if lost > _LOST_OBJECTS_SHARE * (recorded + lost):
+        yield Doubt(
+            f"{lost} of {recorded + lost} slab objects, vmalloc areas and per-CPU allocations were not recorded "
+            "because the trace's table was full",
+            forbids_no=False,
+        )
+    if unresolved > _LOST_OBJECTS_SHARE * recorded:
+        yield Doubt(
+            f"{unresolved} of {recorded} recorded slab objects are in no slab that could be read, and in no call stack",
             forbids_no=False,
         )
 

@@ -3,29 +3,26 @@
 import re
 from collections.abc import Collection, Iterator
 
-from memdiag_api import limits
 from memdiag_api.evidence import Stack, Trend
 from memdiag_api.findings import Confidence, FindingKind, FreedBy, LeakAnswer
 from memdiag_api.memory_classes import ClassName
-from memdiag_api.owners import MemoryOwner, OwnerKind
+from memdiag_api.owners import OwnerKind
 from memdiag_api.units import format_bytes, format_duration
 from memdiag_node.findings.draft import Draft
+from memdiag_node.findings.growing_objects import of_slab_cache, stack_class
 from memdiag_node.findings.situation import Situation
-from memdiag_node.kernel.symbols import function_name
+from memdiag_node.findings.stack_owners import is_reclaimed_cache, passes, stack_owner
 from memdiag_node.trace.stacks import first_name
 
-_RECLAIMED = re.compile(
-    r"xfs_buf_\w+|_xfs_buf_\w+|abd_alloc\w*|zio_(data_)?buf_alloc|arc_\w+|ttm_pool_\w+|bch2_btree_\w+|"
-    r"btrfs_alloc_page_array"
-)
-"""Private caches of the kernel, which their shrinkers give back: XFS and bcachefs buffers, ZFS ARC, TTM's pool."""
 _OF_PROCESSES = re.compile(
     r"dup_task_struct|alloc_thread_stack_node|copy_process|_*kvm_mmu_topup_memory_cache|tdp_mmu_alloc_\w+|kvm_mmu_\w+"
 )
 """Stacks of new threads, and page tables of virtual machines: they go with their processes."""
 _OWNED_BY_PROCESSES = (ClassName.PAGE_TABLES, ClassName.KERNEL_STACK, ClassName.SECONDARY_PAGE_TABLES)
+_IN_SLABS = re.compile(r"allocate_slab|new_slab")
 _FILLED_BY_SETUP = (ClassName.VMALLOC, ClassName.PERCPU, ClassName.ZSMALLOC, ClassName.BALLOON)
 """New pods, cgroups, programs and devices take such memory once, for as long as they exist."""
+_SET_UP = (OwnerKind.KERNEL, OwnerKind.MODULE)
 _BURST_FREED_SHARE = 0.1
 
 
@@ -35,10 +32,11 @@ def growing_allocations(situation: Situation, suspects: Collection[int]) -> Iter
     A steady growth counts from the floor of the suspect size, if its rate matters (Thresholds.is_relevant_growth). A
     burst counts from the suspect size. `suspects` are the indexes of holders of which a finding says that they leak:
     a stack that fills them is not a second leak. If they have most of it and other holders the rest, it is the same
-    flow of data, as a sender's queue is to its receiver's.
+    flow of data, as a sender's queue is to its receiver's. Memory of slab caches is judged by growing_objects.
     """
-    for index, stack in enumerate(situation.measured.stacks):
-        if first_name(stack.frames) is None:
+    for index in situation.measured.judged_stacks:
+        stack = situation.measured.stacks[index]
+        if first_name(stack.frames) is None or of_slab_cache(stack):
             continue
         of_suspects_bytes = sum(part.size_bytes for part in stack.held_by if part.holder in suspects)
         own_bytes = stack.outstanding_bytes - min(of_suspects_bytes, stack.outstanding_bytes)
@@ -48,7 +46,7 @@ def growing_allocations(situation: Situation, suspects: Collection[int]) -> Iter
             continue
         if stack.trend is Trend.GROWING and own_bytes >= situation.thresholds.suspect_floor_bytes:
             yield from _steady(situation, index, own_bytes, unheld_bytes)
-        elif unheld_bytes >= situation.suspect_bytes and _is_burst(stack):
+        elif unheld_bytes >= situation.suspect_bytes and _is_burst(stack) and not _is_of_processes(stack):
             yield _burst(situation, index, unheld_bytes)
 
 
@@ -68,6 +66,7 @@ def _steady(situation: Situation, index: int, own_bytes: int, unheld_bytes: int)
     size, rate = format_bytes(own_bytes), format_bytes(stack.growth_bytes_per_second)
     is_reclaimed = is_reclaimed_cache(stack)
     leak, why = _leak(stack)
+    owner = stack_owner(stack)
     frame = first_name(stack.frames)
     if is_reclaimed:
         sentence = f"A cache of the kernel fills through {frame} at {rate}/s: it is given back when memory is needed."
@@ -75,10 +74,10 @@ def _steady(situation: Situation, index: int, own_bytes: int, unheld_bytes: int)
         sentence = f"Allocations through {frame} grow by {rate}/s: {size} were not freed in the window."
     yield Draft(
         kind=FindingKind.GROWING_ALLOCATION,
-        memory_class=stack.memory_class,
+        memory_class=stack_class(stack),
         size_bytes=own_bytes,
         claims_bytes=_claims(stack, unheld_bytes),
-        owner=_owner(stack),
+        owner=owner,
         trend=trend,
         leak=leak,
         reclaimable=is_reclaimed,
@@ -88,6 +87,7 @@ def _steady(situation: Situation, index: int, own_bytes: int, unheld_bytes: int)
             f"{size} are outstanding, allocated throughout the window (threshold: "
             f"{format_bytes(situation.thresholds.suspect_floor_bytes)})",
             f"growth is {rate}/s, with a standard error of {format_bytes(stack.growth_error_bytes_per_second)}/s",
+            *([f"the call stack shows that it belongs to {owner.name}"] if owner.kind in _SET_UP else []),
             *([why] if why else []),
             *(
                 [f"at this rate, free and reclaimable memory lasts for {format_duration(left_seconds)}"]
@@ -114,10 +114,10 @@ def _burst(situation: Situation, index: int, unheld_bytes: int) -> Draft:
     is_joined = stack.memory_class == ClassName.ALLOC_PAGE  # holders of other classes are not known page by page
     return Draft(
         kind=FindingKind.GROWING_ALLOCATION,
-        memory_class=stack.memory_class,
+        memory_class=stack_class(stack),
         size_bytes=unheld_bytes,
         claims_bytes=_claims(stack, unheld_bytes),
-        owner=_owner(stack),
+        owner=stack_owner(stack),
         leak=LeakAnswer.NO if is_known else LeakAnswer.UNKNOWN,
         reclaimable=is_reclaimed,
         confidence=Confidence.MEDIUM,
@@ -138,37 +138,22 @@ def _leak(stack: Stack) -> tuple[LeakAnswer, str]:
     """Return whether steady growth through this stack is a leak, and why if it is not."""
     if is_reclaimed_cache(stack):
         return LeakAnswer.NO, "it is a cache that the kernel gives back when memory is needed"
-    if stack.memory_class in _OWNED_BY_PROCESSES or _passes(stack, _OF_PROCESSES):
+    if stack.memory_class == ClassName.SLAB and passes(stack, _IN_SLABS):
+        return LeakAnswer.UNKNOWN, "the slab cache that these pages are in is not known"
+    if _is_of_processes(stack):
         return LeakAnswer.NO, "it belongs to processes, and is freed when they exit"
     if stack.memory_class in _FILLED_BY_SETUP:
         return LeakAnswer.UNKNOWN, "new pods, programs and devices take such memory once, when they start"
     return LeakAnswer.YES, ""
 
 
-def is_reclaimed_cache(stack: Stack) -> bool:
-    """Return whether the stack fills a cache of the kernel that is given back under pressure."""
-    return _passes(stack, _RECLAIMED)
-
-
-def _passes(stack: Stack, functions: re.Pattern[str]) -> bool:
-    return any(functions.fullmatch(function_name(frame)) for frame in stack.frames)
+def _is_of_processes(stack: Stack) -> bool:
+    return stack.memory_class in _OWNED_BY_PROCESSES or passes(stack, _OF_PROCESSES)
 
 
 def _claims(stack: Stack, unheld_bytes: int) -> dict[str, int]:
-    """Return what no holder accounts for. Slab is judged by cache, where its memory counts."""
-    return {} if stack.memory_class == ClassName.SLAB else {stack.memory_class: max(0, unheld_bytes)}
-
-
-def _owner(stack: Stack) -> MemoryOwner:
-    process = stack.processes[0] if stack.processes else None
-    return MemoryOwner(
-        kind=OwnerKind.CALL_STACK,
-        name=(first_name(stack.frames) or "")[: limits.MAX_SHORT_TEXT],
-        pid=process.pid if process else 0,
-        comm=process.comm if process else "",
-        container_id=process.container_id if process else "",
-        pod_uid=process.pod_uid if process else "",
-    )
+    """Return what no holder accounts for. Other classes have owners of their own, who account for their memory."""
+    return {stack.memory_class: max(0, unheld_bytes)} if stack.memory_class == ClassName.ALLOC_PAGE else {}
 
 
 def _freed_by(stack: Stack) -> FreedBy | None:

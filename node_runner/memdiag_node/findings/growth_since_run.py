@@ -13,11 +13,11 @@ from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import MemoryOwner, OwnerKind
 from memdiag_api.units import format_bytes, format_duration
 from memdiag_node.findings.draft import Draft
-from memdiag_node.findings.growing_allocation import is_reclaimed_cache
 from memdiag_node.findings.growth_fit import Growth, Point, fall_bytes, fit
 from memdiag_node.findings.naming import THIS_RUN
 from memdiag_node.findings.run_summary import cache_sizes, holder_sizes, summary_of
 from memdiag_node.findings.situation import Situation
+from memdiag_node.findings.stack_owners import is_reclaimed_cache
 from memdiag_node.findings.thresholds import DAY_SECONDS
 
 _MAY_LEAK = (ClassName.SUNRECLAIM, ClassName.VMALLOC, ClassName.PERCPU, ClassName.SECONDARY_PAGE_TABLES)
@@ -369,7 +369,9 @@ def _why_given_back(situation: Situation, grown_bytes: int) -> str:
         if _PRIVATE_CACHES.fullmatch(cache.name) and cache.objects * situation.page_bytes >= _MAIN_SHARE * grown_bytes:
             return f"{cache.name} has {cache.objects:,} objects: their pages are a cache that the kernel can reclaim"
     if any(
-        is_reclaimed_cache(stack) and stack.outstanding_bytes >= situation.thresholds.suspect_floor_bytes
+        stack.memory_class == ClassName.ALLOC_PAGE
+        and is_reclaimed_cache(stack)
+        and stack.outstanding_bytes >= situation.thresholds.suspect_floor_bytes
         for stack in situation.measured.stacks
     ):
         return "a cache that the kernel can reclaim filled in the window"

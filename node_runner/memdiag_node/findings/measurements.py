@@ -11,6 +11,7 @@ from memdiag_api.evidence import Breakdown, Census, Check, Holder, Host, Need, S
 from memdiag_api.history import RunSummary
 from memdiag_api.machine import Machine
 from memdiag_api.owners import ClassOwners
+from memdiag_node.counted_stacks import counted_stacks
 from memdiag_node.findings.doubts import Doubt
 from memdiag_node.holding import Holding
 from memdiag_node.owners.process_memory import ProcessMemory
@@ -64,6 +65,16 @@ class Measurements:
     notes: Sequence[str] = ()
     doubts: Sequence[Doubt] = ()
     """What the run did not see, except what `checks`, `coverage`, `trace` and `census` show (conclusion.doubts)."""
+
+    @property
+    def object_classes(self) -> Sequence[str]:
+        """The classes of which objects were traced, and not only pages."""
+        return self.trace.object_classes if self.trace else ()
+
+    @property
+    def judged_stacks(self) -> list[int]:
+        """The indexes of the stacks that rules judge, each byte in one of them at most. The others are evidence."""
+        return counted_stacks(self.stacks, self.object_classes)
 
     @property
     def holders(self) -> list[Holder]:

@@ -13,6 +13,7 @@ from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.file_cache import file_cache
 from memdiag_node.findings.fragmentation import fragmentation
 from memdiag_node.findings.growing_allocation import growing_allocations
+from memdiag_node.findings.growing_objects import growing_objects
 from memdiag_node.findings.growth_since_run import growth_since_runs
 from memdiag_node.findings.huge_page_waste import huge_page_waste
 from memdiag_node.findings.huge_pages import unused_huge_pages
@@ -25,7 +26,7 @@ from memdiag_node.findings.ramfs import ramfs_files
 from memdiag_node.findings.removed_cgroups import removed_cgroups
 from memdiag_node.findings.shared_memory import shared_memory
 from memdiag_node.findings.situation import Situation
-from memdiag_node.findings.slab import slab_findings, slab_rest
+from memdiag_node.findings.slab import slab_findings, slab_rest, without_repeated
 from memdiag_node.findings.slow_reader import slow_readers
 from memdiag_node.findings.unread_socket import unread_sockets
 from memdiag_node.findings.unsent_data import unsent_data
@@ -43,11 +44,12 @@ def find(situation: Situation) -> list[Draft]:
     drafts += _about_cgroups(situation)
     drafts += _about_machine(situation)
     packets_bytes = _packet_slab_bytes(situation)
-    slab = list(slab_findings(situation, packet_bytes=packets_bytes))
+    objects = list(growing_objects(situation, packet_bytes=packets_bytes))
+    slab = list(slab_findings(situation, packet_bytes=packets_bytes, growing=objects))
+    drafts += without_repeated(situation, objects, slab)
     slab += slab_rest(situation, _claimed(slab).get(ClassName.SUNRECLAIM, 0), packet_bytes=packets_bytes)
     drafts += slab
-    judged: dict[str, int] = {ClassName.SUNRECLAIM: _judged_growth(situation, slab)}
-    drafts += growing_classes(situation, judged)
+    drafts += growing_classes(situation, _judged_growth(situation, drafts))
     drafts += growth_since_runs(situation)
     drafts += unexplained_classes(situation, _claimed(drafts), traced_bytes=_traced_bytes(drafts))
     drafts += plain_classes(situation, _claimed(drafts))
@@ -122,16 +124,23 @@ def _packet_slab_bytes(situation: Situation) -> int:
     return sum(packet_slab_bytes(one.holder) for one in situation.measured.holdings if one.is_alloc_page)
 
 
-def _judged_growth(situation: Situation, drafts: Iterable[Draft]) -> int:
-    """Return the growth of slab in the window that findings are about."""
-    seconds = situation.measured.window_seconds
-    return round(
-        sum(
-            one.trend.bytes_per_second * seconds
-            for one in drafts
-            if one.trend and one.kind is FindingKind.GROWING_CLASS and one.trend.bytes_per_second > 0
-        )
-    )
+def _judged_growth(situation: Situation, drafts: Iterable[Draft]) -> dict[str, int]:
+    """Return the growth in the window that findings about slab caches and call stacks are about, by class.
+
+    The growth of a slab cache counts once: for its own finding, or for those about the stacks that allocate in it.
+    """
+    seconds, stacks = situation.measured.window_seconds, situation.measured.stacks
+    judged: dict[str, int] = {}
+    caches = set()
+    for one in drafts:
+        if one.kind is FindingKind.GROWING_CLASS and one.trend and one.trend.bytes_per_second > 0:
+            caches.add(one.owner.name if one.owner else "")
+            judged[one.memory_class] = judged.get(one.memory_class, 0) + round(one.trend.bytes_per_second * seconds)
+    for one in drafts:
+        of_cache = {stacks[index].slab_cache for index in one.stacks} & caches
+        if one.kind is FindingKind.GROWING_ALLOCATION and not of_cache:
+            judged[one.memory_class] = judged.get(one.memory_class, 0) + one.size_bytes
+    return judged
 
 
 def _traced_bytes(drafts: Iterable[Draft]) -> int:

@@ -1,32 +1,39 @@
 """Findings about slab memory: a large or growing cache of kernel objects, and reclaimable ones (docs/findings.md)."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from memdiag_api import limits
 from memdiag_api.census.clues import Clue
 from memdiag_api.census.slab import SlabCache, SlabCaches
-from memdiag_api.evidence import Check
+from memdiag_api.evidence import Check, Trend
 from memdiag_api.findings import Confidence, FindingKind, FindingTrend, FreedBy, LeakAnswer
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import MemoryOwner, OwnerKind
 from memdiag_api.units import format_bytes
 from memdiag_node.findings.allocation_sites import sites_for
 from memdiag_node.findings.draft import Draft
+from memdiag_node.findings.growing_objects import of_slab_cache, shown_frame
+from memdiag_node.findings.object_uses import ObjectUse, objects_expire
 from memdiag_node.findings.situation import Situation
+from memdiag_node.trace.stacks import first_name
 
 _PACKET_CACHES = re.compile(r"skbuff_\w+|kmalloc-.*")
 """Caches in which packets and their heads are."""
 _SHOWN_CLUES = 3
 _CLUE_SHARE = 0.25
+_SHOWN_STACKS = 3
+_STACK_SHARE = 0.01
+_EXPLAINED_SHARE = 0.5
 _MODULE_SHARE = 0.5
 """If so many objects of a cache for any purpose point to a module, it allocated them, and may lose them."""
 
 
-def slab_findings(situation: Situation, *, packet_bytes: int) -> Iterator[Draft]:
+def slab_findings(situation: Situation, *, packet_bytes: int, growing: Sequence[Draft] = ()) -> Iterator[Draft]:
     """Yield a finding for each cache with the notable size, or that grew by the suspect size in the window.
 
-    `packet_bytes`: slab memory of packets, which findings about their holders account for.
+    `packet_bytes`: slab memory of packets, which findings about their holders account for. `growing`: the findings
+    about stacks whose slab objects grow. If they have most of the growth of a cache, it is not a second finding.
     """
     census = situation.measured.census
     if census is None or census.slab is None:
@@ -36,12 +43,41 @@ def slab_findings(situation: Situation, *, packet_bytes: int) -> Iterator[Draft]
         known_bytes = min(left_bytes, cache.size_bytes) if _PACKET_CACHES.fullmatch(cache.name) else 0
         left_bytes -= known_bytes
         own_bytes = cache.size_bytes - known_bytes
-        if own_bytes >= situation.notable_bytes or _growth_bytes(cache, own_bytes) >= situation.suspect_bytes:
-            yield _reclaimable(cache) if cache.reclaimable else _unreclaimable(situation, cache, own_bytes)
+        grew_bytes = _growth_bytes(cache, own_bytes)
+        is_growing = grew_bytes >= situation.suspect_bytes and not _is_explained(situation, cache, grew_bytes, growing)
+        if own_bytes >= situation.notable_bytes or is_growing:
+            yield (
+                _reclaimable(situation, cache)
+                if cache.reclaimable
+                else _unreclaimable(situation, cache, own_bytes, is_growing=is_growing)
+            )
 
 
-def _reclaimable(cache: SlabCache) -> Draft:
+def without_repeated(situation: Situation, growing: Iterable[Draft], slab: Iterable[Draft]) -> list[Draft]:
+    """Return the findings about growing stacks except those of no leak whose cache is in a finding.
+
+    The finding about the cache names the stacks in its reasons.
+    """
+    listed = {one.owner.name for one in slab if one.owner}
+    return [
+        one for one in growing if one.leak is not LeakAnswer.NO or not _caches_of(situation, one).intersection(listed)
+    ]
+
+
+def _caches_of(situation: Situation, draft: Draft) -> set[str]:
+    return {situation.measured.stacks[index].slab_cache for index in draft.stacks}
+
+
+def _is_explained(situation: Situation, cache: SlabCache, grew_bytes: int, growing: Iterable[Draft]) -> bool:
+    explained_bytes = sum(
+        one.size_bytes for one in growing if one.leak is not LeakAnswer.NO and cache.name in _caches_of(situation, one)
+    )
+    return explained_bytes >= _EXPLAINED_SHARE * grew_bytes
+
+
+def _reclaimable(situation: Situation, cache: SlabCache) -> Draft:
     size = format_bytes(cache.size_bytes)
+    stacks = _stacks_of(situation, cache)
     return Draft(
         kind=FindingKind.RECLAIMABLE_SLAB,
         memory_class=ClassName.SRECLAIMABLE,
@@ -54,18 +90,22 @@ def _reclaimable(cache: SlabCache) -> Draft:
             size_bytes=None,
         ),
         sentence=f"The reclaimable slab cache {cache.name} has {size} in {_objects(cache)}.",
-        reasons=["the kernel gives such objects back when memory is needed"],
+        reasons=["the kernel gives such objects back when memory is needed", *_through(situation, stacks)],
+        stacks=stacks,
         sections=["census.slab"],
     )
 
 
-def _unreclaimable(situation: Situation, cache: SlabCache, own_bytes: int) -> Draft:
+def _unreclaimable(situation: Situation, cache: SlabCache, own_bytes: int, *, is_growing: bool) -> Draft:
+    """`is_growing`: whether it grew by the suspect size, and no finding about a stack has most of that growth."""
     grew_bytes = _growth_bytes(cache, own_bytes)
-    is_growing = grew_bytes >= situation.suspect_bytes
+    stacks = _stacks_of(situation, cache)
     clues = _clues(situation, cache)
     is_of_module = any(one.module and one.share >= _MODULE_SHARE for one in clues) and not cache.purpose
-    is_suspicious = own_bytes >= situation.slab_cache_bytes or is_growing or is_of_module
-    growth = f", {format_bytes(grew_bytes)} more than at the start of the window" if is_growing else ""
+    expires = objects_expire(cache.name)
+    is_suspicious = own_bytes >= situation.slab_cache_bytes or (is_growing and not expires) or is_of_module
+    has_grown = grew_bytes >= situation.suspect_bytes
+    growth = f", {format_bytes(grew_bytes)} more than at the start of the window" if has_grown else ""
     return Draft(
         kind=FindingKind.GROWING_CLASS if is_growing else FindingKind.LARGE_CLASS,
         memory_class=ClassName.SUNRECLAIM,
@@ -79,13 +119,18 @@ def _unreclaimable(situation: Situation, cache: SlabCache, own_bytes: int) -> Dr
         reasons=[
             f"the threshold for a slab cache is {format_bytes(situation.slab_cache_bytes)}, for its growth in the "
             f"window {format_bytes(situation.suspect_bytes)}",
+            *([ObjectUse.EXPIRES.value] if expires else []),
+            *_through(situation, stacks),
             *(_clue_text(clue) for clue in clues),
             *_charged(situation.measured.census.slab if situation.measured.census else None, cache),
             *sites_for(situation.measured.machine, ClassName.SUNRECLAIM, growing=is_growing),
         ],
         advice=f"Most objects point to module {clues[0].module}: check its version and known leaks."
         if clues and clues[0].module
+        else f"Run it again later to see whether {cache.name} grows. The call stack shows what allocates its objects."
+        if stacks
         else f"Run it again later to see whether {cache.name} grows, and what allocates its objects.",
+        stacks=stacks,
         sections=["census.slab", *(["census.clues"] if clues else [])],
         is_notable=True,
     )
@@ -137,6 +182,40 @@ def _trend(situation: Situation, cache: SlabCache, grew_bytes: int) -> FindingTr
     if cache.change_bytes is None or not seconds:
         return None
     return situation.trend(grew_bytes / seconds, cache.error_bytes / seconds, seconds)
+
+
+def _stacks_of(situation: Situation, cache: SlabCache) -> list[int]:
+    """Return the stacks that allocated objects of the cache, those that grow fastest first, without small ones."""
+    stacks = situation.measured.stacks
+    found = [
+        index
+        for index in situation.measured.judged_stacks
+        if of_slab_cache(stacks[index])
+        and stacks[index].slab_cache == cache.name
+        and first_name(stacks[index].frames) is not None
+        and (
+            stacks[index].trend is Trend.GROWING
+            or stacks[index].outstanding_bytes >= _STACK_SHARE * max(1, cache.size_bytes)
+        )
+    ]
+
+    def order(index: int) -> tuple[bool, float, int]:
+        one = stacks[index]
+        is_growing = one.trend is Trend.GROWING
+        return not is_growing, -one.growth_bytes_per_second if is_growing else 0, -one.outstanding_bytes
+
+    return sorted(found, key=order)[:_SHOWN_STACKS]
+
+
+def _through(situation: Situation, stacks: Iterable[int]) -> Iterator[str]:
+    """Yield through which functions it grows, or was allocated in the window."""
+    for stack in (situation.measured.stacks[index] for index in stacks):
+        frame = shown_frame(first_name(stack.frames) or "")
+        if stack.trend is Trend.GROWING:
+            yield f"it grows through {frame}: {format_bytes(stack.growth_bytes_per_second)}/s"
+        else:
+            size = format_bytes(stack.outstanding_bytes)
+            yield f"{size} of it were allocated in the window through {frame}, and not freed"
 
 
 def _objects(cache: SlabCache) -> str:

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 DAY_SECONDS = 86_400
+_LEAST_OBJECT_GROWTH_BYTES = 256 * KIB
+"""In a short window, caches of every CPU that fill once are as large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,9 @@ class Thresholds:
     """Growth of so much a day matters on every node."""
     exhaustion_seconds: float = 30.0 * DAY_SECONDS
     """Slower growth matters if it would exhaust the node's free and reclaimable memory within this time."""
+    object_growth_per_minute_bytes: int = 512 * KIB
+    """Slab objects of one call stack that grow by so much a minute may be a leak. Their growth is sampled: the smaller
+    it is, the more of it is chance."""
 
     def is_relevant_growth(self, bytes_per_second: float, exhausts_node_in_seconds: float | None) -> bool:
         """Return whether memory that grows like this matters. Null: the available memory is not known."""
@@ -42,6 +48,10 @@ class Thresholds:
             or exhausts_node_in_seconds is None
             or exhausts_node_in_seconds <= self.exhaustion_seconds
         )
+
+    def object_growth_bytes(self, window_seconds: float) -> int:
+        """Return the minimum growth in bytes, within the window, of slab objects of one stack that may be a leak."""
+        return max(_LEAST_OBJECT_GROWTH_BYTES, round(self.object_growth_per_minute_bytes * window_seconds / 60))
 
     def suspect_bytes(self, mem_total_bytes: int) -> int:
         """Return the minimum size in bytes of pinned or growing memory that makes a suspect."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from memdiag_api import limits
 from memdiag_api.evidence import LEAK_CHECKS, HolderKind, LeakDetected, NeedState, Verdict, VerdictKind
 from memdiag_api.findings import Confidence, FindingKind, LeakAnswer
+from memdiag_api.memory_classes import ClassName
 from memdiag_api.units import format_bytes
 from memdiag_node.findings.doubts import (
     Doubt,
@@ -36,6 +37,12 @@ _LEAK_KINDS = {
 }
 _LARGE_KINDS = (FindingKind.UNEXPLAINED, FindingKind.LARGE_CLASS)
 _MAX_MORE = 3
+_OBJECTS: dict[str, str] = {
+    ClassName.SLAB: "slab objects",
+    ClassName.VMALLOC: "vmalloc areas",
+    ClassName.PERCPU: "per-CPU objects",
+}
+"""What can be traced besides pages (Trace.object_classes)."""
 
 
 def decide_verdict(situation: Situation, drafts: Sequence[Draft]) -> Verdict:
@@ -74,7 +81,8 @@ def doubts(situation: Situation) -> list[Doubt]:
         found += scan_doubts(measured.coverage, stuck, suspect_bytes=suspect_bytes)
     if measured.trace:
         found += trace_doubts(measured.trace, measured.breakdown, suspect_bytes=suspect_bytes)
-    found += name_doubts(measured.stacks, suspect_bytes=suspect_bytes)
+    judged = [measured.stacks[index] for index in measured.judged_stacks]
+    found += name_doubts(judged, suspect_bytes=suspect_bytes)
     if measured.census:
         found += census_doubts(measured.census)
     if measured.window.interrupted:
@@ -126,18 +134,26 @@ def _doubtful(situation: Situation, found: Sequence[Doubt]) -> Verdict | None:
 def _no_leak(situation: Situation, found: Sequence[Doubt]) -> Verdict:
     limit, large = format_bytes(situation.suspect_bytes), format_bytes(situation.large_bytes)
     breakdown = situation.measured.breakdown
+    objects = {name: words for name, words in _OBJECTS.items() if name in situation.measured.object_classes}
+    traced = ["pages", *objects.values()]
+    untraced = [words for name, words in _OBJECTS.items() if name not in objects]
     alloc_page = f"; allocpage has {format_bytes(breakdown.alloc_page_bytes)}" if breakdown else ""
     return _verdict(
         VerdictKind.NO_LEAK,
         Confidence.MEDIUM if found else Confidence.HIGH,
         f"No process, container or pod pins {limit} or more with unread data; no call stack keeps allocating "
-        f"{limit} or more without freeing it; no class of memory that can leak has {large} or more unexplained"
-        f"{alloc_page}.",
+        f"{limit} or more of {_listed(traced)} that can leak; no class of memory that can leak has {large} or more "
+        f"unexplained{alloc_page}.",
         reasons=[
+            *([f"{_listed(untraced)} were not traced: they are judged by their size"] if untraced else []),
             f"the window was {situation.measured.window_seconds:.0f} s: a slower leak needs a longer window",
             *(doubt.sentence for doubt in found),
         ],
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _verdict(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from memdiag_api.evidence import (
+    AllocationUnit,
     Breakdown,
     Census,
     CensusShare,
@@ -16,6 +17,7 @@ from memdiag_api.evidence import (
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.process_name import shown_process
 from memdiag_api.units import format_bytes
+from memdiag_node.counted_stacks import counted_stacks
 from memdiag_node.render.allocators import allocators_parts
 from memdiag_node.render.cgroups import oom_kills_lines, removed_cgroups_lines
 from memdiag_node.render.clues import clues_lines
@@ -188,12 +190,13 @@ def _left_out(count: int) -> list[str]:
 
 
 def _stack(number: int, stack: Stack, evidence: Evidence) -> Iterator[str]:
-    orders = ", ".join(f"{count} of order {order}" for order, count in stack.outstanding_by_order.items())
     other = "" if stack.memory_class == ClassName.ALLOC_PAGE else f" of {stack.memory_class}, not allocpage"
-    yield (
-        f"  #{number}  {format_bytes(stack.outstanding_bytes)} outstanding ({orders}){other}, "
-        f"{stack.trend.value.lower()}, "
-        f"{format_bytes(stack.growth_bytes_per_second)}/s"
+    if evidence.trace and not counted_stacks([stack], evidence.trace.object_classes):
+        other += ", also listed as objects"
+    yield from wrapped(
+        f"{format_bytes(stack.outstanding_bytes)} outstanding ({_blocks(stack)}){other}, {stack.trend.value.lower()}, "
+        f"{format_bytes(stack.growth_bytes_per_second)}/s",
+        f"  #{number}  ",
     )
     if stack.births_bytes:
         yield f"      allocated |{_sparkline(stack.births_bytes)}| over the window"
@@ -211,6 +214,15 @@ def _stack(number: int, stack: Stack, evidence: Evidence) -> Iterator[str]:
     yield from (f"        {frame}" for frame in stack.frames[:_FRAMES_SHOWN])
     if len(stack.frames) > _FRAMES_SHOWN:
         yield f"        ... {len(stack.frames) - _FRAMES_SHOWN} more"
+
+
+def _blocks(stack: Stack) -> str:
+    """Return what a stack allocated: `kmalloc-64, 192,000 objects`, or blocks by order."""
+    if stack.unit is AllocationUnit.OBJECTS:
+        what = f"{stack.outstanding_blocks:,} objects"
+    else:
+        what = ", ".join(f"{count} of order {order}" for order, count in stack.outstanding_by_order.items())
+    return f"{stack.slab_cache}, {what}" if stack.slab_cache else what
 
 
 def _ledger(evidence: Evidence) -> list[str]:
@@ -301,6 +313,13 @@ def _counters(counters: TraceCounters) -> list[str]:
         f"{counters.program_seconds:.2f} s of CPU time",
         "  traced ",
     )
+    if counters.recorded_objects:
+        lines += wrapped(
+            f"{counters.recorded_objects} slab objects, vmalloc areas and per-CPU allocations were recorded; "
+            f"{counters.unseen_frees} of them were freed in bulk; the programs used "
+            f"{counters.object_program_seconds:.2f} s of CPU time",
+            "  objects: ",
+        )
     if counters.events_sampled_out:
         text = f"{counters.sampled_share:.0%} were recorded, to keep within the CPU budget; figures are scaled"
         if counters.large_sampled_out:
@@ -312,6 +331,8 @@ def _counters(counters: TraceCounters) -> list[str]:
         "blocks were recorded without their process": counters.unnamed_blocks,
         "times a memory cgroup did not fit in a table": counters.lost_cgroups,
         "runs of a program were skipped by the kernel": counters.missed_runs,
+        "objects did not fit in a table": counters.lost_objects,
+        "recorded slab objects are in no slab that could be read": counters.unresolved_objects,
     }
     for what, count in losses.items():
         if count:

@@ -5,13 +5,14 @@ innermost first.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from memdiag_api import limits
 from memdiag_api.evidence import AllocatingProcess, Context, Stack
+from memdiag_node.counted_stacks import counted_stacks
 from memdiag_node.kernel.symbols import UNNAMED_PREFIX, function_name
 from memdiag_node.trace.births import growth_of, median_life_seconds
 from memdiag_node.trace.contexts import ContextCode, interrupt_context
@@ -133,11 +134,16 @@ def _processes(
     ]
 
 
-def to_folded(stacks: Iterable[Stack]) -> str:
-    """Folded stacks for flame graph tools: outermost first, `;` between frames, then the outstanding bytes."""
+def to_folded(stacks: Sequence[Stack], object_classes: Collection[str] = ()) -> str:
+    """Folded stacks for flame graph tools: outermost first, `;` between frames, then the outstanding bytes.
+
+    The class of the memory is the root, then the slab cache, if it is known. Each byte is there once: pages of
+    `object_classes` (Trace.object_classes) are left out, because the stacks of their objects are there.
+    """
     lines = []
-    for stack in stacks:
-        frames = (_FOLDED_SEPARATOR.sub("_", frame) for frame in reversed(stack.frames))
+    for stack in (stacks[index] for index in counted_stacks(stacks, object_classes)):
+        roots = (one for one in (stack.memory_class, stack.slab_cache) if one)
+        frames = (_FOLDED_SEPARATOR.sub("_", frame) for frame in (*roots, *reversed(stack.frames)))
         if stack.outstanding_bytes:
             lines.append(f"{';'.join(frames)} {stack.outstanding_bytes}\n")
     return "".join(lines)

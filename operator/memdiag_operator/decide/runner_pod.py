@@ -155,6 +155,7 @@ def _threshold_arguments(thresholds: ThresholdSettings) -> list[str]:
         "--slow-drain-seconds": thresholds.slow_drain_seconds,
         "--growth-mib-per-day": thresholds.growth_mebibytes_per_day,
         "--exhaustion-days": thresholds.exhaustion_days,
+        "--object-growth-kib-per-minute": thresholds.object_growth_kibibytes_per_minute,
     }
     return [word for option, value in options.items() for word in (option, str(value))]
 

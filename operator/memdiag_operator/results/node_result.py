@@ -136,6 +136,8 @@ def _stack_summary(stack: Stack, holders: list[HolderSummary]) -> StackSummary:
         trend=stack.trend,
         outstanding_bytes=stack.outstanding_bytes,
         outstanding_blocks=stack.outstanding_blocks,
+        memory_class=clip(stack.memory_class, MAX_SHORT_TEXT),
+        slab_cache=clip(stack.slab_cache, MAX_SHORT_TEXT),
         growth_bytes_per_second=stack.growth_bytes_per_second,
         processes=[shown_process(one.comm, one.pid) for one in stack.processes[: limits.MAX_TOP_PROCESSES]],
         held_by=[
@@ -250,6 +252,8 @@ def _coverage(evidence: Evidence) -> Iterator[str]:
                 "allocations without their process": evidence.trace.counters.unnamed_blocks,
                 "memory cgroups not named because a table was full": evidence.trace.counters.lost_cgroups,
                 "runs of the trace program that the kernel skipped": evidence.trace.counters.missed_runs,
+                "objects not recorded because a table was full": evidence.trace.counters.lost_objects,
+                "recorded objects whose slab could not be read": evidence.trace.counters.unresolved_objects,
             }
         )
     if evidence.coverage:

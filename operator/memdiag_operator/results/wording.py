@@ -43,6 +43,7 @@ _PLAIN_PROTOCOL = re.compile(r"[A-Za-z0-9_-]*")
 _PLAIN_ADDRESS = re.compile(r"[A-Za-z0-9.:@*\[\]_%-]*")
 _PLAIN_REASON = re.compile(r"[A-Za-z0-9 ,.:;'_-]*")
 _PLAIN_SYMBOL = re.compile(r"[A-Za-z0-9_.$<>\[\] -]*")
+_PLAIN_CACHE = re.compile(r"[A-Za-z0-9_.:-]+")
 _PROTOCOL_LIMIT, _ADDRESS_LIMIT, _REASON_LIMIT, _SYMBOL_LIMIT = 16, 64, 100, 64
 
 
@@ -81,7 +82,8 @@ def suspect_line(holder: HolderSummary | None, stack: StackSummary | None, *, sc
         return clip(f"{holder_line(holder, scope=scope)}: {pins}", MAX_SHORT_TEXT)
     if stack:
         rate = f", growing {format_bytes(stack.growth_bytes_per_second)}/s" if stack.growth_bytes_per_second > 0 else ""
-        grew = f"{format_bytes(stack.outstanding_bytes)} not freed{rate}"
+        of_cache = f" of {quoted_unless(_PLAIN_CACHE, stack.slab_cache, _SYMBOL_LIMIT)}" if stack.slab_cache else ""
+        grew = f"{format_bytes(stack.outstanding_bytes)}{of_cache} not freed{rate}"
         return clip(f"{stack_line(stack)}: {grew}", MAX_SHORT_TEXT)
     return ""
 

@@ -31,7 +31,7 @@ def _growing(
     def plant() -> Iterator[PlantedTruth]:
         with held(_grow, step, step_bytes, pause_seconds) as child:
             rate = round(step_bytes / pause_seconds)
-            yield dataclasses.replace(truth, bytes_per_second=rate, pids=() if truth.names else (child.pid,))
+            yield dataclasses.replace(truth, bytes_per_second=rate, pids=(child.pid,))
 
     return plant
 

@@ -17,6 +17,7 @@ def test_without_options_the_defaults_count() -> None:
 def test_each_option_sets_its_threshold() -> None:
     assert thresholds("--notable-mib", "8", "--notable-share", "0").notable_bytes(1 << 40) == 8 * MIB
     assert thresholds("--exhaustion-days", "0.5").exhaustion_seconds == DAY_SECONDS / 2
+    assert thresholds("--object-growth-kib-per-minute", "2048").object_growth_bytes(90) == 3 * MIB
     found = thresholds("--stuck-seconds", "2", "--leak-age-seconds", "3.5", "--slow-drain-seconds", "4")
     assert (found.stuck_floor_seconds, found.leak_age_seconds, found.slow_drain_seconds) == (2, 3.5, 4)
 
@@ -25,6 +26,7 @@ def test_each_option_sets_its_threshold() -> None:
     ("option", "value", "said"),
     [
         *((option, "0", "whole number of MiB from 1") for option in ("--suspect-mib", "--notable-mib", "--large-mib")),
+        ("--object-growth-kib-per-minute", "0", "whole number of KiB from 1"),
         ("--suspect-mib", "1.5", "whole number of MiB from 1"),
         ("--suspect-mib", "9" * 30, "whole number of MiB from 1"),
         *((f"--{name}-share", "1.5", "share from 0 to 1") for name in ("suspect", "notable", "large")),

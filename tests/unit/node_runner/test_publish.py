@@ -53,4 +53,4 @@ def test_folded_output_has_a_line_for_each_stack() -> None:
     publish(evidence_with(stacks=2), Output.FOLDED, stream)
     lines = stream.getvalue().decode().splitlines()
     assert [int(line.rpartition(" ")[2]) for line in lines] == [300 << 20, 299 << 20]
-    assert lines[0].startswith("function_19_of_the_network_stack+0x13;")
+    assert lines[0].startswith("AllocPage;function_19_of_the_network_stack+0x13;")

@@ -7,7 +7,7 @@ import pytest
 from local_cluster.paths import PROJECT
 from memdiag_api.evidence import VerdictKind
 from memdiag_api.findings import FindingKind
-from memdiag_node.findings.thresholds import GIB, MIB, Thresholds
+from memdiag_node.findings.thresholds import GIB, KIB, MIB, Thresholds
 from memdiag_node.findings.verdict import LEAK_DETECTED
 
 PARTS = ("Meaning", "Measured", "Not seen", "What to do")
@@ -46,6 +46,8 @@ def test_the_table_of_verdicts_is_that_of_the_code() -> None:
         (r"slow drain \| (\S+) s", THRESHOLDS.slow_drain_seconds),
         (r"growth per day \| (\S+) MiB", THRESHOLDS.growth_per_day_bytes / MIB),
         (r"exhaustion time \| (\S+) days", THRESHOLDS.exhaustion_seconds / 86_400),
+        (r"object growth \| (\S+) KiB per minute", THRESHOLDS.object_growth_per_minute_bytes / KIB),
+        (r"object growth \| .*, and (\S+) KiB at least", THRESHOLDS.object_growth_bytes(1) / KIB),
     ],
 )
 def test_the_thresholds_are_those_of_the_code(sentence: str, value: float) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from memdiag_api.evidence import Breakdown, Context, HeldBy, MemoryClass, Stack, Trend
+from memdiag_api.evidence import AllocatingProcess, Breakdown, Context, HeldBy, MemoryClass, Stack, Trend
 from memdiag_api.findings import LeakAnswer
+from memdiag_api.owners import OwnerKind
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.growing_allocation import growing_allocations
 from memdiag_node.findings.situation import Situation
@@ -23,6 +24,7 @@ GROWING = Stack(
     growth_bytes_per_second=MIB,
     trend=Trend.GROWING,
 )
+JAVA = AllocatingProcess(pid=7, comm="java", outstanding_bytes=60 * MIB)
 
 
 def found(
@@ -77,7 +79,15 @@ def found(
         pytest.param({"memory_class": "PageTables"}, LeakAnswer.NO, id="page tables"),
         pytest.param({"memory_class": "Percpu"}, LeakAnswer.UNKNOWN, id="new cgroups"),
         pytest.param({"memory_class": "Vmalloc"}, LeakAnswer.UNKNOWN, id="new maps"),
+        pytest.param({"memory_class": "PageTables", "trend": Trend.PINNED}, None, id="a burst of page tables"),
+        pytest.param({"memory_class": "KernelStack"}, LeakAnswer.NO, id="a class of the stacks of threads"),
         pytest.param({"memory_class": "Slab"}, LeakAnswer.YES, id="large kmalloc"),
+        pytest.param(
+            {"memory_class": "Slab", "frames": ["allocate_slab+0x1"]}, LeakAnswer.UNKNOWN, id="slabs of no known cache"
+        ),
+        pytest.param(
+            {"memory_class": "Slab", "slab_cache": "kmalloc-64"}, None, id="slab caches have a rule of their own"
+        ),
     ],
 )
 def test_whether_it_is_a_leak(changes: dict[str, Any], leak: LeakAnswer | None) -> None:
@@ -109,6 +119,39 @@ def test_a_stack_that_mostly_fills_a_leaking_holder(of_suspect_bytes: int, expla
         "explained_bytes": explained_bytes,
     }
     assert len(found(suspects=(3,), **held)) == findings
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "name"),
+    [
+        ({}, OwnerKind.CALL_STACK, "driver_alloc+0x10 [driver]"),
+        ({"memory_class": "Vmalloc"}, OwnerKind.MODULE, "driver_alloc [driver]"),
+        ({"memory_class": "Percpu", "frames": ["a+0x1", "b+0x2 [x]", "c+0x3 [y]"]}, OwnerKind.MODULE, "b [x]"),
+        ({"memory_class": "Vmalloc", "frames": ["array_map_alloc+0x1", "map_create+0x2"]}, OwnerKind.KERNEL, "BPF"),
+        (
+            {"memory_class": "Percpu", "frames": ["mem_cgroup_css_alloc+0x1", "cgroup_mkdir+0x2"]},
+            OwnerKind.KERNEL,
+            "memory cgroups",
+        ),
+        ({"memory_class": "Vmalloc", "frames": ["some_alloc+0x1"]}, OwnerKind.CALL_STACK, "some_alloc+0x1"),
+        ({"memory_class": "KernelStack", "processes": [JAVA]}, OwnerKind.PROCESS, "java[7]"),
+        ({"memory_class": "PageTables", "processes": [JAVA]}, OwnerKind.PROCESS, "java[7]"),
+        ({"memory_class": "PageTables"}, OwnerKind.CALL_STACK, "driver_alloc+0x10 [driver]"),
+        ({"processes": [JAVA]}, OwnerKind.CALL_STACK, "driver_alloc+0x10 [driver]"),
+    ],
+)
+def test_the_owner_is_who_the_stack_and_the_class_show(changes: dict[str, Any], kind: OwnerKind, name: str) -> None:
+    (draft,) = found(**changes)
+    assert draft.owner is not None
+    assert (draft.owner.kind, draft.owner.name) == (kind, name)
+    is_said = f"the call stack shows that it belongs to {name}" in draft.reasons
+    assert is_said == (kind in (OwnerKind.KERNEL, OwnerKind.MODULE))
+
+
+@pytest.mark.parametrize("memory_class", ["Slab", "Vmalloc", "Percpu", "PageTables", "KernelStack", "Zsmalloc"])
+def test_only_stacks_of_allocpage_account_for_memory(memory_class: str) -> None:
+    (draft,) = found(memory_class=memory_class)
+    assert draft.claimed_bytes == {}
 
 
 def test_the_trend_says_how_long_memory_lasts() -> None:

@@ -115,6 +115,25 @@ def test_an_idle_node_has_no_leak() -> None:
     assert "allocpage has 300 MiB" in answer.sentence
 
 
+@pytest.mark.parametrize(
+    ("object_classes", "traced", "untraced"),
+    [
+        ([], "pages", "slab objects, vmalloc areas and per-CPU objects were not traced"),
+        (["Slab"], "pages and slab objects", "vmalloc areas and per-CPU objects were not traced"),
+        (["Percpu", "Slab", "Vmalloc"], "pages, slab objects, vmalloc areas and per-CPU objects", ""),
+    ],
+)
+def test_no_leak_says_of_what_no_call_stack_keeps_allocating(
+    object_classes: list[str], traced: str, untraced: str
+) -> None:
+    trace = counters().model_copy(update={"object_classes": object_classes})
+    answer = verdict(trace=trace)
+    assert f"no call stack keeps allocating 16.4 MiB or more of {traced} that can leak;" in answer.sentence
+    said = [reason for reason in answer.reasons if "not traced" in reason]
+    assert said == ([f"{untraced}: they are judged by their size"] if untraced else [])
+    assert answer.confidence is Confidence.HIGH
+
+
 def test_a_stuck_socket_that_pins_much_is_the_suspect() -> None:
     answer = verdict(holders=[holder()])
     assert (answer.kind, answer.confidence) == (VerdictKind.PINNED_BY_UNREAD_SOCKET, Confidence.HIGH)
@@ -629,6 +648,16 @@ def test_losses_that_may_hide_a_leak_rule_out_no_leak(changes: dict[str, Any], w
         pytest.param({"trace": counters(lost_stacks=9)}, "9 allocations have no call stack", id="stacks"),
         pytest.param({"trace": counters(missed_runs=2_000)}, "2% of all runs", id="some runs"),
         pytest.param({"trace": counters(untraced_bytes=500 * MIB)}, "differ by 500 MiB", id="untraced"),
+        pytest.param(
+            {"trace": counters(recorded_objects=90, lost_objects=10)},
+            "10 of 100 slab objects, vmalloc areas and per-CPU allocations were not recorded",
+            id="lost objects",
+        ),
+        pytest.param(
+            {"trace": counters(recorded_objects=100, unresolved_objects=6)},
+            "6 of 100 recorded slab objects are in no slab that could be read",
+            id="objects without a slab",
+        ),
         pytest.param({"census": Census(compound=[], scanned_share=0.4)}, "40% of the page frames", id="frames"),
         pytest.param({"doubts": [Doubt("a symbol is missing", forbids_no=False)]}, "a symbol", id="another's doubt"),
     ],
@@ -644,6 +673,7 @@ def test_small_losses_lower_the_confidence_in_no_leak(changes: dict[str, Any], w
     [
         {"coverage": ScanCoverage(sockets=500, queues=90)},
         {"trace": counters(missed_runs=700)},
+        {"trace": counters(recorded_objects=10_000, lost_objects=400, unresolved_objects=400)},
         {"trace": counters(untraced_bytes=2 * MIB)},
         {"trace": counters(untraced_bytes=2 * MIB), "breakdown": GREW},  # before the trace started
         {"census": Census(compound=[])},

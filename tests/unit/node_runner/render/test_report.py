@@ -1,6 +1,7 @@
 """The report for users: complete, the answer first, at most 100 columns wide."""
 
 from memdiag_api.evidence import (
+    AllocationUnit,
     Census,
     CensusShare,
     Check,
@@ -60,6 +61,28 @@ def test_a_holder_has_its_size_owner_and_kind() -> None:
     at = next(number for number, line in enumerate(lines) if "nginx[4711]" in line and ">=60s" in line)
     assert lines[at].split() == ["5.66", "GiB", "-", "3.00", "MiB", "125", "MiB", ">=60s", "nginx[4711]", "11"]
     assert lines[at + 1].strip() == "TCP ESTABLISHED 10.244.0.7:80 < 10.244.0.9:51234"
+
+
+def test_a_stack_says_what_it_allocated() -> None:
+    evidence = evidence_with(stacks=1)
+    assert evidence.trace
+    objects = evidence.stacks[0].model_copy(
+        update={
+            "memory_class": "Slab",
+            "unit": AllocationUnit.OBJECTS,
+            "slab_cache": "kmalloc-64",
+            "outstanding_bytes": 12 << 20,
+            "outstanding_blocks": 192_000,
+            "outstanding_by_order": {},
+        }
+    )
+    pages = objects.model_copy(update={"unit": AllocationUnit.PAGES, "outstanding_by_order": {"0": 3072}})
+    trace = evidence.trace.model_copy(update={"object_classes": ["Slab"]})
+    report = render_report(evidence.model_copy(update={"stacks": [objects, pages], "trace": trace}))
+    words = " ".join(report.split())
+    assert "#1 12.0 MiB outstanding (kmalloc-64, 192,000 objects) of Slab, not allocpage, growing, 5.00 MiB/s" in words
+    assert "(kmalloc-64, 3072 of order 0) of Slab, not allocpage, also listed as objects, growing" in words
+    assert max(map(len, report.splitlines())) <= 100
 
 
 def test_no_line_is_wider_than_100_columns_even_with_long_names() -> None:
@@ -138,3 +161,18 @@ def test_what_the_trace_lost_or_skipped_is_reported() -> None:
         assert text in " ".join(report.split())
         assert text not in " ".join(said_nothing.split())
     assert "lost: 3 times a memory cgroup did not fit in a table" in report
+
+
+def test_what_the_object_trace_recorded_and_lost_is_reported() -> None:
+    evidence = evidence_with()
+    assert evidence.trace
+    counters = TraceCounters(
+        recorded_objects=900, lost_objects=5, unresolved_objects=6, unseen_frees=7, object_program_seconds=0.25
+    )
+    trace = evidence.trace.model_copy(update={"counters": counters})
+    words = " ".join(render_report(evidence.model_copy(update={"trace": trace})).split())
+    assert "objects: 900 slab objects, vmalloc areas and per-CPU allocations were recorded; 7 of them" in words
+    assert "used 0.25 s of CPU time" in words
+    assert "lost: 5 objects did not fit in a table" in words
+    assert "lost: 6 recorded slab objects are in no slab that could be read" in words
+    assert "objects:" not in render_report(evidence)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memdiag_api.evidence import Context, Stack, TraceCounters, Trend
+from memdiag_api.evidence import AllocationUnit, Context, Stack, TraceCounters, Trend
 from memdiag_node.kernel.symbols import function_name
 from memdiag_node.trace.contexts import ContextCode
 from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, TraceResult
@@ -80,12 +80,19 @@ def test_folded_stacks_are_what_flame_graph_tools_read() -> None:
     text = to_folded(
         [stack(["inner+0x1 [module]", "outer+0x2"], 4096), stack(["gone+0x1"], 0), stack(["a;b+0x1"], 8192)]
     )
-    assert text == "outer+0x2;inner+0x1_[module] 4096\na_b+0x1 8192\n"
+    assert text == "AllocPage;outer+0x2;inner+0x1_[module] 4096\nAllocPage;a_b+0x1 8192\n"
+
+
+def test_folded_stacks_have_the_class_and_the_cache_as_their_root() -> None:
+    slab = stack(["inner+0x1", "outer+0x2"], 4096).model_copy(update={"memory_class": "Slab", "slab_cache": "a;b"})
+    objects = slab.model_copy(update={"unit": AllocationUnit.OBJECTS, "outstanding_bytes": 3000})
+    assert to_folded([slab]) == "Slab;a_b;outer+0x2;inner+0x1 4096\n"
+    assert to_folded([slab, objects], ["Slab"]) == "Slab;a_b;outer+0x2;inner+0x1 3000\n"
 
 
 @given(st.lists(st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=5), max_size=5))
 def test_every_folded_line_has_one_number_at_its_end(all_frames: list[list[str]]) -> None:
-    for line in to_folded(stack(frames, 4096) for frames in all_frames).split("\n")[:-1]:
+    for line in to_folded([stack(frames, 4096) for frames in all_frames]).split("\n")[:-1]:
         assert line.rsplit(" ", 1)[1] == "4096"
 
 

@@ -125,6 +125,7 @@ def test_the_runner_takes_every_threshold_of_the_configuration() -> None:
         "slow_drain_seconds": 1e9,
         "growth_mebibytes_per_day": 5,
         "exhaustion_days": 0.5,
+        "object_growth_kibibytes_per_minute": 7,
     }
     assert changed.keys() == ThresholdSettings.model_fields.keys()
     assert len(changed) == len(fields(Thresholds))
@@ -144,6 +145,7 @@ def test_the_runner_takes_every_threshold_of_the_configuration() -> None:
             slow_drain_seconds=settings.slow_drain_seconds,
             growth_per_day_bytes=settings.growth_mebibytes_per_day * MEBIBYTE,
             exhaustion_seconds=settings.exhaustion_days * 86_400,
+            object_growth_per_minute_bytes=settings.object_growth_kibibytes_per_minute << 10,
         )
     assert cli._thresholds(cli._parser().parse_args(container()["args"])) == Thresholds()
 

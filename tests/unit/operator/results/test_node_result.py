@@ -249,7 +249,18 @@ def test_without_a_holder_the_stack_is_the_suspect() -> None:
     )
     assert stack_line(stack) == "skb_page_frag_refill < tcp_sendmsg < sock_write"
     assert suspect_line(None, stack).endswith("sock_write: 302 MiB not freed, growing 5.00 MiB/s")
+    slab = stack.model_copy(update={"slab_cache": "kmalloc-64"})
+    assert suspect_line(None, slab).endswith("sock_write: 302 MiB of kmalloc-64 not freed, growing 5.00 MiB/s")
+    hostile = stack.model_copy(update={"slab_cache": "a\n(pod)"})
+    assert '302 MiB of "a?(pod)" not freed' in suspect_line(None, hostile)
     assert suspect_line(None, None) == ""
+
+
+def test_a_stack_has_its_class_and_cache() -> None:
+    evidence = evidence_with(stacks=1)
+    slab = evidence.stacks[0].model_copy(update={"memory_class": "Slab", "slab_cache": "kmalloc-64"})
+    (shown,) = result_of(evidence.model_copy(update={"stacks": [slab]}), NOBODY).top_stacks
+    assert (shown.memory_class, shown.slab_cache) == ("Slab", "kmalloc-64")
 
 
 def test_the_top_has_the_suspect_even_when_it_is_far_down() -> None:
@@ -386,7 +397,7 @@ def test_what_is_not_covered_is_said() -> None:
     evidence = evidence_with()
     assert evidence.coverage
     assert evidence.trace
-    counters = evidence.trace.counters.model_copy(update={"unnamed_blocks": 12, "lost_cgroups": 2})
+    counters = evidence.trace.counters.model_copy(update={"unnamed_blocks": 12, "lost_cgroups": 2, "lost_objects": 3})
     evidence = evidence.model_copy(
         update={
             "needs": [missing],
@@ -401,6 +412,7 @@ def test_what_is_not_covered_is_said() -> None:
         "ended early: the figures cover 60 s",
         "12 allocations without their process",
         "2 memory cgroups not named because a table was full",
+        "3 objects not recorded because a table was full",
         "3 queues that could not be walked completely",
         "not seen on this kernel: vsock",
         "a note",
