@@ -8,10 +8,10 @@ import numpy.typing as npt
 
 from memdiag_node.trace import tables
 
-OBJECTS = 1 << 16
-STACKS = 8192
-CGROUPS = 2048
-PROCESSES = 8192
+OBJECTS = 1 << 15
+STACKS = 4096
+CGROUPS = 1024
+PROCESSES = 4096
 GOVERNOR_BITS = 8
 SPARSEST_BYTES, DENSEST_BYTES = 256, 4096
 """Objects at addresses with this alignment or less are recorded with a probability of 256 / 4096, and with this one or
