@@ -54,14 +54,18 @@ static inline u32 random_bits(struct governor *governor)
     return governor->random >> 40;
 }
 
-// Compare the cost of this round's recorded events with the budget for its duration: thin out more, or less.
+// Compare the cost of this round's recorded events with the budget for its duration: thin out more, or less. A round of
+// sparse recording has few recorded events, sometimes none by chance. So that says little: kinds are thinned less in
+// single steps, and no longer at all only if the budget would have been enough for every event of the round.
 static inline void govern(struct governor *governor, u32 budget_permille)
 {
     u64 now = bpf_ktime_get_ns();
-    u64 cost = governor->recorded * governor->event_ns * 1000 + 1;
+    u64 event = governor->event_ns * 1000 + 1, cost = governor->recorded * event;
     u64 allowed = (now - governor->since_ns) * budget_permille + 1;
     governor->more = cost > allowed ? 1 + log2_floor(cost / allowed) : 0;
-    governor->less = allowed > 3 * cost ? log2_floor(allowed / cost) : 0;
+    governor->less = allowed > 3 * cost;
+    if (allowed > (governor->recorded + governor->skipped) * event)
+        governor->less = MAX_LEVEL;
     governor->last_most = governor->most;
     governor->most = 0;
     governor->recorded = 0;
@@ -105,10 +109,10 @@ static inline s32 thinning(struct governor *governor, u32 budget_permille, u32 k
     return level;
 }
 
-// Whether to measure the time that recording this event takes, for `measured`.
+// Whether to measure the time that recording this event takes, for `measured`: the first one of a round, and some more.
 static inline int is_measured(struct governor *governor)
 {
-    return !(governor->recorded & 31);
+    return (governor->recorded & 31) == 1;
 }
 
 static inline void measured(struct governor *governor, u64 start_ns)
