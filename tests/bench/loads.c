@@ -1,4 +1,4 @@
-// loads.c - loads on the page allocator, each for a fixed amount of work, to compare tracers by their cost.
+// loads.c - loads on the page and the slab allocator, each for a fixed amount of work, to compare tracers by their cost.
 //
 //   loads LOAD AMOUNT    prints the CPU seconds of the work, with those of child processes, then the wall time
 #define _GNU_SOURCE
@@ -68,6 +68,39 @@ static void pipes(int amount)
     }
 }
 
+// Send 10,000 datagrams of 100 bytes through a pair of unix sockets; few enough wait at a time for any queue.
+static void datagrams(int amount)
+{
+    int ends[2];
+    check(socketpair(AF_UNIX, SOCK_DGRAM, 0, ends) == 0, "socketpair");
+    for (int i = 0; i < 1250 * amount; i++) {
+        for (int sent = 0; sent < 8; sent++)
+            check(write(ends[0], buffer, 100) == 100, "write");
+        for (int received = 0; received < 8; received++)
+            check(read(ends[1], buffer, 100) == 100, "read");
+    }
+}
+
+// Create 1,000 empty files and remove them, in a directory that has few others.
+static void creation(int amount)
+{
+    char directory[] = "memdiag-bench-XXXXXX", name[16];
+    check(mkdtemp(directory) != NULL && chdir(directory) == 0, "mkdtemp");
+    for (int i = 0; i < 10 * amount; i++) {
+        for (int file = 0; file < 100; file++) {
+            sprintf(name, "%d", file);
+            int fd = open(name, O_CREAT | O_EXCL | O_WRONLY, 0600);
+            check(fd >= 0, "open");
+            close(fd);
+        }
+        for (int file = 0; file < 100; file++) {
+            sprintf(name, "%d", file);
+            check(unlink(name) == 0, "unlink");
+        }
+    }
+    check(chdir("..") == 0 && rmdir(directory) == 0, "rmdir");
+}
+
 // Stay on one CPU: the placement of two communicating processes matters more than any tracer.
 static void pin(int cpu)
 {
@@ -75,6 +108,11 @@ static void pin(int cpu)
     CPU_ZERO(&set);
     CPU_SET(cpu, &set);
     check(sched_setaffinity(0, sizeof(set), &set) == 0, "sched_setaffinity");
+}
+
+static int last_cpu(void)
+{
+    return sysconf(_SC_NPROCESSORS_ONLN) - 1;
 }
 
 // Send 64 MiB over loopback TCP to a process that reads it on another CPU.
@@ -87,7 +125,7 @@ static void loopback(int amount)
     getsockname(listener, (struct sockaddr *)&address, &length);
     pin(0);
     if (fork() == 0) {
-        pin(sysconf(_SC_NPROCESSORS_ONLN) > 1);
+        pin(last_cpu());
         int sender = socket(AF_INET, SOCK_STREAM, 0);
         check(connect(sender, (struct sockaddr *)&address, length) == 0, "connect");
         for (int i = 0; i < 64 * amount; i++)
@@ -134,15 +172,17 @@ int main(int count, char **words)
         const char *name;
         void (*run)(int);
     } loads[] = {
-        {"faults", faults}, {"files", files}, {"pipes", pipes}, {"loopback", loopback}, {"processes", processes}};
+        {"faults", faults},     {"files", files},     {"pipes", pipes},        {"loopback", loopback},
+        {"datagrams", datagrams}, {"creation", creation}, {"processes", processes}};
     for (size_t i = 0; count == 3 && i < sizeof(loads) / sizeof(loads[0]); i++)
         if (!strcmp(words[1], loads[i].name)) {
+            pin(last_cpu());
             double cpu = cpu_seconds(RUSAGE_SELF) + cpu_seconds(RUSAGE_CHILDREN), wall = wall_seconds();
             loads[i].run(atoi(words[2]));
             wall = wall_seconds() - wall;
             printf("%.6f %.6f\n", cpu_seconds(RUSAGE_SELF) + cpu_seconds(RUSAGE_CHILDREN) - cpu, wall);
             return 0;
         }
-    fprintf(stderr, "usage: loads faults|files|pipes|loopback|processes AMOUNT\n");
+    fprintf(stderr, "usage: loads faults|files|pipes|loopback|datagrams|creation|processes AMOUNT\n");
     return 2;
 }

@@ -268,6 +268,25 @@ def test_a_storm_of_large_blocks_is_thinned(machine: Machine) -> None:
         assert int((machine.frames == trace_tables.CLASS_THINNED + order).sum()) > 0
 
 
+def test_a_storm_stays_thinned_though_most_rounds_record_nothing(machine: Machine) -> None:
+    """A round in which nothing was recorded says nothing about the load: all of the next round must not be recorded."""
+    machine.config["budget_permille"] = 1
+    for number in range(20_000):
+        machine.alloc(number % 4096)
+    assert machine.counter("thinned_events") >= 18_000
+
+
+def test_the_first_blocks_after_a_storm_are_recorded_again(machine: Machine) -> None:
+    """Once the budget is enough for every event of a round."""
+    machine.config["budget_permille"] = 1
+    for number in range(8_000):
+        machine.alloc(number % 4096)
+    machine.config["budget_permille"] = 100_000
+    for number in range(1024):
+        machine.alloc(8192 + number)
+    assert machine.outstanding(8192 + 512, 512) == 512
+
+
 def test_a_cgroup_without_room_is_counted(machine: Machine) -> None:
     names = np.zeros(page_trace._CGROUPS, trace_tables.CGROUP_ENTRY_DTYPE)
     names["key"] = np.arange(1, len(names) + 1) + (1 << 60)

@@ -60,16 +60,19 @@ static inline u32 random_bits(struct governor *governor)
 }
 
 // Compare the cost of this round's recorded events with the budget for its duration: thin out more, or less. What was
-// saved in the last moments may be spent: a short burst is recorded completely.
+// saved in the last moments may be spent: a short burst is recorded completely. A round of sparse recording has few
+// recorded events, sometimes none by chance. So that says little: kinds are thinned less in single steps, and no longer
+// at all only if the budget would have been enough for every event of the round.
 static inline void govern(struct governor *governor, u32 budget_permille)
 {
     u64 now = bpf_ktime_get_ns();
-    u64 cost = governor->recorded * governor->event_ns * 1000 + 1;
+    u64 event = governor->event_ns * 1000 + 1, cost = governor->recorded * event + 1;
     u64 allowed = (now - governor->since_ns) * budget_permille + 1, most_saved = SAVED_NS * budget_permille;
-    u64 available = allowed + governor->saved;
+    u64 available = allowed + governor->saved, saved = available > cost ? available - cost : 0;
     governor->more = cost > available ? 1 + log2_floor(cost / allowed) : 0;
-    governor->less = allowed > 3 * cost ? log2_floor(allowed / cost) : 0;
-    u64 saved = available > cost ? available - cost : 0;
+    governor->less = allowed > 3 * cost;
+    if (allowed > (governor->recorded + governor->skipped) * event)
+        governor->less = MAX_LEVEL;
     governor->saved = saved < most_saved ? saved : most_saved;
     governor->last_most = governor->most;
     governor->most = 0;
@@ -123,10 +126,10 @@ static inline s32 thinning(struct governor *governor, u32 budget_permille, u32 k
     return level;
 }
 
-// Whether to measure the time that recording this event takes, for `measured`.
+// Whether to measure the time that recording this event takes, for `measured`: the first one of a round, and some more.
 static inline int is_measured(struct governor *governor)
 {
-    return !(governor->recorded & 31);
+    return (governor->recorded & 31) == 1;
 }
 
 static inline void measured(struct governor *governor, u64 start_ns)

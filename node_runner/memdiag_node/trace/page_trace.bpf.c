@@ -169,18 +169,10 @@ static inline u32 new_class(struct cpu_state *state, struct scratch *room, struc
     return number;
 }
 
-// The class of a block that passes the movable filter. By `flags` the governor distinguishes kinds of allocation.
+// The class of a block that is recorded.
 static inline u32 classify(void *ctx, struct config *settings, struct cpu_state *state, struct scratch *room, u64 order,
-                           u64 flags, u64 place)
+                           u32 level, u64 place)
 {
-    s32 level = thinning(&state->governor, settings->budget_permille, (u32)flags ^ (u32)order << 27);
-    if (level < 0) {
-        state->counters.thinned_events++;
-        state->counters.thinned_pages += 1 << order;
-        if (order)
-            state->counters.thinned_large_events++;
-        return CLASS_THINNED + order;
-    }
     u32 context;
     u64 hash = intern_stack(ctx, &room->stack, &context);
     if (!hash)
@@ -214,14 +206,9 @@ static inline u32 classify(void *ctx, struct config *settings, struct cpu_state 
     return number;
 }
 
-static inline int is_thinned(u32 class)
-{
-    return class >= CLASS_THINNED && class <= CLASS_THINNED + MAX_ORDER;
-}
-
 // Classify in the first level of `scratch` that no interrupted run on this CPU uses. An interrupt between the check and
 // the claim is harmless: it frees its levels before it returns.
-static inline u32 recorded_class(void *ctx, struct config *settings, struct cpu_state *state, u64 order, u64 flags,
+static inline u32 recorded_class(void *ctx, struct config *settings, struct cpu_state *state, u64 order, u32 thinned,
                                  u64 place)
 {
     struct scratch *room = 0;
@@ -246,11 +233,24 @@ static inline u32 recorded_class(void *ctx, struct config *settings, struct cpu_
     if (level)
         state->counters.nested++;
     u64 start = is_measured(&state->governor) ? bpf_ktime_get_ns() : 0, nested = state->counters.nested;
-    u32 class = classify(ctx, settings, state, room, order, flags, place);
-    if (start && !is_thinned(class) && nested == state->counters.nested) // exclude the time of an interrupt
+    u32 class = classify(ctx, settings, state, room, order, thinned, place);
+    if (start && nested == state->counters.nested) // exclude the time of an interrupt
         measured(&state->governor, start);
     room->busy = 0;
     return class;
+}
+
+// The class of a block that passes the movable filter. By `flags` the governor distinguishes kinds of allocation.
+static inline u32 class_of(void *ctx, struct config *settings, struct cpu_state *state, u64 order, u64 flags, u64 place)
+{
+    s32 level = thinning(&state->governor, settings->budget_permille, (u32)flags ^ (u32)order << 27);
+    if (level >= 0)
+        return recorded_class(ctx, settings, state, order, level, place);
+    state->counters.thinned_events++;
+    state->counters.thinned_pages += 1 << order;
+    if (order)
+        state->counters.thinned_large_events++;
+    return CLASS_THINNED + order;
 }
 
 static inline void record_alloc(struct bpf_raw_tracepoint_args *ctx, struct config *settings, struct cpu_state *state)
@@ -271,7 +271,7 @@ static inline void record_alloc(struct bpf_raw_tracepoint_args *ctx, struct conf
         state->counters.movable_events++;
         state->counters.movable_pages += 1 << order;
     } else {
-        class = recorded_class(ctx, settings, state, order, ctx->args[2], place);
+        class = class_of(ctx, settings, state, order, ctx->args[2], place);
     }
     set_class(chunk, place, order, class);
 }
@@ -376,7 +376,7 @@ int on_pool_hold(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     state->counters.pool_events++;
     state->counters.pool_pages += 1 << order;
-    set_class(chunk, place, order, recorded_class(ctx, settings, state, order, 0, place));
+    set_class(chunk, place, order, class_of(ctx, settings, state, order, 0, place));
     return 0;
 }
 
