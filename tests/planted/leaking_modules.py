@@ -4,13 +4,13 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from planted.sockets.common import PAGE_BYTES, libc
 
-LEAK, PACKETS, PAGES = "planted_leak", "planted_packets", "planted_pages"
-SOURCES = tuple(Path(__file__).parent / "module" / f"{name}.c" for name in (LEAK, PACKETS, PAGES))
+LEAK, PACKETS, PAGES, GROWTH = "planted_leak", "planted_packets", "planted_pages", "planted_growth"
+SOURCES = tuple(Path(__file__).parent / "module" / f"{name}.c" for name in (LEAK, PACKETS, PAGES, GROWTH))
 
 _SYS_DELETE_MODULE, _SYS_FINIT_MODULE = 176, 313  # x86-64
 
@@ -46,6 +46,28 @@ class LostPages:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Growing:
+    """One kind of memory that a module allocates steadily."""
+
+    function: str
+    memory_class: str
+    cache: str
+    """A regular expression for the name of its slab cache; empty if it is in none."""
+    per_second: int
+    object_bytes: int
+    """For per-CPU memory, on all CPUs together. For vmalloc, without the page that separates two areas."""
+
+
+_GROWTH = {
+    "kmalloc": Growing("planted_kmalloc", "Slab", r"kmalloc(-rnd-\d\d)?-64", 3_200, 64),
+    "cache": Growing("planted_cache_alloc", "Slab", GROWTH, 2_000, 192),
+    "areas": Growing("planted_vmalloc", "Vmalloc", "", 10, 32 * PAGE_BYTES),
+    "percpu": Growing("planted_percpu", "Percpu", "", 200, 256),
+}
+"""By the parameter of the module."""
+
+
 @contextlib.contextmanager
 def leaked_objects(built: Path, objects: int) -> Iterator[LeakedObjects]:
     """Load the module from the folder `built`; it must have been built for this kernel."""
@@ -71,6 +93,24 @@ def lost_pages(built: Path, pages: int) -> Iterator[LostPages]:
     with _loaded(built, PAGES, f"pages={pages}") as parameters:
         allocated = _number(parameters, "allocated")
         yield LostPages(PAGES, allocated, allocated * PAGE_BYTES)
+
+
+@contextlib.contextmanager
+def growing(built: Path, *kinds: str) -> Iterator[list[Growing]]:
+    """Memory of these kinds, or of all, that one thread of the module allocates steadily; its name is GROWTH."""
+    chosen = kinds or tuple(_GROWTH)
+    with _loaded(built, GROWTH, " ".join(f"{kind}={_GROWTH[kind].per_second}" for kind in chosen)) as parameters:
+        cpus = _possible_cpus()
+        yield [
+            replace(one, object_bytes=one.object_bytes * cpus) if one.memory_class == "Percpu" else one
+            for one in map(_GROWTH.__getitem__, chosen)
+        ]
+        if failed := _number(parameters, "failed"):
+            raise RuntimeError(f"{failed} allocations failed")
+
+
+def _possible_cpus() -> int:
+    return int(Path("/sys/devices/system/cpu/possible").read_text().split("-")[-1]) + 1
 
 
 def load_module(path: Path, parameters: str = "") -> None:

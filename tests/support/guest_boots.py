@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from planted import leaking_modules, nfqueue, protocols
-from support import guest_accuracy, guest_census, guest_cgroups, guest_planted, guest_program
+from support import guest_accuracy, guest_census, guest_cgroups, guest_growth, guest_planted, guest_program
 from support.guest import NATIVE, run_guest
 from support.guest_balloon import balloon
 from support.guest_lab import Answers, Call, call_in_guest
@@ -57,7 +57,10 @@ def diagnose_in_guest(suite: str, work: Path) -> Answers:
     """One case after another, each diagnosed by a run of memdiag-node with its default settings."""
     return call_in_guest(
         suite,
-        {name: Call(guest_accuracy.diagnose, name) for name in guest_accuracy.CASES},
+        {
+            **{name: Call(guest_accuracy.diagnose, name) for name in guest_accuracy.CASES},
+            "growth": Call(guest_growth.diagnose_growth),
+        },
         work,
         modules=(guest_accuracy.BALLOON_MODULE,),
         built_from=leaking_modules.SOURCES,
