@@ -1,6 +1,7 @@
 """How often memdiag is right: plants every case, diagnoses it with the real runner, and compares.
 
-    python tests/accuracy [--only CASE]... [--healthy 100] [--duration 12s] [--output FILE] [--keep FOLDER] [--list]
+    python tests/accuracy [--only CASE]... [--repeat 10] [--healthy 100] [--duration 12s] [--output FILE]
+                           [--keep FOLDER] [--list]
 
 One case after another; each is within 1.3 GiB. Must run as root, like the runner. Exits with 1 if less than 95 % are
 right, if LeakDetected is False where a leak was planted, or True in a healthy run.
@@ -45,7 +46,7 @@ def main() -> int:
         sys.exit("accuracy: it plants cases and measures them as root")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the runner, and removes what is planted
     rows = []
-    for case in _chosen(options.only, options.healthy):
+    for case in _chosen(options.only, options.healthy, options.repeat):
         row = _try(case, options.duration, options.keep, is_diagnosed=not options.plant_only)
         rows.append(row)
         print(_progress(row), flush=True)
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="accuracy", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--only", action="append", metavar="CASE", choices=list(CASES), help="this case, repeatable")
+    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="with --only: so many runs of each case")
     parser.add_argument(
         "--healthy",
         type=int,
@@ -83,9 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _chosen(only: Sequence[str] | None, healthy_runs: int | None) -> Iterator[Case]:
+def _chosen(only: Sequence[str] | None, healthy_runs: int | None, repeat: int) -> Iterator[Case]:
     if only:
-        yield from (CASES[name] for name in only)
+        yield from (CASES[name] for name in only for _ in range(repeat))
         return
     yield from (case for case in CASES.values() if not case.is_healthy)
     healthy = [case for case in CASES.values() if case.is_healthy]

@@ -9,6 +9,8 @@ from planted.cases.case import Answer, PlantedTruth
 Document = Mapping[str, Any]
 """A document of `memdiag-node --output json`, parsed."""
 
+_GROWING_KINDS = ("GrowingAllocation", "GrowingClass")
+_SLAB_CLASSES = ("Slab", "SUnreclaim", "SReclaimable")
 _WRONG_ANSWERS = {Answer.LEAK: "False", Answer.HARMLESS: "True", Answer.OPEN: None}
 
 
@@ -39,7 +41,10 @@ class Judgement:
 
 
 def judge(document: Document, truth: PlantedTruth) -> Judgement:
-    """Compare the first finding and LeakDetected with the truth. Later findings do not count."""
+    """Compare the first finding and LeakDetected with the truth.
+
+    Later findings do not count, except those that say that slab grows, if the truth excludes them.
+    """
     findings: Sequence[Document] = document.get("findings") or ()
     first = findings[0] if findings else None
     leak_detected = document.get("leakDetected") or ""
@@ -50,6 +55,8 @@ def judge(document: Document, truth: PlantedTruth) -> Judgement:
         faults.append(f"LeakDetected is {leak_detected}")
     if not truth.is_healthy:
         faults += _faults_of_finding(first, truth) if first else ["there is no finding"]
+    if truth.is_free_of_slab:
+        faults += [f"slab grows: {_in_words(one)}" for one in slab_growth(document)]
     is_comparable = first is not None and not truth.is_healthy
     return Judgement(
         leak_detected=leak_detected,
@@ -60,6 +67,12 @@ def judge(document: Document, truth: PlantedTruth) -> Judgement:
         denies_leak=truth.answer is Answer.LEAK and leak_detected == "False",
         invents_leak=truth.is_healthy and leak_detected == "True",
     )
+
+
+def slab_growth(document: Document) -> list[Document]:
+    """All findings that say that slab memory grows."""
+    findings: Sequence[Document] = document.get("findings") or ()
+    return [one for one in findings if one["kind"] in _GROWING_KINDS and one.get("memoryClass") in _SLAB_CLASSES]
 
 
 def _faults_of_finding(finding: Document, truth: PlantedTruth) -> list[str]:

@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager
 
 from planted.cases import (
     buffers,
+    churn,
     containers,
     growth,
     healthy,
@@ -16,9 +17,35 @@ from planted.cases import (
 )
 from planted.cases.case import Case, PlantedTruth
 
+_FAMILIES = (
+    unread,
+    queues,
+    buffers,
+    slab,
+    shared_memory,
+    processes,
+    node_settings,
+    growth,
+    containers,
+    healthy,
+    churn,
+)
+
 CASES: dict[str, Case] = {
     case.name: case
-    for family in (unread, queues, buffers, slab, shared_memory, processes, node_settings, growth, containers, healthy)
+    for family in (
+        unread,
+        queues,
+        buffers,
+        slab,
+        shared_memory,
+        processes,
+        node_settings,
+        growth,
+        containers,
+        healthy,
+        churn,
+    )
     for case in family.CASES
 }
 """By name, in the order in which they are tried. A container's killed process is the last before the healthy loads: for

@@ -53,6 +53,8 @@ class PlantedTruth:
     """Further classes in which a part of `size_bytes` is."""
     freed_bytes: int = 0
     """What comes back when the owner ends, if that is more than `size_bytes`. 0: the same."""
+    is_free_of_slab: bool = False
+    """No finding at all may say that slab memory grows."""
 
     @property
     def is_healthy(self) -> bool:
@@ -76,6 +78,7 @@ class Case:
 
 
 HEALTHY = PlantedTruth(Answer.HARMLESS)
+HEALTHY_SLAB = PlantedTruth(Answer.HARMLESS, is_free_of_slab=True)
 
 
 def of_child(
