@@ -21,7 +21,7 @@ from planted.sockets.common import MIB, PAGE_BYTES, SO_RCVBUFFORCE, libc
 _MOST_BYTES = 1_200 * MIB
 _DATAGRAM_BYTES, _MESSAGE_BYTES = 60_000, 4_000
 _CLONE_NEWIPC, _IPC_PRIVATE, _IPC_NOWAIT = 0x08000000, 0, 0o4000
-_MAP_CREATE, _ARRAY = 0, 2
+_MAP_CREATE, _ARRAY, _PERCPU_HASH = 0, 2, 5
 
 
 def _growing(
@@ -89,6 +89,16 @@ def _add_map(kept: ExitStack, size_bytes: int) -> None:
     kept.callback(os.close, bpf(_MAP_CREATE, struct.pack("IIII", _ARRAY, 4, PAGE_BYTES, size_bytes // PAGE_BYTES)))
 
 
+def _add_percpu_map(kept: ExitStack, size_bytes: int) -> None:
+    """A hash map whose values are in per-CPU memory: `size_bytes` on all CPUs together."""
+    values = size_bytes // (PAGE_BYTES * _possible_cpus())
+    kept.callback(os.close, bpf(_MAP_CREATE, struct.pack("IIII", _PERCPU_HASH, 4, PAGE_BYTES, values)))
+
+
+def _possible_cpus() -> int:
+    return int(Path("/sys/devices/system/cpu/possible").read_text().split("-")[-1]) + 1
+
+
 def _add_memory(kept: ExitStack, size_bytes: int) -> None:
     area = kept.enter_context(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
     for offset in range(0, size_bytes, PAGE_BYTES):
@@ -103,6 +113,7 @@ _STEPS: dict[str, Callable[[ExitStack, int], object]] = {
     "datagrams": _add_datagrams,
     "messages": _add_messages,
     "maps": _add_map,
+    "percpu_maps": _add_percpu_map,
     "memory": _add_memory,
 }
 
@@ -115,6 +126,7 @@ _OBJECTS = PlantedTruth(
     names=("msg_msg-4k", "kmalloc-cg-4k", "kmalloc-4k"),
 )
 _MAPS = PlantedTruth(Answer.LEAK, ("GrowingAllocation", "GrowingClass", "LargeHolder"), ("Vmalloc",))
+_PERCPU = PlantedTruth(Answer.LEAK, ("GrowingAllocation", "GrowingClass", "LargeHolder"), ("Percpu",))
 _USER = PlantedTruth(Answer.OPEN, ("ProcessMemory", "GrowingClass"), ("AnonPages",))
 
 CASES = (
@@ -124,5 +136,10 @@ CASES = (
     Case("growing_unread", "unread datagrams, 12 MiB per second more", _growing("datagrams", 6 * MIB, 0.5, _UNREAD)),
     Case("growing_slab", "messages in a queue, 12 MiB per second more", _growing("messages", 6 * MIB, 0.5, _OBJECTS)),
     Case("growing_bpf_maps", "BPF arrays, 16 MiB per second more", _growing("maps", 8 * MIB, 0.5, _MAPS)),
+    Case(
+        "growing_percpu_maps",
+        "BPF maps with values for each CPU, 16 MiB per second more",
+        _growing("percpu_maps", 8 * MIB, 0.5, _PERCPU),
+    ),
     Case("growing_process", "a process, 16 MiB per second more", _growing("memory", 8 * MIB, 0.5, _USER)),
 )
