@@ -45,8 +45,9 @@ from memdiag_node.settings import Settings
 from memdiag_node.sockets.scan import SocketScan
 from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.time_budget import Stop
-from memdiag_node.trace.page_trace import PageTrace, TraceSettings
+from memdiag_node.trace.page_trace import PageTrace
 from memdiag_node.trace.result import TraceResult
+from memdiag_node.trace.settings import TraceSettings
 
 _WAIT_STEP_SECONDS = 0.25
 # Shares of the remaining grace period, after the run was asked to stop.

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from memdiag_node.procfs.roots import HostRoots
-from memdiag_node.trace.page_trace import PageTrace, TraceSettings
+from memdiag_node.trace.page_trace import PageTrace
+from memdiag_node.trace.settings import TraceSettings
 
 
 def rss_bytes() -> int:

@@ -16,7 +16,8 @@ from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.sockets import source as sockets
 from memdiag_node.trace import tables as trace_tables
 from memdiag_node.trace.frame_layout import CHUNK_FRAMES
-from memdiag_node.trace.page_trace import PageTrace, TraceSettings
+from memdiag_node.trace.page_trace import PageTrace
+from memdiag_node.trace.settings import TraceSettings
 from memdiag_node.walker import walker as queues
 
 U32, U64 = np.dtype("<u4"), np.dtype("<u8")

@@ -16,7 +16,8 @@ from memdiag_api.evidence import Trend
 from memdiag_node.findings.thresholds import Thresholds
 from memdiag_node.host import read_host
 from memdiag_node.procfs.roots import HostRoots
-from memdiag_node.trace.page_trace import PageTrace, TraceSettings
+from memdiag_node.trace.page_trace import PageTrace
+from memdiag_node.trace.settings import TraceSettings
 from memdiag_node.trace.stacks import fold_stacks
 
 WINDOW_SECONDS = 3.0

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 _CHILD = """
 import ctypes, os, resource, signal, sys
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.trace.page_trace import PageTrace, TraceSettings
+from memdiag_node.trace.page_trace import PageTrace
+from memdiag_node.trace.settings import TraceSettings
 from memdiag_node.procfs.roots import HostRoots
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))

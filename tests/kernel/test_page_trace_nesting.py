@@ -9,7 +9,8 @@ import threading
 
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.trace import decode
-from memdiag_node.trace.page_trace import PageTrace, TraceSettings
+from memdiag_node.trace.page_trace import PageTrace
+from memdiag_node.trace.settings import TraceSettings
 from memdiag_node.trace.stacks import fold_stacks
 from planted.allocations import MIB, Allocator
 from planted.veth_xdp import XdpReceiver

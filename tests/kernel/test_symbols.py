@@ -13,7 +13,8 @@ from memdiag_node.kernel import symbols
 from memdiag_node.kernel.symbols import SymbolReader, Symbols
 from memdiag_node.preflight import bpf as features
 from memdiag_node.procfs.roots import HostRoots
-from memdiag_node.trace.page_trace import PageTrace, TraceSettings
+from memdiag_node.trace.page_trace import PageTrace
+from memdiag_node.trace.settings import TraceSettings
 from memdiag_node.trace.stacks import first_name, fold_stacks
 from planted.allocations import MIB, Allocator
 from support.capabilities import only

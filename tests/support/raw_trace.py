@@ -16,14 +16,15 @@ import numpy.typing as npt
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.trace.decode import RawTrace
 from memdiag_node.trace.frame_tally import FrameTally
-from memdiag_node.trace.page_trace import PageTrace, TraceSettings
+from memdiag_node.trace.page_trace import PageTrace
+from memdiag_node.trace.settings import TraceSettings
 from memdiag_node.trace.tables import CPU_DTYPE
 from planted.allocations import Allocator
 from planted.memory import PlantedMemory
 
 RECORDED = Path(__file__).parent.parent / "fixtures/trace/linux-6.18-x86_64"
 _ARRAYS = ("infos", "stacks", "cgroups", "lives", "cpus")
-_NUMBERS = tuple(one.name for one in fields(RawTrace) if one.name not in (*_ARRAYS, "tally", "retired"))
+_NUMBERS = tuple(one.name for one in fields(RawTrace) if one.name not in (*_ARRAYS, "tally", "retired", "slab"))
 
 
 def save(raw: RawTrace, symbols: dict[int, str], contexts: list[int], directory: Path) -> None:

@@ -18,6 +18,7 @@ AT = {
     "STRUCT_PAGE_BYTES": STRUCT_PAGE_BYTES,
     "PG_HEAD": PG_HEAD,
     "PAGE_FLAGS": 0,
+    "PAGE_COMPOUND": 8,
     "SLAB_CACHE": 8,
     "SLAB_FREELIST": 32,
     "SLAB_COUNTERS": 40,
@@ -82,6 +83,15 @@ class Memory:
         head = self.chain(cache, [start + cache.stride_bytes * number for number in free])
         self.words[page + AT["SLAB_FREELIST"]] = head
         self.words[page + AT["SLAB_COUNTERS"]] = (places << 16) | (places - len(free))
+
+    def tails(self, frame: int, *, order: int) -> None:
+        """Mark the frames of a block but the first one: each points to the head."""
+        for tail in range(frame + 1, frame + (1 << order)):
+            self.words[page(tail) + AT["PAGE_COMPOUND"]] = page(frame) + 1
+
+
+def page(frame: int) -> int:
+    return PAGE_ARRAY + frame * STRUCT_PAGE_BYTES
 
 
 def address(frame: int, offset: int = 0) -> int:

@@ -48,7 +48,7 @@ def compile_source(source: Path, defines: Mapping[str, int]) -> Any:
 
 
 def _expanded(path: Path, included: set[str]) -> Iterator[str]:
-    """The lines of a source with those of its headers (`kernel/*.bpf.h`), each header once.
+    """The lines of a source with those of its headers (`*.bpf.h`, beside it or of `kernel`), each header once.
 
     The compiler could include them itself, but bcc finds programs and map accesses in the main file only.
     """
@@ -59,7 +59,8 @@ def _expanded(path: Path, included: set[str]) -> Iterator[str]:
             yield line
         elif match[1] not in included:
             included.add(match[1])
-            yield from _expanded(_HEADERS / match[1], included)
+            beside = path.with_name(match[1])
+            yield from _expanded(beside if beside.exists() else _HEADERS / match[1], included)
             yield f'#line {number + 1} "{path.name}"\n'
 
 

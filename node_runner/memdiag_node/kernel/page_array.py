@@ -5,12 +5,13 @@ Addresses of struct pages are a linear function of frame numbers, whose start is
 
 import mmap
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.kernel.errors import BpfError
+from memdiag_node.kernel.lists import WordReader
 from memdiag_node.procfs.kpageflags import is_slab
 
 ReadFlags = Callable[[int, int], npt.NDArray[np.uint64]]
@@ -27,6 +28,7 @@ _SAMPLE = 64
 _FIRST_LOOK = 16
 # Slabs are freed and created meanwhile, and a wrong start may hit some other slabs.
 _RIGHT_SHARE, _WRONG_SHARE = 0.9, 0.6
+_IS_MASK = np.uint64((1 << 34) - 1)
 
 
 def alignment_bytes(machine: str | None = None, page_bytes: int = mmap.PAGESIZE) -> int:
@@ -79,3 +81,16 @@ def first_page_by_slabs(
     if len(fits) == 1 and all(share < _WRONG_SHARE for share, _ in shares[1:]):
         return fits[0]
     raise BpfError(f"the frame numbers of slabs cannot be determined: {len(fits)} of {len(starts)} starts fit")
+
+
+def block_heads(memory: WordReader, at: Mapping[str, int], pages: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The struct page that heads the block of each of these struct pages; the page itself if it is in no block.
+
+    `at` has the offsets of `block_layout`. What is read of a block that is freed meanwhile may be anything.
+    """
+    info = memory.peek(pages + np.uint64(at["PAGE_COMPOUND"]))
+    heads = info - np.uint64(1)
+    if "COMPOUND_MAY_BE_MASK" in at:
+        # A mask has all high bits set, which no address of the page array has (as in walker.bpf.c).
+        heads = np.where(info >> np.uint64(30) == _IS_MASK, pages & info, heads)
+    return np.where(info & np.uint64(1) != 0, heads, pages)

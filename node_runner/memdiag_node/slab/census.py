@@ -11,20 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.kernel.errors import BpfError
-from memdiag_node.kernel.linear_map import partial_slabs
 from memdiag_node.kernel.loader import BpfObject
-from memdiag_node.kernel.memory import Fact, KernelMemory
-from memdiag_node.kernel.page_array import alignment_bytes, first_page_by_slabs
-from memdiag_node.kernel.per_cpu import locate_copies
+from memdiag_node.kernel.memory import KernelMemory
 from memdiag_node.procfs.kpageflags import ReadFrames
 from memdiag_node.procfs.memory_map import FrameRange
-from memdiag_node.slab.cache import read_caches
-from memdiag_node.slab.free_lists import cpu_lists, encoding_of
+from memdiag_node.slab.access import open_access
+from memdiag_node.slab.free_lists import cpu_lists
 from memdiag_node.slab.guarded import guarded_objects
-from memdiag_node.slab.page_scan import load_slab_programs, page_scanner
-from memdiag_node.slab.places import PIECE_OBJECTS, Places, SlabState, spread
-from memdiag_node.slab.sheaves import MAX_SHEAF_OBJECTS, numa_nodes, sheaf_objects
-from memdiag_node.slab.slabs import MAX_SLABS, ReadPiece, Slabs, counts, piece_reader, read_slabs
+from memdiag_node.slab.page_scan import page_scanner
+from memdiag_node.slab.places import PIECE_OBJECTS, Places, spread
+from memdiag_node.slab.sheaves import MAX_SHEAF_OBJECTS, sheaf_objects
+from memdiag_node.slab.slabs import MAX_SLABS, ReadPiece, Slabs, piece_reader, read_slabs
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +62,22 @@ class SlabCensus:
         max_slabs: int = MAX_SLABS,
         programs: BpfObject | None = None,
     ) -> None:
-        if "HAS_SLAB_OBJECTS" not in at:
-            raise BpfError("this kernel's slabs cannot be read: their layout is not one of SLUB's that are known")
         self.memory = memory
         self.at = at
-        self._find_bases(ranges, read_flags)
-        self.caches = read_caches(memory, at)
-        self._addresses = np.array([cache.address for cache in self.caches], "<u8")
-        self._encoding = encoding_of(self.caches)
-        self._strides = np.array([cache.stride_bytes for cache in self.caches], "<u8")
-        self._pads = np.array([cache.left_pad_bytes for cache in self.caches], "<u8")
-        self._nodes = numa_nodes(at, self.caches)
         with ExitStack() as own:
-            bpf = programs or self._load(own, cpus)
-            self._per_cpu = self._read_per_cpu_offsets(bpf, cpus)
+            self._access, bpf = open_access(
+                memory, at, ranges=ranges, read_flags=read_flags, cpus=cpus, programs=programs, own=own
+            )
+            self.caches = self._access.caches
+            self.first_page = self._access.first_page
+            """Address of frame 0's struct page."""
+            self.linear_base = self._access.linear_base
+            """Address of frame 0 in the linear map."""
+            self.sees_cpu_lists = len(self._access.per_cpu) > 0
+            """Whether free objects on the CPUs' own lists could be excluded."""
             self._slabs = read_slabs(
                 self._piece_reader(bpf, read_flags),
-                self._strides,
+                self._access.strides,
                 ranges=ranges,
                 linear_base=self.linear_base,
                 page_shift=at["PAGE_SHIFT"],
@@ -99,51 +95,16 @@ class SlabCensus:
 
     def _count_vanished(self) -> npt.NDArray[np.int64]:
         table = self._slabs.table
-        pages = table["frame"] * np.uint64(self.at["STRUCT_PAGE_BYTES"]) + np.uint64(self.first_page)
-        is_gone = self.memory.peek(pages + np.uint64(self.at["SLAB_CACHE"])) != self._addresses[table["cache"]]
-        gone = table[is_gone]
+        gone = table[~self._access.is_of(table["frame"], table["cache"])]
         return np.bincount(gone["cache"], gone["objects"], len(self.caches)).astype(np.int64)
-
-    def _find_bases(self, ranges: Sequence[FrameRange], read_flags: ReadFrames) -> None:
-        linear_to_page, page_bytes = self.memory.fact(Fact.LINEAR_TO_PAGE), self.at["STRUCT_PAGE_BYTES"]
-        if not linear_to_page:
-            raise BpfError("this kernel's linear map was not found: no partly used slab shows where it is")
-        slabs = partial_slabs(self.memory, self.at, cache=self.memory.any_slab_cache())
-        self.first_page = first_page_by_slabs(
-            slabs,
-            read_flags,
-            frame_count=max(one.end for one in ranges),
-            struct_page_bytes=page_bytes,
-            alignment=alignment_bytes(),
-        )
-        """Address of frame 0's struct page."""
-        frames = (self.first_page - linear_to_page) % (1 << 64) // page_bytes
-        self.linear_base = frames << self.at["PAGE_SHIFT"]
-        """Address of frame 0 in the linear map."""
-
-    def _load(self, own: ExitStack, cpus: Sequence[int]) -> BpfObject | None:
-        """The programs that make the census faster and more exact; None if this kernel or compiler refuses them."""
-        try:
-            return own.enter_context(load_slab_programs(self.at, cpus))
-        except BpfError:
-            return None
 
     def _piece_reader(self, bpf: BpfObject | None, read_flags: ReadFrames) -> ReadPiece:
         """Reads the types of struct pages; where that is not possible, /proc/kpageflags."""
+        addresses = self._access.addresses
         if bpf is not None and "HAS_PAGE_SCAN" in self.at:
             with suppress(BpfError):
-                return page_scanner(bpf, self.at, self._addresses, first_page=self.first_page)
-        return piece_reader(self.memory, self.at, self._addresses, first_page=self.first_page, read_flags=read_flags)
-
-    def _read_per_cpu_offsets(self, bpf: BpfObject | None, cpus: Sequence[int]) -> npt.NDArray[np.uint64]:
-        """Of these CPUs; empty if this kernel does not show them."""
-        offsets = np.empty(0, "<u8")
-        if bpf is not None:
-            with suppress(BpfError):
-                offsets = locate_copies(bpf, self.memory, self.at, cpus)
-        self.sees_cpu_lists = len(offsets) > 0
-        """Whether free objects on the CPUs' own lists could be excluded."""
-        return offsets
+                return page_scanner(bpf, self.at, addresses, first_page=self.first_page)
+        return piece_reader(self.memory, self.at, addresses, first_page=self.first_page, read_flags=read_flags)
 
     @property
     def sampled_share(self) -> float:
@@ -230,57 +191,19 @@ class SlabCensus:
 
         The object need not be allocated. Objects of KFENCE are not found: they are in no slab.
         """
-        starts, numbers = np.zeros(len(addresses), "<u8"), np.full(len(addresses), -1, np.int64)
-        for start in range(0, len(addresses) if len(self._slabs.table) else 0, PIECE_OBJECTS):
-            piece = slice(start, start + PIECE_OBJECTS)
-            starts[piece], numbers[piece] = self._find(addresses[piece])
-        return starts, numbers
-
-    def _find(self, addresses: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-        table = self._slabs.table
-        frames = (addresses - np.uint64(self.linear_base)) >> np.uint64(self.at["PAGE_SHIFT"])
-        numbers = np.searchsorted(table["frame"], frames, side="right") - 1
-        rows = table[np.maximum(numbers, 0)]
-        strides, bases = self._strides[rows["cache"]], self._first_objects(rows)
-        places = (addresses - bases) // strides
-        is_inside = (
-            (numbers >= 0)
-            & (frames - rows["frame"] < np.left_shift(np.uint64(1), rows["order"].astype("<u8")))
-            & (addresses >= bases)
-            & (places < rows["objects"])
-        )
-        return np.where(is_inside, bases + places * strides, np.uint64(0)), np.where(is_inside, numbers, -1)
+        return self._access.find(self._slabs.table, addresses)
 
     def read(self, objects: npt.NDArray[np.uint64], offset_bytes: int, width_bytes: int = 8) -> npt.NDArray[np.uint64]:
         """A field of 1 to 8 bytes of each object; 0 where it cannot be read."""
         words = self.memory.peek(objects + np.uint64(offset_bytes))
         return words if width_bytes == 8 else words & np.uint64((1 << 8 * width_bytes) - 1)  # noqa: PLR2004 - a word
 
-    def _first_objects(self, rows: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
-        bases = (rows["frame"] << np.uint64(self.at["PAGE_SHIFT"])) + np.uint64(self.linear_base)
-        result: npt.NDArray[np.uint64] = bases + self._pads[rows["cache"]]
-        return result
-
     def _places(self, cache: int, numbers: npt.NDArray[np.int64], *, remember: bool = True) -> Places:
         """The places of those of these slabs that still belong to a cache, with what is free now marked.
 
         With `remember`, the objects of lists that could not be followed are counted.
         """
-        pages = self._slabs.table["frame"][numbers] * np.uint64(self.at["STRUCT_PAGE_BYTES"])
-        pages += np.uint64(self.first_page)
-        is_same = self.memory.peek(pages + np.uint64(self.at["SLAB_CACHE"])) == self._addresses[cache]
-        _, objects = counts(self.memory.peek(pages + np.uint64(self.at["SLAB_COUNTERS"])))
-        is_same &= objects == self._slabs.table["objects"][numbers]  # else made again, of another size
-        numbers, pages = numbers[is_same], pages[is_same]
-        rows = self._slabs.table[numbers]
-
-        def read_states(chosen: npt.NDArray[np.int64]) -> SlabState:
-            freelist = self.memory.peek(pages[chosen] + np.uint64(self.at["SLAB_FREELIST"]))
-            in_use, _ = counts(self.memory.peek(pages[chosen] + np.uint64(self.at["SLAB_COUNTERS"])))
-            return SlabState(freelist, in_use.astype(np.int64))
-
-        places = Places(self._first_objects(rows), rows["objects"].astype(np.int64), self.caches[cache].stride_bytes)
-        places.mark_lists(self.memory, self._encoding.of(np.array([cache])), read_states)
+        places = self._access.places_of_cache(cache, self._slabs.table[numbers])
         self._mark_free_on_cpus(cache, places)
         if remember:
             self._uncertain_now[cache] = places.uncertain_objects + int(self._uncertain[cache])
@@ -292,12 +215,13 @@ class SlabCensus:
             self.memory,
             self.at,
             caches,
-            self._per_cpu,
+            self._access.per_cpu,
             lambda _, objects: places.slots(objects) >= 0,
             max_steps=places.most_places,
         )
         places.mark_free(on_lists.objects)
-        places.mark_free(sheaf_objects(self.memory, self.at, caches, self._per_cpu, nodes=self._nodes)[1])
+        per_cpu, nodes = self._access.per_cpu, self._access.nodes
+        places.mark_free(sheaf_objects(self.memory, self.at, caches, per_cpu, nodes=nodes)[1])
 
     def _subtract_free_on_cpus(self, cpus: int) -> None:
         """Count free objects on the CPUs' lists and in sheaves as free: their slabs count them as in use."""
@@ -310,8 +234,9 @@ class SlabCensus:
             result[result] = table["cache"][numbers[result]] == caches[result]
             return result
 
-        on_lists = cpu_lists(self.memory, self.at, self.caches, self._per_cpu, is_object, max_steps=most_places)
-        owners, in_sheaves = sheaf_objects(self.memory, self.at, self.caches, self._per_cpu, nodes=self._nodes)
+        per_cpu, nodes = self._access.per_cpu, self._access.nodes
+        on_lists = cpu_lists(self.memory, self.at, self.caches, per_cpu, is_object, max_steps=most_places)
+        owners, in_sheaves = sheaf_objects(self.memory, self.at, self.caches, per_cpu, nodes=nodes)
         free = np.unique(np.concatenate((on_lists.objects, in_sheaves[is_object(owners, in_sheaves)])))
         numbers, free_in_slab = np.unique(self.find(free)[1], return_counts=True)
         table["in_use"][numbers] -= np.minimum(free_in_slab, table["in_use"][numbers]).astype("<u2")
@@ -340,8 +265,7 @@ class SlabCensus:
         if not chosen.any():
             return np.empty(0, "<u8")
         frames, before = self._slabs.guarded["frame"][chosen], self._guarded[chosen]
-        pages = frames * np.uint64(self.at["STRUCT_PAGE_BYTES"]) + np.uint64(self.first_page)
-        is_same = self.memory.peek(pages + np.uint64(self.at["SLAB_CACHE"])) == self._addresses[cache]
+        is_same = self._access.is_of(frames, cache)
         now = np.zeros(len(frames), "<u8")
         found = guarded_objects(self.memory, self.at, frames, self.linear_base)
         now[: len(found)] = found

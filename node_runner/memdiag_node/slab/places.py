@@ -1,4 +1,4 @@
-"""The places for objects in slabs of one cache, and which of them are free."""
+"""The places for objects in slabs, and which of them are free."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -31,10 +31,13 @@ class Places:
     The slabs are described by the address of the first object, ascending, and the number of places, at least 1.
     """
 
-    def __init__(self, first_objects: npt.NDArray[np.uint64], places: npt.NDArray[np.int64], stride_bytes: int) -> None:
+    def __init__(
+        self, first_objects: npt.NDArray[np.uint64], places: npt.NDArray[np.int64], stride_bytes: npt.ArrayLike
+    ) -> None:
+        """`stride_bytes` is that of all slabs, if they are of one cache, or of each."""
         self._first_objects = first_objects
         self._places = places
-        self._stride = np.uint64(stride_bytes)
+        self._strides = np.asarray(stride_bytes, "<u8")
         self._first_place = np.cumsum(places) - places
         self.is_free = np.zeros(int(places.sum()), np.bool_)
         self.most_places = int(places.max(initial=0))
@@ -48,10 +51,14 @@ class Places:
             return np.full(len(objects), -1, np.int64)
         row = np.searchsorted(self._first_objects, objects, side="right") - 1
         inside = np.maximum(row, 0)
-        place, remainder = np.divmod(objects - self._first_objects[inside], self._stride)
+        place, remainder = np.divmod(objects - self._first_objects[inside], self._stride_of(inside))
         # Compared before the conversion: what lies below the first slab is a huge number here.
         is_place = (row >= 0) & (remainder == 0) & (place < self._places[inside].astype("<u8"))
         return np.where(is_place, self._first_place[inside] + place.astype(np.int64), -1)
+
+    def _stride_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """Of each of these slabs, or the one of all."""
+        return self._strides[rows] if self._strides.ndim else self._strides
 
     def mark_free(self, objects: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Mark these places as free; returns which of them are places that were not marked yet."""
@@ -62,13 +69,14 @@ class Places:
         return is_new
 
     def mark_lists(self, memory: WordReader, encoding: Encoding, read_states: ReadStates) -> None:
-        """Mark what is on the slabs' own lists. `encoding` has one entry.
+        """Mark what is on the slabs' own lists. `encoding` has one entry, or one for each slab.
 
         A slab says how many objects are on its list. Where another number was found, the list changed while it was
         followed: it is read again.
         """
         if not len(self._places):
             return
+        encoding = Encoding(*(np.broadcast_to(column, len(self._places)) for column in encoding))
         rows = np.arange(len(self._places))
         wrong = np.empty(0, np.int64)
         for _ in range(ATTEMPTS):
@@ -91,7 +99,7 @@ class Places:
         follow(
             memory,
             heads,
-            encoding.of(np.zeros(len(heads), np.int64)),
+            encoding.of(rows),
             lambda _, objects: self.mark_free(objects),
             max_steps=self.most_places,
         )
@@ -123,7 +131,7 @@ class Places:
             # A slab without places has the same first place as the next one, which `right` skips.
             row = np.searchsorted(self._first_place, slots, side="right") - 1
             place = (slots - self._first_place[row]).astype("<u8")
-            result[filled : filled + len(slots)] = self._first_objects[row] + place * self._stride
+            result[filled : filled + len(slots)] = self._first_objects[row] + place * self._stride_of(row)
             filled += len(slots)
         return result
 

@@ -103,8 +103,8 @@ def read_slabs(
     numbers = sorted(found)
     table = np.concatenate([np.empty(0, SLAB_DTYPE), *(found.pop(number) for number in numbers)])
     frames = np.array([pieces[number][1] for number in numbers], np.int64)
-    is_guarded = _is_guarded(table, strides, linear_base, page_shift)
-    is_kept = _is_consistent(table, strides, page_shift) & ~is_guarded
+    is_guarded = is_guarded_page(table, strides, linear_base, page_shift)
+    is_kept = is_consistent(table, strides, page_shift) & ~is_guarded
     return Slabs(
         table if is_kept.all() else table[is_kept],
         table[is_guarded],
@@ -117,7 +117,7 @@ def read_slabs(
     )
 
 
-def _is_guarded(
+def is_guarded_page(
     table: npt.NDArray[np.void], strides: npt.NDArray[np.uint64], linear_base: int, page_shift: int
 ) -> npt.NDArray[np.bool_]:
     """Whether each is a page of KFENCE: one object that is not in use, and not on the list either.
@@ -134,7 +134,7 @@ def _is_guarded(
     return result
 
 
-def _is_consistent(
+def is_consistent(
     table: npt.NDArray[np.void], strides: npt.NDArray[np.uint64], page_shift: int
 ) -> npt.NDArray[np.bool_]:
     """Whether each slab can have as many objects as it says: not if it is freed, or being made."""
@@ -159,14 +159,26 @@ def piece_reader(
 
     def read_piece(first: int, frames: int) -> npt.NDArray[np.void]:
         heads = np.flatnonzero(is_slab_head(read_flags(first, frames))).astype("<u8") + np.uint64(first)
-        pages = heads * np.uint64(at["STRUCT_PAGE_BYTES"]) + np.uint64(first_page)
-        names = ("SLAB_CACHE", "SLAB_FREELIST", "SLAB_COUNTERS", "PAGE_FLAGS", "PAGE_ORDER")
-        cache, freelist, counters, flags, order = (memory.peek(pages + np.uint64(at[name])) for name in names)
-        is_compound = flags >> np.uint64(at["PG_HEAD"]) & np.uint64(1)
-        order = (order & np.uint64(0xFF)) * is_compound
-        return described(heads, cache, freelist, counters, order, cache_addresses=cache_addresses)
+        return read_heads(memory, at, heads, cache_addresses=cache_addresses, first_page=first_page)
 
     return read_piece
+
+
+def read_heads(
+    memory: WordReader,
+    at: Mapping[str, int],
+    frames: npt.NDArray[np.uint64],
+    *,
+    cache_addresses: npt.NDArray[np.uint64],
+    first_page: int,
+) -> npt.NDArray[np.void]:
+    """The slabs that these frames head, as SLAB_DTYPE, without those of unknown caches. See `piece_reader`."""
+    pages = frames * np.uint64(at["STRUCT_PAGE_BYTES"]) + np.uint64(first_page)
+    names = ("SLAB_CACHE", "SLAB_FREELIST", "SLAB_COUNTERS", "PAGE_FLAGS", "PAGE_ORDER")
+    cache, freelist, counters, flags, order = (memory.peek(pages + np.uint64(at[name])) for name in names)
+    is_compound = flags >> np.uint64(at["PG_HEAD"]) & np.uint64(1)
+    order = (order & np.uint64(0xFF)) * is_compound
+    return described(frames, cache, freelist, counters, order, cache_addresses=cache_addresses)
 
 
 def described(

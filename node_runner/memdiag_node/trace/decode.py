@@ -9,15 +9,20 @@ import numpy.typing as npt
 from memdiag_api.evidence import TraceCounters
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.process_name import MAX_COMM_LENGTH
-from memdiag_node.procfs.cgroup import ContainerIdentity, parse_cgroup
+from memdiag_node.procfs.cgroup import ContainerIdentity
 from memdiag_node.procfs.kpageflags import FrameKind
 from memdiag_node.procfs.text import printable
+from memdiag_node.slab.cache import Cache
 from memdiag_node.trace import tables
 from memdiag_node.trace.contexts import ContextCode
+from memdiag_node.trace.frame_layout import MAX_ORDER
 from memdiag_node.trace.frame_tally import MAX_BLOCKS, OUT_DTYPE, FrameTally
+from memdiag_node.trace.identity import path_identity
 from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, Charge, TracedProcess, TraceResult
-from memdiag_node.trace.stacks import memory_class, trim
-from memdiag_node.trace.tables import CLASS_LOST, CLASS_MOVABLE, CLASS_THINNED, CLASS_THINNED_LARGE, MAX_LEVEL
+from memdiag_node.trace.stack_classes import callers, page_class
+from memdiag_node.trace.stacks import trim
+from memdiag_node.trace.tables import CLASS_LOST, CLASS_MOVABLE, CLASS_THINNED
+from memdiag_node.trace.uses import LISTED, NO_SLAB_PAGES, SlabPages, Uses, uses_of
 
 _LIFE_BUCKETS = 4 * 64
 _MAX_ALLOCATED = 1 << 34  # of one class: 64 TiB of pages; times 2^15 and the page size it still fits into 63 bits
@@ -30,6 +35,7 @@ _SET_ASIDE_NAMES = {
     FrameKind.HUGE_ZERO_PAGE: "HugeZeroPage",
     FrameKind.USER_MEMORY: "UserMemory",
 }
+_KIND_CLASSES = {FrameKind.SLAB: ClassName.SLAB, FrameKind.PAGE_TABLES: ClassName.PAGE_TABLES}
 MOVABLE_KERNEL = "MovableKernel"
 """Movable, but not user memory: zsmalloc, some balloons."""
 
@@ -62,10 +68,22 @@ class RawTrace:
     recursion_misses: int
     """Runs that the kernel refused, without those that another program covered."""
     table_bytes: int
+    slab: SlabPages = NO_SLAB_PAGES
+    """The caches of slab memory, if they could be looked up."""
 
     def counter(self, name: str) -> int:
         """A counter's sum over all CPUs."""
         return int(self.cpus[name].sum())
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """What blocks have in common that are listed as one stack."""
+
+    frames: tuple[str, ...]
+    context: int
+    memory_class: str
+    cache: Cache | None
 
 
 def missed_runs(recursion_misses: Mapping[str, int], *, nested_allocs: int) -> int:
@@ -79,7 +97,7 @@ def missed_runs(recursion_misses: Mapping[str, int], *, nested_allocs: int) -> i
 
 def outstanding_addresses(raw: RawTrace) -> set[int]:
     """Every return address of a stack that has something outstanding."""
-    wanted = np.unique(raw.infos["key"]["stack"][raw.tally.by_kind[FrameKind.DIRECT] > 0])
+    wanted = np.unique(raw.infos["key"]["stack"][raw.tally.by_kind[list(LISTED)].any(axis=0)])
     rows = raw.stacks[np.isin(raw.stacks["key"], wanted)]["value"]["address"]
     return set(np.unique(rows).tolist()) - {0}
 
@@ -89,30 +107,29 @@ def decode(raw: RawTrace, symbols: Mapping[int, str], contexts: npt.NDArray[np.u
 
     `symbols` has a text for each of `outstanding_addresses`; `contexts` a ContextCode for each of `raw.stacks`.
     """
-    direct = np.where(raw.infos["allocated_pages"] > 0, raw.tally.by_kind[FrameKind.DIRECT], 0)
-    key = raw.infos["key"]
-    weights = class_weights(key, direct, raw.tally.by_kind[FrameKind.DIRECT])
-    stack_of, texts = _fold(raw, symbols, contexts, direct)
-    stack_bytes = np.zeros(len(texts))
-    used = (stack_of >= 0) & (direct > 0)
-    np.add.at(stack_bytes, stack_of[used], direct[used] * weights[used])
+    uses = uses_of(raw.infos, raw.tally, raw.slab)
+    stack_of, identities = _fold(raw, symbols, contexts, uses)
+    stack_bytes = np.bincount(stack_of, uses.frames * uses.weight, minlength=len(identities))
     in_order = np.argsort(-stack_bytes, kind="stable")
     rank = np.empty_like(in_order)
     rank[in_order] = np.arange(len(in_order))
-    stack_of = np.where(stack_of >= 0, rank[stack_of], -1) if len(rank) else stack_of
-    stacks = [texts[old][0] for old in in_order.tolist()]
-    context_of = np.array([texts[old][1] for old in in_order.tolist()], np.uint8)
-    memory_classes = [memory_class(frames) for frames in stacks]
-    process_of, processes = _processes(raw, stack_of, context_of)
-    groups = _groups(raw, stack_of, process_of, context_of, weights, direct)
-    hash_to_stack = {int(h): int(s) for h, s in zip(key["stack"], stack_of, strict=True) if s >= 0}
+    stack_of = rank[stack_of]
+    identities = [identities[old] for old in in_order.tolist()]
+    context_of = np.array([one.context for one in identities], np.uint8)
+    memory_classes = [one.memory_class for one in identities]
+    stack_of_class = _stack_of_class(uses, stack_of)
+    process_of, processes = _processes(raw, stack_of_class, context_of)
+    groups = _groups(raw, uses, stack_of, process_of, context_of)
+    key = raw.infos["key"]
+    hash_to_stack = {int(h): int(s) for h, s in zip(key["stack"], stack_of_class, strict=True) if s >= 0}
     outstanding_bytes, outstanding_blocks = _outstanding(raw, groups, memory_classes)
     return TraceResult(
-        blocks=_decoded_blocks(raw, stack_of, process_of, context_of, weights),
+        blocks=_decoded_blocks(raw, uses, stack_of, process_of, context_of),
         groups=np.concatenate((groups, _retired_groups(raw, hash_to_stack, context_of))),
-        stacks=stacks,
+        stacks=[one.frames for one in identities],
         memory_classes=memory_classes,
-        lives=_lives(raw, hash_to_stack, len(stacks)),
+        caches=[one.cache for one in identities],
+        lives=_lives(raw, hash_to_stack, len(identities)),
         processes=processes,
         charges=_charges(raw),
         counters=_counters(raw, groups, memory_classes),
@@ -128,30 +145,36 @@ def decode(raw: RawTrace, symbols: Mapping[int, str], contexts: npt.NDArray[np.u
 
 
 def _fold(
-    raw: RawTrace,
-    symbols: Mapping[int, str],
-    contexts: npt.NDArray[np.uint8],
-    direct: npt.NDArray[np.int64],
-) -> tuple[npt.NDArray[np.int64], list[tuple[tuple[str, ...], int]]]:
-    """For each class the number of its folded stack, -1 if nothing is outstanding; and the folded stacks."""
-    hashes = raw.infos["key"]["stack"]
-    outstanding = set(np.unique(hashes[direct > 0]).tolist())
+    raw: RawTrace, symbols: Mapping[int, str], contexts: npt.NDArray[np.uint8], uses: Uses
+) -> tuple[npt.NDArray[np.int64], list[_Identity]]:
+    """For each use the number of its folded stack; and the folded stacks."""
+    hashes = raw.infos["key"]["stack"][uses.number]
+    wanted = set(np.unique(hashes).tolist())
     rows = {
         int(entry["key"]): (entry["value"]["address"][: entry["value"]["frames"]].tolist(), int(context))
         for entry, context in zip(raw.stacks, contexts, strict=True)
-        if int(entry["key"]) in outstanding
+        if int(entry["key"]) in wanted
     }
-    numbers: dict[tuple[tuple[str, ...], int], int] = {}
-    by_hash: dict[int, int] = {}
-    for stack_hash in sorted(outstanding):
+    pairs = np.zeros(len(hashes), [("stack", "<u8"), ("kind", "<i8"), ("cache", "<i8")])
+    pairs["stack"], pairs["kind"], pairs["cache"] = hashes, uses.kind, uses.cache
+    unique, where = np.unique(pairs, return_inverse=True)
+    numbers: dict[_Identity, int] = {}
+    of_unique = np.zeros(len(unique), np.int64)
+    for index, (stack_hash, kind, cache) in enumerate(unique.tolist()):
         addresses, context = rows.get(stack_hash, ([], int(ContextCode.UNKNOWN)))
-        text = trim([symbols[address] for address in addresses if address])
-        by_hash[stack_hash] = numbers.setdefault((text, context), len(numbers))
-    unique, inverse = np.unique(hashes, return_inverse=True)
-    lookup = np.array([by_hash.get(stack_hash, -1) for stack_hash in unique.tolist()], np.int64)
-    stack_of = lookup[inverse.reshape(-1)]
-    stack_of[raw.infos["allocated_pages"] == 0] = -1
-    return stack_of, list(numbers)
+        frames = trim([symbols[address] for address in addresses if address])
+        memory_class, frames = callers(frames, _KIND_CLASSES.get(kind) or page_class(frames))
+        identity = _Identity(frames, context, memory_class.value, uses.caches[cache] if cache >= 0 else None)
+        of_unique[index] = numbers.setdefault(identity, len(numbers))
+    return of_unique[where.reshape(-1)], list(numbers)
+
+
+def _stack_of_class(uses: Uses, stack_of: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The stack of most of each class's frames; -1 if nothing of it is outstanding."""
+    result = np.full(tables.CLASSES, -1, np.int64)
+    ascending = np.argsort(uses.frames, kind="stable")
+    result[uses.number[ascending]] = stack_of[ascending]
+    return result
 
 
 def _processes(
@@ -168,7 +191,7 @@ def _processes(
         info = raw.infos[number]
         cgroup = int(info["cgroup"])
         if cgroup not in identities:
-            identities[cgroup] = _identity(names[cgroup]) if cgroup in names else ContainerIdentity("", "")
+            identities[cgroup] = path_identity(names[cgroup]) if cgroup in names else ContainerIdentity("", "")
         identity = identities[cgroup]
         process = TracedProcess(
             int(info["key"]["tgid"]),
@@ -185,40 +208,37 @@ def _charges(raw: RawTrace) -> list[Charge]:
     names = {int(entry["key"]): entry["value"] for entry in raw.cgroups}
     frames: dict[ContainerIdentity, int] = {}
     for inode, count in raw.tally.charged.items():
-        identity = _identity(names[inode]) if inode in names else ContainerIdentity("", "")
+        identity = path_identity(names[inode]) if inode in names else ContainerIdentity("", "")
         if identity.container_id or identity.pod_uid:
             frames[identity] = frames.get(identity, 0) + count
     charges = [Charge(one.container_id, one.pod_uid, count * raw.page_bytes) for one, count in frames.items()]
     return sorted(charges, key=lambda charge: -charge.size_bytes)
 
 
-def _identity(names: npt.NDArray[np.bytes_]) -> ContainerIdentity:
-    """The container of a cgroup, from the names on its path, innermost first."""
-    path = b"/".join(bytes(name) for name in reversed(names.tolist()) if name)
-    return parse_cgroup(b"0::/" + path.replace(b"\n", b"?"))
-
-
-def _groups(  # noqa: PLR0917 - one array for each property of a class
+def _groups(
     raw: RawTrace,
+    uses: Uses,
     stack_of: npt.NDArray[np.int64],
     process_of: npt.NDArray[np.int64],
     context_of: npt.NDArray[np.uint8],
-    weights: npt.NDArray[np.float64],
-    direct: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.void]:
-    numbers = np.flatnonzero(stack_of >= 0)
-    key = raw.infos["key"][numbers]
-    groups = np.zeros(len(numbers), GROUP_DTYPE)
-    groups["stack"] = stack_of[numbers]
-    groups["process"] = process_of[numbers]
-    groups["order"] = key["order"]
-    groups["slice"] = np.minimum(key["slice"], raw.slices - 1)
-    groups["context"] = context_of[stack_of[numbers]]
-    groups["weight"] = weights[numbers]
-    groups["frames"] = direct[numbers]
-    groups["blocks"] = raw.tally.blocks[numbers]
-    groups["allocated_pages"] = np.minimum(raw.infos["allocated_pages"][numbers], _MAX_ALLOCATED)
-    groups["allocated_blocks"] = np.minimum(raw.infos["allocated_blocks"][numbers], _MAX_ALLOCATED)
+    infos = raw.infos[uses.number]
+    groups = np.zeros(len(infos), GROUP_DTYPE)
+    groups["stack"] = stack_of
+    groups["process"] = process_of[uses.number]
+    groups["order"] = infos["key"]["order"]
+    groups["slice"] = np.minimum(infos["key"]["slice"], raw.slices - 1)
+    groups["context"] = context_of[stack_of]
+    groups["is_direct"] = uses.kind == FrameKind.DIRECT
+    groups["weight"] = uses.weight
+    groups["frames"] = uses.frames
+    groups["blocks"] = uses.blocks
+    # What a class allocated is not known by use: it counts where most of it is.
+    is_main = np.zeros(len(groups), np.bool_)
+    _, last = np.unique(uses.number[::-1], return_index=True)
+    is_main[len(groups) - 1 - last] = True
+    groups["allocated_pages"] = np.minimum(infos["allocated_pages"], _MAX_ALLOCATED) * is_main
+    groups["allocated_blocks"] = np.minimum(infos["allocated_blocks"], _MAX_ALLOCATED) * is_main
     return groups
 
 
@@ -248,18 +268,23 @@ def _lives(raw: RawTrace, hash_to_stack: Mapping[int, int], stacks: int) -> list
 
 def _decoded_blocks(
     raw: RawTrace,
+    uses: Uses,
     stack_of: npt.NDArray[np.int64],
     process_of: npt.NDArray[np.int64],
     context_of: npt.NDArray[np.uint8],
-    weights: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.void]:
-    """The blocks for the join; of more than MAX_BLOCKS only every n-th, with n times its weight."""
+    """The direct blocks for the join; of more than MAX_BLOCKS only every n-th, with n times its weight."""
     total = sum(len(part) for part in raw.tally.parts)
     stride = -(-total // MAX_BLOCKS) or 1
     parts = [np.zeros(0, OUT_DTYPE), *(part[::stride] for part in raw.tally.parts)]
     out = np.concatenate(parts)
     numbers = out["number"]
-    stack = stack_of[numbers]
+    is_direct = uses.kind == FrameKind.DIRECT
+    stack_of_number = np.full(tables.CLASSES, -1, np.int64)
+    weight_of_number = np.ones(tables.CLASSES)
+    stack_of_number[uses.number[is_direct]] = stack_of[is_direct]
+    weight_of_number[uses.number[is_direct]] = uses.weight[is_direct]
+    stack = stack_of_number[numbers]
     blocks = np.zeros(len(out), BLOCK_DTYPE)
     blocks["page"] = np.uint64(raw.first_page) + out["frame"].astype(np.uint64) * np.uint64(raw.struct_page_bytes)
     blocks["order"] = raw.infos["key"]["order"][numbers]
@@ -268,43 +293,20 @@ def _decoded_blocks(
     blocks["frames"] = out["frames"]
     blocks["stack"] = stack
     blocks["process"] = process_of[numbers]
-    blocks["weight"] = weights[numbers] * stride
+    blocks["weight"] = weight_of_number[numbers] * stride
     return blocks
-
-
-def class_weights(
-    key: npt.NDArray[np.void], direct: npt.NDArray[np.int64], by_class: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """The weight of each class: orders above 0 are thinned by a separate rule, and so are counted separately."""
-    levels = np.minimum(key["level"], MAX_LEVEL)
-    small = calibrated_weights(np.where(key["order"] == 0, levels, 0), direct, int(by_class[CLASS_THINNED]))
-    large = calibrated_weights(np.where(key["order"] > 0, levels, 0), direct, int(by_class[CLASS_THINNED_LARGE]))
-    return np.where(key["order"] == 0, small, large)
-
-
-def calibrated_weights(
-    levels: npt.NDArray[np.uint8], frames: npt.NDArray[np.int64], thinned_frames: int
-) -> npt.NDArray[np.float64]:
-    """The number of blocks that a recorded block of each class represents, itself included.
-
-    One in 2^level was recorded. The number of outstanding frames of the others is known exactly, but not their stacks.
-    So the weights are scaled to match that sum, which removes most of the error of the stacks with most of them.
-    """
-    unrecorded = np.exp2(levels.astype(np.float64)) - 1
-    estimated_frames = float((frames * unrecorded).sum())
-    factor = thinned_frames / estimated_frames if estimated_frames else 1.0
-    return 1 + unrecorded * factor
 
 
 def _frames_by_class(raw: RawTrace, groups: npt.NDArray[np.void], memory_classes: list[str]) -> dict[str, float]:
     """Direct frames by memory class."""
+    groups = groups[groups["is_direct"]]
     by_stack = np.bincount(groups["stack"], groups["frames"] * groups["weight"], minlength=len(memory_classes))
     direct = raw.tally.by_kind[FrameKind.DIRECT]
     frames: dict[str, float] = {ClassName.ALLOC_PAGE: float(direct[CLASS_LOST])}
     is_thinned = groups["weight"] > 1
-    for number, is_kind in ((CLASS_THINNED, groups["order"] == 0), (CLASS_THINNED_LARGE, groups["order"] > 0)):
-        if not (is_thinned & is_kind).any():
-            frames[ClassName.ALLOC_PAGE] += float(direct[number])  # none of its kind was recorded
+    for order in range(MAX_ORDER + 1):
+        if not (is_thinned & (groups["order"] == order)).any():
+            frames[ClassName.ALLOC_PAGE] += float(direct[CLASS_THINNED + order])  # none of its kind was recorded
     for stack, name in enumerate(memory_classes):
         frames[name] = frames.get(name, 0.0) + float(by_stack[stack])
     return frames

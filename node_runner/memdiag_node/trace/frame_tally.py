@@ -26,6 +26,8 @@ class FrameTally:
     """Blocks of direct kernel memory by class number."""
     parts: list[npt.NDArray[np.void]] = field(default_factory=list)
     """Those blocks: first frame, class number, frames still outstanding."""
+    slab_parts: list[npt.NDArray[np.void]] = field(default_factory=list)
+    """Blocks of slab memory, likewise."""
     charged: dict[int, int] = field(default_factory=dict)
     """Frames of those blocks by the inode of the memory cgroup that they are charged to."""
 
@@ -59,6 +61,9 @@ def tally_frames(
         cells = kinds[out].astype(np.int64) * tables.CLASSES + numbers[out]
         tally.by_kind += np.bincount(cells, minlength=tally.by_kind.size).reshape(tally.by_kind.shape)
         direct = out[(kinds[out] == FrameKind.DIRECT) & (numbers[out] >= FIRST_CLASS)]
+        slab = out[(kinds[out] == FrameKind.SLAB) & (numbers[out] >= FIRST_CLASS)]
+        if len(slab):
+            tally.slab_parts.append(_blocks(slab + base, numbers[slab], orders))
         if len(direct):
             part = _blocks(direct + base, numbers[direct], orders)
             tally.blocks += np.bincount(part["number"], minlength=tables.CLASSES)

@@ -12,11 +12,8 @@
 //   spare_classes  numbers that are free. Filled by user space.
 //   reserve_classes  the last of these, for classes without a process: a burst of new processes does not use them up.
 //   class_info   by number: identity, pages allocated so far, and who allocated first. Written here.
-//   stacks       hash of the addresses -> the addresses and the context. Filled here; user space adds the context, and
-//                removes those that no class needs.
-//   cgroups      kernfs id of a memory cgroup -> names on its path. Filled here; user space removes those without a class.
+//   stacks, cgroups, lives: see identity.bpf.h. Stacks and cgroups are needed by classes, lives are those of `births`.
 //   births       index in `frames` -> time of allocation, for one block in 16. Filled on alloc, emptied on free.
-//   lives        (stack, bucket of the life's logarithm) -> blocks of `births` that were freed. Filled here.
 //   cpu          per CPU: counters that only increase, and the governor's state.
 //   scratch      per CPU and nesting level: room to build a stack in. A program that interrupts another one on the same
 //                CPU uses the next level.
@@ -29,24 +26,20 @@
 // mm_page_alloc(page, order, gfp, migratetype): include/trace/events/kmem.h. `page` is NULL if the allocation failed.
 //
 // Defines from tables.py and page_trace.py: the layout of the tables (SECTION_FRAMES, CHUNK_FRAMES, MAX_ORDER, CLASS_,
-// CONTEXT_, TIMED, ...), their sizes in entries (SECTIONS, CHUNKS, CLASSES, RESERVE, STACKS, CGROUPS, BIRTHS),
-// MIGRATE_MOVABLE, and in bytes, from BTF, STRUCT_PAGE_BYTES and the offsets TASK_GROUP_LEADER, TASK_COMM,
-// TASK_CGROUPS, CSS_SET_MEMORY, CSS_CGROUP, CGROUP_NODE, NODE_ID, NODE_NAME, NODE_PARENT, POOL_ORDER.
+// TIMED, ...), their sizes in entries (SECTIONS, CHUNKS, CLASSES, RESERVE, BIRTHS), MIGRATE_MOVABLE, and from BTF, in
+// bytes, STRUCT_PAGE_BYTES and the offset POOL_ORDER; and those of identity.bpf.h.
 
-#include "common.bpf.h"
+#include "identity.bpf.h"
 
 #define NO_PLACE (~0ULL)
 #define NESTING 4           // on_alloc, on_nested_alloc, on_pool_hold; before Linux 6.1 also each of them in itself
-#define GOVERNOR_EVENTS 256 // between two reads of the clock
 #define TIME_ONE_IN 256     // events for which the program times itself
 
 struct config {
     u64 first_page; // address of frame 0's struct page
     u64 end_frame;  // the first one after all memory
     u32 slice;
-    u32 budget_permille;  // of one CPU's time; 0: no thinning
-    u32 ceiling_permille; // the same; above it, orders above 0 are thinned too
-    u32 reserved;
+    u32 budget_permille; // of one CPU's time; 0: no thinning
     u64 own_pid;
 };
 
@@ -65,33 +58,9 @@ struct class_key {
 
 struct class_info {
     struct class_key key;
-    u64 cgroup;
     u64 allocated_pages;
     u64 allocated_blocks;
-    char comm[16];
-};
-
-struct stack {
-    u32 context;
-    u32 frames;
-    u64 address[STACK_FRAMES];
-};
-
-// Innermost first.
-struct cgroup_path {
-    char name[CGROUP_LEVELS][CGROUP_NAME_BYTES];
-};
-
-struct life_key {
-    u64 stack;
-    u64 bucket;
-};
-
-// The governor's state for one kind of allocation.
-struct cell {
-    u32 round;
-    u16 count;
-    u16 level;
+    struct process process;
 };
 
 struct counters {
@@ -101,12 +70,6 @@ struct counters {
     u64 timed_events, timed_ns, timed_frees, timed_free_ns;
 };
 
-struct governor {
-    u64 since_ns, recorded, skipped, event_ns, round;
-    u32 more, less, more_large, less_large;
-    struct cell cells[GOVERNOR_CELLS], large_cells[GOVERNOR_CELLS];
-};
-
 struct cpu_state {
     struct counters counters;
     struct governor governor;
@@ -114,7 +77,7 @@ struct cpu_state {
 };
 
 struct scratch {
-    u64 busy, random;
+    u64 busy;
     struct class_info info;
     struct cgroup_path path;
     struct stack stack;
@@ -127,10 +90,7 @@ BPF_F_TABLE("array", u32, struct class_info, class_info, CLASSES, BPF_F_MMAPABLE
 BPF_F_TABLE("hash", struct class_key, u32, classes, CLASSES, 0);
 BPF_QUEUE(spare_classes, u32, CLASSES);
 BPF_QUEUE(reserve_classes, u32, RESERVE);
-BPF_F_TABLE("hash", u64, struct stack, stacks, STACKS, 0);
-BPF_F_TABLE("hash", u64, struct cgroup_path, cgroups, CGROUPS, 0);
 BPF_F_TABLE("hash", u32, u64, births, BIRTHS, 0);
-BPF_F_TABLE("hash", struct life_key, u64, lives, 4096, 0);
 BPF_PERCPU_ARRAY(cpu, struct cpu_state, 1);
 BPF_PERCPU_ARRAY(scratch, struct scratch, NESTING);
 BPF_F_TABLE("array", u32, u64, own_pages, OWN_PAGES + 1, BPF_F_MMAPABLE);
@@ -168,59 +128,12 @@ static inline void set_class(struct chunk *chunk, u32 first, u32 order, u64 clas
     }
 }
 
-// Build the stack in `room` and store it. Returns its hash, 0 if it could not be stored.
-static inline u64 intern_stack(void *ctx, struct cpu_state *state, struct scratch *room, u32 *context)
+static inline void count_cgroup(struct cpu_state *state, s32 stored)
 {
-    struct stack *stack = &room->stack;
-    *context = CONTEXT_UNKNOWN;
-    s64 bytes = bpf_get_stack(ctx, stack->address, sizeof(stack->address), 0);
-    if (bytes <= 0) {
-        state->counters.lost_stacks++;
-        return 0;
-    }
-    u32 count = (u64)bytes >> 3;
-    u64 hash = count;
-    NO_UNROLL
-    for (u32 i = 0; i < STACK_FRAMES; i++) {
-        AS_WRITTEN(i);
-        if (i >= count || i >= STACK_FRAMES)
-            break;
-        hash = (hash ^ stack->address[i]) * 0x9E3779B97F4A7C15ULL;
-        hash ^= hash >> 32;
-    }
-    struct stack *known = stacks.lookup(&hash);
-    if (known) {
-        *context = known->context;
-        return hash;
-    }
-    stack->frames = count;
-    stack->context = CONTEXT_UNKNOWN;
-    if (stacks.update(&hash, stack)) {
-        state->counters.lost_stacks++;
-        return 0;
-    }
-    return hash;
-}
-
-// Store the names on the path of a memory cgroup, so that its owner is still known after it was removed.
-static inline void intern_cgroup(struct cpu_state *state, struct scratch *room, u64 node, u64 id)
-{
-    if (cgroups.lookup(&id))
-        return;
-    NO_UNROLL
-    for (u32 level = 0; level < CGROUP_LEVELS; level++) {
-        u64 name = 0;
-        room->path.name[level][0] = 0;
-        if (!node)
-            continue;
-        READ(name, node, NODE_NAME);
-        bpf_probe_read_kernel_str(room->path.name[level], CGROUP_NAME_BYTES, (void *)name);
-        READ(node, node, NODE_PARENT);
-    }
-    if (cgroups.update(&id, &room->path))
-        state->counters.lost_cgroups++;
-    else
+    if (stored > 0)
         state->counters.known_cgroups++;
+    else if (stored < 0)
+        state->counters.lost_cgroups++;
 }
 
 // A free number for a class, 0 if none is left.
@@ -240,18 +153,8 @@ static inline u32 new_class(struct cpu_state *state, struct scratch *room, struc
     struct class_info *info = &room->info;
     __builtin_memset(info, 0, sizeof(*info));
     info->key = *key;
-    if (key->tgid) {
-        u64 task = bpf_get_current_task(), leader = 0, css_set = 0, css = 0, cgroup = 0, node = 0;
-        READ(leader, task, TASK_GROUP_LEADER);
-        bpf_probe_read_kernel(info->comm, sizeof(info->comm), (void *)(leader + TASK_COMM));
-        READ(css_set, task, TASK_CGROUPS);
-        READ(css, css_set, CSS_SET_MEMORY);
-        READ(cgroup, css, CSS_CGROUP);
-        READ(node, cgroup, CGROUP_NODE);
-        READ(info->cgroup, node, NODE_ID);
-        if (info->cgroup)
-            intern_cgroup(state, room, node, info->cgroup);
-    }
+    if (key->tgid)
+        count_cgroup(state, current_process(&info->process, &room->path));
     class_info.update(&number, info);
     if (classes.insert(key, &number)) {
         info->allocated_pages = 0;
@@ -266,98 +169,22 @@ static inline u32 new_class(struct cpu_state *state, struct scratch *room, struc
     return number;
 }
 
-static inline u32 log2_floor(u64 value)
-{
-    u32 bits = 0;
-    if (value >> 32) {
-        value >>= 32;
-        bits += 32;
-    }
-    if (value >> 16) {
-        value >>= 16;
-        bits += 16;
-    }
-    if (value >> 8) {
-        value >>= 8;
-        bits += 8;
-    }
-    if (value >> 4) {
-        value >>= 4;
-        bits += 4;
-    }
-    if (value >> 2) {
-        value >>= 2;
-        bits += 2;
-    }
-    return bits + (value >> 1);
-}
-
-// Random bits at half the cost of bpf_get_prandom_u32(): the upper bits of a linear congruential generator.
-static inline u32 random_bits(struct scratch *room)
-{
-    room->random = room->random * 6364136223846793005ULL + 1442695040888963407ULL;
-    return room->random >> 40;
-}
-
-static inline void compare(u64 cost, u64 allowed, u32 *more, u32 *less)
-{
-    *more = cost > allowed ? 1 + log2_floor(cost / allowed) : 0;
-    *less = allowed > 3 * cost ? log2_floor(allowed / cost) : 0;
-}
-
-// Compare the cost of this round's recorded events with the budget for its duration: thin out more, or less.
-static inline void govern(struct config *settings, struct governor *governor)
-{
-    u64 now = bpf_ktime_get_ns();
-    u64 cost = governor->recorded * governor->event_ns * 1000 + 1, passed = now - governor->since_ns;
-    compare(cost, passed * settings->budget_permille + 1, &governor->more, &governor->less);
-    compare(cost, passed * settings->ceiling_permille + 1, &governor->more_large, &governor->less_large);
-    governor->recorded = 0;
-    governor->skipped = 0;
-    governor->since_ns = now;
-    governor->round++;
-}
-
-// How much a kind of allocation is thinned out: one in 2^level is recorded. Only kinds that made up an eighth or more of
-// the last round are thinned further: a rare one is recorded completely.
-static inline u32 level_of(struct governor *governor, struct cell *cell, u32 more, u32 less)
-{
-    if (cell->round != (u32)governor->round) {
-        u32 level = cell->level + (cell->count >= GOVERNOR_EVENTS / 8 ? more : 0);
-        level = level > less ? level - less : 0;
-        cell->level = level > MAX_LEVEL ? MAX_LEVEL : level;
-        cell->count = 0;
-        cell->round = governor->round;
-    }
-    return cell->level;
-}
-
 // The class of a block that passes the movable filter. By `flags` the governor distinguishes kinds of allocation.
 static inline u32 classify(void *ctx, struct config *settings, struct cpu_state *state, struct scratch *room, u64 order,
                            u64 flags, u64 place)
 {
-    u32 level = 0;
-    if (settings->budget_permille) {
-        u32 slot = (((u32)flags ^ (u32)order << 27) * 0x9E3779B1U) >> 26 & (GOVERNOR_CELLS - 1);
-        struct cell *cell = order ? &state->governor.large_cells[slot] : &state->governor.cells[slot];
-        level = order ? level_of(&state->governor, cell, state->governor.more_large, state->governor.less_large)
-                      : level_of(&state->governor, cell, state->governor.more, state->governor.less);
-        if (level && random_bits(room) & ((1 << level) - 1)) {
-            state->counters.thinned_events++;
-            state->counters.thinned_pages += 1 << order;
-            if (order)
-                state->counters.thinned_large_events++;
-            if (++state->governor.skipped >= GOVERNOR_EVENTS)
-                govern(settings, &state->governor);
-            return order ? CLASS_THINNED_LARGE : CLASS_THINNED;
-        }
-        cell->count++;
-        if (++state->governor.recorded >= GOVERNOR_EVENTS)
-            govern(settings, &state->governor);
+    s32 level = thinning(&state->governor, settings->budget_permille, (u32)flags ^ (u32)order << 27);
+    if (level < 0) {
+        state->counters.thinned_events++;
+        state->counters.thinned_pages += 1 << order;
+        if (order)
+            state->counters.thinned_large_events++;
+        return CLASS_THINNED + order;
     }
-
     u32 context;
-    u64 hash = intern_stack(ctx, state, room, &context);
+    u64 hash = intern_stack(ctx, &room->stack, &context);
+    if (!hash)
+        state->counters.lost_stacks++;
     struct class_key key = {.stack = hash, .slice = settings->slice, .order = order, .level = level};
     if (context <= CONTEXT_PROCESS)
         key.tgid = bpf_get_current_pid_tgid() >> 32;
@@ -378,13 +205,18 @@ static inline u32 classify(void *ctx, struct config *settings, struct cpu_state 
     }
     lock_xadd(&info->allocated_pages, 1 << order);
     lock_xadd(&info->allocated_blocks, 1);
-    if (!(random_bits(room) & 15)) {
+    if (!(random_bits(&state->governor) & 15)) {
         u32 key32 = place;
         u64 now = bpf_ktime_get_ns();
         if (!births.update(&key32, &now))
             number |= TIMED;
     }
     return number;
+}
+
+static inline int is_thinned(u32 class)
+{
+    return class >= CLASS_THINNED && class <= CLASS_THINNED + MAX_ORDER;
 }
 
 // Classify in the first level of `scratch` that no interrupted run on this CPU uses. An interrupt between the check and
@@ -413,13 +245,10 @@ static inline u32 recorded_class(void *ctx, struct config *settings, struct cpu_
     room->busy = 1;
     if (level)
         state->counters.nested++;
-    u64 start = 0, nested = state->counters.nested;
-    if (!(state->governor.recorded & 31))
-        start = bpf_ktime_get_ns();
+    u64 start = is_measured(&state->governor) ? bpf_ktime_get_ns() : 0, nested = state->counters.nested;
     u32 class = classify(ctx, settings, state, room, order, flags, place);
-    if (start && class != CLASS_THINNED && class != CLASS_THINNED_LARGE &&
-        nested == state->counters.nested) // exclude the time of an interrupt
-        state->governor.event_ns = (7 * state->governor.event_ns + bpf_ktime_get_ns() - start) >> 3;
+    if (start && !is_thinned(class) && nested == state->counters.nested) // exclude the time of an interrupt
+        measured(&state->governor, start);
     room->busy = 0;
     return class;
 }
@@ -488,25 +317,17 @@ int on_nested_alloc(struct bpf_raw_tracepoint_args *ctx)
     return 0;
 }
 
-// A block of `births` was freed: how long did it live? Buckets are quarters of an octave of microseconds.
+// A block of `births` was freed: how long did it live?
 static inline void record_life(u32 place, u32 number)
 {
     u64 *born = births.lookup(&place);
     if (!born)
         return;
-    u64 microseconds = (bpf_ktime_get_ns() - *born) / 1000 + 1;
+    u64 born_ns = *born;
     births.delete(&place);
-    u32 octave = log2_floor(microseconds);
-    u32 quarter = octave >= 2 ? (microseconds >> (octave - 2)) & 3 : (microseconds << (2 - octave)) & 3;
     struct class_info *info = class_info.lookup(&number);
-    if (!info)
-        return;
-    struct life_key key = {.stack = info->key.stack, .bucket = octave * 4 + quarter};
-    u64 *count = lives.lookup(&key), one = 1;
-    if (count)
-        lock_xadd(count, 1);
-    else
-        lives.update(&key, &one);
+    if (info)
+        count_life(info->key.stack, born_ns);
 }
 
 int on_free(struct bpf_raw_tracepoint_args *ctx)

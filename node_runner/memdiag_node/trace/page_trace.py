@@ -17,36 +17,36 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from memdiag_api.limits import MAX_SLICES
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.kernel.cgroup_layout import CGROUP_FIELDS, memory_state_offset_bytes
 from memdiag_node.kernel.errors import BpfError
-from memdiag_node.kernel.layout import offsets
 from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.page_array import alignment_bytes
 from memdiag_node.kernel.programs import ProgramInfo, ProgramInfoLayout
-from memdiag_node.kernel.symbols import SymbolReader, Symbols
+from memdiag_node.kernel.symbols import Symbols
 from memdiag_node.procfs.kpageflags import FrameTable, open_frame_table
 from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.procfs.vmstat import parse_allocated_pages
 from memdiag_node.resource import Resource
+from memdiag_node.slab.lookup import SlabLookup
 from memdiag_node.trace import tables
 from memdiag_node.trace.contexts import ContextCode, Contexts
 from memdiag_node.trace.decode import RawTrace, decode, missed_runs, outstanding_addresses
 from memdiag_node.trace.first_page import find_first_page, only_possible_start, traced_own_pages
 from memdiag_node.trace.frame_layout import FrameLayout, oversize
 from memdiag_node.trace.frame_tally import frames_by_class, tally_frames
+from memdiag_node.trace.identity import identity_layout, open_symbol_reader
+from memdiag_node.trace.idle_entries import CROWDED, IdleEntries
 from memdiag_node.trace.result import TraceResult
+from memdiag_node.trace.settings import TraceSettings
+from memdiag_node.trace.uses import NO_SLAB_PAGES, SlabPages, sampled_slab_blocks
 
 _SOURCE = Path(__file__).with_suffix(".bpf.c")
 _STACKS = 8192
 _CGROUPS = 2048
 _BIRTHS = 16384
 _ALLOC, _FREE, _POOL_HOLD = "mm_page_alloc", "mm_page_free", "page_pool_state_hold"
-# From this share of their room on, tables are cleared of entries that nothing uses any more.
-_CROWDED = 0.5
 # A CPU that has just looked up a class may still mark a block with it after it was removed.
 _REST_SECONDS = 0.5
 # Scanning all frames for classes in use may take this share of the runner's time.
@@ -54,30 +54,8 @@ _MAX_LOOKING_SHARE = 0.2
 _RESTING_DTYPE = np.dtype([("number", "<u4"), ("until", "<f8")])
 # How often new stacks are classified. Until then, a stack of an interrupt takes a class for each process that it hits.
 _CLASSIFY_SECONDS = 1.0
-# As a multiple of the budget: above this, orders above 0 are thinned out too.
-_CEILING_FACTOR = 4
 # A program that is detached may still run to its end on another CPU.
 _SETTLE_SECONDS = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class TraceSettings:
-    """The settings of a trace."""
-
-    duration_seconds: float
-    """The planned window, which defines the slices. A trace that runs longer puts the rest in the last slice."""
-    slices: int = 20
-    cpu_budget_share: float = 0.05
-    """Share of each CPU's time for recording; above it, order-0 allocations are thinned out. 0: never."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.slices <= MAX_SLICES or self.duration_seconds <= 0 or not 0 <= self.cpu_budget_share <= 1:
-            raise ValueError(f"a trace needs a positive duration, 1 to {MAX_SLICES} slices, a budget of 0 to 1: {self}")
-
-    @property
-    def slice_seconds(self) -> float:
-        """The length of a slice."""
-        return self.duration_seconds / self.slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,32 +90,6 @@ class _Window:
     allocator_pages: int
 
 
-class _Idle:
-    """Entries of a hash table that no class refers to any more, to be removed once the table is crowded."""
-
-    def __init__(self, capacity: int, entry: np.dtype[Any]) -> None:
-        self.removed = 0
-        """The number of entries removed so far."""
-        self._crowded = _CROWDED * capacity
-        self._seen_idle = np.zeros(0, np.uint64)
-        self._forgotten = np.zeros(0, entry)
-
-    def forget(self, bpf: BpfObject, name: str, entries: npt.NDArray[np.void], used: npt.NDArray[np.uint64]) -> None:
-        """Remove entries that were idle in two checks in a row; restore those that a class took at the last moment.
-
-        `entries` is the table now, `used` the keys that classes refer to.
-        """
-        gone = self._forgotten[~np.isin(self._forgotten["key"], entries["key"])]
-        missing = gone[np.isin(gone["key"], used)]
-        bpf.update(name, missing["key"], missing["value"])
-        idle = entries[~np.isin(entries["key"], used)]
-        is_due = np.isin(idle["key"], self._seen_idle) & (len(entries) >= self._crowded)
-        self._forgotten = idle[is_due]
-        self._seen_idle = idle["key"].copy()
-        bpf.delete_keys(name, self._forgotten["key"])
-        self.removed += len(self._forgotten) - len(missing)
-
-
 class PageTrace(Resource):
     """A running trace: attached until `close`, or the end of its context.
 
@@ -152,8 +104,8 @@ class PageTrace(Resource):
         self._resting = np.zeros(0, _RESTING_DTYPE)
         self._returned_classes = 0
         self._next_look = 0.0
-        self._idle_stacks = _Idle(_STACKS, tables.STACK_ENTRY_DTYPE)
-        self._idle_cgroups = _Idle(_CGROUPS, tables.CGROUP_ENTRY_DTYPE)
+        self._idle_stacks = IdleEntries(_STACKS, tables.STACK_ENTRY_DTYPE)
+        self._idle_cgroups = IdleEntries(_CGROUPS, tables.CGROUP_ENTRY_DTYPE)
         self._slice = 0
         self._classified = 0.0
         self._window: _Window | None = None
@@ -162,7 +114,7 @@ class PageTrace(Resource):
 
     def _start(self, parts: ExitStack) -> None:
         defines = self._read_btf()
-        symbol_reader = _open_symbol_reader(parts)
+        symbol_reader = open_symbol_reader(parts)
         self._symbols = Symbols(symbol_reader.lines if symbol_reader else None)
         self._contexts = Contexts(self._symbols)
         parts.callback(self._forget)
@@ -175,7 +127,6 @@ class PageTrace(Resource):
         attached.config["first_page"] = self._first_page
         attached.config["end_frame"] = layout.end_frame
         attached.config["budget_permille"] = round(self._settings.cpu_budget_share * 1000)
-        attached.config["ceiling_permille"] = round(_CEILING_FACTOR * self._settings.cpu_budget_share * 1000)
         for program in ("on_free", "on_alloc", "on_nested_alloc", "on_pool_hold"):
             # Before any is attached: the trace must not find the memory of its own programs.
             attached.bpf.load_raw_tracepoint(program)
@@ -234,10 +185,10 @@ class PageTrace(Resource):
         self._window = _Window(end, end - self._started, self._allocator_pages() - self._pages_at_start)
         return self._window
 
-    def finish(self, late: Callable[[], bool] = lambda: False) -> TraceResult:
-        """Stop recording, read the tables, detach, and decode. For `late`, see tally_frames."""
+    def finish(self, late: Callable[[], bool] = lambda: False, *, lookup: SlabLookup | None = None) -> TraceResult:
+        """Stop recording, read the tables, detach, and decode. For `late` and `lookup`, see read_out."""
         try:
-            raw = self.read_out(late)
+            raw = self.read_out(late, lookup=lookup)
             symbols, contexts = self.symbols(raw), self.contexts(raw)  # while the programs still have names
         finally:
             self.close()
@@ -251,8 +202,11 @@ class PageTrace(Resource):
         """The ContextCode of each stack."""
         return self._contexts.of(raw.stacks["value"]["address"])
 
-    def read_out(self, late: Callable[[], bool] = lambda: False) -> RawTrace:
-        """Stop recording, and read the tables. The maps last until `close`. For `late`, see tally_frames."""
+    def read_out(self, late: Callable[[], bool] = lambda: False, *, lookup: SlabLookup | None = None) -> RawTrace:
+        """Stop recording, and read the tables. The maps last until `close`. For `late`, see tally_frames.
+
+        `lookup` names the slab caches of outstanding pages; without it they have no names.
+        """
         attached = self._running()
         bpf = attached.bpf
         window = self._stop_recording()
@@ -269,6 +223,10 @@ class PageTrace(Resource):
                 late=late,
                 layout=self._layout,
             )
+        slab = NO_SLAB_PAGES
+        if lookup:
+            blocks = sampled_slab_blocks(tally)
+            slab = SlabPages(blocks, lookup.caches_of_frames(blocks["frame"]), lookup.caches)
         bpf.detach_raw_tracepoint(_FREE)
         cpus = bpf.read_per_cpu("cpu", tables.CPU_DTYPE)
         misses = {info.function: info.recursion_misses for info in bpf.program_infos(self._program_info_layout)}
@@ -289,6 +247,7 @@ class PageTrace(Resource):
             allocator_pages=window.allocator_pages,
             recursion_misses=missed_runs(misses, nested_allocs=int(cpus["nested_allocs"].sum())),
             table_bytes=bpf.map_bytes(),
+            slab=slab,
         )
 
     def program_infos(self) -> list[ProgramInfo]:
@@ -324,14 +283,14 @@ class PageTrace(Resource):
         used = attached.infos[attached.infos["allocated_pages"] > 0]
         self._idle_stacks.forget(bpf, "stacks", stacks, np.unique(used["key"]["stack"]))
         known = int(bpf.read_per_cpu("cpu", tables.CPU_DTYPE)["known_cgroups"].sum()) - self._idle_cgroups.removed
-        if known >= _CROWDED * _CGROUPS:
+        if known >= CROWDED * _CGROUPS:
             cgroups = bpf.read_map("cgroups", tables.CGROUP_ENTRY_DTYPE)
             self._idle_cgroups.forget(bpf, "cgroups", cgroups, np.unique(used["cgroup"]))
 
     def _forget_births(self, attached: _Attached) -> None:
         """Remove the oldest births, so that blocks that are never freed do not displace those that are."""
         births = attached.bpf.read_map("births", tables.BIRTH_ENTRY_DTYPE)
-        surplus = len(births) - int(_CROWDED * _BIRTHS)
+        surplus = len(births) - int(CROWDED * _BIRTHS)
         if surplus > 0:
             oldest = np.argsort(births["value"], kind="stable")[:surplus]
             attached.bpf.delete_keys("births", births["key"][oldest])
@@ -345,7 +304,7 @@ class PageTrace(Resource):
         bpf = attached.bpf
         taken = int(bpf.read_per_cpu("cpu", tables.CPU_DTYPE)["taken_classes"].sum()) - self._returned_classes
         started = time.monotonic()
-        if taken < _CROWDED * (tables.CLASSES - tables.reserved_classes()) or started < self._next_look:
+        if taken < CROWDED * (tables.CLASSES - tables.reserved_classes()) or started < self._next_look:
             return
         frames = frames_by_class(attached.frames)
         ready = (self._resting["until"] <= started) & (frames[self._resting["number"]] == 0)
@@ -382,14 +341,6 @@ class PageTrace(Resource):
         return find_first_page(own_pages, flags.read, alignment=alignment_bytes(), **machine)
 
 
-def _open_symbol_reader(parts: ExitStack) -> SymbolReader | None:
-    """None if the kernel refuses the program: then stacks have no names, but their bytes are still correct."""
-    try:
-        return parts.enter_context(SymbolReader())
-    except BpfError:
-        return None
-
-
 def _push_numbers(bpf: BpfObject, numbers: npt.NDArray[np.uint32]) -> None:
     """Put class numbers back, each in the queue that it belongs to."""
     is_reserved = numbers >= tables.CLASSES - tables.reserved_classes()
@@ -399,9 +350,9 @@ def _push_numbers(bpf: BpfObject, numbers: npt.NDArray[np.uint32]) -> None:
 
 def _layout(btf: Btf) -> dict[str, int]:
     """The defines of page_trace.bpf.c: offsets of this kernel, and the sizes of its own tables."""
-    parent = "parent" if btf.has_field("kernfs_node", "parent") else "__parent"  # renamed in Linux 6.15
     pool_order = "p.order" if btf.has_field("page_pool", "p.order") else ""
     return {
+        **identity_layout(btf),
         "STRUCT_PAGE_BYTES": btf.size_bytes("page"),
         "MIGRATE_MOVABLE": btf.enum_value("MIGRATE_MOVABLE"),
         **tables.NUMBERS_IN_C,
@@ -410,10 +361,5 @@ def _layout(btf: Btf) -> dict[str, int]:
         "STACKS": _STACKS,
         "CGROUPS": _CGROUPS,
         "BIRTHS": _BIRTHS,
-        "TASK_GROUP_LEADER": btf.offset_bytes("task_struct", "group_leader"),
-        "TASK_COMM": btf.offset_bytes("task_struct", "comm"),
-        **offsets(btf, CGROUP_FIELDS),
-        "CSS_SET_MEMORY": memory_state_offset_bytes(btf),
-        "NODE_PARENT": btf.offset_bytes("kernfs_node", parent),
         "POOL_ORDER": btf.offset_bytes("page_pool", pool_order) if pool_order else 0,
     }

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import TraceCounters
+from memdiag_node.slab.cache import Cache
 
 BLOCK_DTYPE = np.dtype(
     [
@@ -27,6 +28,7 @@ GROUP_DTYPE = np.dtype(
         ("order", "u1"),
         ("slice", "u1"),
         ("context", "u1"),
+        ("is_direct", "?"),  # not a slab and not a page table
         ("weight", "<f8"),
         ("frames", "<i8"),  # outstanding; this field and the following ones are not weighted
         ("blocks", "<i8"),
@@ -67,6 +69,8 @@ class TraceResult:
     """Trimmed frames, innermost first."""
     memory_classes: list[str]
     """Of each stack: AllocPage, Vmalloc, Percpu, Slab, ..."""
+    caches: list[Cache | None]
+    """Of each stack: the slab cache that its pages are of."""
     lives: list[dict[int, int]]
     """Of each stack: freed blocks that were timed, by bucket of their life (births.median_life_seconds)."""
     processes: list[TracedProcess]
@@ -99,24 +103,40 @@ class TraceResult:
     def error_bytes(self, groups: npt.NDArray[np.void]) -> float:
         """The standard error of the scaled bytes of `groups`: the true value is within two of it 95 times in 100.
 
-        Each block of a thinned kind was recorded with the probability 1 / weight, independently of the others, so
-        a recorded one adds frames^2 * weight * (weight - 1) to the variance of its sum. But the sum over all stacks is
-        known exactly, for order 0 and for the orders above it; a stack with a share of it has only the rest of that
-        variance.
+        Each block of a thinned kind was recorded with the probability 1 / weight, independently of the others. The sum
+        over all stacks is known exactly for each order: the uncertainty is how it is shared out among them.
         """
+        thinned = groups[groups["weight"] > 1]
         variance = sum(
-            _variance(groups[(groups["order"] > 0) == is_large], self.groups[(self.groups["order"] > 0) == is_large])
-            for is_large in (False, True)
+            _variance(thinned[thinned["order"] == order], self.groups[self.groups["order"] == order])
+            for order in np.unique(thinned["order"]).tolist()
         )
         return self.page_bytes * math.sqrt(variance)
 
 
 def _variance(groups: npt.NDArray[np.void], every: npt.NDArray[np.void]) -> float:
-    """The variance of the scaled sum of `groups`, in frames^2; the sum of `every` group is known exactly."""
-    all_thinned = float(np.sum(every["frames"] * (every["weight"] - 1)))
-    if not all_thinned:
+    """The variance of the scaled sum of `groups`, in frames^2; that of `every` group of their order is known exactly.
+
+    A recorded block adds frames^2 * weight * (weight - 1) to the variance of an unscaled sum. As a ratio of two sums,
+    the share of `groups` varies with each block's distance from it: 1 - share for their own blocks, share for others.
+    """
+    unrecorded_frames = float(np.sum(every["frames"] * (every["weight"] - 1)))
+    blocks = float(np.sum(_blocks(every[every["weight"] > 1])))
+    if not unrecorded_frames:
         return 0.0
-    frames, weight = groups["frames"].astype(np.float64), groups["weight"]
-    share = float(np.sum(frames * (weight - 1))) / all_thinned
+    share = float(np.sum(groups["frames"] * (groups["weight"] - 1))) / unrecorded_frames
+    own, total = _scatter(groups), _scatter(every)
+    variance = own * (1 - share) ** 2 + max(0.0, total - own) * share**2
+    return variance * blocks / max(1.0, blocks - 1)  # the share is itself from these blocks: Bessel's correction
+
+
+def _blocks(groups: npt.NDArray[np.void]) -> npt.NDArray[np.float64]:
+    """Recorded blocks of each group; one that is freed in part counts in part."""
+    blocks: npt.NDArray[np.float64] = groups["frames"] / np.exp2(groups["order"].astype(np.float64))
+    return blocks
+
+
+def _scatter(groups: npt.NDArray[np.void]) -> float:
+    """The variance of the sum over these groups if no sum were known, in frames^2."""
     block_frames = np.exp2(groups["order"].astype(np.float64))
-    return float(np.sum(frames * block_frames * weight * (weight - 1))) * max(0.0, 1 - share)
+    return float(np.sum(groups["frames"] * block_frames * groups["weight"] * (groups["weight"] - 1)))

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from memdiag_api import limits
 from memdiag_api.evidence import AllocatingProcess, Context, Stack
-from memdiag_api.memory_classes import ClassName
 from memdiag_node.counted_stacks import counted_stacks
 from memdiag_node.kernel.symbols import UNNAMED_PREFIX, function_name
 from memdiag_node.trace.births import growth_of, median_life_seconds
@@ -21,7 +20,7 @@ from memdiag_node.trace.result import TraceResult
 
 _FOLDED_SEPARATOR = re.compile(r"[;\s]")
 
-_CONTEXTS = {
+CONTEXTS = {
     ContextCode.UNKNOWN: Context.MIXED,
     ContextCode.PROCESS: Context.PROCESS,
     ContextCode.SOFTIRQ: Context.SOFTIRQ,
@@ -39,15 +38,6 @@ _ALLOCATOR = re.compile(
     r"__alloc_pages(_nodemask|_slowpath|_internal)?|__alloc_frozen_pages|alloc_frozen_pages"
     r"|alloc_pages(_mpol|_vma|_current|_node|_preferred_many)?|alloc_pages_(bulk|exact)\w*|alloc_page_interleave"
     r"|__folio_alloc|folio_alloc|vma_alloc_folio|__get_free_pages?|get_free_pages|get_zeroed_page"
-)
-# What memory is used for, by the function that allocated it. The first match from the inner end decides.
-_MEMORY_CLASSES = (
-    (ClassName.VMALLOC, re.compile(r"__vmalloc_area_node|vm_area_alloc_pages|__vmalloc_node_range")),
-    (ClassName.PERCPU, re.compile(r"pcpu_alloc_pages|pcpu_populate_chunk")),
-    (ClassName.SLAB, re.compile(r"_{0,3}kmalloc_large\w*|kmalloc_order\w*|allocate_slab|new_slab")),
-    (ClassName.PAGE_TABLES, re.compile(r"_*(pte|pmd|pud|p4d|pgd)_alloc\w*")),
-    (ClassName.ZSMALLOC, re.compile(r"alloc_zspage|zs_malloc")),
-    (ClassName.BALLOON, re.compile(r"balloon_page_alloc|vmballoon_\w+")),
 )
 
 
@@ -79,23 +69,13 @@ def trim(frames: Sequence[str]) -> tuple[str, ...]:
     return tuple(frames[-1:]) or NO_STACK
 
 
-def memory_class(frames: Sequence[str]) -> str:
-    """The breakdown class of the memory, by the function that allocated it; AllocPage if no other class matches."""
-    for frame in frames:
-        name = function_name(frame)
-        for class_name, pattern in _MEMORY_CLASSES:
-            if pattern.fullmatch(name):
-                return class_name
-    return ClassName.ALLOC_PAGE
-
-
 def fold_stacks(trace: TraceResult, top_n: int) -> list[Stack]:
     """The first `top_n` stacks of a trace, largest outstanding first; their indexes are the trace's stack numbers."""
     return [_stack(trace, index) for index in range(min(top_n, len(trace.stacks)))]
 
 
 def _stack(trace: TraceResult, index: int) -> Stack:
-    groups = trace.groups_of(index)
+    groups, cache = trace.groups_of(index), trace.caches[index]
     weight = groups["weight"]
     group_bytes = groups["frames"] * weight * trace.page_bytes
     group_blocks = groups["blocks"] * weight
@@ -114,8 +94,10 @@ def _stack(trace: TraceResult, index: int) -> Stack:
     )
     return Stack(
         frames=[frame[: limits.MAX_SHORT_TEXT] for frame in trace.stacks[index][: limits.MAX_FRAMES]],
-        context=_CONTEXTS[ContextCode(int(groups["context"][0]))],
+        context=CONTEXTS[ContextCode(int(groups["context"][0]))],
         memory_class=trace.memory_classes[index],
+        slab_cache=cache.name if cache else "",
+        reclaimable=cache.is_reclaimable if cache else False,
         outstanding_bytes=round(outstanding_bytes),
         outstanding_blocks=round(float(group_blocks.sum())),
         outstanding_by_order={str(order): round(blocks) for order, blocks in enumerate(by_order) if round(blocks)},

@@ -9,11 +9,11 @@ from memdiag_node.trace.frame_layout import CHUNK_FRAMES, MAX_ORDER
 
 STACK_FRAMES = 64
 OWN_PAGES = 256
-CLASS_MOVABLE, CLASS_THINNED, CLASS_LOST, CLASS_THINNED_LARGE, FIRST_CLASS = 1, 2, 3, 4, 8
+CLASS_MOVABLE, CLASS_LOST, CLASS_THINNED, FIRST_CLASS = 1, 2, 3, 16
 """Classes with a fixed meaning, and the first of the others.
 
-CLASS_MOVABLE: user memory, by the movable filter. CLASS_THINNED: skipped by the governor; CLASS_THINNED_LARGE: the
-same, for orders above 0. CLASS_LOST: no class was left, or no level of `scratch`.
+CLASS_MOVABLE: user memory, by the movable filter. CLASS_LOST: no class was left, or no level of `scratch`.
+CLASS_THINNED + order: a block of that order, skipped by the governor.
 """
 CLASS_MASK = 0x7FFF
 """A flag in a frame's entry: its block is in `births`."""
@@ -21,7 +21,7 @@ CLASSES = 1 << 15
 RESERVED_SHARE = 0.25
 """The share of class numbers kept for stacks without a process, the highest ones."""
 CGROUP_LEVELS, CGROUP_NAME_BYTES = 5, 160
-_GOVERNOR_CELLS = 64
+GOVERNOR_BITS = 6
 MAX_LEVEL = 15  # one in 2^15
 
 NUMBERS_IN_C = {
@@ -35,9 +35,8 @@ NUMBERS_IN_C = {
     "CLASS_MOVABLE": CLASS_MOVABLE,
     "CLASS_THINNED": CLASS_THINNED,
     "CLASS_LOST": CLASS_LOST,
-    "CLASS_THINNED_LARGE": CLASS_THINNED_LARGE,
     "TIMED": CLASS_MASK + 1,
-    "GOVERNOR_CELLS": _GOVERNOR_CELLS,
+    "GOVERNOR_BITS": GOVERNOR_BITS,
     "MAX_LEVEL": MAX_LEVEL,
     **enum_defines("CONTEXT", ContextCode),
 }
@@ -49,8 +48,6 @@ CONFIG_DTYPE = np.dtype(
         ("end_frame", "<u8"),
         ("slice", "<u4"),
         ("budget_permille", "<u4"),
-        ("ceiling_permille", "<u4"),
-        ("reserved", "<u4"),
         ("own_pid", "<u8"),
     ]
 )
@@ -60,9 +57,9 @@ CLASS_KEY_DTYPE = np.dtype(
 CLASS_INFO_DTYPE = np.dtype(
     [
         ("key", CLASS_KEY_DTYPE),
-        ("cgroup", "<u8"),
         ("allocated_pages", "<u8"),
         ("allocated_blocks", "<u8"),
+        ("cgroup", "<u8"),
         ("comm", "S16"),
     ]
 )
@@ -81,20 +78,29 @@ _COUNTERS = (
     *("timed_events", "timed_ns", "timed_frees", "timed_free_ns"),
 )
 _CELL_DTYPE = np.dtype([("round", "<u4"), ("count", "<u2"), ("level", "<u2")])
-_GOVERNOR_DTYPE = np.dtype(
-    [
-        *((name, "<u8") for name in ("since_ns", "recorded", "skipped", "event_ns", "round")),
-        *((name, "<u4") for name in ("more", "less", "more_large", "less_large")),
-        *((name, _CELL_DTYPE, (_GOVERNOR_CELLS,)) for name in ("cells", "large_cells")),
-    ]
+
+
+def governor_dtype(bits: int) -> np.dtype[np.void]:
+    """struct governor of governor.bpf.h with 2^bits cells."""
+    return np.dtype(
+        [
+            *((name, "<u8") for name in ("since_ns", "recorded", "skipped", "event_ns", "round", "random")),
+            *((name, "<u8") for name in ("saved", "most", "last_most")),
+            *((name, "<u4") for name in ("more", "less")),
+            ("cells", _CELL_DTYPE, (1 << bits,)),
+        ]
+    )
+
+
+CPU_DTYPE = np.dtype(
+    [*((name, "<u8") for name in _COUNTERS), ("governor", governor_dtype(GOVERNOR_BITS)), ("last_page", "<u8")]
 )
-CPU_DTYPE = np.dtype([*((name, "<u8") for name in _COUNTERS), ("governor", _GOVERNOR_DTYPE), ("last_page", "<u8")])
 """struct cpu_state; its counters come first."""
 SCRATCH_DTYPE = np.dtype(
     {
         "names": ["busy"],
         "formats": ["<u8"],
-        "itemsize": 2 * 8 + CLASS_INFO_DTYPE.itemsize + CGROUP_LEVELS * CGROUP_NAME_BYTES + STACK_DTYPE.itemsize,
+        "itemsize": 8 + CLASS_INFO_DTYPE.itemsize + CGROUP_LEVELS * CGROUP_NAME_BYTES + STACK_DTYPE.itemsize,
     }
 )
 

@@ -13,7 +13,7 @@ from memdiag_node.sockets import scanner as holder_sockets
 from memdiag_node.sockets import source as sockets
 from memdiag_node.trace import page_trace
 from memdiag_node.trace import tables as trace_tables
-from memdiag_node.trace.page_trace import TraceSettings
+from memdiag_node.trace.settings import TraceSettings
 from memdiag_node.walker import walker as queues
 from memdiag_node.walker import walks
 from memdiag_operator.config import SweepSettings

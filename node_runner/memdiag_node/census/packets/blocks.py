@@ -8,13 +8,13 @@ import numpy.typing as npt
 
 from memdiag_node.census.packets.table import FRAGMENT_BYTES, PacketTable
 from memdiag_node.holding import PINNED_DTYPE
+from memdiag_node.kernel.page_array import block_heads
 from memdiag_node.slab.census import SlabCensus
 
 _PIECE_PACKETS = 1 << 17
 MAX_BLOCKS = 1 << 20
 """Blocks that are kept in one reading."""
 _MAX_ORDER_MASK = np.uint64(31)
-_IS_MASK = np.uint64((1 << 34) - 1)
 _IS_DEVICE_MEMORY = np.uint64(1)  # include/net/netmem.h: a net_iov has no page
 
 BLOCK_DTYPE = np.dtype([("packet", "<u4"), ("page", "<u8"), ("order", "u1"), ("user", "?"), ("slab", "?")])
@@ -112,12 +112,7 @@ def _blocks(
     """The block that each page is in, once for each owner."""
     engine, memory = census.at, census.memory
     unique, inverse = np.unique(page, return_inverse=True)
-    info = memory.peek(unique + np.uint64(engine["PAGE_COMPOUND"]))
-    heads = info - np.uint64(1)
-    if "COMPOUND_MAY_BE_MASK" in engine:
-        # A mask has all high bits set, which no address of the page array has (as in walker.bpf.c).
-        heads = np.where(info >> np.uint64(30) == _IS_MASK, unique & info, heads)
-    heads = np.where(info & np.uint64(1) != 0, heads, unique)
+    heads = block_heads(memory, engine, unique)
     flags = memory.peek(heads + np.uint64(engine["PAGE_FLAGS"]))
     order = memory.peek(heads + np.uint64(engine["PAGE_ORDER"])) & _MAX_ORDER_MASK
     order = np.where(flags >> np.uint64(engine["PG_HEAD"]) & np.uint64(1) != 0, order, 0)

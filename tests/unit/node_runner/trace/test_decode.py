@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from memdiag_api.evidence import Context, Stack
 from memdiag_node.kernel.symbols import Symbols
 from memdiag_node.procfs.kpageflags import FrameKind
-from memdiag_node.trace import decode, tables
+from memdiag_node.trace import decode, tables, uses
 from memdiag_node.trace.contexts import Contexts
+from memdiag_node.trace.frame_layout import MAX_ORDER
 from memdiag_node.trace.result import TraceResult
 from memdiag_node.trace.stacks import first_name, fold_stacks
 from support.raw_trace import load
@@ -46,8 +47,11 @@ def test_stacks_are_in_order_and_blocks_point_to_them(recorded: TraceResult) -> 
     sizes = [stack.outstanding_bytes for stack in fold_stacks(recorded, len(recorded.stacks))]
     assert sizes == sorted(sizes, reverse=True)
     assert all(sizes)
-    by_block = np.bincount(recorded.blocks["stack"], recorded.blocks["frames"] * recorded.blocks["weight"])
-    assert np.allclose(by_block * PAGE_BYTES, sizes, rtol=1e-4)
+    by_block = np.bincount(
+        recorded.blocks["stack"], recorded.blocks["frames"] * recorded.blocks["weight"], minlength=len(sizes)
+    )
+    is_direct = np.array([name not in {"Slab", "PageTables"} for name in recorded.memory_classes])
+    assert np.allclose(by_block * PAGE_BYTES, np.where(is_direct, sizes, 0), rtol=1e-4)
     assert set(recorded.groups["process"].tolist()) <= set(range(-1, len(recorded.processes)))
 
 
@@ -105,13 +109,13 @@ def test_orders_above_0_are_weighed_by_what_was_left_out_of_them() -> None:
     infos["key"]["level"] = np.where(infos["key"]["order"] > 0, 2, infos["key"]["level"])
     by_kind = raw.tally.by_kind.copy()
     before = decode.decode(raw, symbols, np.array(contexts, np.uint8))
-    large = infos["key"]["order"] > 0
-    recorded = int(by_kind[FrameKind.DIRECT][large & (infos["allocated_pages"] > 0)].sum())
-    by_kind[FrameKind.DIRECT, tables.CLASS_THINNED_LARGE] = 2 * recorded
+    for order in range(1, MAX_ORDER + 1):
+        of_order = (infos["key"]["order"] == order) & (infos["allocated_pages"] > 0)
+        by_kind[FrameKind.DIRECT, tables.CLASS_THINNED + order] = 2 * int(by_kind[FrameKind.DIRECT][of_order].sum())
     raw = dataclasses.replace(raw, infos=infos, tally=dataclasses.replace(raw.tally, by_kind=by_kind))
     result = decode.decode(raw, symbols, np.array(contexts, np.uint8))
     groups = result.groups[result.groups["frames"] > 0]
-    assert groups["weight"][groups["order"] > 0] == pytest.approx(3.0)
+    assert groups["weight"][(groups["order"] > 0) & groups["is_direct"]] == pytest.approx(3.0)
     ring = stack_with(result, "packet_set_ring")
     assert ring.outstanding_bytes == 3 * 4 * MIB
     assert ring.error_bytes >= 0
@@ -121,7 +125,7 @@ def test_orders_above_0_are_weighed_by_what_was_left_out_of_them() -> None:
 
 def test_weights_are_scaled_to_match_the_exact_sum() -> None:
     levels, frames = np.array([0, 2, 3], np.uint8), np.array([10, 4, 2], np.int64)
-    weights = decode.calibrated_weights(levels, frames, 13)
+    weights = uses.calibrated_weights(levels, frames, 13)
     assert weights[0] == 1
     assert float((frames * (weights - 1)).sum()) == pytest.approx(13)
-    assert decode.calibrated_weights(levels, frames * 0, 13).tolist() == [1, 4, 8]
+    assert uses.calibrated_weights(levels, frames * 0, 13).tolist() == [1, 4, 8]

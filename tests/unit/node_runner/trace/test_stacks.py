@@ -9,11 +9,11 @@ from memdiag_api.evidence import AllocationUnit, Context, Stack, TraceCounters, 
 from memdiag_node.kernel.symbols import function_name
 from memdiag_node.trace.contexts import ContextCode
 from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, TraceResult
+from memdiag_node.trace.stack_classes import page_class
 from memdiag_node.trace.stacks import (
     NO_STACK,
     first_name,
     fold_stacks,
-    memory_class,
     to_folded,
     trim,
 )
@@ -69,7 +69,7 @@ def test_function_name(frame: str, name: str) -> None:
     ],
 )
 def test_memory_class(frames: tuple[str, ...], name: str) -> None:
-    assert memory_class(frames) == name
+    assert page_class(frames) == name
 
 
 def stack(frames: list[str], outstanding_bytes: int) -> Stack:
@@ -142,6 +142,7 @@ def trace_of_a_leak(window_seconds: float, ended_seconds: float, scan_seconds: f
         groups=groups,
         stacks=[("pipe_write+0x1",)],
         memory_classes=["AllocPage"],
+        caches=[None],
         lives=[{}],
         processes=[],
         charges=[],

@@ -1,0 +1,135 @@
+// governor.bpf.h - keeps the cost of recording events within a budget, on each CPU.
+//
+// Only some kinds of events make the load. Those are thinned out: one in 2^level is recorded, at random. A kind that is
+// rare beside them is recorded completely.
+//
+// Defines: GOVERNOR_BITS, MAX_LEVEL.
+
+// A round ends after so many events, or so much time.
+#define GOVERNOR_EVENTS 256
+#define GOVERNOR_NS 50000000ULL
+// The budget of so much time can be saved.
+#define SAVED_NS 250000000ULL
+
+// One kind of events, or several with the same hash.
+struct cell {
+    u32 round;
+    u16 count;
+    u16 level;
+};
+
+struct governor {
+    u64 since_ns, recorded, skipped, event_ns, round, random;
+    u64 saved; // of the budget, in ns * permille
+    u64 most, last_most; // events of the most frequent kind, in this round and in the last one
+    u32 more, less;
+    struct cell cells[1 << GOVERNOR_BITS];
+};
+
+static inline u32 log2_floor(u64 value)
+{
+    u32 bits = 0;
+    if (value >> 32) {
+        value >>= 32;
+        bits += 32;
+    }
+    if (value >> 16) {
+        value >>= 16;
+        bits += 16;
+    }
+    if (value >> 8) {
+        value >>= 8;
+        bits += 8;
+    }
+    if (value >> 4) {
+        value >>= 4;
+        bits += 4;
+    }
+    if (value >> 2) {
+        value >>= 2;
+        bits += 2;
+    }
+    return bits + (value >> 1);
+}
+
+// Random bits at half the cost of bpf_get_prandom_u32(): the upper bits of a linear congruential generator.
+static inline u32 random_bits(struct governor *governor)
+{
+    governor->random = governor->random * 6364136223846793005ULL + 1442695040888963407ULL;
+    return governor->random >> 40;
+}
+
+// Compare the cost of this round's recorded events with the budget for its duration: thin out more, or less. What was
+// saved in the last moments may be spent: a short burst is recorded completely.
+static inline void govern(struct governor *governor, u32 budget_permille)
+{
+    u64 now = bpf_ktime_get_ns();
+    u64 cost = governor->recorded * governor->event_ns * 1000 + 1;
+    u64 allowed = (now - governor->since_ns) * budget_permille + 1, most_saved = SAVED_NS * budget_permille;
+    u64 available = allowed + governor->saved;
+    governor->more = cost > available ? 1 + log2_floor(cost / allowed) : 0;
+    governor->less = allowed > 3 * cost ? log2_floor(allowed / cost) : 0;
+    u64 saved = available > cost ? available - cost : 0;
+    governor->saved = saved < most_saved ? saved : most_saved;
+    governor->last_most = governor->most;
+    governor->most = 0;
+    governor->recorded = 0;
+    governor->skipped = 0;
+    governor->since_ns = now;
+    governor->round++;
+}
+
+// End the round after enough events or time: the first quiet moment after a burst must not be thinned like the burst.
+static inline void govern_if_due(struct governor *governor, u32 budget_permille)
+{
+    u64 recorded = governor->recorded, skipped = governor->skipped;
+    if (recorded >= GOVERNOR_EVENTS || skipped >= GOVERNOR_EVENTS ||
+        (!(recorded + skipped & 15) && bpf_ktime_get_ns() - governor->since_ns > GOVERNOR_NS))
+        govern(governor, budget_permille);
+}
+
+// How much a kind is thinned out. Only kinds that were at least an eighth as frequent as the most frequent one are
+// thinned further.
+static inline u32 level_of(struct governor *governor, struct cell *cell)
+{
+    if (cell->round != (u32)governor->round) {
+        u32 level = cell->level;
+        if (cell->count * 8 >= governor->last_most)
+            level += governor->more;
+        level = level > governor->less ? level - governor->less : 0;
+        cell->level = level > MAX_LEVEL ? MAX_LEVEL : level;
+        cell->count = 0;
+        cell->round = governor->round;
+    }
+    return cell->level;
+}
+
+// Decide about an event of a kind: returns its level, or -1 if it is not to be recorded. A budget of 0 records all.
+static inline s32 thinning(struct governor *governor, u32 budget_permille, u32 kind)
+{
+    if (!budget_permille)
+        return 0;
+    struct cell *cell = &governor->cells[kind * 0x9E3779B1U >> (32 - GOVERNOR_BITS)];
+    u32 level = level_of(governor, cell);
+    if (++cell->count > governor->most)
+        governor->most = cell->count;
+    if (level && random_bits(governor) & ((1 << level) - 1)) {
+        governor->skipped++;
+        govern_if_due(governor, budget_permille);
+        return -1;
+    }
+    governor->recorded++;
+    govern_if_due(governor, budget_permille);
+    return level;
+}
+
+// Whether to measure the time that recording this event takes, for `measured`.
+static inline int is_measured(struct governor *governor)
+{
+    return !(governor->recorded & 31);
+}
+
+static inline void measured(struct governor *governor, u64 start_ns)
+{
+    governor->event_ns = (7 * governor->event_ns + bpf_ktime_get_ns() - start_ns) >> 3;
+}

@@ -1,0 +1,94 @@
+"""The tables of object_trace.bpf.c as numpy sees them, and the numbers that both share."""
+
+import mmap
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_node.trace import tables
+
+OBJECTS = 1 << 16
+STACKS = 8192
+CGROUPS = 2048
+PROCESSES = 8192
+GOVERNOR_BITS = 8
+SPARSEST_BYTES, DENSEST_BYTES = 256, 4096
+"""Objects at addresses with this alignment or less are recorded with a probability of 256 / 4096, and with this one or
+more all are; in between the probability is proportional to the alignment."""
+
+
+class Kind(IntEnum):
+    """What an entry of `objects` is. It takes the lower bits of the address, which are 0 in the address itself."""
+
+    SLAB = 0
+    PERCPU = 1
+    VMALLOC = 2
+
+
+KIND_MASK = 3
+
+NUMBERS_IN_C = {
+    "STACK_FRAMES": tables.STACK_FRAMES,
+    "CGROUP_LEVELS": tables.CGROUP_LEVELS,
+    "CGROUP_NAME_BYTES": tables.CGROUP_NAME_BYTES,
+    "MAX_LEVEL": tables.MAX_LEVEL,
+    **{name: value for name, value in tables.NUMBERS_IN_C.items() if name.startswith("CONTEXT_")},
+    **{f"KIND_{kind.name}": int(kind) for kind in Kind},
+    "OBJECTS": OBJECTS,
+    "STACKS": STACKS,
+    "CGROUPS": CGROUPS,
+    "PROCESSES": PROCESSES,
+    "GOVERNOR_BITS": GOVERNOR_BITS,
+    "SPARSEST_BYTES": SPARSEST_BYTES,
+    "DENSEST_BYTES": DENSEST_BYTES,
+    "PAGE_BYTES": mmap.PAGESIZE,
+}
+"""The constants that object_trace.bpf.c shares with this module."""
+
+CONFIG_DTYPE = np.dtype([("budget_permille", "<u4"), ("reserved", "<u4")])
+OBJECT_DTYPE = np.dtype(
+    [("stack", "<u8"), ("born_ns", "<u8"), ("size_bytes", "<u8"), ("tgid", "<u4"), ("level", "<u4")]
+)
+OBJECT_ENTRY_DTYPE = np.dtype([("key", "<u8"), ("value", OBJECT_DTYPE)])
+TOTALS_DTYPE = np.dtype([("recorded", "<u8"), ("allocated", "<u8"), ("allocated_bytes", "<u8")])
+TOTALS_ENTRY_DTYPE = np.dtype([("key", "<u8"), ("value", TOTALS_DTYPE)])
+PROCESS_DTYPE = np.dtype([("cgroup", "<u8"), ("comm", "S16")])
+PROCESS_ENTRY_DTYPE = np.dtype([("key", "<u4"), ("value", PROCESS_DTYPE)])
+_COUNTERS = (
+    *("picked", "recorded", "thinned", "lost_stacks", "lost_objects", "interrupted", "nested"),
+    *("added", "removed", "unnamed_objects", "known_processes", "known_cgroups", "lost_cgroups"),
+    *("recording_ns", "timed"),
+)
+CPU_DTYPE = np.dtype([*((name, "<u8") for name in _COUNTERS), ("governor", tables.governor_dtype(GOVERNOR_BITS))])
+"""struct cpu_state; its counters come first."""
+SCRATCH_DTYPE = np.dtype(
+    {
+        "names": ["busy"],
+        "formats": ["<u8"],
+        "itemsize": 8
+        + OBJECT_DTYPE.itemsize
+        + PROCESS_DTYPE.itemsize
+        + tables.CGROUP_LEVELS * tables.CGROUP_NAME_BYTES
+        + tables.STACK_DTYPE.itemsize,
+    }
+)
+
+MAPS = {
+    "config": CONFIG_DTYPE,
+    "objects": OBJECT_ENTRY_DTYPE,
+    "totals": TOTALS_ENTRY_DTYPE,
+    "processes": PROCESS_ENTRY_DTYPE,
+    "stacks": tables.STACK_ENTRY_DTYPE,
+    "cgroups": tables.CGROUP_ENTRY_DTYPE,
+    "lives": tables.LIFE_ENTRY_DTYPE,
+    "cpu": CPU_DTYPE,
+    "scratch": SCRATCH_DTYPE,
+}
+"""The maps as read here (BpfObject)."""
+
+
+def alignment_bytes(addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """What each address is aligned to, between SPARSEST_BYTES and DENSEST_BYTES."""
+    lowest_bit = addresses & (~addresses + np.uint64(1))
+    return np.clip(lowest_bit, np.uint64(SPARSEST_BYTES), np.uint64(DENSEST_BYTES))

@@ -1,0 +1,281 @@
+// object_trace.bpf.c - outstanding allocations inside of pages: slab objects, per-CPU memory, areas of vmalloc.
+//
+// Slab objects are far too many to record all. Which are recorded follows from the address alone, so that allocation
+// and free agree without a lookup: one in 16, chosen by a hash, and more of those at an aligned address, where large
+// objects are. The programs return at once for all others. If a call site makes the load, its objects are thinned out
+// further, at random. Per-CPU memory and areas of vmalloc are few: all are recorded, unless thinned out.
+//
+//   config     the budget. Written by user space.
+//   objects    address and kind -> stack, process, time, size. Filled on alloc, emptied on free.
+//   totals     stack -> what was allocated. Filled here.
+//   processes  process ID -> its name and cgroup. Filled here.
+//   stacks, cgroups, lives: see identity.bpf.h.
+//   cpu        per CPU: counters that only increase, and the governor's state.
+//   scratch    per CPU and nesting level: room to build a stack in.
+//
+// Objects that are freed in bulk (kmem_cache_free_bulk) pass no tracepoint. User space finds out that they are free; and
+// the next allocation at the same address, recorded or thinned out, replaces them here.
+//
+// include/trace/events/kmem.h: kmalloc and kmem_cache_alloc(call_site, ptr, ...), kfree and kmem_cache_free(call_site,
+// ptr, ...), in all versions. percpu.h and vmalloc.h: see each program.
+//
+// Defines from object_tables.py: OBJECTS, PROCESSES, KIND_, GOVERNOR_BITS, MAX_LEVEL, SPARSEST_BYTES, DENSEST_BYTES,
+// PAGE_BYTES; and those of identity.bpf.h.
+
+#include "identity.bpf.h"
+
+#define NESTING 4
+
+struct config {
+    u32 budget_permille; // of one CPU's time; 0: no thinning
+    u32 reserved;
+};
+
+struct object {
+    u64 stack;
+    u64 born_ns;
+    u64 size_bytes; // 0 for slab objects: their cache has it
+    u32 tgid;
+    u32 level;
+};
+
+struct totals {
+    u64 recorded;
+    u64 allocated; // estimated from what was recorded
+    u64 allocated_bytes; // likewise; 0 for slab objects
+};
+
+struct counters {
+    u64 picked, recorded, thinned, lost_stacks, lost_objects, interrupted, nested;
+    u64 added, removed, unnamed_objects, known_processes, known_cgroups, lost_cgroups, recording_ns, timed;
+};
+
+struct cpu_state {
+    struct counters counters;
+    struct governor governor;
+};
+
+struct scratch {
+    u64 busy;
+    struct object object;
+    struct process process;
+    struct cgroup_path path;
+    struct stack stack;
+};
+
+BPF_F_TABLE("array", u32, struct config, config, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("hash", u64, struct object, objects, OBJECTS, 0);
+BPF_F_TABLE("hash", u64, struct totals, totals, STACKS, 0);
+BPF_F_TABLE("hash", u32, struct process, processes, PROCESSES, 0);
+BPF_PERCPU_ARRAY(cpu, struct cpu_state, 1);
+BPF_PERCPU_ARRAY(scratch, struct scratch, NESTING);
+
+// What an address is aligned to, between SPARSEST_BYTES and DENSEST_BYTES.
+static inline u64 alignment(u64 address)
+{
+    u64 aligned = address & -address;
+    return aligned >= DENSEST_BYTES ? DENSEST_BYTES : aligned <= SPARSEST_BYTES ? SPARSEST_BYTES : aligned;
+}
+
+// Whether the object at an address is one of those to record: with a probability of alignment / DENSEST_BYTES.
+static inline int is_picked(u64 address)
+{
+    return (address * 0x9E3779B97F4A7C15ULL >> 32) * DENSEST_BYTES < alignment(address) << 32;
+}
+
+// Remove an object, if it is there. Returns 1 if it was.
+static inline int remove(u64 key)
+{
+    struct object *known = objects.lookup(&key);
+    if (!known)
+        return 0;
+    u64 stack = known->stack, born_ns = known->born_ns;
+    if (objects.delete(&key))
+        return 0; // by another CPU
+    count_life(stack, born_ns);
+    return 1;
+}
+
+static inline void count_removed(u64 key)
+{
+    u32 zero = 0;
+    if (!remove(key))
+        return;
+    struct cpu_state *state = cpu.lookup(&zero);
+    if (state)
+        state->counters.removed++;
+}
+
+static inline void add_totals(u64 stack, u64 objects_represented, u64 size_bytes)
+{
+    struct totals *known = totals.lookup(&stack);
+    if (!known) {
+        struct totals none = {};
+        totals.insert(&stack, &none);
+        known = totals.lookup(&stack);
+        if (!known)
+            return;
+    }
+    lock_xadd(&known->recorded, 1);
+    lock_xadd(&known->allocated, objects_represented);
+    lock_xadd(&known->allocated_bytes, objects_represented * size_bytes);
+}
+
+static inline void name_process(struct cpu_state *state, struct scratch *room, u32 tgid)
+{
+    if (processes.lookup(&tgid))
+        return;
+    __builtin_memset(&room->process, 0, sizeof(room->process));
+    s32 stored = current_process(&room->process, &room->path);
+    if (stored > 0)
+        state->counters.known_cgroups++;
+    else if (stored < 0)
+        state->counters.lost_cgroups++;
+    if (processes.update(&tgid, &room->process))
+        state->counters.unnamed_objects++;
+    else
+        state->counters.known_processes++;
+}
+
+static inline void store(void *ctx, struct cpu_state *state, struct scratch *room, u64 key, u64 size_bytes, u32 level,
+                         u64 per_picked)
+{
+    struct object *object = &room->object;
+    u32 context;
+    object->stack = intern_stack(ctx, &room->stack, &context);
+    if (!object->stack)
+        state->counters.lost_stacks++;
+    object->born_ns = bpf_ktime_get_ns();
+    object->size_bytes = size_bytes;
+    object->level = level;
+    object->tgid = 0;
+    if (context <= CONTEXT_PROCESS) {
+        object->tgid = bpf_get_current_pid_tgid() >> 32;
+        if (object->tgid)
+            name_process(state, room, object->tgid);
+    }
+    state->counters.recorded++;
+    add_totals(object->stack, per_picked << level, size_bytes);
+    if (!objects.insert(&key, object))
+        state->counters.added++;
+    else if (objects.update(&key, object)) // its free was not seen
+        state->counters.lost_objects++;
+}
+
+// Record an allocation. By `kind` the governor distinguishes kinds of allocation; `per_picked` is how many this one
+// represents.
+static inline int record(void *ctx, u64 key, u64 size_bytes, u64 kind, u64 per_picked)
+{
+    u32 zero = 0, depth = 0;
+    struct config *settings = config.lookup(&zero);
+    struct cpu_state *state = cpu.lookup(&zero);
+    struct scratch *room = 0;
+    if (!settings || !state)
+        return 0;
+    state->counters.picked++;
+    s32 level = thinning(&state->governor, settings->budget_permille, kind ^ kind >> 32);
+    if (level < 0) {
+        state->counters.thinned++;
+        state->counters.removed += remove(key); // its free was not seen
+        return 0;
+    }
+    UNROLL
+    for (u32 i = 0; i < NESTING; i++) {
+        if (depth == i) {
+            room = scratch.lookup(&depth);
+            if (!room)
+                return 0;
+            if (room->busy)
+                depth++;
+        }
+    }
+    if (depth == NESTING || !room) {
+        state->counters.interrupted++;
+        state->counters.lost_objects++;
+        return 0;
+    }
+    room->busy = 1;
+    if (depth)
+        state->counters.nested++;
+    u64 start_ns = is_measured(&state->governor) ? bpf_ktime_get_ns() : 0, nested = state->counters.nested;
+    store(ctx, state, room, key, size_bytes, level, per_picked);
+    if (start_ns && nested == state->counters.nested) { // exclude the time of an interrupt
+        measured(&state->governor, start_ns);
+        state->counters.timed++;
+        state->counters.recording_ns += bpf_ktime_get_ns() - start_ns;
+    }
+    room->busy = 0;
+    return 0;
+}
+
+static inline int on_object(struct bpf_raw_tracepoint_args *ctx)
+{
+    u64 address = ctx->args[1];
+    if (!address || !is_picked(address))
+        return 0;
+    return record(ctx, address | KIND_SLAB, 0, ctx->args[0], DENSEST_BYTES / alignment(address));
+}
+
+static inline int on_object_freed(struct bpf_raw_tracepoint_args *ctx)
+{
+    u64 address = ctx->args[1];
+    if (is_picked(address))
+        count_removed(address | KIND_SLAB);
+    return 0;
+}
+
+int on_kmalloc(struct bpf_raw_tracepoint_args *ctx)
+{
+    return on_object(ctx);
+}
+
+int on_cache_alloc(struct bpf_raw_tracepoint_args *ctx)
+{
+    return on_object(ctx);
+}
+
+int on_kfree(struct bpf_raw_tracepoint_args *ctx)
+{
+    return on_object_freed(ctx);
+}
+
+int on_cache_free(struct bpf_raw_tracepoint_args *ctx)
+{
+    return on_object_freed(ctx);
+}
+
+// percpu_alloc_percpu(call_site, reserved, is_atomic, size, align, base_addr, off, ptr, bytes_alloc, gfp_flags)
+int on_percpu_alloc(struct bpf_raw_tracepoint_args *ctx)
+{
+    return record(ctx, ctx->args[7] | KIND_PERCPU, ctx->args[3], ctx->args[0], 1);
+}
+
+// Before Linux 5.19: percpu_alloc_percpu(reserved, is_atomic, size, align, base_addr, off, ptr)
+int on_percpu_alloc_without_call_site(struct bpf_raw_tracepoint_args *ctx)
+{
+    return record(ctx, ctx->args[6] | KIND_PERCPU, ctx->args[2], ctx->args[2], 1);
+}
+
+// percpu_free_percpu(base_addr, off, ptr)
+int on_percpu_free(struct bpf_raw_tracepoint_args *ctx)
+{
+    count_removed(ctx->args[2] | KIND_PERCPU);
+    return 0;
+}
+
+// Linux 6.2: alloc_vmap_area(addr, size, align, vstart, vend, failed). The size includes a guard page.
+int on_vmap_area(struct bpf_raw_tracepoint_args *ctx)
+{
+    u64 size_bytes = ctx->args[1];
+    if (ctx->args[5] & 0xFFFFFFFF)
+        return 0;
+    return record(ctx, ctx->args[0] | KIND_VMALLOC, size_bytes > PAGE_BYTES ? size_bytes - PAGE_BYTES : size_bytes,
+                  size_bytes, 1);
+}
+
+// free_vmap_area_noflush(va_start, nr_lazy, nr_lazy_max)
+int on_vmap_area_freed(struct bpf_raw_tracepoint_args *ctx)
+{
+    count_removed(ctx->args[0] | KIND_VMALLOC);
+    return 0;
+}

@@ -1,0 +1,310 @@
+"""From the tables of the object trace to stacks, once the slabs of the objects are known (pure)."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_api import limits
+from memdiag_api.evidence import AllocatingProcess, AllocationUnit, Stack
+from memdiag_api.memory_classes import ClassName
+from memdiag_api.process_name import MAX_COMM_LENGTH
+from memdiag_node.procfs.cgroup import ContainerIdentity
+from memdiag_node.procfs.text import printable
+from memdiag_node.slab.lookup import LocatedObjects
+from memdiag_node.trace.births import growth_of, median_life_seconds
+from memdiag_node.trace.contexts import ContextCode
+from memdiag_node.trace.identity import path_identity
+from memdiag_node.trace.object_eviction import Evictions
+from memdiag_node.trace.object_tables import DENSEST_BYTES, KIND_MASK, Kind, alignment_bytes
+from memdiag_node.trace.stack_classes import callers, is_vmalloc
+from memdiag_node.trace.stacks import CONTEXTS, trim
+
+MAX_OBJECT_STACKS = 256
+_LIFE_BUCKETS = 4 * 64
+_MAX_SIZE_BYTES = 1 << 47
+CLASSES = {Kind.SLAB: ClassName.SLAB, Kind.PERCPU: ClassName.PERCPU, Kind.VMALLOC: ClassName.VMALLOC}
+
+
+@dataclass(frozen=True, slots=True)
+class RawObjects:
+    """The tables as they were when the trace ended."""
+
+    entries: npt.NDArray[np.void]
+    """OBJECT_ENTRY_DTYPE."""
+    stacks: npt.NDArray[np.void]
+    """STACK_ENTRY_DTYPE."""
+    contexts: npt.NDArray[np.uint8]
+    """The ContextCode of each of `stacks`."""
+    symbols: Mapping[int, str]
+    """A text for each address in a stack of `entries`."""
+    totals: npt.NDArray[np.void]
+    """TOTALS_ENTRY_DTYPE."""
+    processes: npt.NDArray[np.void]
+    """PROCESS_ENTRY_DTYPE."""
+    cgroups: npt.NDArray[np.void]
+    """CGROUP_ENTRY_DTYPE."""
+    lives: npt.NDArray[np.void]
+    """LIFE_ENTRY_DTYPE."""
+    cpus: npt.NDArray[np.void]
+    """CPU_DTYPE by CPU."""
+    evictions: Evictions
+    kinds: Sequence[Kind]
+    """The kinds of memory that were traced."""
+    started_ns: int
+    """By the monotonic clock, as the times of birth."""
+    slices: int
+    slice_seconds: float
+    traced_seconds: float
+    table_bytes: int
+
+    def counter(self, name: str) -> int:
+        """A counter's sum over all CPUs."""
+        return int(self.cpus[name].sum())
+
+    def slab_addresses(self) -> npt.NDArray[np.uint64]:
+        """The address of each entry that is a slab object, in the order of `entries`."""
+        keys = self.entries["key"]
+        addresses: npt.NDArray[np.uint64] = keys[(keys & np.uint64(KIND_MASK)) == Kind.SLAB]
+        return addresses
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectResult:
+    """The objects that were outstanding when the trace ended."""
+
+    stacks: list[Stack]
+    """Largest first, at most MAX_OBJECT_STACKS."""
+    classes: list[str]
+    """The classes whose objects were traced."""
+    recorded_objects: int
+    lost_objects: int
+    unresolved_objects: int
+    unseen_frees: int
+    program_seconds: float
+    """CPU time of recording. Of the objects that are not recorded, the cost is not measured."""
+    table_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Objects with the same stack, class and cache."""
+
+    memory_class: ClassName
+    slab_cache: str
+    is_reclaimable: bool
+    frames: tuple[str, ...]
+    context: ContextCode
+
+
+_OUTSTANDING_DTYPE = np.dtype(
+    [
+        ("stack", "<u8"),
+        ("born_ns", "<u8"),
+        ("tgid", "<u4"),
+        ("kind", "<u1"),
+        ("cache", "<i4"),  # in LocatedObjects.caches, -1 for none
+        ("size_bytes", "<f8"),  # of one object
+        ("weight", "<f8"),  # the number of objects that this one represents
+    ]
+)
+
+
+def decode_objects(raw: RawObjects, located: LocatedObjects | None, *, possible_cpus: int) -> ObjectResult:
+    """Return the stacks of all outstanding objects.
+
+    `located` has the slabs of `raw.slab_addresses()`; None if they could not be read: then slab objects are left out.
+    """
+    outstanding, unresolved, unseen_frees = _outstanding(raw, located, possible_cpus=possible_cpus)
+    groups = _grouped(raw, located, outstanding)
+    sizes = [(float(np.sum(part["size_bytes"] * part["weight"])), group, part) for group, part in groups]
+    sizes.sort(key=lambda one: -one[0])
+    totals = _Totals(raw)
+    stacks = [_stack(raw, totals, group, part) for size, group, part in sizes[:MAX_OBJECT_STACKS] if size >= 1]
+    timed, recorded = raw.counter("timed"), raw.counter("recorded")
+    kinds = [kind for kind in raw.kinds if kind is not Kind.SLAB or located is not None]
+    return ObjectResult(
+        stacks=stacks,
+        classes=[CLASSES[kind].value for kind in kinds],
+        recorded_objects=recorded,
+        lost_objects=raw.counter("lost_objects"),
+        unresolved_objects=unresolved,
+        unseen_frees=unseen_frees,
+        program_seconds=raw.counter("recording_ns") / 1e9 * recorded / timed if timed else 0.0,
+        table_bytes=raw.table_bytes,
+    )
+
+
+def _outstanding(
+    raw: RawObjects, located: LocatedObjects | None, *, possible_cpus: int
+) -> tuple[npt.NDArray[np.void], int, int]:
+    """The outstanding objects; how many were in no slab that could be read, and how many were free."""
+    entries = raw.entries
+    keys, values = entries["key"], entries["value"]
+    kind = (keys & np.uint64(KIND_MASK)).astype(np.uint8)
+    is_slab = kind == Kind.SLAB
+    result = np.zeros(len(entries), _OUTSTANDING_DTYPE)
+    result["stack"], result["born_ns"], result["tgid"] = values["stack"], values["born_ns"], values["tgid"]
+    result["kind"] = kind
+    result["cache"] = -1
+    result["size_bytes"] = np.minimum(values["size_bytes"], _MAX_SIZE_BYTES)
+    result["size_bytes"][kind == Kind.PERCPU] *= possible_cpus
+    levels = np.minimum(values["level"], 32).astype(np.int64) + raw.evictions.levels(entries)
+    result["weight"] = np.exp2(levels.astype(np.float64))
+    alignment = alignment_bytes(keys & ~np.uint64(KIND_MASK))
+    result["weight"][is_slab] *= DENSEST_BYTES / alignment[is_slab]
+    is_kept = raw.evictions.is_kept(entries) & (values["born_ns"] >= raw.started_ns) & ~is_slab
+    unresolved = unseen_frees = 0
+    if located is not None:
+        strides = np.array([*(cache.stride_bytes for cache in located.caches), 0], np.float64)
+        result["cache"][is_slab] = located.cache
+        result["size_bytes"][is_slab] = strides[located.cache]
+        is_large = alignment[is_slab] == DENSEST_BYTES  # may be a large kmalloc, which is in no slab
+        unresolved = int(np.count_nonzero((located.cache < 0) & ~is_large))
+        unseen_frees = int(np.count_nonzero((located.cache >= 0) & ~located.is_allocated))
+        good = raw.evictions.is_kept(entries) & (values["born_ns"] >= raw.started_ns)
+        is_kept[is_slab] = good[is_slab] & (located.cache >= 0) & located.is_allocated
+    return result[is_kept], unresolved, unseen_frees
+
+
+def _grouped(
+    raw: RawObjects, located: LocatedObjects | None, outstanding: npt.NDArray[np.void]
+) -> Iterator[tuple[_Group, npt.NDArray[np.void]]]:
+    """Objects whose stacks differ only in frames that are removed are in one group."""
+    rows = {int(entry["key"]): number for number, entry in enumerate(raw.stacks)}
+    identity = np.zeros(len(outstanding), [("stack", "<u8"), ("kind", "<u1"), ("cache", "<i4")])
+    for name in ("stack", "kind", "cache"):
+        identity[name] = outstanding[name]
+    unique, where = np.unique(identity, return_inverse=True)
+    numbers: dict[_Group, int] = {}
+    group_of = np.full(len(unique), -1, np.int64)
+    for index, one in enumerate(unique):
+        row = rows.get(int(one["stack"]))
+        group = _group(raw, located, row, Kind(int(one["kind"])), int(one["cache"]))
+        if group is not None:
+            group_of[index] = numbers.setdefault(group, len(numbers))
+    of_object = group_of[where.reshape(-1)]
+    order = np.argsort(of_object, kind="stable")
+    edges = np.searchsorted(of_object[order], np.arange(len(numbers) + 1))
+    for group, number in numbers.items():
+        yield group, outstanding[order[edges[number] : edges[number + 1]]]
+
+
+def _group(
+    raw: RawObjects, located: LocatedObjects | None, row: int | None, kind: Kind, cache_number: int
+) -> _Group | None:
+    """None for an area that is not memory of vmalloc."""
+    addresses = [] if row is None else raw.stacks["value"]["address"][row].tolist()
+    context = ContextCode.UNKNOWN if row is None else ContextCode(int(raw.contexts[row]))
+    frames = trim([raw.symbols[address] for address in addresses if address])
+    if kind is Kind.VMALLOC and row is not None and not is_vmalloc(frames):
+        return None
+    memory_class, frames = callers(frames, CLASSES[kind])
+    cache = located.caches[cache_number] if located is not None and cache_number >= 0 else None
+    return _Group(
+        memory_class,
+        cache.name if cache else "",
+        cache.is_reclaimable if cache else False,
+        frames,
+        context,
+    )
+
+
+class _Totals:
+    """What was allocated through each stack, and how long it lived."""
+
+    def __init__(self, raw: RawObjects) -> None:
+        self._totals = {int(one["key"]): one["value"] for one in raw.totals}
+        self._lives: dict[int, dict[int, int]] = {}
+        for entry in raw.lives:
+            bucket = int(entry["key"]["bucket"])
+            if bucket < _LIFE_BUCKETS:
+                lives = self._lives.setdefault(int(entry["key"]["stack"]), {})
+                lives[bucket] = lives.get(bucket, 0) + int(entry["value"])
+
+    def of(self, stacks: Sequence[int], kind: Kind, size_bytes: float) -> tuple[float, float, float]:
+        """Recorded objects, allocated objects, and allocated bytes, if a slab object has `size_bytes`."""
+        rows = [self._totals[stack] for stack in stacks if stack in self._totals]
+        recorded, allocated = (float(sum(int(row[name]) for row in rows)) for name in ("recorded", "allocated"))
+        if kind is Kind.SLAB:
+            return recorded, allocated, allocated * size_bytes
+        return recorded, allocated, float(sum(int(row["allocated_bytes"]) for row in rows))
+
+    def median_life_seconds(self, stacks: Sequence[int]) -> float | None:
+        lives: dict[int, int] = {}
+        for stack in stacks:
+            for bucket, count in self._lives.get(stack, {}).items():
+                lives[bucket] = lives.get(bucket, 0) + count
+        return median_life_seconds(lives)
+
+
+def _stack(raw: RawObjects, totals: _Totals, group: _Group, objects: npt.NDArray[np.void]) -> Stack:
+    weight, size_bytes = objects["weight"], objects["size_bytes"]
+    object_bytes = size_bytes * weight
+    outstanding_bytes = float(object_bytes.sum())
+    error_bytes = math.sqrt(float(np.sum(size_bytes**2 * weight * (weight - 1))))
+    born_seconds = (objects["born_ns"] - np.uint64(raw.started_ns)).astype(np.float64) / 1e9
+    slices = np.minimum((born_seconds / raw.slice_seconds).astype(np.int64), raw.slices - 1)
+    births = np.bincount(slices, object_bytes, minlength=raw.slices).tolist()
+    growth = growth_of(
+        births,
+        slice_seconds=raw.slice_seconds,
+        last_slice_seconds=max(0.0, raw.traced_seconds - (raw.slices - 1) * raw.slice_seconds),
+        blocks=len(objects),
+        error_bytes=error_bytes,
+    )
+    hashes = np.unique(objects["stack"]).tolist()
+    recorded, allocated, allocated_bytes = totals.of(hashes, Kind(int(objects["kind"][0])), float(size_bytes[0]))
+    allocated_bytes = max(allocated_bytes, outstanding_bytes)
+    return Stack(
+        frames=[frame[: limits.MAX_SHORT_TEXT] for frame in group.frames[: limits.MAX_FRAMES]],
+        context=CONTEXTS[group.context],
+        unit=AllocationUnit.OBJECTS,
+        memory_class=group.memory_class,
+        slab_cache=group.slab_cache,
+        reclaimable=group.is_reclaimable,
+        outstanding_bytes=round(outstanding_bytes),
+        outstanding_blocks=round(float(weight.sum())),
+        births_bytes=[round(born) for born in births],
+        allocated_bytes=round(allocated_bytes),
+        freed_bytes=max(0, round(allocated_bytes - outstanding_bytes)),
+        growth_bytes_per_second=growth.bytes_per_second,
+        growth_error_bytes_per_second=growth.error_bytes_per_second,
+        median_life_seconds=totals.median_life_seconds(hashes),
+        trend=growth.trend,
+        sampled_share=min(1.0, recorded / allocated) if allocated else 1.0,
+        error_bytes=round(error_bytes),
+        processes=_processes(raw, group, objects, object_bytes),
+    )
+
+
+def _processes(
+    raw: RawObjects, group: _Group, objects: npt.NDArray[np.void], object_bytes: npt.NDArray[np.float64]
+) -> list[AllocatingProcess]:
+    """The processes that allocated most of the outstanding memory."""
+    if group.context is not ContextCode.PROCESS:
+        return []
+    pids, where = np.unique(objects["tgid"], return_inverse=True)
+    sizes = np.bincount(where.reshape(-1), object_bytes, minlength=len(pids))
+    known = {int(one["key"]): one["value"] for one in raw.processes}
+    paths = {int(one["key"]): one["value"] for one in raw.cgroups}
+    found = []
+    for index in np.argsort(-sizes, kind="stable").tolist():
+        pid = int(pids[index])
+        if not pid:
+            continue
+        process = known.get(pid)
+        path = paths.get(int(process["cgroup"])) if process is not None else None
+        identity = path_identity(path) if path is not None else ContainerIdentity("", "")
+        found.append(
+            AllocatingProcess(
+                pid=pid,
+                comm=printable(bytes(process["comm"]), MAX_COMM_LENGTH) if process is not None else "",
+                container_id=identity.container_id,
+                pod_uid=identity.pod_uid,
+                outstanding_bytes=round(float(sizes[index])),
+            )
+        )
+    return found[: limits.MAX_PROCESSES]
