@@ -42,15 +42,18 @@ class AllocationTraces:
         """Attach the programs until `opened` is closed. None, with the check dropped, if pages cannot be traced."""
         share = settings.cpu_budget_share
         objects = None
+        # Objects first: compiling takes most memory, and should not meet the mapped table of the other trace.
+        with attempts.step(_CHECK, "starting the trace of slab, vmalloc and per-CPU memory", optional=True):
+            objects = opened.enter_context(
+                ObjectTrace(replace(settings, cpu_budget_share=_OBJECTS_SHARE * share), roots=roots)
+            )
         with attempts.step(_CHECK, "starting the trace"):
             pages = opened.enter_context(
                 PageTrace(replace(settings, cpu_budget_share=(1 - _OBJECTS_SHARE) * share), roots=roots)
             )
-            with attempts.step(_CHECK, "starting the trace of slab, vmalloc and per-CPU memory", optional=True):
-                objects = opened.enter_context(
-                    ObjectTrace(replace(settings, cpu_budget_share=_OBJECTS_SHARE * share), roots=roots)
-                )
             return cls(pages, objects, attempts, roots)
+        if objects:
+            objects.close()
         return None
 
     def advance(self) -> None:

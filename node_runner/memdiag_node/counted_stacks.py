@@ -1,13 +1,12 @@
 """Which of the listed stacks count: the same memory can be in stacks of pages and in stacks of objects (pure)."""
 
-import re
 from collections.abc import Collection, Sequence
 
 from memdiag_api.evidence import AllocationUnit, Stack
 from memdiag_api.memory_classes import ClassName
-from memdiag_node.kernel.symbols import function_name
 
-_LARGE_KMALLOC = re.compile(r"_{0,3}kmalloc_large\w*|kmalloc_order\w*")
+_ORDERS_OF_SLABS_ONLY = {"0", "1"}
+"""kmalloc has caches for up to two pages. Larger blocks are pages of their own."""
 _PARTS: dict[str, str] = {ClassName.KERNEL_STACK: ClassName.VMALLOC}
 """Stacks of threads are areas of vmalloc, and are traced with them."""
 
@@ -24,7 +23,7 @@ def counted_stacks(stacks: Sequence[Stack], object_classes: Collection[str]) -> 
         for index, stack in enumerate(stacks)
         if stack.unit is AllocationUnit.OBJECTS
         or _PARTS.get(stack.memory_class, stack.memory_class) not in object_classes
-        or (not has_large_objects and _is_large_kmalloc(stack))
+        or (not has_large_objects and is_large_kmalloc(stack))
     ]
 
 
@@ -32,5 +31,6 @@ def _is_outside_caches(stack: Stack) -> bool:
     return stack.memory_class == ClassName.SLAB and not stack.slab_cache
 
 
-def _is_large_kmalloc(stack: Stack) -> bool:
-    return _is_outside_caches(stack) and any(_LARGE_KMALLOC.fullmatch(function_name(frame)) for frame in stack.frames)
+def is_large_kmalloc(stack: Stack) -> bool:
+    """Return whether it is kmalloc of blocks too large for a cache, and not of slabs whose cache is not known."""
+    return _is_outside_caches(stack) and not _ORDERS_OF_SLABS_ONLY.intersection(stack.outstanding_by_order)

@@ -1,13 +1,18 @@
-"""memdiag's trace, as the runner runs it: it reports when it traces, and at the end its cost."""
+"""memdiag's traces, as the runner runs them: reports when they have started, and at the end their cost."""
 
 import json
 import resource
 import select
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
+from memdiag_api.evidence import Check
+from memdiag_node.allocation_traces import AllocationTraces
+from memdiag_node.attempts import Attempts
 from memdiag_node.procfs.roots import HostRoots
-from memdiag_node.trace.page_trace import PageTrace
+from memdiag_node.time_budget import Stop
+from memdiag_node.trace.merged import merge
 from memdiag_node.trace.settings import TraceSettings
 
 
@@ -16,13 +21,22 @@ def rss_bytes() -> int:
     return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) * 1024
 
 
-with PageTrace(TraceSettings(duration_seconds=60), roots=HostRoots()) as trace:
+attempts = Attempts([Check.ALLOC_PAGE_TRACE], lambda message: print(message, file=sys.stderr))
+with ExitStack() as opened:
+    traces = AllocationTraces.start(
+        TraceSettings(duration_seconds=60), opened=opened, attempts=attempts, roots=HostRoots()
+    )
+    assert traces is not None
+    assert not attempts.needs, attempts.needs
     print("tracing", flush=True)
-    while not select.select([sys.stdin], [], [], 1.0)[0]:
-        trace.advance()
+    while not select.select([sys.stdin], [], [], 0.25)[0]:
+        traces.advance()
     traced_rss_bytes = rss_bytes()
-    result = trace.finish()
-counters = result.counters
+    traces.stop_recording()
+    pages, objects = traces.finish(Stop(30), None)
+    assert pages is not None, attempts.needs
+    assert objects is not None, attempts.needs
+counters = merge(pages, objects, top_n=1).counters
 print(
     json.dumps(
         {
@@ -30,8 +44,8 @@ print(
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "table_bytes": counters.table_bytes,
             "sampled_share": counters.sampled_share,
-            "program_seconds": counters.program_seconds,
-            "lost": counters.lost_records + counters.lost_stacks,
+            "program_seconds": counters.program_seconds + counters.object_program_seconds,
+            "lost": counters.lost_records + counters.lost_stacks + counters.lost_objects,
             "missed_runs": counters.missed_runs,
         }
     ),

@@ -8,6 +8,7 @@ from memdiag_api.findings import Confidence, FindingKind, FreedBy, LeakAnswer
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import OwnerKind
 from memdiag_api.units import format_bytes, format_duration
+from memdiag_node.counted_stacks import is_large_kmalloc
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.growing_objects import of_slab_cache, stack_class
 from memdiag_node.findings.situation import Situation
@@ -19,7 +20,6 @@ _OF_PROCESSES = re.compile(
 )
 """Stacks of new threads, and page tables of virtual machines: they go with their processes."""
 _OWNED_BY_PROCESSES = (ClassName.PAGE_TABLES, ClassName.KERNEL_STACK, ClassName.SECONDARY_PAGE_TABLES)
-_IN_SLABS = re.compile(r"allocate_slab|new_slab")
 _FILLED_BY_SETUP = (ClassName.VMALLOC, ClassName.PERCPU, ClassName.ZSMALLOC, ClassName.BALLOON)
 """New pods, cgroups, programs and devices take such memory once, for as long as they exist."""
 _SET_UP = (OwnerKind.KERNEL, OwnerKind.MODULE)
@@ -138,7 +138,7 @@ def _leak(stack: Stack) -> tuple[LeakAnswer, str]:
     """Return whether steady growth through this stack is a leak, and why if it is not."""
     if is_reclaimed_cache(stack):
         return LeakAnswer.NO, "it is a cache that the kernel gives back when memory is needed"
-    if stack.memory_class == ClassName.SLAB and passes(stack, _IN_SLABS):
+    if stack.memory_class == ClassName.SLAB and not is_large_kmalloc(stack):
         return LeakAnswer.UNKNOWN, "the slab cache that these pages are in is not known"
     if _is_of_processes(stack):
         return LeakAnswer.NO, "it belongs to processes, and is freed when they exit"

@@ -107,7 +107,9 @@ def _with_idle(
     """
     ascending = np.argsort(frames, kind="stable")
     largest = {int(stack): int(index) for stack, index in zip(stacks[number[ascending]], ascending, strict=True)}
-    idle = np.flatnonzero(is_class & ~np.isin(np.arange(CLASSES), number) & np.isin(stacks, list(largest)))
+    idle = np.flatnonzero(
+        is_class & ~np.isin(np.arange(CLASSES), number) & np.isin(stacks, np.array(list(largest), np.uint64))
+    )
     return np.append(number, idle), np.array([largest[int(stacks[one])] for one in idle], np.int64)
 
 

@@ -9,11 +9,9 @@ PAGES, OBJECTS = AllocationUnit.PAGES, AllocationUnit.OBJECTS
 ALL_CLASSES = ("Slab", "Vmalloc", "Percpu")
 
 
-def stack(
-    memory_class: str, unit: AllocationUnit = PAGES, slab_cache: str = "", frame: str = "driver_alloc+0x10"
-) -> Stack:
+def stack(memory_class: str, unit: AllocationUnit = PAGES, slab_cache: str = "") -> Stack:
     return Stack(
-        frames=[frame],
+        frames=["driver_alloc+0x10"],
         context=Context.PROCESS,
         memory_class=memory_class,
         unit=unit,
@@ -23,7 +21,8 @@ def stack(
     )
 
 
-LARGE = stack("Slab", frame="___kmalloc_large_node+0x7d")
+LARGE = stack("Slab").model_copy(update={"outstanding_by_order": {"2": 1, "4": 9}})
+UNKNOWN_CACHE = stack("Slab").model_copy(update={"outstanding_by_order": {"0": 1, "2": 9}})
 
 
 @pytest.mark.parametrize(
@@ -36,7 +35,7 @@ LARGE = stack("Slab", frame="___kmalloc_large_node+0x7d")
         ),
         pytest.param([stack("Vmalloc"), stack("Percpu")], ("Slab", "Vmalloc"), [1], id="one class of two"),
         pytest.param([stack("KernelStack")], ("Vmalloc",), [], id="stacks of threads are areas of vmalloc"),
-        pytest.param([LARGE, stack("Slab")], ("Slab",), [0], id="large kmalloc is in no slab"),
+        pytest.param([LARGE, UNKNOWN_CACHE], ("Slab",), [0], id="large kmalloc is in no slab"),
         pytest.param([LARGE, stack("Slab", OBJECTS)], ("Slab",), [1], id="large kmalloc that is traced as objects"),
     ],
 )
