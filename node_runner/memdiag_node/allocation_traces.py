@@ -43,7 +43,7 @@ class AllocationTraces:
         share = settings.cpu_budget_share
         objects = None
         # Objects first: compiling takes most memory, and should not meet the mapped table of the other trace.
-        with attempts.step(_CHECK, "starting the trace of slab, vmalloc and per-CPU memory", optional=True):
+        with attempts.step(_CHECK, "loading the trace of slab, vmalloc and per-CPU memory", optional=True):
             objects = opened.enter_context(
                 ObjectTrace(replace(settings, cpu_budget_share=_OBJECTS_SHARE * share), roots=roots)
             )
@@ -51,8 +51,18 @@ class AllocationTraces:
             pages = opened.enter_context(
                 PageTrace(replace(settings, cpu_budget_share=(1 - _OBJECTS_SHARE) * share), roots=roots)
             )
-            return cls(pages, objects, attempts, roots)
+            return cls(pages, cls._started(objects, attempts), attempts, roots)
         if objects:
+            objects.close()
+        return None
+
+    @staticmethod
+    def _started(objects: ObjectTrace | None, attempts: Attempts) -> ObjectTrace | None:
+        """Start with the trace of pages, after everything is compiled, so that both have the same window."""
+        if objects:
+            with attempts.step(_CHECK, "starting the trace of slab, vmalloc and per-CPU memory", optional=True):
+                objects.start()
+                return objects
             objects.close()
         return None
 

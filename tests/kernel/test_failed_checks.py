@@ -57,6 +57,8 @@ def refused(source: Path, function: str, folder: Path) -> Path:
     before, name, after = source.read_text().partition(f"int {function}(")
     head, brace, body = after.partition("{")
     assert brace
+    for header in source.parent.glob("*.bpf.h"):
+        (folder / header.name).write_text(header.read_text())
     copy = folder / source.name
     copy.write_text(f"{before}{name}{head}{{{WRITES_NOWHERE}{body}")
     return copy

@@ -76,9 +76,9 @@ _OPTIONAL = frozenset({"kmalloc_node", "kmem_cache_alloc_node"})
 
 
 class ObjectTrace(Resource):
-    """A running trace: attached until `close`, or the end of its context.
+    """A trace that is loaded, and runs from `start` until `close` or the end of its context.
 
-    Raises BpfError, BtfError or OSError, with what is missing, when not even slab objects can be traced.
+    Raises BpfError, BtfError or OSError, with what is missing, when it cannot be loaded.
     """
 
     def __init__(self, settings: TraceSettings, *, roots: HostRoots) -> None:
@@ -90,10 +90,13 @@ class ObjectTrace(Resource):
         self._dropped = 0
         self._classified = 0.0
         self._ended: float | None = None
+        self._tracepoints: list[str] = []
+        self.kinds: tuple[Kind, ...] = ()
+        """The kinds of memory that this kernel lets us trace, once it runs."""
         with self._opening() as parts:
-            self._start(parts, roots)
+            self._load(parts, roots)
 
-    def _start(self, parts: ExitStack, roots: HostRoots) -> None:
+    def _load(self, parts: ExitStack, roots: HostRoots) -> None:
         btf = Btf.load(roots.sys)
         defines = identity_layout(btf) | object_tables.NUMBERS_IN_C
         del btf
@@ -103,10 +106,13 @@ class ObjectTrace(Resource):
         bpf = self._bpf = parts.enter_context(BpfObject(_SOURCE, defines, object_tables.MAPS))
         config = bpf.view("config", object_tables.CONFIG_DTYPE, 1)
         config["budget_permille"] = round(BUDGET_SHARE * self._settings.cpu_budget_share * 1000)
-        self._tracepoints: list[str] = []
+        for function in {function for events in _EVENTS for _, function in (*events.freed, *events.allocated)}:
+            bpf.load_raw_tracepoint(function)
+
+    def start(self) -> None:
+        """Attach the programs. Raises BpfError when not even slab objects can be traced."""
         self._started_ns = time.monotonic_ns()
         self.kinds = tuple(events.kind for events in _EVENTS if self._attach(events))
-        """The kinds of memory that this kernel lets us trace."""
         self._started = time.monotonic()
         self._started_ns = time.monotonic_ns()
 
