@@ -19,7 +19,7 @@ from memdiag_node.trace import frame_tally, page_trace, uses
 from memdiag_node.trace import tables as trace_tables
 from memdiag_node.trace.frame_layout import FrameLayout
 from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, TraceResult
-from support.bpf import run_raw_tracepoint
+from support.bpf import run_raw_tracepoint, set_on_every_cpu
 
 FIRST_PAGE = 0xFFFFEA0000000000
 UNMOVABLE, MOVABLE = 0, 1
@@ -59,12 +59,6 @@ class Machine:
         """The address of a frame's struct page; it wraps as pointers do in C."""
         return (FIRST_PAGE + frame * self._struct_page_bytes) % (1 << 64)
 
-    def set_on_every_cpu(self, table: str, value: npt.NDArray[np.void], key: int = 0) -> None:
-        """Overwrite an entry of a per-CPU array."""
-        values = np.tile(value, len(self.bpf.read_per_cpu(table, value.dtype, key)))
-        keys = np.array([key], "<u4")
-        self.bpf.update(table, keys, values.view((np.void, values.nbytes)))
-
     def free(self, frame: int, order: int = 0) -> None:
         run_raw_tracepoint(self._programs["on_free"], self._page(frame), order)
 
@@ -86,7 +80,7 @@ class Machine:
 def interrupted_scratch(machine: Machine, levels: int) -> None:
     """Put the tables into the state in which programs in this many levels are interrupted, on every CPU."""
     for level in range(levels):
-        machine.set_on_every_cpu("scratch", np.array([(1,)], trace_tables.SCRATCH_DTYPE), level)
+        set_on_every_cpu(machine.bpf, "scratch", np.array([(1,)], trace_tables.SCRATCH_DTYPE), level)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Features of the bpf system call that no library offers: the kernel's list of programs, and single runs."""
+"""Features of the bpf system call that no library offers: the list of programs, single runs, writes to per-CPU maps."""
 
 import ctypes
 import errno
@@ -6,6 +6,11 @@ import os
 import struct
 import time
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from memdiag_node.kernel.loader import BpfObject
 
 _SYS_BPF = 321  # x86-64
 _BPF_PROG_TEST_RUN, _BPF_PROG_GET_NEXT_ID, _BPF_PROG_GET_FD_BY_ID, _BPF_OBJ_GET_INFO_BY_FD = 10, 11, 13, 15
@@ -80,6 +85,12 @@ def run_raw_tracepoint(program_fd: int, *arguments: int) -> None:
         "IIIIQQIIIIQQ", program_fd, 0, 0, 0, 0, 0, 0, 0, len(context), 0, ctypes.addressof(buffer), 0
     )
     _bpf(_BPF_PROG_TEST_RUN, attributes)
+
+
+def set_on_every_cpu(bpf: BpfObject, table: str, value: npt.NDArray[np.void], key: int = 0) -> None:
+    """Overwrite an entry of a per-CPU array."""
+    values = np.tile(value, len(bpf.read_per_cpu(table, value.dtype, key)))
+    bpf.update(table, np.array([key], "<u4"), values.view((np.void, values.nbytes)))
 
 
 XDP_DROP, XDP_PASS = 1, 2

@@ -83,26 +83,26 @@ static inline int is_picked(u64 address)
     return (address * 0x9E3779B97F4A7C15ULL >> 32) * DENSEST_BYTES < alignment(address) << 32;
 }
 
-// Remove an object, if it is there. Returns 1 if it was.
-static inline int remove(u64 key)
-{
-    struct object *known = objects.lookup(&key);
-    if (!known)
-        return 0;
-    u64 stack = known->stack, born_ns = known->born_ns;
-    if (objects.delete(&key))
-        return 0; // by another CPU
-    count_life(stack, born_ns);
-    return 1;
-}
-
-static inline void count_removed(u64 key)
+static inline void count_freed(u64 key)
 {
     u32 zero = 0;
-    if (!remove(key))
+    struct object *known = objects.lookup(&key);
+    if (!known)
         return;
+    u64 stack = known->stack, born_ns = known->born_ns;
+    if (objects.delete(&key))
+        return; // by another CPU
+    count_life(stack, born_ns);
     struct cpu_state *state = cpu.lookup(&zero);
     if (state)
+        state->counters.removed++;
+}
+
+// Remove what was recorded at the address of an allocation that is not recorded: its free was not seen, so that its
+// life is not known.
+static inline void remove_stale(struct cpu_state *state, u64 key)
+{
+    if (!objects.delete(&key))
         state->counters.removed++;
 }
 
@@ -176,7 +176,7 @@ static inline int record(void *ctx, u64 key, u64 size_bytes, u64 kind, u64 per_p
     s32 level = thinning(&state->governor, settings->budget_permille, kind ^ kind >> 32);
     if (level < 0) {
         state->counters.thinned++;
-        state->counters.removed += remove(key); // its free was not seen
+        remove_stale(state, key);
         return 0;
     }
     UNROLL
@@ -192,6 +192,7 @@ static inline int record(void *ctx, u64 key, u64 size_bytes, u64 kind, u64 per_p
     if (depth == NESTING || !room) {
         state->counters.interrupted++;
         state->counters.lost_objects++;
+        remove_stale(state, key);
         return 0;
     }
     room->busy = 1;
@@ -220,7 +221,7 @@ static inline int on_object_freed(struct bpf_raw_tracepoint_args *ctx)
 {
     u64 address = ctx->args[1];
     if (is_picked(address))
-        count_removed(address | KIND_SLAB);
+        count_freed(address | KIND_SLAB);
     return 0;
 }
 
@@ -259,7 +260,7 @@ int on_percpu_alloc_without_call_site(struct bpf_raw_tracepoint_args *ctx)
 // percpu_free_percpu(base_addr, off, ptr)
 int on_percpu_free(struct bpf_raw_tracepoint_args *ctx)
 {
-    count_removed(ctx->args[2] | KIND_PERCPU);
+    count_freed(ctx->args[2] | KIND_PERCPU);
     return 0;
 }
 
@@ -276,6 +277,6 @@ int on_vmap_area(struct bpf_raw_tracepoint_args *ctx)
 // free_vmap_area_noflush(va_start, nr_lazy, nr_lazy_max)
 int on_vmap_area_freed(struct bpf_raw_tracepoint_args *ctx)
 {
-    count_removed(ctx->args[0] | KIND_VMALLOC);
+    count_freed(ctx->args[0] | KIND_VMALLOC);
     return 0;
 }

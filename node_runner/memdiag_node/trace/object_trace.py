@@ -33,8 +33,6 @@ _SOURCE = Path(__file__).with_suffix(".bpf.c")
 _CLASSIFY_SECONDS = 1.0
 # A program that is detached may still run to its end on another CPU.
 _SETTLE_SECONDS = 0.05
-# The part of the budget for recording that objects may take; pages take the rest.
-BUDGET_SHARE = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +103,12 @@ class ObjectTrace(Resource):
         self._contexts = Contexts(self._symbols)
         bpf = self._bpf = parts.enter_context(BpfObject(_SOURCE, defines, object_tables.MAPS))
         config = bpf.view("config", object_tables.CONFIG_DTYPE, 1)
-        config["budget_permille"] = round(BUDGET_SHARE * self._settings.cpu_budget_share * 1000)
+        config["budget_permille"] = round(self._settings.cpu_budget_share * 1000)
         for function in {function for events in _EVENTS for _, function in (*events.freed, *events.allocated)}:
             bpf.load_raw_tracepoint(function)
 
     def start(self) -> None:
         """Attach the programs. Raises BpfError when not even slab objects can be traced."""
-        self._started_ns = time.monotonic_ns()
         self.kinds = tuple(events.kind for events in _EVENTS if self._attach(events))
         self._started = time.monotonic()
         self._started_ns = time.monotonic_ns()
