@@ -14,8 +14,10 @@ from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.memory import MEMORY_MAPS
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.sockets import source as sockets
+from memdiag_node.trace import object_tables
 from memdiag_node.trace import tables as trace_tables
 from memdiag_node.trace.frame_layout import CHUNK_FRAMES
+from memdiag_node.trace.object_trace import ObjectTrace
 from memdiag_node.trace.page_trace import PageTrace
 from memdiag_node.trace.settings import TraceSettings
 from memdiag_node.walker import walker as queues
@@ -46,6 +48,17 @@ MAPS: dict[str, dict[str, Layout]] = {
         "cpu": (U32, trace_tables.CPU_DTYPE),
         "scratch": None,
         "own_pages": (U32, U64),
+    },
+    "objects": {
+        "config": (U32, object_tables.CONFIG_DTYPE),
+        "objects": _entry(object_tables.OBJECT_ENTRY_DTYPE),
+        "totals": _entry(object_tables.TOTALS_ENTRY_DTYPE),
+        "processes": _entry(object_tables.PROCESS_ENTRY_DTYPE),
+        "stacks": _entry(trace_tables.STACK_ENTRY_DTYPE),
+        "cgroups": _entry(trace_tables.CGROUP_ENTRY_DTYPE),
+        "lives": _entry(trace_tables.LIFE_ENTRY_DTYPE),
+        "cpu": (U32, object_tables.CPU_DTYPE),
+        "scratch": None,
     },
     "walker": {
         "work": (U32, queues.ITEM_DTYPE),
@@ -84,16 +97,29 @@ def map_names(bpf: BpfObject) -> Iterator[str]:
         yield name_of(module, number).decode()
 
 
+def offset_bytes(compiled: Any, field: str) -> int:
+    """Where a field is in a structure, or in the struct process that it contains: here its fields stand alone."""
+    if hasattr(compiled, field):
+        return int(getattr(compiled, field).offset)
+    return int(compiled.process.offset) + offset_bytes(dict(compiled._fields_)["process"], field)
+
+
 @pytest.fixture(scope="module")
 def programs() -> Iterator[dict[str, BpfObject]]:
     """Each C file's maps, loaded as the runner loads them."""
     btf = Btf.load()
     with ExitStack() as stack:
         trace = stack.enter_context(PageTrace(TraceSettings(duration_seconds=60), roots=HostRoots()))
+        objects = stack.enter_context(ObjectTrace(TraceSettings(duration_seconds=60), roots=HostRoots()))
         walker = stack.enter_context(queues.QueueWalker(btf))
         source = stack.enter_context(sockets.SocketSource(btf))
         assert trace._attached
-        yield {"trace": trace._attached.bpf, "walker": walker._object, "sockets": source._object}
+        yield {
+            "trace": trace._attached.bpf,
+            "objects": objects._bpf,
+            "walker": walker._object,
+            "sockets": source._object,
+        }
 
 
 @pytest.mark.parametrize(("program", "name"), [(program, name) for program, maps in MAPS.items() for name in maps])
@@ -107,7 +133,7 @@ def test_a_map_is_read_as_it_was_compiled(programs: dict[str, BpfObject], progra
     table = bpf.table(name)
     for part, compiled in zip(layout, (table.Key, table.Leaf), strict=True):
         for field, (_, offset, *_) in (part.fields or {}).items():
-            assert field in NOT_IN_C or (field, offset) == (field, getattr(compiled, field).offset)
+            assert field in NOT_IN_C or (field, offset) == (field, offset_bytes(compiled, field))
 
 
 def test_every_map_is_listed_here(programs: dict[str, BpfObject]) -> None:

@@ -18,12 +18,14 @@ ROOT = Path(__file__).parents[2]
 _CHILD = """
 import ctypes, os, resource, signal, sys
 from memdiag_node.kernel.btf import Btf
+from memdiag_node.trace.object_trace import ObjectTrace
 from memdiag_node.trace.page_trace import PageTrace
 from memdiag_node.trace.settings import TraceSettings
 from memdiag_node.procfs.roots import HostRoots
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
-with PageTrace(TraceSettings(duration_seconds=60), roots=HostRoots()) as trace:
+settings = TraceSettings(duration_seconds=60)
+with PageTrace(settings, roots=HostRoots()) as trace, ObjectTrace(settings, roots=HostRoots()) as objects:
     print("tracing", flush=True)
     how = sys.stdin.readline().strip()
     if how == "raise":
@@ -42,6 +44,7 @@ with PageTrace(TraceSettings(duration_seconds=60), roots=HostRoots()) as trace:
         resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
         hoard = [bytearray(1 << 26) for _ in range(1000)]
     if how == "finish":
+        objects.read_out()
         trace.finish()
         print("finished", flush=True)
         sys.stdin.readline()
@@ -63,7 +66,9 @@ def tracing_child() -> Iterator[tuple["subprocess.Popen[str]", set[int]]]:
         assert child.stdout is not None
         assert child.stdout.readline() == "tracing\n"
         programs = programs_of(child.pid)
-        assert {"on_alloc", "on_free"} <= {loaded_programs()[number] for number in programs}
+        assert {"on_alloc", "on_free", "on_kmalloc", "on_kfree", "on_percpu_free", "on_vmap_area"} <= {
+            loaded_programs()[number] for number in programs
+        }
         yield child, programs
     finally:
         child.kill()

@@ -65,7 +65,8 @@ def loaded_programs() -> dict[int, str]:
 
 def programs_of(pid: int) -> set[int]:
     """Ids of the programs that a process has file descriptors of."""
-    lines = [line for path in Path(f"/proc/{pid}/fdinfo").iterdir() for line in path.read_text().splitlines()]
+    open_files = [path for path in Path(f"/proc/{pid}/fdinfo").iterdir() if path.exists()]  # not that of this directory
+    lines = [line for path in open_files for line in path.read_text().splitlines()]
     return {int(line.split()[1]) for line in lines if line.startswith("prog_id:")}
 
 

@@ -21,10 +21,13 @@ from memdiag_node.trace.object_eviction import Evictions
 from memdiag_node.trace.object_tables import DENSEST_BYTES, KIND_MASK, Kind, alignment_bytes
 from memdiag_node.trace.stack_classes import callers, is_vmalloc
 from memdiag_node.trace.stacks import CONTEXTS, trim
+from memdiag_node.trace.tables import MAX_LEVEL
 
 MAX_OBJECT_STACKS = 256
 _LIFE_BUCKETS = 4 * 64
-_MAX_SIZE_BYTES = 1 << 47
+# No value in a map may make a figure too large for its field.
+_MAX_SIZE_BYTES = 1 << 40
+_MAX_ALLOCATED = 1 << 62
 CLASSES = {Kind.SLAB: ClassName.SLAB, Kind.PERCPU: ClassName.PERCPU, Kind.VMALLOC: ClassName.VMALLOC}
 
 
@@ -151,7 +154,7 @@ def _outstanding(
     result["cache"] = -1
     result["size_bytes"] = np.minimum(values["size_bytes"], _MAX_SIZE_BYTES)
     result["size_bytes"][kind == Kind.PERCPU] *= possible_cpus
-    levels = np.minimum(values["level"], 32).astype(np.int64) + raw.evictions.levels(entries)
+    levels = np.minimum(values["level"], MAX_LEVEL).astype(np.int64) + raw.evictions.levels(entries)
     result["weight"] = np.exp2(levels.astype(np.float64))
     alignment = alignment_bytes(keys & ~np.uint64(KIND_MASK))
     result["weight"][is_slab] *= DENSEST_BYTES / alignment[is_slab]
@@ -257,7 +260,7 @@ def _stack(raw: RawObjects, totals: _Totals, group: _Group, objects: npt.NDArray
     )
     hashes = np.unique(objects["stack"]).tolist()
     recorded, allocated, allocated_bytes = totals.of(hashes, Kind(int(objects["kind"][0])), float(size_bytes[0]))
-    allocated_bytes = max(allocated_bytes, outstanding_bytes)
+    allocated_bytes = max(min(allocated_bytes, _MAX_ALLOCATED), outstanding_bytes)
     return Stack(
         frames=[frame[: limits.MAX_SHORT_TEXT] for frame in group.frames[: limits.MAX_FRAMES]],
         context=CONTEXTS[group.context],

@@ -13,7 +13,7 @@ from memdiag_node.kernel.symbols import function_name
 _SLAB = re.compile(
     r"_*(kmalloc|kzalloc|kcalloc|krealloc|kmem_cache_(alloc|zalloc)|kvmalloc|kvzalloc|kmem_buckets_alloc)\w*"
     r"|kmalloc_(large|order)\w*|_*slab_alloc\w*|allocate_slab|new_slab\w*|alloc_slab_page|alloc_(from_)?(pcs|sheaf)\w*"
-    r"|(get|alloc|refill|init)_?\w*sheaf\w*|__pcs_\w+|refill_objects|_*kmem_cache_refill\w*|___?cache_alloc\w*"
+    r"|_*(get|alloc|refill|init)_?\w*sheaf\w*|__pcs_\w+|refill_objects|_*kmem_cache_refill\w*|___?cache_alloc\w*"
     r"|kmemdup\w*|kstrn?dup\w*"
 )
 _VMALLOC = re.compile(

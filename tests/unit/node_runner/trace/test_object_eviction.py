@@ -51,7 +51,9 @@ class Table:
     def weights(self, stack: int) -> npt.NDArray[np.float64]:
         """What each object of a stack represents, of those that belong to the sample."""
         chosen = self.entries[self.evictions.is_kept(self.entries)]
-        return np.exp2(self.evictions.levels(chosen)[chosen["value"]["stack"] == stack].astype(np.float64))
+        levels = self.evictions.levels(chosen)[chosen["value"]["stack"] == stack]
+        weights: npt.NDArray[np.float64] = np.exp2(levels.astype(np.float64))
+        return weights
 
 
 def test_a_crowded_table_keeps_a_quarter_of_its_room() -> None:
