@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from memdiag_api.evidence import Check, Evidence, Need, NeedState
+from memdiag_api.evidence import Check, Evidence, Need, NeedState, VerdictKind
 from memdiag_node.breakdown.reading import MemoryReading, take_readings
 from memdiag_node.capture import MeasurementError, UnsupportedError
 from memdiag_node.kernel.errors import BpfError
@@ -23,7 +23,7 @@ from memdiag_node.sockets import source as socket_source
 from memdiag_node.sockets.scan import SocketScan
 from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.time_budget import Stop
-from memdiag_node.trace import page_trace
+from memdiag_node.trace import object_trace, page_trace
 from memdiag_node.trace.page_trace import PageTrace
 
 WRITES_NOWHERE = "\n  volatile u64 *nowhere = (u64 *)bpf_ktime_get_ns();\n  *nowhere = 1;\n"
@@ -101,6 +101,27 @@ def test_a_program_that_the_verifier_refuses_fails_only_its_own_check(
     assert (evidence.trace is None) == (failed is Check.ALLOC_PAGE_TRACE)
     assert (evidence.coverage is None) == (failed is Check.SOCKET_QUEUES)
     assert "invalid mem access" in done.stderr  # the verifier's own message, for the user
+
+
+def test_if_objects_cannot_be_traced_pages_still_are(tmp_path: Path) -> None:
+    source = refused(object_trace._SOURCE, "on_kmalloc", tmp_path)
+    script = RUNNER.format(module=object_trace.__name__, source=str(source))
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--duration", "1s", "--output", "json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    evidence = Evidence.model_validate_json(done.stdout)
+    (need,) = [need for need in evidence.needs if need.state is NeedState.DEGRADED and "on_kmalloc" in need.detail]
+    assert need.checks == [Check.ALLOC_PAGE_TRACE]
+    assert set(evidence.checks) == set(Check)
+    assert evidence.trace is not None
+    assert evidence.trace.object_classes == []
+    assert evidence.trace.counters.events_seen > 0
+    assert evidence.verdict.kind is not VerdictKind.NO_LEAK
 
 
 def test_a_program_that_does_not_compile_fails_only_its_own_check(

@@ -26,6 +26,7 @@ from memdiag_node.procfs.roots import HostRoots
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
 settings = TraceSettings(duration_seconds=60)
 with PageTrace(settings, roots=HostRoots()) as trace, ObjectTrace(settings, roots=HostRoots()) as objects:
+    objects.start()
     print("tracing", flush=True)
     how = sys.stdin.readline().strip()
     if how == "raise":

@@ -20,7 +20,7 @@ struct cell {
 
 struct governor {
     u64 since_ns, recorded, skipped, event_ns, round, random;
-    u64 saved; // of the budget, in ns * permille
+    u64 saved;           // of the budget, in ns * permille
     u64 most, last_most; // events of the most frequent kind, in this round and in the last one
     u32 more, less;
     struct cell cells[1 << GOVERNOR_BITS];

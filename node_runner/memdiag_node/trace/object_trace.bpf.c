@@ -41,7 +41,7 @@ struct object {
 
 struct totals {
     u64 recorded;
-    u64 allocated; // estimated from what was recorded
+    u64 allocated;       // estimated from what was recorded
     u64 allocated_bytes; // likewise; 0 for slab objects
 };
 

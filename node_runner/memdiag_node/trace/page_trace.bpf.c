@@ -32,8 +32,8 @@
 #include "identity.bpf.h"
 
 #define NO_PLACE (~0ULL)
-#define NESTING 4           // on_alloc, on_nested_alloc, on_pool_hold; before Linux 6.1 also each of them in itself
-#define TIME_ONE_IN 256     // events for which the program times itself
+#define NESTING 4       // on_alloc, on_nested_alloc, on_pool_hold; before Linux 6.1 also each of them in itself
+#define TIME_ONE_IN 256 // events for which the program times itself
 
 struct config {
     u64 first_page; // address of frame 0's struct page
