@@ -13,6 +13,7 @@ import pytest
 
 from memdiag_api.capabilities import RUNNER_CAPABILITIES
 from memdiag_api.evidence import (
+    AllocationUnit,
     Check,
     Context,
     Evidence,
@@ -131,6 +132,27 @@ def unmet_needs(preflight: dict[str, Any]) -> dict[str, str]:
 def expected_of_the_log(guest: GuestRun) -> dict[str, str]:
     """The machine itself may have run long enough for its kernel log to lose the boot messages."""
     return {} if step(guest, "host")["log_reaches_boot"] else {"kernel log": "Degraded"}
+
+
+def test_objects_are_traced_where_the_kernel_has_the_tracepoints(evidence: Evidence, suite: str) -> None:
+    assert evidence.trace is not None
+    without_vmalloc = suite == "bookworm"  # alloc_vmap_area: Linux 6.2
+    assert evidence.trace.object_classes == ["Slab", "Percpu", *([] if without_vmalloc else ["Vmalloc"])]
+    assert evidence.trace.counters.recorded_objects > 0
+    assert evidence.trace.counters.lost_objects == 0
+
+
+def test_slab_objects_have_their_cache_and_process(evidence: Evidence, truths: dict[str, Any]) -> None:
+    """The datagrams that are sent in the window and not read."""
+    packets = [
+        stack
+        for stack in allocated_by(evidence, truths["pid"])
+        if stack.unit is AllocationUnit.OBJECTS and through(stack, "alloc_skb")
+    ]
+    assert packets
+    for stack in packets:
+        assert (stack.memory_class, stack.context) == ("Slab", Context.PROCESS)
+        assert stack.slab_cache.startswith(("skbuff_", "kmalloc-"))
 
 
 @pytest.mark.parametrize("name", ["stuck", "window", "datagrams", "window_datagrams"])
