@@ -85,9 +85,9 @@ def holder_of(evidence: Evidence, truth: dict[str, Any]) -> Holder:
     return holder
 
 
-def allocated_by(evidence: Evidence, pid: int) -> list[Stack]:
+def allocated_by(evidence: Evidence, pid: int, unit: AllocationUnit = AllocationUnit.PAGES) -> list[Stack]:
     """The stacks of a process; on the machine's own kernel there are other processes."""
-    return [one for one in evidence.stacks if pid in {process.pid for process in one.processes}]
+    return [one for one in evidence.stacks if one.unit is unit and pid in {process.pid for process in one.processes}]
 
 
 def through(stack: Stack, function: str) -> bool:
@@ -145,9 +145,7 @@ def test_objects_are_traced_where_the_kernel_has_the_tracepoints(evidence: Evide
 def test_slab_objects_have_their_cache_and_process(evidence: Evidence, truths: dict[str, Any]) -> None:
     """The datagrams that are sent in the window and not read."""
     packets = [
-        stack
-        for stack in allocated_by(evidence, truths["pid"])
-        if stack.unit is AllocationUnit.OBJECTS and through(stack, "alloc_skb")
+        stack for stack in allocated_by(evidence, truths["pid"], AllocationUnit.OBJECTS) if through(stack, "alloc_skb")
     ]
     assert packets
     for stack in packets:
