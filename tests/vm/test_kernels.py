@@ -185,7 +185,7 @@ def test_what_came_through_a_network_driver_is_found_with_the_drivers_stack(
     assert (owner.pid, owner.fds) == (truths["card_pid"], [truths["card"]["fd"]])
     assert holder.unread_bytes == truths["card"]["unread_bytes"]
     assert holder.pinned_bytes >= holder.unread_bytes
-    stacks = [one for one in evidence.stacks if through(one, "[virtio_net]")]
+    stacks = [one for one in evidence.stacks if through(one, "[virtio_net]") and one.memory_class == "AllocPage"]
     assert {one.context for one in stacks} == {Context.SOFTIRQ}
     found_bytes = sum(
         held.size_bytes for one in stacks for held in one.held_by if evidence.holders[held.holder] == holder
