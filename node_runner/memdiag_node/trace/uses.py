@@ -8,8 +8,8 @@ import numpy.typing as npt
 
 from memdiag_node.procfs.kpageflags import FrameKind
 from memdiag_node.slab.cache import Cache
+from memdiag_node.trace import tables
 from memdiag_node.trace.frame_tally import OUT_DTYPE, FrameTally
-from memdiag_node.trace.tables import CLASS_THINNED, CLASSES, MAX_LEVEL
 
 LISTED = (FrameKind.DIRECT, FrameKind.PAGE_TABLES, FrameKind.SLAB)
 """The kinds of frames whose stacks are listed. All others are user memory, or free by now."""
@@ -76,7 +76,7 @@ def uses_of(infos: npt.NDArray[np.void], tally: FrameTally, slab: SlabPages) -> 
     number, others = _with_idle(key["stack"], is_class, number, frames_of)
     kind_of, cache_of = np.append(kind_of, kind_of[others]), np.append(cache_of, cache_of[others])
     frames_of = np.append(frames_of, np.zeros(len(others), np.int64))
-    weight_of = np.append(weight_of, np.exp2(np.minimum(key["level"][number[len(weight_of) :]], MAX_LEVEL)))
+    weight_of = np.append(weight_of, np.exp2(np.minimum(key["level"][number[len(weight_of) :]], tables.MAX_LEVEL)))
     blocks = -(-frames_of >> key["order"][number].astype(np.int64))
     is_direct = kind_of == FrameKind.DIRECT
     blocks[is_direct] = tally.blocks[number[is_direct]]
@@ -85,12 +85,12 @@ def uses_of(infos: npt.NDArray[np.void], tally: FrameTally, slab: SlabPages) -> 
 
 def _by_cache(frames: npt.NDArray[np.int64], slab: SlabPages) -> list[tuple[int, npt.NDArray[np.int64]]]:
     """Divide the slab frames of each class among the caches, as in the sample."""
-    sampled = np.bincount(slab.blocks["number"], slab.blocks["frames"], CLASSES)
+    sampled = np.bincount(slab.blocks["number"], slab.blocks["frames"], tables.CLASSES)
     parts = [(-1, np.where(sampled > 0, 0, frames))]
-    scale = np.divide(frames, sampled, out=np.zeros(CLASSES), where=sampled > 0)
+    scale = np.divide(frames, sampled, out=np.zeros(tables.CLASSES), where=sampled > 0)
     for cache in np.unique(slab.cache).tolist():
         chosen = slab.blocks[slab.cache == cache]
-        of_cache = np.bincount(chosen["number"], chosen["frames"], CLASSES) * scale
+        of_cache = np.bincount(chosen["number"], chosen["frames"], tables.CLASSES) * scale
         parts.append((cache, np.rint(of_cache).astype(np.int64)))
     return parts
 
@@ -108,7 +108,7 @@ def _with_idle(
     ascending = np.argsort(frames, kind="stable")
     largest = {int(stack): int(index) for stack, index in zip(stacks[number[ascending]], ascending, strict=True)}
     idle = np.flatnonzero(
-        is_class & ~np.isin(np.arange(CLASSES), number) & np.isin(stacks, np.array(list(largest), np.uint64))
+        is_class & ~np.isin(np.arange(tables.CLASSES), number) & np.isin(stacks, np.array(list(largest), np.uint64))
     )
     return np.append(number, idle), np.array([largest[int(stacks[one])] for one in idle], np.int64)
 
@@ -117,11 +117,11 @@ def class_weights(
     key: npt.NDArray[np.void], frames: npt.NDArray[np.int64], by_class: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
     """The weight of each class. How many frames of each order are in blocks that were not recorded is known."""
-    levels = np.minimum(key["level"], MAX_LEVEL)
+    levels = np.minimum(key["level"], tables.MAX_LEVEL)
     weights = np.ones(len(key))
     for order in np.unique(key["order"][levels > 0]).tolist():
         is_order = key["order"] == order
-        of_order = calibrated_weights(levels[is_order], frames[is_order], int(by_class[CLASS_THINNED + order]))
+        of_order = calibrated_weights(levels[is_order], frames[is_order], int(by_class[tables.CLASS_THINNED + order]))
         weights[is_order] = of_order
     return weights
 
