@@ -11,7 +11,10 @@ from planted.leaking_modules import GROWTH, Growing
 from support.guest import WAIT_SECONDS
 from support.guest_lab import Answers
 
-TOLERANCE, ERRORS = 0.05, 2
+TOLERANCE = 0.05
+# Of a sample, one figure in 20 is beyond two standard errors: so many are compared that most runs would have one. Beyond
+# four it is one in 16,000.
+ERRORS = 4
 KINDS = ("planted_kmalloc", "planted_cache_alloc", "planted_vmalloc", "planted_percpu")
 
 pytestmark = pytest.mark.timeout(WAIT_SECONDS)  # the first test boots the guest
