@@ -22,8 +22,7 @@ from planted.steady import ARRAY_BYTES, PERCPU_VALUE_BYTES, PERCPU_VALUES, Count
 
 WINDOW_SECONDS, LONGER_WINDOW_SECONDS = 12, 20
 TOLERANCE = 0.05
-# Of a sample, one figure in 20 is beyond two standard errors. So many are compared that most runs would have one; beyond
-# four is one in 16,000.
+# Of a sample, one figure in 20 is beyond two standard errors, and many are compared; one in 16,000 is beyond four.
 ERRORS = 4
 STORM_DATAGRAMS = 150_000
 LEAST_STORM_OBJECTS = 200_000

@@ -12,8 +12,7 @@ from support.guest import WAIT_SECONDS
 from support.guest_lab import Answers
 
 TOLERANCE = 0.05
-# Of a sample, one figure in 20 is beyond two standard errors. So many are compared that most runs would have one; beyond
-# four is one in 16,000.
+# Of a sample, one figure in 20 is beyond two standard errors, and many are compared; one in 16,000 is beyond four.
 ERRORS = 4
 KINDS = ("planted_kmalloc", "planted_cache_alloc", "planted_vmalloc", "planted_percpu")
 
