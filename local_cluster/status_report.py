@@ -84,7 +84,8 @@ def _stacks(stacks: list[dict[str, Any]]) -> list[str]:
     lines = ["  Call stacks:"] if stacks else []
     for one in stacks:
         by = f" by {one['processes'][0]}" if one.get("processes") else f" in {one['context']} context"
-        lines.append(f"    {format_bytes(one['outstandingBytes']):>9} {one['trend'].lower()}{by}")
+        words = (one.get("memoryClass"), one.get("slabCache"), one["trend"].lower())
+        lines.append(f"    {format_bytes(one['outstandingBytes']):>9} {' '.join(filter(None, words))}{by}")
         lines += _wrapped(" < ".join(one["frames"][:_FRAMES_SHOWN]), "              ")
         for held in one.get("heldBy", []):
             lines += _wrapped(held["holder"], f"              {held['share']:.0%} in ")

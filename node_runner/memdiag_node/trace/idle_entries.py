@@ -12,7 +12,7 @@ CROWDED = 0.5
 
 
 class IdleEntries:
-    """Entries of a hash table that no class refers to any more, to be removed once the table is crowded."""
+    """Entries of a hash table that nothing refers to any more, to be removed once the table is crowded."""
 
     def __init__(self, capacity: int, entry: np.dtype[Any]) -> None:
         self.removed = 0
@@ -22,9 +22,9 @@ class IdleEntries:
         self._forgotten = np.zeros(0, entry)
 
     def forget(self, bpf: BpfObject, name: str, entries: npt.NDArray[np.void], used: npt.NDArray[np.uint64]) -> None:
-        """Remove entries that were idle in two checks in a row; restore those that a class took at the last moment.
+        """Remove entries that were idle in two checks in a row; restore those that came into use at the last moment.
 
-        `entries` is the table now, `used` the keys that classes refer to.
+        `entries` is the table now, `used` the keys in use.
         """
         gone = self._forgotten[~np.isin(self._forgotten["key"], entries["key"])]
         missing = gone[np.isin(gone["key"], used)]
