@@ -5,7 +5,7 @@ import socket
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +104,14 @@ def freed_by_the_end_of(planter: Planter, quiet_bytes: float) -> int | None:
     return None if change_bytes is None else -change_bytes
 
 
+def agreeing(errors: Sequence[float], within: float) -> list[float]:
+    """The `QUIET_ROUNDS` errors that are closest to each other; none if they differ by more than `within`."""
+    ordered = sorted(errors)
+    groups = [ordered[first : first + QUIET_ROUNDS] for first in range(len(ordered) - QUIET_ROUNDS + 1)]
+    closest = min(groups, key=lambda group: group[-1] - group[0], default=[])
+    return closest if closest and closest[-1] - closest[0] <= within else []
+
+
 @pytest.fixture(scope="module")
 def empty_child_bytes() -> float:
     """The memory freed with a child that holds almost nothing: its network namespace, and so on."""
@@ -134,11 +142,12 @@ def test_pinned_bytes_are_what_the_end_of_the_holder_frees(
     """64-byte messages pin a 32 KiB block each, five hundred times the unread bytes; bulk data pins its own size.
 
     Heads in slab are freed too. What is freed with the holder is seen in the node's kernel memory, which changes for
-    other reasons too: rounds in which it changes by itself by more than half of the tolerance are not used, and the
-    median of the others is judged, once.
+    other reasons too. So three rounds that agree with each other within half of the tolerance are judged: their
+    median, once. What they agree on may be anything.
     """
     errors: list[float] = []
     moved: list[dict[str, str]] = []
+    agreed: list[float] = []
     for _ in range(ROUNDS):
         with Planter() as planter:
             truth = planter.plant(load, amount)
@@ -152,11 +161,13 @@ def test_pinned_bytes_are_what_the_end_of_the_holder_frees(
         errors += [] if freed_bytes is None else [(freed_bytes - empty_child_bytes) / held_bytes - 1]
         changes = {name: after - before[name] for name, after in class_sizes().items()}
         moved.append({name: format_bytes(change) for name, change in changes.items() if abs(change) > QUIET_BYTES})
-        if len(errors) == QUIET_ROUNDS:
+        agreed = agreeing(errors, FREED_TOLERANCE / 2)
+        if agreed:
             break
-    else:
-        raise too_busy(f"kernel memory moved by more than {format_bytes(quiet_bytes)} in most of {ROUNDS} rounds")
-    assert abs(statistics.median(errors)) <= FREED_TOLERANCE, (errors, moved)
+    details = "\n".join(map(str, (errors, *moved)))
+    if not agreed:
+        raise too_busy(f"of {ROUNDS} rounds, no {QUIET_ROUNDS} agree within {format_bytes(quiet_bytes)}: {details}")
+    assert abs(statistics.median(agreed)) <= FREED_TOLERANCE, details
 
 
 def test_the_healthy_connection_beside_the_stuck_one_holds_nothing(
