@@ -47,7 +47,7 @@ def test_unmounting_a_ramfs(planted: Planted) -> None:
     assert finding.size_bytes == pytest.approx(planted.mount.size_bytes, rel=0.02)
     assert finding.owner is not None
     assert finding.owner.kind is OwnerKind.FILE_SYSTEM
-    assert_comes_back(finding, planted.unmounting.close)
+    assert_comes_back(finding, planted.unmounting.close, unevictable=True)
 
 
 def test_ending_the_process_that_has_secret_memory(planted: Planted) -> None:
@@ -55,4 +55,4 @@ def test_ending_the_process_that_has_secret_memory(planted: Planted) -> None:
     assert finding.size_bytes == pytest.approx(planted.secret.size_bytes, rel=0.02)
     assert finding.owner is not None
     assert planted.secret.fd in finding.owner.fds
-    assert_comes_back(finding, lambda: kill(planted.secret.pid))
+    assert_comes_back(finding, lambda: kill(planted.secret.pid), unevictable=True)

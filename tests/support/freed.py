@@ -25,6 +25,7 @@ TOLERANCE = 0.1
 _QUIET_SHARE = TOLERANCE / 4
 _ROUNDS, _ROUND_SECONDS = 20, 1.0
 _END_SECONDS = 10
+_EVICTABLE_KIB = re.compile(r"^(?:Active|Inactive)\(file\):\s+(\d+) kB", re.MULTILINE)
 _RSS_ANON_KIB = re.compile(r"^RssAnon:\s*(\d+) kB$", re.MULTILINE)
 _CHECKS = tuple(check for check in Check if check is not Check.ALLOC_PAGE_TRACE)
 
@@ -67,12 +68,18 @@ def freed_bytes(finding: Finding) -> int:
 
 
 def bytes_back(
-    action: Callable[[], object], expected_bytes: int, *memory_classes: str, ended: Collection[int] = ()
+    action: Callable[[], object],
+    expected_bytes: int,
+    *memory_classes: str,
+    ended: Collection[int] = (),
+    unevictable: bool = False,
 ) -> dict[str, int]:
     """What each of these classes loses by `action`, in bytes, by the kernel's own counters.
 
     `ended`: the pids of the processes that the action ends. AnonPages changes with every process of the machine: what
     all others count for themselves is not part of it here.
+    `unevictable`: FileCache without what the kernel can evict. A machine whose DAMON evicts cold pages loses cache all
+    the time, without a count of it.
 
     Fails the test if the sum of the classes does not come to rest within a small part of `expected_bytes`.
     """
@@ -83,6 +90,8 @@ def bytes_back(
         sizes = class_sizes()
         if ClassName.ANON_PAGES in memory_classes:
             sizes[ClassName.ANON_PAGES] -= _anon_bytes_without(ended)
+        if unevictable:
+            sizes[ClassName.FILE_CACHE] -= _evictable_bytes()
         readings.append(sizes)
         return sum(readings[-1][name] for name in memory_classes)
 
@@ -109,15 +118,26 @@ def _anon_bytes_without(ended: Collection[int]) -> int:
     return size_bytes
 
 
+def _evictable_bytes() -> int:
+    """The cache of files that is on the kernel's lists of pages that it can evict."""
+    return sum(int(size) << 10 for size in _EVICTABLE_KIB.findall(Path("/proc/meminfo").read_text()))
+
+
 def assert_comes_back(
-    finding: Finding, action: Callable[[], object], *other_classes: str, ended: Collection[int] = ()
+    finding: Finding,
+    action: Callable[[], object],
+    *other_classes: str,
+    ended: Collection[int] = (),
+    unevictable: bool = False,
 ) -> None:
     """Do what the finding says, and compare. `other_classes`: where a part of it is besides the finding's class.
 
-    `ended`: as for `bytes_back`.
+    `ended`, `unevictable`: as for `bytes_back`.
     """
     expected_bytes = freed_bytes(finding)
-    back = bytes_back(action, expected_bytes, finding.memory_class, *other_classes, ended=ended)
+    back = bytes_back(
+        action, expected_bytes, finding.memory_class, *other_classes, ended=ended, unevictable=unevictable
+    )
     assert expected_bytes == pytest.approx(sum(back.values()), rel=TOLERANCE), (finding.sentence, back)
 
 
