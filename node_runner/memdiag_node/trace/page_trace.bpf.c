@@ -21,7 +21,7 @@
 //
 // A CPU does not run a program again while it already runs it (Linux 6.1): the kernel refuses and counts that run. An
 // interrupt during on_alloc would thus hide its own allocations. on_nested_alloc, a second program on the same
-// tracepoint, records those.
+// tracepoint, records those, once user space has seen such runs.
 //
 // mm_page_alloc(page, order, gfp, migratetype): include/trace/events/kmem.h. `page` is NULL if the allocation failed.
 //

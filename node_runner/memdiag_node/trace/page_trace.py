@@ -54,6 +54,8 @@ _MAX_LOOKING_SHARE = 0.2
 _RESTING_DTYPE = np.dtype([("number", "<u4"), ("until", "<f8")])
 # How often new stacks are classified. Until then, a stack of an interrupt takes a class for each process that it hits.
 _CLASSIFY_SECONDS = 1.0
+# on_nested_alloc runs for every event. So it is attached only if interrupts hide more events than this from on_alloc.
+_HIDDEN_PER_SECOND = 2
 # A program that is detached may still run to its end on another CPU.
 _SETTLE_SECONDS = 0.05
 
@@ -108,6 +110,8 @@ class PageTrace(Resource):
         self._idle_cgroups = IdleEntries(_CGROUPS, tables.CGROUP_ENTRY_DTYPE)
         self._slice = 0
         self._classified = 0.0
+        self._hidden_events = 0
+        self._sees_nested = False
         self._window: _Window | None = None
         with self._opening() as parts:
             self._start(parts)
@@ -134,7 +138,6 @@ class PageTrace(Resource):
         attached.bpf.attach_raw_tracepoint(_FREE, "on_free")
         self._pages_at_start = self._allocator_pages()
         attached.bpf.attach_raw_tracepoint(_ALLOC, "on_alloc")
-        attached.bpf.attach_raw_tracepoint(_ALLOC, "on_nested_alloc")
         try:
             attached.bpf.attach_raw_tracepoint(_POOL_HOLD, "on_pool_hold")
         except BpfError as error:
@@ -156,9 +159,12 @@ class PageTrace(Resource):
         """Advance to the current time slice, and keep room in the tables. Call it every quarter of a second."""
         attached = self._running()
         elapsed = time.monotonic() - self._started
-        if elapsed - self._classified >= _CLASSIFY_SECONDS:
+        since = elapsed - self._classified
+        if since >= _CLASSIFY_SECONDS:
             self._classified = elapsed
             self._look_at_names(attached)
+            if not self._sees_nested and self._window is None:
+                self._look_for_hidden_events(attached, since)
         due = int(elapsed / self._settings.slice_seconds)
         due = min(due, self._settings.slices - 1)
         if due != self._slice:
@@ -166,6 +172,15 @@ class PageTrace(Resource):
             attached.config["slice"] = due
             self._forget_births(attached)
         self._make_room(attached)
+
+    def _look_for_hidden_events(self, attached: _Attached, seconds: float) -> None:
+        """Attach on_nested_alloc if interrupts allocate while on_alloc runs; `seconds`: since the last look."""
+        infos = attached.bpf.program_infos(self._program_info_layout)
+        hidden_events = sum(info.recursion_misses for info in infos if info.function == "on_alloc")
+        more, self._hidden_events = hidden_events - self._hidden_events, hidden_events
+        if more > _HIDDEN_PER_SECOND * seconds:
+            attached.bpf.attach_raw_tracepoint(_ALLOC, "on_nested_alloc")
+            self._sees_nested = True
 
     def stop_recording(self) -> None:
         """End the window: new allocations are not recorded, frees still are. Idempotent.
