@@ -1,8 +1,8 @@
 """Interrupts that allocate while the trace's own programs run on that CPU: their allocations keep their stack.
 
 A timer's interrupts send a TCP stream through a veth pair, whose receiving end takes its pages from a page pool. On the
-same CPU, pipes are filled and emptied without a pause, so that the program runs there much of the time. A first stream shows
-the trace that interrupts hide events from it.
+same CPU, pipes are filled and emptied without a pause, so that the program runs there much of the time. From a first
+stream the trace learns that interrupts hide events.
 """
 
 import os
