@@ -328,7 +328,7 @@ class TraceCounters(Record):
     unseen_frees: Count = Field(
         default=0,
         description="Recorded slab objects that were free at the end of the window although no trace point showed it: "
-        "they were freed in bulk. They are in no stack.",
+        "they were freed in bulk, or with their slab. They are in no stack.",
     )
     object_program_seconds: float = Field(
         default=0,

@@ -64,6 +64,20 @@ def refused(source: Path, function: str, folder: Path) -> Path:
     return copy
 
 
+def run_with(subject: ModuleType, source: Path) -> tuple[Evidence, str]:
+    """What a runner in a process of its own delivers and logs if the programs of a module come from `source`."""
+    script = RUNNER.format(module=subject.__name__, source=str(source))
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--duration", "1s", "--output", "json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return Evidence.model_validate_json(done.stdout), done.stderr
+
+
 def not_c(folder: Path) -> Path:
     """The trace's source, changed so that it does not compile."""
     source = folder / page_trace._SOURCE.name
@@ -82,16 +96,7 @@ def test_a_program_that_the_verifier_refuses_fails_only_its_own_check(
     tmp_path: Path, subject: ModuleType, function: str, failed: Check
 ) -> None:
     source = refused(subject._SOURCE, function, tmp_path)
-    script = RUNNER.format(module=subject.__name__, source=str(source))
-    done = subprocess.run(
-        [sys.executable, "-c", script, "--duration", "1s", "--output", "json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    evidence = Evidence.model_validate_json(done.stdout)
+    evidence, log = run_with(subject, source)
     need = lacking(evidence)
     assert need.checks == [failed]
     assert f"{source.name}: the kernel refuses {function}: " in need.detail
@@ -100,21 +105,12 @@ def test_a_program_that_the_verifier_refuses_fails_only_its_own_check(
     assert evidence.breakdown is not None
     assert (evidence.trace is None) == (failed is Check.ALLOC_PAGE_TRACE)
     assert (evidence.coverage is None) == (failed is Check.SOCKET_QUEUES)
-    assert "invalid mem access" in done.stderr  # the verifier's own message, for the user
+    assert "invalid mem access" in log  # the verifier's own message, for the user
 
 
 def test_if_objects_cannot_be_traced_pages_still_are(tmp_path: Path) -> None:
     source = refused(object_trace._SOURCE, "on_kmalloc", tmp_path)
-    script = RUNNER.format(module=object_trace.__name__, source=str(source))
-    done = subprocess.run(
-        [sys.executable, "-c", script, "--duration", "1s", "--output", "json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    evidence = Evidence.model_validate_json(done.stdout)
+    evidence, _ = run_with(object_trace, source)
     (need,) = [need for need in evidence.needs if need.state is NeedState.DEGRADED and "on_kmalloc" in need.detail]
     assert need.checks == [Check.ALLOC_PAGE_TRACE]
     assert set(evidence.checks) == set(Check)

@@ -1,4 +1,4 @@
-"""Guests that run the engine of the slab census only: kernels and options that other tests do not boot."""
+"""Guests that run the slab census and the object trace only: kernels and options that other tests do not boot."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,10 @@ from local_cluster import guest_kernel
 from support.guest import boot
 from support.guest_calls import CALLS, MODULES
 
-_CALL = ("slabs", "support.guest_slab_census", "slab_census", ())
+_CALLS = (
+    ("slabs", "support.guest_slab_census", "slab_census", ()),
+    ("objects", "support.guest_object_trace", "object_trace", ()),
+)
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,10 @@ VARIANTS = {
 
 
 def boot_variant(name: str, work: Path) -> dict[str, Any]:
-    """The report of guest_slab_census.py in a guest. `work` is an empty folder, which gets the guest's console."""
+    """The answers of _CALLS in a guest, by name. `work` is an empty folder, which gets the guest's console."""
     variant = VARIANTS[name]
     (work / MODULES).mkdir()
-    (work / CALLS).write_text(json.dumps([_CALL]))
+    (work / CALLS).write_text(json.dumps(_CALLS))
     reports, _, _ = boot(
         guest_kernel.provide(variant.suite),
         "support.guest_calls",
@@ -40,7 +43,6 @@ def boot_variant(name: str, work: Path) -> dict[str, Any]:
         extra=(CALLS, MODULES),
         kernel_arguments=variant.arguments,
     )
-    report: dict[str, Any] = reports[_CALL[0]]
-    assert "error" not in report, report["error"]
-    answer: dict[str, Any] = report["answer"]
-    return answer
+    for report in reports.values():
+        assert "error" not in report, report["error"]
+    return {name: report["answer"] for name, report in reports.items()}

@@ -82,4 +82,4 @@ def located(raw: RawObjects, caches: Sequence[Cache], numbers: Sequence[int] | N
     """The slabs of the trace's objects, all allocated: of each, its index in `caches`; by default all in the first."""
     count = len(raw.slab_addresses())
     cache = np.zeros(count, np.int32) if numbers is None else np.array(numbers, np.int32)
-    return LocatedObjects(caches, cache, cache >= 0)
+    return LocatedObjects(caches, cache, cache >= 0, is_gone=np.zeros(count, np.bool_))

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Iterator
 
-from memdiag_api.evidence import Stack, Trend
+from memdiag_api.evidence import HolderKind, Stack, Trend
 from memdiag_api.findings import Confidence, FindingKind, FreedBy, LeakAnswer
 from memdiag_api.memory_classes import ClassName
 from memdiag_api.owners import OwnerKind
@@ -12,7 +12,7 @@ from memdiag_node.counted_stacks import is_large_kmalloc
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.growing_objects import of_slab_cache, stack_class
 from memdiag_node.findings.situation import Situation
-from memdiag_node.findings.stack_owners import is_reclaimed_cache, passes, stack_owner
+from memdiag_node.findings.stack_owners import BPF_OWNER, is_reclaimed_cache, passes, stack_owner
 from memdiag_node.trace.stacks import first_name
 
 _OF_PROCESSES = re.compile(
@@ -24,6 +24,9 @@ _FILLED_BY_SETUP = (ClassName.VMALLOC, ClassName.PERCPU, ClassName.ZSMALLOC, Cla
 """New pods, cgroups, programs and devices take such memory once, for as long as they exist."""
 _SET_UP = (OwnerKind.KERNEL, OwnerKind.MODULE)
 _BURST_FREED_SHARE = 0.1
+_OF_BPF = (HolderKind.BPF_MAP, HolderKind.BPF_PROGRAM)
+_SAME_MEMORY_SHARE = 0.5
+"""If known maps and programs have so much of what a stack allocated for BPF, they have all of it."""
 
 
 def growing_allocations(situation: Situation, suspects: Collection[int]) -> Iterator[Draft]:
@@ -46,13 +49,25 @@ def growing_allocations(situation: Situation, suspects: Collection[int]) -> Iter
             continue
         if stack.trend is Trend.GROWING and own_bytes >= situation.thresholds.suspect_floor_bytes:
             yield from _steady(situation, index, own_bytes, unheld_bytes)
-        elif unheld_bytes >= situation.suspect_bytes and _is_burst(stack) and not _is_of_processes(stack):
+        elif unheld_bytes >= situation.suspect_bytes and _is_burst(stack) and not _is_known(situation, stack):
             yield _burst(situation, index, unheld_bytes)
 
 
 def _is_burst(stack: Stack) -> bool:
     """Return whether hardly anything of it is freed while much is outstanding: not the churn of a working set."""
     return stack.trend is not Trend.CHURN and stack.freed_bytes <= _BURST_FREED_SHARE * max(1, stack.allocated_bytes)
+
+
+def _is_known(situation: Situation, stack: Stack) -> bool:
+    """Return whether it is memory of processes, or of BPF maps and programs, which have findings of their own."""
+    if _is_of_processes(stack) or stack_owner(stack).name != BPF_OWNER:
+        return _is_of_processes(stack)
+    held_bytes = sum(
+        one.holder.pinned_bytes
+        for one in situation.measured.holdings
+        if one.holder.kind in _OF_BPF and one.holder.memory_class == stack.memory_class
+    )
+    return held_bytes >= _SAME_MEMORY_SHARE * stack.outstanding_bytes
 
 
 def _steady(situation: Situation, index: int, own_bytes: int, unheld_bytes: int) -> Iterator[Draft]:

@@ -11,6 +11,7 @@ from memdiag_node.findings.vmalloc import is_bpf
 from memdiag_node.kernel.symbols import function_name
 from memdiag_node.trace.stacks import first_name
 
+BPF_OWNER = "BPF"
 _RECLAIMED = re.compile(
     r"xfs_buf_\w+|_xfs_buf_\w+|abd_alloc\w*|zio_(data_)?buf_alloc|arc_\w+|ttm_pool_\w+|bch2_btree_\w+|"
     r"btrfs_alloc_page_array"
@@ -69,7 +70,7 @@ def _set_up(stack: Stack) -> tuple[OwnerKind, str] | None:
         return None
     names = [function_name(frame) for frame in stack.frames]
     if any(is_bpf(name) for name in names):
-        return OwnerKind.KERNEL, "BPF"
+        return OwnerKind.KERNEL, BPF_OWNER
     if passes(stack, _OF_CGROUPS):
         return OwnerKind.KERNEL, "memory cgroups"
     in_module = next((frame for frame in stack.frames if frame.endswith("]") and " [" in frame), None)

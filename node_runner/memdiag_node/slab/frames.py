@@ -21,7 +21,9 @@ class FrameSlabs(NamedTuple):
     table: npt.NDArray[np.void]
     """SLAB_DTYPE, by frame, each slab once. Pages of KFENCE are among them (see `guarded.py`)."""
     numbers: npt.NDArray[np.int64]
-    """Of each frame the index of its slab in `table`; -1 if it is in no slab now."""
+    """Of each frame the index of its slab in `table`; -1 if it is in no slab of a known cache now."""
+    is_other: npt.NDArray[np.bool_]
+    """Whether each frame is memory of another kind than slab now, or free."""
 
 
 def slabs_of_frames(
@@ -31,16 +33,19 @@ def slabs_of_frames(
     unique, inverse = np.unique(frames, return_inverse=True)
     heads = _head_frames(access, unique, frame_count)
     candidates = np.unique(heads[heads < np.uint64(frame_count)])
+    is_marked = _is_marked(access, candidates, read_flags)
+    is_other = np.isin(heads, candidates[~is_marked])[inverse]
     addresses, first_page = access.addresses, access.first_page
-    table = read_heads(access.memory, access.at, candidates, cache_addresses=addresses, first_page=first_page)
-    table = table[_is_marked(access, table["frame"], read_flags)]
+    slabs = candidates[is_marked]
+    table = read_heads(access.memory, access.at, slabs, cache_addresses=addresses, first_page=first_page)
+    table = table[_is_marked(access, table["frame"], read_flags)]  # not freed in between
     if not len(table):
-        return FrameSlabs(table, np.full(len(frames), -1, np.int64))
+        return FrameSlabs(table, np.full(len(frames), -1, np.int64), is_other)
     numbers = np.minimum(np.searchsorted(table["frame"], heads), len(table) - 1)
     rows = table[numbers]
     is_inside = rows["frame"] == heads
     is_inside &= unique - heads < np.left_shift(np.uint64(1), rows["order"].astype("<u8"))
-    return FrameSlabs(table, np.where(is_inside, numbers, -1)[inverse])
+    return FrameSlabs(table, np.where(is_inside, numbers, -1)[inverse], is_other)
 
 
 def _head_frames(access: SlabAccess, frames: npt.NDArray[np.uint64], frame_count: int) -> npt.NDArray[np.uint64]:

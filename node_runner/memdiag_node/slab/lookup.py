@@ -51,6 +51,9 @@ class LocatedObjects:
     """The index in `caches`; -1 for an address in no slab, or one that does not start an object."""
     is_allocated: npt.NDArray[np.bool_]
     """False also where `cache` is -1. Objects on a list of free objects, of a slab, a CPU or a node, are free."""
+    is_gone: npt.NDArray[np.bool_]
+    """Whether a slab object that was there must have been freed with its slab: the memory is of another kind now, or of
+    a slab in which no object starts there."""
 
 
 class SlabLookup:
@@ -100,8 +103,9 @@ def located_objects(
 ) -> LocatedObjects:
     """See `SlabLookup.objects`; the other parameters are those of `slabs_of_frames`."""
     frames = access.frames(addresses)
-    table, numbers = slabs_of_frames(access, frames, frame_count=frame_count, read_flags=read_flags)
-    result = LocatedObjects(access.caches, np.full(len(addresses), -1, np.int32), np.zeros(len(addresses), np.bool_))
+    table, numbers, is_gone = slabs_of_frames(access, frames, frame_count=frame_count, read_flags=read_flags)
+    is_allocated = np.zeros(len(addresses), np.bool_)
+    result = LocatedObjects(access.caches, np.full(len(addresses), -1, np.int32), is_allocated, is_gone)
     shape = {"page_shift": access.at["PAGE_SHIFT"]}
     is_guarded = is_guarded_page(table, access.strides, access.linear_base, **shape)
     is_slab = is_consistent(table, access.strides, **shape) & ~is_guarded
@@ -113,6 +117,7 @@ def located_objects(
         piece = chosen[slice(*np.searchsorted(numbers[chosen], (first, end)))]
         rows = table[first:end][is_slab[first:end]]
         result.cache[piece], result.is_allocated[piece] = _locate(access, addresses[piece], rows)
+        result.is_gone[piece] = result.cache[piece] < 0
     return result
 
 

@@ -124,7 +124,7 @@ def decode_objects(raw: RawObjects, located: LocatedObjects | None, *, possible_
     groups = _grouped(raw, located, outstanding)
     sizes = [(float(np.sum(part["size_bytes"] * part["weight"])), group, part) for group, part in groups]
     sizes.sort(key=lambda one: -one[0])
-    totals = _Totals(raw)
+    totals = _Totals(raw, outstanding)
     stacks = [_stack(raw, totals, group, part) for size, group, part in sizes[:MAX_OBJECT_STACKS] if size >= 1]
     timed, recorded = raw.counter("timed"), raw.counter("recorded")
     kinds = [kind for kind in raw.kinds if kind is not Kind.SLAB or located is not None]
@@ -143,7 +143,7 @@ def decode_objects(raw: RawObjects, located: LocatedObjects | None, *, possible_
 def _outstanding(
     raw: RawObjects, located: LocatedObjects | None, *, possible_cpus: int
 ) -> tuple[npt.NDArray[np.void], int, int]:
-    """The outstanding objects; how many were in no slab that could be read, and how many were free."""
+    """The outstanding objects; how many others are in no slab that could be read, and how many are free or gone."""
     entries = raw.entries
     keys, values = entries["key"], entries["value"]
     kind = (keys & np.uint64(KIND_MASK)).astype(np.uint8)
@@ -158,16 +158,17 @@ def _outstanding(
     result["weight"] = np.exp2(levels.astype(np.float64))
     alignment = alignment_bytes(keys & ~np.uint64(KIND_MASK))
     result["weight"][is_slab] *= DENSEST_BYTES / alignment[is_slab]
-    is_kept = raw.evictions.is_kept(entries) & (values["born_ns"] >= raw.started_ns) & ~is_slab
+    good = raw.evictions.is_kept(entries) & (values["born_ns"] >= raw.started_ns) & np.isin(kind, [*Kind])
+    is_kept = good & ~is_slab
     unresolved = unseen_frees = 0
     if located is not None:
         strides = np.array([*(cache.stride_bytes for cache in located.caches), 0], np.float64)
         result["cache"][is_slab] = located.cache
         result["size_bytes"][is_slab] = strides[located.cache]
         is_large = alignment[is_slab] == DENSEST_BYTES  # may be a large kmalloc, which is in no slab
-        unresolved = int(np.count_nonzero((located.cache < 0) & ~is_large))
-        unseen_frees = int(np.count_nonzero((located.cache >= 0) & ~located.is_allocated))
-        good = raw.evictions.is_kept(entries) & (values["born_ns"] >= raw.started_ns)
+        is_gone = located.is_gone & ~is_large
+        unresolved = int(np.count_nonzero((located.cache < 0) & ~is_large & ~is_gone))
+        unseen_frees = int(np.count_nonzero(is_gone | ((located.cache >= 0) & ~located.is_allocated)))
         is_kept[is_slab] = good[is_slab] & (located.cache >= 0) & located.is_allocated
     return result[is_kept], unresolved, unseen_frees
 
@@ -215,11 +216,19 @@ def _group(
     )
 
 
+def _weights(objects: npt.NDArray[np.void]) -> tuple[list[int], list[float]]:
+    """The stacks of some objects, and how many objects they represent by stack."""
+    stacks, where = np.unique(objects["stack"], return_inverse=True)
+    return stacks.tolist(), np.bincount(where.reshape(-1), objects["weight"], minlength=len(stacks)).tolist()
+
+
 class _Totals:
     """What was allocated through each stack, and how long it lived."""
 
-    def __init__(self, raw: RawObjects) -> None:
+    def __init__(self, raw: RawObjects, outstanding: npt.NDArray[np.void]) -> None:
         self._totals = {int(one["key"]): one["value"] for one in raw.totals}
+        stacks, weights = _weights(outstanding)
+        self._outstanding = dict(zip(stacks, weights, strict=True))
         self._lives: dict[int, dict[int, int]] = {}
         for entry in raw.lives:
             bucket = int(entry["key"]["bucket"])
@@ -227,13 +236,22 @@ class _Totals:
                 lives = self._lives.setdefault(int(entry["key"]["stack"]), {})
                 lives[bucket] = lives.get(bucket, 0) + int(entry["value"])
 
-    def of(self, stacks: Sequence[int], kind: Kind, size_bytes: float) -> tuple[float, float, float]:
-        """Recorded objects, allocated objects, and allocated bytes, if a slab object has `size_bytes`."""
-        rows = [self._totals[stack] for stack in stacks if stack in self._totals]
-        recorded, allocated = (float(sum(int(row[name]) for row in rows)) for name in ("recorded", "allocated"))
-        if kind is Kind.SLAB:
-            return recorded, allocated, allocated * size_bytes
-        return recorded, allocated, float(sum(int(row["allocated_bytes"]) for row in rows))
+    def of(self, objects: npt.NDArray[np.void]) -> tuple[float, float, float]:
+        """Recorded objects, allocated objects, and allocated bytes, given the outstanding ones of a group.
+
+        Totals are by stack. If the objects of a stack are in several caches, each has the share of what is outstanding.
+        """
+        recorded = allocated = allocated_bytes = 0.0
+        for stack, weight in zip(*_weights(objects), strict=True):
+            row = self._totals.get(stack)
+            if row is not None:
+                share = weight / self._outstanding[stack]
+                recorded += share * int(row["recorded"])
+                allocated += share * int(row["allocated"])
+                allocated_bytes += share * int(row["allocated_bytes"])
+        if objects["kind"][0] == Kind.SLAB:
+            allocated_bytes = allocated * float(objects["size_bytes"][0])
+        return recorded, allocated, allocated_bytes
 
     def median_life_seconds(self, stacks: Sequence[int]) -> float | None:
         lives: dict[int, int] = {}
@@ -258,8 +276,7 @@ def _stack(raw: RawObjects, totals: _Totals, group: _Group, objects: npt.NDArray
         blocks=len(objects),
         error_bytes=error_bytes,
     )
-    hashes = np.unique(objects["stack"]).tolist()
-    recorded, allocated, allocated_bytes = totals.of(hashes, Kind(int(objects["kind"][0])), float(size_bytes[0]))
+    recorded, allocated, allocated_bytes = totals.of(objects)
     allocated_bytes = max(min(allocated_bytes, _MAX_ALLOCATED), outstanding_bytes)
     return Stack(
         frames=[frame[: limits.MAX_SHORT_TEXT] for frame in group.frames[: limits.MAX_FRAMES]],
@@ -275,7 +292,7 @@ def _stack(raw: RawObjects, totals: _Totals, group: _Group, objects: npt.NDArray
         freed_bytes=max(0, round(allocated_bytes - outstanding_bytes)),
         growth_bytes_per_second=growth.bytes_per_second,
         growth_error_bytes_per_second=growth.error_bytes_per_second,
-        median_life_seconds=totals.median_life_seconds(hashes),
+        median_life_seconds=totals.median_life_seconds(np.unique(objects["stack"]).tolist()),
         trend=growth.trend,
         sampled_share=min(1.0, recorded / allocated) if allocated else 1.0,
         error_bytes=round(error_bytes),

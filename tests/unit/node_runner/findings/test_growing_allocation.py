@@ -1,17 +1,30 @@
 """Findings about call stacks that keep allocating, by table."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from memdiag_api.evidence import AllocatingProcess, Breakdown, Context, HeldBy, MemoryClass, Stack, Trend
+from memdiag_api.evidence import (
+    AllocatingProcess,
+    Breakdown,
+    Context,
+    HeldBy,
+    Holder,
+    HolderKind,
+    MemoryClass,
+    Stack,
+    Trend,
+)
 from memdiag_api.findings import LeakAnswer
 from memdiag_api.owners import OwnerKind
 from memdiag_node.findings.draft import Draft
 from memdiag_node.findings.growing_allocation import growing_allocations
 from memdiag_node.findings.situation import Situation
 from memdiag_node.findings.thresholds import DAY_SECONDS, GIB, MIB, Thresholds
+from memdiag_node.holding import PINNED_DTYPE, Holding
 from support.arbitrary_measurements import EMPTY
 from support.measurements import host_of
 
@@ -28,7 +41,12 @@ JAVA = AllocatingProcess(pid=7, comm="java", outstanding_bytes=60 * MIB)
 
 
 def found(
-    *, total_bytes: int = 16 * GIB, free_bytes: int = 8 * GIB, suspects: tuple[int, ...] = (), **changes: Any
+    *,
+    total_bytes: int = 16 * GIB,
+    free_bytes: int = 8 * GIB,
+    suspects: tuple[int, ...] = (),
+    holders: Sequence[Holder] = (),
+    **changes: Any,
 ) -> list[Draft]:
     breakdown = Breakdown(
         mem_total_bytes=total_bytes,
@@ -37,7 +55,8 @@ def found(
         alloc_page_error_bytes=0,
     )
     stacks = [GROWING.model_copy(update=changes)]
-    measured = replace(EMPTY, host=host_of(total_bytes), breakdown=breakdown, stacks=stacks)
+    holdings = [Holding(one, np.empty(0, PINNED_DTYPE)) for one in holders]
+    measured = replace(EMPTY, host=host_of(total_bytes), breakdown=breakdown, stacks=stacks, holdings=holdings)
     return list(growing_allocations(Situation(measured, Thresholds()), suspects))
 
 
@@ -97,6 +116,25 @@ def test_whether_it_is_a_leak(changes: dict[str, Any], leak: LeakAnswer | None) 
     assert [one.leak for one in drafts] == ([] if leak is None else [leak])
     of_cache = any("xfs_" in frame or "abd_" in frame for frame in changes.get("frames", ()))
     assert all(one.reclaimable == of_cache for one in drafts)
+
+
+@pytest.mark.parametrize(
+    ("trend", "memory_class", "held_bytes", "is_found"),
+    [
+        (Trend.PINNED, "Vmalloc", 59 * MIB, False),
+        (Trend.PINNED, "Vmalloc", 20 * MIB, True),
+        (Trend.PINNED, "Percpu", 59 * MIB, True),
+        (Trend.GROWING, "Vmalloc", 59 * MIB, True),
+    ],
+)
+def test_a_burst_of_bpf_maps_that_are_known_is_no_finding_of_its_own(
+    trend: Trend, memory_class: str, held_bytes: int, is_found: bool
+) -> None:
+    """One that goes on is: the finding about the maps does not show that they grow."""
+    maps = Holder(kind=HolderKind.BPF_MAP, memory_class="Vmalloc", pinned_bytes=held_bytes)
+    frames = ["bpf_map_area_alloc+0x10", "array_map_alloc+0x20"]
+    drafts = found(holders=[maps], frames=frames, memory_class=memory_class, trend=trend)
+    assert bool(drafts) is is_found
 
 
 def test_what_a_leaking_holder_has_is_not_a_second_leak() -> None:

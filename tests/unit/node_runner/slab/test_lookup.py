@@ -91,6 +91,13 @@ def test_an_address_may_be_asked_for_twice() -> None:
     assert found.is_allocated.tolist() == [False, True, False, True]
 
 
+def test_an_object_is_gone_if_its_memory_is_of_another_kind_now() -> None:
+    """What cannot be looked at may still be there."""
+    gone = {small(3): False, small(2) + 8: True, address(SMALL_FRAME + 1): True, address(END_FRAME): False}
+    found = located(two_slabs(), gone)
+    assert found.is_gone.tolist() == list(gone.values())
+
+
 @pytest.mark.parametrize(
     "outside",
     [

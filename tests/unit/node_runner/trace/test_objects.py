@@ -121,20 +121,35 @@ def test_objects_of_a_stack_are_apart_by_cache() -> None:
 
 
 def test_objects_that_are_in_no_slab_or_free_are_counted_and_not_listed() -> None:
-    """A large kmalloc is in no slab: its pages are those of the page trace."""
-    rows = [(page(1), STACK), (SPARSE, STACK), (page(3), STACK), (page(4), STACK)]
+    """A large kmalloc is in no slab: its pages are those of the page trace. So it is neither unknown nor freed."""
+    rows = [(page(1), STACK), (SPARSE, STACK), (page(3), STACK), (page(4), STACK), (SPARSE + 0x100, STACK)]
     raw = raw_objects(object_entries(rows))
-    slabs = LocatedObjects([SMALL], np.array([0, -1, -1, 0], np.int32), np.array([True, False, False, False]))
+    slabs = LocatedObjects(
+        [SMALL],
+        np.array([0, -1, -1, 0, -1], np.int32),
+        is_allocated=np.array([True, False, False, False, False]),
+        is_gone=np.array([False, False, True, False, True]),
+    )
     result = decode(raw, slabs)
     (stack,) = result.stacks
     assert stack.outstanding_bytes == 64
-    assert (result.unresolved_objects, result.unseen_frees) == (1, 1)
+    assert (result.unresolved_objects, result.unseen_frees) == (1, 2)
+
+
+def test_what_a_stack_allocated_is_divided_among_its_caches() -> None:
+    """The totals are of the stack; no cache has more than its share of them."""
+    raw = raw_objects(
+        object_entries([(page(number), STACK) for number in range(1, 5)]),
+        totals=np.array([(STACK, (40, 40, 0))], object_tables.TOTALS_ENTRY_DTYPE),
+    )
+    stacks = decode(raw, located(raw, [SMALL, LARGE], [0, 1, 0, 0])).stacks
+    assert {stack.slab_cache: stack.allocated_bytes for stack in stacks} == {"kmalloc-64": 30 * 64, "dentry": 10 * 192}
 
 
 def test_slab_objects_keep_their_slabs_among_other_kinds() -> None:
     rows = [(0x100 | Kind.PERCPU, OTHER_STACK), (page(1), STACK), (0x200 | Kind.PERCPU, OTHER_STACK), (page(2), STACK)]
     raw = raw_objects(object_entries(rows, size_bytes=8))
-    slabs = LocatedObjects([SMALL, LARGE], np.array([0, 1], np.int32), np.array([False, True]))
+    slabs = LocatedObjects([SMALL, LARGE], np.array([0, 1], np.int32), np.array([False, True]), np.zeros(2, np.bool_))
     found = {stack.memory_class: stack.outstanding_bytes for stack in decode(raw, slabs).stacks}
     assert found == {ClassName.SLAB: 192, ClassName.PERCPU: 2 * 4 * 8}
 
@@ -248,14 +263,12 @@ def test_counters_are_those_of_all_cpus() -> None:
     st.binary(min_size=32, max_size=32),
 )
 def test_any_table_is_decoded(rows: list[tuple[bytes, int, bool]], totals: bytes) -> None:
-    """Values in a map are not trusted, except the kind of an object."""
+    """Values in a map are not trusted."""
     entries = np.frombuffer(b"".join(row for row, _, _ in rows), object_tables.OBJECT_ENTRY_DTYPE)
     is_slab = (entries["key"] & np.uint64(object_tables.KIND_MASK)) == Kind.SLAB
-    is_known = (entries["key"] & np.uint64(object_tables.KIND_MASK)) < 3
-    entries, is_slab = entries[is_known], is_slab[is_known]
-    caches = np.array([cache for _, cache, _ in rows], np.int32)[is_known][is_slab]
-    allocated = np.array([out for _, _, out in rows], np.bool_)[is_known][is_slab] & (caches >= 0)
+    caches = np.array([cache for _, cache, _ in rows], np.int32)[is_slab]
+    allocated = np.array([out for _, _, out in rows], np.bool_)[is_slab] & (caches >= 0)
     raw = raw_objects(entries, totals=np.frombuffer(totals, object_tables.TOTALS_ENTRY_DTYPE), stacks=stack_entries({}))
-    for stack in decode(raw, LocatedObjects([SMALL, LARGE], caches, allocated)).stacks:
+    for stack in decode(raw, LocatedObjects([SMALL, LARGE], caches, allocated, caches < 0)).stacks:
         assert stack.outstanding_bytes == pytest.approx(sum(stack.births_bytes), abs=10)
         assert stack.allocated_bytes >= stack.outstanding_bytes
