@@ -11,6 +11,7 @@ from memdiag_node.procfs.cpulist import parse_cpus
 from memdiag_node.procfs.kpageflags import FrameTable
 from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.roots import HostRoots
+from memdiag_node.slab.cache import read_caches
 from memdiag_node.slab.lookup import SlabLookup, SlabMemory
 from memdiag_node.time_budget import Stop
 from memdiag_node.trace.object_trace import ObjectTrace
@@ -37,9 +38,18 @@ class AllocationTraces:
 
     @classmethod
     def start(
-        cls, settings: TraceSettings, *, opened: ExitStack, attempts: Attempts, roots: HostRoots
+        cls,
+        settings: TraceSettings,
+        *,
+        opened: ExitStack,
+        attempts: Attempts,
+        roots: HostRoots,
+        slabs: SlabMemory | None = None,
     ) -> "AllocationTraces | None":
-        """Attach the programs until `opened` is closed. None, with the check dropped, if pages cannot be traced."""
+        """Attach the programs until `opened` is closed. None, with the check dropped, if pages cannot be traced.
+
+        `slabs`: to read which caches there are.
+        """
         share = settings.cpu_budget_share
         objects = None
         # Objects first: compiling takes most memory, and should not meet the mapped table of the other trace.
@@ -51,17 +61,17 @@ class AllocationTraces:
             pages = opened.enter_context(
                 PageTrace(replace(settings, cpu_budget_share=(1 - _OBJECTS_SHARE) * share), roots=roots)
             )
-            return cls(pages, cls._started(objects, attempts), attempts, roots)
+            return cls(pages, cls._started(objects, slabs, attempts), attempts, roots)
         if objects:
             objects.close()
         return None
 
     @staticmethod
-    def _started(objects: ObjectTrace | None, attempts: Attempts) -> ObjectTrace | None:
+    def _started(objects: ObjectTrace | None, slabs: SlabMemory | None, attempts: Attempts) -> ObjectTrace | None:
         """Start with the trace of pages, after everything is compiled, so that both have the same window."""
         if objects:
             with attempts.step(_CHECK, "starting the trace of slab, vmalloc and per-CPU memory", optional=True):
-                objects.start()
+                objects.start(read_caches(slabs.memory, slabs.at) if slabs else ())
                 return objects
             objects.close()
         return None

@@ -107,7 +107,7 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
         accounts = start_accounts(attempts, opened, partial(_open_for_accounts, attached, types), roots, stop)
         slabs = _slab_memory(attached, attempts, objects, types)
         types.free()
-        traces = _start_traces(attached, attempts, settings, roots, stop)
+        traces = _start_traces(attached, attempts, settings, roots, stop, slabs=slabs)
         if not attempts.checks:
             failure = MeasurementError if stop.is_set() else UnsupportedError
             raise failure(f"no check is possible on this host:\n{explain_missing(attempts.needs)}")
@@ -285,7 +285,13 @@ def _open_sockets(attached: ExitStack, attempts: Attempts, types: _KernelTypes, 
 
 
 def _start_traces(
-    attached: ExitStack, attempts: Attempts, settings: Settings, roots: HostRoots, stop: Stop
+    attached: ExitStack,
+    attempts: Attempts,
+    settings: Settings,
+    roots: HostRoots,
+    stop: Stop,
+    *,
+    slabs: SlabMemory | None,
 ) -> AllocationTraces | None:
     if Check.ALLOC_PAGE_TRACE not in attempts.checks:
         return None
@@ -293,7 +299,7 @@ def _start_traces(
         attempts.skip(Check.ALLOC_PAGE_TRACE)
         return None
     trace_settings = TraceSettings(settings.duration_seconds, cpu_budget_share=settings.cpu_budget_share)
-    return AllocationTraces.start(trace_settings, opened=attached, attempts=attempts, roots=roots)
+    return AllocationTraces.start(trace_settings, opened=attached, attempts=attempts, roots=roots, slabs=slabs)
 
 
 def _slab_memory(

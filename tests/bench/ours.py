@@ -10,7 +10,11 @@ from pathlib import Path
 from memdiag_api.evidence import Check
 from memdiag_node.allocation_traces import AllocationTraces
 from memdiag_node.attempts import Attempts
+from memdiag_node.kernel.btf import Btf
+from memdiag_node.kernel.memory import open_memory
 from memdiag_node.procfs.roots import HostRoots
+from memdiag_node.slab.layout import object_layout
+from memdiag_node.slab.lookup import SlabMemory
 from memdiag_node.time_budget import Stop
 from memdiag_node.trace.merged import merge
 from memdiag_node.trace.settings import TraceSettings
@@ -23,8 +27,10 @@ def rss_bytes() -> int:
 
 attempts = Attempts([Check.ALLOC_PAGE_TRACE], lambda message: print(message, file=sys.stderr))
 with ExitStack() as opened:
+    at = object_layout(Btf.load())
+    slabs = SlabMemory(open_memory(at, opened), at, None)
     traces = AllocationTraces.start(
-        TraceSettings(duration_seconds=60), opened=opened, attempts=attempts, roots=HostRoots()
+        TraceSettings(duration_seconds=60), opened=opened, attempts=attempts, roots=HostRoots(), slabs=slabs
     )
     assert traces is not None
     assert not attempts.needs, attempts.needs
@@ -33,7 +39,7 @@ with ExitStack() as opened:
         traces.advance()
     traced_rss_bytes = rss_bytes()
     traces.stop_recording()
-    pages, objects = traces.finish(Stop(30), None)
+    pages, objects = traces.finish(Stop(30), slabs)
     assert pages is not None, attempts.needs
     assert objects is not None, attempts.needs
 counters = merge(pages, objects, top_n=1).counters

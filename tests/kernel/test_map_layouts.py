@@ -51,6 +51,7 @@ MAPS: dict[str, dict[str, Layout]] = {
     },
     "objects": {
         "config": (U32, object_tables.CONFIG_DTYPE),
+        "large_caches": (U64, U64),
         "objects": _entry(object_tables.OBJECT_ENTRY_DTYPE),
         "totals": _entry(object_tables.TOTALS_ENTRY_DTYPE),
         "processes": _entry(object_tables.PROCESS_ENTRY_DTYPE),

@@ -12,16 +12,19 @@ import pytest
 
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import BpfObject
+from memdiag_node.slab.cache import Cache
 from memdiag_node.trace import object_eviction, object_tables, object_trace
 from memdiag_node.trace.births import median_life_seconds
 from memdiag_node.trace.identity import identity_layout
-from memdiag_node.trace.object_tables import DENSEST_BYTES, SPARSEST_BYTES, Kind, alignment_bytes
+from memdiag_node.trace.object_sampling import alignment_bytes, filter_words, large_caches
+from memdiag_node.trace.object_tables import DENSEST_BYTES, SPARSEST_BYTES, Kind
 from memdiag_node.trace.objects import decode_objects
 from support.bpf import run_raw_tracepoint, set_on_every_cpu
 from support.raw_objects import LINEAR_MAP, located, raw_objects, slab_cache
 
 OBJECTS = 1 << 13
 SITE, OTHER_SITE = 0xFFFFFFFF81234567, 0xFFFFFFFF817654AB
+CACHE, UNKNOWN_CACHE = 0xFFFF888100042E00, 0xFFFF888100047000
 PAGE_BYTES = 4096
 PROGRAMS = (
     *("on_kmalloc", "on_cache_alloc", "on_kfree", "on_cache_free"),
@@ -47,7 +50,8 @@ class Machine:
 
     def clear(self) -> None:
         self.config["budget_permille"] = 0
-        for name in ("objects", "totals", "processes", "stacks", "cgroups", "lives"):
+        self.config["filter"] = 0
+        for name in ("large_caches", "objects", "totals", "processes", "stacks", "cgroups", "lives"):
             self.bpf.delete_keys(name, self.bpf.read_map(name, object_tables.MAPS[name])["key"])
         set_on_every_cpu(self.bpf, "cpu", np.zeros(1, object_tables.CPU_DTYPE))
         self.set_interrupted(0)
@@ -62,11 +66,17 @@ class Machine:
     def run(self, program: str, *arguments: int) -> None:
         run_raw_tracepoint(self._programs[program], *arguments)
 
+    def know(self, *caches: Cache) -> None:
+        """Fill the tables of caches with large objects, as a trace does when it starts."""
+        large = large_caches(caches)
+        self.bpf.update("large_caches", large["key"], large["value"])
+        self.config["filter"] = filter_words(large["key"])
+
     def alloc(self, address: int, site: int = SITE, *, program: str = "on_kmalloc") -> None:
         self.run(program, site, address, 64, 64, 0xCC0)
 
     def free(self, address: int, *, program: str = "on_kfree") -> None:
-        self.run(program, SITE, address)
+        self.run(program, SITE, address, UNKNOWN_CACHE)
 
     def entries(self) -> npt.NDArray[np.void]:
         return self.bpf.read_map("objects", object_tables.OBJECT_ENTRY_DTYPE)
@@ -116,6 +126,31 @@ def test_addresses_are_picked_with_the_probability_of_their_alignment(machine: M
         machine.free(address)
     assert machine.recorded() == set()
     assert machine.counter("removed") == len(picked)
+
+
+@pytest.mark.parametrize(
+    ("stride_bytes", "probability"), [(960, 1 / 16), (1088, 1 / 4), (2432, 1 / 2), (9984, 1), (4096, 1)]
+)
+def test_large_objects_of_known_caches_are_picked_by_their_size(
+    machine: Machine, stride_bytes: int, probability: float
+) -> None:
+    """Wherever they are. An object of another cache, and one by kmalloc, is picked by its address alone."""
+    machine.know(slab_cache("known", stride_bytes, address=CACHE), slab_cache("other", 2048, address=CACHE + 512))
+    addresses = aligned_addresses(64, 2000).tolist()
+    for address in addresses:
+        machine.run("on_cache_alloc", SITE, address, CACHE, 0xCC0, 0)
+    picked, entries = machine.recorded(), machine.entries()
+    deviation = (len(addresses) * probability * (1 - probability)) ** 0.5
+    assert abs(len(picked) - len(addresses) * probability) <= 4 * deviation
+    assert set(entries["value"]["one_in"].tolist()) == {round(1 / probability)}
+    assert machine.totals()["allocated"].sum() == len(picked) / probability
+    for address in addresses:
+        machine.run("on_cache_free", SITE, address, CACHE)
+    assert machine.recorded() == set()
+    for address in addresses:
+        machine.run("on_cache_alloc", SITE, address, UNKNOWN_CACHE, 0xCC0, 0)
+        machine.alloc(address + 8)
+    assert set(machine.entries()["value"]["one_in"].tolist()) == {16}
 
 
 @pytest.mark.parametrize("stride_bytes", [8, 32, 64, 96, 192, 256, 512, 1024, 2048, 4096])

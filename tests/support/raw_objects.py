@@ -11,6 +11,7 @@ from memdiag_node.slab.cache import Cache
 from memdiag_node.slab.lookup import LocatedObjects
 from memdiag_node.trace import object_tables
 from memdiag_node.trace.object_eviction import Evictions
+from memdiag_node.trace.object_sampling import alignment_bytes
 from memdiag_node.trace.object_tables import Kind
 from memdiag_node.trace.objects import RawObjects
 
@@ -23,10 +24,11 @@ def object_entries(rows: Sequence[tuple[int, int]] = (), **values: Any) -> npt.N
     """Entries of the table of objects, from key and stack of each; `values` are those of all others fields."""
     entries = np.zeros(len(rows), object_tables.OBJECT_ENTRY_DTYPE)
     entries["value"]["born_ns"] = STARTED_NS
-    for name, value in values.items():
-        entries["value"][name] = value
     for row, (key, stack) in enumerate(rows):
         entries["key"][row], entries["value"]["stack"][row] = key, stack
+    entries["value"]["one_in"] = object_tables.DENSEST_BYTES // alignment_bytes(entries["key"])
+    for name, value in values.items():
+        entries["value"][name] = value
     return entries
 
 
@@ -63,10 +65,12 @@ def raw_objects(entries: npt.NDArray[np.void], **others: Any) -> RawObjects:
     return RawObjects(entries=entries, **fields | others)
 
 
-def slab_cache(name: str = "kmalloc-64", stride_bytes: int = 64, *, is_reclaimable: bool = False) -> Cache:
+def slab_cache(
+    name: str = "kmalloc-64", stride_bytes: int = 64, *, is_reclaimable: bool = False, address: int = 0
+) -> Cache:
     """A cache; only what stacks show of it is meaningful."""
     return Cache(
-        address=0,
+        address=address,
         name=name,
         stride_bytes=stride_bytes,
         object_bytes=stride_bytes,

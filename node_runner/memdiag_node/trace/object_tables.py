@@ -4,7 +4,6 @@ import mmap
 from enum import IntEnum
 
 import numpy as np
-import numpy.typing as npt
 
 from memdiag_node.trace import tables
 
@@ -13,9 +12,11 @@ STACKS = 4096
 CGROUPS = 1024
 PROCESSES = 4096
 GOVERNOR_BITS = 8
+LARGE_CACHES = 256
+FILTER_BITS = 10
 SPARSEST_BYTES, DENSEST_BYTES = 256, 4096
 """Objects at addresses with this alignment or less are recorded with a probability of 256 / 4096, and with this one or
-more all are; in between the probability is proportional to the alignment."""
+more all are; in between the probability is proportional to the alignment (object_sampling.py)."""
 
 
 class Kind(IntEnum):
@@ -40,15 +41,17 @@ NUMBERS_IN_C = {
     "CGROUPS": CGROUPS,
     "PROCESSES": PROCESSES,
     "GOVERNOR_BITS": GOVERNOR_BITS,
+    "LARGE_CACHES": LARGE_CACHES,
+    "FILTER_BITS": FILTER_BITS,
     "SPARSEST_BYTES": SPARSEST_BYTES,
     "DENSEST_BYTES": DENSEST_BYTES,
     "PAGE_BYTES": mmap.PAGESIZE,
 }
 """The constants that object_trace.bpf.c shares with this module."""
 
-CONFIG_DTYPE = np.dtype([("budget_permille", "<u4"), ("reserved", "<u4")])
+CONFIG_DTYPE = np.dtype([("budget_permille", "<u4"), ("reserved", "<u4"), ("filter", "<u8", (1 << FILTER_BITS) // 64)])
 OBJECT_DTYPE = np.dtype(
-    [("stack", "<u8"), ("born_ns", "<u8"), ("size_bytes", "<u8"), ("tgid", "<u4"), ("level", "<u4")]
+    [("stack", "<u8"), ("born_ns", "<u8"), ("size_bytes", "<u8"), ("tgid", "<u4"), ("level", "<u2"), ("one_in", "<u2")]
 )
 OBJECT_ENTRY_DTYPE = np.dtype([("key", "<u8"), ("value", OBJECT_DTYPE)])
 TOTALS_DTYPE = np.dtype([("recorded", "<u8"), ("allocated", "<u8"), ("allocated_bytes", "<u8")])
@@ -76,6 +79,7 @@ SCRATCH_DTYPE = np.dtype(
 
 MAPS = {
     "config": CONFIG_DTYPE,
+    "large_caches": np.dtype([("key", "<u8"), ("value", "<u8")]),
     "objects": OBJECT_ENTRY_DTYPE,
     "totals": TOTALS_ENTRY_DTYPE,
     "processes": PROCESS_ENTRY_DTYPE,
@@ -86,9 +90,3 @@ MAPS = {
     "scratch": SCRATCH_DTYPE,
 }
 """The maps as read here (BpfObject)."""
-
-
-def alignment_bytes(addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """What each address is aligned to, between SPARSEST_BYTES and DENSEST_BYTES."""
-    lowest_bit = addresses & (~addresses + np.uint64(1))
-    return np.clip(lowest_bit, np.uint64(SPARSEST_BYTES), np.uint64(DENSEST_BYTES))

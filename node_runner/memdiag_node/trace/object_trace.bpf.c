@@ -2,10 +2,11 @@
 //
 // Slab objects are far too many to record all. Which are recorded follows from the address alone, so that allocation
 // and free agree without a lookup: one in 16, chosen by a hash, and more of those at an aligned address, where large
-// objects are. The programs return at once for all others. If a call site makes the load, its objects are thinned out
+// objects are, and of caches with large objects. The programs return at once for all others. If a call site makes the load, its objects are thinned out
 // further, at random. Per-CPU memory and areas of vmalloc are few: all are recorded, unless thinned out.
 //
-//   config     the budget. Written by user space.
+//   config     the budget, and a filter for `large_caches`. Written by user space before the programs are attached.
+//   large_caches  address of a struct kmem_cache -> the size of its objects, as a power of two. Likewise.
 //   objects    address and kind -> stack, process, time, size. Filled on alloc, emptied on free.
 //   totals     stack -> what was allocated. Filled here.
 //   processes  process ID -> its name and cgroup. Filled here.
@@ -17,10 +18,11 @@
 // the next allocation at the same address, recorded or thinned out, replaces them here.
 //
 // include/trace/events/kmem.h: kmalloc and kmem_cache_alloc(call_site, ptr, ...), kfree and kmem_cache_free(call_site,
-// ptr, ...), in all versions. percpu.h and vmalloc.h: see each program.
+// ptr, ...), in all versions. From Linux 6.1 on, the cache follows in kmem_cache_alloc and kmem_cache_free; before, a size
+// and a name, which are no address of a cache. percpu.h and vmalloc.h: see each program.
 //
 // Defines from object_tables.py: OBJECTS, PROCESSES, KIND_, GOVERNOR_BITS, MAX_LEVEL, SPARSEST_BYTES, DENSEST_BYTES,
-// PAGE_BYTES; and those of identity.bpf.h.
+// LARGE_CACHES, FILTER_BITS, PAGE_BYTES; and those of identity.bpf.h.
 
 #include "identity.bpf.h"
 
@@ -29,6 +31,7 @@
 struct config {
     u32 budget_permille; // of one CPU's time; 0: no thinning
     u32 reserved;
+    u64 filter[1 << FILTER_BITS >> 6];
 };
 
 struct object {
@@ -36,7 +39,8 @@ struct object {
     u64 born_ns;
     u64 size_bytes; // 0 for slab objects: their cache has it
     u32 tgid;
-    u32 level;
+    u16 level;  // thinned out: one in 2^level was recorded
+    u16 one_in; // of which one in so many is picked
 };
 
 struct totals {
@@ -64,6 +68,7 @@ struct scratch {
 };
 
 BPF_F_TABLE("array", u32, struct config, config, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("hash", u64, u64, large_caches, LARGE_CACHES, 0);
 BPF_F_TABLE("hash", u64, struct object, objects, OBJECTS, 0);
 BPF_F_TABLE("hash", u64, struct totals, totals, STACKS, 0);
 BPF_F_TABLE("hash", u32, struct process, processes, PROCESSES, 0);
@@ -77,10 +82,28 @@ static inline u64 alignment(u64 address)
     return aligned >= DENSEST_BYTES ? DENSEST_BYTES : aligned <= SPARSEST_BYTES ? SPARSEST_BYTES : aligned;
 }
 
-// Whether the object at an address is one of those to record: with a probability of alignment / DENSEST_BYTES.
-static inline int is_picked(u64 address)
+// The size of a cache's objects if they are large, as a power of two; 0 of all other values.
+static inline u64 large_size(u64 cache)
 {
-    return (address * 0x9E3779B97F4A7C15ULL >> 32) * DENSEST_BYTES < alignment(address) << 32;
+    u32 zero = 0, bit = cache * 0x9E3779B97F4A7C15ULL >> (64 - FILTER_BITS);
+    struct config *settings = config.lookup(&zero);
+    if (!settings || !(settings->filter[bit >> 6] >> (bit & 63) & 1))
+        return 0;
+    u64 *size = large_caches.lookup(&cache);
+    return size ? *size : 0;
+}
+
+// The probability with which an object is picked, times DENSEST_BYTES.
+static inline u64 share_of(u64 address, u64 size)
+{
+    u64 aligned = alignment(address);
+    return size > aligned ? size : aligned;
+}
+
+// Whether the object at an address is one of those to record.
+static inline int is_picked(u64 address, u64 share)
+{
+    return (address * 0x9E3779B97F4A7C15ULL >> 32) * DENSEST_BYTES < share << 32;
 }
 
 static inline void count_freed(u64 key)
@@ -138,7 +161,7 @@ static inline void name_process(struct cpu_state *state, struct scratch *room, u
 }
 
 static inline void store(void *ctx, struct cpu_state *state, struct scratch *room, u64 key, u64 size_bytes, u32 level,
-                         u64 per_picked)
+                         u32 one_in)
 {
     struct object *object = &room->object;
     u32 context;
@@ -148,6 +171,7 @@ static inline void store(void *ctx, struct cpu_state *state, struct scratch *roo
     object->born_ns = bpf_ktime_get_ns();
     object->size_bytes = size_bytes;
     object->level = level;
+    object->one_in = one_in;
     object->tgid = 0;
     if (context <= CONTEXT_PROCESS) {
         object->tgid = bpf_get_current_pid_tgid() >> 32;
@@ -155,16 +179,15 @@ static inline void store(void *ctx, struct cpu_state *state, struct scratch *roo
             name_process(state, room, object->tgid);
     }
     state->counters.recorded++;
-    add_totals(object->stack, per_picked << level, size_bytes);
+    add_totals(object->stack, (u64)one_in << level, size_bytes);
     if (!objects.insert(&key, object))
         state->counters.added++;
     else if (objects.update(&key, object)) // its free was not seen
         state->counters.lost_objects++;
 }
 
-// Record an allocation. By `kind` the governor distinguishes kinds of allocation; `per_picked` is how many this one
-// represents.
-static inline int record(void *ctx, u64 key, u64 size_bytes, u64 kind, u64 per_picked)
+// Record an allocation, one in `one_in`. By `kind` the governor distinguishes kinds of allocation.
+static inline int record(void *ctx, u64 key, u64 size_bytes, u64 kind, u32 one_in)
 {
     u32 zero = 0, depth = 0;
     struct config *settings = config.lookup(&zero);
@@ -199,7 +222,7 @@ static inline int record(void *ctx, u64 key, u64 size_bytes, u64 kind, u64 per_p
     if (depth)
         state->counters.nested++;
     u64 start_ns = is_measured(&state->governor) ? bpf_ktime_get_ns() : 0, nested = state->counters.nested;
-    store(ctx, state, room, key, size_bytes, level, per_picked);
+    store(ctx, state, room, key, size_bytes, level, one_in);
     if (start_ns && nested == state->counters.nested) { // exclude the time of an interrupt
         measured(&state->governor, start_ns);
         state->counters.timed++;
@@ -209,40 +232,40 @@ static inline int record(void *ctx, u64 key, u64 size_bytes, u64 kind, u64 per_p
     return 0;
 }
 
-static inline int on_object(struct bpf_raw_tracepoint_args *ctx)
+static inline int on_object(struct bpf_raw_tracepoint_args *ctx, u64 size)
 {
-    u64 address = ctx->args[1];
-    if (!address || !is_picked(address))
+    u64 address = ctx->args[1], share = share_of(address, size);
+    if (!address || !is_picked(address, share))
         return 0;
-    return record(ctx, address | KIND_SLAB, 0, ctx->args[0], DENSEST_BYTES / alignment(address));
+    return record(ctx, address | KIND_SLAB, 0, ctx->args[0], DENSEST_BYTES / share);
 }
 
-static inline int on_object_freed(struct bpf_raw_tracepoint_args *ctx)
+static inline int on_object_freed(struct bpf_raw_tracepoint_args *ctx, u64 size)
 {
     u64 address = ctx->args[1];
-    if (is_picked(address))
+    if (is_picked(address, share_of(address, size)))
         count_freed(address | KIND_SLAB);
     return 0;
 }
 
 int on_kmalloc(struct bpf_raw_tracepoint_args *ctx)
 {
-    return on_object(ctx);
+    return on_object(ctx, 0);
 }
 
 int on_cache_alloc(struct bpf_raw_tracepoint_args *ctx)
 {
-    return on_object(ctx);
+    return on_object(ctx, large_size(ctx->args[2]));
 }
 
 int on_kfree(struct bpf_raw_tracepoint_args *ctx)
 {
-    return on_object_freed(ctx);
+    return on_object_freed(ctx, 0);
 }
 
 int on_cache_free(struct bpf_raw_tracepoint_args *ctx)
 {
-    return on_object_freed(ctx);
+    return on_object_freed(ctx, large_size(ctx->args[2]));
 }
 
 // percpu_alloc_percpu(call_site, reserved, is_atomic, size, align, base_addr, off, ptr, bytes_alloc, gfp_flags)

@@ -6,6 +6,7 @@ and reads them. docs/trace.md explains the design and its costs.
 
 import errno
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,13 @@ from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.symbols import Symbols
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.resource import Resource
+from memdiag_node.slab.cache import Cache
 from memdiag_node.trace import object_tables
 from memdiag_node.trace.contexts import ContextCode, Contexts
 from memdiag_node.trace.identity import identity_layout, open_symbol_reader
 from memdiag_node.trace.idle_entries import CROWDED, IdleEntries
 from memdiag_node.trace.object_eviction import Evictions
+from memdiag_node.trace.object_sampling import filter_words, large_caches
 from memdiag_node.trace.object_tables import Kind
 from memdiag_node.trace.objects import RawObjects
 from memdiag_node.trace.settings import TraceSettings
@@ -42,13 +45,17 @@ class _Events:
     kind: Kind
     freed: tuple[tuple[str, str], ...]
     allocated: tuple[tuple[str, str], ...]
-    """Of two for the same tracepoint, the second is for kernels that refuse the first."""
+    """Of two for the same tracepoint, in both fields, the second is for kernels that refuse the first."""
 
 
 _EVENTS = (
     _Events(
         Kind.SLAB,
-        freed=(("kfree", "on_kfree"), ("kmem_cache_free", "on_cache_free")),
+        freed=(
+            ("kfree", "on_kfree"),
+            ("kmem_cache_free", "on_cache_free"),
+            ("kmem_cache_free", "on_kfree"),  # up to Linux 5.11, it does not name the cache
+        ),
         allocated=(
             ("kmalloc", "on_kmalloc"),
             ("kmem_cache_alloc", "on_cache_alloc"),
@@ -107,8 +114,15 @@ class ObjectTrace(Resource):
         for function in {function for events in _EVENTS for _, function in (*events.freed, *events.allocated)}:
             bpf.load_raw_tracepoint(function)
 
-    def start(self) -> None:
-        """Attach the programs. Raises BpfError when not even slab objects can be traced."""
+    def start(self, caches: Sequence[Cache] = ()) -> None:
+        """Attach the programs. Raises BpfError when not even slab objects can be traced.
+
+        Of those of `caches` that have large objects, more are recorded. The kernel's own order of arguments says
+        whether an object is of one of them (Linux 6.1); before, none is.
+        """
+        large = large_caches(caches)
+        self._bpf.update("large_caches", large["key"], large["value"])
+        self._bpf.view("config", object_tables.CONFIG_DTYPE, 1)["filter"] = filter_words(large["key"])
         self.kinds = tuple(events.kind for events in _EVENTS if self._attach(events))
         self._started = time.monotonic()
         self._started_ns = time.monotonic_ns()
@@ -116,23 +130,8 @@ class ObjectTrace(Resource):
     def _attach(self, events: _Events) -> bool:
         """Attach the programs of one kind, frees first: an object whose free was missed would count as outstanding."""
         try:
-            for tracepoint, function in events.freed:
-                self._bpf.attach_raw_tracepoint(tracepoint, function)
-            attached: set[str] = set()
-            for tracepoint, function in events.allocated:
-                if tracepoint in attached:
-                    continue
-                try:
-                    self._bpf.attach_raw_tracepoint(tracepoint, function)
-                except BpfError as error:
-                    is_last = function == events.allocated[-1][1]
-                    if tracepoint in _OPTIONAL and error.errno == errno.ENOENT:
-                        continue
-                    if error.errno == errno.EINVAL and not is_last:  # it has fewer arguments on this kernel
-                        continue
-                    raise
-                attached.add(tracepoint)
-                self._tracepoints.append(tracepoint)
+            self._attach_each(events.freed)
+            self._tracepoints += self._attach_each(events.allocated)
         except BpfError as error:
             if events.kind is Kind.SLAB or error.errno not in (errno.ENOENT, errno.EINVAL):
                 raise
@@ -140,6 +139,24 @@ class ObjectTrace(Resource):
                 self._bpf.detach_raw_tracepoint(tracepoint)
             return False
         return True
+
+    def _attach_each(self, programs: Sequence[tuple[str, str]]) -> list[str]:
+        """Attach one program to each tracepoint: the first that the kernel accepts. Returns the tracepoints."""
+        attached: list[str] = []
+        for number, (tracepoint, function) in enumerate(programs):
+            if tracepoint in attached:
+                continue
+            try:
+                self._bpf.attach_raw_tracepoint(tracepoint, function)
+            except BpfError as error:
+                if tracepoint in _OPTIONAL and error.errno == errno.ENOENT:
+                    continue
+                has_another = any(other == tracepoint for other, _ in programs[number + 1 :])
+                if error.errno == errno.EINVAL and has_another:  # it has fewer arguments on this kernel
+                    continue
+                raise
+            attached.append(tracepoint)
+        return attached
 
     def advance(self) -> None:
         """Keep room in the tables. Call it every quarter of a second."""

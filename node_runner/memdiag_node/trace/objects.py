@@ -1,6 +1,7 @@
 """From the tables of the object trace to stacks, once the slabs of the objects are known (pure)."""
 
 import math
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,8 @@ from memdiag_node.trace.births import growth_of, median_life_seconds
 from memdiag_node.trace.contexts import ContextCode
 from memdiag_node.trace.identity import path_identity
 from memdiag_node.trace.object_eviction import Evictions
-from memdiag_node.trace.object_tables import DENSEST_BYTES, KIND_MASK, Kind, alignment_bytes
+from memdiag_node.trace.object_sampling import alignment_bytes, size_class_bytes
+from memdiag_node.trace.object_tables import DENSEST_BYTES, KIND_MASK, SPARSEST_BYTES, Kind
 from memdiag_node.trace.stack_classes import callers, is_vmalloc
 from memdiag_node.trace.stacks import CONTEXTS, trim
 from memdiag_node.trace.tables import MAX_LEVEL
@@ -157,7 +159,8 @@ def _outstanding(
     levels = np.minimum(values["level"], MAX_LEVEL).astype(np.int64) + raw.evictions.levels(entries)
     result["weight"] = np.exp2(levels.astype(np.float64))
     alignment = alignment_bytes(keys & ~np.uint64(KIND_MASK))
-    result["weight"][is_slab] *= DENSEST_BYTES / alignment[is_slab]
+    one_in = np.clip(values["one_in"].astype(np.int64), 1, DENSEST_BYTES // SPARSEST_BYTES)
+    result["weight"][is_slab] *= one_in[is_slab]
     good = raw.evictions.is_kept(entries) & (values["born_ns"] >= raw.started_ns) & np.isin(kind, [*Kind])
     is_kept = good & ~is_slab
     unresolved = unseen_frees = 0
@@ -165,11 +168,15 @@ def _outstanding(
         strides = np.array([*(cache.stride_bytes for cache in located.caches), 0], np.float64)
         result["cache"][is_slab] = located.cache
         result["size_bytes"][is_slab] = strides[located.cache]
-        is_large = alignment[is_slab] == DENSEST_BYTES  # may be a large kmalloc, which is in no slab
-        is_gone = located.is_gone & ~is_large
+        is_large = keys[is_slab] % np.uint64(mmap.PAGESIZE) == 0  # may be a large kmalloc, which is in no slab
+        # Picked for the size of its cache, and now in another one, where another rule would apply.
+        size_bytes = size_class_bytes(strides[located.cache].astype(np.uint64))
+        is_denser = one_in[is_slab] * alignment[is_slab] < DENSEST_BYTES
+        is_moved = (located.cache >= 0) & is_denser & (one_in[is_slab] * size_bytes != DENSEST_BYTES)
+        is_gone = (located.is_gone | is_moved) & ~is_large
         unresolved = int(np.count_nonzero((located.cache < 0) & ~is_large & ~is_gone))
         unseen_frees = int(np.count_nonzero(is_gone | ((located.cache >= 0) & ~located.is_allocated)))
-        is_kept[is_slab] = good[is_slab] & (located.cache >= 0) & located.is_allocated
+        is_kept[is_slab] = good[is_slab] & (located.cache >= 0) & located.is_allocated & ~is_moved
     return result[is_kept], unresolved, unseen_frees
 
 

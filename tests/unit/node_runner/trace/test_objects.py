@@ -136,6 +136,16 @@ def test_objects_that_are_in_no_slab_or_free_are_counted_and_not_listed() -> Non
     assert (result.unresolved_objects, result.unseen_frees) == (1, 2)
 
 
+def test_an_object_that_was_picked_for_the_size_of_another_cache_is_gone() -> None:
+    """It was freed in a way that showed no cache, and its place is in a slab of small objects now."""
+    rows = [(SPARSE, STACK), (SPARSE + 0x140, STACK), (SPARSE + 0x240, STACK)]
+    raw = raw_objects(object_entries(rows, one_in=4))
+    result = decode(raw, located(raw, [SMALL, slab_cache("TCP", 1088)], [0, 1, 1]))
+    (stack,) = result.stacks
+    assert (stack.slab_cache, stack.outstanding_blocks) == ("TCP", 8)
+    assert result.unseen_frees == 1
+
+
 def test_what_a_stack_allocated_is_divided_among_its_caches() -> None:
     """The totals are of the stack; no cache has more than its share of them."""
     raw = raw_objects(
