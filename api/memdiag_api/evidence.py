@@ -299,7 +299,9 @@ class TraceCounters(Record):
     )
     missed_runs: Count = Field(default=0, description="Number of program runs that the kernel skipped (recursion).")
     untraced_bytes: SignedByteCount = Field(
-        default=0, description="Growth of allocpage in the window that no traced event explains."
+        default=0,
+        description="Pages that the allocator allocated in the window by its own counters, and that no traced event "
+        "explains, freed or not.",
     )
     movable_outstanding_bytes: SignedByteCount = Field(
         default=0, description="Net bytes that the movable filter excluded in the window."

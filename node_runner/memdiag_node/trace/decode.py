@@ -19,13 +19,15 @@ from memdiag_node.trace.frame_layout import MAX_ORDER
 from memdiag_node.trace.frame_tally import MAX_BLOCKS, OUT_DTYPE, FrameTally
 from memdiag_node.trace.identity import path_identity
 from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, Charge, TracedProcess, TraceResult
-from memdiag_node.trace.stack_classes import callers, page_class
+from memdiag_node.trace.stack_classes import callers, is_vmalloc, page_class
 from memdiag_node.trace.stacks import trim
 from memdiag_node.trace.tables import CLASS_LOST, CLASS_MOVABLE, CLASS_THINNED
 from memdiag_node.trace.uses import LISTED, NO_SLAB_PAGES, SlabPages, Uses, uses_of
 
 _LIFE_BUCKETS = 4 * 64
 _MAX_ALLOCATED = 1 << 34  # of one class: 64 TiB of pages; times 2^15 and the page size it still fits into 63 bits
+_NAMED_PAGES = 256
+"""Stacks through which so much was allocated are named even if nothing of it is outstanding."""
 _SET_ASIDE_NAMES = {
     FrameKind.FREE: "Free",
     FrameKind.SLAB: "Slab",
@@ -95,17 +97,44 @@ def missed_runs(recursion_misses: Mapping[str, int], *, nested_allocs: int) -> i
     return others + max(0, recursion_misses.get("on_alloc", 0) - nested_allocs)
 
 
-def outstanding_addresses(raw: RawTrace) -> set[int]:
-    """Every return address of a stack that has something outstanding."""
-    wanted = np.unique(raw.infos["key"]["stack"][raw.tally.by_kind[list(LISTED)].any(axis=0)])
+def named_addresses(raw: RawTrace) -> set[int]:
+    """Every return address of a stack that has something outstanding, or that allocated much."""
+    outstanding = raw.infos["key"]["stack"][raw.tally.by_kind[list(LISTED)].any(axis=0)]
+    large = [stack for stack, pages in _allocated_pages(raw).items() if pages >= _NAMED_PAGES]
+    wanted = np.union1d(outstanding, np.array(large, outstanding.dtype))
     rows = raw.stacks[np.isin(raw.stacks["key"], wanted)]["value"]["address"]
     return set(np.unique(rows).tolist()) - {0}
+
+
+def _allocated_pages(raw: RawTrace) -> dict[int, float]:
+    """By stack, all pages that were recorded in the window, scaled, freed or not."""
+    used = raw.infos[raw.infos["allocated_pages"] > 0]
+    scaled = np.minimum(used["allocated_pages"], _MAX_ALLOCATED) * np.exp2(
+        np.minimum(used["key"]["level"], tables.MAX_LEVEL).astype(np.float64)
+    )
+    stacks, where = np.unique(used["key"]["stack"], return_inverse=True)
+    pages = np.bincount(where.reshape(-1), scaled, minlength=len(stacks))
+    result = dict(zip(stacks.tolist(), pages.tolist(), strict=True))
+    for stack, (retired, _) in raw.retired.items():
+        result[stack] = result.get(stack, 0.0) + retired
+    return result
+
+
+def _vmalloc_pages(raw: RawTrace, symbols: Mapping[int, str]) -> float:
+    """Of `_allocated_pages`, those of vmalloc."""
+    allocated = _allocated_pages(raw)
+    return sum(
+        allocated[int(entry["key"])]
+        for entry in raw.stacks
+        if allocated.get(int(entry["key"]), 0.0) >= _NAMED_PAGES
+        and is_vmalloc([symbols.get(address, "") for address in entry["value"]["address"].tolist() if address])
+    )
 
 
 def decode(raw: RawTrace, symbols: Mapping[int, str], contexts: npt.NDArray[np.uint8]) -> TraceResult:
     """Combine the tables: stacks folded and sorted, with the blocks and groups that refer to them.
 
-    `symbols` has a text for each of `outstanding_addresses`; `contexts` a ContextCode for each of `raw.stacks`.
+    `symbols` has a text for each of `named_addresses`; `contexts` a ContextCode for each of `raw.stacks`.
     """
     uses = uses_of(raw.infos, raw.tally, raw.slab)
     stack_of, identities = _fold(raw, symbols, contexts, uses)
@@ -141,6 +170,7 @@ def decode(raw: RawTrace, symbols: Mapping[int, str], contexts: npt.NDArray[np.u
         first_page=raw.first_page,
         outstanding_bytes=outstanding_bytes,
         outstanding_blocks=outstanding_blocks,
+        vmalloc_bytes=round(_vmalloc_pages(raw, symbols) * raw.page_bytes),
     )
 
 

@@ -42,15 +42,19 @@ def merge(pages: TraceResult, objects: ObjectResult | None, *, top_n: int) -> Me
         stacks,
         blocks,
         [*(one.memory_class for one in stacks), *(pages.memory_classes[old] for old in rest)],
-        _counters(pages.counters, objects),
+        _counters(pages, objects),
     )
 
 
-def _counters(counters: TraceCounters, objects: ObjectResult | None) -> TraceCounters:
+def _counters(pages: TraceResult, objects: ObjectResult | None) -> TraceCounters:
+    counters = pages.counters
     if objects is None:
         return counters
+    # Areas of vmalloc have a tracepoint of their own. Their pages pass one or not.
+    bulk_bytes = max(0, objects.vmalloc_bytes - pages.vmalloc_bytes)
     return counters.model_copy(
         update={
+            "untraced_bytes": counters.untraced_bytes - min(bulk_bytes, max(0, counters.untraced_bytes)),
             "recorded_objects": objects.recorded_objects,
             "lost_objects": objects.lost_objects,
             "unresolved_objects": objects.unresolved_objects,

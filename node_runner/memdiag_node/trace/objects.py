@@ -44,7 +44,7 @@ class RawObjects:
     contexts: npt.NDArray[np.uint8]
     """The ContextCode of each of `stacks`."""
     symbols: Mapping[int, str]
-    """A text for each address in a stack of `entries`."""
+    """A text for each address in a stack of `entries`, or of `totals` with a size."""
     totals: npt.NDArray[np.void]
     """TOTALS_ENTRY_DTYPE."""
     processes: npt.NDArray[np.void]
@@ -91,6 +91,8 @@ class ObjectResult:
     program_seconds: float
     """CPU time of recording. Of the objects that are not recorded, the cost is not measured."""
     table_bytes: int
+    vmalloc_bytes: int = 0
+    """What vmalloc allocated in the window, freed or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,17 @@ def decode_objects(raw: RawObjects, located: LocatedObjects | None, *, possible_
         unseen_frees=unseen_frees,
         program_seconds=raw.counter("recording_ns") / 1e9 * recorded / timed if timed else 0.0,
         table_bytes=raw.table_bytes,
+        vmalloc_bytes=_vmalloc_bytes(raw),
+    )
+
+
+def _vmalloc_bytes(raw: RawObjects) -> int:
+    sizes = {int(one["key"]): int(one["value"]["allocated_bytes"]) for one in raw.totals}
+    return sum(
+        min(sizes[int(entry["key"])], _MAX_ALLOCATED)
+        for entry in raw.stacks
+        if sizes.get(int(entry["key"]))
+        and is_vmalloc([raw.symbols[address] for address in entry["value"]["address"].tolist() if address])
     )
 
 

@@ -32,7 +32,7 @@ from memdiag_node.resource import Resource
 from memdiag_node.slab.lookup import SlabLookup
 from memdiag_node.trace import tables
 from memdiag_node.trace.contexts import ContextCode, Contexts
-from memdiag_node.trace.decode import RawTrace, decode, missed_runs, outstanding_addresses
+from memdiag_node.trace.decode import RawTrace, decode, missed_runs, named_addresses
 from memdiag_node.trace.first_page import find_first_page, only_possible_start, traced_own_pages
 from memdiag_node.trace.frame_layout import FrameLayout, oversize
 from memdiag_node.trace.frame_tally import frames_by_class, tally_frames
@@ -211,7 +211,7 @@ class PageTrace(Resource):
 
     def symbols(self, raw: RawTrace) -> dict[int, str]:
         """A text for each address that the decoding needs. Call it before `close`, as with `contexts`."""
-        return self._symbols.texts(outstanding_addresses(raw))
+        return self._symbols.texts(named_addresses(raw))
 
     def contexts(self, raw: RawTrace) -> npt.NDArray[np.uint8]:
         """The ContextCode of each stack."""

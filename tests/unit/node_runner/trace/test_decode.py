@@ -65,6 +65,24 @@ def test_pages_that_only_a_pool_shows_are_events_that_may_be_thinned_out() -> No
     assert counters.sampled_share == pytest.approx(0.25)
 
 
+def test_what_vmalloc_allocated_counts_freed_or_not() -> None:
+    """In the recorded trace, nothing of it is outstanding: a stack of which much was freed becomes one of vmalloc."""
+    raw, symbols, contexts = load()
+    infos, stacks = raw.infos.copy(), raw.stacks.copy()
+    stack = int(stacks["key"][0])
+    number = int(np.flatnonzero(infos["allocated_pages"] == 0)[-1])
+    infos["key"]["stack"][number], infos["key"]["level"][number], infos["allocated_pages"][number] = stack, 2, 300
+    stacks["value"]["address"][0] = 0
+    stacks["value"]["address"][0][0] = 0x1234
+    raw = dataclasses.replace(raw, infos=infos, stacks=stacks, retired={stack: (100.0, 100.0)})
+    assert 0x1234 in decode.named_addresses(raw)
+    symbols = {**symbols, 0x1234: "__vmalloc_area_node+0x10"}
+    before = sum(pages for one, pages in decode._allocated_pages(raw).items() if one == stack)
+    assert before >= 4 * 300 + 100
+    result = decode.decode(raw, symbols, np.array(contexts, np.uint8))
+    assert result.vmalloc_bytes == round(before) * raw.page_bytes
+
+
 def test_no_address_is_left_in_what_is_published(recorded: TraceResult) -> None:
     for stack in fold_stacks(recorded, 64):
         assert "0xffff" not in stack.model_dump_json()
@@ -82,7 +100,7 @@ def test_damaged_tables_give_a_result(data: st.DataObject) -> None:
             text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
         damaged[name] = table
     raw = dataclasses.replace(raw, **damaged)
-    symbols = {address: symbols.get(address, "unnamed#0a1b2c3d") for address in decode.outstanding_addresses(raw)}
+    symbols = {address: symbols.get(address, "unnamed#0a1b2c3d") for address in decode.named_addresses(raw)}
     result = decode.decode(raw, symbols, np.array(contexts, np.uint8))
     for stack in fold_stacks(result, 64):
         assert stack.outstanding_bytes >= 0
@@ -92,7 +110,7 @@ def test_without_any_name_stacks_stay_apart_and_no_process_is_named(recorded: Tr
     raw, _, _ = load()
     symbols = Symbols(None)
     result = decode.decode(
-        raw, symbols.texts(decode.outstanding_addresses(raw)), Contexts(symbols).of(raw.stacks["value"]["address"])
+        raw, symbols.texts(decode.named_addresses(raw)), Contexts(symbols).of(raw.stacks["value"]["address"])
     )
     assert len(result.stacks) >= len(recorded.stacks) > 1
     assert result.groups["frames"].sum() == recorded.groups["frames"].sum()

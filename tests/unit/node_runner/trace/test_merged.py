@@ -1,6 +1,7 @@
 """One list of the stacks of pages and of objects."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,6 +97,24 @@ def test_counters_are_those_of_both_traces() -> None:
     assert (counters.events_seen, counters.table_bytes, counters.object_program_seconds) == (9, 150, 1.5)
     found = (counters.recorded_objects, counters.lost_objects, counters.unresolved_objects, counters.unseen_frees)
     assert found == (11, 12, 13, 14)
+
+
+@pytest.mark.parametrize(
+    ("untraced_bytes", "areas_bytes", "traced_bytes", "left_bytes"),
+    [
+        pytest.param(1000, 700, 0, 300, id="the pages of areas passed no tracepoint"),
+        pytest.param(1000, 700, 600, 900, id="most of them did"),
+        pytest.param(1000, 700, 800, 1000, id="all of them did"),
+        pytest.param(1000, 1200, 0, 0, id="areas explain all of it"),
+        pytest.param(-50, 700, 0, -50, id="the trace saw more than the allocator counted"),
+    ],
+)
+def test_areas_of_vmalloc_explain_pages_that_passed_no_tracepoint(
+    untraced_bytes: int, areas_bytes: int, traced_bytes: int, left_bytes: int
+) -> None:
+    pages = replace(pages_of([8]), counters=TraceCounters(untraced_bytes=untraced_bytes), vmalloc_bytes=traced_bytes)
+    objects = replace(objects_of([]), vmalloc_bytes=areas_bytes)
+    assert merge(pages, objects, top_n=1).counters.untraced_bytes == left_bytes
 
 
 def test_objects_alone_are_listed() -> None:

@@ -91,6 +91,17 @@ def test_areas_of_vmalloc_are_listed_and_other_areas_are_not() -> None:
     assert (stack.memory_class, stack.outstanding_bytes, stack.frames) == ("Vmalloc", 3 * PAGE_BYTES, ["load+0x9"])
 
 
+def test_what_vmalloc_allocated_is_summed_up_freed_or_not() -> None:
+    others = ("alloc_vmap_area+0x1", "__get_vm_area_node+0x1", "ioremap_prot+0x2")
+    raw = raw_objects(
+        object_entries(),
+        **named((STACK, VMALLOC_STACK), (OTHER_STACK, others)),
+        totals=np.array([(STACK, (3, 6, 600)), (OTHER_STACK, (2, 4, 50))], object_tables.TOTALS_ENTRY_DTYPE),
+    )
+    result = decode(raw)
+    assert (result.stacks, result.vmalloc_bytes) == ([], 600)
+
+
 def test_an_area_whose_stack_was_lost_is_listed() -> None:
     raw = raw_objects(object_entries([(AREA, 0)], size_bytes=PAGE_BYTES), stacks=stack_entries({}))
     (stack,) = decode(raw).stacks
