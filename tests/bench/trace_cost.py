@@ -44,13 +44,13 @@ class Load:
 
 
 LOADS = {
-    "faults": Load("anonymous page-fault storm", 12, 1.15),
+    "faults": Load("anonymous page-fault storm", 24, 1.15),
     "files": Load("file read storm", 60, 1.15),
-    "pipes": Load("pipe churn", 2000, 1.3),
+    "pipes": Load("pipe churn", 4000, 1.3),
     "loopback": Load("loopback TCP receive", 15, 1.15),
     "datagrams": Load("unix datagrams, 100 bytes", 50, 1.2),
-    "creation": Load("file creation and removal", 15, 1.1),
-    "processes": Load("fork and exec storm", 8, 1.3),
+    "creation": Load("file creation and removal", 120, 1.1),
+    "processes": Load("fork and exec storm", 16, 1.3),
 }
 OURS, MEMLEAK, NAIVE, FLOOR = "memdiag", "memleak", "naive", "tracepoints"
 TRACERS = (OURS, MEMLEAK, NAIVE, FLOOR)

@@ -1,7 +1,8 @@
 // governor.bpf.h - keeps the cost of recording events within a budget, on each CPU.
 //
-// Only some kinds of events make the load. Those are thinned out: one in 2^level is recorded, at random. A kind that is
-// rare beside them is recorded completely.
+// Only some kinds of events make the load. Those are thinned out: one in 2^level is recorded, at random. The kinds of
+// which most are recorded are thinned out further, until they share the budget. A kind that is rare beside the most
+// frequent one is recorded completely.
 //
 // Defines: GOVERNOR_BITS, MAX_LEVEL.
 
@@ -10,6 +11,8 @@
 #define GOVERNOR_NS 50000000ULL
 // The budget of so much time can be saved.
 #define SAVED_NS 250000000ULL
+// A kind is rare if it has fewer events than one in so many of the most frequent kind.
+#define RARE 48
 
 // One kind of events, or several with the same hash.
 struct cell {
@@ -20,8 +23,9 @@ struct cell {
 
 struct governor {
     u64 since_ns, recorded, skipped, event_ns, round, random;
-    u64 saved;           // of the budget, in ns * permille
-    u64 most, last_most; // events of the most frequent kind, in this round and in the last one
+    u64 saved;                             // of the budget, in ns * permille
+    u32 most, last_most;                   // events of the most frequent kind, in this round and in the last one
+    u64 most_recorded, last_most_recorded; // recorded_events() of the kind that has most, likewise
     u32 more, less;
     struct cell cells[1 << GOVERNOR_BITS];
 };
@@ -75,7 +79,9 @@ static inline void govern(struct governor *governor, u32 budget_permille)
         governor->less = MAX_LEVEL;
     governor->saved = saved < most_saved ? saved : most_saved;
     governor->last_most = governor->most;
+    governor->last_most_recorded = governor->most_recorded;
     governor->most = 0;
+    governor->most_recorded = 0;
     governor->recorded = 0;
     governor->skipped = 0;
     governor->since_ns = now;
@@ -91,13 +97,27 @@ static inline void govern_if_due(struct governor *governor, u32 budget_permille)
         govern(governor, budget_permille);
 }
 
-// How much a kind is thinned out. Only kinds that were at least an eighth as frequent as the most frequent one are
-// thinned further.
+// How many events of a kind are recorded in a round, on average, in 1 / 2^MAX_LEVEL.
+static inline u64 recorded_events(struct cell *cell)
+{
+    return (u64)cell->count << (MAX_LEVEL - (cell->level & 15));
+}
+
+// Whether a kind, by its last round, is one of those to thin out further: it is not rare, and about as many of it are
+// recorded as of the one with most. A kind that had no event for some rounds since is as much rarer.
+static inline int is_load(struct governor *governor, struct cell *cell)
+{
+    u64 rounds = (u32)governor->round - cell->round;
+    return cell->count * RARE >= governor->last_most * rounds &&
+           recorded_events(cell) * 3 >= governor->last_most_recorded * 2 * rounds;
+}
+
+// How much a kind is thinned out.
 static inline u32 level_of(struct governor *governor, struct cell *cell)
 {
     if (cell->round != (u32)governor->round) {
         u32 level = cell->level;
-        if (cell->count * 8 >= governor->last_most)
+        if (is_load(governor, cell))
             level += governor->more;
         level = level > governor->less ? level - governor->less : 0;
         cell->level = level > MAX_LEVEL ? MAX_LEVEL : level;
@@ -116,6 +136,9 @@ static inline s32 thinning(struct governor *governor, u32 budget_permille, u32 k
     u32 level = level_of(governor, cell);
     if (++cell->count > governor->most)
         governor->most = cell->count;
+    u64 recorded_of_kind = recorded_events(cell);
+    if (recorded_of_kind > governor->most_recorded)
+        governor->most_recorded = recorded_of_kind;
     if (level && random_bits(governor) & ((1 << level) - 1)) {
         governor->skipped++;
         govern_if_due(governor, budget_permille);

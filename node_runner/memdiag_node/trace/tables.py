@@ -85,7 +85,9 @@ def governor_dtype(bits: int) -> np.dtype[np.void]:
     return np.dtype(
         [
             *((name, "<u8") for name in ("since_ns", "recorded", "skipped", "event_ns", "round", "random")),
-            *((name, "<u8") for name in ("saved", "most", "last_most")),
+            ("saved", "<u8"),
+            *((name, "<u4") for name in ("most", "last_most")),
+            *((name, "<u8") for name in ("most_recorded", "last_most_recorded")),
             *((name, "<u4") for name in ("more", "less")),
             ("cells", _CELL_DTYPE, (1 << bits,)),
         ]
