@@ -37,13 +37,14 @@ from memdiag_node.machine.reading import MachineReading, read_machine
 from memdiag_node.owners.processes import SCAN_SECONDS, ProcessScan, scan_processes
 from memdiag_node.preflight.checks import explain_missing
 from memdiag_node.processes import OwnerOf, read_owner
+from memdiag_node.procfs.cpulist import parse_cpus
 from memdiag_node.procfs.kpageflags import open_frame_table
 from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.oom_messages import parse_oom_messages
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.settings import Settings
 from memdiag_node.slab.layout import object_layout
-from memdiag_node.slab.lookup import SlabMemory
+from memdiag_node.slab.lookup import SlabMemory, open_slab_memory
 from memdiag_node.sockets.scan import SocketScan
 from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.time_budget import Stop
@@ -310,7 +311,9 @@ def _slab_memory(
         return objects.slab_memory() if objects else None
     with attempts.step(Check.ALLOC_PAGE_TRACE, "preparing to read slabs", optional=True):
         at = object_layout(types.load())
-        return SlabMemory(open_memory(at, attached), at, None) if at else None
+        online = types.roots.sys / "devices/system/cpu/online"
+        cpus = parse_cpus(online.read_bytes(), source=str(online))
+        return open_slab_memory(at, cpus, attached) if at else None
     return None
 
 

@@ -1,6 +1,7 @@
 """memdiag's traces, as the runner runs them: reports when they have started, and at the end their cost."""
 
 import json
+import os
 import resource
 import select
 import sys
@@ -11,10 +12,9 @@ from memdiag_api.evidence import Check
 from memdiag_node.allocation_traces import AllocationTraces
 from memdiag_node.attempts import Attempts
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.kernel.memory import open_memory
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.slab.layout import object_layout
-from memdiag_node.slab.lookup import SlabMemory
+from memdiag_node.slab.lookup import open_slab_memory
 from memdiag_node.time_budget import Stop
 from memdiag_node.trace.merged import merge
 from memdiag_node.trace.settings import TraceSettings
@@ -28,7 +28,7 @@ def rss_bytes() -> int:
 attempts = Attempts([Check.ALLOC_PAGE_TRACE], lambda message: print(message, file=sys.stderr))
 with ExitStack() as opened:
     at = object_layout(Btf.load())
-    slabs = SlabMemory(open_memory(at, opened), at, None)
+    slabs = open_slab_memory(at, sorted(os.sched_getaffinity(0)), opened)
     traces = AllocationTraces.start(
         TraceSettings(duration_seconds=60), opened=opened, attempts=attempts, roots=HostRoots(), slabs=slabs
     )

@@ -38,6 +38,7 @@ def compile_source(source: Path, defines: Mapping[str, int]) -> Any:
     text = "".join(_expanded(source, set())).encode()
     flags = [*_QUIET_FLAGS, f"-DLINUX_VERSION_CODE={_version_code(platform.release())}"]
     flags += [f"-D{name}={_c_integer(value)}" for name, value in defines.items()]
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed, such as the kernel's BTF, before the compiler takes its share
     with _stub_headers(), captured_stderr() as log:
         try:
             module = bcc.BPF(text=text, cflags=flags)

@@ -5,14 +5,15 @@ census reads a sample of memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from memdiag_node.kernel.errors import BpfError
 from memdiag_node.kernel.loader import BpfObject
-from memdiag_node.kernel.memory import KernelMemory
+from memdiag_node.kernel.memory import KernelMemory, open_memory
 from memdiag_node.procfs.kpageflags import ReadFrames
 from memdiag_node.procfs.memory_map import FrameRange
 from memdiag_node.slab.access import SlabAccess, open_access
@@ -20,6 +21,7 @@ from memdiag_node.slab.cache import Cache
 from memdiag_node.slab.frames import slabs_of_frames
 from memdiag_node.slab.free_lists import cpu_lists
 from memdiag_node.slab.guarded import guarded_objects
+from memdiag_node.slab.page_scan import load_slab_programs
 from memdiag_node.slab.places import Places
 from memdiag_node.slab.sheaves import sheaf_objects
 from memdiag_node.slab.slabs import is_consistent, is_guarded_page
@@ -40,6 +42,19 @@ class SlabMemory:
     at: Mapping[str, int]
     """The result of object_layout."""
     programs: BpfObject | None
+
+
+def open_slab_memory(at: Mapping[str, int], cpus: Sequence[int], opened: ExitStack) -> SlabMemory:
+    """Load what reads kernel memory and slabs, until `opened` is closed. For `cpus` see `load_slab_programs`.
+
+    The programs are loaded here rather than when they are needed: compiling takes much memory, of which there is most
+    before a window. Raises BpfError if memory cannot be read; slabs are read without the programs where those fail.
+    """
+    memory = open_memory(at, opened)
+    programs = None
+    with suppress(BpfError):
+        programs = opened.enter_context(load_slab_programs(at, cpus))
+    return SlabMemory(memory, at, programs)
 
 
 @dataclass(frozen=True, slots=True)
