@@ -16,40 +16,40 @@ pytestmark = pytest.mark.timeout(WAIT_SECONDS)  # the first test of each variant
 
 
 @pytest.fixture(scope="session", params=VARIANTS)
-def answers(request: pytest.FixtureRequest, guest_pool: GuestPool) -> dict[str, Any]:
+def variant(request: pytest.FixtureRequest, guest_pool: GuestPool) -> dict[str, Any]:
     """What the steps of a guest returned."""
     found: dict[str, Any] = guest_pool.result(("variant", request.param))
     return found
 
 
 @pytest.fixture(scope="session")
-def variant(answers: dict[str, Any]) -> dict[str, Any]:
+def census(variant: dict[str, Any]) -> dict[str, Any]:
     """The report of guest_slab_census.py."""
-    report: dict[str, Any] = answers["slabs"]
+    report: dict[str, Any] = variant["slabs"]
     return report
 
 
 @pytest.fixture(scope="session")
-def traced(answers: dict[str, Any]) -> dict[str, Any]:
+def traced(variant: dict[str, Any]) -> dict[str, Any]:
     """The report of guest_object_trace.py."""
-    report: dict[str, Any] = answers["objects"]
+    report: dict[str, Any] = variant["objects"]
     return report
 
 
-def test_planted_objects_are_counted_exactly(variant: dict[str, Any]) -> None:
-    assert variant["counted"] == variant["planted"]
-    assert variant["sees_cpu_lists"]
-    assert variant["uncertain_objects"] <= 0.001 * variant["planted"]  # lists that the guest itself kept changing
+def test_planted_objects_are_counted_exactly(census: dict[str, Any]) -> None:
+    assert census["counted"] == census["planted"]
+    assert census["sees_cpu_lists"]
+    assert census["uncertain_objects"] <= 0.001 * census["planted"]  # lists that the guest itself kept changing
 
 
-def test_the_caches_agree_with_slabinfo(variant: dict[str, Any]) -> None:
-    check_caches(variant)
+def test_the_caches_agree_with_slabinfo(census: dict[str, Any]) -> None:
+    check_caches(census)
 
 
-def test_the_sum_of_slabs_is_the_kernels(variant: dict[str, Any]) -> None:
+def test_the_sum_of_slabs_is_the_kernels(census: dict[str, Any]) -> None:
     """Except for large kmalloc, which meminfo counts as slab."""
-    difference_bytes = variant["meminfo_bytes"] - variant["slab_bytes"]
-    assert -0.01 * variant["meminfo_bytes"] <= difference_bytes <= LARGE_KMALLOC_BYTES + 0.01 * variant["meminfo_bytes"]
+    difference_bytes = census["meminfo_bytes"] - census["slab_bytes"]
+    assert -0.01 * census["meminfo_bytes"] <= difference_bytes <= LARGE_KMALLOC_BYTES + 0.01 * census["meminfo_bytes"]
 
 
 def test_traced_objects_are_counted_within_the_stated_error(traced: dict[str, Any]) -> None:

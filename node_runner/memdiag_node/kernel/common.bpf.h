@@ -18,3 +18,8 @@ struct iterator_meta {
     u64 session_id;
     u64 seq_number;
 };
+
+// Add to a u64 that several CPUs share. bcc's lock_xadd() asks for an order of memory accesses too, which recent compilers
+// grant with an instruction that Linux before 5.12 refuses.
+#define ATOMIC_ADD(counter, amount) \
+    asm volatile("lock *(u64 *)(%0 + 0) += %1" : : "r"(counter), "r"((u64)(amount)) : "memory")

@@ -442,8 +442,8 @@ int note_read(struct bpf_raw_tracepoint_args *ctx)
     struct reads *reads = watched.lookup(&sk);
     if (!reads || received == -EAGAIN || flags & MSG_PEEK)
         return 0;
-    lock_xadd(&reads->calls, 1);
+    ATOMIC_ADD(&reads->calls, 1);
     if (received > 0)
-        lock_xadd(&reads->bytes, received);
+        ATOMIC_ADD(&reads->bytes, received);
     return 0;
 }

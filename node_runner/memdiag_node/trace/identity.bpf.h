@@ -106,7 +106,7 @@ static inline void count_life(u64 stack, u64 born_ns)
     struct life_key key = {.stack = stack, .bucket = octave * 4 + quarter};
     u64 *count = lives.lookup(&key), one = 1;
     if (count)
-        lock_xadd(count, 1);
+        ATOMIC_ADD(count, 1);
     else
         lives.update(&key, &one);
 }

@@ -139,9 +139,9 @@ static inline void add_totals(u64 stack, u64 objects_represented, u64 size_bytes
         if (!known)
             return;
     }
-    lock_xadd(&known->recorded, 1);
-    lock_xadd(&known->allocated, objects_represented);
-    lock_xadd(&known->allocated_bytes, objects_represented * size_bytes);
+    ATOMIC_ADD(&known->recorded, 1);
+    ATOMIC_ADD(&known->allocated, objects_represented);
+    ATOMIC_ADD(&known->allocated_bytes, objects_represented * size_bytes);
 }
 
 static inline void name_process(struct cpu_state *state, struct scratch *room, u32 tgid)

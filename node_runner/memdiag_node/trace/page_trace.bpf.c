@@ -195,8 +195,8 @@ static inline u32 classify(void *ctx, struct config *settings, struct cpu_state 
         state->counters.lost_pages += 1 << order;
         return CLASS_LOST;
     }
-    lock_xadd(&info->allocated_pages, 1 << order);
-    lock_xadd(&info->allocated_blocks, 1);
+    ATOMIC_ADD(&info->allocated_pages, 1 << order);
+    ATOMIC_ADD(&info->allocated_blocks, 1);
     if (!(random_bits(&state->governor) & 15)) {
         u32 key32 = place;
         u64 now = bpf_ktime_get_ns();
