@@ -60,6 +60,6 @@ def test_pages_that_interrupts_take_while_the_program_runs_keep_their_stack() ->
     assert (raw.counter("interrupted"), result.counters.lost_records) == (0, 0)
     assert hidden > 0
     assert raw.counter("nested_allocs") >= hidden, "allocations that no program saw"
-    assert raw.recursion_misses >= hidden_before, "hidden events that nothing counts"
+    assert result.counters.missed_runs == raw.recursion_misses > 0, "what was hidden at first is not counted"
     assert misses["on_pool_hold"] == 0
     assert found_bytes >= STREAM_BYTES, [(one.outstanding_bytes, one.frames[:8]) for one in stacks[:8]]
