@@ -9,8 +9,8 @@
 // A round ends after so many events, or so much time.
 #define GOVERNOR_EVENTS 256
 #define GOVERNOR_NS 50000000ULL
-// The budget of so much time can be saved.
-#define SAVED_NS 250000000ULL
+// The budget of so much time can be saved, or owed.
+#define SAVED_NS 250000000LL
 // A kind is rare if it has fewer events than one in so many of the most frequent kind.
 #define RARE 48
 
@@ -23,7 +23,7 @@ struct cell {
 
 struct governor {
     u64 since_ns, recorded, skipped, event_ns, round, random;
-    u64 saved;                             // of the budget, in ns * permille
+    s64 saved;                             // of the budget, in ns * permille; negative: overspent
     u32 most, last_most;                   // events of the most frequent kind, in this round and in the last one
     u64 most_recorded, last_most_recorded; // recorded_events() of the kind that has most, likewise
     u32 more, less;
@@ -64,20 +64,21 @@ static inline u32 random_bits(struct governor *governor)
 }
 
 // Compare the cost of this round's recorded events with the budget for its duration: thin out more, or less. What was
-// saved in the last moments may be spent: a short burst is recorded completely. A round of sparse recording has few
-// recorded events, sometimes none by chance. So that says little: kinds are thinned less in single steps, and no longer
-// at all only if the budget would have been enough for every event of the round.
+// saved in the last moments may be spent: a short burst is recorded completely. What was overspent is made up for before
+// more is recorded again: the cost of single rounds is too random to keep the mean within the budget. A round of sparse
+// recording has few recorded events, sometimes none by chance. So that says little: kinds are thinned less in single
+// steps, and no longer at all only if the budget would have been enough for every event of the round.
 static inline void govern(struct governor *governor, u32 budget_permille)
 {
     u64 now = bpf_ktime_get_ns();
-    u64 event = governor->event_ns * 1000 + 1, cost = governor->recorded * event + 1;
-    u64 allowed = (now - governor->since_ns) * budget_permille + 1, most_saved = SAVED_NS * budget_permille;
-    u64 available = allowed + governor->saved, saved = available > cost ? available - cost : 0;
-    governor->more = cost > available ? 1 + log2_floor(cost / allowed) : 0;
-    governor->less = allowed > 3 * cost;
-    if (allowed > (governor->recorded + governor->skipped) * event)
+    s64 event = governor->event_ns * 1000 + 1, cost = governor->recorded * event + 1;
+    s64 allowed = (now - governor->since_ns) * budget_permille + 1, most_saved = SAVED_NS * budget_permille;
+    s64 saved = governor->saved + allowed - cost;
+    governor->more = cost > allowed && saved < 0 ? 1 + log2_floor((u64)cost / (u64)allowed) : 0;
+    governor->less = allowed > 3 * cost && saved >= 0;
+    if (allowed > (s64)(governor->recorded + governor->skipped) * event)
         governor->less = MAX_LEVEL;
-    governor->saved = saved < most_saved ? saved : most_saved;
+    governor->saved = saved > most_saved ? most_saved : saved < -most_saved ? -most_saved : saved;
     governor->last_most = governor->most;
     governor->last_most_recorded = governor->most_recorded;
     governor->most = 0;

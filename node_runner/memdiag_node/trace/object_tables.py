@@ -8,6 +8,7 @@ import numpy as np
 from memdiag_node.trace import tables
 
 OBJECTS = 1 << 15
+ENTRIES_BITS = 14
 STACKS = 4096
 CGROUPS = 1024
 PROCESSES = 4096
@@ -37,6 +38,7 @@ NUMBERS_IN_C = {
     **{name: value for name, value in tables.NUMBERS_IN_C.items() if name.startswith("CONTEXT_")},
     **{f"KIND_{kind.name}": int(kind) for kind in Kind},
     "OBJECTS": OBJECTS,
+    "ENTRIES_BITS": ENTRIES_BITS,
     "STACKS": STACKS,
     "CGROUPS": CGROUPS,
     "PROCESSES": PROCESSES,
@@ -81,6 +83,7 @@ MAPS = {
     "config": CONFIG_DTYPE,
     "large_caches": np.dtype([("key", "<u8"), ("value", "<u8")]),
     "objects": OBJECT_ENTRY_DTYPE,
+    "entries": np.dtype("<u8"),
     "totals": TOTALS_ENTRY_DTYPE,
     "processes": PROCESS_ENTRY_DTYPE,
     "stacks": tables.STACK_ENTRY_DTYPE,

@@ -2,12 +2,16 @@
 //
 // Slab objects are far too many to record all. Which are recorded follows from the address alone, so that allocation
 // and free agree without a lookup: one in 16, chosen by a hash, and more of those at an aligned address, where large
-// objects are, and of caches with large objects. The programs return at once for all others. If a call site makes the load, its objects are thinned out
-// further, at random. Per-CPU memory and areas of vmalloc are few: all are recorded, unless thinned out.
+// objects are, and of caches with large objects. The programs return at once for all others. If a call site makes the
+// load, its objects are thinned out further, at random. Per-CPU memory and areas of vmalloc are few: all are recorded,
+// unless thinned out.
 //
 //   config     the budget, and a filter for `large_caches`. Written by user space before the programs are attached.
 //   large_caches  address of a struct kmem_cache -> the size of its objects, as a power of two. Likewise.
 //   objects    address and kind -> stack, process, time, size. Filled on alloc, emptied on free.
+//   entries    hash of an address and kind -> at least as many as `objects` has with this hash. A lookup here costs a
+//              tenth of one in `objects`, and most objects are not recorded. Changed here; user space may remove entries
+//              of `objects` without it.
 //   totals     stack -> what was allocated. Filled here.
 //   processes  process ID -> its name and cgroup. Filled here.
 //   stacks, cgroups, lives: see identity.bpf.h.
@@ -21,8 +25,8 @@
 // ptr, ...), in all versions. From Linux 6.1 on, the cache follows in kmem_cache_alloc and kmem_cache_free; before, a size
 // and a name, neither of which equals the address of a cache. percpu.h and vmalloc.h: see each program.
 //
-// Defines from object_tables.py: OBJECTS, PROCESSES, KIND_, GOVERNOR_BITS, MAX_LEVEL, SPARSEST_BYTES, DENSEST_BYTES,
-// LARGE_CACHES, FILTER_BITS, PAGE_BYTES; and those of identity.bpf.h.
+// Defines from object_tables.py: OBJECTS, ENTRIES_BITS, PROCESSES, KIND_, GOVERNOR_BITS, MAX_LEVEL, SPARSEST_BYTES,
+// DENSEST_BYTES, LARGE_CACHES, FILTER_BITS, PAGE_BYTES; and those of identity.bpf.h.
 
 #include "identity.bpf.h"
 
@@ -70,6 +74,7 @@ struct scratch {
 BPF_F_TABLE("array", u32, struct config, config, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("hash", u64, u64, large_caches, LARGE_CACHES, 0);
 BPF_F_TABLE("hash", u64, struct object, objects, OBJECTS, 0);
+BPF_F_TABLE("array", u32, u64, entries, 1 << ENTRIES_BITS, 0);
 BPF_F_TABLE("hash", u64, struct totals, totals, STACKS, 0);
 BPF_F_TABLE("hash", u32, struct process, processes, PROCESSES, 0);
 BPF_PERCPU_ARRAY(cpu, struct cpu_state, 1);
@@ -106,15 +111,27 @@ static inline int is_picked(u64 address, u64 share)
     return (address * 0x9E3779B97F4A7C15ULL >> 32) * DENSEST_BYTES < share << 32;
 }
 
+// The number of entries of `objects` with the hash of a key. An object counts from before it is stored until after it is
+// removed.
+static inline u64 *entries_like(u64 key)
+{
+    u32 hash = key * 0x9E3779B97F4A7C15ULL >> (64 - ENTRIES_BITS);
+    return entries.lookup(&hash);
+}
+
 static inline void count_freed(u64 key)
 {
     u32 zero = 0;
+    u64 *like = entries_like(key);
+    if (!like || !*like)
+        return;
     struct object *known = objects.lookup(&key);
     if (!known)
         return;
     u64 stack = known->stack, born_ns = known->born_ns;
     if (objects.delete(&key))
         return; // by another CPU
+    ATOMIC_ADD(like, -1);
     count_life(stack, born_ns);
     struct cpu_state *state = cpu.lookup(&zero);
     if (state)
@@ -125,8 +142,11 @@ static inline void count_freed(u64 key)
 // life is not known.
 static inline void remove_stale(struct cpu_state *state, u64 key)
 {
-    if (objects.lookup(&key) && !objects.delete(&key)) // a deletion takes a lock even if there is nothing to delete
+    u64 *like = entries_like(key);
+    if (like && *like && objects.lookup(&key) && !objects.delete(&key)) { // a deletion takes a lock in any case
+        ATOMIC_ADD(like, -1);
         state->counters.removed++;
+    }
 }
 
 static inline void add_totals(u64 stack, u64 objects_represented, u64 size_bytes)
@@ -180,9 +200,16 @@ static inline void store(void *ctx, struct cpu_state *state, struct scratch *roo
     }
     state->counters.recorded++;
     add_totals(object->stack, (u64)one_in << level, size_bytes);
-    if (!objects.insert(&key, object))
+    u64 *like = entries_like(key);
+    if (!like)
+        return;
+    ATOMIC_ADD(like, 1);
+    if (!objects.insert(&key, object)) {
         state->counters.added++;
-    else if (objects.update(&key, object)) // its free was not seen
+        return;
+    }
+    ATOMIC_ADD(like, -1);
+    if (objects.update(&key, object)) // its free was not seen
         state->counters.lost_objects++;
 }
 
