@@ -18,7 +18,7 @@ from memdiag_node.kernel.memory import memory_layout
 from memdiag_node.kernel.programs import ProgramInfoLayout
 from memdiag_node.kernel_objects import object_fields
 from memdiag_node.sockets.source import socket_defines, user_layout
-from memdiag_node.trace.page_trace import _layout as trace_defines
+from memdiag_node.trace.pages.page_trace import _layout as trace_defines
 from memdiag_node.walker.walker import queue_defines
 
 LAYOUTS: tuple[Callable[[Btf], object], ...] = (

@@ -7,17 +7,17 @@ from dataclasses import replace
 
 from memdiag_api.evidence import Check
 from memdiag_node.attempts import Attempts
-from memdiag_node.procfs.cpulist import parse_cpus
+from memdiag_node.procfs.cpulist import online_cpus, possible_cpus
 from memdiag_node.procfs.kpageflags import FrameTable
 from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.slab.cache import read_caches
 from memdiag_node.slab.lookup import SlabLookup, SlabMemory
 from memdiag_node.time_budget import Stop
-from memdiag_node.trace.object_trace import ObjectTrace
-from memdiag_node.trace.objects import ObjectResult, decode_objects
-from memdiag_node.trace.page_trace import PageTrace
-from memdiag_node.trace.result import TraceResult
+from memdiag_node.trace.objects.decode import ObjectResult, decode_objects
+from memdiag_node.trace.objects.object_trace import ObjectTrace
+from memdiag_node.trace.pages.page_trace import PageTrace
+from memdiag_node.trace.pages.result import TraceResult
 from memdiag_node.trace.settings import TraceSettings
 
 _OBJECTS_SHARE = 0.4
@@ -30,9 +30,18 @@ _CHECK = Check.ALLOC_PAGE_TRACE
 class AllocationTraces:
     """Both traces, from their start to their results."""
 
-    def __init__(self, pages: PageTrace, objects: ObjectTrace | None, attempts: Attempts, roots: HostRoots) -> None:
+    def __init__(
+        self,
+        pages: PageTrace,
+        objects: ObjectTrace | None,
+        *,
+        slabs: SlabMemory | None,
+        attempts: Attempts,
+        roots: HostRoots,
+    ) -> None:
         self._pages = pages
         self._objects = objects
+        self._slabs = slabs
         self._attempts = attempts
         self._roots = roots
 
@@ -48,7 +57,7 @@ class AllocationTraces:
     ) -> "AllocationTraces | None":
         """Attach the programs until `opened` is closed. None, with the check dropped, if pages cannot be traced.
 
-        `slabs`: to read which caches there are.
+        `slabs`: to read which caches there are, and at the end, what the slabs are used for. None if slabs cannot be.
         """
         share = settings.cpu_budget_share
         objects = None
@@ -61,7 +70,8 @@ class AllocationTraces:
             pages = opened.enter_context(
                 PageTrace(replace(settings, cpu_budget_share=(1 - _OBJECTS_SHARE) * share), roots=roots)
             )
-            return cls(pages, cls._started(objects, slabs, attempts), attempts, roots)
+            objects = cls._started(objects, slabs, attempts)
+            return cls(pages, objects, slabs=slabs, attempts=attempts, roots=roots)
         if objects:
             objects.close()
         return None
@@ -93,11 +103,11 @@ class AllocationTraces:
             if self._objects:
                 self._objects.stop_recording()
 
-    def finish(self, stop: Stop, slabs: SlabMemory | None) -> tuple[TraceResult | None, ObjectResult | None]:
-        """Read the results, and detach. A result is None if it cannot be read; `slabs` is None if slabs cannot be."""
+    def finish(self, stop: Stop) -> tuple[TraceResult | None, ObjectResult | None]:
+        """Read the results, and detach. A result is None if it cannot be read."""
         budget = stop.budget(math.inf, share=_TALLY_SHARE)
         with self._attempts.step(_CHECK, "reading the result"), ExitStack() as opened:
-            lookup = self._lookup(slabs, opened) if slabs else None
+            lookup = self._lookup(self._slabs, opened) if self._slabs else None
             objects = self._finish_objects(lookup)
             pages = self._pages.finish(budget.late, lookup=lookup)
             if budget.ran_out:
@@ -113,13 +123,12 @@ class AllocationTraces:
 
     def _lookup(self, slabs: SlabMemory, opened: ExitStack) -> SlabLookup | None:
         with self._attempts.step(_CHECK, "finding the slabs of traced objects", optional=True):
-            online = self._roots.sys / "devices/system/cpu/online"
             return SlabLookup(
                 slabs.memory,
                 slabs.at,
                 ranges=read_memory_map(self._roots.proc, self._roots.sys, page_bytes=mmap.PAGESIZE),
                 read_flags=opened.enter_context(FrameTable(self._roots.proc / "kpageflags")).read,
-                cpus=parse_cpus(online.read_bytes(), source=str(online)),
+                cpus=online_cpus(self._roots.sys),
                 programs=slabs.programs,
             )
         return None
@@ -129,10 +138,9 @@ class AllocationTraces:
             return None
         with self._attempts.step(_CHECK, "reading traced objects", optional=True):
             raw = self._objects.read_out()
-            possible = self._roots.sys / "devices/system/cpu/possible"
             return decode_objects(
                 raw,
                 lookup.objects(raw.slab_addresses()) if lookup else None,
-                possible_cpus=len(parse_cpus(possible.read_bytes(), source=str(possible))),
+                possible_cpus=len(possible_cpus(self._roots.sys)),
             )
         return None

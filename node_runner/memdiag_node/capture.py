@@ -37,7 +37,7 @@ from memdiag_node.machine.reading import MachineReading, read_machine
 from memdiag_node.owners.processes import SCAN_SECONDS, ProcessScan, scan_processes
 from memdiag_node.preflight.checks import explain_missing
 from memdiag_node.processes import OwnerOf, read_owner
-from memdiag_node.procfs.cpulist import parse_cpus
+from memdiag_node.procfs.cpulist import online_cpus
 from memdiag_node.procfs.kpageflags import open_frame_table
 from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.oom_messages import parse_oom_messages
@@ -48,8 +48,8 @@ from memdiag_node.slab.lookup import SlabMemory, open_slab_memory
 from memdiag_node.sockets.scan import SocketScan
 from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.time_budget import Stop
-from memdiag_node.trace.objects import ObjectResult
-from memdiag_node.trace.result import TraceResult
+from memdiag_node.trace.objects.decode import ObjectResult
+from memdiag_node.trace.pages.result import TraceResult
 from memdiag_node.trace.settings import TraceSettings
 
 _WAIT_STEP_SECONDS = 0.25
@@ -117,7 +117,7 @@ def capture(settings: Settings, *, attempts: Attempts, roots: HostRoots, stop: S
         if sockets:
             _scan_again(captured, sockets, census, attempts, owner_reader(roots, settings))
         if traces:
-            captured.trace, captured.traced_objects = traces.finish(stop, slabs)
+            captured.trace, captured.traced_objects = traces.finish(stop)
         if sockets:
             _add_traced(captured, sockets, attempts)
         if census:
@@ -311,9 +311,7 @@ def _slab_memory(
         return objects.slab_memory() if objects else None
     with attempts.step(Check.ALLOC_PAGE_TRACE, "preparing to read slabs", optional=True):
         at = object_layout(types.load())
-        online = types.roots.sys / "devices/system/cpu/online"
-        cpus = parse_cpus(online.read_bytes(), source=str(online))
-        return open_slab_memory(at, cpus, attached) if at else None
+        return open_slab_memory(at, online_cpus(types.roots.sys), attached) if at else None
     return None
 
 

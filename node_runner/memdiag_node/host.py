@@ -3,7 +3,7 @@
 import os
 
 from memdiag_api.evidence import Host
-from memdiag_node.procfs.cpulist import parse_cpu_count
+from memdiag_node.procfs.cpulist import online_cpus
 from memdiag_node.procfs.errors import ProcFormatError
 from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.procfs.roots import HostRoots
@@ -15,12 +15,12 @@ def read_host(roots: HostRoots, node_name: str) -> Host:
 
     Raises OSError if a file is missing, ProcFormatError if one is malformed.
     """
-    meminfo, online = roots.proc / "meminfo", roots.sys / "devices/system/cpu/online"
+    meminfo = roots.proc / "meminfo"
     return Host(
         node_name=node_name,
         kernel_release=(roots.proc / "sys/kernel/osrelease").read_text().strip(),
         architecture=os.uname().machine,
-        cpus=parse_cpu_count(online.read_bytes(), source=str(online)),
+        cpus=len(online_cpus(roots.sys)),
         mem_total_bytes=parse_meminfo(meminfo.read_bytes(), source=str(meminfo)).mem_total_bytes,
         page_size_bytes=os.sysconf("SC_PAGE_SIZE"),
         boot_id=(roots.proc / "sys/kernel/random/boot_id").read_text().strip(),

@@ -31,7 +31,7 @@ from memdiag_node.machine import reverse_map
 from memdiag_node.machine.huge_page_sample import HugePageHeads, count_zeros, huge_page_sample
 from memdiag_node.owners import address_spaces
 from memdiag_node.procfs.cgroup import ContainerIdentity
-from memdiag_node.procfs.cpulist import parse_cpus
+from memdiag_node.procfs.cpulist import online_cpus, possible_cpus
 from memdiag_node.procfs.kpageflags import FrameTable, ReadFrames, open_frame_table
 from memdiag_node.procfs.meminfo import parse_meminfo
 from memdiag_node.procfs.memory_map import read_memory_map
@@ -92,10 +92,8 @@ class KernelObjects:
 
     def _load_programs(self) -> BpfObject | None:
         """What makes the census faster and more exact, and names addresses. None if this kernel or compiler refuses."""
-        possible = self._roots.sys / "devices/system/cpu/possible"
         try:
-            cpus = parse_cpus(possible.read_bytes(), source=str(possible))
-            return self._opened.enter_context(load_slab_programs(self._at, cpus))
+            return self._opened.enter_context(load_slab_programs(self._at, possible_cpus(self._roots.sys)))
         except BpfError:
             return None
 
@@ -119,7 +117,7 @@ class KernelObjects:
         """Find all slabs, and read the sizes of their caches. None if that fails."""
         started = time.monotonic()
         late = self._stop.budget(CENSUS_SECONDS, share=_CENSUS_SHARE).late
-        meminfo, online = self._roots.proc / "meminfo", self._roots.sys / "devices/system/cpu/online"
+        meminfo = self._roots.proc / "meminfo"
         with self._attempts.step(Check.KERNEL_OBJECTS, "finding the slabs"), ExitStack() as opened:
             flags = opened.enter_context(FrameTable(self._roots.proc / "kpageflags"))
             ranges = read_memory_map(self._roots.proc, self._roots.sys, page_bytes=mmap.PAGESIZE)
@@ -128,7 +126,7 @@ class KernelObjects:
                 self._at,
                 ranges=ranges,
                 read_flags=flags.read,
-                cpus=parse_cpus(online.read_bytes(), source=str(online)),
+                cpus=online_cpus(self._roots.sys),
                 late=late,
                 programs=self._programs,
             )

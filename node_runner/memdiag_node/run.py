@@ -27,8 +27,8 @@ from memdiag_node.sockets.holders import socket_holdings
 from memdiag_node.sockets.scan import SocketScan
 from memdiag_node.time_budget import Stop
 from memdiag_node.trace.merged import merge
-from memdiag_node.trace.objects import ObjectResult
-from memdiag_node.trace.result import TraceResult
+from memdiag_node.trace.objects.decode import ObjectResult
+from memdiag_node.trace.pages.result import TraceResult
 
 MAX_SINGLE_SOCKETS = 192
 """More sockets are summed up by process, which leaves space for these sums and for other holders."""

@@ -39,7 +39,7 @@ with ExitStack() as opened:
         traces.advance()
     traced_rss_bytes = rss_bytes()
     traces.stop_recording()
-    pages, objects = traces.finish(Stop(30), slabs)
+    pages, objects = traces.finish(Stop(30))
     assert pages is not None, attempts.needs
     assert objects is not None, attempts.needs
 counters = merge(pages, objects, top_n=1).counters

@@ -23,8 +23,9 @@ from memdiag_node.sockets import source as socket_source
 from memdiag_node.sockets.scan import SocketScan
 from memdiag_node.sockets.scanner import SocketScanner
 from memdiag_node.time_budget import Stop
-from memdiag_node.trace import object_trace, page_trace
-from memdiag_node.trace.page_trace import PageTrace
+from memdiag_node.trace.objects import object_trace
+from memdiag_node.trace.pages import page_trace
+from memdiag_node.trace.pages.page_trace import PageTrace
 
 WRITES_NOWHERE = "\n  volatile u64 *nowhere = (u64 *)bpf_ktime_get_ns();\n  *nowhere = 1;\n"
 """The kernel's verifier refuses: "invalid mem access 'scalar'"."""

@@ -9,7 +9,7 @@ LIMITED = ("setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock", "prlim
 
 PROGRAM = f"""
 import ctypes, mmap
-from memdiag_node.trace import page_trace
+from memdiag_node.trace.pages import page_trace
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.roots import HostRoots
 

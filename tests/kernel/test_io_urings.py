@@ -9,7 +9,7 @@ from memdiag_node.holding import Holding, unique_bytes
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.sockets.scanner import SocketScanner
-from memdiag_node.trace.page_trace import PageTrace
+from memdiag_node.trace.pages.page_trace import PageTrace
 from memdiag_node.trace.settings import TraceSettings
 from planted.sockets.common import MIB, PAGE_BYTES
 from planted.sockets.planter import Planter

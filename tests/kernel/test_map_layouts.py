@@ -14,11 +14,12 @@ from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.memory import MEMORY_MAPS
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.sockets import source as sockets
-from memdiag_node.trace import object_tables
-from memdiag_node.trace import tables as trace_tables
-from memdiag_node.trace.frame_layout import CHUNK_FRAMES
-from memdiag_node.trace.object_trace import ObjectTrace
-from memdiag_node.trace.page_trace import PageTrace
+from memdiag_node.trace import common_tables
+from memdiag_node.trace.objects import tables
+from memdiag_node.trace.objects.object_trace import ObjectTrace
+from memdiag_node.trace.pages import tables as page_tables
+from memdiag_node.trace.pages.frame_layout import CHUNK_FRAMES
+from memdiag_node.trace.pages.page_trace import PageTrace
 from memdiag_node.trace.settings import TraceSettings
 from memdiag_node.walker import walker as queues
 
@@ -34,31 +35,31 @@ Layout = tuple[np.dtype[Any], np.dtype[Any]] | None
 
 MAPS: dict[str, dict[str, Layout]] = {
     "trace": {
-        "config": (U32, trace_tables.CONFIG_DTYPE),
+        "config": (U32, page_tables.CONFIG_DTYPE),
         "sections": (U32, U64),
         "frames": (U32, np.dtype(("<u2", CHUNK_FRAMES))),
-        "class_info": (U32, trace_tables.CLASS_INFO_DTYPE),
-        "classes": _entry(trace_tables.CLASS_ENTRY_DTYPE),
+        "class_info": (U32, page_tables.CLASS_INFO_DTYPE),
+        "classes": _entry(page_tables.CLASS_ENTRY_DTYPE),
         "spare_classes": None,
         "reserve_classes": None,
-        "stacks": _entry(trace_tables.STACK_ENTRY_DTYPE),
-        "cgroups": _entry(trace_tables.CGROUP_ENTRY_DTYPE),
-        "births": _entry(trace_tables.BIRTH_ENTRY_DTYPE),
-        "lives": _entry(trace_tables.LIFE_ENTRY_DTYPE),
-        "cpu": (U32, trace_tables.CPU_DTYPE),
+        "stacks": _entry(common_tables.STACK_ENTRY_DTYPE),
+        "cgroups": _entry(common_tables.CGROUP_ENTRY_DTYPE),
+        "births": _entry(page_tables.BIRTH_ENTRY_DTYPE),
+        "lives": _entry(common_tables.LIFE_ENTRY_DTYPE),
+        "cpu": (U32, page_tables.CPU_DTYPE),
         "scratch": None,
         "own_pages": (U32, U64),
     },
     "objects": {
-        "config": (U32, object_tables.CONFIG_DTYPE),
+        "config": (U32, tables.CONFIG_DTYPE),
         "large_caches": (U64, U64),
-        "objects": _entry(object_tables.OBJECT_ENTRY_DTYPE),
-        "totals": _entry(object_tables.TOTALS_ENTRY_DTYPE),
-        "processes": _entry(object_tables.PROCESS_ENTRY_DTYPE),
-        "stacks": _entry(trace_tables.STACK_ENTRY_DTYPE),
-        "cgroups": _entry(trace_tables.CGROUP_ENTRY_DTYPE),
-        "lives": _entry(trace_tables.LIFE_ENTRY_DTYPE),
-        "cpu": (U32, object_tables.CPU_DTYPE),
+        "objects": _entry(tables.OBJECT_ENTRY_DTYPE),
+        "totals": _entry(tables.TOTALS_ENTRY_DTYPE),
+        "processes": _entry(tables.PROCESS_ENTRY_DTYPE),
+        "stacks": _entry(common_tables.STACK_ENTRY_DTYPE),
+        "cgroups": _entry(common_tables.CGROUP_ENTRY_DTYPE),
+        "lives": _entry(common_tables.LIFE_ENTRY_DTYPE),
+        "cpu": (U32, tables.CPU_DTYPE),
         "scratch": None,
     },
     "walker": {

@@ -21,10 +21,10 @@ from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.slab.layout import object_layout
 from memdiag_node.slab.lookup import SlabLookup
-from memdiag_node.trace import object_tables, object_trace
-from memdiag_node.trace.object_tables import Kind
-from memdiag_node.trace.object_trace import ObjectTrace
-from memdiag_node.trace.objects import ObjectResult, RawObjects, decode_objects
+from memdiag_node.trace.objects import object_trace, tables
+from memdiag_node.trace.objects.decode import ObjectResult, RawObjects, decode_objects
+from memdiag_node.trace.objects.object_trace import ObjectTrace
+from memdiag_node.trace.objects.tables import Kind
 from memdiag_node.trace.settings import TraceSettings
 from support.bpf import programs_of, wait_until_gone
 
@@ -40,7 +40,7 @@ start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 for number in range({MAPPINGS}):
     ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + 2 * number * mmap.PAGESIZE), mmap.PAGESIZE, mmap.PROT_READ)
 """
-MANY = object_tables.OBJECTS * 11 // 20
+MANY = tables.OBJECTS * 11 // 20
 
 
 def attached(trace: ObjectTrace) -> set[str]:
@@ -82,8 +82,8 @@ def test_a_kind_whose_tracepoint_is_missing_is_left_out(missing: str, monkeypatc
 @pytest.fixture
 def all_recorded(monkeypatch: pytest.MonkeyPatch) -> TraceSettings:
     """Settings of a trace that records every object instead of a sample."""
-    monkeypatch.setattr(object_tables, "SPARSEST_BYTES", object_tables.DENSEST_BYTES)
-    monkeypatch.setitem(object_tables.NUMBERS_IN_C, "SPARSEST_BYTES", object_tables.DENSEST_BYTES)
+    monkeypatch.setattr(tables, "SPARSEST_BYTES", tables.DENSEST_BYTES)
+    monkeypatch.setitem(tables.NUMBERS_IN_C, "SPARSEST_BYTES", tables.DENSEST_BYTES)
     return TraceSettings(duration_seconds=60, cpu_budget_share=0)
 
 
@@ -173,7 +173,7 @@ def test_large_objects_are_recorded_more_densely(lookup: SlabLookup) -> None:
             one.close()
         result = decoded(trace.read_out(), lookup)
     found = [stack for stack in own_stacks(result, "inet_create") if stack.slab_cache == "TCP"]
-    one_in = object_tables.DENSEST_BYTES // 1024 if tcp.stride_bytes < 2048 else 2
+    one_in = tables.DENSEST_BYTES // 1024 if tcp.stride_bytes < 2048 else 2
     error = math.sqrt((SOCKETS - FREED_SOCKETS) * (one_in - 1))
     assert outstanding(found) == pytest.approx(SOCKETS - FREED_SOCKETS, abs=4 * error)
     assert min(stack.sampled_share for stack in found) > 0.9 / one_in
@@ -217,7 +217,7 @@ def test_more_objects_than_the_table_holds_are_counted_with_the_stated_error(
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     files = eventfd_files(result)
-    assert len(raw.entries) < object_tables.OBJECTS < raw.counter("recorded")
+    assert len(raw.entries) < tables.OBJECTS < raw.counter("recorded")
     assert result.lost_objects == 0
     error = math.sqrt(
         sum((stack.error_bytes / stack.outstanding_bytes * stack.outstanding_blocks) ** 2 for stack in files)

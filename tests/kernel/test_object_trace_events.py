@@ -13,12 +13,12 @@ import pytest
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.slab.cache import Cache
-from memdiag_node.trace import object_eviction, object_tables, object_trace
 from memdiag_node.trace.births import median_life_seconds
 from memdiag_node.trace.identity import identity_layout
-from memdiag_node.trace.object_sampling import alignment_bytes, filter_words, large_caches
-from memdiag_node.trace.object_tables import DENSEST_BYTES, SPARSEST_BYTES, Kind
-from memdiag_node.trace.objects import decode_objects
+from memdiag_node.trace.objects import eviction, object_trace, tables
+from memdiag_node.trace.objects.decode import decode_objects
+from memdiag_node.trace.objects.sampling import alignment_bytes, filter_words, large_caches
+from memdiag_node.trace.objects.tables import DENSEST_BYTES, SPARSEST_BYTES, Kind
 from support.bpf import run_raw_tracepoint, set_on_every_cpu
 from support.raw_objects import LINEAR_MAP, located, raw_objects, slab_cache
 
@@ -45,23 +45,21 @@ class Machine:
 
     def __init__(self, bpf: BpfObject) -> None:
         self.bpf = bpf
-        self.config = bpf.view("config", object_tables.CONFIG_DTYPE, 1)
+        self.config = bpf.view("config", tables.CONFIG_DTYPE, 1)
         self._programs = {name: bpf.load_raw_tracepoint(name) for name in PROGRAMS}
 
     def clear(self) -> None:
         self.config["budget_permille"] = 0
         self.config["filter"] = 0
         for name in ("large_caches", "objects", "totals", "processes", "stacks", "cgroups", "lives"):
-            self.bpf.delete_keys(name, self.bpf.read_map(name, object_tables.MAPS[name])["key"])
-        set_on_every_cpu(self.bpf, "cpu", np.zeros(1, object_tables.CPU_DTYPE))
+            self.bpf.delete_keys(name, self.bpf.read_map(name, tables.MAPS[name])["key"])
+        set_on_every_cpu(self.bpf, "cpu", np.zeros(1, tables.CPU_DTYPE))
         self.set_interrupted(0)
 
     def set_interrupted(self, levels: int) -> None:
         """Put the tables into the state in which programs in this many levels are interrupted, on every CPU."""
         for level in range(4):
-            set_on_every_cpu(
-                self.bpf, "scratch", np.array([(int(level < levels),)], object_tables.SCRATCH_DTYPE), level
-            )
+            set_on_every_cpu(self.bpf, "scratch", np.array([(int(level < levels),)], tables.SCRATCH_DTYPE), level)
 
     def run(self, program: str, *arguments: int) -> None:
         run_raw_tracepoint(self._programs[program], *arguments)
@@ -79,22 +77,22 @@ class Machine:
         self.run(program, SITE, address, UNKNOWN_CACHE)
 
     def entries(self) -> npt.NDArray[np.void]:
-        return self.bpf.read_map("objects", object_tables.OBJECT_ENTRY_DTYPE)
+        return self.bpf.read_map("objects", tables.OBJECT_ENTRY_DTYPE)
 
     def recorded(self) -> set[int]:
         return set(self.entries()["key"].tolist())
 
     def totals(self) -> npt.NDArray[np.void]:
-        return self.bpf.read_map("totals", object_tables.TOTALS_ENTRY_DTYPE)["value"]
+        return self.bpf.read_map("totals", tables.TOTALS_ENTRY_DTYPE)["value"]
 
     def counter(self, name: str) -> int:
-        return int(self.bpf.read_per_cpu("cpu", object_tables.CPU_DTYPE)[name].sum())
+        return int(self.bpf.read_per_cpu("cpu", tables.CPU_DTYPE)[name].sum())
 
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[Machine]:
-    defines = {**identity_layout(Btf.load()), **object_tables.NUMBERS_IN_C, "OBJECTS": OBJECTS}
-    with BpfObject(object_trace._SOURCE, defines, object_tables.MAPS) as bpf:
+    defines = {**identity_layout(Btf.load()), **tables.NUMBERS_IN_C, "OBJECTS": OBJECTS}
+    with BpfObject(object_trace._SOURCE, defines, tables.MAPS) as bpf:
         yield Machine(bpf)
 
 
@@ -163,7 +161,7 @@ def test_objects_side_by_side_are_picked_like_random_ones(machine: Machine, stri
         machine.alloc(address)
     picked = machine.entries()["key"]
     weight = DENSEST_BYTES / alignment_bytes(picked)
-    is_kept = object_eviction._hashes(picked) < 1 << (object_eviction._HASH_BITS - 1)
+    is_kept = eviction._hashes(picked) < 1 << (eviction._HASH_BITS - 1)
     deviation = float(np.sum(weight * (weight - 1))) ** 0.5
     assert abs(float(weight.sum()) - len(addresses)) <= 4 * deviation
     assert abs(float(is_kept.mean()) - 0.5) <= 2 / len(picked) ** 0.5
@@ -312,7 +310,7 @@ def test_totals_count_what_each_recorded_object_represents(machine: Machine) -> 
 
 def lives(machine: Machine) -> dict[int, int]:
     """The number of lives by bucket."""
-    found = machine.bpf.read_map("lives", object_tables.MAPS["lives"])
+    found = machine.bpf.read_map("lives", tables.MAPS["lives"])
     return dict(zip(found["key"]["bucket"].tolist(), found["value"].tolist(), strict=True))
 
 
@@ -324,7 +322,7 @@ def test_a_life_is_counted_when_its_object_is_freed(machine: Machine) -> None:
     machine.bpf.update("objects", entries["key"], entries["value"])
     machine.free(page(0))
     machine.free(page(1))
-    found = machine.bpf.read_map("lives", object_tables.MAPS["lives"])
+    found = machine.bpf.read_map("lives", tables.MAPS["lives"])
     assert found["key"]["stack"].tolist() == [int(entries["value"]["stack"][0])]
     assert sum(lives(machine).values()) == 2
     assert median_life_seconds(lives(machine)) == pytest.approx(1000, rel=0.1)
@@ -343,7 +341,7 @@ def test_a_full_table_is_counted_and_has_room_again_after_a_free(machine: Machin
 
 
 def test_without_room_for_a_stack_its_objects_are_recorded(machine: Machine) -> None:
-    names = np.zeros(object_tables.STACKS, object_tables.MAPS["stacks"])
+    names = np.zeros(tables.STACKS, tables.MAPS["stacks"])
     names["key"] = np.arange(1, len(names) + 1)
     machine.bpf.update("stacks", names["key"], names["value"])
     machine.alloc(page(1))
@@ -354,10 +352,10 @@ def test_without_room_for_a_stack_its_objects_are_recorded(machine: Machine) -> 
 def test_the_process_is_named_until_its_stack_is_known_to_run_in_an_interrupt(machine: Machine) -> None:
     machine.alloc(page(1))
     (first,) = machine.entries()
-    processes = machine.bpf.read_map("processes", object_tables.PROCESS_ENTRY_DTYPE)
+    processes = machine.bpf.read_map("processes", tables.PROCESS_ENTRY_DTYPE)
     assert processes["key"].tolist() == [int(first["value"]["tgid"])] != [0]
-    stacks = machine.bpf.read_map("stacks", object_tables.MAPS["stacks"])
-    stacks["value"]["context"] = object_tables.NUMBERS_IN_C["CONTEXT_SOFTIRQ"]
+    stacks = machine.bpf.read_map("stacks", tables.MAPS["stacks"])
+    stacks["value"]["context"] = tables.NUMBERS_IN_C["CONTEXT_SOFTIRQ"]
     machine.bpf.update("stacks", stacks["key"], stacks["value"])
     machine.alloc(page(1))
     (second,) = machine.entries()

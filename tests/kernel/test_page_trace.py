@@ -18,11 +18,11 @@ import pytest
 from memdiag_api.evidence import Context, Stack, Trend
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.procfs.roots import HostRoots
-from memdiag_node.trace import decode
-from memdiag_node.trace.page_trace import PageTrace
-from memdiag_node.trace.result import TraceResult
+from memdiag_node.trace.pages import decode
+from memdiag_node.trace.pages.page_trace import PageTrace
+from memdiag_node.trace.pages.result import TraceResult
+from memdiag_node.trace.pages.stacks import page_stacks
 from memdiag_node.trace.settings import TraceSettings
-from memdiag_node.trace.stacks import fold_stacks
 from planted.allocations import MIB, PAGE_BYTES, Allocator
 from planted.memory import PlantedMemory
 from support.bpf import receive_and_drop
@@ -45,7 +45,7 @@ def running_trace(btf: Btf, duration_seconds: float = 2.0, *, budget: float = NE
 def stacks_with(result: TraceResult, function: str) -> list[Stack]:
     return [
         stack
-        for stack in fold_stacks(result, len(result.stacks))
+        for stack in page_stacks(result, len(result.stacks))
         if any(frame.startswith(f"{function}+") for frame in stack.frames)
     ]
 
@@ -145,7 +145,7 @@ def class_bytes_of(result: TraceResult, pid: int, memory_class: str) -> int:
     """What a process allocated of a class, over all stacks."""
     return sum(
         process.outstanding_bytes
-        for stack in fold_stacks(result, len(result.stacks))
+        for stack in page_stacks(result, len(result.stacks))
         if stack.memory_class == memory_class
         for process in stack.processes
         if process.pid == pid
@@ -266,7 +266,7 @@ def test_receiving_in_softirq_names_no_process(btf: Btf) -> None:
     with PlantedMemory("packet_ring", MIB), running_trace(btf) as trace:
         subprocess.run([sys.executable, "-c", _LOOPBACK_STORM], check=True)
         result = trace.finish()
-    for stack in fold_stacks(result, len(result.stacks)):
+    for stack in page_stacks(result, len(result.stacks)):
         if stack.context in (Context.SOFTIRQ, Context.INTERRUPT):
             assert stack.processes == []
 
@@ -292,7 +292,7 @@ def test_the_blocks_are_those_of_the_stacks(btf: Btf) -> None:
         child.do("fill_pipes", 4 * MIB)
         result = trace.finish()
     by_block = np.bincount(result.blocks["stack"], result.blocks["frames"] * result.blocks["weight"])
-    for index, stack in enumerate(fold_stacks(result, len(result.stacks))):
+    for index, stack in enumerate(page_stacks(result, len(result.stacks))):
         assert by_block[index] * PAGE_BYTES == pytest.approx(stack.outstanding_bytes)
     assert len(np.unique(result.blocks["page"])) == len(result.blocks)
 
@@ -352,7 +352,7 @@ def test_without_a_file_of_proc_the_bytes_stay_right(
     with Allocator() as child, PageTrace(settings, roots=proc_without(missing)) as trace:
         planted_bytes = child.do("fill_pipes", 16 * MIB)
         result = trace.finish()
-    stacks = fold_stacks(result, len(result.stacks))
+    stacks = page_stacks(result, len(result.stacks))
     found = sum(one.outstanding_bytes for stack in stacks for one in stack.processes if one.pid == child.pid)
     assert found == pytest.approx(planted_bytes, rel=2 * TOLERANCE)
     assert not any("0xffff" in frame for stack in stacks for frame in stack.frames)

@@ -16,9 +16,9 @@ from memdiag_api.evidence import Trend
 from memdiag_node.findings.thresholds import Thresholds
 from memdiag_node.host import read_host
 from memdiag_node.procfs.roots import HostRoots
-from memdiag_node.trace.page_trace import PageTrace
+from memdiag_node.trace.pages.page_trace import PageTrace
+from memdiag_node.trace.pages.stacks import page_stacks
 from memdiag_node.trace.settings import TraceSettings
-from memdiag_node.trace.stacks import fold_stacks
 
 WINDOW_SECONDS = 3.0
 RUNS_OF_EACH = 2
@@ -93,7 +93,7 @@ def test_a_healthy_load_is_not_a_leak(name: str, run: int, tmp_path: Path) -> No
         result = trace.finish()
     suspects = [
         stack
-        for stack in fold_stacks(result, len(result.stacks))
+        for stack in page_stacks(result, len(result.stacks))
         if stack.trend is Trend.GROWING and stack.outstanding_bytes >= limit_bytes
     ]
     assert suspects == [], f"run {run}"

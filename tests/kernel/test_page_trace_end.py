@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 _CHILD = """
 import ctypes, os, resource, signal, sys
 from memdiag_node.kernel.btf import Btf
-from memdiag_node.trace.object_trace import ObjectTrace
-from memdiag_node.trace.page_trace import PageTrace
+from memdiag_node.trace.objects.object_trace import ObjectTrace
+from memdiag_node.trace.pages.page_trace import PageTrace
 from memdiag_node.trace.settings import TraceSettings
 from memdiag_node.procfs.roots import HostRoots
 
@@ -37,7 +37,7 @@ with PageTrace(settings, roots=HostRoots()) as trace, ObjectTrace(settings, root
         ctypes.string_at(0)
     if how == "crash in the compiler":
         from memdiag_node.kernel.loader import BpfObject
-        from memdiag_node.trace import page_trace
+        from memdiag_node.trace.pages import page_trace
         import bcc
         bcc.lib.bpf_module_create_c_from_string = lambda *_: ctypes.string_at(0)
         BpfObject(page_trace._SOURCE, {})

@@ -15,10 +15,11 @@ from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.procfs.kpageflags import FrameKind
 from memdiag_node.procfs.memory_map import SECTION_FRAMES, FrameRange
-from memdiag_node.trace import frame_tally, page_trace, uses
-from memdiag_node.trace import tables as trace_tables
-from memdiag_node.trace.frame_layout import FrameLayout
-from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, TraceResult
+from memdiag_node.trace import common_tables
+from memdiag_node.trace.pages import frame_tally, page_trace, uses
+from memdiag_node.trace.pages import tables as page_tables
+from memdiag_node.trace.pages.frame_layout import FrameLayout
+from memdiag_node.trace.pages.result import BLOCK_DTYPE, GROUP_DTYPE, TraceResult
 from support.bpf import run_raw_tracepoint, set_on_every_cpu
 
 FIRST_PAGE = 0xFFFFEA0000000000
@@ -34,13 +35,13 @@ class Machine:
     def __init__(self, bpf: BpfObject, struct_page_bytes: int) -> None:
         self.bpf = bpf
         self._struct_page_bytes = struct_page_bytes
-        self.config = bpf.view("config", trace_tables.CONFIG_DTYPE, 1)
+        self.config = bpf.view("config", page_tables.CONFIG_DTYPE, 1)
         self.frames = bpf.view("frames", np.dtype("<u2"), FRAMES)
-        self.infos = bpf.view("class_info", trace_tables.CLASS_INFO_DTYPE, trace_tables.CLASSES)
+        self.infos = bpf.view("class_info", page_tables.CLASS_INFO_DTYPE, page_tables.CLASSES)
         sections = bpf.view("sections", np.dtype("<u8"), LAYOUT.sections)
         sections[:] = LAYOUT.index()
         self.config["first_page"], self.config["end_frame"] = FIRST_PAGE, LAYOUT.end_frame
-        page_trace._push_numbers(bpf, np.arange(trace_tables.FIRST_CLASS, trace_tables.CLASSES, dtype="<u4"))
+        page_trace._push_numbers(bpf, np.arange(page_tables.FIRST_CLASS, page_tables.CLASSES, dtype="<u4"))
         programs = ("on_alloc", "on_nested_alloc", "on_free")
         self._programs = {name: bpf.load_raw_tracepoint(name) for name in programs}
 
@@ -64,8 +65,8 @@ class Machine:
 
     def outstanding(self, start: int, count: int) -> int:
         """Frames from `start` on that are outstanding in a recorded class."""
-        part = self.frames[start : start + count] & trace_tables.CLASS_MASK
-        return int((part >= trace_tables.FIRST_CLASS).sum())
+        part = self.frames[start : start + count] & page_tables.CLASS_MASK
+        return int((part >= page_tables.FIRST_CLASS).sum())
 
     def tally(self) -> frame_tally.FrameTally:
         orders = np.array(self.infos["key"]["order"])
@@ -74,13 +75,13 @@ class Machine:
         )
 
     def counter(self, name: str) -> int:
-        return int(self.bpf.read_per_cpu("cpu", trace_tables.CPU_DTYPE)[name].sum())
+        return int(self.bpf.read_per_cpu("cpu", page_tables.CPU_DTYPE)[name].sum())
 
 
 def interrupted_scratch(machine: Machine, levels: int) -> None:
     """Put the tables into the state in which programs in this many levels are interrupted, on every CPU."""
     for level in range(levels):
-        set_on_every_cpu(machine.bpf, "scratch", np.array([(1,)], trace_tables.SCRATCH_DTYPE), level)
+        set_on_every_cpu(machine.bpf, "scratch", np.array([(1,)], page_tables.SCRATCH_DTYPE), level)
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_a_free_of_what_was_never_seen_changes_nothing(machine: Machine) -> None
 
 def test_user_memory_is_marked_separately(machine: Machine) -> None:
     machine.alloc(512, 9, MOVABLE)
-    assert set(machine.frames[512:1024].tolist()) == {trace_tables.CLASS_MOVABLE}
+    assert set(machine.frames[512:1024].tolist()) == {page_tables.CLASS_MOVABLE}
     assert machine.counter("movable_pages") == 512
 
 
@@ -199,7 +200,7 @@ def test_when_no_class_is_left_blocks_are_out_but_lost(machine: Machine) -> None
     take_all_numbers(machine, "spare_classes")
     take_all_numbers(machine, "reserve_classes")
     machine.alloc(64, 2)
-    assert set(machine.frames[64:68].tolist()) == {trace_tables.CLASS_LOST}
+    assert set(machine.frames[64:68].tolist()) == {page_tables.CLASS_LOST}
     assert machine.counter("lost_blocks") == 1
 
 
@@ -216,7 +217,7 @@ def test_what_interrupts_another_program_is_recorded_with_its_stack(machine: Mac
 def test_beyond_the_last_level_blocks_are_out_but_lost(machine: Machine) -> None:
     interrupted_scratch(machine, 4)
     machine.alloc(64, 2)
-    assert set(machine.frames[64:68].tolist()) == {trace_tables.CLASS_LOST}
+    assert set(machine.frames[64:68].tolist()) == {page_tables.CLASS_LOST}
     assert (machine.counter("interrupted"), machine.counter("lost_blocks")) == (1, 1)
 
 
@@ -259,7 +260,7 @@ def test_a_storm_of_large_blocks_is_thinned(machine: Machine) -> None:
     assert thinned == machine.counter("thinned_events")
     assert 4000 <= thinned < 8000
     for order in (1, 2, 3):
-        assert int((machine.frames == trace_tables.CLASS_THINNED + order).sum()) > 0
+        assert int((machine.frames == page_tables.CLASS_THINNED + order).sum()) > 0
 
 
 def test_a_storm_stays_thinned_though_most_rounds_record_nothing(machine: Machine) -> None:
@@ -282,7 +283,7 @@ def test_the_first_blocks_after_a_storm_are_recorded_again(machine: Machine) -> 
 
 
 def test_a_cgroup_without_room_is_counted(machine: Machine) -> None:
-    names = np.zeros(page_trace._CGROUPS, trace_tables.CGROUP_ENTRY_DTYPE)
+    names = np.zeros(page_trace._CGROUPS, common_tables.CGROUP_ENTRY_DTYPE)
     names["key"] = np.arange(1, len(names) + 1) + (1 << 60)
     machine.bpf.update("cgroups", names["key"], names["value"])
     machine.alloc(64)
@@ -304,7 +305,7 @@ def test_a_rare_kind_of_allocation_stays_whole_under_a_storm_of_another(machine:
 def estimate(machine: Machine, slice_number: int) -> tuple[float, float]:
     """The trace's estimate of the frames of a slice's blocks, and its standard error."""
     frames = machine.tally().by_kind[FrameKind.DIRECT]
-    used = np.flatnonzero(frames[trace_tables.FIRST_CLASS :]) + trace_tables.FIRST_CLASS
+    used = np.flatnonzero(frames[page_tables.FIRST_CLASS :]) + page_tables.FIRST_CLASS
     weights = uses.class_weights(machine.infos["key"][used], frames[used], frames)
     groups = np.zeros(len(used), GROUP_DTYPE)
     groups["slice"], groups["frames"], groups["weight"] = machine.infos["key"]["slice"][used], frames[used], weights

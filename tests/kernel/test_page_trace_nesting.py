@@ -9,10 +9,10 @@ import os
 import threading
 
 from memdiag_node.procfs.roots import HostRoots
-from memdiag_node.trace import decode
-from memdiag_node.trace.page_trace import PageTrace
+from memdiag_node.trace.pages import decode
+from memdiag_node.trace.pages.page_trace import PageTrace
+from memdiag_node.trace.pages.stacks import page_stacks
 from memdiag_node.trace.settings import TraceSettings
-from memdiag_node.trace.stacks import fold_stacks
 from planted.allocations import MIB, Allocator
 from planted.veth_xdp import XdpReceiver
 
@@ -54,7 +54,7 @@ def test_pages_that_interrupts_take_while_the_program_runs_keep_their_stack() ->
         misses = {info.function: info.recursion_misses for info in trace.program_infos()}
         raw = trace.read_out()
         result = decode.decode(raw, trace.symbols(raw), trace.contexts(raw))
-    stacks = fold_stacks(result, len(result.stacks))
+    stacks = page_stacks(result, len(result.stacks))
     found_bytes = sum(one.outstanding_bytes for one in stacks if any(map(is_driver, one.frames)))
     assert raw.counter("nested") > 0, "no interrupt hit the program: this load does not exercise the case"
     assert (raw.counter("interrupted"), result.counters.lost_records) == (0, 0)

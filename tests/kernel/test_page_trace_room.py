@@ -6,12 +6,12 @@ import time
 import pytest
 
 from memdiag_node.procfs.roots import HostRoots
-from memdiag_node.trace import decode
-from memdiag_node.trace import tables as trace_tables
-from memdiag_node.trace.decode import RawTrace
-from memdiag_node.trace.page_trace import PageTrace
+from memdiag_node.trace.pages import decode
+from memdiag_node.trace.pages import tables as page_tables
+from memdiag_node.trace.pages.decode import RawTrace
+from memdiag_node.trace.pages.page_trace import PageTrace
+from memdiag_node.trace.pages.stacks import page_stacks
 from memdiag_node.trace.settings import TraceSettings
-from memdiag_node.trace.stacks import fold_stacks
 from planted.allocations import MIB, Allocator
 
 PLANTED_BYTES = 8 * MIB
@@ -38,7 +38,7 @@ def trace_a_fork_storm(settings: TraceSettings) -> tuple[int, RawTrace]:
         pid = child.pid
     stacks = [
         stack
-        for stack in fold_stacks(result, len(result.stacks))
+        for stack in page_stacks(result, len(result.stacks))
         if any("pipe_write" in frame for frame in stack.frames)
     ]
     return sum(one.outstanding_bytes for stack in stacks for one in stack.processes if one.pid == pid), raw
@@ -51,7 +51,7 @@ def test_classes_that_nothing_uses_make_room_for_new_ones(
 ) -> None:
     """Without that, processes lose their names, so this storm needs it."""
     classes = 4096
-    monkeypatch.setattr(trace_tables, "CLASSES", classes)
+    monkeypatch.setattr(page_tables, "CLASSES", classes)
     if not makes_room:
         monkeypatch.setattr(PageTrace, "_make_room", lambda *_: None)
     seen_bytes, raw = trace_a_fork_storm(settings)
@@ -64,7 +64,7 @@ def test_classes_that_nothing_uses_make_room_for_new_ones(
 def test_a_storm_beyond_all_classes_loses_no_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     """500 forks per second in a slice of 90 s need 900,000 classes, 27 times as many as exist; the same ratio here."""
     classes = 1024
-    monkeypatch.setattr(trace_tables, "CLASSES", classes)
+    monkeypatch.setattr(page_tables, "CLASSES", classes)
     _, raw = trace_a_fork_storm(ONE_LONG_SLICE)
     assert raw.counter("unnamed_blocks") > 0
     assert (raw.counter("lost_blocks"), raw.counter("lost_stacks")) == (0, 0)

@@ -17,13 +17,14 @@ import pytest
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.memory import KernelMemory
+from memdiag_node.procfs.cpulist import online_cpus
 from memdiag_node.procfs.kpageflags import FrameTable, ReadFrames, is_slab
 from memdiag_node.procfs.memory_map import FrameRange, read_memory_map
 from memdiag_node.slab.cache import Cache
 from memdiag_node.slab.census import SlabCensus
 from memdiag_node.slab.layout import object_layout
 from memdiag_node.slab.lookup import LocatedObjects, SlabLookup
-from support.slab_census import lean_memory, load_programs, online_cpus, take_slab_census
+from support.slab_census import lean_memory, load_programs, take_slab_census
 
 PLANTED = 1_000
 _RUNS = 20
@@ -79,7 +80,8 @@ def lookup(
     unknown = () if request.param == "page types" else ("SLAB_TYPE", "SLAB_BIT")
     layout = {name: value for name, value in at.items() if name not in unknown}
     ranges, read_flags = frames
-    return SlabLookup(memory, layout, ranges=ranges, read_flags=read_flags, cpus=online_cpus(), programs=programs)
+    cpus = online_cpus(Path("/sys"))
+    return SlabLookup(memory, layout, ranges=ranges, read_flags=read_flags, cpus=cpus, programs=programs)
 
 
 @contextmanager

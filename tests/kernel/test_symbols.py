@@ -13,9 +13,10 @@ from memdiag_node.kernel import symbols
 from memdiag_node.kernel.symbols import SymbolReader, Symbols
 from memdiag_node.preflight import bpf as features
 from memdiag_node.procfs.roots import HostRoots
-from memdiag_node.trace.page_trace import PageTrace
+from memdiag_node.trace.pages.page_trace import PageTrace
+from memdiag_node.trace.pages.stacks import page_stacks
 from memdiag_node.trace.settings import TraceSettings
-from memdiag_node.trace.stacks import first_name, fold_stacks
+from memdiag_node.trace.stacks import first_name
 from planted.allocations import MIB, Allocator
 from support.capabilities import only
 
@@ -86,7 +87,7 @@ def test_a_trace_under_kptr_restrict_names_functions_and_processes(hidden_addres
     with Allocator() as child, PageTrace(SETTINGS, roots=HostRoots()) as trace:
         planted_bytes = child.do("fill_pipes", 16 * MIB)
         result = trace.finish()
-    stack = next(one for one in fold_stacks(result, 64) if any(process.pid == child.pid for process in one.processes))
+    stack = next(one for one in page_stacks(result, 64) if any(process.pid == child.pid for process in one.processes))
     assert stack.context is Context.PROCESS
     assert "pipe_write" in (first_name(stack.frames) or "")
     assert stack.outstanding_bytes == pytest.approx(planted_bytes, rel=0.02)
@@ -97,7 +98,7 @@ def test_a_kernel_that_refuses_to_show_names_gets_a_trace_without_names(monkeypa
     with Allocator() as child, PageTrace(SETTINGS, roots=HostRoots()) as trace:
         planted_bytes = child.do("fill_pipes", 16 * MIB)
         result = trace.finish()
-    stacks = fold_stacks(result, len(result.stacks))
+    stacks = page_stacks(result, len(result.stacks))
     assert max(stack.outstanding_bytes for stack in stacks) == pytest.approx(planted_bytes, rel=0.02)
     assert all(first_name(stack.frames) is None for stack in stacks)
     assert {stack.context for stack in stacks} == {Context.MIXED}

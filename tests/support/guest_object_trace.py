@@ -20,8 +20,8 @@ from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.slab.layout import object_layout
 from memdiag_node.slab.lookup import SlabLookup
-from memdiag_node.trace.object_trace import ObjectTrace
-from memdiag_node.trace.objects import decode_objects
+from memdiag_node.trace.objects.decode import decode_objects
+from memdiag_node.trace.objects.object_trace import ObjectTrace
 from memdiag_node.trace.settings import TraceSettings
 
 PLANTED_FILES, FREED_FILES, MOUNTS = 20_000, 5_000, 100

@@ -9,11 +9,11 @@ import numpy.typing as npt
 
 from memdiag_node.slab.cache import Cache
 from memdiag_node.slab.lookup import LocatedObjects
-from memdiag_node.trace import object_tables
-from memdiag_node.trace.object_eviction import Evictions
-from memdiag_node.trace.object_sampling import alignment_bytes
-from memdiag_node.trace.object_tables import Kind
-from memdiag_node.trace.objects import RawObjects
+from memdiag_node.trace.objects import tables
+from memdiag_node.trace.objects.decode import RawObjects
+from memdiag_node.trace.objects.eviction import Evictions
+from memdiag_node.trace.objects.sampling import alignment_bytes
+from memdiag_node.trace.objects.tables import Kind
 
 STARTED_NS = 10**9
 LINEAR_MAP = 0xFFFF888000000000
@@ -22,11 +22,11 @@ PAGE_BYTES = 4096
 
 def object_entries(rows: Sequence[tuple[int, int]] = (), **values: Any) -> npt.NDArray[np.void]:
     """Entries of the table of objects, from key and stack of each; `values` are those of all others fields."""
-    entries = np.zeros(len(rows), object_tables.OBJECT_ENTRY_DTYPE)
+    entries = np.zeros(len(rows), tables.OBJECT_ENTRY_DTYPE)
     entries["value"]["born_ns"] = STARTED_NS
     for row, (key, stack) in enumerate(rows):
         entries["key"][row], entries["value"]["stack"][row] = key, stack
-    entries["value"]["one_in"] = object_tables.DENSEST_BYTES // alignment_bytes(entries["key"])
+    entries["value"]["one_in"] = tables.DENSEST_BYTES // alignment_bytes(entries["key"])
     for name, value in values.items():
         entries["value"][name] = value
     return entries
@@ -34,7 +34,7 @@ def object_entries(rows: Sequence[tuple[int, int]] = (), **values: Any) -> npt.N
 
 def stack_entries(addresses: dict[int, Sequence[int]]) -> npt.NDArray[np.void]:
     """Entries of the table of stacks, from the hash and the return addresses of each."""
-    entries = np.zeros(len(addresses), object_tables.MAPS["stacks"])
+    entries = np.zeros(len(addresses), tables.MAPS["stacks"])
     for row, (stack, frames) in enumerate(addresses.items()):
         entries["key"][row] = stack
         entries["value"]["frames"][row] = len(frames)
@@ -49,12 +49,12 @@ def raw_objects(entries: npt.NDArray[np.void], **others: Any) -> RawObjects:
         "stacks": stacks,
         "contexts": np.zeros(len(others.get("stacks", stacks)), np.uint8),
         "symbols": defaultdict(lambda: "caller+0x1"),
-        "totals": np.zeros(0, object_tables.TOTALS_ENTRY_DTYPE),
-        "processes": np.zeros(0, object_tables.PROCESS_ENTRY_DTYPE),
-        "cgroups": np.zeros(0, object_tables.MAPS["cgroups"]),
-        "lives": np.zeros(0, object_tables.MAPS["lives"]),
-        "cpus": np.zeros(2, object_tables.CPU_DTYPE),
-        "evictions": Evictions(object_tables.OBJECTS),
+        "totals": np.zeros(0, tables.TOTALS_ENTRY_DTYPE),
+        "processes": np.zeros(0, tables.PROCESS_ENTRY_DTYPE),
+        "cgroups": np.zeros(0, tables.MAPS["cgroups"]),
+        "lives": np.zeros(0, tables.MAPS["lives"]),
+        "cpus": np.zeros(2, tables.CPU_DTYPE),
+        "evictions": Evictions(tables.OBJECTS),
         "kinds": tuple(Kind),
         "started_ns": STARTED_NS,
         "slices": 10,

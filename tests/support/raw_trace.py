@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.procfs.roots import HostRoots
-from memdiag_node.trace.decode import RawTrace
-from memdiag_node.trace.frame_tally import FrameTally
-from memdiag_node.trace.page_trace import PageTrace
+from memdiag_node.trace.pages.decode import RawTrace
+from memdiag_node.trace.pages.frame_tally import FrameTally
+from memdiag_node.trace.pages.page_trace import PageTrace
+from memdiag_node.trace.pages.tables import CPU_DTYPE
 from memdiag_node.trace.settings import TraceSettings
-from memdiag_node.trace.tables import CPU_DTYPE
 from planted.allocations import Allocator
 from planted.memory import PlantedMemory
 

@@ -12,7 +12,7 @@ from memdiag_node.census.frames.block_heads import large_kmalloc_bytes, large_km
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.kernel.memory import KernelMemory, open_memory
-from memdiag_node.procfs.cpulist import parse_cpus
+from memdiag_node.procfs.cpulist import online_cpus
 from memdiag_node.procfs.kpageflags import open_frame_table
 from memdiag_node.procfs.memory_map import read_memory_map
 from memdiag_node.slab.census import SlabCensus
@@ -35,13 +35,9 @@ def lean_memory(at: Mapping[str, int]) -> Iterator[KernelMemory]:
         yield open_memory(at, parts)
 
 
-def online_cpus() -> list[int]:
-    return parse_cpus(Path("/sys/devices/system/cpu/online").read_bytes())
-
-
 def load_programs(at: Mapping[str, int]) -> BpfObject:
     """What a census loads itself otherwise."""
-    return load_slab_programs(at, online_cpus())
+    return load_slab_programs(at, online_cpus(Path("/sys")))
 
 
 def take_slab_census(
@@ -56,7 +52,7 @@ def take_slab_census(
             object_layout(btf) if at is None else at,
             ranges=read_memory_map(Path("/proc"), Path("/sys"), page_bytes=mmap.PAGESIZE),
             read_flags=flags.read,
-            cpus=online_cpus(),
+            cpus=online_cpus(Path("/sys")),
             programs=programs,
         )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memdiag_node.procfs.balloon import balloon_stays_in_total, free_pages_are_reported
-from memdiag_node.procfs.cpulist import parse_cpu_count, parse_undisturbed_cpu_count
+from memdiag_node.procfs.cpulist import parse_undisturbed_cpu_count, possible_cpus
 from memdiag_node.procfs.errors import ProcFormatError
 from memdiag_node.procfs.kernel_log import parse_first_chunk_pages_per_cpu
 from memdiag_node.procfs.roots import HostRoots
@@ -57,8 +57,7 @@ class Surroundings:
 def read_surroundings(roots: HostRoots, *, kernel_log: bytes | None) -> Surroundings:
     """Read the properties of the machine. `kernel_log` is None if it cannot be read."""
     page_size_bytes = os.sysconf("SC_PAGE_SIZE")
-    possible = roots.sys / "devices/system/cpu/possible"
-    cpus = parse_cpu_count(possible.read_bytes(), source=str(possible))
+    cpus = len(possible_cpus(roots.sys))
     found = parse_first_chunk_pages_per_cpu(kernel_log or b"")
     return Surroundings(
         page_size_bytes=page_size_bytes,

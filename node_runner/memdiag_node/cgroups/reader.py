@@ -10,7 +10,7 @@ from memdiag_node.cgroups.removed import removed_cgroups, removed_count
 from memdiag_node.cgroups.tree import MemoryCgroup, containers_of, memory_cgroups
 from memdiag_node.kernel.memory import KernelMemory
 from memdiag_node.procfs.cgroup import ContainerIdentity
-from memdiag_node.procfs.cpulist import parse_cpu_count
+from memdiag_node.procfs.cpulist import parse_cpu_count, possible_cpus
 from memdiag_node.procfs.roots import HostRoots
 
 
@@ -35,8 +35,7 @@ class CgroupReader:
         self._memory = memory
         self._at = at
         self._page_bytes = page_bytes
-        possible = roots.sys / "devices/system/cpu/possible"
-        self._cpus = parse_cpu_count(possible.read_bytes(), source=str(possible))
+        self._cpus = len(possible_cpus(roots.sys))
         self._nodes = _node_count(roots)
         self._accounts_before: dict[int, ContainerAccount] | None = None
         self._removed_before: int | None = None

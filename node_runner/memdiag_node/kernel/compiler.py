@@ -16,7 +16,7 @@ from memdiag_node.kernel.errors import BpfError
 
 _HEADERS = Path(__file__).parent
 _STUB_HEADERS = _HEADERS / "stubs"
-_INCLUDE = re.compile(r'#include "(\w+\.bpf\.h)"')
+_INCLUDE = re.compile(r'#include "([\w./]+\.bpf\.h)"')
 _QUIET_FLAGS = ("-Wno-everything", "-fno-color-diagnostics")
 _MAX_LOG_CHARACTERS = 2_000
 _MAX_LOG_BYTES = 1 << 20
@@ -48,8 +48,8 @@ def compile_source(source: Path, defines: Mapping[str, int]) -> Any:
     return module
 
 
-def _expanded(path: Path, included: set[str]) -> Iterator[str]:
-    """The lines of a source with those of its headers (`*.bpf.h`, beside it or of `kernel`), each header once.
+def _expanded(path: Path, included: set[Path]) -> Iterator[str]:
+    """The lines of a source with those of its headers, each once: `*.bpf.h`, relative to it or to this package.
 
     The compiler could include them itself, but bcc finds programs and map accesses in the main file only.
     """
@@ -58,10 +58,12 @@ def _expanded(path: Path, included: set[str]) -> Iterator[str]:
         match = _INCLUDE.match(line)
         if not match:
             yield line
-        elif match[1] not in included:
-            included.add(match[1])
-            beside = path.with_name(match[1])
-            yield from _expanded(beside if beside.exists() else _HEADERS / match[1], included)
+            continue
+        beside = path.parent / match[1]
+        header = (beside if beside.exists() else _HEADERS / match[1]).resolve()
+        if header not in included:
+            included.add(header)
+            yield from _expanded(header, included)
             yield f'#line {number + 1} "{path.name}"\n'
 
 

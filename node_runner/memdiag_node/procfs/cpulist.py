@@ -1,10 +1,28 @@
 """CPU lists such as `0-3,8`, in /sys/devices/system/cpu (kernel: admin-guide/cputopology.rst)."""
 
 import re
+from pathlib import Path
 
 from memdiag_node.procfs.errors import ProcFormatError
 
 _RANGE = re.compile(rb"(\d{1,6})(?:-(\d{1,6}))?")
+
+
+def online_cpus(sys: Path) -> list[int]:
+    """Return the numbers of the CPUs that are online. Raises OSError, or ProcFormatError."""
+    return _read_cpus(sys / "devices/system/cpu/online")
+
+
+def possible_cpus(sys: Path) -> list[int]:
+    """Return the numbers of the CPUs that can be online some time: per-CPU memory has a copy for each of them.
+
+    Raises OSError, or ProcFormatError.
+    """
+    return _read_cpus(sys / "devices/system/cpu/possible")
+
+
+def _read_cpus(path: Path) -> list[int]:
+    return parse_cpus(path.read_bytes(), source=str(path))
 
 
 def parse_cpus(text: bytes, *, source: str = "cpulist") -> list[int]:

@@ -1,1 +1,1 @@
-"""Page allocations in a window: who allocates and does not free."""
+"""Allocations in a window: who allocates and does not free."""

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_api.evidence import Stack, TraceCounters
-from memdiag_node.trace.objects import ObjectResult
-from memdiag_node.trace.result import TraceResult
-from memdiag_node.trace.stacks import fold_stacks
+from memdiag_node.trace.objects.decode import ObjectResult
+from memdiag_node.trace.pages.result import TraceResult
+from memdiag_node.trace.pages.stacks import page_stacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class MergedStacks:
 
 def merge(pages: TraceResult, objects: ObjectResult | None, *, top_n: int) -> MergedStacks:
     """Merge the stacks of both traces by size; of page stacks, at most `top_n`."""
-    listed = fold_stacks(pages, top_n)
+    listed = page_stacks(pages, top_n)
     of_objects = objects.stacks if objects else []
     every = [*listed, *of_objects]
     order = sorted(range(len(every)), key=lambda index: -every[index].outstanding_bytes)
@@ -51,7 +51,7 @@ def _counters(pages: TraceResult, objects: ObjectResult | None) -> TraceCounters
     if objects is None:
         return counters
     # Areas of vmalloc have a tracepoint of their own. Their pages pass one or not.
-    bulk_bytes = max(0, objects.vmalloc_bytes - pages.vmalloc_bytes)
+    bulk_bytes = max(0, objects.vmalloc_area_bytes - pages.vmalloc_page_bytes)
     return counters.model_copy(
         update={
             "untraced_bytes": counters.untraced_bytes - min(bulk_bytes, max(0, counters.untraced_bytes)),

@@ -11,9 +11,10 @@ from memdiag_node.findings.thresholds import MIB, Thresholds
 from memdiag_node.run import MAX_SINGLE_SOCKETS
 from memdiag_node.sockets import scanner as holder_sockets
 from memdiag_node.sockets import source as sockets
-from memdiag_node.trace import object_tables, page_trace
-from memdiag_node.trace import tables as trace_tables
 from memdiag_node.trace.idle_entries import CROWDED
+from memdiag_node.trace.objects import tables as object_tables
+from memdiag_node.trace.pages import page_trace
+from memdiag_node.trace.pages import tables as page_tables
 from memdiag_node.trace.settings import TraceSettings
 from memdiag_node.walker import walker as queues
 from memdiag_node.walker import walks
@@ -49,7 +50,7 @@ THRESHOLDS, TRACE = Thresholds(), TraceSettings(duration_seconds=60)
         ("trace", r"window is cut into (\S+) slices", TRACE.slices),
         ("trace", r"\((\S+) % of each CPU by default\)", TRACE.cpu_budget_share * 100),
         ("trace", r"([0-9,]+) stacks at a time", page_trace._STACKS),
-        ("trace", r"\(([0-9,]+) at a time, likewise\)", trace_tables.CLASSES - trace_tables.FIRST_CLASS),
+        ("trace", r"\(([0-9,]+) at a time, likewise\)", page_tables.CLASSES - page_tables.FIRST_CLASS),
         ("trace", r"The table is (\S+) % of memory", 100 * 2 / 4096),
         ("trace", r"If more than ([0-9,]+) objects are outstanding", CROWDED * object_tables.OBJECTS),
         ("trace", r"aligned to (\S+) bytes or less", object_tables.SPARSEST_BYTES),

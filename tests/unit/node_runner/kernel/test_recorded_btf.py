@@ -12,7 +12,7 @@ from memdiag_node.kernel.memory import memory_layout
 from memdiag_node.preflight.bpf import _slab_allocator
 from memdiag_node.slab.layout import object_layout
 from memdiag_node.sockets.source import socket_defines
-from memdiag_node.trace.page_trace import _layout as trace_defines
+from memdiag_node.trace.pages.page_trace import _layout as trace_defines
 from memdiag_node.walker.walker import queue_defines
 
 RECORDED = Path(__file__).parents[3] / "fixtures/btf/linux-5.10-x86_64.btf"

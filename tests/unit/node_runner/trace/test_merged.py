@@ -8,8 +8,8 @@ import pytest
 
 from memdiag_api.evidence import AllocationUnit, Context, Stack, TraceCounters, Trend
 from memdiag_node.trace.merged import merge
-from memdiag_node.trace.objects import ObjectResult
-from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, TraceResult
+from memdiag_node.trace.objects.decode import ObjectResult
+from memdiag_node.trace.pages.result import BLOCK_DTYPE, GROUP_DTYPE, TraceResult
 
 PAGE_BYTES = 4096
 
@@ -112,8 +112,10 @@ def test_counters_are_those_of_both_traces() -> None:
 def test_areas_of_vmalloc_explain_pages_that_passed_no_tracepoint(
     untraced_bytes: int, areas_bytes: int, traced_bytes: int, left_bytes: int
 ) -> None:
-    pages = replace(pages_of([8]), counters=TraceCounters(untraced_bytes=untraced_bytes), vmalloc_bytes=traced_bytes)
-    objects = replace(objects_of([]), vmalloc_bytes=areas_bytes)
+    pages = replace(
+        pages_of([8]), counters=TraceCounters(untraced_bytes=untraced_bytes), vmalloc_page_bytes=traced_bytes
+    )
+    objects = replace(objects_of([]), vmalloc_area_bytes=areas_bytes)
     assert merge(pages, objects, top_n=1).counters.untraced_bytes == left_bytes
 
 

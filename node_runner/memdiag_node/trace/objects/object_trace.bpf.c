@@ -25,10 +25,10 @@
 // ptr, ...), in all versions. From Linux 6.1 on, the cache follows in kmem_cache_alloc and kmem_cache_free; before, a size
 // and a name, neither of which equals the address of a cache. percpu.h and vmalloc.h: see each program.
 //
-// Defines from object_tables.py: OBJECTS, ENTRIES_BITS, PROCESSES, KIND_, GOVERNOR_BITS, MAX_LEVEL, SPARSEST_BYTES,
+// Defines from tables.py: OBJECTS, ENTRIES_BITS, PROCESSES, KIND_, GOVERNOR_BITS, MAX_LEVEL, SPARSEST_BYTES,
 // DENSEST_BYTES, LARGE_CACHES, FILTER_BITS, PAGE_BYTES; and those of identity.bpf.h.
 
-#include "identity.bpf.h"
+#include "../identity.bpf.h"
 
 #define NESTING 4
 

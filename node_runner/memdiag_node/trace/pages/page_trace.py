@@ -30,17 +30,18 @@ from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.procfs.vmstat import parse_allocated_pages
 from memdiag_node.resource import Resource
 from memdiag_node.slab.lookup import SlabLookup
-from memdiag_node.trace import tables
+from memdiag_node.trace import common_tables
 from memdiag_node.trace.contexts import ContextCode, Contexts
-from memdiag_node.trace.decode import RawTrace, decode, missed_runs, named_addresses
-from memdiag_node.trace.first_page import find_first_page, only_possible_start, traced_own_pages
-from memdiag_node.trace.frame_layout import FrameLayout, oversize
-from memdiag_node.trace.frame_tally import frames_by_class, tally_frames
 from memdiag_node.trace.identity import identity_layout, open_symbol_reader
 from memdiag_node.trace.idle_entries import CROWDED, IdleEntries
-from memdiag_node.trace.result import TraceResult
+from memdiag_node.trace.pages import tables
+from memdiag_node.trace.pages.decode import RawTrace, decode, missed_runs, named_addresses
+from memdiag_node.trace.pages.first_page import find_first_page, only_possible_start, traced_own_pages
+from memdiag_node.trace.pages.frame_layout import FrameLayout, oversize
+from memdiag_node.trace.pages.frame_tally import frames_by_class, tally_frames
+from memdiag_node.trace.pages.result import TraceResult
+from memdiag_node.trace.pages.uses import NO_SLAB_PAGES, SlabPages, sampled_slab_blocks
 from memdiag_node.trace.settings import TraceSettings
-from memdiag_node.trace.uses import NO_SLAB_PAGES, SlabPages, sampled_slab_blocks
 
 _SOURCE = Path(__file__).with_suffix(".bpf.c")
 _STACKS = 8192
@@ -106,8 +107,8 @@ class PageTrace(Resource):
         self._resting = np.zeros(0, _RESTING_DTYPE)
         self._returned_classes = 0
         self._next_look = 0.0
-        self._idle_stacks = IdleEntries(_STACKS, tables.STACK_ENTRY_DTYPE)
-        self._idle_cgroups = IdleEntries(_CGROUPS, tables.CGROUP_ENTRY_DTYPE)
+        self._idle_stacks = IdleEntries(_STACKS, common_tables.STACK_ENTRY_DTYPE)
+        self._idle_cgroups = IdleEntries(_CGROUPS, common_tables.CGROUP_ENTRY_DTYPE)
         self._slice = 0
         self._classified = 0.0
         self._hidden_events = 0
@@ -247,9 +248,9 @@ class PageTrace(Resource):
         misses = {info.function: info.recursion_misses for info in bpf.program_infos(self._program_info_layout)}
         return RawTrace(
             infos=infos,
-            stacks=bpf.read_map("stacks", tables.STACK_ENTRY_DTYPE),
-            cgroups=bpf.read_map("cgroups", tables.CGROUP_ENTRY_DTYPE),
-            lives=bpf.read_map("lives", tables.LIFE_ENTRY_DTYPE),
+            stacks=bpf.read_map("stacks", common_tables.STACK_ENTRY_DTYPE),
+            cgroups=bpf.read_map("cgroups", common_tables.CGROUP_ENTRY_DTYPE),
+            lives=bpf.read_map("lives", common_tables.LIFE_ENTRY_DTYPE),
             retired=self._retired,
             cpus=cpus,
             tally=tally,
@@ -290,7 +291,7 @@ class PageTrace(Resource):
     def _look_at_names(self, attached: _Attached) -> None:
         """Add the context to new stacks: from then on, interrupts name no process. Remove entries without a class."""
         bpf = attached.bpf
-        stacks = bpf.read_map("stacks", tables.STACK_ENTRY_DTYPE)
+        stacks = bpf.read_map("stacks", common_tables.STACK_ENTRY_DTYPE)
         new = stacks[stacks["value"]["context"] == ContextCode.UNKNOWN]
         if len(new):
             new["value"]["context"] = self._contexts.of(new["value"]["address"])
@@ -299,7 +300,7 @@ class PageTrace(Resource):
         self._idle_stacks.forget(bpf, "stacks", stacks, np.unique(used["key"]["stack"]))
         known = int(bpf.read_per_cpu("cpu", tables.CPU_DTYPE)["known_cgroups"].sum()) - self._idle_cgroups.removed
         if known >= CROWDED * _CGROUPS:
-            cgroups = bpf.read_map("cgroups", tables.CGROUP_ENTRY_DTYPE)
+            cgroups = bpf.read_map("cgroups", common_tables.CGROUP_ENTRY_DTYPE)
             self._idle_cgroups.forget(bpf, "cgroups", cgroups, np.unique(used["cgroup"]))
 
     def _forget_births(self, attached: _Attached) -> None:

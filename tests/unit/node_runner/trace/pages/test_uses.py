@@ -6,9 +6,9 @@ import pytest
 
 from memdiag_node.procfs.kpageflags import FrameKind
 from memdiag_node.slab.cache import Cache
-from memdiag_node.trace import tables
-from memdiag_node.trace.frame_tally import OUT_DTYPE, FrameTally
-from memdiag_node.trace.uses import MAX_LOOKUPS, NO_SLAB_PAGES, SlabPages, Uses, sampled_slab_blocks, uses_of
+from memdiag_node.trace.pages import tables
+from memdiag_node.trace.pages.frame_tally import OUT_DTYPE, FrameTally
+from memdiag_node.trace.pages.uses import MAX_LOOKUPS, NO_SLAB_PAGES, SlabPages, Uses, sampled_slab_blocks, uses_of
 
 FIRST = tables.FIRST_CLASS
 CACHES = [

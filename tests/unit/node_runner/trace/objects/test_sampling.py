@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from memdiag_node.trace import object_tables
-from memdiag_node.trace.object_sampling import alignment_bytes, filter_words, large_caches, size_class_bytes
+from memdiag_node.trace.objects import tables
+from memdiag_node.trace.objects.sampling import alignment_bytes, filter_words, large_caches, size_class_bytes
 from support.raw_objects import LINEAR_MAP, slab_cache
 
 BYTES_PER_MINUTE = 1 << 20
@@ -33,7 +33,7 @@ def test_a_mib_leaves_at_least_sixty_records_whatever_its_objects_are(stride_byt
     """So that growth by 1 MiB per minute is known within 13 %, one standard error."""
     addresses = np.uint64(LINEAR_MAP) + np.arange(0, BYTES_PER_MINUTE, stride_bytes).astype(np.uint64)
     size = size_class_bytes(np.array([stride_bytes], np.uint64))
-    shares = np.maximum(alignment_bytes(addresses), size) / object_tables.DENSEST_BYTES
+    shares = np.maximum(alignment_bytes(addresses), size) / tables.DENSEST_BYTES
     assert shares.sum() >= 60
     assert np.sqrt(np.sum(1 / shares - 1)) / len(addresses) <= 0.13
 
@@ -48,7 +48,7 @@ def test_no_more_caches_are_listed_than_the_map_holds() -> None:
     caches = [slab_cache(stride_bytes=1088, address=number) for number in range(1, 1000)]
     caches.append(slab_cache(stride_bytes=9984, address=1000))
     found = large_caches(caches)
-    assert len(found) == object_tables.LARGE_CACHES
+    assert len(found) == tables.LARGE_CACHES
     assert found["key"][0] == 1000
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from memdiag_node.procfs.kpageflags import FrameKind, ReadFrames
 from memdiag_node.procfs.memory_map import SECTION_FRAMES, FrameRange
-from memdiag_node.trace import frame_tally, tables
-from memdiag_node.trace.frame_layout import FrameLayout
+from memdiag_node.trace.pages import frame_tally, tables
+from memdiag_node.trace.pages.frame_layout import FrameLayout
 
 PAGE_BYTES = 4096
 SLAB_FLAG = 1 << 7

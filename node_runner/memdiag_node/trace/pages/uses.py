@@ -8,8 +8,9 @@ import numpy.typing as npt
 
 from memdiag_node.procfs.kpageflags import FrameKind
 from memdiag_node.slab.cache import Cache
-from memdiag_node.trace import tables
-from memdiag_node.trace.frame_tally import OUT_DTYPE, FrameTally
+from memdiag_node.trace import common_tables
+from memdiag_node.trace.pages import tables
+from memdiag_node.trace.pages.frame_tally import OUT_DTYPE, FrameTally
 
 LISTED = (FrameKind.DIRECT, FrameKind.PAGE_TABLES, FrameKind.SLAB)
 """The kinds of frames whose stacks are listed. All others are user memory, or free by now."""
@@ -76,7 +77,9 @@ def uses_of(infos: npt.NDArray[np.void], tally: FrameTally, slab: SlabPages) -> 
     number, others = _with_idle(key["stack"], is_class, number, frames_of)
     kind_of, cache_of = np.append(kind_of, kind_of[others]), np.append(cache_of, cache_of[others])
     frames_of = np.append(frames_of, np.zeros(len(others), np.int64))
-    weight_of = np.append(weight_of, np.exp2(np.minimum(key["level"][number[len(weight_of) :]], tables.MAX_LEVEL)))
+    weight_of = np.append(
+        weight_of, np.exp2(np.minimum(key["level"][number[len(weight_of) :]], common_tables.MAX_LEVEL))
+    )
     blocks = -(-frames_of >> key["order"][number].astype(np.int64))
     is_direct = kind_of == FrameKind.DIRECT
     blocks[is_direct] = tally.blocks[number[is_direct]]
@@ -117,7 +120,7 @@ def class_weights(
     key: npt.NDArray[np.void], frames: npt.NDArray[np.int64], by_class: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
     """The weight of each class. How many frames of each order are in blocks that were not recorded is known."""
-    levels = np.minimum(key["level"], tables.MAX_LEVEL)
+    levels = np.minimum(key["level"], common_tables.MAX_LEVEL)
     weights = np.ones(len(key))
     for order in np.unique(key["order"][levels > 0]).tolist():
         is_order = key["order"] == order

@@ -16,14 +16,14 @@ from memdiag_node.procfs.cgroup import ContainerIdentity
 from memdiag_node.procfs.text import printable
 from memdiag_node.slab.lookup import LocatedObjects
 from memdiag_node.trace.births import growth_of, median_life_seconds
+from memdiag_node.trace.common_tables import MAX_LEVEL
 from memdiag_node.trace.contexts import ContextCode
 from memdiag_node.trace.identity import path_identity
-from memdiag_node.trace.object_eviction import Evictions
-from memdiag_node.trace.object_sampling import alignment_bytes, size_class_bytes
-from memdiag_node.trace.object_tables import DENSEST_BYTES, KIND_MASK, SPARSEST_BYTES, Kind
+from memdiag_node.trace.objects.eviction import Evictions
+from memdiag_node.trace.objects.sampling import alignment_bytes, size_class_bytes
+from memdiag_node.trace.objects.tables import DENSEST_BYTES, KIND_MASK, SPARSEST_BYTES, Kind
 from memdiag_node.trace.stack_classes import callers, is_vmalloc
 from memdiag_node.trace.stacks import CONTEXTS, trim
-from memdiag_node.trace.tables import MAX_LEVEL
 
 MAX_OBJECT_STACKS = 256
 _LIFE_BUCKETS = 4 * 64
@@ -91,7 +91,7 @@ class ObjectResult:
     program_seconds: float
     """CPU time of recording. Of the objects that are not recorded, the cost is not measured."""
     table_bytes: int
-    vmalloc_bytes: int = 0
+    vmalloc_area_bytes: int = 0
     """What vmalloc allocated in the window, freed or not."""
 
 
@@ -141,11 +141,11 @@ def decode_objects(raw: RawObjects, located: LocatedObjects | None, *, possible_
         unseen_frees=unseen_frees,
         program_seconds=raw.counter("recording_ns") / 1e9 * recorded / timed if timed else 0.0,
         table_bytes=raw.table_bytes,
-        vmalloc_bytes=_vmalloc_bytes(raw),
+        vmalloc_area_bytes=_vmalloc_area_bytes(raw),
     )
 
 
-def _vmalloc_bytes(raw: RawObjects) -> int:
+def _vmalloc_area_bytes(raw: RawObjects) -> int:
     sizes = {int(one["key"]): int(one["value"]["allocated_bytes"]) for one in raw.totals}
     return sum(
         min(sizes[int(entry["key"])], _MAX_ALLOCATED)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from memdiag_api.evidence import AllocationUnit, Context, Trend
 from memdiag_api.memory_classes import ClassName
 from memdiag_node.slab.lookup import LocatedObjects
-from memdiag_node.trace import object_tables
 from memdiag_node.trace.contexts import ContextCode
-from memdiag_node.trace.object_eviction import Evictions
-from memdiag_node.trace.object_tables import Kind
-from memdiag_node.trace.objects import MAX_OBJECT_STACKS, ObjectResult, RawObjects, decode_objects
+from memdiag_node.trace.objects import tables
+from memdiag_node.trace.objects.decode import MAX_OBJECT_STACKS, ObjectResult, RawObjects, decode_objects
+from memdiag_node.trace.objects.eviction import Evictions
+from memdiag_node.trace.objects.tables import Kind
 from support.raw_objects import (
     LINEAR_MAP,
     PAGE_BYTES,
@@ -96,10 +96,10 @@ def test_what_vmalloc_allocated_is_summed_up_freed_or_not() -> None:
     raw = raw_objects(
         object_entries(),
         **named((STACK, VMALLOC_STACK), (OTHER_STACK, others)),
-        totals=np.array([(STACK, (3, 6, 600)), (OTHER_STACK, (2, 4, 50))], object_tables.TOTALS_ENTRY_DTYPE),
+        totals=np.array([(STACK, (3, 6, 600)), (OTHER_STACK, (2, 4, 50))], tables.TOTALS_ENTRY_DTYPE),
     )
     result = decode(raw)
-    assert (result.stacks, result.vmalloc_bytes) == ([], 600)
+    assert (result.stacks, result.vmalloc_area_bytes) == ([], 600)
 
 
 def test_an_area_whose_stack_was_lost_is_listed() -> None:
@@ -115,8 +115,8 @@ def test_stacks_that_differ_in_frames_of_the_allocator_only_are_one() -> None:
             (STACK, ("kmem_cache_alloc_noprof+0x8", "alloc_empty_file+0x1")),
             (OTHER_STACK, ("kmem_cache_alloc_noprof+0x99", "alloc_empty_file+0x1")),
         ),
-        totals=np.array([(STACK, (3, 3, 0)), (OTHER_STACK, (2, 4, 0))], object_tables.TOTALS_ENTRY_DTYPE),
-        lives=np.array([((STACK, 80), 1), ((OTHER_STACK, 40), 5)], object_tables.MAPS["lives"]),
+        totals=np.array([(STACK, (3, 3, 0)), (OTHER_STACK, (2, 4, 0))], tables.TOTALS_ENTRY_DTYPE),
+        lives=np.array([((STACK, 80), 1), ((OTHER_STACK, 40), 5)], tables.MAPS["lives"]),
     )
     (stack,) = decode(raw).stacks
     assert (stack.outstanding_blocks, stack.frames) == (2, ["alloc_empty_file+0x1"])
@@ -161,7 +161,7 @@ def test_what_a_stack_allocated_is_divided_among_its_caches() -> None:
     """The totals are of the stack; no cache has more than its share of them."""
     raw = raw_objects(
         object_entries([(page(number), STACK) for number in range(1, 5)]),
-        totals=np.array([(STACK, (40, 40, 0))], object_tables.TOTALS_ENTRY_DTYPE),
+        totals=np.array([(STACK, (40, 40, 0))], tables.TOTALS_ENTRY_DTYPE),
     )
     stacks = decode(raw, located(raw, [SMALL, LARGE], [0, 1, 0, 0])).stacks
     assert {stack.slab_cache: stack.allocated_bytes for stack in stacks} == {"kmalloc-64": 30 * 64, "dentry": 10 * 192}
@@ -211,9 +211,9 @@ def test_objects_that_accumulate_all_the_time_grow() -> None:
 
 
 def with_processes(context: ContextCode) -> RawObjects:
-    processes = np.zeros(2, object_tables.PROCESS_ENTRY_DTYPE)
+    processes = np.zeros(2, tables.PROCESS_ENTRY_DTYPE)
     processes["key"], processes["value"]["comm"], processes["value"]["cgroup"] = [7, 8], [b"leaker", b"idle"], [55, 56]
-    cgroups = np.zeros(1, object_tables.MAPS["cgroups"])
+    cgroups = np.zeros(1, tables.MAPS["cgroups"])
     cgroups["key"][0] = 55
     container = "ab" * 32
     cgroups["value"][0, :2] = [f"cri-containerd-{container}.scope".encode(), b"kubepods.slice"]
@@ -270,7 +270,7 @@ def test_the_largest_stacks_are_listed_first_and_not_more_than_fit() -> None:
 
 
 def test_counters_are_those_of_all_cpus() -> None:
-    cpus = np.zeros(2, object_tables.CPU_DTYPE)
+    cpus = np.zeros(2, tables.CPU_DTYPE)
     cpus["recorded"], cpus["lost_objects"] = [30, 70], [1, 2]
     cpus["timed"], cpus["recording_ns"] = [4, 1], [4000, 1000]
     result = decode(raw_objects(object_entries(), cpus=cpus, table_bytes=5))
@@ -285,11 +285,11 @@ def test_counters_are_those_of_all_cpus() -> None:
 )
 def test_any_table_is_decoded(rows: list[tuple[bytes, int, bool]], totals: bytes) -> None:
     """Values in a map are not trusted."""
-    entries = np.frombuffer(b"".join(row for row, _, _ in rows), object_tables.OBJECT_ENTRY_DTYPE)
-    is_slab = (entries["key"] & np.uint64(object_tables.KIND_MASK)) == Kind.SLAB
+    entries = np.frombuffer(b"".join(row for row, _, _ in rows), tables.OBJECT_ENTRY_DTYPE)
+    is_slab = (entries["key"] & np.uint64(tables.KIND_MASK)) == Kind.SLAB
     caches = np.array([cache for _, cache, _ in rows], np.int32)[is_slab]
     allocated = np.array([out for _, _, out in rows], np.bool_)[is_slab] & (caches >= 0)
-    raw = raw_objects(entries, totals=np.frombuffer(totals, object_tables.TOTALS_ENTRY_DTYPE), stacks=stack_entries({}))
+    raw = raw_objects(entries, totals=np.frombuffer(totals, tables.TOTALS_ENTRY_DTYPE), stacks=stack_entries({}))
     for stack in decode(raw, LocatedObjects([SMALL, LARGE], caches, allocated, caches < 0)).stacks:
         assert stack.outstanding_bytes == pytest.approx(sum(stack.births_bytes), abs=10)
         assert stack.allocated_bytes >= stack.outstanding_bytes

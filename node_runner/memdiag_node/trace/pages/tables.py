@@ -2,12 +2,10 @@
 
 import numpy as np
 
-from memdiag_node.kernel.layout import enum_defines
 from memdiag_node.procfs.memory_map import SECTION_FRAMES
-from memdiag_node.trace.contexts import ContextCode
-from memdiag_node.trace.frame_layout import CHUNK_FRAMES, MAX_ORDER
+from memdiag_node.trace import common_tables
+from memdiag_node.trace.pages.frame_layout import CHUNK_FRAMES, MAX_ORDER
 
-STACK_FRAMES = 64
 OWN_PAGES = 256
 CLASS_MOVABLE, CLASS_LOST, CLASS_THINNED, FIRST_CLASS = 1, 2, 3, 16
 """Classes with a fixed meaning, and the first of the others.
@@ -20,25 +18,19 @@ CLASS_MASK = 0x7FFF
 CLASSES = 1 << 15
 RESERVED_SHARE = 0.25
 """The share of class numbers kept for stacks without a process, the highest ones."""
-CGROUP_LEVELS, CGROUP_NAME_BYTES = 5, 160
 GOVERNOR_BITS = 6
-MAX_LEVEL = 15  # one in 2^15
 
 NUMBERS_IN_C = {
     "SECTION_FRAMES": SECTION_FRAMES,
     "CHUNK_FRAMES": CHUNK_FRAMES,
     "MAX_ORDER": MAX_ORDER,
-    "STACK_FRAMES": STACK_FRAMES,
-    "CGROUP_LEVELS": CGROUP_LEVELS,
-    "CGROUP_NAME_BYTES": CGROUP_NAME_BYTES,
     "OWN_PAGES": OWN_PAGES,
     "CLASS_MOVABLE": CLASS_MOVABLE,
     "CLASS_THINNED": CLASS_THINNED,
     "CLASS_LOST": CLASS_LOST,
     "TIMED": CLASS_MASK + 1,
     "GOVERNOR_BITS": GOVERNOR_BITS,
-    "MAX_LEVEL": MAX_LEVEL,
-    **enum_defines("CONTEXT", ContextCode),
+    **common_tables.NUMBERS_IN_C,
 }
 """The constants that page_trace.bpf.c shares with this module, except the sizes of its tables."""
 
@@ -64,12 +56,7 @@ CLASS_INFO_DTYPE = np.dtype(
     ]
 )
 CLASS_ENTRY_DTYPE = np.dtype([("key", CLASS_KEY_DTYPE), ("value", "<u4")])
-STACK_DTYPE = np.dtype([("context", "<u4"), ("frames", "<u4"), ("address", "<u8", (STACK_FRAMES,))])
-STACK_ENTRY_DTYPE = np.dtype([("key", "<u8"), ("value", STACK_DTYPE)])
-CGROUP_ENTRY_DTYPE = np.dtype([("key", "<u8"), ("value", f"S{CGROUP_NAME_BYTES}", (CGROUP_LEVELS,))])
 BIRTH_ENTRY_DTYPE = np.dtype([("key", "<u4"), ("value", "<u8")])
-LIFE_KEY_DTYPE = np.dtype([("stack", "<u8"), ("bucket", "<u8")])
-LIFE_ENTRY_DTYPE = np.dtype([("key", LIFE_KEY_DTYPE), ("value", "<u8")])
 _COUNTERS = (
     *("events", "pages", "movable_events", "movable_pages", "thinned_events", "thinned_pages"),
     *("lost_stacks", "lost_blocks", "lost_pages", "interrupted", "nested", "nested_allocs"),
@@ -77,32 +64,24 @@ _COUNTERS = (
     *("thinned_large_events", "known_cgroups", "lost_cgroups"),
     *("timed_events", "timed_ns", "timed_frees", "timed_free_ns"),
 )
-_CELL_DTYPE = np.dtype([("round", "<u4"), ("count", "<u2"), ("level", "<u2")])
-
-
-def governor_dtype(bits: int) -> np.dtype[np.void]:
-    """struct governor of governor.bpf.h with 2^bits cells."""
-    return np.dtype(
-        [
-            *((name, "<u8") for name in ("since_ns", "recorded", "skipped", "event_ns", "round", "random")),
-            ("saved", "<i8"),
-            *((name, "<u4") for name in ("most", "last_most")),
-            *((name, "<u8") for name in ("most_recorded", "last_most_recorded")),
-            *((name, "<u4") for name in ("more", "less")),
-            ("cells", _CELL_DTYPE, (1 << bits,)),
-        ]
-    )
 
 
 CPU_DTYPE = np.dtype(
-    [*((name, "<u8") for name in _COUNTERS), ("governor", governor_dtype(GOVERNOR_BITS)), ("last_page", "<u8")]
+    [
+        *((name, "<u8") for name in _COUNTERS),
+        ("governor", common_tables.governor_dtype(GOVERNOR_BITS)),
+        ("last_page", "<u8"),
+    ]
 )
 """struct cpu_state; its counters come first."""
 SCRATCH_DTYPE = np.dtype(
     {
         "names": ["busy"],
         "formats": ["<u8"],
-        "itemsize": 8 + CLASS_INFO_DTYPE.itemsize + CGROUP_LEVELS * CGROUP_NAME_BYTES + STACK_DTYPE.itemsize,
+        "itemsize": 8
+        + CLASS_INFO_DTYPE.itemsize
+        + common_tables.CGROUP_LEVELS * common_tables.CGROUP_NAME_BYTES
+        + common_tables.STACK_DTYPE.itemsize,
     }
 )
 
@@ -112,10 +91,10 @@ MAPS = {
     "frames": np.dtype(("<u2", CHUNK_FRAMES)),
     "class_info": CLASS_INFO_DTYPE,
     "classes": CLASS_ENTRY_DTYPE,
-    "stacks": STACK_ENTRY_DTYPE,
-    "cgroups": CGROUP_ENTRY_DTYPE,
+    "stacks": common_tables.STACK_ENTRY_DTYPE,
+    "cgroups": common_tables.CGROUP_ENTRY_DTYPE,
     "births": BIRTH_ENTRY_DTYPE,
-    "lives": LIFE_ENTRY_DTYPE,
+    "lives": common_tables.LIFE_ENTRY_DTYPE,
     "cpu": CPU_DTYPE,
     "scratch": SCRATCH_DTYPE,
     "own_pages": np.dtype("<u8"),

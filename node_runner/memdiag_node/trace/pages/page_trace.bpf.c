@@ -29,7 +29,7 @@
 // TIMED, ...), their sizes in entries (SECTIONS, CHUNKS, CLASSES, RESERVE, BIRTHS), MIGRATE_MOVABLE, and from BTF, in
 // bytes, STRUCT_PAGE_BYTES and the offset POOL_ORDER; and those of identity.bpf.h.
 
-#include "identity.bpf.h"
+#include "../identity.bpf.h"
 
 #define NO_PLACE (~0ULL)
 #define NESTING 4       // on_alloc, on_nested_alloc, on_pool_hold; before Linux 6.1 also each of them in itself

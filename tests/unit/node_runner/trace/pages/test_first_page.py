@@ -10,7 +10,7 @@ import pytest
 
 from memdiag_node.kernel.errors import BpfError
 from memdiag_node.kernel.page_array import possible_starts
-from memdiag_node.trace.first_page import find_first_page, only_possible_start
+from memdiag_node.trace.pages.first_page import find_first_page, only_possible_start
 
 GIB = 1 << 30
 STRUCT_PAGE_BYTES = 64

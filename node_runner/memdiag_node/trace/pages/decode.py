@@ -13,16 +13,17 @@ from memdiag_node.procfs.cgroup import ContainerIdentity
 from memdiag_node.procfs.kpageflags import FrameKind
 from memdiag_node.procfs.text import printable
 from memdiag_node.slab.cache import Cache
-from memdiag_node.trace import tables
+from memdiag_node.trace import common_tables
 from memdiag_node.trace.contexts import ContextCode
-from memdiag_node.trace.frame_layout import MAX_ORDER
-from memdiag_node.trace.frame_tally import MAX_BLOCKS, OUT_DTYPE, FrameTally
 from memdiag_node.trace.identity import path_identity
-from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, Charge, TracedProcess, TraceResult
+from memdiag_node.trace.pages import tables
+from memdiag_node.trace.pages.frame_layout import MAX_ORDER
+from memdiag_node.trace.pages.frame_tally import MAX_BLOCKS, OUT_DTYPE, FrameTally
+from memdiag_node.trace.pages.result import BLOCK_DTYPE, GROUP_DTYPE, Charge, TracedProcess, TraceResult
+from memdiag_node.trace.pages.tables import CLASS_LOST, CLASS_MOVABLE, CLASS_THINNED
+from memdiag_node.trace.pages.uses import LISTED, NO_SLAB_PAGES, SlabPages, Uses, uses_of
 from memdiag_node.trace.stack_classes import callers, is_vmalloc, page_class
 from memdiag_node.trace.stacks import trim
-from memdiag_node.trace.tables import CLASS_LOST, CLASS_MOVABLE, CLASS_THINNED
-from memdiag_node.trace.uses import LISTED, NO_SLAB_PAGES, SlabPages, Uses, uses_of
 
 _LIFE_BUCKETS = 4 * 64
 _MAX_ALLOCATED = 1 << 34  # of one class: 64 TiB of pages; times 2^15 and the page size it still fits into 63 bits
@@ -110,7 +111,7 @@ def _allocated_pages(raw: RawTrace) -> dict[int, float]:
     """By stack, all pages that were recorded in the window, scaled, freed or not."""
     used = raw.infos[raw.infos["allocated_pages"] > 0]
     scaled = np.minimum(used["allocated_pages"], _MAX_ALLOCATED) * np.exp2(
-        np.minimum(used["key"]["level"], tables.MAX_LEVEL).astype(np.float64)
+        np.minimum(used["key"]["level"], common_tables.MAX_LEVEL).astype(np.float64)
     )
     stacks, where = np.unique(used["key"]["stack"], return_inverse=True)
     pages = np.bincount(where.reshape(-1), scaled, minlength=len(stacks))
@@ -170,7 +171,7 @@ def decode(raw: RawTrace, symbols: Mapping[int, str], contexts: npt.NDArray[np.u
         first_page=raw.first_page,
         outstanding_bytes=outstanding_bytes,
         outstanding_blocks=outstanding_blocks,
-        vmalloc_bytes=round(_vmalloc_pages(raw, symbols) * raw.page_bytes),
+        vmalloc_page_bytes=round(_vmalloc_pages(raw, symbols) * raw.page_bytes),
     )
 
 

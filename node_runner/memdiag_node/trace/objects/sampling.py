@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.slab.cache import Cache
-from memdiag_node.trace import object_tables
+from memdiag_node.trace.objects import tables
 
 LEAST_LARGE_BYTES = 1024
 _HASH = np.uint64(0x9E3779B97F4A7C15)
@@ -19,7 +19,7 @@ _HASH = np.uint64(0x9E3779B97F4A7C15)
 def alignment_bytes(addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """What each address is aligned to, between SPARSEST_BYTES and DENSEST_BYTES."""
     lowest_bit = addresses & (~addresses + np.uint64(1))
-    least, most = np.uint64(object_tables.SPARSEST_BYTES), np.uint64(object_tables.DENSEST_BYTES)
+    least, most = np.uint64(tables.SPARSEST_BYTES), np.uint64(tables.DENSEST_BYTES)
     return np.clip(lowest_bit, least, most)
 
 
@@ -28,7 +28,7 @@ def size_class_bytes(strides: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
     Objects whose size is not a power of two are often at addresses that are hardly aligned.
     """
-    clipped = np.clip(strides, 1, object_tables.DENSEST_BYTES).astype(np.float64)
+    clipped = np.clip(strides, 1, tables.DENSEST_BYTES).astype(np.float64)
     powers = np.exp2(np.floor(np.log2(clipped))).astype(np.uint64)
     result: npt.NDArray[np.uint64] = np.where(strides >= LEAST_LARGE_BYTES, powers, np.uint64(0)).astype(np.uint64)
     return result
@@ -36,16 +36,16 @@ def size_class_bytes(strides: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 def large_caches(caches: Sequence[Cache]) -> npt.NDArray[np.void]:
     """The entries of the map `large_caches`: those with the largest objects, as many as it holds."""
-    entries = np.zeros(len(caches), object_tables.MAPS["large_caches"])
+    entries = np.zeros(len(caches), tables.MAPS["large_caches"])
     entries["key"] = [cache.address for cache in caches]
     entries["value"] = size_class_bytes(np.array([cache.stride_bytes for cache in caches], np.uint64))
     entries = entries[entries["value"] > 0]
-    return entries[np.argsort(-entries["value"].astype(np.int64), kind="stable")][: object_tables.LARGE_CACHES]
+    return entries[np.argsort(-entries["value"].astype(np.int64), kind="stable")][: tables.LARGE_CACHES]
 
 
 def filter_words(addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """A bit for each of these caches, by a hash of its address: most others can be excluded without a lookup."""
-    bits = (addresses * _HASH) >> np.uint64(64 - object_tables.FILTER_BITS)
-    words = np.zeros((1 << object_tables.FILTER_BITS) // 64, np.uint64)
+    bits = (addresses * _HASH) >> np.uint64(64 - tables.FILTER_BITS)
+    words = np.zeros((1 << tables.FILTER_BITS) // 64, np.uint64)
     np.bitwise_or.at(words, (bits >> np.uint64(6)).astype(np.int64), np.uint64(1) << (bits & np.uint64(63)))
     return words

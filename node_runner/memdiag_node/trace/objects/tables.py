@@ -2,10 +2,11 @@
 
 import mmap
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
-from memdiag_node.trace import tables
+from memdiag_node.trace import common_tables
 
 OBJECTS = 1 << 15
 ENTRIES_BITS = 14
@@ -17,7 +18,7 @@ LARGE_CACHES = 256
 FILTER_BITS = 10
 SPARSEST_BYTES, DENSEST_BYTES = 256, 4096
 """Objects at addresses with this alignment or less are recorded with a probability of 256 / 4096, and with this one or
-more all are; in between the probability is proportional to the alignment (object_sampling.py)."""
+more all are; in between the probability is proportional to the alignment (sampling.py)."""
 
 
 class Kind(IntEnum):
@@ -31,11 +32,7 @@ class Kind(IntEnum):
 KIND_MASK = 3
 
 NUMBERS_IN_C = {
-    "STACK_FRAMES": tables.STACK_FRAMES,
-    "CGROUP_LEVELS": tables.CGROUP_LEVELS,
-    "CGROUP_NAME_BYTES": tables.CGROUP_NAME_BYTES,
-    "MAX_LEVEL": tables.MAX_LEVEL,
-    **{name: value for name, value in tables.NUMBERS_IN_C.items() if name.startswith("CONTEXT_")},
+    **common_tables.NUMBERS_IN_C,
     **{f"KIND_{kind.name}": int(kind) for kind in Kind},
     "OBJECTS": OBJECTS,
     "ENTRIES_BITS": ENTRIES_BITS,
@@ -58,14 +55,15 @@ OBJECT_DTYPE = np.dtype(
 OBJECT_ENTRY_DTYPE = np.dtype([("key", "<u8"), ("value", OBJECT_DTYPE)])
 TOTALS_DTYPE = np.dtype([("recorded", "<u8"), ("allocated", "<u8"), ("allocated_bytes", "<u8")])
 TOTALS_ENTRY_DTYPE = np.dtype([("key", "<u8"), ("value", TOTALS_DTYPE)])
-PROCESS_DTYPE = np.dtype([("cgroup", "<u8"), ("comm", "S16")])
-PROCESS_ENTRY_DTYPE = np.dtype([("key", "<u4"), ("value", PROCESS_DTYPE)])
+PROCESS_ENTRY_DTYPE = np.dtype([("key", "<u4"), ("value", common_tables.PROCESS_DTYPE)])
 _COUNTERS = (
     *("picked", "recorded", "thinned", "lost_stacks", "lost_objects", "interrupted", "nested"),
     *("added", "removed", "unnamed_objects", "known_processes", "known_cgroups", "lost_cgroups"),
     *("recording_ns", "timed"),
 )
-CPU_DTYPE = np.dtype([*((name, "<u8") for name in _COUNTERS), ("governor", tables.governor_dtype(GOVERNOR_BITS))])
+CPU_DTYPE = np.dtype(
+    [*((name, "<u8") for name in _COUNTERS), ("governor", common_tables.governor_dtype(GOVERNOR_BITS))]
+)
 """struct cpu_state; its counters come first."""
 SCRATCH_DTYPE = np.dtype(
     {
@@ -73,22 +71,22 @@ SCRATCH_DTYPE = np.dtype(
         "formats": ["<u8"],
         "itemsize": 8
         + OBJECT_DTYPE.itemsize
-        + PROCESS_DTYPE.itemsize
-        + tables.CGROUP_LEVELS * tables.CGROUP_NAME_BYTES
-        + tables.STACK_DTYPE.itemsize,
+        + common_tables.PROCESS_DTYPE.itemsize
+        + common_tables.CGROUP_LEVELS * common_tables.CGROUP_NAME_BYTES
+        + common_tables.STACK_DTYPE.itemsize,
     }
 )
 
-MAPS = {
+MAPS: dict[str, np.dtype[Any]] = {
     "config": CONFIG_DTYPE,
     "large_caches": np.dtype([("key", "<u8"), ("value", "<u8")]),
     "objects": OBJECT_ENTRY_DTYPE,
     "entries": np.dtype("<u8"),
     "totals": TOTALS_ENTRY_DTYPE,
     "processes": PROCESS_ENTRY_DTYPE,
-    "stacks": tables.STACK_ENTRY_DTYPE,
-    "cgroups": tables.CGROUP_ENTRY_DTYPE,
-    "lives": tables.LIFE_ENTRY_DTYPE,
+    "stacks": common_tables.STACK_ENTRY_DTYPE,
+    "cgroups": common_tables.CGROUP_ENTRY_DTYPE,
+    "lives": common_tables.LIFE_ENTRY_DTYPE,
     "cpu": CPU_DTYPE,
     "scratch": SCRATCH_DTYPE,
 }

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from memdiag_api.evidence import Context, Stack
 from memdiag_node.kernel.symbols import Symbols
 from memdiag_node.procfs.kpageflags import FrameKind
-from memdiag_node.trace import decode, tables, uses
 from memdiag_node.trace.contexts import Contexts
-from memdiag_node.trace.frame_layout import MAX_ORDER
-from memdiag_node.trace.result import TraceResult
-from memdiag_node.trace.stacks import first_name, fold_stacks
+from memdiag_node.trace.pages import decode, tables, uses
+from memdiag_node.trace.pages.frame_layout import MAX_ORDER
+from memdiag_node.trace.pages.result import TraceResult
+from memdiag_node.trace.pages.stacks import page_stacks
+from memdiag_node.trace.stacks import first_name
 from support.raw_trace import load
 
 MIB = 1 << 20
@@ -30,7 +31,7 @@ def recorded() -> TraceResult:
 
 def stack_with(result: TraceResult, function: str) -> Stack:
     return next(
-        one for one in fold_stacks(result, len(result.stacks)) if any(f.startswith(function) for f in one.frames)
+        one for one in page_stacks(result, len(result.stacks)) if any(f.startswith(function) for f in one.frames)
     )
 
 
@@ -44,7 +45,7 @@ def test_planted_pipes_and_ring_are_found(recorded: TraceResult) -> None:
 
 
 def test_stacks_are_in_order_and_blocks_point_to_them(recorded: TraceResult) -> None:
-    sizes = [stack.outstanding_bytes for stack in fold_stacks(recorded, len(recorded.stacks))]
+    sizes = [stack.outstanding_bytes for stack in page_stacks(recorded, len(recorded.stacks))]
     assert sizes == sorted(sizes, reverse=True)
     assert all(sizes)
     by_block = np.bincount(
@@ -80,11 +81,11 @@ def test_what_vmalloc_allocated_counts_freed_or_not() -> None:
     before = sum(pages for one, pages in decode._allocated_pages(raw).items() if one == stack)
     assert before >= 4 * 300 + 100
     result = decode.decode(raw, symbols, np.array(contexts, np.uint8))
-    assert result.vmalloc_bytes == round(before) * raw.page_bytes
+    assert result.vmalloc_page_bytes == round(before) * raw.page_bytes
 
 
 def test_no_address_is_left_in_what_is_published(recorded: TraceResult) -> None:
-    for stack in fold_stacks(recorded, 64):
+    for stack in page_stacks(recorded, 64):
         assert "0xffff" not in stack.model_dump_json()
 
 
@@ -102,7 +103,7 @@ def test_damaged_tables_give_a_result(data: st.DataObject) -> None:
     raw = dataclasses.replace(raw, **damaged)
     symbols = {address: symbols.get(address, "unnamed#0a1b2c3d") for address in decode.named_addresses(raw)}
     result = decode.decode(raw, symbols, np.array(contexts, np.uint8))
-    for stack in fold_stacks(result, 64):
+    for stack in page_stacks(result, 64):
         assert stack.outstanding_bytes >= 0
 
 
@@ -116,7 +117,7 @@ def test_without_any_name_stacks_stay_apart_and_no_process_is_named(recorded: Tr
     assert result.groups["frames"].sum() == recorded.groups["frames"].sum()
     assert recorded.processes
     assert not result.processes
-    for stack in fold_stacks(result, 64):
+    for stack in page_stacks(result, 64):
         assert first_name(stack.frames) is None
         assert (stack.context, stack.processes) == (Context.MIXED, [])
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from memdiag_node.procfs.memory_map import SECTION_FRAMES, FrameRange
-from memdiag_node.trace.frame_layout import ENTRY_BYTES, FrameLayout, FrameRun, oversize
+from memdiag_node.trace.pages.frame_layout import ENTRY_BYTES, FrameLayout, FrameRun, oversize
 
 PAGE_BYTES = 4096
 GIB = 1 << 30

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from memdiag_node.procfs.kpageflags import FrameKind, ReadFrames, classify, read_runs
-from memdiag_node.trace import tables
-from memdiag_node.trace.frame_layout import FrameLayout
-from memdiag_node.trace.tables import CLASS_MASK, FIRST_CLASS
+from memdiag_node.trace.pages import tables
+from memdiag_node.trace.pages.frame_layout import FrameLayout
+from memdiag_node.trace.pages.tables import CLASS_MASK, FIRST_CLASS
 
 OUT_DTYPE = np.dtype([("frame", "<u8"), ("number", "<u2"), ("frames", "<u2")])
 _SCAN_FRAMES = 1 << 18

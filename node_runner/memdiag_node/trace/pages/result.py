@@ -89,7 +89,7 @@ class TraceResult:
     outstanding_bytes: int
     """Allocpage only: excludes stacks of other memory classes, and memory that was set aside."""
     outstanding_blocks: int
-    vmalloc_bytes: int = 0
+    vmalloc_page_bytes: int = 0
     """What vmalloc allocated in the window, freed or not, as far as it passed the tracepoint."""
 
     @property

@@ -21,14 +21,14 @@ from memdiag_node.kernel.symbols import Symbols
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.resource import Resource
 from memdiag_node.slab.cache import Cache
-from memdiag_node.trace import object_tables
 from memdiag_node.trace.contexts import ContextCode, Contexts
 from memdiag_node.trace.identity import identity_layout, open_symbol_reader
 from memdiag_node.trace.idle_entries import CROWDED, IdleEntries
-from memdiag_node.trace.object_eviction import Evictions
-from memdiag_node.trace.object_sampling import filter_words, large_caches
-from memdiag_node.trace.object_tables import Kind
-from memdiag_node.trace.objects import RawObjects
+from memdiag_node.trace.objects import tables
+from memdiag_node.trace.objects.decode import RawObjects
+from memdiag_node.trace.objects.eviction import Evictions
+from memdiag_node.trace.objects.sampling import filter_words, large_caches
+from memdiag_node.trace.objects.tables import Kind
 from memdiag_node.trace.settings import TraceSettings
 
 _SOURCE = Path(__file__).with_suffix(".bpf.c")
@@ -88,10 +88,10 @@ class ObjectTrace(Resource):
 
     def __init__(self, settings: TraceSettings, *, roots: HostRoots) -> None:
         self._settings = settings
-        self._idle_stacks = IdleEntries(object_tables.STACKS, object_tables.MAPS["stacks"])
-        self._idle_cgroups = IdleEntries(object_tables.CGROUPS, object_tables.MAPS["cgroups"])
-        self._idle_processes = IdleEntries(object_tables.PROCESSES, object_tables.MAPS["processes"])
-        self._evictions = Evictions(object_tables.OBJECTS)
+        self._idle_stacks = IdleEntries(tables.STACKS, tables.MAPS["stacks"])
+        self._idle_cgroups = IdleEntries(tables.CGROUPS, tables.MAPS["cgroups"])
+        self._idle_processes = IdleEntries(tables.PROCESSES, tables.MAPS["processes"])
+        self._evictions = Evictions(tables.OBJECTS)
         self._dropped = 0
         self._classified = 0.0
         self._ended: float | None = None
@@ -103,13 +103,13 @@ class ObjectTrace(Resource):
 
     def _load(self, parts: ExitStack, roots: HostRoots) -> None:
         btf = Btf.load(roots.sys)
-        defines = identity_layout(btf) | object_tables.NUMBERS_IN_C
+        defines = identity_layout(btf) | tables.NUMBERS_IN_C
         del btf
         symbol_reader = open_symbol_reader(parts)
         self._symbols = Symbols(symbol_reader.lines if symbol_reader else None)
         self._contexts = Contexts(self._symbols)
-        bpf = self._bpf = parts.enter_context(BpfObject(_SOURCE, defines, object_tables.MAPS))
-        config = bpf.view("config", object_tables.CONFIG_DTYPE, 1)
+        bpf = self._bpf = parts.enter_context(BpfObject(_SOURCE, defines, tables.MAPS))
+        config = bpf.view("config", tables.CONFIG_DTYPE, 1)
         config["budget_permille"] = round(self._settings.cpu_budget_share * 1000)
         for function in {function for events in _EVENTS for _, function in (*events.freed, *events.allocated)}:
             bpf.load_raw_tracepoint(function)
@@ -122,7 +122,7 @@ class ObjectTrace(Resource):
         """
         large = large_caches(caches)
         self._bpf.update("large_caches", large["key"], large["value"])
-        self._bpf.view("config", object_tables.CONFIG_DTYPE, 1)["filter"] = filter_words(large["key"])
+        self._bpf.view("config", tables.CONFIG_DTYPE, 1)["filter"] = filter_words(large["key"])
         self.kinds = tuple(events.kind for events in _EVENTS if self._attach(events))
         self._started = time.monotonic()
         self._started_ns = time.monotonic_ns()
@@ -163,8 +163,8 @@ class ObjectTrace(Resource):
         counters = self._counters()
         balance = int(counters["added"].sum()) - int(counters["removed"].sum())
         entries = None
-        if balance - self._dropped > CROWDED * object_tables.OBJECTS:
-            entries = self._bpf.read_map("objects", object_tables.OBJECT_ENTRY_DTYPE)
+        if balance - self._dropped > CROWDED * tables.OBJECTS:
+            entries = self._bpf.read_map("objects", tables.OBJECT_ENTRY_DTYPE)
             surplus = self._evictions.choose(entries, now_ns=time.monotonic_ns())
             self._bpf.delete_keys("objects", surplus)
             self._dropped = balance - (len(entries) - len(surplus))
@@ -173,28 +173,28 @@ class ObjectTrace(Resource):
             self._look_at_names(counters, entries)
 
     def _counters(self) -> npt.NDArray[np.void]:
-        return self._bpf.read_per_cpu("cpu", object_tables.CPU_DTYPE)
+        return self._bpf.read_per_cpu("cpu", tables.CPU_DTYPE)
 
     def _look_at_names(self, counters: npt.NDArray[np.void], entries: npt.NDArray[np.void] | None) -> None:
         """Add the context to new stacks: from then on, interrupts name no process. Remove entries without an object."""
         bpf = self._bpf
-        stacks = bpf.read_map("stacks", object_tables.MAPS["stacks"])
+        stacks = bpf.read_map("stacks", tables.MAPS["stacks"])
         new = stacks[stacks["value"]["context"] == ContextCode.UNKNOWN]
         if len(new):
             new["value"]["context"] = self._contexts.of(new["value"]["address"])
             bpf.update("stacks", new["key"], new["value"])
         known_processes = int(counters["known_processes"].sum()) - self._idle_processes.removed
-        crowded = len(stacks) >= CROWDED * object_tables.STACKS or known_processes >= CROWDED * object_tables.PROCESSES
+        crowded = len(stacks) >= CROWDED * tables.STACKS or known_processes >= CROWDED * tables.PROCESSES
         if not crowded:
             return
         if entries is None:
-            entries = bpf.read_map("objects", object_tables.OBJECT_ENTRY_DTYPE)
+            entries = bpf.read_map("objects", tables.OBJECT_ENTRY_DTYPE)
         self._idle_stacks.forget(bpf, "stacks", stacks, np.unique(entries["value"]["stack"]))
-        totals = bpf.read_map("totals", object_tables.TOTALS_ENTRY_DTYPE)
+        totals = bpf.read_map("totals", tables.TOTALS_ENTRY_DTYPE)
         bpf.delete_keys("totals", totals["key"][~np.isin(totals["key"], stacks["key"])])
-        processes = bpf.read_map("processes", object_tables.PROCESS_ENTRY_DTYPE)
+        processes = bpf.read_map("processes", tables.PROCESS_ENTRY_DTYPE)
         self._idle_processes.forget(bpf, "processes", processes, np.unique(entries["value"]["tgid"]))
-        cgroups = bpf.read_map("cgroups", object_tables.MAPS["cgroups"])
+        cgroups = bpf.read_map("cgroups", tables.MAPS["cgroups"])
         self._idle_cgroups.forget(bpf, "cgroups", cgroups, np.unique(processes["value"]["cgroup"]))
 
     def stop_recording(self) -> None:
@@ -214,10 +214,10 @@ class ObjectTrace(Resource):
         ended = self._stop_recording()
         time.sleep(max(0.0, ended + _SETTLE_SECONDS - time.monotonic()))
         bpf = self._bpf
-        entries = bpf.read_map("objects", object_tables.OBJECT_ENTRY_DTYPE)
-        stacks = bpf.read_map("stacks", object_tables.MAPS["stacks"])
+        entries = bpf.read_map("objects", tables.OBJECT_ENTRY_DTYPE)
+        stacks = bpf.read_map("stacks", tables.MAPS["stacks"])
         contexts = self._contexts.of(stacks["value"]["address"])
-        totals = bpf.read_map("totals", object_tables.TOTALS_ENTRY_DTYPE)
+        totals = bpf.read_map("totals", tables.TOTALS_ENTRY_DTYPE)
         sized = totals["key"][totals["value"]["allocated_bytes"] > 0]
         used = np.isin(stacks["key"], np.union1d(entries["value"]["stack"], sized))
         addresses = set(np.unique(stacks["value"]["address"][used]).tolist()) - {0}
@@ -227,9 +227,9 @@ class ObjectTrace(Resource):
             contexts=contexts,
             symbols=self._symbols.texts(addresses),
             totals=totals,
-            processes=bpf.read_map("processes", object_tables.PROCESS_ENTRY_DTYPE),
-            cgroups=bpf.read_map("cgroups", object_tables.MAPS["cgroups"]),
-            lives=bpf.read_map("lives", object_tables.MAPS["lives"]),
+            processes=bpf.read_map("processes", tables.PROCESS_ENTRY_DTYPE),
+            cgroups=bpf.read_map("cgroups", tables.MAPS["cgroups"]),
+            lives=bpf.read_map("lives", tables.MAPS["lives"]),
             cpus=self._counters(),
             evictions=self._evictions,
             kinds=self.kinds,

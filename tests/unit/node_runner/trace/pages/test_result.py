@@ -6,8 +6,8 @@ import numpy.typing as npt
 import pytest
 
 from memdiag_api.evidence import TraceCounters
-from memdiag_node.trace.result import BLOCK_DTYPE, GROUP_DTYPE, TraceResult
-from memdiag_node.trace.uses import calibrated_weights
+from memdiag_node.trace.pages.result import BLOCK_DTYPE, GROUP_DTYPE, TraceResult
+from memdiag_node.trace.pages.uses import calibrated_weights
 
 RESULT = TraceResult(
     blocks=np.zeros(0, BLOCK_DTYPE),

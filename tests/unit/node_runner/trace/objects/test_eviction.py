@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memdiag_node.trace import object_tables
-from memdiag_node.trace.object_eviction import Evictions
+from memdiag_node.trace.objects import tables
+from memdiag_node.trace.objects.eviction import Evictions
 from support.raw_objects import LINEAR_MAP, object_entries
 
 CAPACITY = 1000
@@ -29,7 +29,7 @@ class Table:
 
     def add(self, stack: int, count: int) -> None:
         """Allocate objects at random addresses."""
-        new = np.zeros(count, object_tables.OBJECT_ENTRY_DTYPE)
+        new = np.zeros(count, tables.OBJECT_ENTRY_DTYPE)
         slots = self.random.integers(0, 1 << 40, count, np.uint64)
         new["key"], new["value"]["stack"] = np.uint64(LINEAR_MAP) + np.uint64(64) * slots, stack
         new["value"]["born_ns"] = self.now_ns + np.arange(count)

@@ -1,0 +1,1 @@
+"""The trace of slab objects, per-CPU memory and areas of vmalloc."""

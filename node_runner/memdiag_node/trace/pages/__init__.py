@@ -1,0 +1,1 @@
+"""The trace of page allocations: which frames are outstanding, and what they are used for."""
