@@ -322,6 +322,11 @@ class TraceCounters(Record):
     lost_objects: Count = Field(
         default=0, description="Number of objects that were not recorded because a table was full."
     )
+    missed_object_runs: Count = Field(
+        default=0,
+        description="Number of runs of the programs for objects that the kernel skipped (recursion). At least one in "
+        "16 would have recorded an object, or its free.",
+    )
     unresolved_objects: Count = Field(
         default=0,
         description="Recorded slab objects, not seen to be freed, that are in no slab that could be read at the end of "

@@ -6,9 +6,12 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,8 @@ from memdiag_node.trace.objects.decode import ObjectResult, RawObjects, decode_o
 from memdiag_node.trace.objects.object_trace import ObjectTrace
 from memdiag_node.trace.objects.tables import Kind
 from memdiag_node.trace.settings import TraceSettings
+from planted.allocations import MIB
+from planted.veth_xdp import XdpReceiver
 from support.bpf import programs_of, wait_until_gone
 
 SETTINGS = TraceSettings(duration_seconds=60)
@@ -40,7 +45,13 @@ start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 for number in range({MAPPINGS}):
     ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + 2 * number * mmap.PAGESIZE), mmap.PAGESIZE, mmap.PROT_READ)
 """
+STREAM_BYTES = 8 * MIB
 MANY = tables.OBJECTS * 11 // 20
+
+
+def open_and_close_eventfds() -> None:
+    for _ in range(1000):
+        os.close(os.eventfd(0))
 
 
 def attached(trace: ObjectTrace) -> set[str]:
@@ -196,6 +207,24 @@ def test_objects_that_are_freed_in_bulk_are_not_outstanding(all_recorded: TraceS
         result = decoded(raw, lookup)
     assert tree_nodes(result) <= OTHERS_SHARE * recorded
     assert MAPPINGS / 2 < result.unseen_frees <= recorded
+
+
+def test_runs_that_the_kernel_skips_are_counted(all_recorded: TraceSettings) -> None:
+    """Interrupts receive packets on a CPU whose programs run much of the time, because objects are allocated there."""
+    cpu = {min(os.sched_getaffinity(0))}
+    with XdpReceiver() as receiver, ObjectTrace(all_recorded, roots=HostRoots()) as trace:
+        os.sched_setaffinity(receiver.pid, cpu)
+        trace.start()
+        receiving = threading.Thread(target=receiver.receive, args=("paced_stream", STREAM_BYTES))
+        receiving.start()
+        with ThreadPoolExecutor(1, initializer=partial(os.sched_setaffinity, 0, cpu)) as churning:
+            while receiving.is_alive():
+                churning.submit(open_and_close_eventfds).result()
+                trace.advance()
+        receiving.join()
+        raw = trace.read_out()
+    assert raw.counter("nested") > 0, "no interrupt hit a program: this load does not exercise the case"
+    assert raw.missed_runs > 0
 
 
 def test_more_objects_than_the_table_holds_are_counted_with_the_stated_error(

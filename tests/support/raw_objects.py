@@ -61,6 +61,7 @@ def raw_objects(entries: npt.NDArray[np.void], **others: Any) -> RawObjects:
         "slice_seconds": 1.0,
         "traced_seconds": 10.0,
         "table_bytes": 0,
+        "missed_runs": 0,
     }
     return RawObjects(entries=entries, **fields | others)
 

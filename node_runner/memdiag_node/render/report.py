@@ -332,6 +332,7 @@ def _counters(counters: TraceCounters) -> list[str]:
         "times a memory cgroup did not fit in a table": counters.lost_cgroups,
         "runs of a program were skipped by the kernel": counters.missed_runs,
         "objects did not fit in a table": counters.lost_objects,
+        "runs of a program for objects were skipped by the kernel": counters.missed_object_runs,
         "recorded slab objects are in no slab that could be read": counters.unresolved_objects,
     }
     for what, count in losses.items():

@@ -11,6 +11,8 @@
 #define GOVERNOR_NS 50000000ULL
 // The budget of so much time can be saved, or owed.
 #define SAVED_NS 250000000LL
+// The cost of the first event of all is at most this.
+#define FIRST_EVENT_NS 20000ULL
 // A kind is rare if it has fewer events than one in so many of the most frequent kind.
 #define RARE 48
 
@@ -156,7 +158,12 @@ static inline int is_measured(struct governor *governor)
     return (governor->recorded & 31) == 1;
 }
 
+// A virtual CPU may be stopped for milliseconds, which is not the cost of an event: a single measurement counts as four
+// usual events at most.
 static inline void measured(struct governor *governor, u64 start_ns)
 {
-    governor->event_ns = (7 * governor->event_ns + bpf_ktime_get_ns() - start_ns) >> 3;
+    u64 usual_ns = governor->event_ns, event_ns = bpf_ktime_get_ns() - start_ns;
+    u64 most_ns = usual_ns ? 4 * usual_ns : FIRST_EVENT_NS;
+    event_ns = event_ns < most_ns ? event_ns : most_ns;
+    governor->event_ns = usual_ns ? (7 * usual_ns + event_ns) >> 3 : event_ns;
 }

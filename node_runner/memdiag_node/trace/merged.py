@@ -57,6 +57,7 @@ def _counters(pages: TraceResult, objects: ObjectResult | None) -> TraceCounters
             "untraced_bytes": counters.untraced_bytes - min(bulk_bytes, max(0, counters.untraced_bytes)),
             "recorded_objects": objects.recorded_objects,
             "lost_objects": objects.lost_objects,
+            "missed_object_runs": objects.missed_runs,
             "unresolved_objects": objects.unresolved_objects,
             "unseen_frees": objects.unseen_frees,
             "object_program_seconds": objects.program_seconds,

@@ -64,6 +64,8 @@ class RawObjects:
     slice_seconds: float
     traced_seconds: float
     table_bytes: int
+    missed_runs: int
+    """Runs of the programs that the kernel skipped: an interrupt arrived during a run of the same program."""
 
     def counter(self, name: str) -> int:
         """A counter's sum over all CPUs."""
@@ -86,6 +88,7 @@ class ObjectResult:
     """The classes whose objects were traced."""
     recorded_objects: int
     lost_objects: int
+    missed_runs: int
     unresolved_objects: int
     unseen_frees: int
     program_seconds: float
@@ -139,6 +142,7 @@ def decode_objects(raw: RawObjects, located: LocatedObjects | None, *, possible_
         lost_objects=raw.counter("lost_objects"),
         unresolved_objects=unresolved,
         unseen_frees=unseen_frees,
+        missed_runs=raw.missed_runs,
         program_seconds=raw.counter("recording_ns") / 1e9 * recorded / timed if timed else 0.0,
         table_bytes=raw.table_bytes,
         vmalloc_area_bytes=_vmalloc_area_bytes(raw),

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.errors import BpfError
 from memdiag_node.kernel.loader import BpfObject
+from memdiag_node.kernel.programs import ProgramInfoLayout
 from memdiag_node.kernel.symbols import Symbols
 from memdiag_node.procfs.roots import HostRoots
 from memdiag_node.resource import Resource
@@ -104,6 +105,7 @@ class ObjectTrace(Resource):
     def _load(self, parts: ExitStack, roots: HostRoots) -> None:
         btf = Btf.load(roots.sys)
         defines = identity_layout(btf) | tables.NUMBERS_IN_C
+        self._program_info_layout = ProgramInfoLayout.of(btf)
         del btf
         symbol_reader = open_symbol_reader(parts)
         self._symbols = Symbols(symbol_reader.lines if symbol_reader else None)
@@ -238,6 +240,7 @@ class ObjectTrace(Resource):
             slice_seconds=self._settings.slice_seconds,
             traced_seconds=ended - self._started,
             table_bytes=bpf.map_bytes(),
+            missed_runs=sum(info.recursion_misses for info in bpf.program_infos(self._program_info_layout)),
         )
         self.close()
         return raw

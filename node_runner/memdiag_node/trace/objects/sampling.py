@@ -35,11 +35,15 @@ def size_class_bytes(strides: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def large_caches(caches: Sequence[Cache]) -> npt.NDArray[np.void]:
-    """The entries of the map `large_caches`: those with the largest objects, as many as it holds."""
+    """The entries of the map `large_caches`: those with the largest objects, as many as it holds.
+
+    Where the size is a power of two, objects are aligned to it: they are recorded as often without a lookup.
+    """
+    strides = np.array([cache.stride_bytes for cache in caches], np.uint64)
     entries = np.zeros(len(caches), tables.MAPS["large_caches"])
     entries["key"] = [cache.address for cache in caches]
-    entries["value"] = size_class_bytes(np.array([cache.stride_bytes for cache in caches], np.uint64))
-    entries = entries[entries["value"] > 0]
+    entries["value"] = size_class_bytes(strides)
+    entries = entries[(entries["value"] > 0) & (strides & (strides - np.uint64(1)) > 0)]
     return entries[np.argsort(-entries["value"].astype(np.int64), kind="stable")][: tables.LARGE_CACHES]
 
 

@@ -167,12 +167,18 @@ def test_what_the_object_trace_recorded_and_lost_is_reported() -> None:
     evidence = evidence_with()
     assert evidence.trace
     counters = TraceCounters(
-        recorded_objects=900, lost_objects=5, unresolved_objects=6, unseen_frees=7, object_program_seconds=0.25
+        recorded_objects=900,
+        lost_objects=5,
+        missed_object_runs=8,
+        unresolved_objects=6,
+        unseen_frees=7,
+        object_program_seconds=0.25,
     )
     trace = evidence.trace.model_copy(update={"counters": counters})
     words = " ".join(render_report(evidence.model_copy(update={"trace": trace})).split())
     assert "objects: 900 slab objects, vmalloc areas and per-CPU allocations were recorded; 7 of them" in words
     assert "used 0.25 s of CPU time" in words
     assert "lost: 5 objects did not fit in a table" in words
+    assert "lost: 8 runs of a program for objects were skipped by the kernel" in words
     assert "lost: 6 recorded slab objects are in no slab that could be read" in words
     assert "objects:" not in render_report(evidence)

@@ -59,7 +59,17 @@ def objects_of(sizes_bytes: Sequence[int]) -> ObjectResult:
         )
         for size in sizes_bytes
     ]
-    return ObjectResult(stacks, ["Slab"], 11, 12, 13, 14, 1.5, 50)
+    return ObjectResult(
+        stacks=stacks,
+        classes=["Slab"],
+        recorded_objects=11,
+        lost_objects=12,
+        missed_runs=15,
+        unresolved_objects=13,
+        unseen_frees=14,
+        program_seconds=1.5,
+        table_bytes=50,
+    )
 
 
 @pytest.mark.parametrize("top_n", [0, 1, 2, 4, 10])
@@ -97,6 +107,7 @@ def test_counters_are_those_of_both_traces() -> None:
     assert (counters.events_seen, counters.table_bytes, counters.object_program_seconds) == (9, 150, 1.5)
     found = (counters.recorded_objects, counters.lost_objects, counters.unresolved_objects, counters.unseen_frees)
     assert found == (11, 12, 13, 14)
+    assert counters.missed_object_runs == 15
 
 
 @pytest.mark.parametrize(

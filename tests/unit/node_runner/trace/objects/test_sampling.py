@@ -38,8 +38,8 @@ def test_a_mib_leaves_at_least_sixty_records_whatever_its_objects_are(stride_byt
     assert np.sqrt(np.sum(1 / shares - 1)) / len(addresses) <= 0.13
 
 
-def test_only_caches_with_large_objects_are_listed_the_largest_first() -> None:
-    caches = [slab_cache(stride_bytes=size, address=size) for size in (64, 1088, 9984, 2432)]
+def test_only_caches_with_large_objects_that_are_not_aligned_are_listed_the_largest_first() -> None:
+    caches = [slab_cache(stride_bytes=size, address=size) for size in (64, 1088, 1024, 9984, 4096, 2432)]
     assert large_caches(caches).tolist() == [(9984, 4096), (2432, 2048), (1088, 1024)]
     assert large_caches([]).tolist() == []
 
