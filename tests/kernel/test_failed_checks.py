@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -58,9 +59,13 @@ def refused(source: Path, function: str, folder: Path) -> Path:
     before, name, after = source.read_text().partition(f"int {function}(")
     head, brace, body = after.partition("{")
     assert brace
+    package = folder / source.parent.name
+    package.mkdir()
+    for header in source.parent.parent.glob("*.bpf.h"):
+        shutil.copy(header, folder)
     for header in source.parent.glob("*.bpf.h"):
-        (folder / header.name).write_text(header.read_text())
-    copy = folder / source.name
+        shutil.copy(header, package)
+    copy = package / source.name
     copy.write_text(f"{before}{name}{head}{{{WRITES_NOWHERE}{body}")
     return copy
 

@@ -127,7 +127,7 @@ def test_addresses_are_picked_with_the_probability_of_their_alignment(machine: M
 
 
 @pytest.mark.parametrize(
-    ("stride_bytes", "probability"), [(960, 1 / 16), (1088, 1 / 4), (2432, 1 / 2), (9984, 1), (4096, 1)]
+    ("stride_bytes", "probability"), [(960, 1 / 16), (1088, 1 / 4), (2432, 1 / 2), (9984, 1), (4160, 1)]
 )
 def test_large_objects_of_known_caches_are_picked_by_their_size(
     machine: Machine, stride_bytes: int, probability: float

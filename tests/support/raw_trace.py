@@ -84,6 +84,7 @@ def record() -> None:
         ring.plant()
         page_tables.plant()
         child.do("churn_pipes", 2000)
+        time.sleep(0.1)  # what directly follows a storm is sampled like the storm
         for _ in range(8):
             child.do("fill_pipes", 512 << 10)
             time.sleep(0.4)

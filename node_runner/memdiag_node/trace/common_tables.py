@@ -32,7 +32,7 @@ def governor_dtype(bits: int) -> np.dtype[np.void]:
     return np.dtype(
         [
             *((name, "<u8") for name in ("since_ns", "recorded", "skipped", "event_ns", "round", "random")),
-            ("saved", "<i8"),
+            *((name, "<u8") for name in ("saved", "use")),
             *((name, "<u4") for name in ("most", "last_most")),
             *((name, "<u8") for name in ("most_recorded", "last_most_recorded")),
             *((name, "<u4") for name in ("more", "less")),

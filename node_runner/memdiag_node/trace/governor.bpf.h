@@ -9,8 +9,11 @@
 // A round ends after so many events, or so much time.
 #define GOVERNOR_EVENTS 256
 #define GOVERNOR_NS 50000000ULL
-// The budget of so much time can be saved, or owed.
-#define SAVED_NS 250000000LL
+// The budget of so much time can be saved.
+#define SAVED_NS 250000000ULL
+// The use of the budget is the mean of about so many rounds. This is what BUDGET stands for.
+#define USE_ROUNDS 8
+#define BUDGET 4096ULL
 // The cost of the first event of all is at most this.
 #define FIRST_EVENT_NS 20000ULL
 // A kind is rare if it has fewer events than one in so many of the most frequent kind.
@@ -25,7 +28,8 @@ struct cell {
 
 struct governor {
     u64 since_ns, recorded, skipped, event_ns, round, random;
-    s64 saved;                             // of the budget, in ns * permille; negative: overspent
+    u64 saved;                             // of the budget, in ns * permille
+    u64 use;                               // of the budget, in recent rounds, in 1 / BUDGET
     u32 most, last_most;                   // events of the most frequent kind, in this round and in the last one
     u64 most_recorded, last_most_recorded; // recorded_events() of the kind that has most, likewise
     u32 more, less;
@@ -65,22 +69,24 @@ static inline u32 random_bits(struct governor *governor)
     return governor->random >> 40;
 }
 
-// Compare the cost of this round's recorded events with the budget for its duration: thin out more, or less. What was
-// saved in the last moments may be spent: a short burst is recorded completely. What was overspent is made up for before
-// more is recorded again: the cost of single rounds is too random to keep the mean within the budget. A round of sparse
-// recording has few recorded events, sometimes none by chance. So that says little: kinds are thinned less in single
-// steps, and no longer at all only if the budget would have been enough for every event of the round.
+// Compare the cost of recorded events with the budget for the time: thin out more, or less. What was saved in the last
+// moments may be spent: a short burst is recorded completely. A round of sparse recording has few recorded events, often
+// none, so that its own cost says little. So the mean of the last rounds counts, which is assumed to change with the
+// level, and less is thinned out only once much was saved. Nothing is thinned out any longer only if the budget would
+// have been enough for every event of the round.
 static inline void govern(struct governor *governor, u32 budget_permille)
 {
     u64 now = bpf_ktime_get_ns();
-    s64 event = governor->event_ns * 1000 + 1, cost = governor->recorded * event + 1;
-    s64 allowed = (now - governor->since_ns) * budget_permille + 1, most_saved = SAVED_NS * budget_permille;
-    s64 saved = governor->saved + allowed - cost;
-    governor->more = cost > allowed && saved < 0 ? 1 + log2_floor((u64)cost / (u64)allowed) : 0;
-    governor->less = allowed > 3 * cost && saved >= 0;
-    if (allowed > (s64)(governor->recorded + governor->skipped) * event)
+    u64 event = governor->event_ns * 1000 + 1, cost = governor->recorded * event;
+    u64 allowed = (now - governor->since_ns) * budget_permille + 1, most_saved = SAVED_NS * budget_permille;
+    u64 available = allowed + governor->saved, saved = available > cost ? available - cost : 0;
+    u64 use = governor->use - governor->use / USE_ROUNDS + cost * BUDGET / allowed / USE_ROUNDS;
+    governor->more = !saved && use > BUDGET ? 1 + log2_floor(use / BUDGET) : 0;
+    governor->less = saved > most_saved / 2 && use < BUDGET / 3;
+    governor->use = governor->more ? use >> governor->more : use << governor->less;
+    if (allowed > (governor->recorded + governor->skipped) * event)
         governor->less = MAX_LEVEL;
-    governor->saved = saved > most_saved ? most_saved : saved < -most_saved ? -most_saved : saved;
+    governor->saved = saved < most_saved ? saved : most_saved;
     governor->last_most = governor->most;
     governor->last_most_recorded = governor->most_recorded;
     governor->most = 0;
@@ -91,12 +97,18 @@ static inline void govern(struct governor *governor, u32 budget_permille)
     governor->round++;
 }
 
-// End the round after enough events or time: the first quiet moment after a burst must not be thinned like the burst.
+// End the round after enough events or time, or once its time is enough to record all of it after all: the first moment
+// after a storm must not be thinned like the storm.
 static inline void govern_if_due(struct governor *governor, u32 budget_permille)
 {
     u64 recorded = governor->recorded, skipped = governor->skipped;
-    if (recorded >= GOVERNOR_EVENTS || skipped >= GOVERNOR_EVENTS ||
-        (!(recorded + skipped & 15) && bpf_ktime_get_ns() - governor->since_ns > GOVERNOR_NS))
+    int due = recorded >= GOVERNOR_EVENTS || skipped >= GOVERNOR_EVENTS;
+    if (!due && !(recorded + skipped & 15)) {
+        u64 round_ns = bpf_ktime_get_ns() - governor->since_ns;
+        due = round_ns > GOVERNOR_NS ||
+              (skipped && round_ns * budget_permille > (recorded + skipped) * (governor->event_ns * 1000 + 1));
+    }
+    if (due)
         govern(governor, budget_permille);
 }
 
