@@ -1,8 +1,10 @@
 """BPF maps and programs, planted with known types, found with their owner; sizes compared with the kernel's fdinfo."""
 
 import ctypes
+import errno
 import os
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ _SYS_BPF = 321  # x86-64
 _MAP_CREATE, _MAP_UPDATE, _PROG_LOAD = 0, 2, 5
 _SOCKET_FILTER = 1
 _NO_PREALLOC, _MMAPABLE = 1, 1 << 10
+_DEADLINE_SECONDS = 10
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -47,7 +50,22 @@ def fill(fd: int, keys: int, value_bytes: int) -> None:
     for number in range(keys):
         key = ctypes.create_string_buffer(struct.pack("I", number))
         value = ctypes.create_string_buffer(value_bytes)
-        bpf(_MAP_UPDATE, struct.pack("IIQQQ", fd, 0, ctypes.addressof(key), ctypes.addressof(value), 0))
+        attributes = struct.pack("IIQQQ", fd, 0, ctypes.addressof(key), ctypes.addressof(value), 0)
+        update_once_there_is_memory(attributes)
+
+
+def update_once_there_is_memory(attributes: bytes) -> None:
+    """A map that does not allocate in advance has a small stock, which an interrupt refills: it can be late."""
+    end = time.monotonic() + _DEADLINE_SECONDS
+    while True:
+        try:
+            bpf(_MAP_UPDATE, attributes)
+        except OSError as error:
+            if error.errno != errno.ENOMEM or time.monotonic() > end:
+                raise
+            time.sleep(0.001)
+        else:
+            return
 
 
 def kernels_own_bytes(fd: int) -> int:
