@@ -65,7 +65,7 @@ def qdisc_backlog(
 
 @contextlib.contextmanager
 def first_fragments(packets: int = 2_000, payload_bytes: int = 60_000) -> Iterator[WaitingPackets]:
-    """First fragments of datagrams whose rest never arrives: they wait in IP reassembly. At most 65,536."""
+    """First fragments of datagrams whose rest never arrives: they wait in IP reassembly. At most 65,535."""
     with held(_first_fragments, packets, payload_bytes) as child:
         yield WaitingPackets(child.pid, "lo", child.network_namespace, packets, child.truth["packet_bytes"])
 
@@ -139,7 +139,7 @@ def _first_fragments(kept: ExitStack, packets: int, payload_bytes: int) -> Truth
     payload = b"f" * (payload_bytes // 8 * 8)  # offsets of fragments count in units of 8 bytes
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sender:
         sender.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, _GIB)
-        for number in range(packets):
+        for number in range(1, packets + 1):  # instead of 0 the kernel takes another, which may be one of the others
             sender.sendto(ipv4("127.0.0.1", "127.0.0.2", payload, number=number, more=True), ("127.0.0.2", 0))
     return {"packet_bytes": packets * (IPV4_BYTES + len(payload))}
 
