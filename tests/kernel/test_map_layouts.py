@@ -54,7 +54,7 @@ MAPS: dict[str, dict[str, Layout]] = {
         "config": (U32, tables.CONFIG_DTYPE),
         "large_caches": (U64, U64),
         "objects": _entry(tables.OBJECT_ENTRY_DTYPE),
-        "entries": (U32, U64),
+        "entry_counts": (U32, U64),
         "totals": _entry(tables.TOTALS_ENTRY_DTYPE),
         "processes": _entry(tables.PROCESS_ENTRY_DTYPE),
         "stacks": _entry(common_tables.STACK_ENTRY_DTYPE),

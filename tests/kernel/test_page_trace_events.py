@@ -4,6 +4,7 @@ They are attached to nothing, so no other event touches their tables.
 """
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -280,6 +281,20 @@ def test_the_first_blocks_after_a_storm_are_recorded_again(machine: Machine) -> 
     for number in range(1024):
         machine.alloc(8192 + number)
     assert machine.outstanding(8192 + 512, 512) == 512
+
+
+def test_after_a_short_pause_all_but_sixteen_blocks_are_recorded(machine: Machine) -> None:
+    """The storm's last round need not be over: its time is enough for all of its blocks by then."""
+    machine.config["budget_permille"] = 30
+    for pause in range(10):
+        for number in range(6_000 + 37 * pause):
+            machine.alloc(number % 4096)
+        thinned_before = machine.counter("thinned_events")
+        time.sleep(0.04)
+        for number in range(64):
+            machine.alloc(8192 + number)
+        assert machine.counter("thinned_events") - thinned_before <= 16
+        assert thinned_before > 2_000 * (pause + 1), "this was no storm"
 
 
 def test_a_cgroup_without_room_is_counted(machine: Machine) -> None:

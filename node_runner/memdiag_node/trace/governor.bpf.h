@@ -11,7 +11,7 @@
 #define GOVERNOR_NS 50000000ULL
 // The budget of so much time can be saved.
 #define SAVED_NS 250000000ULL
-// The use of the budget is the mean of about so many rounds. This is what BUDGET stands for.
+// `use` is a mean of about so many rounds, and has this value if all of the budget is used.
 #define USE_ROUNDS 8
 #define BUDGET 4096ULL
 // The cost of the first event of all is at most this.
@@ -29,7 +29,7 @@ struct cell {
 struct governor {
     u64 since_ns, recorded, skipped, event_ns, round, random;
     u64 saved;                             // of the budget, in ns * permille
-    u64 use;                               // of the budget, in recent rounds, in 1 / BUDGET
+    u64 use;                               // how much of the budget was used in recent rounds
     u32 most, last_most;                   // events of the most frequent kind, in this round and in the last one
     u64 most_recorded, last_most_recorded; // recorded_events() of the kind that has most, likewise
     u32 more, less;

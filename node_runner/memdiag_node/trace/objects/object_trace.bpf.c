@@ -9,9 +9,9 @@
 //   config     the budget, and a filter for `large_caches`. Written by user space before the programs are attached.
 //   large_caches  address of a struct kmem_cache -> the size of its objects, as a power of two. Likewise.
 //   objects    address and kind -> stack, process, time, size. Filled on alloc, emptied on free.
-//   entries    hash of an address and kind -> at least as many as `objects` has with this hash. A lookup here costs a
-//              tenth of one in `objects`, and most objects are not recorded. Changed here; user space may remove entries
-//              of `objects` without it.
+//   entry_counts  hash of an address and kind -> at least the number of entries of `objects` with this hash. Most objects
+//              are not recorded: for those, an access to this array replaces a lookup in `objects`. Changed here; user
+//              space may remove entries of `objects` without it.
 //   totals     stack -> what was allocated. Filled here.
 //   processes  process ID -> its name and cgroup. Filled here.
 //   stacks, cgroups, lives: see identity.bpf.h.
@@ -74,7 +74,7 @@ struct scratch {
 BPF_F_TABLE("array", u32, struct config, config, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("hash", u64, u64, large_caches, LARGE_CACHES, 0);
 BPF_F_TABLE("hash", u64, struct object, objects, OBJECTS, 0);
-BPF_F_TABLE("array", u32, u64, entries, 1 << ENTRIES_BITS, 0);
+BPF_F_TABLE("array", u32, u64, entry_counts, 1 << ENTRIES_BITS, 0);
 BPF_F_TABLE("hash", u64, struct totals, totals, STACKS, 0);
 BPF_F_TABLE("hash", u32, struct process, processes, PROCESSES, 0);
 BPF_PERCPU_ARRAY(cpu, struct cpu_state, 1);
@@ -113,17 +113,17 @@ static inline int is_picked(u64 address, u64 share)
 
 // The number of entries of `objects` with the hash of a key. An object counts from before it is stored until after it is
 // removed.
-static inline u64 *entries_like(u64 key)
+static inline u64 *entry_count(u64 key)
 {
     u32 hash = key * 0x9E3779B97F4A7C15ULL >> (64 - ENTRIES_BITS);
-    return entries.lookup(&hash);
+    return entry_counts.lookup(&hash);
 }
 
 static inline void count_freed(u64 key)
 {
     u32 zero = 0;
-    u64 *like = entries_like(key);
-    if (!like || !*like)
+    u64 *count = entry_count(key);
+    if (!count || !*count)
         return;
     struct object *known = objects.lookup(&key);
     if (!known)
@@ -131,7 +131,7 @@ static inline void count_freed(u64 key)
     u64 stack = known->stack, born_ns = known->born_ns;
     if (objects.delete(&key))
         return; // by another CPU
-    ATOMIC_ADD(like, -1);
+    ATOMIC_ADD(count, -1);
     count_life(stack, born_ns);
     struct cpu_state *state = cpu.lookup(&zero);
     if (state)
@@ -142,9 +142,9 @@ static inline void count_freed(u64 key)
 // life is not known.
 static inline void remove_stale(struct cpu_state *state, u64 key)
 {
-    u64 *like = entries_like(key);
-    if (like && *like && objects.lookup(&key) && !objects.delete(&key)) { // a deletion takes a lock in any case
-        ATOMIC_ADD(like, -1);
+    u64 *count = entry_count(key);
+    if (count && *count && objects.lookup(&key) && !objects.delete(&key)) { // a deletion takes a lock in any case
+        ATOMIC_ADD(count, -1);
         state->counters.removed++;
     }
 }
@@ -200,15 +200,15 @@ static inline void store(void *ctx, struct cpu_state *state, struct scratch *roo
     }
     state->counters.recorded++;
     add_totals(object->stack, (u64)one_in << level, size_bytes);
-    u64 *like = entries_like(key);
-    if (!like)
+    u64 *count = entry_count(key);
+    if (!count)
         return;
-    ATOMIC_ADD(like, 1);
+    ATOMIC_ADD(count, 1);
     if (!objects.insert(&key, object)) {
         state->counters.added++;
         return;
     }
-    ATOMIC_ADD(like, -1);
+    ATOMIC_ADD(count, -1);
     if (objects.update(&key, object)) // its free was not seen
         state->counters.lost_objects++;
 }

@@ -81,7 +81,7 @@ MAPS: dict[str, np.dtype[Any]] = {
     "config": CONFIG_DTYPE,
     "large_caches": np.dtype([("key", "<u8"), ("value", "<u8")]),
     "objects": OBJECT_ENTRY_DTYPE,
-    "entries": np.dtype("<u8"),
+    "entry_counts": np.dtype("<u8"),
     "totals": TOTALS_ENTRY_DTYPE,
     "processes": PROCESS_ENTRY_DTYPE,
     "stacks": common_tables.STACK_ENTRY_DTYPE,
