@@ -6,12 +6,11 @@ They are attached to nothing, so no other event touches their tables.
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-from memdiag_api.evidence import TraceCounters
 from memdiag_node.kernel.btf import Btf
 from memdiag_node.kernel.loader import BpfObject
 from memdiag_node.procfs.kpageflags import FrameKind
@@ -20,8 +19,9 @@ from memdiag_node.trace import common_tables
 from memdiag_node.trace.pages import frame_tally, page_trace, uses
 from memdiag_node.trace.pages import tables as page_tables
 from memdiag_node.trace.pages.frame_layout import FrameLayout
-from memdiag_node.trace.pages.result import BLOCK_DTYPE, GROUP_DTYPE, TraceResult
+from memdiag_node.trace.pages.result import GROUP_DTYPE
 from support.bpf import run_raw_tracepoint, set_on_every_cpu
+from support.trace_results import NO_BLOCKS
 
 FIRST_PAGE = 0xFFFFEA0000000000
 UNMOVABLE, MOVABLE = 0, 1
@@ -294,7 +294,7 @@ def test_after_a_short_pause_all_but_sixteen_blocks_are_recorded(machine: Machin
         for number in range(64):
             machine.alloc(8192 + number)
         assert machine.counter("thinned_events") - thinned_before <= 16
-        assert thinned_before > 2_000 * (pause + 1), "this was no storm"
+        assert thinned_before > 2_000 * (pause + 1), "the storm was not thinned out"
 
 
 def test_a_cgroup_without_room_is_counted(machine: Machine) -> None:
@@ -326,29 +326,8 @@ def estimate(machine: Machine, slice_number: int) -> tuple[float, float]:
     groups["slice"], groups["frames"], groups["weight"] = machine.infos["key"]["slice"][used], frames[used], weights
     groups["order"] = machine.infos["key"]["order"][used]
     of_slice = groups[groups["slice"] == slice_number]
-    return float((of_slice["frames"] * of_slice["weight"]).sum()), result_of(groups).error_bytes(of_slice)
-
-
-def result_of(groups: npt.NDArray[np.void]) -> TraceResult:
-    return TraceResult(
-        blocks=np.zeros(0, BLOCK_DTYPE),
-        groups=groups,
-        stacks=[],
-        memory_classes=[],
-        caches=[],
-        lives=[],
-        processes=[],
-        charges=[],
-        counters=TraceCounters(),
-        slices=2,
-        slice_seconds=1.0,
-        traced_seconds=2.0,
-        page_bytes=1,
-        struct_page_bytes=64,
-        first_page=FIRST_PAGE,
-        outstanding_bytes=0,
-        outstanding_blocks=0,
-    )
+    error = replace(NO_BLOCKS, groups=groups).error_bytes(of_slice)
+    return float((of_slice["frames"] * of_slice["weight"]).sum()), error
 
 
 @pytest.mark.parametrize("orders", [(0,), (1, 2, 3)], ids=["order 0", "orders 1 to 3"])

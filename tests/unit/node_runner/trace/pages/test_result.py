@@ -5,29 +5,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from memdiag_api.evidence import TraceCounters
-from memdiag_node.trace.pages.result import BLOCK_DTYPE, GROUP_DTYPE, TraceResult
+from memdiag_node.trace.pages.result import GROUP_DTYPE
 from memdiag_node.trace.pages.uses import calibrated_weights
-
-RESULT = TraceResult(
-    blocks=np.zeros(0, BLOCK_DTYPE),
-    groups=np.zeros(0, GROUP_DTYPE),
-    stacks=[],
-    memory_classes=[],
-    caches=[],
-    lives=[],
-    processes=[],
-    charges=[],
-    counters=TraceCounters(),
-    slices=2,
-    slice_seconds=1.0,
-    traced_seconds=2.0,
-    page_bytes=1,
-    struct_page_bytes=64,
-    first_page=0,
-    outstanding_bytes=0,
-    outstanding_blocks=0,
-)
+from support.trace_results import NO_BLOCKS
 
 
 def groups_of(
@@ -55,13 +35,13 @@ def test_the_stated_error_is_that_of_repeated_traces(blocks: tuple[int, int], le
         groups = groups_of(blocks, levels, order=order, random=random)
         estimated = float(groups[0]["frames"] * groups[0]["weight"])
         squares.append((estimated - (blocks[0] << order)) ** 2)
-        stated.append(dataclasses.replace(RESULT, groups=groups).error_bytes(groups[:1]) ** 2)
+        stated.append(dataclasses.replace(NO_BLOCKS, groups=groups).error_bytes(groups[:1]) ** 2)
     assert float(np.mean(stated)) == pytest.approx(float(np.mean(squares)), rel=0.12)
 
 
 def test_a_stack_that_was_recorded_completely_has_no_error() -> None:
     groups = groups_of((20, 4000), (0, 5), order=0, random=np.random.default_rng(1))
-    result = dataclasses.replace(RESULT, groups=groups)
+    result = dataclasses.replace(NO_BLOCKS, groups=groups)
     assert result.error_bytes(groups[:1]) == 0
     assert result.error_bytes(groups[1:]) == pytest.approx(0)
 
@@ -69,6 +49,6 @@ def test_a_stack_that_was_recorded_completely_has_no_error() -> None:
 def test_errors_of_several_orders_add_up_as_squares() -> None:
     random = np.random.default_rng(1)
     small, large = (groups_of((300, 900), (4, 4), order=order, random=random) for order in (0, 2))
-    together = dataclasses.replace(RESULT, groups=np.concatenate((small, large)))
-    apart = [dataclasses.replace(RESULT, groups=groups).error_bytes(groups[:1]) for groups in (small, large)]
+    together = dataclasses.replace(NO_BLOCKS, groups=np.concatenate((small, large)))
+    apart = [dataclasses.replace(NO_BLOCKS, groups=groups).error_bytes(groups[:1]) for groups in (small, large)]
     assert together.error_bytes(np.concatenate((small[:1], large[:1]))) == pytest.approx(math.hypot(*apart))
