@@ -47,7 +47,7 @@ def test_a_run_from_the_request_to_the_answer(world: World) -> None:
     (report,) = world.reports("run")
     assert report["metadata"]["name"] == status["reportRefs"][0]["name"] == runner
     assert report["metadata"]["ownerReferences"][0]["uid"] == world.read("run")["metadata"]["uid"]
-    assert world.events("run") == ["Completed", "PinnedByUnreadSocket", "Running", "Started"]
+    world.await_events("run", "Completed", "PinnedByUnreadSocket", "Running", "Started")
     eventually(lambda: world.pods() == [])
     row = world.cluster.kubectl("get", "memdiag", "run", "--no-headers").split()
     assert row[:7] == ["run", "node-a", "True", "Completed", "Done", "100%", "True"]
@@ -232,7 +232,7 @@ def test_a_fault_ends_the_run_with_its_reason(
     assert (status, found) == ("False", reason)
     assert said in message
     assert world.condition("fault", "Stalled")[:2] == ("True", reason)
-    assert reason in world.events("fault")
+    eventually(lambda: reason in world.events("fault"))
 
 
 def test_an_unknown_node_is_said_at_once(world: World) -> None:
@@ -523,7 +523,7 @@ def test_a_killed_operator_loses_nothing(shared: World, own_operator: Callable[[
     assert shared.end("survivor")[:2] == ("True", "Completed")
     eventually(lambda: shared.pods() == [])
     assert [report["podName"] for report in shared.reports("survivor")] == [runner]
-    assert shared.events("survivor") == ["Completed", "PinnedByUnreadSocket", "Running", "Started"]
+    shared.await_events("survivor", "Completed", "PinnedByUnreadSocket", "Running", "Started")
 
 
 def has_swept(operator: OperatorProcess) -> bool:

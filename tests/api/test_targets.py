@@ -108,7 +108,7 @@ def test_labels_without_a_node_say_why(
     succeeded = world.end("none")
     assert succeeded[:2] == ("False", reason)
     assert said in succeeded[2]
-    assert world.events("none") == [reason]
+    world.await_events("none", reason)
     assert world.pods() == []
 
 

@@ -91,6 +91,10 @@ class World:
         items = json.loads(self.cluster.kubectl("get", "events", "--field-selector", selector, "-o", "json"))["items"]
         return sorted(one["reason"] for one in items)
 
+    def await_events(self, name: str, *reasons: str) -> None:
+        """Wait until a diagnosis has just these events: the last are created after the status shows the end."""
+        eventually(lambda: self.events(name) == sorted(reasons))
+
     def pods(self) -> list[dict[str, Any]]:
         """All runner pods."""
         items: list[dict[str, Any]] = json.loads(self.cluster.kubectl("-n", RUNNERS, "get", "pods", "-o", "json"))[
